@@ -1,0 +1,35 @@
+"""What every `train.py` needs and no experiment is about.
+
+Imports JAX, so only `train.py` and `prepare.py` use it; the harness never does.
+"""
+
+import importlib.util
+import os
+
+
+def _avoid_slow_scatter() -> None:
+    """Keep float32 scatter-adds on CUDA from becoming compare-and-swap loops.
+
+    jaxlib 0.10.2 and 0.11.0 compile them so (openxla/xla#46225), which makes embedding
+    gradients hundreds of times slower. Must run before JAX opens the device.
+    """
+    flag = "--xla_backend_extra_options=-nvptx-allow-ftz-atomics"
+    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if any(map(importlib.util.find_spec, plugins)) and "xla_backend_extra_options" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+
+_avoid_slow_scatter()
+
+from autoresearch_jax.kit.attention import attention as attention  # noqa: E402
+from autoresearch_jax.kit.devices import (  # noqa: E402
+    initialize_distributed as initialize_distributed,
+)
+from autoresearch_jax.kit.devices import peak_flops as peak_flops  # noqa: E402
+from autoresearch_jax.kit.devices import peak_memory_mb as peak_memory_mb  # noqa: E402
+from autoresearch_jax.kit.devices import same_on_all_processes as same_on_all_processes  # noqa: E402
+from autoresearch_jax.kit.loss import (  # noqa: E402
+    softcapped_cross_entropy as softcapped_cross_entropy,
+)
+from autoresearch_jax.kit.progress import ProgressLine as ProgressLine  # noqa: E402

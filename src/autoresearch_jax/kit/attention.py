@@ -1,0 +1,77 @@
+"""Causal attention within a window, by the fastest kernel that the platform has.
+
+Shapes: B batch, T positions, N query heads, K key and value heads, H head size.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+_SPLASH_LANES = 128  # a TPU register's width: splash works on heads that are a multiple of it
+_SPLASH_BLOCK = 512  # positions a tile holds; measured shapes are in bench/README.md
+
+
+def attention(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *, window: int, platform: str
+) -> jax.Array:
+    """Softmax attention of each position to itself and the `window` positions before it.
+
+    Args:
+      q_BTNH: queries; scaled by `H ** -0.5` here.
+      k_BTKH: keys, `K` dividing `N`.
+      v_BTKH: values.
+      window: how many positions before its own a query sees; `T` or more means all of them.
+      platform: `Device.platform` of the devices it is compiled for, which need not be those
+        of this process. "gpu": cuDNN for 16-bit inputs; "tpu": splash where its tiles fit
+        (`T` and `H` multiples of 128); else XLA's own operations.
+
+    Returns:
+      y_BTNH in the dtype of the queries.
+    """
+    T, H = q_BTNH.shape[1], q_BTNH.shape[3]
+    if platform == "tpu" and H % _SPLASH_LANES == 0 and T % _SPLASH_LANES == 0:
+        return splash_attention(q_BTNH, k_BTKH, v_BTKH, window=window)
+    on_cudnn = platform in ("gpu", "cuda") and q_BTNH.dtype.itemsize == 2
+    return jax.nn.dot_product_attention(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        is_causal=True,
+        local_window_size=(window, 0) if window < T else None,
+        implementation="cudnn" if on_cudnn else "xla",
+    )
+
+
+def splash_attention(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    *,
+    window: int,
+    interpret: bool = False,
+) -> jax.Array:
+    """`attention` by the Pallas kernel that ships with JAX; `interpret` runs it anywhere."""
+    T, N, H = q_BTNH.shape[1:]
+    K = k_BTKH.shape[2]
+    local = window < T
+    mask = splash.LocalMask((T, T), (window, 0), 0) if local else splash.CausalMask((T, T))
+    block = next(b for b in range(min(T, _SPLASH_BLOCK), 0, -_SPLASH_LANES) if T % b == 0)
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * N),
+        block_sizes=splash.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    # The kernel wants heads before positions and neither scales nor groups heads itself.
+    q_BNTH = jnp.swapaxes(q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype), 1, 2)
+    k_BNTH, v_BNTH = (jnp.repeat(jnp.swapaxes(x, 1, 2), N // K, axis=1) for x in (k_BTKH, v_BTKH))
+    y_BNTH = jax.vmap(kernel)(q_BNTH, k_BNTH, v_BNTH)
+    return jnp.swapaxes(y_BNTH, 1, 2).astype(q_BTNH.dtype)

@@ -1,0 +1,70 @@
+"""Cross-entropy of a softcapped language-model head, without its logits in memory.
+
+Float32 logits of a batch of 128 x 2048 tokens and 8192 words are 8 GiB. Taken in chunks, with
+the gradient computed while the chunk's logits are at hand (as in Liger Kernel and Apple's
+cut cross-entropy), nothing of that size is stored and no product is computed twice.
+
+Shapes: C chunks, N tokens of a chunk, D width, V vocabulary.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+CHUNK_TOKENS = 8192  # 256 MiB of float32 logits at a vocabulary of 8192
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def softcapped_cross_entropy(
+    x_BTD: jax.Array, w_DV: jax.Array, targets_BT: jax.Array, softcap: float
+) -> jax.Array:
+    """Mean cross-entropy, in nats, of `softcap * tanh(x @ w / softcap)` against the targets.
+
+    Args:
+      x_BTD: final activations; its dtype is that of the products, sums are float32.
+      w_DV: the head's weights, float32.
+      targets_BT: the right tokens, integers.
+      softcap: the bound of a logit's magnitude.
+
+    Returns:
+      A float32 scalar. Differentiable in `x_BTD` and `w_DV`.
+    """
+    return _forward(x_BTD, w_DV, targets_BT, softcap)[0]
+
+
+def _forward(x_BTD, w_DV, targets_BT, softcap):
+    B, T, D = x_BTD.shape
+    tokens = B * T
+    chunk = next(n for n in range(min(tokens, CHUNK_TOKENS), 0, -1) if tokens % n == 0)
+    x_CND = x_BTD.reshape(-1, chunk, D)
+    targets_CN = targets_BT.reshape(-1, chunk)
+    w_cast_DV = w_DV.astype(x_BTD.dtype)
+
+    def body(dw_DV, inputs):
+        x_ND, targets_N = inputs
+        logits_NV = jnp.dot(x_ND, w_cast_DV, preferred_element_type=jnp.float32)
+        tanh_NV = jnp.tanh(logits_NV / softcap)
+        capped_NV = softcap * tanh_NV
+        is_target_NV = jnp.arange(w_DV.shape[1])[None, :] == targets_N[:, None]
+        logsumexp_N1 = jax.nn.logsumexp(capped_NV, axis=-1, keepdims=True)
+        target_N = jnp.sum(jnp.where(is_target_NV, capped_NV, 0.0), axis=-1)
+        nats = jnp.sum(logsumexp_N1[:, 0] - target_N)
+        dcapped_NV = (jnp.exp(capped_NV - logsumexp_N1) - is_target_NV) / tokens
+        dlogits_NV = (dcapped_NV * (1.0 - tanh_NV**2)).astype(x_BTD.dtype)
+        dx_ND = jnp.dot(dlogits_NV, w_cast_DV.T)
+        dw_DV += jnp.dot(x_ND.T, dlogits_NV, preferred_element_type=jnp.float32)
+        return dw_DV, (nats, dx_ND)
+
+    dw_DV, (nats_C, dx_CND) = jax.lax.scan(
+        body, jnp.zeros(w_DV.shape, jnp.float32), (x_CND, targets_CN)
+    )
+    return jnp.sum(nats_C) / tokens, (dx_CND.reshape(B, T, D), dw_DV.astype(w_DV.dtype))
+
+
+def _backward(softcap, gradients, cotangent):
+    dx_BTD, dw_DV = gradients
+    return (cotangent.astype(dx_BTD.dtype) * dx_BTD, cotangent * dw_DV, None)
+
+
+softcapped_cross_entropy.defvjp(_forward, _backward)
