@@ -1,0 +1,246 @@
+"""The built-in search: a few constants of `train.py` at a time, steered by every earlier result.
+
+It needs no network and no key. Each proposal changes one to three constants of the best known
+`train.py`. Which ones is drawn at random, those that were tried least first; their values come
+from optuna's tree-structured Parzen estimator, which prefers places that resemble the best
+experiments more than the others. The estimator is rebuilt from the history for every proposal,
+so a proposal depends on the history and the seed alone.
+"""
+
+import math
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autoresearch_jax import literals
+from autoresearch_jax.agents import AgentError, Context
+from autoresearch_jax.agents.ranges import Range, describe, infer
+from autoresearch_jax.literals import Value
+
+ATTEMPTS = 64  # draws before the search calls itself exhausted
+HOW_MANY = (0.6, 0.3, 0.1)  # chances of changing one, two or three constants
+WHOLE_RANGE_AFTER = 30  # results, from which a step may cross the whole range
+
+# Names that change what is reported or drawn, or how work is cut up; never what is learned.
+WITHOUT_EFFECT = re.compile(r"SEED|LOG|PRINT|EVERY|INTERVAL|EVAL|VERBOSE|DEVICE_BATCH|MICRO_BATCH")
+WEIGHTS = (  # how much a kind of constant is worth trying; the first that fits counts
+    (re.compile(r"TOTAL_BATCH|MATRIX_LR|DEPTH"), 6.0),
+    (re.compile(r"LR$|RATE|ASPECT|BATCH|LAYER|WIDTH|DIM|WARMDOWN"), 2.0),
+    (re.compile(r""), 1.0),
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An earlier experiment as the search sees it."""
+
+    values: Mapping[str, Value]
+    val_bpb: float | None  # None: it crashed
+
+
+class Tpe:
+    """Proposes changes of constants (see the module)."""
+
+    name = "tpe"
+
+    def __init__(self) -> None:
+        self._sources: dict[str, str] = {}  # train.py by commit, which never changes
+
+    def propose(self, context: Context) -> str:
+        """Rewrites `train.py` in the worktree; returns what changed, as `NAME old -> new, ...`.
+
+        Raises:
+            AgentError: `train.py` is not Python, has nothing to search over, or everything that
+                was drawn around it has been tried.
+        """
+        path = context.worktree / "train.py"
+        source = path.read_bytes().decode()
+        sources = [self._source(context, past.commit) for past in context.history]
+        ranges = search_space(source, sources)
+        if not ranges:
+            raise AgentError(
+                "train.py has no upper-case constants (such as MATRIX_LR = 0.04) to search over."
+            )
+        trials = [
+            Trial(_values(text), None if past.status == "crash" else past.val_bpb)
+            for text, past in zip(sources, context.history, strict=True)
+            if past.status is not None
+        ]
+        tried = {signature(text) for text in [source, *sources]}
+        current = _values(source)
+        rng = random.Random(f"{context.seed}/{len(sources)}")
+        for attempt in range(ATTEMPTS):
+            names = choose(rng, ranges, current, trials)
+            reach = min(1.0, len(trials) / WHOLE_RANGE_AFTER + attempt / ATTEMPTS)
+            changes = draw(rng, {name: ranges[name] for name in names}, current, trials, reach)
+            changes |= _companions(changes, current)
+            changed = literals.rewrite(source, changes)
+            if signature(changed) not in tried:
+                path.write_bytes(changed.encode())
+                return describe(current, changes)
+        raise AgentError(
+            f"tpe found nothing new in {ATTEMPTS} draws around the best train.py: "
+            "change it by hand with `autoresearch-jax run -m ...`, or use another --agent."
+        )
+
+    def _source(self, context: Context, commit: str) -> str:
+        if commit not in self._sources:
+            self._sources[commit] = context.source_of(commit)
+        return self._sources[commit]
+
+
+def search_space(source: str, history: Sequence[str] = ()) -> dict[str, Range]:
+    """What may be searched in `source`; ranges come from the first file that had the constant.
+
+    Raises:
+        AgentError: `source` is not Python.
+    """
+    try:
+        used = literals.used_names(source)
+        constants = literals.read(source)
+    except SyntaxError as error:
+        raise AgentError(f"train.py line {error.lineno} is not Python: {error.msg}.") from error
+    first: dict[str, Value] = {}
+    for text in history:
+        first = {**_values(text), **first}
+    ranges = {}
+    for name, literal in constants.items():
+        if name.split("[")[0] not in used or WITHOUT_EFFECT.search(name):
+            continue
+        inferred = infer(name, first.get(name, literal.value))
+        if inferred is None or not inferred.holds(literal.value):
+            inferred = infer(name, literal.value)
+        if inferred is not None:
+            ranges[name] = inferred
+    return ranges
+
+
+def signature(source: str) -> str:
+    """What distinguishes a `train.py` by its effect, as far as its constants tell.
+
+    Widths that round to the same number of heads, and patterns that name the same window for
+    each layer, are one experiment.
+    """
+    values = _values(source)
+    if not values:
+        return source
+    rest = literals.rewrite(source, dict.fromkeys(values, 0))
+    depth, aspect, head = (values.get(name) for name in ("DEPTH", "ASPECT_RATIO", "HEAD_DIM"))
+    if isinstance(depth, int) and isinstance(aspect, int) and isinstance(head, int) and head > 0:
+        values["ASPECT_RATIO"] = math.ceil(depth * aspect / head) * head
+        pattern = values.get("WINDOW_PATTERN")
+        if isinstance(pattern, str) and pattern:
+            # The last layer always sees everything.
+            values["WINDOW_PATTERN"] = (pattern * depth)[: max(depth - 1, 0)] + "L"
+    if values.get("WARMDOWN_RATIO") == 0:
+        values["FINAL_LR_FRAC"] = 1.0
+    return f"{sorted(values.items())}\n{rest}"
+
+
+def choose(
+    rng: random.Random,
+    ranges: Mapping[str, Range],
+    current: Mapping[str, Value],
+    trials: Sequence[Trial],
+) -> list[str]:
+    """One to three constants to change; important ones, and those moved least so far, first."""
+    weights = {}
+    for name, one in ranges.items():
+        steps = [
+            trial.values[name]
+            for trial in trials
+            if name in trial.values and one.moves(current[name], trial.values[name])
+        ]
+        # One side known and the other not: the likeliest place of an improvement.
+        one_sided = (
+            steps
+            and not isinstance(current[name], str)
+            and (
+                all(step > current[name] for step in steps)
+                or all(step < current[name] for step in steps)
+            )
+        )
+        kind = next(weight for pattern, weight in WEIGHTS if pattern.search(name))
+        weights[name] = kind * (2 if one_sided else 1 / (1 + len(steps)))
+    chosen: list[str] = []
+    for _ in range(min(len(weights), rng.choices((1, 2, 3), HOW_MANY)[0])):
+        chosen += rng.choices(list(weights), list(weights.values()))
+        del weights[chosen[-1]]
+    return [name for name in ranges if name in chosen]
+
+
+def draw(
+    rng: random.Random,
+    ranges: Mapping[str, Range],
+    current: Mapping[str, Value],
+    trials: Sequence[Trial],
+    reach: float,
+) -> dict[str, Value]:
+    """New values for constants, from the estimator over all earlier results.
+
+    Constants whose new value is too near the old one are left out.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    axes = {name: one.axis(current[name], reach) for name, one in ranges.items()}
+    axes = {name: one for name, one in axes.items() if one is not None}
+    # Without start-up trials: even one result says where not to look again.
+    sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31), n_startup_trials=0)
+    study = optuna.create_study(sampler=sampler)
+    study.add_trials(list(_frozen(ranges, axes, trials)))
+    places = study.ask(dict(axes)).params
+    values = {
+        name: at if isinstance(at, str) else ranges[name].decode(at) for name, at in places.items()
+    }
+    return {name: new for name, new in values.items() if ranges[name].moves(current[name], new)}
+
+
+def _frozen(
+    ranges: Mapping[str, Range], axes: Mapping[str, Any], trials: Sequence[Trial]
+) -> Iterator[Any]:
+    """The earlier results as optuna's trials, each with the constants that lie on the axes."""
+    import optuna
+
+    scores = [trial.val_bpb for trial in trials if trial.val_bpb is not None] or [1.0]
+    # A crash is worse than everything seen, so that the estimator turns away from it.
+    penalty = 2 * max(scores) - min(scores) + 0.1
+    for trial in trials:
+        inside = {}
+        for name, axis in axes.items():
+            value = trial.values.get(name)
+            if value is None or not ranges[name].holds(value):
+                continue
+            at = value if isinstance(value, str) else ranges[name].encode(value)
+            if at in axis.choices if isinstance(at, str) else axis.low <= at <= axis.high:
+                inside[name] = at
+        yield optuna.trial.create_trial(
+            params=inside,
+            distributions={name: axes[name] for name in inside},
+            value=penalty if trial.val_bpb is None else trial.val_bpb,
+        )
+
+
+def _companions(changes: Mapping[str, Value], current: Mapping[str, Value]) -> dict[str, Value]:
+    """Changes that must go along: a step is a whole number of device batches.
+
+    A smaller step takes the device batch down with it, which holds for any number of devices.
+    """
+    step, old, device = (
+        changes.get("TOTAL_BATCH_SIZE"),
+        current.get("TOTAL_BATCH_SIZE"),
+        current.get("DEVICE_BATCH_SIZE"),
+    )
+    if not isinstance(step, int) or not isinstance(old, int) or not isinstance(device, int):
+        return {}
+    smaller = max(1, device * step // old)
+    return {"DEVICE_BATCH_SIZE": smaller} if smaller < device else {}
+
+
+def _values(source: str) -> dict[str, Value]:
+    try:
+        return {name: literal.value for name, literal in literals.read(source).items()}
+    except SyntaxError:  # a crash of an agent that writes freely teaches the search nothing
+        return {}

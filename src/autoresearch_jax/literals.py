@@ -1,0 +1,170 @@
+"""The upper-case constants at the top of a Python file, read and rewritten in place.
+
+The syntax tree says where each value stands, so a change replaces the bytes of that value and
+nothing else: comments, alignment, line ends and the spelling `2**19` all survive.
+"""
+
+import ast
+import json
+import operator
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+Value = int | float | str
+UPPER_CASE = re.compile(r"_?[A-Z][A-Z0-9_]*")
+OPERATORS = {
+    ast.Pow: operator.pow,
+    ast.Mult: operator.mul,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.LShift: operator.lshift,
+    ast.FloorDiv: operator.floordiv,
+    ast.Div: operator.truediv,
+}
+LARGEST = 2**63  # of an intermediate result; `9**9**9` in a file must not stop the reader
+
+
+@dataclass(frozen=True)
+class Literal:
+    """One value in a file: a constant's, or an element's of a constant tuple (`BETAS[0]`)."""
+
+    name: str
+    value: Value
+    start: int  # bytes from the start of the UTF-8 text to the value
+    end: int  # bytes to just after it
+    exponent: tuple[int, int] | None  # where the n of `2**n` or `1 << n` stands
+
+
+def read(source: str) -> dict[str, Literal]:
+    """The constants of a file by name, in the order they stand there.
+
+    Numbers, strings, sums, products and powers of numbers, and the elements of tuples of these
+    count; a name that is assigned more than once does not, since one place cannot change it.
+
+    Raises:
+        SyntaxError: `source` is not Python.
+    """
+    starts = _line_starts(source)
+    found: dict[str, list[Literal]] = {}
+    assignments: dict[str, int] = {}
+    for name, node in _assignments(ast.parse(source)):
+        assignments[name] = assignments.get(name, 0) + 1
+        found[name] = list(_literals(name, node, starts))
+    return {
+        literal.name: literal
+        for name, literals in found.items()
+        if assignments[name] == 1
+        for literal in literals
+    }
+
+
+def rewrite(source: str, values: Mapping[str, Value]) -> str:
+    """`source` with the named values replaced; every other byte stays.
+
+    Raises:
+        KeyError: a name has no literal in `source`.
+        SyntaxError: `source` is not Python.
+    """
+    literals = read(source)
+    text = source.encode()
+    for literal in sorted((literals[name] for name in values), key=lambda one: -one.start):
+        value = values[literal.name]
+        if value == literal.value and type(value) is type(literal.value):
+            continue
+        start, end, new = _replacement(literal, value, text)
+        text = text[:start] + new.encode() + text[end:]
+    return text.decode()
+
+
+def used_names(source: str) -> set[str]:
+    """The names that a file reads anywhere; a constant that nothing reads changes nothing."""
+    return {
+        node.id
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+
+
+def _assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign):
+            targets, value = statement.targets, statement.value
+        elif isinstance(statement, ast.AnnAssign | ast.AugAssign) and statement.value is not None:
+            targets, value = [statement.target], statement.value
+        else:
+            continue
+        for target in targets:
+            if isinstance(target, ast.Name) and UPPER_CASE.fullmatch(target.id):
+                # An augmented assignment is counted, not read: it makes the name ambiguous.
+                yield target.id, value
+
+
+def _literals(name: str, node: ast.expr, starts: list[int]) -> Iterator[Literal]:
+    if isinstance(node, ast.Tuple):
+        for index, element in enumerate(node.elts):
+            if not isinstance(element, ast.Tuple):
+                yield from _literals(f"{name}[{index}]", element, starts)
+        return
+    value = _value(node)
+    if value is None:
+        return
+    start, end = _span(node, starts)
+    yield Literal(name, value, start, end, _exponent(node, starts))
+
+
+def _value(node: ast.expr) -> Value | None:
+    if isinstance(node, ast.Constant):
+        plain = isinstance(node.value, int | float | str) and not isinstance(node.value, bool)
+        return node.value if plain else None  # type: ignore[return-value]
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        value = _value(node.operand)
+        return -value if isinstance(value, int | float) else None
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        return _calculate(node.op, _value(node.left), _value(node.right))
+    return None
+
+
+def _calculate(op: ast.operator, left: Value | None, right: Value | None) -> Value | None:
+    if not isinstance(left, int | float) or not isinstance(right, int | float):
+        return None
+    if isinstance(op, ast.Pow | ast.LShift) and abs(right) > 64:
+        return None
+    try:
+        result = OPERATORS[type(op)](left, right)
+    except (ArithmeticError, ValueError, TypeError):
+        return None
+    return result if isinstance(result, int | float) and abs(result) < LARGEST else None
+
+
+def _exponent(node: ast.expr, starts: list[int]) -> tuple[int, int] | None:
+    if not isinstance(node, ast.BinOp) or not isinstance(node.right, ast.Constant):
+        return None
+    base = node.left.value if isinstance(node.left, ast.Constant) else None
+    power = (isinstance(node.op, ast.Pow) and base == 2) or (
+        isinstance(node.op, ast.LShift) and base == 1
+    )
+    whole = isinstance(base, int) and isinstance(node.right.value, int)
+    return _span(node.right, starts) if power and whole else None
+
+
+def _span(node: ast.expr, starts: list[int]) -> tuple[int, int]:
+    assert node.end_lineno is not None
+    assert node.end_col_offset is not None
+    start = starts[node.lineno - 1] + node.col_offset
+    return start, starts[node.end_lineno - 1] + node.end_col_offset
+
+
+def _line_starts(source: str) -> list[int]:
+    """Bytes before each line, lines ending as Python's tokenizer ends them."""
+    return [0, *(match.end() for match in re.finditer(rb"\r\n|\r|\n", source.encode()))]
+
+
+def _replacement(literal: Literal, value: Value, text: bytes) -> tuple[int, int, str]:
+    if literal.exponent and isinstance(value, int) and value > 0 and value & (value - 1) == 0:
+        return *literal.exponent, str(value.bit_length() - 1)
+    if isinstance(value, int) and b"_" in text[literal.start : literal.end]:
+        return literal.start, literal.end, f"{value:_}"
+    if isinstance(value, str) and text[literal.start : literal.start + 1] == b'"':
+        return literal.start, literal.end, json.dumps(value, ensure_ascii=False)
+    return literal.start, literal.end, repr(value)
