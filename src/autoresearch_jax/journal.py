@@ -1,0 +1,286 @@
+"""The write-ahead record of a tag, and results.tsv as its projection.
+
+`journal.jsonl` holds one checksummed JSON line for each step of each experiment, on disk (fsync)
+before the step's effect is carried out. Reading it again is resuming. Steps:
+
+- `session`: a command started; the first one carries the tag's fingerprint and base commit.
+- `proposed`: experiment `n` exists: its commit, base, description and agent.
+- `trained`: its training ended: outcome, reason, metrics.
+- `decided`: keep, discard or crash. Written before the branch moves.
+- `restored`: after `run -m`, the person's train.py is the best known again.
+
+Readers pass over steps that they do not know, so that later versions may add some.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import re
+import unicodedata
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoresearch_jax.errors import UserError
+
+Record = dict[str, Any]
+
+HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
+DESCRIPTION_LIMIT = 200  # characters
+_SEAL = re.compile(rb'^(\{.*), "crc": "([0-9a-f]{8})"\}$', re.DOTALL)
+# They reorder the text around them on a terminal.
+_BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+class JournalError(UserError):
+    """The journal of a tag cannot be believed."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What the journal says of one experiment."""
+
+    n: int  # 0 is the baseline
+    commit: str  # full hash
+    base: str  # full hash of what it was proposed against, "" for a baseline
+    description: str
+    agent: str
+    status: str | None = None  # "keep" | "discard" | "crash"; None while undecided
+    val_bpb: float | None = None  # bits per byte
+    memory_gb: float | None = None  # GiB
+    reason: str = ""  # why it crashed
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # of the summary block
+    started: float = 0.0  # unix time
+    finished: float | None = None  # unix time
+    outcome: str | None = None  # of the training (trainer.OUTCOMES); None while untrained
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a results.tsv, ours or anybody's. A crash has no numbers."""
+
+    commit: str
+    val_bpb: float | None
+    memory_gb: float | None
+    status: str
+    description: str
+
+
+# ---------------------------------------------------------------------------------- text
+
+
+def clean(text: str, limit: int = DESCRIPTION_LIMIT) -> str:
+    """One bounded line that is safe on a terminal, in a commit message and in a TSV file.
+
+    Control characters, line ends and unpaired surrogates become spaces; double quotes become
+    single ones, since a reader of TSV takes an opening quote as the start of a quoted field.
+    """
+    text = text[: 20 * limit]  # a megabyte is not walked through
+    line = "".join(" " if _unsafe(character) else character for character in text)
+    line = " ".join(line.replace('"', "'").split())
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def _unsafe(character: str) -> bool:
+    return character in _BIDI or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+# ------------------------------------------------------------------------------- records
+
+
+def seal(record: Record) -> bytes:
+    """The record as one line of JSON whose last field is the CRC of what stands before it."""
+    body = json.dumps(record, allow_nan=False).encode()[:-1]
+    return body + b', "crc": "%08x"}\n' % zlib.crc32(body)
+
+
+def unseal(line: bytes) -> Record:
+    """The record of a line without its line end. Raises ValueError if it is not intact."""
+    match = _SEAL.match(line)
+    if not match or int(match[2], 16) != zlib.crc32(match[1]):
+        raise ValueError("checksum does not match")
+    record: Record = json.loads(match[1] + b"}")
+    return record
+
+
+def path_of(state_dir: Path) -> Path:
+    return state_dir / "journal.jsonl"
+
+
+def records(state_dir: Path) -> list[Record]:
+    """All whole records, oldest first; [] where there is no journal. A torn tail is passed over.
+
+    Raises JournalError if a whole line is not what was written.
+    """
+    return _read(path_of(state_dir))[0]
+
+
+def _read(path: Path) -> tuple[list[Record], int]:
+    """The records, and the number of bytes that they take."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    # What follows the last line end was being written when the writer died: nobody has acted on
+    # it, since an append returns only after fsync.
+    whole = data[: data.rfind(b"\n") + 1]
+    found = []
+    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+        try:
+            found.append(unseal(line))
+        except ValueError as error:
+            raise JournalError(
+                f"{path}, line {number} is damaged ({error}). Nothing was changed. Put the file "
+                f"back from a backup, or go on without it: autoresearch-jax loop --tag NEW-TAG"
+            ) from None
+    return found, len(whole)
+
+
+class Journal:
+    """The only writer of a tag's journal; whoever makes one holds the tag's lock."""
+
+    def __init__(self, state_dir: Path) -> None:
+        """Opens it, and cuts off a torn tail. Raises JournalError."""
+        self.path = path_of(state_dir)
+        self.records, self._size = _read(self.path)
+        state_dir.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        os.ftruncate(self._file, self._size)
+        sync_folder(state_dir)
+
+    def append(self, step: str, **fields: Any) -> None:
+        """Writes a record, and returns when it is on disk.
+
+        Raises OSError (a full disk, say); then the journal is as it was before.
+        """
+        record = {"step": step, **fields}
+        line = seal(record)
+        try:
+            written = 0
+            while written < len(line):
+                written += os.pwrite(self._file, line[written:], self._size + written)
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, self._size)
+            raise
+        self._size += len(line)
+        self.records.append(record)
+
+    def experiments(self) -> list[Experiment]:
+        return replay(self.records)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def experiments(state_dir: Path) -> list[Experiment]:
+    """Every experiment of a tag by its number, the undecided ones too. Raises JournalError."""
+    return replay(records(state_dir))
+
+
+def replay(steps: list[Record]) -> list[Experiment]:
+    """The experiments that the records describe."""
+    found: dict[int, Experiment] = {}
+    for step in steps:
+        n = step.get("n")
+        if step["step"] == "proposed":
+            found[step["n"]] = Experiment(
+                n=step["n"],
+                commit=step["commit"],
+                base=step["base"],
+                description=step["description"],
+                agent=step["agent"],
+                metrics=step["metrics"],
+                started=step["time"],
+            )
+        elif step["step"] == "trained" and n in found:
+            metrics = found[n].metrics | step["metrics"]
+            peak_mb = metrics.get("peak_vram_mb")
+            found[n] = dataclasses.replace(
+                found[n],
+                outcome=step["outcome"],
+                reason=step["reason"],
+                metrics=metrics,
+                val_bpb=metrics.get("val_bpb"),
+                memory_gb=None if peak_mb is None else peak_mb / 1024,
+            )
+        elif step["step"] == "decided" and n in found:
+            found[n] = dataclasses.replace(
+                found[n], status=step["status"], reason=step["reason"], finished=step["time"]
+            )
+    return [found[n] for n in sorted(found)]
+
+
+# ----------------------------------------------------------------------------- results.tsv
+
+
+def results_text(history: list[Experiment]) -> str:
+    """The text of results.tsv: a row for each decided experiment, in the order of deciding."""
+    decided = [e for e in history if e.status]
+    decided.sort(key=lambda e: (e.finished or 0.0, e.n))
+    return HEADER + "".join(map(_row_text, decided))
+
+
+def _row_text(e: Experiment) -> str:
+    if e.status == "crash" or e.val_bpb is None:
+        numbers = "crash\t—"
+    else:
+        memory = "—" if e.memory_gb is None else f"{e.memory_gb:.1f}"
+        numbers = f"{e.val_bpb:.6f}\t{memory}"
+    return f"{e.commit[:7]}\t{numbers}\t{e.status}\t{clean(e.description)}\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file in one step: afterwards it is the old one or the new one, never a part."""
+    path = path.resolve()  # a link stays a link
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a new or renamed entry of the folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_results(path: Path) -> list[Row]:
+    """The rows of a results.tsv: ours, the original's and its forks' (0.000000 for a crash).
+
+    Columns are found by the names in the header, in any order; without one, in ours.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in text.lstrip("\ufeff").splitlines() if line.strip()]
+    table = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    names = HEADER.strip().split("\t")
+    if table and table[0][0].strip().lower() in names:
+        names = [name.strip().lower() for name in table.pop(0)]
+    return [_row(dict(zip(names, cells, strict=False))) for cells in table]
+
+
+def _row(cells: dict[str, str]) -> Row:
+    status = cells.get("status", "").strip().lower()
+    val_bpb = _number(cells.get("val_bpb", ""))
+    crashed = status == "crash" or not val_bpb
+    return Row(
+        commit=cells.get("commit", "").strip(),
+        val_bpb=None if crashed else val_bpb,
+        memory_gb=None if crashed else _number(cells.get("memory_gb", "")),
+        status=status,
+        description=cells.get("description", "").strip(),
+    )
+
+
+def _number(text: str) -> float | None:
+    """Only plain finite numbers count: float() would take "nan", "inf" and "1_0" as well."""
+    text = text.strip()
+    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", text) else None

@@ -1,0 +1,142 @@
+"""A workspace: the git repository that holds train.py, and where its state lies."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoresearch_jax import journal, manifest, paths
+from autoresearch_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from git import Repo
+
+FROZEN = ("prepare.py", "constants.py")
+FILES = ("train.py", *FROZEN)
+
+
+class GitError(UserError):
+    """A git command failed; the message holds git's own words."""
+
+
+class Workspace:
+    """One workspace and its folders. Several checkouts of a repository share state and tags."""
+
+    def __init__(self, root: Path, repo: Repo, home: Path) -> None:
+        self.root = root
+        self.repo = repo
+        self.home = home
+        self.common_dir = (root / self.git("rev-parse", "--git-common-dir")).resolve()
+
+    @classmethod
+    def open(cls, path: Path) -> Workspace:
+        """The workspace that `path` lies in. Raises UserError where there is none."""
+        try:
+            import git  # 0.15 s, and it looks for the git program
+        except ImportError as error:
+            raise UserError(f"git is not installed or not in PATH ({error}).") from None
+        hint = "`autoresearch-jax setup DIR` makes a workspace."
+        try:
+            repo = git.Repo(path, search_parent_directories=True)
+        except git.NoSuchPathError:
+            raise UserError(f"{path} does not exist. {hint}") from None
+        except git.InvalidGitRepositoryError:
+            raise UserError(f"{path} is not in a git repository. {hint}") from None
+        if repo.working_tree_dir is None:
+            raise UserError(f"{path} is a bare git repository, without files. {hint}")
+        root = Path(repo.working_tree_dir)
+        missing = [name for name in FILES if not (root / name).is_file()]
+        if missing:
+            raise UserError(f"{root} is no workspace: it has no {', '.join(missing)}. {hint}")
+        return cls(root, repo, paths.home())
+
+    # ------------------------------------------------------------------------------ git
+
+    def git(self, *arguments: str, **options: Any) -> str:
+        """Runs git in the checkout; its output as text, without the last line end."""
+        return self.git_bytes(*arguments, **options).decode(errors="replace").rstrip("\n")
+
+    def git_bytes(
+        self,
+        *arguments: str,
+        at: Path | None = None,
+        stdin: bytes = b"",
+        env: dict[str, str] | None = None,
+    ) -> bytes:
+        """Runs git in the checkout or at `at`. Raises GitError."""
+        # The person's hooks are theirs, and reading must not rewrite the index of their checkout.
+        command = ["git", "-C", str(at or self.root), "-c", "core.hooksPath=/dev/null", *arguments]
+        with tempfile.TemporaryFile() as file:
+            file.write(stdin)
+            file.seek(0)
+            status, output, errors = self.repo.git.execute(
+                command,
+                istream=file,
+                env={"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"} | (env or {}),
+                with_extended_output=True,
+                with_exceptions=False,
+                stdout_as_string=False,
+                strip_newline_in_stdout=False,
+            )
+        if status:
+            words = journal.clean(_text(errors), limit=500)
+            raise GitError(f"`git {' '.join(arguments)}` failed in {at or self.root}: {words}")
+        assert isinstance(output, bytes)
+        return output
+
+    def head(self) -> str:
+        """The full hash of the checkout's commit. Raises UserError before the first commit."""
+        try:
+            return self.git("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+        except GitError:
+            raise UserError(
+                f"{self.root} has no commit yet. Make one: git add {' '.join(FILES)} program.md "
+                "&& git commit -m 'Start'"
+            ) from None
+
+    def differing(self, commit: str, names: tuple[str, ...]) -> list[str]:
+        """Which of the checkout's files are not as in the commit."""
+        return self.git("diff", "--name-only", commit, "--", *names).split()
+
+    # ---------------------------------------------------------------------------- files
+
+    def constants(self) -> dict[str, Any]:
+        """The upper-case numbers of constants.py, read without running it. Raises UserError."""
+        return manifest.read_constants(self.root / "constants.py")
+
+    def tags(self) -> list[str]:
+        """The tags that have a journal, the last used one last."""
+        found = (self.common_dir / "autoresearch").glob("*/journal.jsonl")
+        used = [(path.stat().st_mtime_ns, path.parent.name) for path in found]
+        return [name for _, name in sorted(used)]
+
+    def state_dir(self, tag: str) -> Path:
+        return self.common_dir / "autoresearch" / check_tag(tag)
+
+    def run_dir(self, tag: str, n: int) -> Path:
+        """Of one experiment: run.log, prompt.md, the agent's logs, and artifacts/ if kept."""
+        return self.state_dir(tag) / "runs" / str(n)
+
+    def private_dir(self, tag: str) -> Path:
+        """Where the tag's worktrees lie: outside .git, since agents refuse to edit in there."""
+        key = hashlib.sha256(os.fsencode(self.common_dir)).hexdigest()[:12]
+        return self.home / "worktrees" / key / check_tag(tag)
+
+
+def _text(output: str | bytes) -> str:
+    return output if isinstance(output, str) else output.decode(errors="replace")
+
+
+def check_tag(tag: str) -> str:
+    """The tag, if a branch, a folder and a ref can be named by it. Raises UserError."""
+    plain = re.fullmatch(r"[A-Za-z0-9._-]{1,100}", tag)
+    if not plain or tag.startswith(("-", ".")) or ".." in tag or tag.endswith((".", ".lock")):
+        raise UserError(
+            f"{tag[:100]!r} is no tag: letters, digits, '.', '_' and '-', starting with a letter, "
+            "digit or '_', without '..', not ending in '.' or '.lock'. Try --tag nov24"
+        )
+    return tag
