@@ -1,0 +1,859 @@
+"""FROZEN. Text -> tokenizer -> packed rows -> batches, and the metric that decides.
+
+`uv run prepare.py` does the first half, once for all experiments: it fetches text, trains a
+tokenizer on the training part of it, and packs token rows that are memory-mapped from then on.
+`train.py` imports the second half:
+
+    session = prepare.begin(logits_fn, params)      # before the clock starts
+    loader = prepare.make_loader("train", batch_size)
+    val_bpb = prepare.evaluate_bpb(logits_fn, params, batch_size)
+    session.finish(params, stats)                   # after it stopped; prints the summary
+
+JAX and its like are imported inside the functions that compute with them: the command needs none,
+answers at once, and may start processes.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import os
+import shutil
+import time
+from bisect import bisect_right, insort
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import filelock
+import numpy as np
+import psutil
+import rich
+import tokenizers
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from autoresearch_jax import manifest, paths, sources
+from autoresearch_jax.errors import UserError
+from constants import EVAL_TOKENS, MAX_SEQ_LEN, VOCAB_SIZE
+
+if TYPE_CHECKING:
+    import jax
+
+ROOT = Path(__file__).resolve().parent  # the workspace whose constants these are
+
+LogitsFn = Callable[[Any, "jax.Array"], "jax.Array"]  # (params, tokens [B, T] int32) -> [B, T, V]
+
+# --- Tokenizer ----------------------------------------------------------------------------------
+
+BOS = "<|bos|>"
+RESERVED = (BOS, "<|user|>", "<|assistant|>", "<|end|>")  # ids 0 to 3; only BOS is used so far
+# GPT-4's way to cut text into words, but with digits in groups of at most two: a small
+# vocabulary has better uses for its tokens than three-digit numbers.
+SPLIT_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)"  # English contractions
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # a word, with one space or sign before it
+    r"|\p{N}{1,2}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # punctuation, with the line ends after it
+    r"|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+TOKENIZER_CHARS = 1_000_000_000  # train on the first that many characters
+TOKENIZER_DOC_CHARS = 10_000  # and on no more than that of one document
+TOKENIZER_VERSION = 1
+ENCODE_BATCH = 1024  # documents handed to the encoder's threads at a time
+
+
+class Tokenizer:
+    """A byte-level BPE vocabulary: lossless on any UTF-8 text.
+
+    Text that looks like a reserved token is encoded as ordinary text.
+    """
+
+    def __init__(self, path: Path):
+        """Raises whatever `tokenizers` raises when `path` is not a tokenizer.json."""
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        self._tokenizer.encode_special_tokens = True
+        self.bos_id = RESERVED.index(BOS)
+        self.vocab_size: int = self._tokenizer.get_vocab_size()
+
+    @classmethod
+    def load(cls, root: Path = ROOT) -> "Tokenizer":
+        """The tokenizer of the data prepared for a workspace. Raises manifest.DataError."""
+        return cls(manifest.load(root, splits=()).tokenizer_path)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without BOS."""
+        return self._tokenizer.encode(text).ids
+
+    def encode_documents(self, texts: list[str]) -> list[np.ndarray]:
+        """Each document's tokens after a BOS: uint16 [its length + 1]. Uses every core."""
+        encodings = self._tokenizer.encode_batch_fast(texts)
+        return [np.array([self.bos_id, *encoding.ids], np.uint16) for encoding in encodings]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of a token sequence; `decode(encode(text)) == text`."""
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
+
+    def token_bytes(self) -> np.ndarray:
+        """How many bytes of text each token stands for, int32 [vocab_size]; reserved ones 0.
+
+        A byte-level vocabulary spells every byte as one character, so a token has as many bytes
+        as characters; a lone continuation byte counts as the one it is.
+        """
+        lengths = np.zeros(self.vocab_size, np.int32)
+        for token, index in self._tokenizer.get_vocab().items():
+            lengths[index] = 0 if token in RESERVED else len(token)
+        return lengths
+
+
+def train_tokenizer(documents: Iterable[str], path: Path) -> None:
+    """Train a vocabulary of VOCAB_SIZE on `documents` and write it to `path` as JSON."""
+    pre_tokenizers = tokenizers.pre_tokenizers
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=list(RESERVED),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.save(str(path))
+
+
+def _tokenizer_text(documents: Iterable[str]) -> Iterator[str]:
+    chars = 0
+    for document in documents:
+        piece = document[:TOKENIZER_DOC_CHARS]
+        yield piece
+        chars += len(piece)
+        if chars >= TOKENIZER_CHARS:
+            return
+
+
+# --- Packing ------------------------------------------------------------------------------------
+
+BUFFER_SIZE = 1000  # the packer chooses among at least so many documents
+REFILL = 128  # and takes in so many at a time
+PACKER_VERSION = 1
+
+
+class _Buffer:
+    """Documents by length; among equals the earliest first. Every step is O(log n)."""
+
+    def __init__(self) -> None:
+        self._lengths: list[int] = []  # sorted, without repetition
+        self._documents: dict[int, deque[np.ndarray]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, document: np.ndarray) -> None:
+        if len(document) not in self._documents:
+            self._documents[len(document)] = deque()
+            insort(self._lengths, len(document))
+        self._documents[len(document)].append(document)
+        self._count += 1
+
+    def pop(self, room: int) -> np.ndarray:
+        """Take out the longest document of at most `room` tokens; without one, the shortest."""
+        place = max(bisect_right(self._lengths, room) - 1, 0)
+        length = self._lengths[place]
+        document = self._documents[length].popleft()
+        if not self._documents[length]:
+            del self._documents[length], self._lengths[place]
+        self._count -= 1
+        return document
+
+
+def pack(groups: Iterable[list[np.ndarray]], row_tokens: int) -> Iterator[np.ndarray]:
+    """Best-fit packing with cropping: uint16 rows [row_tokens] without padding.
+
+    A row takes the longest document that fits; when none does, the shortest is cropped to fill
+    the row exactly and the rest of it is dropped. Groups of documents enter the buffer whenever it
+    holds fewer than BUFFER_SIZE. Ends when what is left in the buffer fills no whole row.
+    """
+    buffer = _Buffer()
+    groups = iter(groups)
+    while True:
+        row = np.empty(row_tokens, np.uint16)
+        filled = 0
+        while filled < row_tokens:
+            while len(buffer) < BUFFER_SIZE and (group := next(groups, None)) is not None:
+                for document in group:
+                    buffer.add(document)
+            if not len(buffer):
+                return
+            piece = buffer.pop(row_tokens - filled)[: row_tokens - filled]
+            row[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        yield row
+
+
+def _groups(
+    tokenizer: Tokenizer, documents: Iterable[str], *, seen: Callable[[int], None]
+) -> Iterator[list[np.ndarray]]:
+    """Encoded documents, REFILL at a time; `seen` hears of each batch's number of documents."""
+    for texts in _batched(documents, ENCODE_BATCH):
+        encoded = tokenizer.encode_documents(texts)
+        seen(len(texts))
+        yield from _batched(encoded, REFILL)
+
+
+def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def _cycle(shard: Path) -> Iterator[str]:
+    """A shard's documents again and again: a short one still fills every validation row."""
+    while True:
+        yield from sources.documents([shard])
+
+
+# --- Preparation --------------------------------------------------------------------------------
+
+
+@click.command()
+@click.option(
+    "--source",
+    default="fineweb-edu",
+    show_default=True,
+    help="fineweb-edu, climbmix, hf:ORG/NAME, pydocs (no network), or a folder of parquet files.",
+)
+@click.option(
+    "--num-shards", default=10, show_default=True, type=click.IntRange(min=1), help="To train on."
+)
+@click.option(
+    "--workers",
+    default=8,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Downloads at a time.",
+)
+def main(source: str, num_shards: int, workers: int) -> None:
+    """Fetch text, train the tokenizer and pack the rows that experiments train on.
+
+    Needed once. When it is interrupted, or a constant changes, the same command goes on from what
+    is already done. A validation shard, and a sealed one that no experiment sees, come on top of
+    the N shards to train on.
+
+    Example: uv run prepare.py --source pydocs
+    """
+    try:
+        prepared = prepare(source, num_shards, workers)
+    except UserError as error:
+        raise click.ClickException(str(error)) from None
+    except KeyboardInterrupt:
+        raise click.ClickException("interrupted: the same command goes on from here") from None
+    rows = ", ".join(f"{name} {prepared.rows(name):,}" for name in prepared.splits)
+    rich.print(f"Ready: rows of {MAX_SEQ_LEN} tokens: {rows}. Data {prepared.fingerprint}.")
+
+
+def prepare(source: str, num_shards: int, workers: int) -> manifest.Manifest:
+    """Prepare data for this workspace, reusing every stage whose inputs are the same.
+
+    Raises:
+        UserError: the source is refused, incomplete or damaged, or the disk is full.
+    """
+    _check_constants()
+    frozen = manifest.frozen_hashes(ROOT)  # of the files as this process has read them
+    home = paths.home()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+    )
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with _only_one(home / "prepare.lock"), Progress(*columns) as progress:
+            found = sources.fetch(source, num_shards, workers, progress)
+            shards = _hashed(found, progress)
+            tokenizer_files = _make_tokenizer(shards, progress)
+            splits = {
+                split: _pack_split(split, shards, tokenizer_files["tokenizer.json"], progress)
+                for split in manifest.SPLITS
+                if any(shard.split == split for shard in shards)
+            }
+            prepared = manifest.Manifest(
+                source=found.source,
+                num_shards=num_shards,
+                shards=tuple(shards),
+                constants=manifest.read_constants(ROOT / "constants.py"),
+                frozen=frozen,
+                tokenizer=tokenizer_files["tokenizer.json"],
+                token_bytes=tokenizer_files["token_bytes.npy"],
+                splits=splits,
+            )
+            manifest.write(prepared)
+    except OSError as error:
+        raise sources.os_error(error, home) from error
+    return prepared
+
+
+def _check_constants() -> None:
+    rules = (
+        ("VOCAB_SIZE", VOCAB_SIZE, 256 + len(RESERVED), 2**16),
+        ("MAX_SEQ_LEN", MAX_SEQ_LEN, 1, 2**24),
+        ("EVAL_TOKENS", EVAL_TOKENS, MAX_SEQ_LEN, 2**40),
+    )
+    for name, value, low, high in rules:
+        if not isinstance(value, int) or not low <= value <= high:
+            raise UserError(
+                f"{name} is {value!r}, and must be a whole number from {low} to {high}: "
+                f"correct it in {ROOT / 'constants.py'}"
+            )
+
+
+def _only_one(path: Path) -> filelock.BaseFileLock:
+    """The lock that one preparation at a time holds; the kernel frees it however we end."""
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        rich.print(f"Another preparation is at work in {path.parent}; waiting for it to end.")
+        lock.acquire()
+    lock.acquire()  # `with` takes it once more, and this function holds the first
+    lock.release()
+    return lock
+
+
+def _hashed(found: sources.Found, progress: Progress) -> list[manifest.Shard]:
+    """Every shard with its SHA-256."""
+    named = [(split, path) for split, found_paths in found.splits() for path in found_paths]
+    task = progress.add_task("Check shards", total=len(named), unit="shards")
+
+    def one(split: str, path: Path) -> manifest.Shard:
+        shard = manifest.Shard(path.name, manifest.file_sha256(path), split, str(path))
+        progress.advance(task)
+        return shard
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return list(pool.map(lambda item: one(*item), named))
+
+
+def _make_tokenizer(shards: list[manifest.Shard], progress: Progress) -> dict[str, manifest.File]:
+    train = [shard for shard in shards if shard.split == "train"]
+    key = _key(
+        TOKENIZER_VERSION, VOCAB_SIZE, SPLIT_PATTERN, RESERVED, [shard.sha256 for shard in train]
+    )
+    task = progress.add_task("Train tokenizer", total=1, unit=f"vocabulary of {VOCAB_SIZE:,}")
+
+    def make(folder: Path) -> None:
+        texts = sources.documents([Path(shard.path) for shard in train])
+        train_tokenizer(_tokenizer_text(texts), folder / "tokenizer.json")
+        lengths = np.zeros(VOCAB_SIZE, np.int32)  # a very short text yields fewer tokens than asked
+        trained = Tokenizer(folder / "tokenizer.json").token_bytes()
+        lengths[: len(trained)] = trained
+        np.save(folder / "token_bytes.npy", lengths)
+
+    files = _stage(paths.home() / "tokenizers" / key, make)
+    progress.advance(task)
+    return files
+
+
+def _pack_split(
+    split: str, shards: list[manifest.Shard], tokenizer_file: manifest.File, progress: Progress
+) -> manifest.File:
+    mine = [shard for shard in shards if shard.split == split]
+    held_out = split != "train"
+    rows = EVAL_TOKENS // MAX_SEQ_LEN if held_out else None  # training packs one epoch
+    key = _key(
+        PACKER_VERSION, MAX_SEQ_LEN, rows, tokenizer_file.sha256, [shard.sha256 for shard in mine]
+    )
+    name = f"{split}.u16"
+    shard_paths = [Path(shard.path) for shard in mine]
+    count = sources.count_documents(shard_paths)
+    if not count:
+        raise UserError(f"{mine[0].path} holds no text: choose another --source")
+    task = progress.add_task(
+        f"Pack {split}", total=rows if held_out else count, unit="rows" if held_out else "documents"
+    )
+
+    def make(folder: Path) -> None:
+        tokenizer = Tokenizer(paths.home() / tokenizer_file.path)
+        documents = _cycle(shard_paths[0]) if held_out else sources.documents(shard_paths)
+        groups = _groups(
+            tokenizer,
+            documents,
+            seen=(lambda n: None) if held_out else (lambda n: progress.advance(task, n)),
+        )
+        packed = itertools.islice(pack(groups, MAX_SEQ_LEN + 1), rows)
+        with (folder / name).open("wb") as file:
+            for batch in _batched(packed, 64):
+                file.write(np.stack(batch).astype("<u2").tobytes())
+                if held_out:
+                    progress.advance(task, len(batch))
+        if not (folder / name).stat().st_size:
+            raise UserError(
+                f"the text of {', '.join(shard.name for shard in mine)} fills no row of "
+                f"{MAX_SEQ_LEN + 1} tokens: take more with --num-shards, or another --source"
+            )
+
+    files = _stage(paths.home() / "packed" / key, make)
+    progress.update(task, completed=rows if held_out else count)
+    return files[name]
+
+
+def _stage(folder: Path, make: Callable[[Path], None]) -> dict[str, manifest.File]:
+    """The files that `make` writes into a folder, kept from one preparation to the next.
+
+    `folder` is named by all that goes into them. What another preparation left there is made
+    again unless it is whole, so preparing again mends whatever was damaged since.
+    """
+    done = folder / "done.json"
+    try:
+        listed = {
+            name: manifest.File(**file) for name, file in json.loads(done.read_text()).items()
+        }
+        if all(manifest.describe(folder / name) == file for name, file in listed.items()):
+            return listed
+    except (OSError, ValueError, TypeError, AttributeError):
+        pass  # absent or torn
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    make(folder)
+    files = {path.name: manifest.describe(path) for path in sorted(folder.iterdir())}
+    text = json.dumps({name: dataclasses.asdict(file) for name, file in files.items()})
+    manifest.write_atomically(done, lambda path: path.write_text(text))
+    return files
+
+
+def _key(*inputs: Any) -> str:
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
+
+
+# --- Batches ------------------------------------------------------------------------------------
+
+
+class _Batches:
+    """Whole batches of one split as records: reading one is a single copy of mapped memory."""
+
+    def __init__(self, rows: np.ndarray, batch_size: int, seq_len: int, process: int, count: int):
+        self._rows = rows
+        self._pieces = (rows.shape[1] - 1) // seq_len  # rows of seq_len + 1 in one that is stored
+        self._seq_len = seq_len
+        self._batch_size = batch_size
+        self._local = range(process * batch_size // count, (process + 1) * batch_size // count)
+
+    def __len__(self) -> int:
+        return len(self._rows) * self._pieces // self._batch_size
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """This process's part of batch `index`: uint16 [batch_size / processes, seq_len + 1]."""
+        start = index * self._batch_size + self._local.start
+        stop = index * self._batch_size + self._local.stop
+        if self._pieces == 1:
+            return np.array(self._rows[start:stop])
+        first = start // self._pieces
+        stored = self._rows[first : -(-stop // self._pieces)]
+        windows = np.lib.stride_tricks.sliding_window_view(stored, self._seq_len + 1, axis=1)
+        pieces = windows[:, :: self._seq_len].reshape(-1, self._seq_len + 1)
+        return pieces[start - first * self._pieces : stop - first * self._pieces]
+
+
+def _read_rows(data: manifest.Manifest, split: str) -> np.ndarray:
+    """The packed rows of a split, mapped: uint16 [rows, MAX_SEQ_LEN + 1]."""
+    shape = (data.rows(split), MAX_SEQ_LEN + 1)
+    return np.memmap(data.split_path(split), dtype="<u2", mode="r", shape=shape)
+
+
+def make_loader(
+    split: str,
+    batch_size: int,
+    seq_len: int = MAX_SEQ_LEN,
+    sharding: "jax.sharding.Sharding | None" = None,
+) -> Any:
+    """Batches of a split in order, again and again, read ahead onto the device.
+
+    Args:
+        split: "train" or "val".
+        batch_size: Rows of a batch over all processes; each reads its own equal part of it.
+        seq_len: A divisor of MAX_SEQ_LEN. A shorter one gives more rows, each beginning with the
+            token that the one before it ends with.
+        sharding: Of the batch over the devices; without one it goes to the default device.
+
+    Returns:
+        An iterator over uint16 jax.Arrays [batch_size, seq_len + 1] (inputs `[:, :-1]`, targets
+        `[:, 1:]`), with `get_state()` and `set_state()` to go on where a checkpoint was made.
+
+    Raises:
+        manifest.DataError: no data is prepared for this workspace, or it is damaged.
+        ValueError: a batch_size or seq_len that the data does not allow.
+    """
+    import grain
+    import jax
+
+    data = manifest.load(ROOT, splits=(split,))
+    rows, processes = _read_rows(data, split), jax.process_count()
+    if seq_len < 1 or MAX_SEQ_LEN % seq_len:
+        raise ValueError(f"seq_len is {seq_len}, and must divide MAX_SEQ_LEN ({MAX_SEQ_LEN})")
+    most = len(rows) * (MAX_SEQ_LEN // seq_len)
+    if not 1 <= batch_size <= most:
+        raise ValueError(
+            f"batch_size is {batch_size}, and must be from 1 to {most}, the rows of the {split} "
+            f"split: `{data.command}` with more --num-shards makes more"
+        )
+    if batch_size % processes:
+        raise ValueError(f"batch_size is {batch_size}, and must be a multiple of the {processes} "
+                         "processes")  # fmt: skip
+
+    def put(batch: np.ndarray) -> "jax.Array":
+        if sharding is None:
+            return jax.device_put(batch)
+        shape = (batch_size, seq_len + 1)
+        return jax.make_array_from_process_local_data(sharding, batch, shape)
+
+    records = _Batches(rows, batch_size, seq_len, jax.process_index(), processes)
+    batches = (
+        grain.MapDataset.source(records)
+        .repeat()
+        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        .map(put)
+    )
+    # One thread reads and transfers: it is far ahead of any training step.
+    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2))
+
+
+# --- The metric ---------------------------------------------------------------------------------
+
+
+def evaluate_bpb(logits_fn: LogitsFn, params: Any, batch_size: int) -> float:
+    """Bits per byte over EVAL_TOKENS targets of the validation split: lower is better.
+
+    The function sees tokens only; the float32 log-softmax is taken here. Every process takes part
+    and gets the same number, which does not depend on batch_size or on the number of devices.
+
+    Args:
+        logits_fn: (params, tokens int32 [B, MAX_SEQ_LEN]) -> logits [B, MAX_SEQ_LEN, V].
+        params: Any pytree of arrays.
+        batch_size: Rows computed at a time, over all of a process's devices.
+
+    Raises:
+        manifest.DataError: no data is prepared for this workspace, or it is damaged.
+        ValueError: batch_size is below one.
+    """
+    data = manifest.load(ROOT, splits=("val",))
+    token_bytes = np.load(data.token_bytes_path)
+    return bits_per_byte(logits_fn, params, _read_rows(data, "val"), token_bytes, batch_size)
+
+
+def bits_per_byte(
+    logits_fn: LogitsFn, params: Any, rows: np.ndarray, token_bytes: np.ndarray, batch_size: int
+) -> float:
+    """The metric over given rows [N, T + 1]: nats / (ln 2 * bytes) of their targets.
+
+    Targets of zero bytes (reserved tokens) are left out of both sums.
+    """
+    import jax
+    from jax.experimental import multihost_utils
+
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, and must be at least 1")
+    share = -(-len(rows) // jax.process_count())  # rows of each process, the last one's maybe fewer
+    first = jax.process_index() * share
+    nats = _nats_by_row(logits_fn, params, rows[first : first + share], token_bytes, batch_size)
+    if jax.process_count() > 1:
+        padded = np.zeros(share, np.float32)
+        padded[: len(nats)] = nats
+        nats = multihost_utils.process_allgather(padded).reshape(-1)[: len(rows)]
+    total_bytes = sum(int(token_bytes[row[1:]].sum()) for row in rows)
+    return float(nats.astype(np.float64).sum()) / (math.log(2) * total_bytes)
+
+
+def _nats_by_row(
+    logits_fn: LogitsFn, params: Any, rows: np.ndarray, token_bytes: np.ndarray, batch_size: int
+) -> np.ndarray:
+    """The summed cross-entropy of each row, float32 [N], on this process's devices."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
+    everywhere, by_row = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+
+    def nats_of_rows(params: Any, counted: "jax.Array", rows_BT: "jax.Array") -> "jax.Array":
+        tokens_BT = rows_BT.astype(jnp.int32)
+        targets_BT = tokens_BT[:, 1:]
+        logits_BTV = logits_fn(params, tokens_BT[:, :-1]).astype(jnp.float32)
+        picked_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+        nats_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - picked_BT
+        return jnp.sum(jnp.where(counted[targets_BT], nats_BT, 0.0), axis=-1)
+
+    # shard_map: some attention kernels cannot be partitioned automatically.
+    spread = jax.jit(
+        jax.shard_map(
+            nats_of_rows,
+            mesh=mesh,
+            in_specs=(P(), P(), P("data")),
+            out_specs=P("data"),
+            check_vma=False,
+        )
+    )
+    local_params = jax.tree.map(lambda leaf: jax.device_put(_addressable(leaf), everywhere), params)
+    counted = jax.device_put(token_bytes > 0, everywhere)
+    padded_size = -(-batch_size // mesh.size) * mesh.size
+    nats = np.zeros(len(rows), np.float32)
+    waiting: deque[tuple[int, jax.Array]] = deque()
+
+    def collect() -> None:
+        start, part = waiting.popleft()
+        nats[start : start + batch_size] = np.asarray(part)[: min(batch_size, len(rows) - start)]
+
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        # A last partial batch, and one that the devices do not divide, is filled up with copies of
+        # its first row, whose results are dropped.
+        filler = np.repeat(batch[:1], padded_size - len(batch), axis=0)
+        batch = jax.device_put(np.concatenate([batch, filler]), by_row)
+        waiting.append((start, spread(local_params, counted, batch)))
+        if len(waiting) > 2:  # the device computes while the host reads on
+            collect()
+    while waiting:
+        collect()
+    return nats
+
+
+def _addressable(leaf: Any) -> Any:
+    """An array that this process holds in full; every process calls it for the same arrays."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    return leaf
+
+
+# --- A session: what a training process leaves behind -------------------------------------------
+
+# Custom calls that jax.export cannot vouch for over versions; here both sides are the same version.
+EXPORTED_KERNELS = (
+    "__cudnn$fmhaSoftmax",
+    "__cudnn$fmhaScaleBiasSoftmax",
+    "__gpu$xla.gpu.triton",
+    "triton_kernel_call",
+)
+
+
+def seed() -> int:
+    """The seed of this run: AUTORESEARCH_SEED, or 42. Raises UserError."""
+    chosen = os.environ.get("AUTORESEARCH_SEED", "42")
+    try:
+        return int(chosen)
+    except ValueError:
+        raise UserError(f"AUTORESEARCH_SEED is {chosen!r}, and must be a whole number") from None
+
+
+def begin(logits_fn: LogitsFn, params: Any) -> "Session":
+    """Before the clock starts: check the data and write down the model as a function.
+
+    Leaves `exported.bin` in the run's folder: `jax.export` of f(flat, tokens), where `flat` maps
+    the parameters' names ("a/b/c") to arrays and `tokens` is int32 [rows, MAX_SEQ_LEN].
+
+    Args:
+        logits_fn: As for `evaluate_bpb`; it may not depend on a mesh, nor call back to Python.
+        params: The pytree that `finish` will be given, with the shapes and dtypes it will have.
+
+    Raises:
+        manifest.DataError: no data is prepared for this workspace, or it is damaged.
+        ValueError: logits_fn or params is not as described.
+    """
+    import jax
+
+    data = manifest.load(ROOT, splits=("train",))
+    run_dir = _run_dir()
+    names, leaves, treedef = _flatten(params)
+    rows = _rows_per_device()
+    abstract = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for name, leaf in zip(names, leaves, strict=True)
+    }
+
+    def from_flat(flat: dict[str, "jax.Array"], tokens: "jax.Array") -> "jax.Array":
+        return logits_fn(jax.tree.unflatten(treedef, [flat[name] for name in names]), tokens)
+
+    checks = [jax.export.DisabledSafetyCheck.custom_call(kernel) for kernel in EXPORTED_KERNELS]
+    tokens = jax.ShapeDtypeStruct((rows, MAX_SEQ_LEN), np.int32)
+    exported = jax.export.export(jax.jit(from_flat), disabled_checks=checks)(abstract, tokens)
+    logits = exported.out_avals[0]
+    if logits.ndim != 3 or logits.shape[:2] != tokens.shape or logits.shape[2] < VOCAB_SIZE:
+        raise ValueError(
+            f"logits_fn gives shape {logits.shape} for tokens of shape {tokens.shape}, and must "
+            f"give {(*tokens.shape, VOCAB_SIZE)}"
+        )
+    if jax.process_index() == 0:
+        blob = bytes(exported.serialize())
+        manifest.write_atomically(run_dir / "exported.bin", lambda path: path.write_bytes(blob))
+    return Session(logits_fn, abstract, run_dir, data)
+
+
+class Session:
+    """One training run, from `begin` to `finish`."""
+
+    def __init__(
+        self, logits_fn: LogitsFn, abstract: dict[str, Any], run_dir: Path, data: manifest.Manifest
+    ):
+        self.run_dir = run_dir
+        self._logits_fn = logits_fn
+        self._abstract = abstract
+        self._data = data
+
+    def finish(self, params: Any, stats: dict[str, Any]) -> None:
+        """After the clock stopped: save the parameters, score them and print the summary.
+
+        Leaves `params/` (orbax: a flat mapping of names to arrays) and `summary.json` in the run's
+        folder. Every process calls it; the first one writes and prints.
+
+        Args:
+            params: As given to `begin`, trained.
+            stats: training_seconds, total_tokens, num_steps, num_params, depth, peak_vram_mb and
+                mfu_percent (None where the device's peak is not known).
+
+        Raises:
+            ValueError: params or stats are not as described.
+        """
+        import jax
+
+        missing = STATS - stats.keys()
+        if missing:
+            raise ValueError(f"stats lacks {', '.join(sorted(missing))}")
+        params = jax.tree.map(_addressable, params)
+        self._save(params)
+        val_bpb = None
+        if self._validation_visible():
+            batch_size = _rows_per_device() * jax.local_device_count()
+            val_bpb = evaluate_bpb(self._logits_fn, params, batch_size)
+        if jax.process_index() == 0:
+            self._report(val_bpb, stats)
+
+    def _save(self, params: Any) -> None:
+        import jax
+
+        names, leaves, _ = _flatten(params)
+        found = {name: (leaf.shape, leaf.dtype) for name, leaf in zip(names, leaves, strict=True)}
+        expected = {name: (leaf.shape, leaf.dtype) for name, leaf in self._abstract.items()}
+        for name in sorted(found.keys() | expected.keys()):
+            if found.get(name) != expected.get(name):
+                raise ValueError(
+                    f"parameter {name} is {found.get(name)} in finish, and was "
+                    f"{expected.get(name)} in begin"
+                )
+        if jax.process_index() == 0:
+            _save_arrays(self.run_dir / "params", dict(zip(names, leaves, strict=True)))
+
+    def _validation_visible(self) -> bool:
+        """Whether every process can read the validation rows; isolation hides them."""
+        import jax
+        from jax.experimental import multihost_utils
+
+        visible = os.access(self._data.split_path("val"), os.R_OK)
+        if jax.process_count() == 1:
+            return visible
+        return bool(multihost_utils.process_allgather(np.array(visible)).all())
+
+    def _report(self, val_bpb: float | None, stats: dict[str, Any]) -> None:
+        started = psutil.Process().create_time()  # imports and compilation count as well
+        summary = {
+            "val_bpb": val_bpb,
+            "training_seconds": stats["training_seconds"],
+            "total_seconds": time.time() - started,
+            "peak_vram_mb": stats["peak_vram_mb"],
+            "mfu_percent": stats["mfu_percent"],
+            "total_tokens_M": stats["total_tokens"] / 1e6,
+            "num_steps": stats["num_steps"],
+            "num_params_M": stats["num_params"] / 1e6,
+            "depth": stats["depth"],
+        }
+        text = json.dumps(summary, indent=1, default=float) + "\n"
+        manifest.write_atomically(self.run_dir / "summary.json", lambda path: path.write_text(text))
+        lines = ["---"]
+        for name, value in summary.items():
+            shown = "n/a" if value is None else format(value, SUMMARY_FORMATS[name])
+            lines.append(f"{name + ':':<18}{shown}")
+        print("\n".join(lines), flush=True)
+
+
+STATS = frozenset(
+    ("training_seconds", "total_tokens", "num_steps", "num_params", "depth", "mfu_percent")
+    + ("peak_vram_mb",)
+)
+SUMMARY_FORMATS = {
+    "val_bpb": ".6f",
+    "training_seconds": ".1f",
+    "total_seconds": ".1f",
+    "peak_vram_mb": ".1f",
+    "mfu_percent": ".2f",
+    "total_tokens_M": ".1f",
+    "num_steps": "d",
+    "num_params_M": ".1f",
+    "depth": "d",
+}
+
+
+def _run_dir() -> Path:
+    """Where this run leaves its artifacts: given by the harness; by hand, emptied first."""
+    import jax
+
+    given = os.environ.get("AUTORESEARCH_RUN_DIR")
+    if given:
+        return Path(given).absolute()
+    run_dir = paths.home() / "runs" / "by-hand"
+    if jax.process_index() == 0:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        run_dir.mkdir(parents=True)
+    return run_dir
+
+
+def _rows_per_device() -> int:
+    """Rows that one device scores at a time; their float32 logits take 1 GiB at full size."""
+    import jax
+
+    tokens = 2**12 if jax.default_backend() == "cpu" else 2**15
+    return max(1, tokens // MAX_SEQ_LEN)
+
+
+def _flatten(params: Any) -> tuple[list[str], list[Any], Any]:
+    """Names ("a/b/c"), arrays and structure of a pytree."""
+    import jax
+
+    with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_paths]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two parameters have one name: {sorted(names)}")
+    return names, [leaf for _, leaf in with_paths], treedef
+
+
+def _save_arrays(folder: Path, arrays: dict[str, Any]) -> None:
+    """Write arrays with orbax, as host arrays: they then restore on any number of devices."""
+    import orbax.checkpoint as ocp
+
+    # Only the first process is here, so orbax must not wait for the others.
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+        checkpointer.save(folder, {name: np.asarray(array) for name, array in arrays.items()})
+
+
+if __name__ == "__main__":
+    main()
