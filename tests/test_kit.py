@@ -1,0 +1,208 @@
+import io
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from autoresearch_jax import kit
+from autoresearch_jax.kit import devices, loss
+from autoresearch_jax.kit.attention import splash_attention
+
+# ---------------------------------------------------------------------------
+# Attention
+# ---------------------------------------------------------------------------
+
+
+def heads(key, B=2, T=256, N=2, H=128):
+    return jax.random.normal(jax.random.key(key), (B, T, N, H))
+
+
+def reference_attention(q_BTNH, k_BTKH, v_BTKH, window):
+    T, N, H = q_BTNH.shape[1:]
+    repeats = N // k_BTKH.shape[2]
+    k_BTNH, v_BTNH = (jnp.repeat(x, repeats, axis=2) for x in (k_BTKH, v_BTKH))
+    scores_BNTS = jnp.einsum("btnh,bsnh->bnts", q_BTNH, k_BTNH) / math.sqrt(H)
+    distance_TS = np.arange(T)[:, None] - np.arange(T)[None, :]
+    seen_TS = (distance_TS >= 0) & (distance_TS <= window)
+    weights_BNTS = jax.nn.softmax(jnp.where(seen_TS[None, None], scores_BNTS, -jnp.inf))
+    return jnp.einsum("bnts,bsnh->btnh", weights_BNTS, v_BTNH)
+
+
+@pytest.mark.parametrize("window", [0, 1, 100, 128, 256, 1000])
+def test_attention_sees_its_window(window):
+    q, k, v = heads(0), heads(1), heads(2)
+    with jax.default_matmul_precision("highest"):
+        ours = kit.attention(q, k, v, window=window, platform="cpu")
+        np.testing.assert_allclose(ours, reference_attention(q, k, v, window), atol=2e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("window", [100, 256])
+def test_splash_is_the_same_attention(window, kv_heads):
+    """Forward and gradients, in Pallas' interpret mode."""
+    q, k, v = heads(0, B=1), heads(1, B=1, N=kv_heads), heads(2, B=1, N=kv_heads)
+    cotangent = heads(3, B=1)
+
+    def value_and_gradients(attend):
+        y, pullback = jax.vjp(attend, q, k, v)
+        return y, *pullback(cotangent)
+
+    with jax.default_matmul_precision("highest"):
+        ours = value_and_gradients(
+            lambda q, k, v: splash_attention(q, k, v, window=window, interpret=True)
+        )
+        xla = value_and_gradients(
+            lambda q, k, v: kit.attention(q, k, v, window=window, platform="cpu")
+        )
+    for a, b in zip(ours, xla, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "platform", "kernel"),
+    [
+        (jnp.bfloat16, "gpu", "cudnn"),
+        (jnp.bfloat16, "cuda", "cudnn"),
+        (jnp.float32, "gpu", "xla"),  # cuDNN's takes 16 bits only
+        (jnp.bfloat16, "cpu", "xla"),
+        (jnp.bfloat16, "tpu", "xla"),  # a head of 64 does not fill splash's tiles
+    ],
+)
+def test_kernel_by_platform(monkeypatch, dtype, platform, kernel):
+    """Which implementation is asked for; there is no GPU here to run it."""
+    asked = []
+
+    def spy(q, k, v, **options):
+        asked.append(options["implementation"])
+        return q
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", spy)
+    q = heads(0, H=64).astype(dtype)
+    kit.attention(q, q, q, window=128, platform=platform)
+    assert asked == [kernel]
+
+
+# ---------------------------------------------------------------------------
+# Loss
+# ---------------------------------------------------------------------------
+
+
+def plain_loss(x_BTD, w_DV, targets_BT, softcap):
+    logits_BTV = softcap * jnp.tanh(jnp.dot(x_BTD, w_DV) / softcap)
+    log_probs_BTV = jax.nn.log_softmax(logits_BTV)
+    return -jnp.mean(jnp.take_along_axis(log_probs_BTV, targets_BT[..., None], axis=-1))
+
+
+@pytest.mark.parametrize("chunk", [7, 16, 24, 8192])
+def test_chunked_loss_is_the_plain_loss(monkeypatch, chunk):
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", chunk)
+    x_BTD = 3 * jax.random.normal(jax.random.key(0), (3, 16, 32))
+    w_DV = jax.random.normal(jax.random.key(1), (32, 50))
+    targets_BT = jax.random.randint(jax.random.key(2), (3, 16), 0, 50)
+
+    def value_and_gradients(f):
+        return jax.value_and_grad(lambda x, w: 2.5 * f(x, w, targets_BT, 15.0), (0, 1))(x_BTD, w_DV)
+
+    with jax.default_matmul_precision("highest"):
+        ours, (dx, dw) = value_and_gradients(kit.softcapped_cross_entropy)
+        plain, (dx_plain, dw_plain) = value_and_gradients(plain_loss)
+    np.testing.assert_allclose(ours, plain, rtol=1e-6)
+    np.testing.assert_allclose(dx, dx_plain, atol=1e-6)
+    np.testing.assert_allclose(dw, dw_plain, atol=1e-5)
+
+
+def test_chunked_loss_never_holds_all_logits(monkeypatch):
+    """The temporaries of the gradient stay far below one array of the logits."""
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", 64)
+    x = jax.ShapeDtypeStruct((64, 64, 8), jnp.float32)
+    w = jax.ShapeDtypeStruct((8, 1000), jnp.float32)
+    targets = jax.ShapeDtypeStruct((64, 64), jnp.int32)
+
+    def temporaries(f):
+        gradient = jax.grad(lambda x, w, t: f(x, w, t, 15.0), (0, 1))
+        return jax.jit(gradient).lower(x, w, targets).compile().memory_analysis().temp_size_in_bytes
+
+    logits_bytes = 64 * 64 * 1000 * 4
+    assert temporaries(plain_loss) > logits_bytes
+    assert temporaries(kit.softcapped_cross_entropy) < logits_bytes / 4
+
+
+# ---------------------------------------------------------------------------
+# Devices
+# ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.5),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H200", 989.5),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA L40S", 362.0),
+        ("TPU v5 lite", 197.0),
+        ("TPU v5", 459.0),
+        ("TPU v6 lite", 918.0),
+    ],
+)
+def test_peak_of_known_devices(kind, tflops):
+    assert kit.peak_flops(kind) == tflops * 1e12
+
+
+def test_an_unknown_device_has_no_peak():
+    assert kit.peak_flops("cpu") is None
+
+
+def test_peak_memory_of_a_process_without_device_statistics():
+    before = kit.peak_memory_mb()
+    held = np.ones(2**27 + 2**20 * int(before), np.uint8)  # more than the process has ever held
+    assert 100 < before < kit.peak_memory_mb()
+    del held
+
+
+def test_values_are_shared_as_they_are_in_one_process():
+    assert devices.same_on_all_processes(1.5, 2.5) == (1.5, 2.5)
+
+
+# ---------------------------------------------------------------------------
+# Progress
+# ---------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_on_a_terminal_is_one_line():
+    stream = Terminal()
+    line = kit.ProgressLine(10.0, 1000, 2e6, 1e12, stream)
+    line.update(0, 1.0, 1.0, 5.0)
+    line.update(1, 6.0, 0.5, 4.0)
+    line.close()
+    text = stream.getvalue()
+    assert text.count("\r") == 2
+    assert text.count("\n") == 1
+    assert "step 00001 (60.0%) | loss: 4.4737 | dt: 500ms | tok/s: 2,000" in text
+    assert "mfu: 0.4% | remaining: 4s" in text
+
+
+def test_progress_in_a_file_is_a_plain_line_now_and_then():
+    stream = io.StringIO()
+    line = kit.ProgressLine(10.0, 1000, 2e6, None, stream)
+    for step in range(100):
+        line.update(step, 0.001 * step, 0.001, 5.0)
+    line.close()
+    assert stream.getvalue().count("\n") == 1
+    assert "\r" not in stream.getvalue()
+    assert "mfu: n/a" in stream.getvalue()
+
+
+def test_progress_writes_to_standard_output_by_default(capsys):
+    kit.ProgressLine(10.0, 1, 1.0, None).update(0, 0.1, 0.1, 1.0)
+    assert capsys.readouterr().out.startswith("step 00000")
+    assert sys.stdout is not None

@@ -1,0 +1,266 @@
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import train
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "train.py": {
+        "DEPTH": 2,
+        "ASPECT_RATIO": 32,
+        "HEAD_DIM": 32,
+        "ACTIVATION_DTYPE": '"float32"',
+        "TOTAL_BATCH_SIZE": 1024,
+        "DEVICE_BATCH_SIZE": 2,
+    },
+    "constants.py": {"MAX_SEQ_LEN": 32, "VOCAB_SIZE": 64},
+}
+CONFIG = train.GPTConfig(
+    seq_len=32,
+    vocab_size=64,
+    n_layer=4,
+    n_head=2,
+    n_kv_head=1,
+    n_embd=64,
+    window_pattern="SSSL",
+    dtype="float32",
+    platform="cpu",
+)
+
+
+def test_importing_trains_nothing():
+    code = "import sys, train, jax; assert not jax._src.xla_bridge._backends"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_the_file_reads_in_one_sitting():
+    assert 400 <= len((ROOT / "train.py").read_text().splitlines()) <= 600
+
+
+# ---------------------------------------------------------------------------
+# Model
+# ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Initial parameters, noise added so that every path carries signal."""
+    params = train.init_params(CONFIG, seed=0)
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return treedef.unflatten(noisy)
+
+
+def test_initialisation_follows_the_seed():
+    same, again, other = (train.init_params(CONFIG, seed) for seed in (1, 1, 2))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, same, again))
+    assert not jnp.array_equal(same["wte"], other["wte"])
+
+
+def test_initial_loss_is_that_of_a_guess():
+    tokens = jax.random.randint(jax.random.key(0), (2, 33), 0, 64)
+    loss = train.GPT(CONFIG).apply(
+        {"params": train.init_params(CONFIG, 0)}, tokens[:, :-1], tokens[:, 1:], method="loss"
+    )
+    assert abs(float(loss) - np.log(64)) < 0.01
+
+
+def test_logits_are_causal_and_rows_are_independent(params):
+    """Every cut: later tokens, and another row, change nothing."""
+    tokens_BT = jax.random.randint(jax.random.key(2), (2, 32), 0, 64)
+    apply = jax.jit(lambda t: train.GPT(CONFIG).apply({"params": params}, t))
+    before = apply(tokens_BT)
+    for cut in range(1, 32):
+        changed = tokens_BT.at[0, cut:].set((tokens_BT[0, cut:] + 7) % 64)
+        after = apply(changed)
+        np.testing.assert_array_equal(before[0, :cut], after[0, :cut])
+        assert not np.allclose(before[0, cut], after[0, cut])
+        np.testing.assert_array_equal(before[1], after[1])
+
+
+def test_no_shape_is_promoted_by_accident(params):
+    with jax.numpy_rank_promotion("raise"):
+        tokens = jnp.zeros((2, 33), jnp.int32)
+        jax.grad(
+            lambda p: train.GPT(CONFIG).apply(
+                {"params": p}, tokens[:, :-1], tokens[:, 1:], method="loss"
+            )
+        )(params)
+
+
+def test_loss_is_the_cross_entropy_of_the_logits(params):
+    tokens = jax.random.randint(jax.random.key(3), (2, 33), 0, 64)
+    model = train.GPT(CONFIG)
+    logits = model.apply({"params": params}, tokens[:, :-1])
+    nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)
+    loss = model.apply({"params": params}, tokens[:, :-1], tokens[:, 1:], method="loss")
+    np.testing.assert_allclose(loss, nats.mean(), rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------
+# Optimizer
+# ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (2, 32, 128), (2, 128, 32)])
+def test_orthogonalized_matrices_have_singular_values_near_one(shape):
+    g = jax.random.normal(jax.random.key(0), shape)
+    values = jnp.linalg.svd(train.orthogonalize(g, "float32"), compute_uv=False)
+    assert 0.5 < values.min() < values.max() < 1.2
+
+
+def muon_schedule(momentum=0.9, decay=0.0):
+    return {"muon_momentum": np.float32(momentum), "weight_decay": np.float32(decay)}
+
+
+def test_muon_turns_with_its_matrix():
+    """An update of W.T is the transpose of that of W, but for the scale by shape."""
+    g = jax.random.normal(jax.random.key(0), (32, 128))
+    w = jax.random.normal(jax.random.key(1), (32, 128))
+    muon = train.scale_by_muon(dtype="float32")
+
+    def update(g, w):
+        return muon.update({"w": g}, muon.init({"w": w}), {"w": w}, schedule=muon_schedule())[0][
+            "w"
+        ]
+
+    np.testing.assert_allclose(update(g, w), 2 * update(g.T, w.T).T, atol=1e-4)
+
+
+def test_weight_decay_only_shrinks_what_the_update_shrinks():
+    g = jax.random.normal(jax.random.key(0), (32, 32))
+    w = jax.random.normal(jax.random.key(1), (32, 32))
+    muon = train.scale_by_muon()
+    state = muon.init(w)
+    plain, _ = muon.update(g, state, w, schedule=muon_schedule())
+    decayed, _ = muon.update(g, state, w, schedule=muon_schedule(decay=0.5))
+    agrees = plain * w >= 0
+    np.testing.assert_allclose(decayed, plain + jnp.where(agrees, 0.5 * w, 0.0), atol=1e-6)
+
+
+def test_a_matrix_without_gradient_stays():
+    muon = train.scale_by_muon()
+    w = jnp.ones((8, 8))
+    update, _ = muon.update(jnp.zeros((8, 8)), muon.init(w), w, schedule=muon_schedule())
+    assert jnp.all(update == 0)
+
+
+def test_every_parameter_has_its_group_and_rate():
+    """One step moves each group by its own rate: Adam's first step is the rate itself."""
+    config = CONFIG
+    params = train.init_params(config, 0)
+    optimizer = train.make_optimizer()
+    schedule = train.schedule_at(0.0, 0, config.n_embd)
+    gradients = jax.tree.map(jnp.ones_like, params)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params, schedule=schedule)
+    adam = (config.n_embd / 768) ** -0.5
+    expected = {
+        "wte": 0.6 * adam,
+        "value_embeds_1": 0.6 * adam,
+        "value_embeds_3": 0.6 * adam,
+        "lm_head": 0.004 * adam,
+        "resid_lambdas": 0.005,
+        "x0_lambdas": 0.5,
+    }
+    for name, rate in expected.items():
+        np.testing.assert_allclose(-updates[name], rate, rtol=1e-5)
+    assert set(params) == {*expected, *(f"h_{i}" for i in range(4))}
+    assert "ve_gate" in params["h_3"]["attn"]
+    assert "ve_gate" not in params["h_2"]["attn"]
+
+
+def test_schedule():
+    start, half, end = (train.schedule_at(p, s, 768) for p, s in [(0, 0), (0.75, 150), (1, 400)])
+    assert start["matrix_lr"] == np.float32(0.04)
+    assert half["matrix_lr"] == np.float32(0.02)
+    assert end["matrix_lr"] == 0
+    assert start["weight_decay"] == np.float32(0.2)
+    assert half["weight_decay"] == np.float32(0.05)
+    momenta = [float(s["muon_momentum"]) for s in (start, half, end)]
+    np.testing.assert_allclose(momenta, [0.85, 0.9, 0.95], rtol=1e-6)
+    assert all(isinstance(value, np.float32) for value in start.values())
+
+
+def test_defaults_are_the_originals():
+    config = train.model_config("cpu")
+    assert (config.n_layer, config.n_embd, config.n_head, config.head_dim) == (8, 512, 4, 128)
+    assert config.windows == [1024, 1024, 1024, 2048] * 2
+    params = jax.eval_shape(lambda: train.init_params(config, 0))
+    assert round(sum(x.size for x in jax.tree.leaves(params)) / 1e6, 1) == 50.3
+
+
+# ---------------------------------------------------------------------------
+# Devices
+# ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("devices", "passes"), [(1, 2), (2, 1), (8, 1), (256, 1)])
+def test_a_step_is_cut_by_what_a_device_holds(devices, passes):
+    assert train.microbatches(devices) == passes
+
+
+def test_sizes_that_do_not_divide_are_named(monkeypatch):
+    with pytest.raises(ValueError, match="TOTAL_BATCH_SIZE 524288 must be a multiple"):
+        train.microbatches(3)
+    monkeypatch.setattr(train, "DEVICE_BATCH_SIZE", 100)
+    with pytest.raises(ValueError, match="DEVICE_BATCH_SIZE 100 rows"):
+        train.microbatches(1)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A folder with train.py at a size that a test can run."""
+    folder = tmp_path_factory.mktemp("small")
+    for name in ("train.py", "constants.py", "prepare.py"):
+        text = (ROOT / name).read_text()
+        for constant, value in SMALL.get(name, {}).items():
+            text, found = re.subn(rf"(?m)^{constant} = \S+", f"{constant} = {value}", text)
+            assert found == 1, constant
+        (folder / name).write_text(text)
+    return folder
+
+
+def losses(folder, local_devices, processes=1):
+    """The losses that each process printed."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    running = []
+    for i in range(processes):
+        env = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={local_devices}",
+        }
+        if processes > 1:
+            env |= {
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(i),
+            }
+        command = [sys.executable, str(ROOT / "tests" / "parallel_losses.py"), str(folder)]
+        running.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
+    outputs = [process.communicate(timeout=200)[0].splitlines() for process in running]
+    assert [process.returncode for process in running] == [0] * processes
+    for lines in outputs:
+        for line in lines:
+            assert line.split()[:2] == [str(local_devices * processes), str(processes)]
+    return [[float(line.split()[2]) for line in lines] for lines in outputs]
+
+
+def test_loss_does_not_depend_on_the_devices(small):
+    [one] = losses(small, local_devices=1)
+    [eight] = losses(small, local_devices=8)
+    two_processes = losses(small, local_devices=2, processes=2)
+    assert len(one) == 3
+    for other in (eight, *two_processes):
+        np.testing.assert_allclose(other, one, rtol=1e-4)
