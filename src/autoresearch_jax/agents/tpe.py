@@ -70,7 +70,7 @@ class Tpe:
         ]
         tried = {signature(text) for text in [source, *sources]}
         current = _values(source)
-        rng = random.Random(f"{context.seed}/{len(sources)}")
+        rng = random.Random(f"{context.seed}/{context.n}")
         for attempt in range(ATTEMPTS):
             names = choose(rng, ranges, current, trials)
             reach = min(1.0, len(trials) / WHOLE_RANGE_AFTER + attempt / ATTEMPTS)

@@ -1,0 +1,339 @@
+"""What happened: the table of results, the night's summary, one experiment in full."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoresearch_jax import journal
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.journal import Experiment, Row
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from autoresearch_jax.workspace import Workspace
+
+IDLE_SECONDS = 1800  # a longer pause between two experiments is nobody running the loop
+TOP = 5  # improvements that the summary names
+LOG_LINES = 20
+LOG_BYTES = 2**16
+STYLES = {"keep": "green", "discard": "dim", "crash": "red"}
+COLUMNS = ("n", "commit", "val_bpb", "gain", "memory_gb", "status", "description")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One experiment as the views show it. Scores are bits per byte, lower is better."""
+
+    n: int
+    commit: str
+    val_bpb: float | None
+    gain: float | None  # the best score before it minus its own: positive is an improvement
+    memory_gb: float | None
+    status: str
+    description: str
+    started: float | None = None  # unix time
+    finished: float | None = None
+
+    @property
+    def improved(self) -> bool:
+        return self.status == "keep" and self.gain is not None
+
+    def cells(self) -> tuple[str, ...]:
+        """The columns of a table, as text."""
+        return (
+            str(self.n),
+            self.commit[:7],
+            "crash" if self.status == "crash" else _text(self.val_bpb, ".6f"),
+            _text(self.gain, "+.6f"),
+            _text(self.memory_gb, ".1f"),
+            self.status,
+            self.description,
+        )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The night in a few numbers."""
+
+    experiments: int  # the baseline included
+    improvements: int  # kept, the baseline not included
+    crashes: int
+    start: float | None  # bits per byte, of the first experiment that has a score
+    best: Entry | None
+    top: tuple[Entry, ...]  # by gain, the largest first
+    per_hour: float | None
+
+
+def entries(found: Iterable[Experiment | Row]) -> list[Entry]:
+    """Decided experiments in order, each with its gain over the best kept one before it."""
+    best: float | None = None
+    listed = []
+    for index, one in enumerate(found):
+        if one.status is None:
+            continue
+        score = None if one.status == "crash" else one.val_bpb
+        gain = None if score is None or best is None else best - score
+        times = (one.started, one.finished) if isinstance(one, Experiment) else (None, None)
+        n = one.n if isinstance(one, Experiment) else index
+        memory = None if one.status == "crash" else one.memory_gb
+        description = journal.clean(one.description)
+        listed.append(Entry(n, one.commit, score, gain, memory, one.status, description, *times))
+        if score is not None and (best is None or (one.status == "keep" and score < best)):
+            best = score  # a fork may call its first row something else than "keep"
+    return listed
+
+
+def load(folder: Path, tag: str | None = None) -> list[Entry]:
+    """The experiments of a tag (the newest by default), else the rows of a results.tsv.
+
+    `folder` may be a workspace or any folder with the results.tsv of the original or a fork.
+
+    Raises:
+        UserError: there is neither.
+    """
+    from autoresearch_jax.workspace import Workspace
+
+    table = folder / "results.tsv"
+    try:
+        workspace = Workspace.open(folder)
+    except UserError:
+        if tag is None and table.is_file():
+            return entries(journal.read_results(table))
+        raise
+    tag = pick_tag(workspace, tag)
+    if tag is not None:
+        return entries(journal.experiments(workspace.state_dir(tag)))
+    table = workspace.root / "results.tsv"
+    return entries(journal.read_results(table)) if table.is_file() else []
+
+
+def pick_tag(workspace: "Workspace", tag: str | None) -> str | None:
+    """The tag itself, or the newest; None where nothing has run. Raises UserError."""
+    tags = workspace.tags()
+    if tag is None:
+        return tags[-1] if tags else None
+    if tag not in tags:
+        known = f"there are {', '.join(tags)}" if tags else "nothing has run here yet"
+        raise UserError(f"no experiment ran under the tag {tag!r}: {known}.")
+    return tag
+
+
+def select(
+    listed: Sequence[Entry],
+    *,
+    top: int | None = None,
+    kept_only: bool = False,
+    pattern: str | None = None,
+    by_gain: bool = False,
+) -> list[Entry]:
+    """The rows that `results` shows: filtered, then sorted, then the first `top` of them.
+
+    `top` takes the lowest scores, or with `by_gain` the largest gains.
+
+    Raises:
+        UserError: `pattern` is no regular expression.
+    """
+    chosen = [entry for entry in listed if entry.status == "keep" or not kept_only]
+    if pattern is not None:
+        try:
+            wanted = re.compile(pattern, re.IGNORECASE)
+        except re.error as error:
+            raise UserError(f"--grep {pattern!r} is no regular expression: {error}.") from error
+        chosen = [entry for entry in chosen if wanted.search(entry.description)]
+    if by_gain:
+        chosen.sort(key=lambda entry: float("-inf") if entry.gain is None else entry.gain)
+        chosen.reverse()
+    elif top is not None:
+        chosen.sort(key=lambda entry: float("inf") if entry.val_bpb is None else entry.val_bpb)
+    return chosen[:top]
+
+
+def summarize(listed: Sequence[Entry]) -> Summary:
+    """The numbers under the table, always of all experiments."""
+    scored = [entry for entry in listed if entry.val_bpb is not None]
+    kept = [entry for entry in scored if entry.status == "keep"]
+    improved = sorted(
+        (entry for entry in kept if entry.improved), key=lambda entry: -(entry.gain or 0)
+    )
+    return Summary(
+        experiments=len(listed),
+        improvements=len(improved),
+        crashes=sum(entry.status == "crash" for entry in listed),
+        start=scored[0].val_bpb if scored else None,
+        best=min(kept, key=lambda entry: entry.val_bpb or 0, default=None),
+        top=tuple(improved[:TOP]),
+        per_hour=_per_hour(listed),
+    )
+
+
+def summary_lines(summary: Summary) -> list[str]:
+    """The summary as plain lines."""
+    counts = (
+        f"{_count(summary.experiments, 'experiment')}, "
+        f"{_count(summary.improvements, 'improvement')}, {_count(summary.crashes, 'crash')}"
+    )
+    if summary.per_hour is not None:
+        counts += f", {summary.per_hour:.1f} experiments per hour"
+    lines = [counts]
+    if summary.start is not None and summary.best is not None:
+        best = summary.best.val_bpb or summary.start
+        percent = 100 * (summary.start - best) / summary.start
+        lines.append(
+            f"val_bpb {summary.start:.6f} -> {best:.6f} "
+            f"({percent:.2f}% lower), best: {summary.best.commit[:7]}"
+        )
+    if summary.top:
+        lines.append("top improvements:")
+        lines += [f"  {entry.gain:+.6f}  {entry.description}" for entry in summary.top]
+    return lines
+
+
+def print_table(console: "Console", rows: Sequence[Entry]) -> None:
+    """A table that wraps on a terminal; elsewhere columns of fixed width, one line a row."""
+    if not console.is_terminal:
+        widths = (4, 7, 8, 9, 9, 7, 0)
+        for cells in (COLUMNS, *(row.cells() for row in rows)):
+            columns = [
+                cell.ljust(width)
+                if name in ("commit", "status", "description")
+                else cell.rjust(width)
+                for name, cell, width in zip(COLUMNS, cells, widths, strict=True)
+            ]
+            print("  ".join(columns).rstrip(), file=console.file)
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in COLUMNS:
+        words = name in ("commit", "status", "description")
+        table.add_column(name, justify="left" if words else "right", no_wrap=name != "description")
+    for row in rows:
+        table.add_row(*map(Text, row.cells()), style=STYLES.get(row.status, ""))
+    console.print(table)
+
+
+def print_results(console: "Console", rows: Sequence[Entry], listed: Sequence[Entry]) -> None:
+    """The chosen rows, and under them the summary of all."""
+    print_table(console, rows)
+    if console.is_terminal:
+        first, *rest = summary_lines(summarize(listed))
+        console.print(first, style="bold", highlight=False, markup=False)
+    else:
+        print(file=console.file)
+        rest = summary_lines(summarize(listed))
+    for line in rest:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def find(listed: Sequence[Experiment], name: str) -> Experiment:
+    """The experiment of that number, or whose commit starts so. Raises UserError."""
+    by_number = [one for one in listed if name.isdecimal() and one.n == int(name)]
+    by_commit = [one for one in listed if len(name) >= 4 and one.commit.startswith(name.lower())]
+    found = by_number or by_commit
+    if len(found) == 1:
+        return found[0]
+    if found:
+        commits = ", ".join(one.commit[:12] for one in found)
+        raise UserError(f"{name!r} means {len(found)} commits: {commits}. Type more digits.")
+    numbers = f"numbers go from 0 to {listed[-1].n}" if listed else "nothing has run yet"
+    raise UserError(
+        f"there is no experiment {name!r}: {numbers}; `autoresearch-jax results` lists them."
+    )
+
+
+def show(console: "Console", workspace: "Workspace", name: str, tag: str | None = None) -> None:
+    """Description, numbers, diff against its base and log tail of one experiment.
+
+    Raises:
+        UserError: there is no such experiment, or no journal.
+    """
+    from autoresearch_jax.ratchet import Ratchet
+
+    tag = pick_tag(workspace, tag)
+    if tag is None:
+        raise UserError(
+            "nothing has run here yet, so there is nothing to show: `autoresearch-jax loop`."
+        )
+    one = find(journal.experiments(workspace.state_dir(tag)), name)
+    say = _printer(console)
+    say(f"experiment {one.n} of {tag}: {journal.clean(one.description)}", "bold")
+    say(f"commit    {one.commit}")
+    if one.base:
+        say(f"base      {one.base}")
+    say(f"status    {one.status or 'undecided'}", STYLES.get(one.status or "", ""))
+    if one.agent:
+        say(f"agent     {journal.clean(one.agent)}")
+    if one.reason:
+        say(f"reason    {journal.clean(one.reason, limit=1000)}")
+    for key, value in one.metrics.items():
+        say(f"{key:<18}{_number(value)}")
+    if one.base:
+        say("")
+        for line in printable(Ratchet(workspace, tag).diff(one.base, one.commit)).splitlines():
+            say(line, _diff_style(line))
+    log = workspace.run_dir(tag, one.n) / "run.log"
+    if log.is_file():
+        say("")
+        say(f"the last lines of {log}", "bold")
+        for line in tail(log):
+            say(line, "dim")
+
+
+def tail(path: Path, lines: int = LOG_LINES) -> list[str]:
+    """The last lines of a log, safe to print; a line redrawn in place counts as many."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - LOG_BYTES))
+        text = file.read().decode(errors="replace")
+    return [line for line in printable(text.replace("\r", "\n")).splitlines() if line][-lines:]
+
+
+def printable(text: str) -> str:
+    """Text without what would steer a terminal: a log or a file may hold anything."""
+    text = re.sub(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?)", "", text)
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "", text)
+
+
+def _printer(console: "Console") -> Callable[..., None]:
+    def say(text: str, style: str = "") -> None:
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    return say
+
+
+def _diff_style(line: str) -> str:
+    if line.startswith(("+++", "---", "diff ", "index ")):
+        return "bold"
+    return {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
+
+
+def _per_hour(listed: Sequence[Entry]) -> float | None:
+    seconds, previous = 0.0, None
+    timed = [entry for entry in listed if entry.started and entry.finished]
+    for entry in timed:
+        assert entry.started is not None
+        assert entry.finished is not None
+        begins = entry.started
+        if previous is not None and 0 <= entry.started - previous < IDLE_SECONDS:
+            begins = previous
+        seconds += max(0.0, entry.finished - begins)
+        previous = entry.finished
+    return 3600 * len(timed) / seconds if seconds else None
+
+
+def _text(value: float | None, form: str) -> str:
+    return "—" if value is None else format(value, form)
+
+
+def _number(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _count(number: int, noun: str) -> str:
+    plural = "es" if noun.endswith("sh") else "s"
+    return f"{number} {noun}{'' if number == 1 else plural}"
