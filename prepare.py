@@ -13,10 +13,7 @@ JAX and its like are imported inside the functions that compute with them: the c
 answers at once, and may start processes.
 """
 
-import dataclasses
-import hashlib
 import itertools
-import json
 import math
 import os
 import shutil
@@ -24,31 +21,24 @@ import time
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import filelock
 import numpy as np
 import psutil
 import rich
 import tokenizers
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import Progress
 
-from autoresearch_jax import manifest, paths, sources
+from autoresearch_jax import manifest, paths, sources, stages
 from autoresearch_jax.errors import UserError
 from constants import EVAL_TOKENS, MAX_SEQ_LEN, VOCAB_SIZE
 
 if TYPE_CHECKING:
     import jax
+
+    from autoresearch_jax.kit import batches
 
 ROOT = Path(__file__).resolve().parent  # the workspace whose constants these are
 
@@ -277,19 +267,11 @@ def prepare(source: str, num_shards: int, workers: int) -> manifest.Manifest:
     _check_constants()
     frozen = manifest.frozen_hashes(ROOT)  # of the files as this process has read them
     home = paths.home()
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-        TimeElapsedColumn(),
-    )
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with _only_one(home / "prepare.lock"), Progress(*columns) as progress:
+        with stages.progress_bars() as progress, stages.only_one(progress):
             found = sources.fetch(source, num_shards, workers, progress)
-            shards = _hashed(found, progress)
+            shards = stages.hash_shards(found, progress)
             tokenizer_files = _make_tokenizer(shards, progress)
             splits = {
                 split: _pack_split(split, shards, tokenizer_files["tokenizer.json"], progress)
@@ -326,36 +308,9 @@ def _check_constants() -> None:
             )
 
 
-def _only_one(path: Path) -> filelock.BaseFileLock:
-    """The lock that one preparation at a time holds; the kernel frees it however we end."""
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        rich.print(f"Another preparation is at work in {path.parent}; waiting for it to end.")
-        lock.acquire()
-    lock.acquire()  # `with` takes it once more, and this function holds the first
-    lock.release()
-    return lock
-
-
-def _hashed(found: sources.Found, progress: Progress) -> list[manifest.Shard]:
-    """Every shard with its SHA-256."""
-    named = [(split, path) for split, found_paths in found.splits() for path in found_paths]
-    task = progress.add_task("Check shards", total=len(named), unit="shards")
-
-    def one(split: str, path: Path) -> manifest.Shard:
-        shard = manifest.Shard(path.name, manifest.file_sha256(path), split, str(path))
-        progress.advance(task)
-        return shard
-
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        return list(pool.map(lambda item: one(*item), named))
-
-
 def _make_tokenizer(shards: list[manifest.Shard], progress: Progress) -> dict[str, manifest.File]:
     train = [shard for shard in shards if shard.split == "train"]
-    key = _key(
+    key = stages.key(
         TOKENIZER_VERSION, VOCAB_SIZE, SPLIT_PATTERN, RESERVED, [shard.sha256 for shard in train]
     )
     task = progress.add_task("Train tokenizer", total=1, unit=f"vocabulary of {VOCAB_SIZE:,}")
@@ -368,7 +323,7 @@ def _make_tokenizer(shards: list[manifest.Shard], progress: Progress) -> dict[st
         lengths[: len(trained)] = trained
         np.save(folder / "token_bytes.npy", lengths)
 
-    files = _stage(paths.home() / "tokenizers" / key, make)
+    files = stages.stage(paths.home() / "tokenizers" / key, make)
     progress.advance(task)
     return files
 
@@ -379,7 +334,7 @@ def _pack_split(
     mine = [shard for shard in shards if shard.split == split]
     held_out = split != "train"
     rows = EVAL_TOKENS // MAX_SEQ_LEN if held_out else None  # training packs one epoch
-    key = _key(
+    key = stages.key(
         PACKER_VERSION, MAX_SEQ_LEN, rows, tokenizer_file.sha256, [shard.sha256 for shard in mine]
     )
     name = f"{split}.u16"
@@ -411,66 +366,12 @@ def _pack_split(
                 f"{MAX_SEQ_LEN + 1} tokens: take more with --num-shards, or another --source"
             )
 
-    files = _stage(paths.home() / "packed" / key, make)
+    files = stages.stage(paths.home() / "packed" / key, make)
     progress.update(task, completed=rows if held_out else count)
     return files[name]
 
 
-def _stage(folder: Path, make: Callable[[Path], None]) -> dict[str, manifest.File]:
-    """The files that `make` writes into a folder, kept from one preparation to the next.
-
-    `folder` is named by all that goes into them. What another preparation left there is made
-    again unless it is whole, so preparing again mends whatever was damaged since.
-    """
-    done = folder / "done.json"
-    try:
-        listed = {
-            name: manifest.File(**file) for name, file in json.loads(done.read_text()).items()
-        }
-        if all(manifest.describe(folder / name) == file for name, file in listed.items()):
-            return listed
-    except (OSError, ValueError, TypeError, AttributeError):
-        pass  # absent or torn
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    make(folder)
-    files = {path.name: manifest.describe(path) for path in sorted(folder.iterdir())}
-    text = json.dumps({name: dataclasses.asdict(file) for name, file in files.items()})
-    manifest.write_atomically(done, lambda path: path.write_text(text))
-    return files
-
-
-def _key(*inputs: Any) -> str:
-    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
-
-
 # --- Batches ------------------------------------------------------------------------------------
-
-
-class _Batches:
-    """Whole batches of one split as records: reading one is a single copy of mapped memory."""
-
-    def __init__(self, rows: np.ndarray, batch_size: int, seq_len: int, process: int, count: int):
-        self._rows = rows
-        self._pieces = (rows.shape[1] - 1) // seq_len  # rows of seq_len + 1 in one that is stored
-        self._seq_len = seq_len
-        self._batch_size = batch_size
-        self._local = range(process * batch_size // count, (process + 1) * batch_size // count)
-
-    def __len__(self) -> int:
-        return len(self._rows) * self._pieces // self._batch_size
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        """This process's part of batch `index`: uint16 [batch_size / processes, seq_len + 1]."""
-        start = index * self._batch_size + self._local.start
-        stop = index * self._batch_size + self._local.stop
-        if self._pieces == 1:
-            return np.array(self._rows[start:stop])
-        first = start // self._pieces
-        stored = self._rows[first : -(-stop // self._pieces)]
-        windows = np.lib.stride_tricks.sliding_window_view(stored, self._seq_len + 1, axis=1)
-        pieces = windows[:, :: self._seq_len].reshape(-1, self._seq_len + 1)
-        return pieces[start - first * self._pieces : stop - first * self._pieces]
 
 
 def _read_rows(data: manifest.Manifest, split: str) -> np.ndarray:
@@ -484,7 +385,7 @@ def make_loader(
     batch_size: int,
     seq_len: int = MAX_SEQ_LEN,
     sharding: "jax.sharding.Sharding | None" = None,
-) -> Any:
+) -> "batches.Loader":
     """Batches of a split in order, again and again, read ahead onto the device.
 
     Args:
@@ -495,15 +396,16 @@ def make_loader(
         sharding: Of the batch over the devices; without one it goes to the default device.
 
     Returns:
-        An iterator over uint16 jax.Arrays [batch_size, seq_len + 1] (inputs `[:, :-1]`, targets
-        `[:, 1:]`), with `get_state()` and `set_state()` to go on where a checkpoint was made.
+        Endless batches: uint16 jax.Arrays [batch_size, seq_len + 1]; inputs `[:, :-1]`, targets
+        `[:, 1:]`.
 
     Raises:
         manifest.DataError: no data is prepared for this workspace, or it is damaged.
         ValueError: a batch_size or seq_len that the data does not allow.
     """
-    import grain
     import jax
+
+    from autoresearch_jax.kit import batches
 
     data = manifest.load(ROOT, splits=(split,))
     rows, processes = _read_rows(data, split), jax.process_count()
@@ -516,24 +418,11 @@ def make_loader(
             f"split: `{data.command}` with more --num-shards makes more"
         )
     if batch_size % processes:
-        raise ValueError(f"batch_size is {batch_size}, and must be a multiple of the {processes} "
-                         "processes")  # fmt: skip
+        raise ValueError(f"batch_size is {batch_size}: the {processes} processes do not divide it")
 
-    def put(batch: np.ndarray) -> "jax.Array":
-        if sharding is None:
-            return jax.device_put(batch)
-        shape = (batch_size, seq_len + 1)
-        return jax.make_array_from_process_local_data(sharding, batch, shape)
-
-    records = _Batches(rows, batch_size, seq_len, jax.process_index(), processes)
-    batches = (
-        grain.MapDataset.source(records)
-        .repeat()
-        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        .map(put)
-    )
-    # One thread reads and transfers: it is far ahead of any training step.
-    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2))
+    process = jax.process_index()
+    records = batches.Batches(rows, batch_size, seq_len, process, processes)
+    return batches.read_ahead(records, (batch_size, seq_len + 1), sharding)
 
 
 # --- The metric ---------------------------------------------------------------------------------
@@ -591,6 +480,8 @@ def _nats_by_row(
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
+    from autoresearch_jax.kit import artifacts
+
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
     everywhere, by_row = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
 
@@ -612,7 +503,7 @@ def _nats_by_row(
             check_vma=False,
         )
     )
-    local_params = jax.tree.map(lambda leaf: jax.device_put(_addressable(leaf), everywhere), params)
+    local_params = jax.device_put(jax.tree.map(artifacts.addressable, params), everywhere)
     counted = jax.device_put(token_bytes > 0, everywhere)
     padded_size = -(-batch_size // mesh.size) * mesh.size
     nats = np.zeros(len(rows), np.float32)
@@ -636,24 +527,18 @@ def _nats_by_row(
     return nats
 
 
-def _addressable(leaf: Any) -> Any:
-    """An array that this process holds in full; every process calls it for the same arrays."""
-    import jax
-    from jax.experimental import multihost_utils
-
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return multihost_utils.process_allgather(leaf, tiled=True)
-    return leaf
-
-
 # --- A session: what a training process leaves behind -------------------------------------------
 
-# Custom calls that jax.export cannot vouch for over versions; here both sides are the same version.
-EXPORTED_KERNELS = (
-    "__cudnn$fmhaSoftmax",
-    "__cudnn$fmhaScaleBiasSoftmax",
-    "__gpu$xla.gpu.triton",
-    "triton_kernel_call",
+STATS = frozenset(
+    [
+        "training_seconds",
+        "total_tokens",
+        "num_steps",
+        "num_params",
+        "depth",
+        "mfu_percent",
+        "peak_vram_mb",
+    ]
 )
 
 
@@ -682,31 +567,23 @@ def begin(logits_fn: LogitsFn, params: Any) -> "Session":
     """
     import jax
 
+    from autoresearch_jax.kit import artifacts
+
     data = manifest.load(ROOT, splits=("train",))
     run_dir = _run_dir()
-    names, leaves, treedef = _flatten(params)
-    rows = _rows_per_device()
-    abstract = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        for name, leaf in zip(names, leaves, strict=True)
-    }
-
-    def from_flat(flat: dict[str, "jax.Array"], tokens: "jax.Array") -> "jax.Array":
-        return logits_fn(jax.tree.unflatten(treedef, [flat[name] for name in names]), tokens)
-
-    checks = [jax.export.DisabledSafetyCheck.custom_call(kernel) for kernel in EXPORTED_KERNELS]
-    tokens = jax.ShapeDtypeStruct((rows, MAX_SEQ_LEN), np.int32)
-    exported = jax.export.export(jax.jit(from_flat), disabled_checks=checks)(abstract, tokens)
+    shape = (_rows_per_device(), MAX_SEQ_LEN)
+    exported = artifacts.export(logits_fn, params, shape)
     logits = exported.out_avals[0]
-    if logits.ndim != 3 or logits.shape[:2] != tokens.shape or logits.shape[2] < VOCAB_SIZE:
+    if logits.ndim != 3 or logits.shape[:2] != shape or logits.shape[2] < VOCAB_SIZE:
         raise ValueError(
-            f"logits_fn gives shape {logits.shape} for tokens of shape {tokens.shape}, and must "
-            f"give {(*tokens.shape, VOCAB_SIZE)}"
+            f"logits_fn gives shape {logits.shape} for tokens of shape {shape}, and must "
+            f"give {(*shape, VOCAB_SIZE)}"
         )
     if jax.process_index() == 0:
         blob = bytes(exported.serialize())
         manifest.write_atomically(run_dir / "exported.bin", lambda path: path.write_bytes(blob))
-    return Session(logits_fn, abstract, run_dir, data)
+    flat, _ = artifacts.flatten(params)
+    return Session(logits_fn, artifacts.abstract(flat), run_dir, data)
 
 
 class Session:
@@ -736,11 +613,16 @@ class Session:
         """
         import jax
 
+        from autoresearch_jax.kit import artifacts
+
         missing = STATS - stats.keys()
         if missing:
             raise ValueError(f"stats lacks {', '.join(sorted(missing))}")
-        params = jax.tree.map(_addressable, params)
-        self._save(params)
+        params = jax.tree.map(artifacts.addressable, params)
+        flat, _ = artifacts.flatten(params)
+        self._check_params(artifacts.abstract(flat))
+        if jax.process_index() == 0:
+            artifacts.save_arrays(self.run_dir / "params", flat)
         val_bpb = None
         if self._validation_visible():
             batch_size = _rows_per_device() * jax.local_device_count()
@@ -748,20 +630,11 @@ class Session:
         if jax.process_index() == 0:
             self._report(val_bpb, stats)
 
-    def _save(self, params: Any) -> None:
-        import jax
-
-        names, leaves, _ = _flatten(params)
-        found = {name: (leaf.shape, leaf.dtype) for name, leaf in zip(names, leaves, strict=True)}
-        expected = {name: (leaf.shape, leaf.dtype) for name, leaf in self._abstract.items()}
-        for name in sorted(found.keys() | expected.keys()):
-            if found.get(name) != expected.get(name):
-                raise ValueError(
-                    f"parameter {name} is {found.get(name)} in finish, and was "
-                    f"{expected.get(name)} in begin"
-                )
-        if jax.process_index() == 0:
-            _save_arrays(self.run_dir / "params", dict(zip(names, leaves, strict=True)))
+    def _check_params(self, found: dict[str, Any]) -> None:
+        for name in sorted(found.keys() | self._abstract.keys()):
+            now, before = found.get(name), self._abstract.get(name)
+            if now != before:
+                raise ValueError(f"parameter {name} is {now} in finish, and was {before} in begin")
 
     def _validation_visible(self) -> bool:
         """Whether every process can read the validation rows; isolation hides them."""
@@ -774,6 +647,8 @@ class Session:
         return bool(multihost_utils.process_allgather(np.array(visible)).all())
 
     def _report(self, val_bpb: float | None, stats: dict[str, Any]) -> None:
+        from autoresearch_jax.kit import artifacts
+
         started = psutil.Process().create_time()  # imports and compilation count as well
         summary = {
             "val_bpb": val_bpb,
@@ -786,30 +661,7 @@ class Session:
             "num_params_M": stats["num_params"] / 1e6,
             "depth": stats["depth"],
         }
-        text = json.dumps(summary, indent=1, default=float) + "\n"
-        manifest.write_atomically(self.run_dir / "summary.json", lambda path: path.write_text(text))
-        lines = ["---"]
-        for name, value in summary.items():
-            shown = "n/a" if value is None else format(value, SUMMARY_FORMATS[name])
-            lines.append(f"{name + ':':<18}{shown}")
-        print("\n".join(lines), flush=True)
-
-
-STATS = frozenset(
-    ("training_seconds", "total_tokens", "num_steps", "num_params", "depth", "mfu_percent")
-    + ("peak_vram_mb",)
-)
-SUMMARY_FORMATS = {
-    "val_bpb": ".6f",
-    "training_seconds": ".1f",
-    "total_seconds": ".1f",
-    "peak_vram_mb": ".1f",
-    "mfu_percent": ".2f",
-    "total_tokens_M": ".1f",
-    "num_steps": "d",
-    "num_params_M": ".1f",
-    "depth": "d",
-}
+        artifacts.report(self.run_dir, summary)
 
 
 def _run_dir() -> Path:
@@ -832,27 +684,6 @@ def _rows_per_device() -> int:
 
     tokens = 2**12 if jax.default_backend() == "cpu" else 2**15
     return max(1, tokens // MAX_SEQ_LEN)
-
-
-def _flatten(params: Any) -> tuple[list[str], list[Any], Any]:
-    """Names ("a/b/c"), arrays and structure of a pytree."""
-    import jax
-
-    with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_paths]
-    if len(set(names)) != len(names):
-        raise ValueError(f"two parameters have one name: {sorted(names)}")
-    return names, [leaf for _, leaf in with_paths], treedef
-
-
-def _save_arrays(folder: Path, arrays: dict[str, Any]) -> None:
-    """Write arrays with orbax, as host arrays: they then restore on any number of devices."""
-    import orbax.checkpoint as ocp
-
-    # Only the first process is here, so orbax must not wait for the others.
-    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
-    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-        checkpointer.save(folder, {name: np.asarray(array) for name, array in arrays.items()})
 
 
 if __name__ == "__main__":

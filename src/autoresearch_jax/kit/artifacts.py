@@ -1,0 +1,97 @@
+"""What a training process leaves behind: the model as an exported function, and its arrays."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from autoresearch_jax import manifest
+
+# Custom calls that jax.export does not vouch for from one version of JAX to another. Here both
+# sides are of one version.
+KERNELS = (
+    "__cudnn$fmhaSoftmax",
+    "__cudnn$fmhaScaleBiasSoftmax",
+    "__gpu$xla.gpu.triton",
+    "triton_kernel_call",
+)
+
+# What a summary shows, in order, and how.
+SUMMARY_FORMATS = {
+    "val_bpb": ".6f",
+    "training_seconds": ".1f",
+    "total_seconds": ".1f",
+    "peak_vram_mb": ".1f",
+    "mfu_percent": ".2f",
+    "total_tokens_M": ".1f",
+    "num_steps": "d",
+    "num_params_M": ".1f",
+    "depth": "d",
+}
+
+
+def flatten(params: Any) -> tuple[dict[str, Any], Any]:
+    """A pytree as a flat mapping of names ("a/b/c") to arrays, and its structure.
+
+    Raises:
+        ValueError: two leaves have one name.
+    """
+    with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_paths]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two parameters have one name: {', '.join(sorted(names))}")
+    return {name: leaf for name, (_, leaf) in zip(names, with_paths, strict=True)}, treedef
+
+
+def abstract(flat: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes alone, without sharding."""
+    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat.items()}
+
+
+def export(
+    logits_fn: Callable[[Any, jax.Array], jax.Array], params: Any, tokens_shape: tuple[int, int]
+) -> jax.export.Exported:
+    """`logits_fn` as f(flat, tokens): `flat` as `flatten` makes it, `tokens` int32 tokens_shape."""
+    flat, treedef = flatten(params)
+    names = list(flat)
+
+    def from_flat(flat: dict[str, jax.Array], tokens: jax.Array) -> jax.Array:
+        return logits_fn(jax.tree.unflatten(treedef, [flat[name] for name in names]), tokens)
+
+    checks = [jax.export.DisabledSafetyCheck.custom_call(kernel) for kernel in KERNELS]
+    tokens = jax.ShapeDtypeStruct(tokens_shape, np.int32)
+    return jax.export.export(jax.jit(from_flat), disabled_checks=checks)(abstract(flat), tokens)
+
+
+def save_arrays(folder: Path, flat: dict[str, Any]) -> None:
+    """Write arrays with orbax, as host arrays: they then restore on any number of devices.
+
+    Only the first process calls it.
+    """
+    import orbax.checkpoint as ocp  # takes a second, which only the end of a run needs
+
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+        checkpointer.save(folder, {name: np.asarray(leaf) for name, leaf in flat.items()})
+
+
+def addressable(leaf: Any) -> Any:
+    """An array that this process holds in full; all processes call it for the same arrays."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    return leaf
+
+
+def report(run_dir: Path, summary: dict[str, float | None]) -> None:
+    """Write summary.json and print the summary block; a value of None is shown as n/a."""
+    text = json.dumps(summary, indent=1, default=float) + "\n"
+    manifest.write_atomically(run_dir / "summary.json", lambda path: path.write_text(text))
+    lines = ["---"]
+    for name, form in SUMMARY_FORMATS.items():
+        value = summary[name]
+        lines.append(f"{name + ':':<18}{'n/a' if value is None else format(value, form)}")
+    print("\n".join(lines), flush=True)
