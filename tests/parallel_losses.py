@@ -8,7 +8,6 @@ import sys
 sys.path.insert(0, sys.argv[1])
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -41,4 +40,4 @@ for i in range(3):
     rows = jax.make_array_from_process_local_data(by_row, mine)
     schedule = train.schedule_at(0.1 * i, i, config.n_embd)
     params, opt_state, loss = step(params, opt_state, rows, schedule)
-    print(len(devices), jax.process_count(), float(jnp.asarray(loss)), flush=True)
+    print("loss", len(devices), jax.process_count(), float(loss), flush=True)
