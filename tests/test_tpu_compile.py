@@ -1,0 +1,31 @@
+"""The step at full default size compiles for TPUs, on a machine without one."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed: uv run --extra tpu pytest -m tpu_compile",
+)
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize(("target", "memory_gib"), [("v5e", 16), ("v6e", 32)])
+def test_the_default_step_compiles_and_fits(target, memory_gib, devices, capsys):
+    command = [sys.executable, "bench/compiled.py", "--target", target, "--json"]
+    command += ["--devices", str(devices), "--device-batch", "16"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    row = json.loads(done.stdout.splitlines()[-1])
+    with capsys.disabled():
+        print(f"\n{row}")
+    assert row["devices"] == devices
+    assert 0 < row["peak_gib"] < memory_gib
