@@ -213,12 +213,6 @@ def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _cycle(shard: Path) -> Iterator[str]:
-    """A shard's documents again and again: a short one still fills every validation row."""
-    while True:
-        yield from sources.documents([shard])
-
-
 # --- Preparation --------------------------------------------------------------------------------
 
 
@@ -348,11 +342,16 @@ def _pack_split(
 
     def make(folder: Path) -> None:
         tokenizer = Tokenizer(paths.home() / tokenizer_file.path)
-        documents = _cycle(shard_paths[0]) if held_out else sources.documents(shard_paths)
-        groups = _groups(
-            tokenizer,
-            documents,
-            seen=(lambda n: None) if held_out else (lambda n: progress.advance(task, n)),
+        # A held-out shard is read again and again: a short one still fills every row.
+        epochs = itertools.repeat(shard_paths) if held_out else [shard_paths]
+        groups = (
+            group
+            for epoch in epochs
+            for group in _groups(
+                tokenizer,
+                sources.documents(epoch),
+                seen=lambda n: progress.advance(task, 0 if held_out else n),
+            )
         )
         packed = itertools.islice(pack(groups, MAX_SEQ_LEN + 1), rows)
         with (folder / name).open("wb") as file:

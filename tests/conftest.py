@@ -1,0 +1,23 @@
+"""Fixtures that several test files share."""
+
+import pytest
+
+from tests import data_helpers
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """(workspace, home) with tiny data: rows of 64 tokens, vocabulary 512. Do not change it."""
+    folder = tmp_path_factory.mktemp("prepared")
+    root, home = data_helpers.make_workspace(folder / "workspace"), folder / "home"
+    shards = data_helpers.make_shards(folder / "shards")
+    done = data_helpers.run_prepare(root, home, "--source", str(shards))
+    assert done.returncode == 0, done.stderr
+    return root, home
+
+
+@pytest.fixture
+def prepared_home(prepared, monkeypatch):
+    """`prepared`, with AUTORESEARCH_HOME set to its home in this process."""
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(prepared[1]))
+    return prepared
