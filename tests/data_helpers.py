@@ -14,8 +14,24 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).parents[1]
 CONSTANTS = "TIME_BUDGET = 5\nMAX_SEQ_LEN = 64\nEVAL_TOKENS = 3072\nVOCAB_SIZE = 512\n"
-WORDS = ["the", "a", "of", "river", "stone", "light", "12", "2024", "—", "naïve", "über", "你好"]
-WORDS += ["running", "tests", "quickly;", "(again)"]
+SYLLABLES = [
+    "ri",
+    "ver",
+    "sto",
+    "ne",
+    "li",
+    "ght",
+    "ba",
+    "ko",
+    "mu",
+    "ten",
+    "sa",
+    "lo",
+    "qui",
+    "fe",
+]
+WORDS = ["12", "2024", "—", "naïve", "über", "你好", "quickly;", "(again)"]
+WORDS += [a + b + c for a in SYLLABLES for b in SYLLABLES for c in ("", "n", "ing")]
 
 
 def texts(count: int, seed: int) -> list[str]:

@@ -1,0 +1,326 @@
+"""Tokenizer, packing, batches and the metric, in this process."""
+
+import itertools
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from autoresearch_jax import manifest
+from autoresearch_jax.kit import batches
+from tests import data_helpers
+
+GOLDEN = Path(__file__).parent / "golden" / "packing_bpb.npz"
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN) as file:
+        return dict(file)
+
+
+@pytest.fixture
+def prepare(prepared_home):
+    """The tiny workspace's `prepare`."""
+    return data_helpers.import_prepare(prepared_home[0])
+
+
+@pytest.fixture(scope="module")
+def any_prepare(prepared):
+    return data_helpers.import_prepare(prepared[0])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(prepared, any_prepare):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTORESEARCH_HOME", str(prepared[1]))
+        return any_prepare.Tokenizer.load()
+
+
+def test_importing_needs_no_data_and_no_jax(tmp_path):
+    code = "import sys, prepare; sys.exit('jax' in sys.modules or 'grain' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=data_helpers.ROOT,
+        env=data_helpers.environment(tmp_path),
+    )
+    assert done.returncode == 0
+    assert not list(tmp_path.iterdir())
+
+
+# --- Tokenizer ----------------------------------------------------------------------------------
+
+
+@given(text=st.text())
+@settings(deadline=None)
+def test_tokens_are_lossless(tokenizer, text):
+    tokens = tokenizer.encode(text)
+    assert tokenizer.decode(tokens) == text
+    assert tokenizer.token_bytes()[tokens].sum() == len(text.encode())
+    assert min(tokens, default=4) >= 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|bos|>",
+        "a<|user|>b <|assistant|> <|end|>",
+        " leading and trailing ",
+        "\r\n\t\n\n  indented\n",
+        "we'll WE'LL it's 123456 ①② ½",
+        "e\u0301 is not \u00e9",  # a normalizer would make them one
+        "\ufeff\u200b\x00\x7f",
+        "🏳️‍🌈👩‍👩‍👧",
+    ],
+)
+def test_texts_that_tokenizers_tend_to_change(tokenizer, text):
+    tokens = tokenizer.encode(text)
+    assert tokenizer.decode(tokens) == text
+    assert min(tokens) >= 4  # what looks like a reserved token is ordinary text
+    assert tokenizer.token_bytes()[tokens].sum() == len(text.encode())
+
+
+def test_bytes_of_tokens(tokenizer):
+    lengths = tokenizer.token_bytes()
+    assert lengths[:4].tolist() == [0, 0, 0, 0]
+    assert lengths[4:].min() == 1
+    assert (lengths == 1).sum() == 256  # every byte, lone continuation bytes among them
+    assert tokenizer.vocab_size == len(lengths) == 512
+
+
+def test_digits_are_split_in_ones_and_twos(tokenizer):
+    tokens = tokenizer.encode("2024202420242024")
+    assert max(len(tokenizer.decode([token])) for token in tokens) <= 2
+
+
+def test_documents_begin_with_bos(tokenizer):
+    one, empty = tokenizer.encode_documents(["the river", ""])
+    assert one.tolist() == [tokenizer.bos_id, *tokenizer.encode("the river")]
+    assert empty.tolist() == [tokenizer.bos_id] == [0]
+
+
+def test_training_is_deterministic_and_fills_the_vocabulary(prepare, tmp_path):
+    documents = data_helpers.texts(300, seed=7)
+    for name in ("a", "b"):
+        prepare.train_tokenizer(documents, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert prepare.Tokenizer(tmp_path / "a").vocab_size == 512
+
+
+def test_the_tokenizer_sees_the_beginning_of_each_document(prepare, monkeypatch):
+    monkeypatch.setattr(prepare, "TOKENIZER_CHARS", 25)
+    monkeypatch.setattr(prepare, "TOKENIZER_DOC_CHARS", 10)
+    assert list(prepare._tokenizer_text(["x" * 12, "yy", "z" * 30, "wwww", "never"])) == [
+        "x" * 10,
+        "yy",
+        "z" * 10,
+        "wwww",
+    ]
+
+
+# --- Packing ------------------------------------------------------------------------------------
+
+
+def test_packing_reproduces_the_recorded_rows(prepare, golden):
+    ends = np.cumsum(golden["doc_lengths"])
+    parts = np.split(golden["doc_tokens"], ends[:-1])
+    documents = [np.array([golden["bos"], *part], np.uint16) for part in parts]
+    epoch = 0
+
+    def groups():
+        nonlocal epoch
+        while True:
+            epoch += 1
+            yield from prepare._batched(documents, int(golden["refill"]))
+
+    rows = prepare.pack(groups(), int(golden["seq_len"]) + 1)
+    assert golden["buffer_size"] == prepare.BUFFER_SIZE
+    assert golden["refill"] == prepare.REFILL
+    for expected, expected_epoch in zip(golden["rows"], golden["epochs"], strict=True):
+        batch = list(itertools.islice(rows, int(golden["batch"])))
+        np.testing.assert_array_equal(batch, expected)
+        assert epoch == expected_epoch
+
+
+def naive_pack(documents, row_tokens, buffer_size, refill):
+    """The rule, in the plainest way: look at every document in the buffer."""
+    waiting, buffer, rows = list(documents), [], []
+    while True:
+        row = []
+        while len(row) < row_tokens:
+            while len(buffer) < buffer_size and waiting:
+                buffer += waiting[:refill]
+                del waiting[:refill]
+            if not buffer:
+                return rows
+            room = row_tokens - len(row)
+            fitting = [len(document) for document in buffer if len(document) <= room]
+            wanted = max(fitting) if fitting else min(len(document) for document in buffer)
+            index = next(i for i, document in enumerate(buffer) if len(document) == wanted)
+            row += buffer.pop(index)[:room]
+        rows.append(row)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 30), max_size=120),
+    row_tokens=st.integers(1, 20),
+    buffer_size=st.integers(1, 20),
+    refill=st.integers(1, 10),
+)
+@settings(deadline=None)
+def test_packing_is_the_plain_rule(any_prepare, lengths, row_tokens, buffer_size, refill):
+    prepare = any_prepare
+    fresh = itertools.count(1)
+    documents = [[0, *itertools.islice(fresh, length - 1)] for length in lengths]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "BUFFER_SIZE", buffer_size)
+        arrays = [np.array(document, np.uint16) for document in documents]
+        packed = list(prepare.pack(prepare._batched(arrays, refill), row_tokens))
+    assert [row.tolist() for row in packed] == naive_pack(
+        documents, row_tokens, buffer_size, refill
+    )
+    tokens = [token for row in packed for token in row.tolist() if token]
+    assert len(tokens) == len(set(tokens))  # one epoch: nothing is repeated
+    assert all(row[0] == 0 and len(row) == row_tokens for row in packed)
+
+
+def test_packed_rows_on_disk(prepare, prepared_home):
+    data = manifest.load(prepared_home[0])
+    lengths = np.load(data.token_bytes_path)
+    assert lengths.shape == (512,)
+    for split in manifest.SPLITS:
+        rows = prepare._read_rows(data, split)
+        assert rows.shape == (data.rows(split), 65)
+        assert (rows[:, 0] == 0).all()
+        assert rows.max() < 512
+    text = prepare.Tokenizer.load().decode(prepare._read_rows(data, "val")[0])
+    words = text.removeprefix("<|bos|>").split()
+    assert len(set(words) & set(data_helpers.WORDS)) > 3
+
+
+# --- Batches ------------------------------------------------------------------------------------
+
+
+def take(loader, count):
+    return [np.asarray(batch) for batch in itertools.islice(loader, count)]
+
+
+def test_batches_are_the_rows_in_order_again_and_again(prepare, prepared_home):
+    rows = prepare._read_rows(manifest.load(prepared_home[0]), "val")  # 48
+    first, second, third = take(prepare.make_loader("val", 20), 3)
+    np.testing.assert_array_equal(first, rows[:20])
+    np.testing.assert_array_equal(second, rows[20:40])
+    np.testing.assert_array_equal(third, rows[:20])  # a partial batch is left out
+    assert first.dtype == np.uint16
+
+
+def test_a_loader_goes_on_where_it_was(prepare):
+    loader = prepare.make_loader("train", 7)
+    take(loader, 5)
+    state = loader.get_state()
+    expected = take(loader, 40)  # beyond the end of an epoch
+    other = prepare.make_loader("train", 7)
+    take(other, 2)
+    other.set_state(state)
+    np.testing.assert_array_equal(take(other, 40), expected)
+
+
+def test_shorter_rows(prepare, prepared_home):
+    rows = prepare._read_rows(manifest.load(prepared_home[0]), "val")
+    loaded = np.concatenate(take(prepare.make_loader("val", 5, seq_len=16), 4))
+    for index, piece in enumerate(loaded):
+        start = index % 4 * 16
+        np.testing.assert_array_equal(piece, rows[index // 4, start : start + 17])
+
+
+@given(
+    count=st.integers(1, 4),
+    local=st.integers(1, 5),
+    pieces=st.sampled_from([1, 2, 4, 8]),
+    rows=st.integers(1, 30),
+)
+@settings(deadline=None)
+def test_processes_share_every_batch(count, local, pieces, rows):
+    stored = np.arange(rows * 17, dtype=np.uint16).reshape(rows, 17)
+    whole = batches.Batches(stored, count * local, 16 // pieces, 0, 1)
+    parts = [batches.Batches(stored, count * local, 16 // pieces, p, count) for p in range(count)]
+    assert len(whole) == len(parts[0]) == rows * pieces // (count * local)
+    for index in range(len(whole)):
+        together = np.concatenate([part[index] for part in parts])
+        np.testing.assert_array_equal(together, whole[index])
+        assert together.shape == (count * local, 16 // pieces + 1)
+
+
+def test_a_sharded_batch(prepare):
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    batch = next(prepare.make_loader("train", 8 * len(jax.devices()), sharding=sharding))
+    assert batch.sharding == sharding
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0, and must be from 1 to"),
+        ({"batch_size": 49}, "from 1 to 48, the rows of the val split"),
+        ({"batch_size": 4, "seq_len": 48}, r"seq_len is 48, and must divide MAX_SEQ_LEN \(64\)"),
+        ({"batch_size": 4, "seq_len": 128}, "seq_len is 128"),
+        ({"batch_size": 4, "seq_len": 0}, "seq_len is 0"),
+    ],
+)
+def test_bad_batches_are_refused(prepare, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        prepare.make_loader("val", **arguments)
+
+
+def test_no_such_split(prepare):
+    with pytest.raises(manifest.DataError, match="no split is named 'test'"):
+        prepare.make_loader("test", 4)
+
+
+# --- The metric ---------------------------------------------------------------------------------
+
+
+def lookup(table, tokens):
+    """A model that is a table: what follows depends on the last token alone."""
+    return table[tokens]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32, 500])
+def test_the_metric_is_the_recorded_one(prepare, golden, batch_size):
+    rows = golden["rows"].reshape(-1, 65)[: golden["eval_tokens"] // 64]
+    found = prepare.bits_per_byte(
+        lookup, golden["logits_table"], rows, golden["token_bytes"], batch_size
+    )
+    assert found == pytest.approx(float(golden["bpb"]), rel=1e-6)
+
+
+def test_a_uniform_guess_costs_the_logarithm_of_the_vocabulary(prepare, prepared_home):
+    data = manifest.load(prepared_home[0])
+    lengths = np.load(data.token_bytes_path)[prepare._read_rows(data, "val")[:, 1:]]
+    expected = 9 * (lengths > 0).sum() / lengths.sum()  # nats / ln 2 = bits; log2(512) = 9
+    found = prepare.evaluate_bpb(lookup, jnp.zeros((512, 512), jnp.bfloat16), 16)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_metric_does_not_depend_on_the_batch(prepare):
+    table = jax.random.normal(jax.random.key(0), (512, 512))
+    found = [prepare.evaluate_bpb(lookup, table, size) for size in (1, 5, 48, 100)]
+    assert found == pytest.approx([found[0]] * 4, rel=1e-6)
+
+
+def test_a_wrong_number_is_not_hidden(prepare):
+    assert math.isnan(prepare.evaluate_bpb(lookup, jnp.full((512, 512), jnp.nan), 16))
+
+
+def test_the_metric_refuses_an_empty_batch(prepare):
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        prepare.evaluate_bpb(lookup, jnp.zeros((512, 512)), 0)
