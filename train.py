@@ -107,13 +107,11 @@ def rms_norm(x_BTD: jax.Array) -> jax.Array:
 
 
 def rotary_tables(config: GPTConfig, T: int) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines, [T, 1, H/2], of rotary position embedding (RoFormer)."""
+    """Cosines and sines, [1, T, 1, H/2], of rotary position embedding (RoFormer)."""
     H = config.head_dim
     frequencies = 10000.0 ** (-np.arange(0, H, 2, dtype=np.float32) / H)
-    angles_TH = np.outer(np.arange(T, dtype=np.float32), frequencies)[:, None, :]
-    return jnp.asarray(np.cos(angles_TH), config.dtype), jnp.asarray(
-        np.sin(angles_TH), config.dtype
-    )
+    angles = np.outer(np.arange(T, dtype=np.float32), frequencies)[None, :, None, :]
+    return jnp.asarray(np.cos(angles), config.dtype), jnp.asarray(np.sin(angles), config.dtype)
 
 
 def rotate(x_BTNH: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -480,10 +478,9 @@ def abstract_step(devices):
         def accumulate(total, rows):
             return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, rows)), None
 
-        rows = rows.reshape(passes, -1, rows.shape[-1])
-        total = jax.value_and_grad(loss_fn)(params, rows[0])
-        if passes > 1:
-            total, _ = jax.lax.scan(accumulate, total, rows[1:])
+        # A loop from zero: passes written one after the other would share memory's peak.
+        zeros = (jnp.float32(0), optax.tree.zeros_like(params))
+        total, _ = jax.lax.scan(accumulate, zeros, rows.reshape(passes, -1, rows.shape[-1]))
         return jax.lax.pmean(jax.tree.map(lambda x: x / passes, total), "data")
 
     def step(params, opt_state, rows, schedule):
