@@ -1,0 +1,69 @@
+"""How long the demo takes from nothing, and how often its five experiments improve the baseline.
+
+    uv run bench/demo.py [--seeds 3] [--json]
+
+Every seed has a folder and a data home of its own, as a newcomer's first run has.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+
+def demo(seed: int) -> dict:
+    """Run one demo; its seconds and scores."""
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = Path(folder, "autoresearch-demo")
+        command = [Path(sys.executable).with_name("autoresearch-jax"), "demo"]
+        start = time.perf_counter()
+        subprocess.run(
+            [*command, "--dir", workspace, "--seed", str(seed)],
+            env=os.environ | {"AUTORESEARCH_HOME": str(Path(folder, "home"))},
+            stdout=sys.stderr,
+            check=True,
+        )
+        seconds = time.perf_counter() - start
+        with (workspace / "results.tsv").open(newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+    kept = [float(row["val_bpb"]) for row in rows if row["status"] == "keep"]
+    return {
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "experiments": len(rows) - 1,
+        "improvements": len(kept) - 1,
+        "crashes": sum(row["status"] == "crash" for row in rows),
+        "baseline_bpb": kept[0],
+        "best_bpb": min(kept),
+    }
+
+
+@click.command()
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def main(seeds: int, as_json: bool):
+    runs = [demo(seed) for seed in range(seeds)]
+    summary = {
+        "runs": runs,
+        "slowest_seconds": max(run["seconds"] for run in runs),
+        "improved": sum(run["improvements"] > 0 for run in runs),
+    }
+    if as_json:
+        click.echo(json.dumps(summary))
+        return
+    table = Table(*runs[0])
+    for run in runs:
+        table.add_row(*map(str, run.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
