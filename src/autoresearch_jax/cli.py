@@ -1,0 +1,394 @@
+"""The command line: parses, calls, prints. Whatever takes time to import is imported in a command.
+
+Exit codes: 0 done, 1 it could not be done (the message says why and what to type next), 2 wrong
+usage; `run` has its own.
+"""
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autoresearch_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from autoresearch_jax.view import View
+
+SECTIONS = {
+    "Start": ("demo", "setup", "doctor"),
+    "Research": ("run", "loop"),
+    "Look": ("results", "show"),
+}
+
+
+class Sections(click.Group):
+    """A group whose help lists its commands by purpose, and whose user errors are one message."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, names in SECTIONS.items():
+            commands = [(name, self.commands[name]) for name in names]
+            with formatter.section(title):
+                width = max(len(name) for names in SECTIONS.values() for name in names)
+                formatter.write_dl(
+                    [(n.ljust(width), c.get_short_help_str(limit=90)) for n, c in commands]
+                )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Sections, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "-C",
+    "folder",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Act as if started in DIR, like git -C.",
+)
+@click.version_option(package_name="autoresearch-jax", message="%(prog)s %(version)s")
+@click.pass_context
+def main(ctx: click.Context, folder: Path | None) -> None:
+    """Pretraining research overnight: an agent changes train.py, the harness trains and scores it,
+    and what improves val_bpb is kept.
+
+    \b
+    Begin with:
+      autoresearch-jax demo
+    """
+    if folder is not None:
+        ctx.call_on_close(functools.partial(os.chdir, Path.cwd()))
+        os.chdir(folder)
+
+
+# ------------------------------------------------------------------------------------- Start
+
+
+@main.command(name="demo")
+@click.option("--dir", "folder", metavar="DIR", type=click.Path(path_type=Path), help=(
+    "Where its workspace goes.  [default: autoresearch-demo]"))  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Of the search.")
+@click.option("--experiments", type=click.IntRange(min=1), default=5, show_default=True,
+              help="After the baseline.")  # fmt: skip
+def demo_command(folder: Path | None, seed: int, experiments: int) -> None:
+    """The whole job in a few minutes, on any machine.
+
+    A small workspace, text from this machine's Python documentation, a baseline and five
+    experiments of 10 seconds, the results and a picture. Given again, it goes on where it
+    was interrupted.
+
+    \b
+    Example:
+      autoresearch-jax demo
+    """
+    from autoresearch_jax import demo
+
+    with _view() as (console, view):
+        demo.demo(folder or Path(demo.FOLDER), console, view, seed=seed, experiments=experiments)
+
+
+@main.command()
+@click.argument("target", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
+@click.option("--preset", metavar="NAME", help=(
+    "Sizes for a machine: h100, a100-40gb, 24gb, 12gb, 6gb, v4-8, v5e-1, v5e-8, v5p-8, v6e-1, "
+    "v6e-8, cpu, demo. `doctor` suggests one.  [default: the sizes as they are]"))  # fmt: skip
+@click.option("--seq-len", type=int, metavar="N", help=(
+    "Tokens in a row; EVAL_TOKENS follows in proportion."))  # fmt: skip
+@click.option("--source", metavar="S", help=(
+    "fineweb-edu, climbmix, hf:ORG/NAME, pydocs (no network) or a folder of parquet files.  "
+    "[default: fineweb-edu]"))  # fmt: skip
+@click.option("--num-shards", type=click.IntRange(min=1), metavar="N", help=(
+    "Shards of text to train on."))  # fmt: skip
+@click.option("--skip-data", is_flag=True, help="Prepare no data yet.")
+def setup(
+    target: Path,
+    preset: str | None,
+    seq_len: int | None,
+    source: str | None,
+    num_shards: int | None,
+    skip_data: bool,
+) -> None:
+    """Make DIR a workspace, size it for a machine, and prepare its data.
+
+    In a workspace that exists, changes its sizes (as a commit) and prepares what is missing.
+
+    \b
+    Example:
+      autoresearch-jax setup research --preset 24gb
+    """
+    from autoresearch_jax import create
+
+    with _view() as (_, view):
+        root = create.setup(
+            target,
+            view,
+            preset=preset,
+            seq_len=seq_len,
+            source=source,
+            num_shards=num_shards,
+            skip_data=skip_data,
+        )
+        view.say("Next:")
+        if root != Path.cwd():
+            view.say(f"  cd {_quoted(target)}")
+        if skip_data:
+            view.say("  uv run prepare.py        # or: autoresearch-jax setup")
+        view.say("  autoresearch-jax doctor  # is the machine ready, and which preset fits it")
+        view.say("  autoresearch-jax loop    # experiments until stopped")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def doctor(as_json: bool) -> None:
+    """Is this machine ready? Device, data, disk and a preset that fits.
+
+    Exits with 0 when it is ready, else 1.
+
+    \b
+    Example:
+      autoresearch-jax doctor
+    """
+    _doctor(as_json)
+
+
+@main.command(name="check-hardware", hidden=True)
+def check_hardware() -> None:
+    """The same as `doctor --json`.
+
+    \b
+    Example:
+      autoresearch-jax check-hardware
+    """
+    _doctor(as_json=True)
+
+
+def _doctor(as_json: bool) -> None:
+    from autoresearch_jax import hardware
+
+    found = hardware.report(Path.cwd())
+    if as_json:
+        import json
+
+        click.echo(json.dumps(found, indent=2))
+    else:
+        _print_doctor(found)
+    if not found["ready"]:
+        sys.exit(1)
+
+
+def _print_doctor(found: dict[str, Any]) -> None:
+    from autoresearch_jax import presets
+
+    device = "none"
+    if found["platform"]:
+        device = f"{found['device_count']} x {found['device_kind']} ({found['platform']})"
+        device += f", {found['memory_mb'] / 1024:.1f} GB each, JAX {found['jax_version']}"
+    lines = {
+        "device": device,
+        "python": f"{found['python_version']}{'' if found['python_ok'] else ', too old'}",
+        "uv": "found" if found["uv_ok"] else "missing",
+        "data": "ready" if found["data_ready"] else "not prepared",
+        "disk": f"{found['disk_free_gb']:.0f} GB free in {found['home']}",
+    }
+    if found["preset"]:
+        preset = presets.PRESETS[found["preset"]]
+        lines["preset"] = f"{preset.name}: {preset.description}"
+    for name, value in lines.items():
+        click.echo(f"{name:<8}{value}")
+    click.echo()
+    for one in found["problems"]:
+        click.echo(f"- {one['problem']}\n  Next: {one['command']}")
+    click.echo("Ready: autoresearch-jax loop" if found["ready"] else "Not ready.")
+
+
+# ---------------------------------------------------------------------------------- Research
+
+
+@main.command()
+@click.option("-m", "description", metavar="DESCRIPTION", help=(
+    "Propose the edited train.py under this description: it is kept if it improves."))  # fmt: skip
+@click.option("--log", "log_path", metavar="FILE", default="run.log", show_default=True,
+              type=click.Path(dir_okay=False, path_type=Path),
+              help="Where what train.py prints goes.")  # fmt: skip
+def run(description: str | None, log_path: Path) -> None:
+    """One experiment with the train.py that lies here.
+
+    Without -m it is measured and nothing is decided; the line printed holds val_bpb, peak memory
+    in MB, seconds and the log's path, separated by tabs. With -m it goes through the ratchet like
+    any other proposal; afterwards train.py is the best known again.
+
+    Exits with 0 when there is a score, 1 when there is none, 2 when it ran out of time.
+
+    \b
+    Example:
+      autoresearch-jax run -m "warm down over the last 70%"
+    """
+    from autoresearch_jax import loop
+    from autoresearch_jax.workspace import Workspace
+
+    workspace = Workspace.open(Path.cwd())
+    with _view() as (_, view):
+        if description is None:
+            result = loop.measure(workspace, log_path=log_path, view=view)
+            outcome, reason, score = result.outcome, result.reason, result.val_bpb
+            view.live("")
+            click.echo(_measured(score, result.metrics, result.seconds, result.log))
+        else:
+            one = loop.run_proposal(
+                workspace, description=description, log_path=log_path, view=view
+            )
+            outcome, reason = one.outcome or "", one.reason
+            score = one.val_bpb if one.status != "crash" else None
+    if score is None:
+        if description is None:
+            click.echo(f"Error: no val_bpb: {reason or outcome}. See {log_path}", err=True)
+        sys.exit(2 if outcome == "timeout" else 1)
+
+
+def _measured(score: float | None, metrics: Any, seconds: float, log: Path) -> str:
+    peak = metrics.get("peak_vram_mb")
+    return "\t".join(
+        (
+            "n/a" if score is None else f"{score:.6f}",
+            "n/a" if peak is None else f"{peak:.1f}",
+            f"{seconds:.1f}",
+            str(log),
+        )
+    )
+
+
+@main.command(name="loop")
+@click.option("--agent", default="tpe", show_default=True, metavar="NAME-OR-COMMAND", help=(
+    "Who proposes: tpe (built in) or any shell command that edits train.py."))  # fmt: skip
+@click.option("--max", "most", type=click.IntRange(min=0), metavar="N", help=(
+    "Experiments after the baseline.  [default: until stopped]"))  # fmt: skip
+@click.option("--desc", default="", metavar="TEXT", help="What this session is after.")
+@click.option("--tag", help=(
+    "Work on branch autoresearch/TAG.  [default: the newest that fits, else a new one]"
+))  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Of the search.")
+def loop_command(agent: str, most: int | None, desc: str, tag: str | None, seed: int) -> None:
+    """Experiment after experiment with an agent, until stopped.
+
+    One Ctrl-C finishes the running experiment, a second abandons it. The same command goes on
+    after any interruption.
+
+    \b
+    Example:
+      autoresearch-jax loop --max 100
+    """
+    from autoresearch_jax import loop
+    from autoresearch_jax.workspace import Workspace
+
+    workspace = Workspace.open(Path.cwd())
+    with _view() as (_, view):
+        result = loop.run_loop(
+            workspace,
+            agent=agent,
+            max_experiments=most,
+            tag=tag,
+            desc=desc,
+            seed=seed,
+            view=view,
+        )
+        view.live("")
+        _after_loop(workspace.root, result.tag, view)
+
+
+def _after_loop(root: Path, tag: str, view: "View") -> None:
+    from autoresearch_jax import plot, report
+
+    listed = report.load(root, tag)
+    if not listed:
+        return
+    picture = root / "progress.png"
+    plot.progress(listed, picture, title=f"autoresearch/{tag}")
+    for line in report.summary_lines(report.summarize(listed)):
+        view.say(line)
+    view.say(f"picture: {picture}")
+
+
+# -------------------------------------------------------------------------------------- Look
+
+
+@main.command()
+@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Only the N best.")
+@click.option("--kept-only", is_flag=True, help="Only what was kept.")
+@click.option("--grep", "pattern", metavar="REGEX", help="Only descriptions that match.")
+@click.option("--sort", type=click.Choice(["gain"]), help="Largest improvement first.")
+@click.option("--tag", help="Of another tag.  [default: the newest]")
+def results(
+    top: int | None, kept_only: bool, pattern: str | None, sort: str | None, tag: str | None
+) -> None:
+    """Every experiment and the summary of the night.
+
+    Also reads a results.tsv of the original or its forks that lies here.
+
+    \b
+    Example:
+      autoresearch-jax results --kept-only --sort gain
+    """
+    from autoresearch_jax import report
+
+    listed = report.load(Path.cwd(), tag)
+    if not listed:
+        raise UserError("no experiment is recorded here yet: `autoresearch-jax loop` starts.")
+    rows = report.select(
+        listed, top=top, kept_only=kept_only, pattern=pattern, by_gain=sort == "gain"
+    )
+    report.print_results(_console(), rows, listed)
+
+
+@main.command()
+@click.argument("experiment", metavar="N|COMMIT")
+@click.option("--tag", help="Of another tag.  [default: the newest]")
+def show(experiment: str, tag: str | None) -> None:
+    """One experiment in full: description, numbers, diff, last lines of its log.
+
+    \b
+    Example:
+      autoresearch-jax show 12
+    """
+    from autoresearch_jax import report
+    from autoresearch_jax.workspace import Workspace
+
+    report.show(_console(), Workspace.open(Path.cwd()), experiment, tag)
+
+
+# ------------------------------------------------------------------------------------ output
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+@contextlib.contextmanager
+def _view() -> "Iterator[tuple[Console, View]]":
+    """A console, and a view that on a terminal has one passing status line."""
+    from autoresearch_jax.view import PlainView
+
+    console = _console()
+    if not console.is_terminal:
+        yield console, PlainView()
+        return
+    from autoresearch_jax.terminal import RichView
+
+    with contextlib.closing(RichView(console)) as view:
+        yield console, view
+
+
+def _quoted(path: Path) -> str:
+    import shlex
+
+    return shlex.quote(str(path))

@@ -1,0 +1,77 @@
+"""The main job at a size that fits anything: a workspace, its data, a baseline, experiments."""
+
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+
+from autoresearch_jax import create, journal, loop, manifest, plot, presets, report
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.view import View
+from autoresearch_jax.workspace import Workspace
+
+FOLDER = "autoresearch-demo"
+PRESET = "demo"
+
+
+def demo(target: Path, console: Console, view: View, *, seed: int, experiments: int) -> None:
+    """Carries the demo out, or what an earlier one in `target` left undone.
+
+    Raises:
+        UserError: `target` is something else, or a step failed.
+    """
+    target = target.absolute()
+    view.say(f"[1/4] A workspace in {target}")
+    if create.is_workspace(target):
+        _check_ours(target)
+    else:
+        create.setup(target, view, preset=PRESET, skip_data=True)
+    view.say("[2/4] Text from the Python documentation on this machine, packed into tokens")
+    create.prepare(target, view, source="pydocs")
+    workspace = Workspace.open(target)
+    budget = workspace.constants()["TIME_BUDGET"]
+    view.say(
+        f"[3/4] The baseline and {experiments} experiments of {budget} s each: a search changes "
+        "train.py, and what lowers val_bpb is kept"
+    )
+    done = _decided(workspace)
+    if done > experiments:
+        view.say(f"All are recorded already; to start afresh: rm -r {_short(target)}")
+    else:
+        if done:
+            view.say(f"{done} are recorded already; going on from them.")
+        loop.run_loop(workspace, agent="tpe", max_experiments=experiments, seed=seed, view=view)
+    view.say("[4/4] Results")
+    listed = report.load(target)
+    picture = target / "progress.png"
+    plot.progress(listed, picture, title="autoresearch-jax demo")
+    report.print_results(console, listed, listed)
+    best = report.summarize(listed).best
+    view.say(f"\nThe picture: {picture}")
+    view.say("Next:")
+    view.say(f"  cd {_short(target)}")
+    if best is not None:
+        view.say(f"  autoresearch-jax show {best.n:<14}# what the best one changed")
+    view.say("  autoresearch-jax loop --max 10      # go on searching")
+    view.say("  autoresearch-jax setup ../research  # a workspace of full size")
+
+
+def _check_ours(target: Path) -> None:
+    wanted = presets.get(PRESET).constants
+    found = manifest.read_constants(target / "constants.py")
+    if any(found.get(name) != value for name, value in wanted.items()):
+        raise UserError(
+            f"{target} is a workspace of another size, not the demo's: choose another folder with "
+            "`autoresearch-jax demo --dir DIR`."
+        )
+
+
+def _decided(workspace: Workspace) -> int:
+    tags = workspace.tags()
+    found = journal.experiments(workspace.state_dir(tags[-1])) if tags else []
+    return sum(one.status is not None for one in found)
+
+
+def _short(target: Path) -> str:
+    here = Path.cwd()
+    return shlex.quote(str(target.relative_to(here) if target.is_relative_to(here) else target))
