@@ -17,6 +17,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import unicodedata
 import zlib
 from dataclasses import dataclass
@@ -217,10 +218,8 @@ def replay(steps: list[Record]) -> list[Experiment]:
 
 
 def results_text(history: list[Experiment]) -> str:
-    """The text of results.tsv: a row for each decided experiment, in the order of deciding."""
-    decided = [e for e in history if e.status]
-    decided.sort(key=lambda e: (e.finished or 0.0, e.n))
-    return HEADER + "".join(map(_row_text, decided))
+    """The text of results.tsv: a row for each decided experiment."""
+    return HEADER + "".join(_row_text(e) for e in history if e.status)
 
 
 def _row_text(e: Experiment) -> str:
@@ -232,16 +231,27 @@ def _row_text(e: Experiment) -> str:
     return f"{e.commit[:7]}\t{numbers}\t{e.status}\t{clean(e.description)}\n"
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """Replaces a file in one step: afterwards it is the old one or the new one, never a part."""
     path = path.resolve()  # a link stays a link
     temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, text.encode())
 
 
 def sync_folder(folder: Path) -> None:

@@ -28,7 +28,7 @@ class Context:
     prompt: str  # the whole prompt, program.md in it
     prompt_path: Path  # the same as a file, outside .git
     run_dir: Path  # where the agent's own logs go
-    say: Callable[[str], None] = field(default=print)  # a lasting line to the person
+    committed: Callable[[], str] = field(default=str)  # the subject of its commit here, or ""
     abandoned: Callable[[], bool] = field(default=lambda: False)  # asked often; True: give up now
     keep_fds: tuple[int, ...] = ()  # for process.run: the lock that outlives a killed loop
 

@@ -1,0 +1,402 @@
+"""A tag held by this process, and the life of one experiment in it.
+
+Every step is in the journal before its effect is carried out, and every effect can be carried out
+twice. So `settle` brings whatever state a killed process left to where it would have been.
+"""
+
+import ast
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from autoresearch_jax import journal, manifest, ratchet, trainer
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.interrupts import Interrupts
+from autoresearch_jax.journal import Experiment, Journal, Record
+from autoresearch_jax.ratchet import Ratchet
+from autoresearch_jax.view import View
+from autoresearch_jax.workspace import FROZEN, Workspace, check_tag
+
+MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+MIN_FREE_BYTES = 64 << 20  # below it nothing is started: it would fail for want of disk
+HANDOVER_SECONDS = 90.0  # in which the training of a killed loop is ended
+
+
+class Abandoned(Exception):
+    """The person gave up what was running. The journal holds it undecided."""
+
+
+# --------------------------------------------------------------------------------- choosing
+
+
+def choose(workspace: Workspace, tag: str | None, fingerprint: Record) -> tuple[str, bool, str]:
+    """The tag to use, whether it is new, and why. Raises UserError if `tag` cannot be used."""
+    if tag is not None:
+        return _named(workspace, check_tag(tag), fingerprint)
+    newest = next(
+        (name for name in reversed(workspace.tags()) if not _is_free(workspace, name)), None
+    )
+    why = "the first one"
+    if newest is not None:
+        other = _differences(workspace, newest, fingerprint)
+        if not other:
+            return newest, False, "the newest, and its fingerprint matches"
+        why = f"the newest, {newest}, was measured with another {other}"
+    today = date.today()
+    name = stem = f"{MONTHS[today.month - 1]}{today.day}"
+    count = 1
+    while not _is_free(workspace, name):
+        count += 1
+        name = f"{stem}-{count}"
+    return name, True, why
+
+
+def _is_free(workspace: Workspace, tag: str) -> bool:
+    return not _taken(workspace, tag) and not _has_records(workspace, tag)
+
+
+def _has_records(workspace: Workspace, tag: str) -> bool:
+    # A journal whose first record is torn, or absent, says nothing: its tag was never begun.
+    path = journal.path_of(workspace.state_dir(tag))
+    return path.exists() and b"\n" in path.read_bytes()
+
+
+def _named(workspace: Workspace, tag: str, fingerprint: Record) -> tuple[str, bool, str]:
+    if not _has_records(workspace, tag):
+        if _taken(workspace, tag):
+            raise UserError(
+                f"tag {tag} is in use: branch autoresearch/{tag} or refs under "
+                f"refs/autoresearch/{tag}/ exist, but there is no journal of them here. Choose "
+                f"another: --tag {tag}-2"
+            )
+        return tag, True, "named by --tag"
+    other = _differences(workspace, tag, fingerprint)
+    if other:
+        raise UserError(
+            f"tag {tag} was measured with another {other}, so its scores do not compare with new "
+            f"ones. Start a new tag: --tag {tag}-2"
+        )
+    return tag, False, "named by --tag"
+
+
+def _differences(workspace: Workspace, tag: str, fingerprint: Record) -> str:
+    known = journal.records(workspace.state_dir(tag))[0]["fingerprint"]
+    names = [name for name in fingerprint if fingerprint[name] != known.get(name)]
+    return ", ".join(f"{n} ({known.get(n)}, now {fingerprint[n]})" for n in names)
+
+
+def _taken(workspace: Workspace, tag: str) -> bool:
+    patterns = (f"refs/heads/autoresearch/{tag}", f"refs/autoresearch/{tag}/")
+    return bool(workspace.git("for-each-ref", "--count=1", *patterns))
+
+
+# ----------------------------------------------------------------------------------- locking
+
+
+def lock(path: Path, tag: str, view: View) -> int:
+    """Takes the tag's lock; returns its file descriptor. Raises UserError naming the holder.
+
+    Trainings inherit it, so it also says that none of a killed loop's is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    deadline = time.monotonic() + HANDOVER_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(handle, 20, 0).decode().strip()
+            alive = holder.isdigit() and psutil.pid_exists(int(holder))
+            if alive or time.monotonic() > deadline:
+                os.close(handle)
+                raise UserError(
+                    f"tag {tag} is held by process {holder or 'unknown'}: one loop a tag. Stop "
+                    f"that one (kill {holder or 'PID'}), or use another tag: --tag {tag}-2"
+                ) from None
+            view.live("waiting until the training of the killed loop has ended")
+            time.sleep(0.05)
+        else:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, b"%d\n" % os.getpid(), 0)
+            return handle
+
+
+# ---------------------------------------------------------------------------------- the session
+
+
+class Session:
+    """One tag of a workspace, held until `close`."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        tag: str,
+        *,
+        view: View,
+        interrupts: Interrupts,
+        limits: trainer.Limits,
+    ) -> None:
+        """Takes the tag. Raises UserError if its branch is checked out or another holds it."""
+        self.workspace = workspace
+        self.tag = tag
+        self.view = view
+        self.interrupts = interrupts
+        self.limits = limits
+        self.ratchet = Ratchet(workspace, tag)
+        self.private = workspace.private_dir(tag)
+        self._refuse_checked_out()
+        self.lock = lock(workspace.state_dir(tag) / "lock", tag, view)
+        try:
+            self.journal = Journal(workspace.state_dir(tag))
+        except BaseException:
+            os.close(self.lock)
+            raise
+
+    def close(self) -> None:
+        self.view.live("")
+        self.journal.close()
+        os.close(self.lock)
+
+    @property
+    def history(self) -> list[Experiment]:
+        return self.journal.experiments()
+
+    @property
+    def best(self) -> Experiment | None:
+        """The last kept one, which the branch is at."""
+        kept = [e for e in self.history if e.status == "keep"]
+        return kept[-1] if kept else None
+
+    def log(self, e: Experiment) -> Path:
+        return self.workspace.run_dir(self.tag, e.n) / "run.log"
+
+    def begin(self, kind: str, fingerprint: Record, **fields: Any) -> None:
+        """Records that a command started. The first record holds what the tag rests on.
+
+        Raises UserError if the frozen files of the checkout are not the committed ones.
+        """
+        if self.best is None:  # the baseline will be measured
+            head = self.workspace.head()
+            changed = self.workspace.differing(head, FROZEN)
+            if changed:
+                raise UserError(
+                    f"{', '.join(changed)} in {self.workspace.root} is not as committed, and every "
+                    f"experiment would use the committed one. Commit it first: git commit -m "
+                    f"'Change the frozen files' -- {' '.join(changed)}"
+                )
+        self.journal.append(
+            "session",
+            kind=kind,
+            fingerprint=fingerprint,
+            head=self.workspace.head(),
+            pid=os.getpid(),
+            time=time.time(),
+            **fields,
+        )
+
+    def settle(self) -> None:
+        """Finishes what an earlier process left unfinished. Raises UserError, Abandoned."""
+        self._refuse_checked_out()
+        self._move_branch()
+        for e in self.history:
+            if e.status is None:
+                self.view.say(f"Resuming experiment {e.n}: {e.description}")
+                self.ratchet.name(e.n, e.commit)
+                self.run(e)
+            else:
+                self._prune(e)
+        self._project()
+
+    def propose_baseline(self) -> Experiment:
+        """The checkout's commit, as it is, becomes the next experiment."""
+        return self._record(self.workspace.head(), "", "baseline", "", {})
+
+    def propose(
+        self, blob: str, description: str, agent: str, metrics: Mapping[str, float]
+    ) -> Experiment:
+        """A stored train.py becomes the next experiment, on top of the best."""
+        assert self.best is not None
+        base = self.best.commit
+        n = len(self.history)
+        description = journal.clean(description) or "no description"
+        # The number makes two equal proposals two commits, also within one second.
+        message = f"{description}\n\nExperiment {n} of autoresearch/{self.tag}, by {agent}.\n"
+        commit = self.ratchet.candidate(base, blob, message)
+        return self._record(commit, base, description, agent, metrics)
+
+    def _record(
+        self, commit: str, base: str, description: str, agent: str, metrics: Mapping[str, float]
+    ) -> Experiment:
+        n = len(self.history)
+        self.journal.append(
+            "proposed",
+            n=n,
+            commit=commit,
+            base=base,
+            description=description,
+            agent=agent,
+            metrics=dict(metrics),
+            time=time.time(),
+        )
+        self.ratchet.name(n, commit)
+        return self.history[n]
+
+    def run(self, e: Experiment) -> Experiment:
+        """Trains and decides an experiment, as far as the journal says that it is not yet.
+
+        Raises Abandoned, and UserError where the loop cannot go on; `e` is undecided then.
+        """
+        if e.outcome is None:
+            broken = unparsable(self.ratchet.blob(e.commit))
+            result = None if broken else self._train(e)
+            self.journal.append(
+                "trained",
+                n=e.n,
+                outcome="crash" if result is None else result.outcome,
+                reason=broken if result is None else result.reason,
+                metrics={} if result is None else dict(result.metrics),
+                time=time.time(),
+            )
+        e = self.history[e.n]
+        best = self.best
+        score = e.val_bpb if e.outcome == "ok" else None
+        status = ratchet.strict(score, best.val_bpb if best else None)
+        self.journal.append("decided", n=e.n, status=status, reason=e.reason, time=time.time())
+        self._move_branch()
+        e = self.history[e.n]
+        self._prune(e)
+        self._project()
+        self.view.live("")
+        self.view.say(_verdict(e, best))
+        return e
+
+    def _train(self, e: Experiment) -> trainer.TrainResult:
+        self._check_disk()
+        folder = self.private / "train"
+        artifacts = self.workspace.run_dir(self.tag, e.n) / "artifacts"
+        ratchet.remove(artifacts)
+        artifacts.mkdir(parents=True)
+        self.ratchet.export(e.commit, folder)
+        title = f"experiment {e.n}, {e.description}"
+        self.view.live(f"{title}: starting")
+        result = trainer.train(
+            folder,
+            log=self.log(e),
+            artifacts=artifacts,
+            home=self.workspace.home,
+            budget_s=time_budget(folder),
+            limits=self.limits,
+            live=lambda line: self.view.live(f"{title}: {line or 'starting'}"),
+            abandoned=self.interrupts.abandoned,
+            keep_fds=(self.lock,),
+        )
+        if result.outcome == "abandoned":
+            raise Abandoned
+        if result.outcome != "ok":
+            self._check_disk()  # a full disk is no fault of the proposal
+        return result
+
+    # ------------------------------------------------------------------------------ effects
+
+    def _move_branch(self) -> None:
+        """Brings the branch to the best. Raises UserError where somebody else moved it."""
+        best, tip = self.best, self.ratchet.tip()
+        if best is None or tip == best.commit:
+            return
+        self._refuse_checked_out()
+        if tip != (best.base or None):
+            raise UserError(ratchet.moved(self.ratchet.branch, tip, best.commit))
+        self.ratchet.move(best.commit, tip)
+
+    def _prune(self, e: Experiment) -> None:
+        """Parameters and exports, 200 MB at full size, are kept for kept experiments only."""
+        if e.status != "keep":
+            ratchet.remove(self.workspace.run_dir(self.tag, e.n) / "artifacts")
+
+    def _project(self) -> None:
+        """Brings results.tsv up to date; one that the person edited is copied aside first."""
+        path = self.workspace.root / "results.tsv"
+        text = journal.results_text(self.history)
+        old = path.read_bytes() if path.exists() else b""
+        if old == text.encode():
+            return
+        if self._holds_unknown_rows(old, text):
+            count = 1
+            while (aside := path.with_name(f"results-edited-{count}.tsv")).exists():
+                count += 1
+            shutil.copy2(path, aside)
+            self.view.say(f"results.tsv held rows of your own; they are in {aside.name} now.")
+        journal.write_text(path, text)
+
+    def _holds_unknown_rows(self, old: bytes, text: str) -> bool:
+        """Whether a results.tsv has lines that are in no tag's projection."""
+        unknown = set(old.splitlines()) - set((journal.HEADER + text).encode().splitlines())
+        for tag in self.workspace.tags() if unknown else ():
+            with contextlib.suppress(journal.JournalError):
+                other = journal.experiments(self.workspace.state_dir(tag))
+                unknown -= set(journal.results_text(other).encode().splitlines())
+        return bool(unknown)
+
+    # ------------------------------------------------------------------------------ refusals
+
+    def _refuse_checked_out(self) -> None:
+        where = self.ratchet.checked_out_at()
+        if where is None:
+            return
+        if where.resolve() == (self.private / "agent").resolve():  # an agent switched to it
+            self.workspace.git("checkout", "--quiet", "--detach", at=where)
+            return
+        raise UserError(
+            f"branch {self.ratchet.branch} is checked out at {where}, and moving it would leave "
+            f"that checkout looking like a revert. Leave it there: git -C {where} switch --detach"
+        )
+
+    def _check_disk(self) -> None:
+        for folder in (self.workspace.common_dir, self.workspace.home):
+            folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(folder).free
+            if free < MIN_FREE_BYTES:
+                raise UserError(
+                    f"{folder} has {free >> 20} MiB left, of the {MIN_FREE_BYTES >> 20} needed. "
+                    "Nothing is lost: make room, then run the same command again."
+                )
+
+
+def time_budget(folder: Path) -> float:
+    """TIME_BUDGET of a folder's constants.py, in seconds. Raises UserError."""
+    budget = manifest.read_constants(folder / "constants.py").get("TIME_BUDGET")
+    if budget is None:
+        raise UserError(f"{folder / 'constants.py'} has no line such as TIME_BUDGET = 300.")
+    return float(budget)
+
+
+def unparsable(source: bytes) -> str:
+    """Why a train.py is not Python, or "": no budget is spent on finding out."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(source, "train.py")
+    except SyntaxError as error:
+        return f"SyntaxError: {error.msg} (train.py, line {error.lineno})"
+    except (ValueError, RecursionError, MemoryError) as error:
+        return f"SyntaxError: train.py cannot be parsed ({type(error).__name__}: {error})"
+    return ""
+
+
+def _verdict(e: Experiment, best: Experiment | None) -> str:
+    if e.status == "crash":
+        return f"{e.n:4} crash    {e.description}: {e.reason}"
+    gain = ""
+    if best is not None and best.val_bpb is not None and e.val_bpb is not None:
+        gain = f" ({e.val_bpb - best.val_bpb:+.6f})"
+    memory = "" if e.memory_gb is None else f"  {e.memory_gb:.1f} GB"
+    return f"{e.n:4} {e.status:8} {e.val_bpb:.6f}{gain}{memory}  {e.description}"
