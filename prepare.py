@@ -328,9 +328,8 @@ def _pack_split(
     mine = [shard for shard in shards if shard.split == split]
     held_out = split != "train"
     rows = EVAL_TOKENS // MAX_SEQ_LEN if held_out else None  # training packs one epoch
-    key = stages.key(
-        PACKER_VERSION, MAX_SEQ_LEN, rows, tokenizer_file.sha256, [shard.sha256 for shard in mine]
-    )
+    content = [shard.sha256 for shard in mine]
+    key = stages.key(PACKER_VERSION, split, MAX_SEQ_LEN, rows, tokenizer_file.sha256, content)
     name = f"{split}.u16"
     shard_paths = [Path(shard.path) for shard in mine]
     count = sources.count_documents(shard_paths)

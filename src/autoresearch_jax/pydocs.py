@@ -111,8 +111,8 @@ def _docstrings_of(tree: ast.Module) -> Iterator[str]:
     while stack:
         node = stack.pop()
         if isinstance(node, (ast.Module, *_DEFINITIONS)):
-            text = ast.get_docstring(node)
-            if text and len(text) > MIN_CHARS and _encodable(text):
+            text = (ast.get_docstring(node) or "").strip()
+            if len(text) > MIN_CHARS and _encodable(text):
                 yield text
         stack.extend(child for child in getattr(node, "body", ()) if isinstance(child, _HOLDERS))
 

@@ -1,0 +1,280 @@
+"""`prepare.py` as a command: stages that are reused, interruptions, and what it refuses."""
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from autoresearch_jax import manifest, pydocs
+from tests import data_helpers
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """(workspace, home, shards), nothing prepared yet."""
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    root = data_helpers.make_workspace(tmp_path / "workspace")
+    return root, tmp_path / "home", data_helpers.make_shards(tmp_path / "shards")
+
+
+def packed_files(home):
+    """Path -> when it was written, of every stage's files."""
+    found = [*home.glob("packed/*/*.u16"), *home.glob("tokenizers/*/tokenizer.json")]
+    return {path: path.stat().st_mtime_ns for path in found}
+
+
+def test_help_is_quick_to_read(tmp_path):
+    done = data_helpers.run_prepare(data_helpers.ROOT, tmp_path, "--help")
+    assert done.returncode == 0
+    for name in ("--source", "--num-shards", "--workers", "Example:", "pydocs"):
+        assert name in done.stdout
+
+
+def test_every_stage_is_reused(place):
+    root, home, shards = place
+    options = ("--source", str(shards))
+    assert data_helpers.run_prepare(root, home, *options).returncode == 0
+    before, first = packed_files(home), manifest.load(root)
+    assert data_helpers.run_prepare(root, home, *options).returncode == 0
+    assert packed_files(home) == before
+    assert manifest.load(root).fingerprint == first.fingerprint
+
+    # A constant that the data does not depend on costs nothing, another one only what it touches.
+    (root / "constants.py").write_text(data_helpers.CONSTANTS.replace("BUDGET = 5", "BUDGET = 6"))
+    assert data_helpers.run_prepare(root, home, *options).returncode == 0
+    assert packed_files(home) == before
+    (root / "constants.py").write_text(data_helpers.CONSTANTS.replace("= 64", "= 32"))
+    assert data_helpers.run_prepare(root, home, *options).returncode == 0
+    after = packed_files(home)
+    assert before.items() < after.items()
+    assert len(after) == len(before) + 3
+    assert manifest.load(root).tokenizer == first.tokenizer
+    (root / "constants.py").write_text(data_helpers.CONSTANTS)
+    assert manifest.load(root).fingerprint == first.fingerprint  # still there
+
+
+def test_held_out_shards_train_nothing(place):
+    root, home, shards = place
+    assert data_helpers.run_prepare(root, home, "--source", str(shards)).returncode == 0
+    first = manifest.load(root)
+    for held_out in ("shard_00002.parquet", "shard_00003.parquet"):
+        data_helpers.write_shard(shards / held_out, data_helpers.texts(90, seed=99))
+    assert data_helpers.run_prepare(root, home, "--source", str(shards)).returncode == 0
+    second = manifest.load(root)
+    assert second.tokenizer == first.tokenizer
+    assert second.splits["train"] == first.splits["train"]
+    assert second.splits["val"] != first.splits["val"]
+    assert second.splits["val"].sha256 == second.splits["sealed"].sha256  # of the same text now
+    assert second.rows("val") == 48  # a short shard is read again and again
+
+
+def test_fewer_shards_to_train_on(place):
+    root, home, shards = place
+    done = data_helpers.run_prepare(root, home, "--source", str(shards), "--num-shards", "1")
+    assert done.returncode == 0
+    names = [(shard.split, shard.name[:11]) for shard in manifest.load(root).shards]
+    assert names == [("train", "shard_00000"), ("val", "shard_00003"), ("sealed", "shard_00002")]
+
+
+def test_two_shards_leave_none_to_seal(place):
+    root, home, shards = place
+    for name in ("shard_00001.parquet", "shard_00002.parquet"):
+        (shards / name).unlink()
+    assert data_helpers.run_prepare(root, home, "--source", str(shards)).returncode == 0
+    data = manifest.load(root)
+    assert [shard.split for shard in data.shards] == ["train", "val"]
+    with pytest.raises(manifest.DataError, match=r"sealed split needs .* three shards"):
+        data.split_path("sealed")
+
+
+def test_what_was_damaged_is_made_again(place):
+    root, home, shards = place
+    assert data_helpers.run_prepare(root, home, "--source", str(shards)).returncode == 0
+    data = manifest.load(root)
+    content = bytearray(data.split_path("val").read_bytes())
+    content[7] ^= 1
+    data.split_path("val").write_bytes(content)
+    data.tokenizer_path.write_text("{}")
+    with pytest.raises(manifest.DataError):
+        manifest.load(root)
+    assert data_helpers.run_prepare(root, home, "--source", str(shards)).returncode == 0
+    manifest.load(root).verify()
+    assert manifest.load(root).fingerprint == data.fingerprint
+
+
+@pytest.mark.parametrize("stage", ["tokenizers/*", "packed/*/train.u16", "packed/*/val.u16"])
+def test_killed_at_any_stage_it_goes_on(place, stage, prepared, monkeypatch):
+    root, home, shards = place
+    process = subprocess.Popen(
+        [sys.executable, "prepare.py", "--source", str(shards)],
+        cwd=root,
+        env=data_helpers.environment(home),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not list(home.glob(stage)) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = data_helpers.run_prepare(root, home, "--source", str(shards))
+    assert done.returncode == 0, done.stderr
+    manifest.load(root).verify()
+    resumed = manifest.load(root).fingerprint
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(prepared[1]))  # the same text, never interrupted
+    assert manifest.load(prepared[0]).fingerprint == resumed
+
+
+def test_a_second_preparation_waits_for_the_first(place):
+    root, home, shards = place
+    command = [sys.executable, "prepare.py", "--source", str(shards)]
+    env = data_helpers.environment(home)
+    running = [
+        subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=60)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert sum("Waiting for another preparation" in output for output in outputs) <= 1
+    manifest.load(root).verify()
+
+
+def test_a_full_disk(place):
+    root, home, shards = place
+
+    def small_files():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as on a full disk: the write fails
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    done = subprocess.run(
+        [sys.executable, "prepare.py", "--source", str(shards)],
+        cwd=root,
+        env=data_helpers.environment(home),
+        preexec_fn=small_files,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "no room is left" in done.stderr
+    assert "Traceback" not in done.stderr
+    with pytest.raises(manifest.DataError):
+        manifest.load(root)
+    assert data_helpers.run_prepare(root, home, "--source", str(shards)).returncode == 0
+    manifest.load(root).verify()
+
+
+def test_bad_shards_are_refused(place, tmp_path):
+    root, home, _ = place
+    table = pa.table({"words": ["a"]})
+    cases = {
+        "cut": ("is truncated or not parquet", lambda path: path.write_bytes(b"PAR1 cut")),
+        "words": ("has no column `text`, only words", lambda path: pq.write_table(table, path)),
+        "kind": (
+            "holds int64 instead of strings",
+            lambda path: pq.write_table(pa.table({"text": [1]}), path),
+        ),
+        "empty": ("holds no text", lambda path: data_helpers.write_shard(path, [])),
+    }
+    for name, (message, spoil) in cases.items():
+        path = data_helpers.make_shards(tmp_path / name) / "shard_00003.parquet"
+        spoil(path)
+        done = data_helpers.run_prepare(root, home, "--source", str(tmp_path / name))
+        assert done.returncode == 1
+        assert done.stderr.startswith("Error: ")
+        assert message in done.stderr
+        assert str(path) in done.stderr
+
+
+def test_a_page_that_is_torn(place):
+    root, home, shards = place
+    path = shards / "shard_00001.parquet"
+    content = bytearray(path.read_bytes())
+    content[20:400] = bytes(380)
+    path.write_bytes(content)
+    done = data_helpers.run_prepare(root, home, "--source", str(shards))
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "shard_00001.parquet is truncated or not parquet" in done.stderr
+
+
+def test_missing_values_are_left_out(place):
+    root, home, shards = place
+    path = shards / "shard_00000.parquet"
+    data_helpers.write_shard(path, [None, *data_helpers.texts(400, seed=0), None])
+    assert data_helpers.run_prepare(root, home, "--source", str(shards)).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--source", "no-such"], "no source is named 'no-such', and it is no folder: .*climbmix"),
+        (["--source", "."], "has 0 parquet shards, and needs at least 2"),
+        (["--source", "hf:nonsense name"], "'hf:nonsense name' is not of the form hf:ORG/NAME"),
+        (["--num-shards", "0"], "0 is not in the range"),
+    ],
+)
+def test_bad_options(place, options, message):
+    done = data_helpers.run_prepare(*place[:2], *options)
+    assert done.returncode in (1, 2)
+    assert re.search(message, done.stderr), done.stderr
+
+
+def test_bad_constants(place):
+    root, home, shards = place
+    (root / "constants.py").write_text(data_helpers.CONSTANTS.replace("= 512", "= 100"))
+    done = data_helpers.run_prepare(root, home, "--source", str(shards))
+    assert done.returncode == 1
+    assert "VOCAB_SIZE is 100, and must be a whole number from 260 to 65536" in done.stderr
+
+
+def test_too_little_text_for_a_row(place):
+    root, home, shards = place
+    data_helpers.write_shard(shards / "shard_00000.parquet", ["one"])
+    done = data_helpers.run_prepare(root, home, "--source", str(shards), "--num-shards", "1")
+    assert done.returncode == 1
+    assert "fills no row of 65 tokens: take more with --num-shards" in done.stderr
+
+
+# --- pydocs -------------------------------------------------------------------------------------
+
+
+def test_docstrings_are_read_without_importing(tmp_path):
+    long = "Says something at length. " * 10
+    source = (
+        f'"""{long}"""\nraise SystemExit\nif x:\n  class A:\n    def f(self):\n      "{long}!"\n'
+    )
+    (tmp_path / "a.py").write_text(source + '"""short"""\n' + "async def g(): 'short'")
+    (tmp_path / "b.py").write_text(source)
+    (tmp_path / "broken.py").write_text('"""' + long + '"""\ndef (')
+    (tmp_path / "binary.py").write_bytes(b'"""\x00\xff"""')
+    (tmp_path / "surrogate.py").write_text(f'"""\\udc80{long}"""')
+    files = sorted(tmp_path.iterdir())
+    assert sorted(pydocs._read_chunk(files)) == sorted([long.strip(), f"{long}!"])
+
+
+def test_pydocs_shards_are_deterministic_and_alike(place, monkeypatch, tmp_path):
+    # The real environment takes ten seconds; the standard library's email and json are like it.
+    top = Path(os.__file__).parent
+    places = {"stdlib": f"{top}/email", "platstdlib": f"{top}/email"}
+    places |= {"purelib": f"{top}/json", "platlib": f"{top}/asyncio"}
+    monkeypatch.setattr(pydocs.sysconfig, "get_path", places.__getitem__)
+    seen = []
+    for name in ("one", "two"):
+        pydocs.write_shards(tmp_path / name, seen.append)
+    assert sum(seen) == 2 * pydocs.CHUNKS
+    names = [f"shard_{index:05d}.parquet" for index in range(pydocs.SHARDS)]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == names
+    texts = []
+    for name in names:
+        content = (tmp_path / "one" / name).read_bytes()
+        assert content == (tmp_path / "two" / name).read_bytes()
+        texts += pq.read_table(tmp_path / "one" / name)["text"].to_pylist()
+    assert len(texts) == len(set(texts)) > 50
+    assert all(len(text) > 200 for text in texts)
