@@ -1,0 +1,170 @@
+"""The download path, against a hub on loopback."""
+
+import random
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from autoresearch_jax import manifest, sources
+from autoresearch_jax.errors import UserError
+from tests import data_helpers, hub_server
+
+FINEWEB, SHARDS = sources.DATASETS["fineweb-edu"]
+FIRST, SEALED, LAST = (f"shard_{index:05d}.parquet" for index in (0, SHARDS - 2, SHARDS - 1))
+
+
+@pytest.fixture
+def root(tmp_path):
+    return data_helpers.make_workspace(tmp_path / "workspace")
+
+
+@pytest.fixture
+def hub(tmp_path):
+    made = data_helpers.make_shards(tmp_path / "served" / FINEWEB, count=3)
+    for index, name in enumerate((SEALED, LAST)):
+        (made / f"shard_{index + 1:05d}.parquet").rename(made / name)
+    with hub_server.serve(tmp_path / "served") as server:
+        yield server
+
+
+@pytest.fixture
+def fetch(root, hub, tmp_path, monkeypatch):
+    """Run `prepare.py` against the hub with one training shard."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(home))
+
+    def run(source="fineweb-edu", **env):
+        options = ("--source", source, "--num-shards", "1", "--workers", "2")
+        return data_helpers.run_prepare(root, home, *options, **{"HF_ENDPOINT": hub.endpoint} | env)
+
+    return run
+
+
+def test_the_default_source(fetch, hub, root):
+    done = fetch()
+    assert done.returncode == 0, done.stderr
+    data = manifest.load(root)
+    assert [(shard.split, shard.name) for shard in data.shards] == [
+        ("train", FIRST),
+        ("val", LAST),
+        ("sealed", SEALED),
+    ]
+    assert data.command == "uv run prepare.py --source fineweb-edu --num-shards 1"
+    for shard in data.shards:
+        served = hub.folder / FINEWEB / shard.name
+        assert shard.sha256 == manifest.file_sha256(served)
+    assert "shards" in done.stdout
+
+    # Fetched once: neither a second preparation nor one without a network asks for it again.
+    hub.requests.clear()
+    assert fetch().returncode == 0
+    assert not hub.gets(".parquet")
+    assert fetch(HF_HUB_OFFLINE="1").returncode == 0
+
+
+def test_a_connection_that_breaks_resumes_within_the_file(fetch, hub, root):
+    # The hub's library reads ten MiB at a time, so it takes a larger file to have kept a part.
+    chunk = 10 * 2**20
+    texts = data_helpers.texts(400, seed=1)
+    table = pa.table({"text": texts, "ballast": [random.randbytes(40_000) for _ in texts]})
+    pq.write_table(table, hub.folder / FINEWEB / LAST)
+    hub.drop_after[LAST] = [chunk + 5000]
+    done = fetch()
+    assert done.returncode == 0, done.stderr
+    assert hub.gets(LAST) == ["", f"bytes={chunk}-"]
+    assert manifest.load(root).shards[1].sha256 == manifest.file_sha256(hub.folder / FINEWEB / LAST)
+
+
+def test_an_interrupted_download_resumes_with_the_same_command(fetch, hub, root):
+    hub.drop_after[LAST] = [0] * 6  # as often as it is tried
+    done = fetch()
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert re.search(rf"download of {LAST} .* was interrupted .*same command", done.stderr)
+    with pytest.raises(manifest.DataError):
+        manifest.load(root)
+    hub.requests.clear()
+    done = fetch()
+    assert done.returncode == 0, done.stderr
+    assert hub.gets(LAST) == [""]
+    assert not hub.gets(FIRST)  # what was complete is kept
+
+
+def test_a_truncated_file(fetch, hub):
+    hub.cut[LAST] = 3000
+    done = fetch()
+    assert done.returncode == 1
+    assert f"{LAST} is truncated or not parquet" in done.stderr
+    assert "the damaged copy is removed, and the same command fetches it again" in done.stderr
+    hub.cut.clear()
+    done = fetch()
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "code", "message"),
+    [
+        (LAST, 404, "EntryNotFound", f"karpathy/fineweb-edu-100b-shuffle has no {LAST} (404"),
+        (FINEWEB, 404, "RepoNotFound", "refuses karpathy/fineweb-edu-100b-shuffle (404)"),
+        (FINEWEB, 401, "", "(401): the dataset does not exist, or is private"),
+        (FINEWEB, 403, "", "refuses karpathy/fineweb-edu-100b-shuffle (403)"),
+        (FINEWEB, 403, "GatedRepo", "access to karpathy/fineweb-edu-100b-shuffle is refused (403)"),
+    ],
+)
+def test_refusals(fetch, hub, what, status, code, message):
+    hub.refuse[what] = (status, code)
+    done = fetch()
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert message in done.stderr
+    assert hub.endpoint in done.stderr
+
+
+def test_a_token_is_sent(fetch, hub):
+    hub.token = "hf_secret"
+    assert "set HF_TOKEN" in fetch().stderr
+    assert fetch(HF_TOKEN="hf_secret").returncode == 0
+
+
+def test_any_dataset(fetch, hub, root):
+    folder = data_helpers.make_shards(hub.folder / "someone" / "stories", count=4)
+    (folder / "README.md").write_text("text")
+    done = fetch("hf:someone/stories")
+    assert done.returncode == 0, done.stderr
+    names = [shard.name for shard in manifest.load(root).shards]
+    assert names == ["shard_00000.parquet", "shard_00003.parquet", "shard_00002.parquet"]
+    assert fetch("hf:someone/stories", HF_HUB_OFFLINE="1").returncode == 0
+
+
+def test_a_dataset_without_enough_shards(fetch, hub):
+    data_helpers.make_shards(hub.folder / "someone" / "stories", count=1)
+    done = fetch("hf:someone/stories")
+    assert done.returncode == 1
+    assert "hf:someone/stories has 1 parquet shards, and needs at least 2" in done.stderr
+
+
+def test_no_such_dataset(fetch, hub):
+    done = fetch("hf:someone/else")
+    assert done.returncode == 1
+    assert "refuses someone/else (404)" in done.stderr
+
+
+def test_offline(fetch):
+    done = fetch(HF_HUB_OFFLINE="1")
+    assert done.returncode == 1
+    assert "cannot be reached" in done.stderr
+    assert "`--source pydocs` needs no network" in done.stderr
+
+
+def test_shards_that_are_chosen():
+    found = sources._choose("s", [f"{index}" for index in range(20)], 10)
+    assert found.train == [f"{index}" for index in range(10)]
+    assert (found.val, found.sealed) == ("19", "18")
+    found = sources._choose("s", ["a", "b", "c"], 10)
+    assert (found.train, found.val, found.sealed) == (["a"], "c", "b")
+    found = sources._choose("s", ["a", "b"], 10)
+    assert (found.train, found.val, found.sealed) == (["a"], "b", None)
+    with pytest.raises(UserError, match="needs at least 2"):
+        sources._choose("s", ["a"], 10)
