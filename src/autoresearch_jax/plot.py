@@ -23,7 +23,9 @@ def progress(listed: Sequence[Entry], path: Path, title: str = "autoresearch-jax
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({"font.size": 10, "axes.edgecolor": GRID, "text.color": INK}):
+    with mpl.rc_context(
+        {"font.size": 10, "text.parse_math": False, "axes.edgecolor": GRID, "text.color": INK}
+    ):
         figure = Figure(figsize=(12, 6.2), dpi=150, facecolor="white")
         FigureCanvasAgg(figure)
         chart, panel = figure.subplots(

@@ -1,0 +1,112 @@
+import json
+
+import pytest
+
+from autoresearch_jax import hardware, literals, presets
+from autoresearch_jax.errors import UserError
+from tests.data_helpers import ROOT
+
+TRAIN = (ROOT / "train.py").read_text()
+CONSTANTS = (ROOT / "constants.py").read_text()
+
+
+def numbers(source):
+    return {name: one.value for name, one in literals.read(source).items()}
+
+
+def test_probe_names_the_device():
+    device = hardware.probe()
+    assert device.platform in ("cpu", "gpu", "tpu")
+    assert device.device_count >= 1
+    assert device.memory_mb > 100
+    assert device.jax_version.count(".") >= 2
+
+
+def test_a_probe_that_hangs_or_fails_is_said(monkeypatch):
+    monkeypatch.setattr(hardware, "PROBE", "import time; time.sleep(60)")
+    with pytest.raises(UserError, match="another process may hold"):
+        hardware.probe(timeout=0.5)
+    monkeypatch.setattr(hardware, "PROBE", "raise SystemExit('no such device')")
+    with pytest.raises(UserError, match="no such device"):
+        hardware.probe()
+
+
+def test_doctor_reports_what_is_missing(prepared_home, tmp_path):
+    root, _ = prepared_home
+    found = hardware.report(root)
+    assert found["data_ready"] is True
+    assert found["python_ok"] is True
+    assert found["preset"] in presets.PRESETS
+    assert found["ready"] is (not found["problems"])
+    json.dumps(found)
+    elsewhere = hardware.report(tmp_path)
+    assert elsewhere["data_ready"] is False
+    assert elsewhere["ready"] is False
+    assert elsewhere["problems"][-1]["command"]
+
+
+def test_a_gpu_that_jax_does_not_see_is_said(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 535.104.05\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert hardware.accelerator_present() == "nvidia"
+    cpu = hardware.Device("cpu", "cpu", 1, 1000.0, "0.10.2")
+    (problem,) = hardware._unused_accelerator(cpu)
+    assert problem.command == "uv run --extra cuda12 autoresearch-jax doctor"
+    tool.write_text("#!/bin/sh\necho 580.65.06\n")
+    assert hardware.cuda_extra() == "cuda13"
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert not list(hardware._unused_accelerator(cpu))
+
+
+@pytest.mark.parametrize(
+    ("machine", "name"),
+    [
+        (("gpu", "NVIDIA H100 80GB HBM3", 8, 81_000), "h100"),
+        (("gpu", "NVIDIA A100-SXM4-40GB", 1, 40_300), "a100-40gb"),
+        (("gpu", "NVIDIA GeForce RTX 4090", 1, 24_100), "24gb"),
+        (("gpu", "NVIDIA GeForce RTX 3060", 1, 12_000), "12gb"),
+        (("gpu", "NVIDIA GeForce GTX 1660", 1, 6_000), "6gb"),
+        (("tpu", "TPU v4", 4, 32_000), "v4-8"),
+        (("tpu", "TPU v5 lite", 1, 16_000), "v5e-1"),
+        (("tpu", "TPU v5 lite", 8, 16_000), "v5e-8"),
+        (("tpu", "TPU v5", 4, 95_000), "v5p-8"),
+        (("tpu", "TPU v5p", 4, 95_000), "v5p-8"),
+        (("tpu", "TPU v6 lite", 1, 32_000), "v6e-1"),
+        (("tpu", "TPU v6e", 8, 32_000), "v6e-8"),
+        (("cpu", "cpu", 1, 16_000), "cpu"),
+    ],
+)
+def test_suggested_presets(machine, name):
+    assert presets.suggest(*machine).name == name
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+@pytest.mark.parametrize("seq_len", [None, 64, 1024])
+def test_every_preset_fits_the_files_and_itself(name, seq_len):
+    texts = presets.apply(TRAIN, CONSTANTS, presets.PRESETS[name], seq_len)
+    train, frozen = map(numbers, texts)
+    tokens = train["DEVICE_BATCH_SIZE"] * frozen["MAX_SEQ_LEN"]
+    devices = int(name[-1]) if name.endswith(("-1", "-8")) else 1
+    assert train["TOTAL_BATCH_SIZE"] % (tokens * devices) == 0
+    assert frozen["EVAL_TOKENS"] % frozen["MAX_SEQ_LEN"] == 0
+    if seq_len:
+        assert frozen["MAX_SEQ_LEN"] == seq_len
+        before = numbers(presets.apply(TRAIN, CONSTANTS, presets.PRESETS[name], None)[1])
+        rows = frozen["EVAL_TOKENS"] // seq_len
+        assert rows == before["EVAL_TOKENS"] // before["MAX_SEQ_LEN"]
+
+
+@pytest.mark.parametrize("seq_len", [0, -1, 32, 1000])
+def test_bad_row_lengths_are_refused(seq_len):
+    with pytest.raises(UserError, match="power of two"):
+        presets.apply(TRAIN, CONSTANTS, None, seq_len)
+
+
+def test_a_train_py_without_the_constants_is_refused():
+    with pytest.raises(UserError, match=r"train\.py sets no .*DEPTH"):
+        presets.apply("x = 1\n", CONSTANTS, presets.PRESETS["cpu"], None)
+    with pytest.raises(UserError, match="line 1 is not Python"):
+        presets.apply("x = = 1\n", CONSTANTS, presets.PRESETS["cpu"], None)

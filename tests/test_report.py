@@ -1,0 +1,214 @@
+import io
+import subprocess
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from autoresearch_jax import journal, plot, report
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.journal import Experiment, Journal
+
+ORIGINAL = """commit\tval_bpb\tmemory_gb\tstatus\tdescription
+a1b2c3d\t0.997900\t44.0\tkeep\tbaseline
+b2c3d4e\t0.993200\t44.2\tkeep\tincrease LR to 0.04
+c3d4e5f\t1.005000\t44.0\tdiscard\tswitch to GeLU activation
+d4e5f6a\t0.000000\t0.0\tcrash\tdouble model width (OOM)
+e5f6a7b\t0.992200\t44.2\tkeep\twarm down longer
+"""
+
+
+@pytest.fixture
+def listed(tmp_path):
+    (tmp_path / "results.tsv").write_text(ORIGINAL)
+    return report.load(tmp_path)
+
+
+def printed(function, *arguments, width=100, terminal=False) -> str:
+    file = io.StringIO()
+    console = Console(
+        file=file, width=width, force_terminal=terminal, color_system=None, _environ={}
+    )
+    function(console, *arguments)
+    return file.getvalue()
+
+
+def test_the_originals_file_is_read(listed):
+    assert [entry.status for entry in listed] == ["keep", "keep", "discard", "crash", "keep"]
+    gains = [entry.gain for entry in listed]
+    assert gains == [
+        None,
+        pytest.approx(0.0047),
+        pytest.approx(-0.0118),
+        None,
+        pytest.approx(0.001),
+    ]
+    assert listed[3].val_bpb is None
+    assert listed[3].memory_gb is None
+
+
+def test_the_summary(listed):
+    summary = report.summarize(listed)
+    assert (summary.experiments, summary.improvements, summary.crashes) == (5, 2, 1)
+    assert (summary.start, summary.best.commit) == (0.9979, "e5f6a7b")
+    assert [entry.n for entry in summary.top] == [1, 4]
+    assert summary.per_hour is None
+    lines = report.summary_lines(summary)
+    assert lines[0] == "5 experiments, 2 improvements, 1 crash"
+    assert lines[1] == "val_bpb 0.997900 -> 0.992200 (0.57% lower), best: e5f6a7b"
+
+
+def test_nothing_and_only_crashes_have_a_summary():
+    assert report.summary_lines(report.summarize([]))[0].startswith("0 experiments")
+    crash = journal.Row("a", None, None, "crash", "boom")
+    assert report.summarize(report.entries([crash])).best is None
+
+
+def test_experiments_per_hour_leave_out_the_time_when_nobody_ran():
+    times = [(0, 300), (300, 600), (90_000, 90_300), (90_360, 90_660)]
+    found = [
+        Experiment(n, "c", "", "", "", status="discard", val_bpb=1.0, started=a + 1, finished=b + 1)
+        for n, (a, b) in enumerate(times)
+    ]
+    assert report.summarize(report.entries(found)).per_hour == pytest.approx(4 / 1260 * 3600)
+
+
+def test_rows_are_chosen_and_sorted(listed):
+    def numbers(**options):
+        return [entry.n for entry in report.select(listed, **options)]
+
+    assert numbers() == [0, 1, 2, 3, 4]
+    assert numbers(kept_only=True) == [0, 1, 4]
+    assert numbers(pattern="gelu|lr") == [1, 2]
+    assert numbers(top=2) == [4, 1]
+    assert numbers(by_gain=True, top=3) == [1, 4, 2]
+    with pytest.raises(UserError, match="no regular expression"):
+        numbers(pattern="(")
+
+
+@pytest.mark.parametrize("width", [40, 200])
+def test_off_a_terminal_the_table_has_one_line_a_row(listed, width):
+    lines = printed(report.print_results, listed, listed, width=width).splitlines()
+    assert lines[0].split() == list(report.COLUMNS)
+    assert lines[2].split() == (
+        ["1", "b2c3d4e", "0.993200", "+0.004700", "44.2", "keep", "increase", "LR", "to", "0.04"]
+    )
+    assert lines[4].split()[:6] == ["3", "d4e5f6a", "crash", "—", "—", "crash"]
+    assert lines[7] == "5 experiments, 2 improvements, 1 crash"
+
+
+def test_on_a_terminal_of_80_columns_nothing_is_cut(listed):
+    text = printed(report.print_results, listed, listed, width=80, terminal=True)
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "0.993200" in text
+    assert "warm down longer" in text
+
+
+def test_foreign_files_are_safe_to_print(tmp_path):
+    (tmp_path / "results.tsv").write_text(
+        "commit\tval_bpb\tmemory_gb\tstatus\tdescription\na\t1.0\t1\tkeep\t[red]x\x1b[2J[/x] y\n"
+    )
+    rows = report.load(tmp_path)
+    for terminal in (False, True):
+        text = printed(report.print_results, rows, rows, terminal=terminal)
+        assert "\x1b[2J" not in text
+        assert "[red]x" in text
+
+
+def test_no_results_anywhere_is_said(tmp_path):
+    with pytest.raises(UserError, match="not in a git repository"):
+        report.load(tmp_path)
+
+
+# -------------------------------------------------------------------------------- journal
+
+
+@pytest.fixture
+def night(tmp_path):
+    """A workspace in which a baseline and one experiment were decided."""
+    root = tmp_path / "workspace"
+    root.mkdir()
+
+    def git(*arguments):
+        identity = ("-c", "user.name=t", "-c", "user.email=t@t")
+        done = subprocess.run(
+            ["git", *identity, *arguments], cwd=root, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    git("init", "-q", "-b", "main")
+    (root / "prepare.py").write_text("")
+    (root / "constants.py").write_text("TIME_BUDGET = 1\n")
+    commits = []
+    for rate in (0.04, 0.05):
+        (root / "train.py").write_text(f"MATRIX_LR = {rate}\n")
+        git("add", ".")
+        git("commit", "-q", "-m", "x")
+        commits.append(git("rev-parse", "HEAD"))
+    from autoresearch_jax.workspace import Workspace
+
+    workspace = Workspace.open(root)
+    state = workspace.state_dir("nov1")
+    state.mkdir(parents=True)
+    record = Journal(state)
+    for n, (commit, base, score) in enumerate(
+        zip(commits, ["", commits[0]], [2.0, 2.1], strict=True)
+    ):
+        text = "baseline" if n == 0 else "MATRIX_LR 0.04 -> 0.05"
+        record.append(
+            "proposed", n=n, commit=commit, base=base, description=text, agent="tpe", metrics={},
+            time=100.0 * n,
+        )  # fmt: skip
+        metrics = {"val_bpb": score, "peak_vram_mb": 1024.0}
+        record.append("trained", n=n, outcome="ok", reason="", metrics=metrics, time=1.0)
+        status = "keep" if n == 0 else "discard"
+        record.append("decided", n=n, status=status, reason="", time=100.0 * n + 90)
+    record.close()
+    log = workspace.run_dir("nov1", 1) / "run.log"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b"".join(b"step %d\r" % n for n in range(50)) + b"\x1b[2Jlast \xff line\n")
+    return workspace
+
+
+def test_the_journal_comes_before_results_tsv(night):
+    (night.root / "results.tsv").write_text(ORIGINAL)
+    assert [entry.status for entry in report.load(night.root)] == ["keep", "discard"]
+    with pytest.raises(UserError, match="there are nov1"):
+        report.load(night.root, "nov2")
+
+
+@pytest.mark.parametrize("name", ["1", "commit"])
+def test_show_tells_all_of_a_discarded_experiment(night, name):
+    if name == "commit":
+        name = journal.experiments(night.state_dir("nov1"))[1].commit[:8]
+    text = printed(report.show, night, name)
+    assert "experiment 1 of nov1: MATRIX_LR 0.04 -> 0.05" in text
+    assert "status    discard" in text
+    assert "-MATRIX_LR = 0.04" in text
+    assert "+MATRIX_LR = 0.05" in text
+    assert "val_bpb           2.1" in text
+    assert "last � line" in text
+    assert "step 49" in text
+    assert "step 29" not in text
+    assert "\x1b" not in text
+
+
+def test_show_of_what_is_not_there(night):
+    with pytest.raises(UserError, match="numbers go from 0 to 1"):
+        printed(report.show, night, "7")
+
+
+# -------------------------------------------------------------------------------- picture
+
+
+@pytest.mark.parametrize("count", [0, 1, 6, 200])
+def test_the_picture_is_drawn(tmp_path, count):
+    rows = []
+    for n in range(count):
+        status = ("keep", "discard", "crash", "discard")[n % 4]
+        score = None if status == "crash" else 2.0 - n / 1000 + (status == "discard") * n
+        rows.append(journal.Row(f"{n:07x}", score, 1.0, status, "A_RATIO 0.5 -> 0.6, $x_{1$"))
+    path = Path(tmp_path / "progress.png")
+    plot.progress(report.entries(rows), path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 10_000

@@ -1,0 +1,340 @@
+import ast
+import math
+import random
+import warnings
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoresearch_jax import literals
+from autoresearch_jax.agents import AgentError, Context
+from autoresearch_jax.agents.ranges import infer
+from autoresearch_jax.agents.tpe import Tpe, search_space, signature
+from autoresearch_jax.journal import Experiment
+
+TRAIN = (Path(__file__).parents[1] / "train.py").read_text()
+SMALL = """# naïve – sizes
+DEPTH = 4  # layers
+ASPECT_RATIO = 64
+HEAD_DIM = 64
+TOTAL_BATCH_SIZE = 2**13  # tokens
+DEVICE_BATCH_SIZE = 32
+MATRIX_LR = 0.04
+EMBEDDING_LR = 0.6
+WARMDOWN_RATIO = 0.5  # share
+WEIGHT_DECAY = 0.2
+UNUSED_LR = 0.1
+SEED = 7
+print(DEPTH, ASPECT_RATIO, HEAD_DIM, TOTAL_BATCH_SIZE, DEVICE_BATCH_SIZE, MATRIX_LR, EMBEDDING_LR,
+      WARMDOWN_RATIO, WEIGHT_DECAY, SEED)
+"""
+CENTRES = {
+    "TOTAL_BATCH_SIZE": (2**13, 0.02),
+    "MATRIX_LR": (0.04, 0.02),
+    "EMBEDDING_LR": (0.6, 0.005),
+    "DEPTH": (4, 0.02),
+}
+
+
+class Night:
+    """Experiments on a stand-in for training: a bowl around an optimum that the seed moves."""
+
+    def __init__(self, folder: Path, seed: int, source: str = SMALL):
+        self.folder, self.seed, self.best_source = folder, seed, source
+        folder.mkdir(parents=True, exist_ok=True)
+        self.random = random.Random(seed)
+        self.optimum = {
+            name: (centre * 2 ** self.random.gauss(0, 1), weight)
+            for name, (centre, weight) in CENTRES.items()
+        }
+        self.sources: dict[str, str] = {}
+        self.history: list[Experiment] = []
+        self.record(source, "baseline")
+
+    def score(self, source: str) -> float | None:
+        found = {name: one.value for name, one in literals.read(source).items()}
+        if found["DEPTH"] * found["ASPECT_RATIO"] > 600:
+            return None  # out of memory
+        distances = (
+            weight * abs(math.log2(found[name] / centre)) ** 1.5
+            for name, (centre, weight) in self.optimum.items()
+        )
+        return 1.5 + sum(distances) + self.random.gauss(0, 0.001)
+
+    def record(self, source: str, description: str) -> None:
+        n = len(self.history)
+        score = self.score(source)
+        best = self.best
+        keep = score is not None and (best is None or score < best)
+        status = "crash" if score is None else "keep" if keep else "discard"
+        commit = f"{n:040x}"
+        self.sources[commit] = source
+        self.history.append(
+            Experiment(n, commit, "", description, "tpe", status=status, val_bpb=score)
+        )
+        if keep:
+            self.best_source = source
+
+    @property
+    def best(self) -> float | None:
+        return min((e.val_bpb for e in self.history if e.val_bpb is not None), default=None)
+
+    def context(self, seed: int | None = None) -> Context:
+        (self.folder / "train.py").write_text(self.best_source)
+        return Context(
+            worktree=self.folder,
+            n=len(self.history),
+            seed=self.seed if seed is None else seed,
+            history=tuple(self.history),
+            source_of=self.sources.__getitem__,
+            base=None,
+            program="",
+            prompt="",
+            prompt_path=self.folder / "prompt.md",
+            run_dir=self.folder,
+        )
+
+    def step(self, agent: Tpe) -> str:
+        description = agent.propose(self.context())
+        self.record((self.folder / "train.py").read_text(), description)
+        return description
+
+
+# ------------------------------------------------------------------------------- literals
+
+values = st.one_of(
+    st.integers(-(2**40), 2**40),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(st.characters(codec="utf-8"), max_size=8),
+)
+comments = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=6)
+
+
+@st.composite
+def sources(draw):
+    """A file of constants in many spellings, and the values that it must be read as."""
+    end = draw(st.sampled_from(["\n", "\r\n"]))
+    text, expected = f"# {draw(comments)}{end}import math{end}", {}
+    for index in range(draw(st.integers(1, 5))):
+        name, value = f"C{index}", draw(values)
+        spelling = repr(value)
+        if draw(st.booleans()):
+            exponent = draw(st.integers(0, 40))
+            value, spelling = (
+                2**exponent,
+                draw(
+                    st.sampled_from([f"2**{exponent}", f"1 << {exponent}", f"( 2 ** {exponent} )"])
+                ),
+            )
+        gap = draw(st.sampled_from([" ", "  ", ": int = ", "="]))
+        equals = gap if "=" in gap else f"{gap}={gap}"
+        text += f"{name}{equals}{spelling}  # {draw(comments)}{end}"
+        expected[name] = value
+    return text + f"def f():{end}    C0 = 3{end}", expected
+
+
+@given(sources(), values, st.data())
+def test_a_rewrite_changes_the_value_and_no_other_byte(made, value, data):
+    source, expected = made
+    read = literals.read(source)
+    assert {name: one.value for name, one in read.items()} == expected
+    assert literals.rewrite(source, expected) == source
+    name = data.draw(st.sampled_from(sorted(expected)))
+    changed = literals.rewrite(source, {name: value})
+    assert {n: one.value for n, one in literals.read(changed).items()} == expected | {name: value}
+    before, after, one = source.encode(), changed.encode(), read[name]
+    assert after.startswith(before[: one.start])
+    assert after.endswith(before[one.end :])
+
+
+def test_spellings_survive():
+    source = "A = 2**19 # x\nB = 20_000\nC = 1<<4\nD = (0.8, 0.95)\nE = 'S'\nF = \"S\"\nG = 3 * 4\n"
+    changed = literals.rewrite(
+        source,
+        {"A": 2**17, "B": 3_000_000, "C": 8, "D[1]": 0.9, "E": "L", "F": "L", "G": 5},
+    )
+    assert changed == (
+        "A = 2**17 # x\nB = 3_000_000\nC = 1<<3\nD = (0.8, 0.9)\nE = 'L'\nF = \"L\"\nG = 5\n"
+    )
+
+
+def test_what_one_place_cannot_change_is_not_read():
+    source = "A = 1\nA = 2\nB = 3\nB += 1\nC = f()\nD = True\nE = 9**9**9\nF = -0.5\nlow = 1\n"
+    assert {n: one.value for n, one in literals.read(source).items()} == {"F": -0.5}
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(KeyError):
+        literals.rewrite("A = 1\n", {"B": 2})
+
+
+# --------------------------------------------------------------------------------- ranges
+
+
+def test_the_search_space_of_the_real_train_py():
+    space = search_space(TRAIN)
+    assert {"DEPTH", "MATRIX_LR", "TOTAL_BATCH_SIZE", "WARMDOWN_RATIO", "ADAM_BETAS[1]"} <= set(
+        space
+    )
+    assert "DEVICE_BATCH_SIZE" not in space
+    assert space["MATRIX_LR"].scale == "log"
+    assert space["TOTAL_BATCH_SIZE"].scale == "powers"
+    assert space["WARMDOWN_RATIO"].scale == "linear"
+    assert space["ADAM_BETAS[1]"].scale == "tail"
+
+
+def test_constants_without_effect_are_left_alone():
+    assert not {"UNUSED_LR", "SEED"} & set(search_space(SMALL))
+
+
+@given(
+    st.sampled_from(["MATRIX_LR", "X_RATIO", "DEPTH", "TOTAL_BATCH_SIZE", "BETA", "HEAD_DIM"]),
+    st.one_of(st.floats(1e-6, 1e3), st.integers(1, 2**20)),
+    st.floats(0, 1),
+)
+def test_every_place_on_an_axis_is_a_value_of_the_same_kind(name, value, reach):
+    one = infer(name, value)
+    axis = one and one.axis(value, reach)
+    if axis is None:
+        return
+    assert axis.low <= one.encode(value) <= axis.high
+    for at in (axis.low, axis.high):
+        decoded = one.decode(at)
+        assert isinstance(decoded, int) == isinstance(value, int)
+        assert decoded >= 0
+
+
+def test_widths_that_round_to_the_same_heads_are_one_experiment():
+    assert signature(SMALL) == signature(SMALL.replace("ASPECT_RATIO = 64", "ASPECT_RATIO = 60"))
+    assert signature(SMALL) != signature(SMALL.replace("ASPECT_RATIO = 64", "ASPECT_RATIO = 80"))
+
+
+# ------------------------------------------------------------------------------ proposals
+
+
+def test_the_same_history_and_seed_give_the_same_proposal(tmp_path):
+    night = Night(tmp_path, 1)
+    for _ in range(6):
+        night.step(Tpe())
+    first = Tpe().propose(night.context())
+    source = (tmp_path / "train.py").read_text()
+    assert Tpe().propose(night.context()) == first
+    assert (tmp_path / "train.py").read_text() == source
+    assert len({Tpe().propose(night.context(seed)) for seed in range(8)}) > 1
+
+
+def test_a_proposal_changes_what_it_says_and_nothing_else(tmp_path):
+    night = Night(tmp_path, 2, TRAIN.replace("DEPTH = 8", "DEPTH = 4"))
+    description = Tpe().propose(night.context())
+    before, after = night.best_source, (tmp_path / "train.py").read_text()
+    read = {name: one.value for name, one in literals.read(before).items()}
+    changes = {}
+    for change in description.split(", "):
+        name, old, arrow, new = change.split(" ")
+        assert (arrow, str(read[name])) == ("->", old)
+        changes[name] = ast.literal_eval(new) if name != "WINDOW_PATTERN" else new
+    assert 1 <= len(changes) <= 4
+    assert literals.rewrite(before, changes) == after != before
+
+
+def test_no_proposal_comes_twice_and_steps_stay_whole_batches(tmp_path):
+    night = Night(tmp_path, 3)
+    agent = Tpe()
+    for _ in range(40):
+        night.step(agent)
+    assert len({signature(source) for source in night.sources.values()}) == 41
+    for source in night.sources.values():
+        read = {name: one.value for name, one in literals.read(source).items()}
+        # As in the first file, a step is at least 256 rows for each row of a device batch.
+        assert read["TOTAL_BATCH_SIZE"] % (read["DEVICE_BATCH_SIZE"] * 256) == 0
+        assert 0 <= read["WARMDOWN_RATIO"] <= 1
+
+
+@pytest.mark.parametrize("source", ["x = 1\n", "SEED = 3\nprint(SEED)\n"])
+def test_nothing_to_search_is_said(tmp_path, source):
+    night = Night(tmp_path, 0)
+    night.best_source = source
+    with pytest.raises(AgentError, match="no upper-case constants"):
+        Tpe().propose(night.context())
+
+
+def test_an_exhausted_space_is_said(tmp_path):
+    night = Night(tmp_path, 0)
+    texts = [f"DEPTH = {depth}\nprint(DEPTH)\n" for depth in (1, 2)]
+    night.sources = {one.commit: text for one, text in zip(night.history, texts, strict=False)}
+    night.sources["f" * 40] = texts[1]
+    night.history.append(Experiment(1, "f" * 40, "", "", "tpe", status="discard", val_bpb=2.0))
+    night.best_source = texts[0]
+    with pytest.raises(AgentError, match="nothing new"):
+        Tpe().propose(night.context())
+
+
+def test_broken_files_in_the_history_teach_nothing_and_stop_nothing(tmp_path):
+    night = Night(tmp_path, 0)
+    night.sources["f" * 40] = "DEPTH = = 3\n"
+    night.history.append(Experiment(1, "f" * 40, "", "", "person", status="crash"))
+    assert "->" in Tpe().propose(night.context())
+
+
+def test_it_learns_from_every_result(tmp_path):
+    """With one constant whose score falls to one side, and crashes beyond, it goes there."""
+    text = "MATRIX_LR = {}\nprint(MATRIX_LR)\n"
+    night = Night(tmp_path, 0)
+    night.sources, night.history = {}, []
+    tried = [(0.04, 2.0), (0.03, 2.1), (0.05, 1.9), (0.06, 1.8), (0.02, 2.3), (0.2, None)]
+    for n, (rate, score) in enumerate(tried):
+        night.sources[f"{n:040x}"] = text.format(rate)
+        status = "crash" if score is None else "keep"
+        night.history.append(
+            Experiment(n, f"{n:040x}", "", "", "tpe", status=status, val_bpb=score)
+        )
+    night.best_source = text.format(0.06)
+    drawn = []
+    for seed in range(12):
+        Tpe().propose(night.context(seed))
+        drawn.append(literals.read((tmp_path / "train.py").read_text())["MATRIX_LR"].value)
+    assert sum(0.05 < rate < 0.16 for rate in drawn) >= 9
+
+
+def test_five_proposals_mostly_improve(tmp_path):
+    better = 0
+    for seed in range(20):
+        night = Night(tmp_path / str(seed), seed)
+        first = night.best
+        for _ in range(5):
+            night.step(Tpe())
+        better += night.best < first - 0.002
+    assert better >= 15
+
+
+def test_it_beats_random_sampling(tmp_path):
+    searched, sampled = [], []
+    for seed in range(4):
+        night = Night(tmp_path / f"tpe{seed}", seed)
+        agent = Tpe()
+        for _ in range(30):
+            night.step(agent)
+        searched.append(night.best)
+        night = Night(tmp_path / f"random{seed}", seed)
+        for _ in range(30):
+            night.record(_anywhere(SMALL, night.random), "random")
+        sampled.append(night.best)
+    assert sum(searched) < sum(sampled)
+
+
+def _anywhere(source: str, rng: random.Random) -> str:
+    changes = {}
+    for name, one in search_space(source).items():
+        axis = one.axis(literals.read(source)[name].value, 1.0)
+        at = rng.uniform(axis.low, axis.high)
+        changes[name] = one.decode(round(at) if one.scale in ("powers", "grid") else at)
+    return literals.rewrite(source, changes)
+
+
+def test_optuna_says_nothing(tmp_path, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Tpe().propose(Night(tmp_path, 5).context())
+    assert capfd.readouterr() == ("", "")
