@@ -1,0 +1,127 @@
+"""Helpers of the harness's tests: a real git repository whose train.py answers at once."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from autoresearch_jax import loop
+from autoresearch_jax.workspace import Workspace
+
+DEVICE = {"frozen files": "f", "data": "d", "device": "cpu", "device count": 1, "JAX": "0"}
+
+SUMMARY = """\
+print("---")
+print(f"val_bpb:          {SCORE:.6f}")
+print("training_seconds: 1.0")
+print("peak_vram_mb:     2048.0")
+print("mfu_percent:      n/a")
+"""
+
+
+def train_py(score: float, extra: str = "") -> str:
+    return f"SCORE = {score}\n{extra}\n{SUMMARY}"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t", *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.rstrip("\n")
+
+
+def make_repository(root: Path, train: str | None = None) -> Path:
+    """A git repository with the files of a workspace and one commit."""
+    root.mkdir(parents=True)
+    (root / "train.py").write_text(train or train_py(1.0))
+    (root / "prepare.py").write_text("")
+    (root / "constants.py").write_text("TIME_BUDGET = 1\n")
+    (root / "program.md").write_text("Make it better.\n")
+    (root / "results.tsv").write_text("commit\tval_bpb\tmemory_gb\tstatus\tdescription\n")
+    (root / ".gitignore").write_text("run.log\n")
+    git(root, "init", "-q", "-b", "main")
+    git(root, "add", ".")
+    git(root, "commit", "-q", "-m", "Start")
+    return root
+
+
+class Notes:
+    """A view that remembers."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.shown: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def live(self, text: str) -> None:
+        self.shown.append(text)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.said)
+
+
+class Scripted:
+    """An agent that writes the next train.py of a list, or does what the next function does."""
+
+    name = "scripted"
+
+    def __init__(self, *sources) -> None:
+        self.sources = list(sources)
+        self.contexts = []
+
+    def propose(self, context) -> str:
+        self.contexts.append(context)
+        source = self.sources.pop(0)
+        if callable(source):
+            return source(context)
+        (context.worktree / "train.py").write_text(source)
+        return f"idea {context.n}"
+
+
+class BySeries(Scripted):
+    """Proposes by experiment number, so that a resumed loop proposes what the first one would."""
+
+    def propose(self, context) -> str:
+        self.contexts.append(context)
+        (context.worktree / "train.py").write_text(self.sources[context.n - 1])
+        return f"idea {context.n}"
+
+
+def run_loop(workspace: Workspace, agent, most: int | None = None, view=None, **options):
+    """loop.run_loop without data and without an accelerator."""
+    options.setdefault("fingerprint_of", lambda _: DEVICE)
+    return loop.run_loop(
+        workspace, agent=agent, max_experiments=most, view=view or Notes(), **options
+    )
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def rows(root: Path) -> list[list[str]]:
+    lines = (root / "results.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    return [line.split("\t") for line in lines]
+
+
+def state(root: Path) -> dict[str, bytes]:
+    """Every file of a checkout, .git aside."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and ".git" not in path.relative_to(root).parts
+    }
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return os.environ | extra

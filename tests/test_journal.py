@@ -1,0 +1,220 @@
+"""The journal survives torn tails; results.tsv is its projection and reads others' too."""
+
+import errno
+import os
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoresearch_jax import journal
+from autoresearch_jax.journal import Experiment, Journal, JournalError, Row
+
+STEPS = (
+    {"step": "session", "kind": "loop", "fingerprint": {"data": "d"}, "time": 1.0},
+    {"step": "proposed", "n": 0, "commit": "a" * 40, "base": "", "description": "baseline"},
+    {"step": "trained", "n": 0, "outcome": "ok", "reason": "", "metrics": {"val_bpb": 1.25}},
+    {"step": "decided", "n": 0, "status": "keep", "reason": "", "time": 3.0},
+)
+PROPOSED = {"agent": "tpe", "metrics": {"agent_seconds": 0.5}, "time": 2.0}
+
+
+def steps():
+    return [step | (PROPOSED if step["step"] == "proposed" else {}) for step in STEPS]
+
+
+def write(folder, records):
+    book = Journal(folder)
+    for record in records:
+        book.append(**record)
+    book.close()
+
+
+def test_experiments_come_back_as_they_were_recorded(tmp_path):
+    trained = {"step": "trained", "n": 0, "outcome": "ok", "reason": ""}
+    trained["metrics"] = {"val_bpb": 1.25, "peak_vram_mb": 2048.0}
+    write(tmp_path, [*steps()[:2], trained, steps()[3]])
+    assert journal.experiments(tmp_path) == [
+        Experiment(
+            n=0,
+            commit="a" * 40,
+            base="",
+            description="baseline",
+            agent="tpe",
+            status="keep",
+            val_bpb=1.25,
+            memory_gb=2.0,
+            reason="",
+            metrics={"agent_seconds": 0.5, "val_bpb": 1.25, "peak_vram_mb": 2048.0},
+            started=2.0,
+            finished=3.0,
+            outcome="ok",
+        )
+    ]
+
+
+def test_unknown_steps_and_a_missing_journal_are_no_error(tmp_path):
+    assert journal.experiments(tmp_path) == []
+    write(tmp_path, [{"step": "scored", "n": 7}, *steps()])
+    assert [e.n for e in journal.experiments(tmp_path)] == [0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cut=st.integers(0, 2000),
+    tail=st.binary(max_size=40).map(lambda data: data.replace(b"\n", b"")),
+)
+def test_a_torn_tail_at_any_byte_is_cut_off_and_written_over(tmp_path_factory, cut, tail):
+    folder = tmp_path_factory.mktemp("torn")
+    write(folder, steps())
+    path = journal.path_of(folder)
+    whole = path.read_bytes()
+    torn = whole[: min(cut, len(whole))]
+    path.write_bytes(torn + tail if torn and not torn.endswith(b"\n") else torn)
+    expected = steps()[: torn.count(b"\n")]
+    assert journal.records(folder) == expected  # reading changes nothing
+    book = Journal(folder)
+    assert book.records == expected
+    assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[: len(expected)])
+    book.append("session", kind="again")
+    book.close()
+    assert journal.records(folder) == [*expected, {"step": "session", "kind": "again"}]
+
+
+@pytest.mark.parametrize("line", [1, 2, 4])
+def test_a_damaged_line_is_named_and_nothing_is_changed(tmp_path, line):
+    write(tmp_path, steps())
+    path = journal.path_of(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[line - 1] = lines[line - 1].replace(b'"step": "', b'"step": "x', 1)
+    path.write_bytes(b"".join(lines))
+    before = path.read_bytes()
+    with pytest.raises(JournalError, match=rf"line {line} is damaged"):
+        Journal(tmp_path)
+    with pytest.raises(JournalError, match=r"--tag NEW-TAG"):
+        journal.experiments(tmp_path)
+    assert path.read_bytes() == before
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=9),
+        st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    )
+)
+def test_any_record_survives_sealing(record):
+    line = journal.seal(record)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert journal.unseal(line[:-1]) == record
+
+
+@pytest.mark.parametrize("after", [0, 10])
+def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path, monkeypatch, after):
+    write(tmp_path, steps()[:2])
+    before = journal.path_of(tmp_path).read_bytes()
+    book, pwrite = Journal(tmp_path), os.pwrite
+
+    def full(handle, data, offset):
+        if not data[after:]:
+            return pwrite(handle, data, offset)
+        pwrite(handle, data[:after], offset)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space left"):
+            book.append("decided", n=0, status="keep", reason="", time=3.0)
+    assert journal.path_of(tmp_path).read_bytes() == before
+    assert book.records == steps()[:2]
+    book.append(**steps()[2])  # and it goes on once there is room
+    book.close()
+    assert journal.records(tmp_path) == steps()[:3]
+
+
+@given(st.text())
+def test_a_clean_description_is_one_safe_bounded_line(text):
+    line = journal.clean(text)
+    assert len(line) <= journal.DESCRIPTION_LIMIT
+    assert line == line.strip()
+    assert '"' not in line
+    assert not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in line)
+    assert journal.clean(line) == line
+    line.encode()
+
+
+def test_clean_keeps_what_is_harmless_and_bounds_a_megabyte():
+    assert journal.clean("lr 0.04 → 0.05, größer") == "lr 0.04 → 0.05, größer"
+    assert journal.clean("a\tb\nc\0d\x1b[31m\u2028e\u202ef\ud800") == "a b c d [31m e f"
+    assert journal.clean("x" * 1_000_000) == "x" * 199 + "…"
+
+
+def test_results_text_is_the_format_that_was_promised():
+    kept = Experiment(0, "a" * 40, "", "baseline", "", "keep", 1.0, 44.04, finished=1.0)
+    worse = Experiment(1, "b" * 40, "a" * 40, "wider", "tpe", "discard", 1.23456789, None)
+    crash = Experiment(2, "c" * 40, "a" * 40, "a\tb", "tpe", "crash", None, 3.0, "OOM")
+    undecided = Experiment(3, "d" * 40, "a" * 40, "next", "tpe")
+    assert journal.results_text([kept, worse, crash, undecided]) == (
+        "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
+        "aaaaaaa\t1.000000\t44.0\tkeep\tbaseline\n"
+        "bbbbbbb\t1.234568\t—\tdiscard\twider\n"
+        "ccccccc\tcrash\t—\tcrash\ta b\n"
+    )
+
+
+@given(st.lists(st.text(min_size=1), max_size=5))
+def test_our_own_results_are_read_back(tmp_path_factory, descriptions):
+    path = tmp_path_factory.mktemp("results") / "results.tsv"
+    history = [
+        Experiment(n, f"{n:040}", "", text, "", "keep", 1.5, 2.0)
+        for n, text in enumerate(descriptions)
+    ]
+    journal.write_text(path, journal.results_text(history))
+    assert [row.description for row in journal.read_results(path)] == [
+        journal.clean(text) for text in descriptions
+    ]
+
+
+def test_the_originals_results_and_its_forks_are_read(tmp_path):
+    path = tmp_path / "results.tsv"
+    path.write_text(
+        "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
+        "a1b2c3d\t0.997900\t44.0\tkeep\tbaseline\n"
+        'b2c3d4e\t0.993200\t44.2\tKEEP \tsay "more\n'
+        "d4e5f6g\t0.000000\t0.0\tcrash\tdouble width\n"
+        "e5f6a7b\tnan\t0.0\tdiscard\n"
+    )
+    assert journal.read_results(path) == [
+        Row("a1b2c3d", 0.9979, 44.0, "keep", "baseline"),
+        Row("b2c3d4e", 0.9932, 44.2, "keep", 'say "more'),
+        Row("d4e5f6g", None, None, "crash", "double width"),
+        Row("e5f6a7b", None, None, "discard", ""),
+    ]
+    path.write_text("status\tcommit\tval_bpb\r\nkeep\tabc\t1.5\r\n\r\n")
+    assert journal.read_results(path) == [Row("abc", 1.5, None, "keep", "")]
+    path.write_text("")
+    assert journal.read_results(path) == []
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "results.tsv"
+    path.write_text("old")
+    path.chmod(0o600)
+    link = tmp_path / "link.tsv"
+    link.symlink_to(path)
+    journal.write_text(link, "new")
+    assert (path.read_text(), link.is_symlink(), path.stat().st_mode & 0o777) == (
+        "new",
+        True,
+        0o600,
+    )
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        journal.write_text(path, "newer")
+    assert path.read_text() == "new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link.tsv", "results.tsv"]

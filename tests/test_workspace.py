@@ -1,0 +1,92 @@
+"""What is a workspace, and what is not."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from autoresearch_jax import workspace as workspace_module
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.workspace import Workspace, check_tag
+from tests import harness
+from tests.harness import git
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    return harness.make_repository(tmp_path / "workspace")
+
+
+def test_it_opens_from_a_folder_within(root):
+    (root / "docs").mkdir()
+    workspace = Workspace.open(root / "docs")
+    assert workspace.root == root
+    assert workspace.constants() == {"TIME_BUDGET": 1}
+    assert workspace.tags() == []
+    assert workspace.state_dir("t") == root / ".git" / "autoresearch" / "t"
+    assert workspace.run_dir("t", 3) == root / ".git" / "autoresearch" / "t" / "runs" / "3"
+
+
+def test_the_worktrees_of_a_repository_share_their_state(root, tmp_path):
+    git(root, "worktree", "add", "-q", "--detach", str(tmp_path / "other"))
+    one, other = Workspace.open(root), Workspace.open(tmp_path / "other")
+    assert other.root == tmp_path / "other"
+    assert other.state_dir("t") == one.state_dir("t")
+    assert other.private_dir("t") == one.private_dir("t")
+    assert other.head() == one.head()
+
+
+def test_what_is_no_workspace_is_refused(root, tmp_path):
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    with pytest.raises(UserError, match=r"plain is not in a git repository.*setup DIR"):
+        Workspace.open(plain)
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        Workspace.open(tmp_path / "nowhere")
+    git(plain, "init", "-q", "--bare")
+    with pytest.raises(UserError, match="bare git repository"):
+        Workspace.open(plain)
+    (root / "prepare.py").unlink()
+    with pytest.raises(UserError, match=r"has no prepare\.py"):
+        Workspace.open(root)
+
+
+def test_before_the_first_commit_it_says_what_to_type(root):
+    subprocess.run(["rm", "-rf", str(root / ".git")], check=True)
+    git(root, "init", "-q")
+    with pytest.raises(UserError, match=r"no commit yet.*git add.*git commit"):
+        Workspace.open(root).head()
+
+
+def test_gits_own_words_reach_the_person(root):
+    with pytest.raises(workspace_module.GitError, match=r"git show nothing.*fatal: ambiguous"):
+        Workspace.open(root).git("show", "nothing")
+
+
+@pytest.mark.parametrize("tag", ["nov24", "nov24-2", "A.b_c-1", "x" * 100])
+def test_tags_that_can_be_refs(root, tag):
+    assert check_tag(tag) == tag
+    git(root, "check-ref-format", "--branch", f"autoresearch/{tag}")
+
+
+@pytest.mark.parametrize(
+    "tag", ["", "a b", "a/b", "-a", ".a", "a..b", "a.lock", "a.", "ä", "a\n", "x" * 101, "a~1"]
+)
+def test_tags_that_cannot(tag):
+    with pytest.raises(UserError, match="is no tag"):
+        check_tag(tag)
+
+
+def test_the_harness_imports_neither_jax_nor_what_it_trains():
+    names = "loop session process supervisor agents.command agents.prompt trainer ratchet".split()
+    script = f"""
+import importlib, json, sys
+for name in {names!r}:
+    importlib.import_module(f"autoresearch_jax.{{name}}")
+print(json.dumps(sorted(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    loaded = set(json.loads(done.stdout))
+    assert not loaded & {"jax", "jaxlib", "flax", "numpy", "optax", "train", "prepare", "optuna"}
