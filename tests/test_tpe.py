@@ -235,11 +235,11 @@ def test_a_proposal_changes_what_it_says_and_nothing_else(tmp_path):
         name, old, arrow, new = change.split(" ")
         assert (arrow, str(read[name])) == ("->", old)
         changes[name] = ast.literal_eval(new) if name != "WINDOW_PATTERN" else new
-    assert 1 <= len(changes) <= 4
+    assert 1 <= len(changes) <= 3
     assert literals.rewrite(before, changes) == after != before
 
 
-def test_no_proposal_comes_twice_and_steps_stay_whole_batches(tmp_path):
+def test_no_proposal_comes_twice_and_batches_stay_powers_of_two(tmp_path):
     night = Night(tmp_path, 3)
     agent = Tpe()
     for _ in range(40):
@@ -247,8 +247,9 @@ def test_no_proposal_comes_twice_and_steps_stay_whole_batches(tmp_path):
     assert len({signature(source) for source in night.sources.values()}) == 41
     for source in night.sources.values():
         read = {name: one.value for name, one in literals.read(source).items()}
-        # As in the first file, a step is at least 256 rows for each row of a device batch.
-        assert read["TOTAL_BATCH_SIZE"] % (read["DEVICE_BATCH_SIZE"] * 256) == 0
+        # train.py splits a step evenly over devices and passes, whatever DEVICE_BATCH_SIZE is.
+        assert read["TOTAL_BATCH_SIZE"].bit_count() == 1
+        assert read["DEVICE_BATCH_SIZE"] == 32
         assert 0 <= read["WARMDOWN_RATIO"] <= 1
 
 

@@ -102,7 +102,7 @@ def check_free(target: Path) -> None:
         existing = existing.parent
     outer = _run_git(existing, "rev-parse", "--show-toplevel")
     if outer.returncode == 0:
-        ignored = _run_git(existing, "check-ignore", "--quiet", "--no-index", str(target))
+        ignored = _run_git(existing, "check-ignore", "--quiet", "--no-index", f"{target}/")
         if ignored.returncode:
             raise UserError(
                 f"{target} lies in the git repository {outer.stdout.strip()}, and a workspace is "

@@ -57,13 +57,13 @@ PRESETS = {
             "demo",
             "a first look anywhere: a tiny model, 10 seconds an experiment",
             {
-                "DEPTH": 3,
+                "DEPTH": 2,
                 "ASPECT_RATIO": 64,
                 "HEAD_DIM": 64,
-                "TOTAL_BATCH_SIZE": 2**12,
-                "DEVICE_BATCH_SIZE": 32,
+                "TOTAL_BATCH_SIZE": 2**11,
+                "DEVICE_BATCH_SIZE": 16,
             },
-            {"TIME_BUDGET": 10, "MAX_SEQ_LEN": 128, "EVAL_TOKENS": 2**17, "VOCAB_SIZE": 2048},
+            {"TIME_BUDGET": 10, "MAX_SEQ_LEN": 128, "EVAL_TOKENS": 2**16, "VOCAB_SIZE": 2048},
         ),
     )
 }

@@ -75,7 +75,6 @@ class Tpe:
             names = choose(rng, ranges, current, trials)
             reach = min(1.0, len(trials) / WHOLE_RANGE_AFTER + attempt / ATTEMPTS)
             changes = draw(rng, {name: ranges[name] for name in names}, current, trials, reach)
-            changes |= _companions(changes, current)
             changed = literals.rewrite(source, changes)
             if signature(changed) not in tried:
                 path.write_bytes(changed.encode())
@@ -221,22 +220,6 @@ def _frozen(
             distributions={name: axes[name] for name in inside},
             value=penalty if trial.val_bpb is None else trial.val_bpb,
         )
-
-
-def _companions(changes: Mapping[str, Value], current: Mapping[str, Value]) -> dict[str, Value]:
-    """Changes that must go along: a step is a whole number of device batches.
-
-    A smaller step takes the device batch down with it, which holds for any number of devices.
-    """
-    step, old, device = (
-        changes.get("TOTAL_BATCH_SIZE"),
-        current.get("TOTAL_BATCH_SIZE"),
-        current.get("DEVICE_BATCH_SIZE"),
-    )
-    if not isinstance(step, int) or not isinstance(old, int) or not isinstance(device, int):
-        return {}
-    smaller = max(1, device * step // old)
-    return {"DEVICE_BATCH_SIZE": smaller} if smaller < device else {}
 
 
 def _values(source: str) -> dict[str, Value]:

@@ -1,0 +1,222 @@
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from autoresearch_jax import cli, create
+from autoresearch_jax.terminal import RichView
+from autoresearch_jax.view import PlainView
+
+COMMAND = [sys.executable, "-W", "error", "-m", "autoresearch_jax"]
+NAMES = sorted(cli.main.commands)
+
+
+def run(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+# ----------------------------------------------------------------------------------- help
+
+
+def test_every_command_is_in_a_section_of_the_help():
+    text = CliRunner().invoke(cli.main, ["--help"]).output
+    listed = {name for names in cli.SECTIONS.values() for name in names}
+    assert listed == set(NAMES) - {"check-hardware"}
+    for title, names in cli.SECTIONS.items():
+        section = text.split(f"\n{title}:\n")[1].split("\n\n")[0]
+        assert [line.split()[0] for line in section.splitlines() if line[2] != " "] == list(names)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_has_an_example_and_says_what_its_options_do(name):
+    done = CliRunner().invoke(cli.main, [name, "--help"])
+    assert done.exit_code == 0
+    assert "Example:\n    autoresearch-jax " in done.output
+    example = done.output.split("Example:\n")[1].splitlines()[0].split()
+    assert example[1] == name
+    for parameter in cli.main.commands[name].params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+
+
+def test_help_loads_nothing_heavy(tmp_path):
+    code = (
+        "import sys\nfrom autoresearch_jax.cli import main\n"
+        "for words in (['--help'], ['loop', '--help'], ['demo', '--help']):\n"
+        "    main(words, standalone_mode=False)\n"
+        "heavy = {'jax', 'numpy', 'optuna', 'matplotlib', 'git', 'rich', 'pyarrow', 'psutil'}\n"
+        "print('LOADED', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "LOADED []"
+
+
+def test_the_version_is_the_packages(tmp_path):
+    done = run("--version", cwd=tmp_path)
+    assert done.stdout == f"autoresearch-jax {create.version()}\n"
+
+
+# --------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["run"], 1, "is not in a git repository"),
+        (["loop"], 1, "is not in a git repository"),
+        (["results"], 1, "is not in a git repository"),
+        (["show", "1"], 1, "is not in a git repository"),
+        (["setup", "--preset", "h10", "w"], 1, "there is no preset 'h10'"),
+        (["setup", "--seq-len", "1000", "w"], 1, "a power of two"),
+        (["results", "--sort", "size"], 2, "'size' is not 'gain'"),
+        (["loop", "--max", "-1"], 2, "not in the range"),
+        (["-C", "nowhere", "results"], 2, "'nowhere' does not exist"),
+        (["sing"], 2, "No such command 'sing'"),
+    ],
+)
+def test_bad_input_is_one_message_without_a_traceback(tmp_path, words, code, said):
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_and_its_alias_exit_with_1_when_something_is_missing(tmp_path):
+    done = run("doctor", cwd=tmp_path, AUTORESEARCH_HOME=str(tmp_path / "home"))
+    assert done.returncode == 1
+    assert "Not ready." in done.stdout
+    assert "Next: autoresearch-jax setup" in done.stdout
+    alias = run("check-hardware", cwd=tmp_path)
+    assert alias.returncode == 1
+    found = json.loads(alias.stdout)
+    keys = (
+        "platform device_kind device_count memory_mb jax_version python_ok uv_ok data_ready "
+        "disk_free_gb preset ready"
+    )
+    assert set(keys.split()) <= set(found)
+
+
+# -------------------------------------------------------------------------------- results
+
+
+def test_results_of_another_folder(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "results.tsv").write_text(
+        "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
+        "a1b2c3d\t0.997900\t44.0\tkeep\tbaseline\n"
+        "d4e5f6g\t0.000000\t0.0\tcrash\tdouble model width (OOM)\n"
+    )
+    done = run("-C", "there", "results", "--grep", "width", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "double model width (OOM)" in done.stdout
+    assert "baseline" not in done.stdout
+    assert "2 experiments, 0 improvements, 1 crash" in done.stdout
+    runner = CliRunner()
+    before = Path.cwd()
+    assert runner.invoke(cli.main, ["-C", str(tmp_path / "there"), "results"]).exit_code == 0
+    assert Path.cwd() == before
+
+
+def test_setup_says_what_comes_next(tmp_path):
+    done = run("setup", "w", "--skip-data", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "  cd w\n" in done.stdout
+    empty = run("-C", "w", "results", cwd=tmp_path)
+    assert empty.returncode == 1
+    assert "no experiment is recorded" in empty.stderr
+
+
+# ------------------------------------------------------------------------------------ run
+
+SUMMARY = "---\nval_bpb: 1.25\npeak_vram_mb: 512.0\nnum_steps: 3\n"
+OUTCOMES = {
+    "score": (f"print('''{SUMMARY}''')", 0),
+    "nothing": ("print('no summary')", 1),
+    "failure": ("raise SystemExit('boom')", 1),
+}
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    return create.setup(tmp_path / "w", PlainView(), skip_data=True)
+
+
+@pytest.mark.parametrize("kind", OUTCOMES)
+def test_run_measures_and_exits_by_the_outcome(workspace, kind):
+    code, expected = OUTCOMES[kind]
+    (workspace / "train.py").write_text(code)
+    done = run("run", "--log", "my.log", cwd=workspace)
+    assert done.returncode == expected, done.stderr
+    score, memory, seconds, log = done.stdout.rstrip("\n").split("\t")
+    assert (score, memory) == (("1.250000", "512.0") if kind == "score" else ("n/a", "n/a"))
+    assert float(seconds) >= 0
+    assert Path(log) == workspace / "my.log"
+    assert Path(log).is_file()
+    assert kind == "score" or "no val_bpb" in done.stderr
+
+
+# ------------------------------------------------------------------------------- terminal
+
+
+def test_the_passing_line_passes():
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=40, color_system=None, _environ={})
+    view = RichView(console)
+    view.live("step 1 of a line that is far too long for a terminal of forty columns")
+    view.say("experiment [1] is kept")
+    view.live("")
+    view.live("step 2")
+    view.close()
+    text = file.getvalue()
+    assert "experiment [1] is kept\n" in text
+    assert "…" in text
+    assert text.rstrip().endswith("\x1b[2K")  # the last thing is to wipe the line
+
+
+def test_colour_only_where_it_is_wanted(tmp_path):
+    """A real terminal has colour, unless NO_COLOR is set; a pipe has none."""
+    (tmp_path / "results.tsv").write_text(
+        "commit\tval_bpb\tmemory_gb\tstatus\tdescription\na1b2c3d\t0.9\t44.0\tkeep\tbaseline\n"
+    )
+
+    def seen(**env: str) -> bytes:
+        master, slave = pty.openpty()
+        base = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+        process = subprocess.Popen(
+            [*COMMAND, "results"], cwd=tmp_path, stdout=slave, env=base | {"TERM": "xterm"} | env
+        )
+        process.wait(timeout=60)
+        os.close(slave)
+        output = b""
+        try:
+            while chunk := os.read(master, 4096):
+                output += chunk
+        except OSError:  # how Linux says that the other side is closed
+            pass
+        finally:
+            os.close(master)
+        return output
+
+    assert b"\x1b[32m" in seen()
+    assert b"\x1b[32m" not in seen(NO_COLOR="1")
+    assert "\x1b" not in run("results", cwd=tmp_path).stdout
