@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -151,9 +152,16 @@ def test_no_such_dataset(fetch, hub):
     assert "refuses someone/else (404)" in done.stderr
 
 
-def test_offline(fetch):
-    done = fetch(HF_HUB_OFFLINE="1")
+@pytest.mark.parametrize(
+    "env", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}], ids=str
+)
+@pytest.mark.parametrize("source", ["fineweb-edu", "hf:someone/stories"])
+def test_offline(fetch, env, source):
+    begun = time.monotonic()
+    done = fetch(source, **env)
+    assert time.monotonic() - begun < 15  # not the half minute of the client's own retries
     assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
     assert "cannot be reached" in done.stderr
     assert "`--source pydocs` needs no network" in done.stderr
 

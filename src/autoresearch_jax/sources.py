@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import json
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -179,11 +180,15 @@ def _list_shards(source: str, repo: str) -> list[str]:
 
     seen = paths.home() / "text" / f"{repo.replace('/', '--')}.json"
     try:
+        if not _reachable(repo):
+            if seen.is_file():
+                return json.loads(seen.read_text())
+            raise _unreachable(repo, "the list of files")
         files = huggingface_hub.HfApi().list_repo_files(repo, repo_type="dataset")
+    except UserError:
+        raise
     except Exception as error:
-        if seen.is_file() and not isinstance(error, huggingface_hub.errors.HfHubHTTPError):
-            return json.loads(seen.read_text())
-        _explain(error, source, repo, "its list of files")
+        _explain(error, source, repo, "the list of files")
     names = sorted(name for name in files if name.endswith(".parquet"))
     manifest.write_atomically(seen, lambda path: path.write_text(json.dumps(names)))
     return names
@@ -193,8 +198,13 @@ def _from_hub(
     source: str, repo: str, names: list[str], num_shards: int, workers: int, progress: Progress
 ) -> Found:
     """Download what is not in the hub's cache yet, `workers` files at a time."""
+    import huggingface_hub
+
+    huggingface_hub.logging.set_verbosity_error()  # what it would say of retries is on our bars
     chosen = _choose(source, names, num_shards)
     wanted = [name for _, split in chosen.splits() for name in split]
+    if not _reachable(repo) and not _all_cached(repo, wanted):
+        raise _unreachable(repo, f"{len(wanted)} shards")
     total = progress.add_task("Fetch shards", total=len(wanted), unit="shards")
     stop = threading.Event()
 
@@ -220,6 +230,38 @@ def _from_hub(
         [local[name] for name in chosen.train],
         local[chosen.val],
         local[chosen.sealed] if chosen.sealed else None,
+    )
+
+
+def _reachable(repo: str) -> bool:
+    """Whether the hub answers at all: its own client would try for half a minute."""
+    import huggingface_hub as hub
+
+    url = hub.hf_hub_url(repo, "README.md", repo_type="dataset")
+    for _ in range(2):
+        try:
+            hub.get_hf_file_metadata(url)
+            return True
+        except hub.errors.HfHubHTTPError:
+            return True  # with whatever it says; the download itself explains it
+        except Exception:  # of whichever HTTP client this release is built on
+            time.sleep(1)
+    return False
+
+
+def _all_cached(repo: str, names: list[str]) -> bool:
+    import huggingface_hub as hub
+
+    found = (hub.try_to_load_from_cache(repo, name, repo_type="dataset") for name in names)
+    return all(isinstance(path, str) for path in found)
+
+
+def _unreachable(repo: str, what: str) -> UserError:
+    from huggingface_hub import constants
+
+    return UserError(
+        f"{constants.ENDPOINT} cannot be reached for {what} of {repo}: check the network, "
+        f"HF_ENDPOINT and HF_HUB_OFFLINE. {RESUMES}; `--source pydocs` needs no network"
     )
 
 
@@ -283,10 +325,7 @@ def _explain(error: BaseException, source: str, repo: str, what: str) -> NoRetur
     elif isinstance(error, OSError) and error.errno is not None:
         raise os_error(error, Path(constants.HF_HUB_CACHE)) from error
     elif isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-        message = (
-            f"{endpoint} cannot be reached for {what} of {repo}: check the network, HF_ENDPOINT "
-            f"and HF_HUB_OFFLINE. {RESUMES}; `--source pydocs` needs no network"
-        )
+        raise _unreachable(repo, what) from error
     else:
         message = (
             f"the download of {what} of {repo} from {endpoint} was interrupted ({error}). "
