@@ -29,7 +29,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 HEAD_BYTES = 8 << 20  # of a log: kept from its start
 TAIL_BYTES = 1 << 20  # and from its end
-TERM_SECONDS = 3.0  # between the polite signal and the other one
+TERM_SECONDS = 2.0  # between the polite signal and the other one
 KILL_SECONDS = 60.0  # a process that stays longer than this hangs in the kernel
 
 
@@ -175,9 +175,10 @@ def end(tree: Tree, streams: selectors.BaseSelector) -> int:
 
 def main() -> None:
     spec = json.loads(sys.argv[1])
-    # Its end is decided by the pipe alone: a signal to the whole group must not leave orphans.
+    # Its end is decided by the pipe alone: a signal to all processes must not leave orphans. An
+    # ignored signal would stay ignored in the command; one with a handler does not.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)
     if LINUX:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     streams = selectors.DefaultSelector()

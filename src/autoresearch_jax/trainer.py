@@ -113,7 +113,8 @@ def judge(ended: process.Ended, tail: str, val_bpb: str | None) -> tuple[str, st
     if ended.returncode < 0:
         return "crash", f"{_signal(-ended.returncode)}; its last line: {_last(tail)}"
     if ended.returncode:
-        return "crash", crash_reason(tail) or f"exit code {ended.returncode}, and no output"
+        code = f"exit code {ended.returncode}"
+        return "crash", crash_reason(tail) if tail.strip() else f"{code}, and no output"
     if val_bpb is None or val_bpb == "n/a":
         return "no-metric", f"exit code 0, but no val_bpb; its last line: {_last(tail)}"
     number = _number(val_bpb)
