@@ -511,17 +511,18 @@ def _nats_by_row(
         start, part = waiting.popleft()
         nats[start : start + batch_size] = np.asarray(part)[: min(batch_size, len(rows) - start)]
 
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        # A last partial batch, and one that the devices do not divide, is filled up with copies of
-        # its first row, whose results are dropped.
-        filler = np.repeat(batch[:1], padded_size - len(batch), axis=0)
-        batch = jax.device_put(np.concatenate([batch, filler]), by_row)
-        waiting.append((start, spread(local_params, counted, batch)))
-        if len(waiting) > 2:  # the device computes while the host reads on
+    with jax.set_mesh(mesh):  # whatever mesh the caller may have set
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            # A last partial batch, and one that the devices do not divide, is filled up with
+            # copies of its first row, whose results are dropped.
+            filler = np.repeat(batch[:1], padded_size - len(batch), axis=0)
+            batch = jax.device_put(np.concatenate([batch, filler]), by_row)
+            waiting.append((start, spread(local_params, counted, batch)))
+            if len(waiting) > 2:  # the device computes while the host reads on
+                collect()
+        while waiting:
             collect()
-    while waiting:
-        collect()
     return nats
 
 
@@ -571,6 +572,11 @@ def begin(logits_fn: LogitsFn, params: Any) -> "Session":
     run_dir = _run_dir()
     shape = (_rows_per_device(), MAX_SEQ_LEN)
     exported = artifacts.export(logits_fn, params, shape)
+    if exported.nr_devices != 1:
+        raise ValueError(
+            f"logits_fn is bound to {exported.nr_devices} devices: it may hold no mesh, sharding "
+            "constraint or shard_map, since its scorer spreads rows over devices itself"
+        )
     logits = exported.out_avals[0]
     if logits.ndim != 3 or logits.shape[:2] != shape or logits.shape[2] < VOCAB_SIZE:
         raise ValueError(

@@ -1,7 +1,13 @@
-"""Run by tests in a workspace: a whole session around a model that is a table."""
+"""Run by tests in a workspace: a whole session around a model that is a table.
+
+With arguments PORT and PROCESS it is one of two processes, with parameters sharded over both.
+"""
+
+import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import prepare
 
@@ -11,11 +17,17 @@ def logits_fn(params, tokens):
 
 
 def main():
+    if len(sys.argv) > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
     table = jax.random.normal(jax.random.key(prepare.seed()), (512, 512))
     params = {"embed": {"table": table}, "bias": jnp.zeros((1, 1, 512), jnp.bfloat16)}
+    mesh = jax.sharding.Mesh(jax.devices(), ("data",))
+    by_row = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    params["embed"]["table"] = jax.device_put(np.asarray(table), by_row)
     session = prepare.begin(logits_fn, params)
-    loader = prepare.make_loader("train", 8)
-    next(loader)
+    batch = next(prepare.make_loader("train", 16, sharding=by_row))
+    print("shards:", [shard.data.shape for shard in batch.addressable_shards])
     print(f"direct: {prepare.evaluate_bpb(logits_fn, params, 16):.6f}")
     stats = {
         "training_seconds": 1.25,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -112,6 +113,40 @@ def test_a_whole_session(prepared, tmp_path, devices):
     assert flat["embed/table"][0, 0] == jax.random.normal(jax.random.key(42), (512, 512))[0, 0]
 
 
+def test_two_processes_leave_what_one_does(prepared, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    run = tmp_path / "run"
+    run.mkdir()
+    env = data_helpers.environment(
+        prepared[1], PYTHONPATH=str(prepared[0]), AUTORESEARCH_RUN_DIR=str(run)
+    )
+    script = data_helpers.ROOT / "tests" / "session_run.py"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", script, port, str(index)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    printed = [process.communicate(timeout=100) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    first, second = (out.splitlines() for out, _ in printed)
+    assert "shards: [(8, 65)]" in first
+    assert "---" in first
+    assert "---" not in second  # the first process alone reports
+    scores = {line for line in [*first, *second] if line.startswith("direct: ")}
+    summary = json.loads((run / "summary.json").read_text())
+    assert scores == {f"direct: {summary['val_bpb']:.6f}"}
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(run / "params").item_metadata
+    assert stored["embed/table"].shape == (512, 512)
+
+
 def test_by_hand_a_run_replaces_the_one_before(prepared, tmp_path):
     shutil.copytree(prepared[1], tmp_path / "home")
     by_hand = tmp_path / "home" / "runs" / "by-hand"
@@ -168,6 +203,29 @@ def test_stats_that_are_missing(prepare, run_dir):
     session = prepare.begin(lookup, table())
     with pytest.raises(ValueError, match="stats lacks depth, num_steps"):
         session.finish(table(), {k: v for k, v in STATS.items() if k not in ("depth", "num_steps")})
+
+
+def test_a_function_that_is_bound_to_devices(prepared, tmp_path):
+    code = """
+import jax, jax.numpy as jnp, prepare
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+by_row = NamedSharding(Mesh(jax.devices(), ("data",)), PartitionSpec("data"))
+def bound(params, tokens):
+    return jax.lax.with_sharding_constraint(params[tokens], by_row)
+prepare.begin(bound, jnp.zeros((512, 512)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=data_helpers.environment(
+            prepared[1],
+            PYTHONPATH=str(prepared[0]),
+            AUTORESEARCH_RUN_DIR=str(tmp_path),
+            XLA_FLAGS="--xla_force_host_platform_device_count=2",
+        ),
+        capture_output=True,
+        text=True,
+    )
+    assert "ValueError: logits_fn is bound to 2 devices: it may hold no mesh" in done.stderr
 
 
 def test_names_of_other_pytrees(prepare, run_dir):
