@@ -216,6 +216,7 @@ prepare.begin(bound, jnp.zeros((512, 512)))
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
+        cwd=tmp_path,
         env=data_helpers.environment(
             prepared[1],
             PYTHONPATH=str(prepared[0]),
