@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 import psutil
-import rich
 import tokenizers
 from rich.progress import Progress
 
@@ -42,7 +41,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent  # the workspace whose constants these are
 
-LogitsFn = Callable[[Any, "jax.Array"], "jax.Array"]  # (params, tokens [B, T] int32) -> [B, T, V]
+# (params, tokens int32 [B, T]) -> logits [B, T, V]; flax declares what it returns as Any or more.
+LogitsFn = Callable[[Any, "jax.Array"], Any]
 
 # --- Tokenizer ----------------------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ def main(source: str, num_shards: int, workers: int) -> None:
     except KeyboardInterrupt:
         raise click.ClickException("interrupted: the same command goes on from here") from None
     rows = ", ".join(f"{name} {prepared.rows(name):,}" for name in prepared.splits)
-    rich.print(f"Ready: rows of {MAX_SEQ_LEN} tokens: {rows}. Data {prepared.fingerprint}.")
+    click.echo(f"Ready: rows of {MAX_SEQ_LEN} tokens: {rows}. Data {prepared.fingerprint}.")
 
 
 def prepare(source: str, num_shards: int, workers: int) -> manifest.Manifest:

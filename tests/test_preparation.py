@@ -278,3 +278,25 @@ def test_pydocs_shards_are_deterministic_and_alike(place, monkeypatch, tmp_path)
         texts += pq.read_table(tmp_path / "one" / name)["text"].to_pylist()
     assert len(texts) == len(set(texts)) > 50
     assert all(len(text) > 200 for text in texts)
+
+
+def test_ctrl_c_ends_it_with_a_line(place):
+    root, home, _ = place
+    process = subprocess.Popen(
+        [sys.executable, "prepare.py", "--source", "pydocs"],
+        cwd=root,
+        env=data_helpers.environment(home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(home.glob("text/*.partial")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.endswith("Error: interrupted: the same command goes on from here\n")
+    assert "Traceback" not in errors

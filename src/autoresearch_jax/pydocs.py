@@ -11,6 +11,7 @@ import importlib.metadata
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import sysconfig
 import warnings
@@ -61,6 +62,7 @@ def write_shards(folder: Path, advance: Callable[[int], None]) -> None:
             row_group_size=ROW_GROUP,
             compression="zstd",
         )
+    shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
 
 
@@ -72,10 +74,19 @@ def _docstrings(advance: Callable[[int], None]) -> dict[bytes, str]:
     # Not forked: the caller may run threads.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
-        for done in as_completed([pool.submit(_read_chunk, chunk) for chunk in chunks]):
-            for text in done.result():
-                found[hashlib.sha256(text.encode()).digest()] = text
-            advance(1)
+        # What starts while Ctrl-C is blocked keeps it so: the caller alone hears of it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            reading = [pool.submit(_read_chunk, chunk) for chunk in chunks]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            for done in as_completed(reading):
+                for text in done.result():
+                    found[hashlib.sha256(text.encode()).digest()] = text
+                advance(1)
+        finally:
+            pool.shutdown(cancel_futures=True)
     return found
 
 

@@ -168,7 +168,7 @@ def _choose(source: str, shards: list[Any], num_shards: int) -> Any:
 def _pydocs(progress: Progress) -> list[Path]:
     folder = paths.home() / "text" / f"pydocs-{pydocs.environment_key()}"
     task = progress.add_task("Read docstrings", total=pydocs.CHUNKS, unit="parts")
-    if not folder.is_dir():
+    if len(list(folder.glob("*.parquet"))) != pydocs.SHARDS:
         pydocs.write_shards(folder, lambda count: progress.advance(task, count))
     progress.update(task, completed=pydocs.CHUNKS)
     return sorted(folder.glob("*.parquet"))

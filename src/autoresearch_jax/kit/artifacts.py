@@ -53,7 +53,7 @@ def abstract(flat: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def export(
-    logits_fn: Callable[[Any, jax.Array], jax.Array], params: Any, tokens_shape: tuple[int, int]
+    logits_fn: Callable[[Any, jax.Array], Any], params: Any, tokens_shape: tuple[int, int]
 ) -> jax.export.Exported:
     """`logits_fn` as f(flat, tokens): `flat` as `flatten` makes it, `tokens` int32 tokens_shape."""
     flat, treedef = flatten(params)
