@@ -1,7 +1,7 @@
 """What the default training step costs on an accelerator that this machine does not have.
 
     uv run --extra tpu bench/compiled.py --target v5e [--devices 1|4] [--device-batch 16] [--json]
-    uv run --extra cuda12 bench/compiled.py --target h100 --target-config h100.txtpb
+    uv run --extra cuda13 bench/compiled.py --target h100 [--device-batch 128] [--json]
 
 Compiles `train.abstract_step` for the target without a device and prints what the compiler says.
 """
@@ -20,7 +20,7 @@ TPU_TYPES = {"v4": "v4-8", "v5e": "v5litepod-4", "v5p": "v5p-8", "v6e": "v6e-4"}
 TPU_TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 
-def target_devices(target: str, target_config: Path | None):
+def target_devices(target: str):
     """Devices to compile for; must be called before anything else touches JAX."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     if target in TPU_TYPES:
@@ -36,10 +36,9 @@ def target_devices(target: str, target_config: Path | None):
     if target in TPU_TYPES:
         name = TPU_TOPOLOGIES[target]
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    if target_config is None:
-        raise click.UsageError("--target h100 needs --target-config FILE, the device's description")
+    description = Path(__file__).with_name("targets") / f"{target}.txtpb"
     return topologies.get_topology_desc(
-        platform="cuda", target_config=target_config.read_text(), topology="1x1x1"
+        platform="cuda", target_config=description.read_text(), topology="1x1x1"
     ).devices
 
 
@@ -47,10 +46,9 @@ def target_devices(target: str, target_config: Path | None):
 @click.option("--target", type=click.Choice([*TPU_TYPES, "h100"]), required=True)
 @click.option("--devices", type=int, default=1, show_default=True)
 @click.option("--device-batch", type=int, help="Rows a device holds at once.")
-@click.option("--target-config", type=click.Path(path_type=Path, exists=True))
 @click.option("--json", "as_json", is_flag=True)
-def main(target, devices, device_batch, target_config, as_json):
-    chosen = target_devices(target, target_config)[:devices]
+def main(target, devices, device_batch, as_json):
+    chosen = target_devices(target)[:devices]
     sys.path.insert(0, str(Path(__file__).parents[1]))
     import train
 
