@@ -351,12 +351,13 @@ def scale_by_muon(beta2: float = 0.95, dtype: str = "bfloat16"):
         results: list[Any] = [None] * len(rows)
         for shape in sorted({leaf.shape for leaf in leaves}):
             alike = [i for i, leaf in enumerate(leaves) if leaf.shape == shape]
-            stacked = (jnp.stack(column) for column in zip(*(rows[i] for i in alike), strict=True))
-            updated = update_matrices(*stacked, schedule["muon_momentum"], schedule["weight_decay"])
+            g, m, v, w = map(jnp.stack, zip(*(rows[i] for i in alike), strict=True))
+            momentum, decay = schedule["muon_momentum"], schedule["weight_decay"]
+            updated = update_matrices(g, m, v, w, momentum, decay)
             for place, i in enumerate(alike):
                 results[i] = [x[place] for x in updated]
         new_updates, momentum, second_moment = (
-            treedef.unflatten(column) for column in zip(*results, strict=True)
+            jax.tree.unflatten(treedef, column) for column in zip(*results, strict=True)
         )
         return new_updates, MuonState(momentum, second_moment)
 
@@ -572,7 +573,7 @@ def main():
             line.update(step - 1, now - start, step_seconds, value)
         running = loss
         step += 1
-    value = check(running, step - 1)
+    value = check(loss, step - 1)
     training_seconds = time.perf_counter() - start
     line.update(step - 1, training_seconds, time.perf_counter() - last, value)
     line.close()

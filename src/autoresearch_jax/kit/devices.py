@@ -61,12 +61,16 @@ def initialize_distributed() -> None:
     """
     slice_hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        ranks = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
         jax.distributed.initialize(
-            **{name: int(os.environ[key]) for name, key in ranks.items() if key in os.environ}
+            num_processes=_number("JAX_NUM_PROCESSES"), process_id=_number("JAX_PROCESS_ID")
         )
     elif len(slice_hosts) > 1:
         jax.distributed.initialize()
+
+
+def _number(variable: str) -> int | None:
+    value = os.environ.get(variable)
+    return None if value is None else int(value)
 
 
 def same_on_all_processes(*values: float) -> tuple[float, ...]:
