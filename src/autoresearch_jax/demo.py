@@ -40,18 +40,22 @@ def demo(target: Path, console: Console, view: View, *, seed: int, experiments: 
     else:
         if done:
             view.say(f"{done} are recorded already; going on from them.")
-        loop.run_loop(workspace, agent="tpe", max_experiments=experiments, seed=seed, view=view)
+        ended = loop.run_loop(
+            workspace, agent="tpe", max_experiments=experiments, seed=seed, view=view
+        )
+        if ended.stopped != "max":
+            view.say("Stopped early; the same command goes on from here.")
     view.say("[4/4] Results")
     listed = report.load(target)
     picture = target / "progress.png"
     plot.progress(listed, picture, title="autoresearch-jax demo")
     report.print_results(console, listed, listed)
     best = report.summarize(listed).best
+    first = best.n if best is not None and best.improved else listed[-1].n
     view.say(f"\nThe picture: {picture}")
     view.say("Next:")
     view.say(f"  cd {_short(target)}")
-    if best is not None:
-        view.say(f"  autoresearch-jax show {best.n:<14}# what the best one changed")
+    view.say(f"  autoresearch-jax show {first:<14}# one experiment in full")
     view.say("  autoresearch-jax loop --max 10      # go on searching")
     view.say("  autoresearch-jax setup ../research  # a workspace of full size")
 

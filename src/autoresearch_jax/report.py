@@ -178,12 +178,14 @@ def summary_lines(summary: Summary) -> list[str]:
     if summary.per_hour is not None:
         counts += f", {summary.per_hour:.1f} experiments per hour"
     lines = [counts]
-    if summary.start is not None and summary.best is not None:
-        best = summary.best.val_bpb or summary.start
+    best = summary.best.val_bpb if summary.best else None
+    if summary.start is not None and summary.best is not None and best is not None:
         percent = 100 * (summary.start - best) / summary.start
         lines.append(
             f"val_bpb {summary.start:.6f} -> {best:.6f} "
             f"({percent:.2f}% lower), best: {summary.best.commit[:7]}"
+            if best < summary.start
+            else f"val_bpb {summary.start:.6f}: nothing was better than the start yet"
         )
     if summary.top:
         lines.append("top improvements:")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # A first step stays near what works: a factor on logarithmic scales, a distance on linear ones,
 # one notch on whole numbers. `reach` then grows it to the whole range.
 FIRST_STEP = {"log": math.log(2), "tail": math.log(2), "linear": 0.25, "powers": 1, "grid": 1}
-SMALLEST_STEP = {"log": 0.08, "tail": 0.08, "linear": 0.04}  # less drowns in the noise of a run
+SMALLEST_STEP = {"log": 0.18, "tail": 0.18, "linear": 0.08}  # less drowns in the noise of a run
 PATTERNS = ("L", "SL", "SSL", "SSSL", "SSSSSL")  # windows of attention, layer by layer
 
 
