@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -150,15 +149,12 @@ def test_a_second_preparation_waits_for_the_first(place):
 def test_a_full_disk(place):
     root, home, shards = place
 
-    def small_files():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as on a full disk: the write fails
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-
+    command = [sys.executable, "prepare.py", "--source", str(shards)]
+    # A limit on the size of a file (in blocks of 512 bytes) fails a write as a full disk does.
     done = subprocess.run(
-        [sys.executable, "prepare.py", "--source", str(shards)],
+        ["sh", "-c", 'ulimit -f 58 && exec "$@"', "sh", *command],
         cwd=root,
         env=data_helpers.environment(home),
-        preexec_fn=small_files,
         capture_output=True,
         text=True,
     )

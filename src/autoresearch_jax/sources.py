@@ -6,6 +6,7 @@ Whatever the source, shards are in name order; the last one validates, the one b
 
 import dataclasses
 import errno
+import functools
 import json
 import threading
 import time
@@ -233,19 +234,23 @@ def _from_hub(
     )
 
 
+@functools.cache  # once a process is enough
 def _reachable(repo: str) -> bool:
     """Whether the hub answers at all: its own client would try for half a minute."""
     import huggingface_hub as hub
 
     url = hub.hf_hub_url(repo, "README.md", repo_type="dataset")
-    for _ in range(2):
+    for attempt in range(2):
         try:
             hub.get_hf_file_metadata(url)
             return True
+        except hub.errors.OfflineModeIsEnabled:
+            return False
         except hub.errors.HfHubHTTPError:
             return True  # with whatever it says; the download itself explains it
         except Exception:  # of whichever HTTP client this release is built on
-            time.sleep(1)
+            if not attempt:
+                time.sleep(1)
     return False
 
 
