@@ -66,6 +66,7 @@ def loss_fn(params, tokens):
 
 def relative_distance(tree, reference):
     """The largest of the leaves' relative Frobenius distances."""
+
     def distance(a, b):
         return jnp.linalg.norm(a - b) / jnp.linalg.norm(b)
 
