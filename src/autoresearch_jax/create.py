@@ -172,11 +172,10 @@ def prepare(
     Raises:
         UserError: it failed, and has said why.
     """
-    if source is None and num_shards is None:
-        with contextlib.suppress(UserError):
-            ready = manifest.load(root)
-            view.say(f"Its data is ready: {ready.source}.")
-            return
+    ready = data(root)
+    if ready and source is None and num_shards is None:
+        view.say(f"Its data is ready: {ready.source}.")
+        return
     options: list[str] = []
     if source is not None:
         folder = Path(source).expanduser()
@@ -193,6 +192,13 @@ def prepare(
             f"the data is not prepared (prepare.py exited with {done.returncode}); the workspace "
             f"stands. What is done is kept: go on with `cd {shlex.quote(str(root))} && {again}`."
         )
+
+
+def data(root: Path) -> manifest.Manifest | None:
+    """The data prepared for a workspace, if it is whole."""
+    with contextlib.suppress(manifest.DataError):
+        return manifest.load(root)
+    return None
 
 
 def pyproject(target: Path) -> str:

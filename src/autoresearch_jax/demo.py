@@ -27,7 +27,8 @@ def demo(target: Path, console: Console, view: View, *, seed: int, experiments: 
     else:
         create.setup(target, view, preset=PRESET, skip_data=True)
     view.say("[2/4] Text from the Python documentation on this machine, packed into tokens")
-    create.prepare(target, view, source="pydocs")
+    # Without a source it only looks whether the data is ready.
+    create.prepare(target, view, source=None if create.data(target) else "pydocs")
     workspace = Workspace.open(target)
     budget = workspace.constants()["TIME_BUDGET"]
     view.say(
@@ -47,6 +48,8 @@ def demo(target: Path, console: Console, view: View, *, seed: int, experiments: 
             view.say("Stopped early; the same command goes on from here.")
     view.say("[4/4] Results")
     listed = report.load(target)
+    if not listed:
+        return
     picture = target / "progress.png"
     plot.progress(listed, picture, title="autoresearch-jax demo")
     report.print_results(console, listed, listed)
