@@ -106,7 +106,7 @@ class Night:
 
 values = st.one_of(
     st.integers(-(2**40), 2**40),
-    st.floats(allow_nan=False, allow_infinity=False),
+    st.floats(-1e300, 1e300),
     st.text(st.characters(codec="utf-8"), max_size=8),
 )
 comments = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=6)
@@ -272,9 +272,13 @@ def test_an_exhausted_space_is_said(tmp_path):
         Tpe().propose(night.context())
 
 
-def test_broken_files_in_the_history_teach_nothing_and_stop_nothing(tmp_path):
+@pytest.mark.parametrize(
+    "source",
+    ["DEPTH = = 3\n", "DEPTH = 3\0\n", f"DEPTH = {'9' * 400}\n", 'DEPTH = MATRIX_LR = "SL"\n'],
+)
+def test_odd_files_in_the_history_stop_nothing(tmp_path, source):
     night = Night(tmp_path, 0)
-    night.sources["f" * 40] = "DEPTH = = 3\n"
+    night.sources["f" * 40] = source
     night.history.append(Experiment(1, "f" * 40, "", "", "person", status="crash"))
     assert "->" in Tpe().propose(night.context())
 

@@ -22,7 +22,7 @@ OPERATORS = {
     ast.FloorDiv: operator.floordiv,
     ast.Div: operator.truediv,
 }
-LARGEST = 2**63  # of an intermediate result; `9**9**9` in a file must not stop the reader
+LARGEST = 2**1000  # a number beyond it is nobody's size, and `9**9**9` must stop no reader
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,12 @@ def _literals(name: str, node: ast.expr, starts: list[int]) -> Iterator[Literal]
 
 def _value(node: ast.expr) -> Value | None:
     if isinstance(node, ast.Constant):
-        plain = isinstance(node.value, int | float | str) and not isinstance(node.value, bool)
-        return node.value if plain else None  # type: ignore[return-value]
+        value = node.value
+        if isinstance(value, str):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        return value if abs(value) < LARGEST else None
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         value = _value(node.operand)
         return -value if isinstance(value, int | float) else None

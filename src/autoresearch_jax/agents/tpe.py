@@ -56,7 +56,10 @@ class Tpe:
                 was drawn around it has been tried.
         """
         path = context.worktree / "train.py"
-        source = path.read_bytes().decode()
+        try:
+            source = path.read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise AgentError(f"train.py is not UTF-8 text: {error}.") from error
         sources = [self._source(context, past.commit) for past in context.history]
         ranges = search_space(source, sources)
         if not ranges:
@@ -99,8 +102,8 @@ def search_space(source: str, history: Sequence[str] = ()) -> dict[str, Range]:
     try:
         used = literals.used_names(source)
         constants = literals.read(source)
-    except SyntaxError as error:
-        raise AgentError(f"train.py line {error.lineno} is not Python: {error.msg}.") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise AgentError(f"train.py is not Python: {error}.") from error
     first: dict[str, Value] = {}
     for text in history:
         first = {**_values(text), **first}
@@ -147,20 +150,17 @@ def choose(
     """One to three constants to change; important ones, and those moved least so far, first."""
     weights = {}
     for name, one in ranges.items():
+        now = current[name]
         steps = [
             trial.values[name]
             for trial in trials
-            if name in trial.values and one.moves(current[name], trial.values[name])
+            if name in trial.values and one.moves(now, trial.values[name])
         ]
+        sides = {
+            step > now for step in steps if not isinstance(step, str) and not isinstance(now, str)
+        }
         # One side known and the other not: the likeliest place of an improvement.
-        one_sided = (
-            steps
-            and not isinstance(current[name], str)
-            and (
-                all(step > current[name] for step in steps)
-                or all(step < current[name] for step in steps)
-            )
-        )
+        one_sided = len(sides) == 1
         kind = next(weight for pattern, weight in WEIGHTS if pattern.search(name))
         weights[name] = kind * (2 if one_sided else 1 / (1 + len(steps)))
     chosen: list[str] = []
@@ -184,13 +184,16 @@ def draw(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    axes = {name: one.axis(current[name], reach) for name, one in ranges.items()}
-    axes = {name: one for name, one in axes.items() if one is not None}
+    axes = {}
+    for name, one in ranges.items():
+        axis = one.axis(current[name], reach)
+        if axis is not None:
+            axes[name] = axis
     # Without start-up trials: even one result says where not to look again.
     sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31), n_startup_trials=0)
     study = optuna.create_study(sampler=sampler)
     study.add_trials(list(_frozen(ranges, axes, trials)))
-    places = study.ask(dict(axes)).params
+    places = study.ask(axes).params
     values = {
         name: at if isinstance(at, str) else ranges[name].decode(at) for name, at in places.items()
     }
@@ -225,5 +228,5 @@ def _frozen(
 def _values(source: str) -> dict[str, Value]:
     try:
         return {name: literal.value for name, literal in literals.read(source).items()}
-    except SyntaxError:  # a crash of an agent that writes freely teaches the search nothing
-        return {}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}  # a crash of an agent that writes freely teaches the search nothing
