@@ -89,7 +89,8 @@ def test_every_preset_fits_the_files_and_itself(name, seq_len):
     texts = presets.apply(TRAIN, CONSTANTS, presets.PRESETS[name], seq_len)
     train, frozen = map(numbers, texts)
     tokens = train["DEVICE_BATCH_SIZE"] * frozen["MAX_SEQ_LEN"]
-    devices = int(name[-1]) if name.endswith(("-1", "-8")) else 1
+    # v4 and v5p slices are named by cores, two to a chip.
+    devices = {"v4-8": 4, "v5p-8": 4, "v5e-8": 8, "v6e-8": 8}.get(name, 1)
     assert train["TOTAL_BATCH_SIZE"] % (tokens * devices) == 0
     assert frozen["EVAL_TOKENS"] % frozen["MAX_SEQ_LEN"] == 0
     if seq_len:
