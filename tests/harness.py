@@ -1,6 +1,5 @@
 """Helpers of the harness's tests: a real git repository whose train.py answers at once."""
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -20,6 +19,9 @@ print("mfu_percent:      n/a")
 
 def train_py(score: float, extra: str = "") -> str:
     return f"SCORE = {score}\n{extra}\n{SUMMARY}"
+
+
+SERIES = (train_py(0.9), train_py(0.95), "width = (")  # kept, discarded, a crash
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -121,7 +123,3 @@ def state(root: Path) -> dict[str, bytes]:
         for path in root.rglob("*")
         if path.is_file() and ".git" not in path.relative_to(root).parts
     }
-
-
-def environment(**extra: str) -> dict[str, str]:
-    return os.environ | extra

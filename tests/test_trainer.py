@@ -176,7 +176,8 @@ time.sleep(600)
 def test_daemons_do_not_outlive_a_training(train, tmp_path, ending):
     last = {"exit": "", "crash": "raise SystemExit(1)", "limit": "time.sleep(600)"}[ending]
     paths = [tmp_path / f"pid{i}" for i in range(2)]
-    source = f"{DAEMON}\nfor path in {[str(path) for path in paths]!r}:\n    daemon(path)\n{train_py(1.0)}\n{last}\n"
+    calls = "\n".join(f"daemon({str(path)!r})" for path in paths)
+    source = f"{DAEMON}\n{calls}\n{train_py(1.0)}\n{last}\n"
     result = train(source, budget_s=2.0 if ending == "limit" else 20.0)
     assert result.outcome == {"exit": "ok", "crash": "crash", "limit": "timeout"}[ending]
     for path in paths:
@@ -257,6 +258,13 @@ def test_what_cannot_start_is_the_persons_to_mend(train, tmp_path):
         process.run(["/no-such-program"], cwd=tmp_path, stdout=tmp_path / "log", **options)
     with pytest.raises(UserError, match=r"cannot be started.*no/log"):
         process.run(["true"], cwd=tmp_path, stdout=tmp_path / "no" / "log", **options)
+
+
+def test_a_command_that_ends_at_once_is_noticed(tmp_path):
+    options = {"env": dict(os.environ), "cwd": tmp_path, "limit_s": 5.0}
+    for _ in range(25):
+        ended = process.run(["/bin/sh", "-c", "exit 3"], stdout=tmp_path / "log", **options)
+        assert (ended.returncode, ended.why) == (3, "exit")
 
 
 def test_two_outputs_can_be_kept_apart(tmp_path):

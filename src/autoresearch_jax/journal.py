@@ -7,6 +7,7 @@ before the step's effect is carried out. Reading it again is resuming. Steps:
 - `proposed`: experiment `n` exists: its commit, base, description and agent.
 - `trained`: its training ended: outcome, reason, metrics.
 - `decided`: keep, discard or crash. Written before the branch moves.
+- `finished`: a loop did as many experiments as `--max` asked for.
 - `restored`: after `run -m`, the person's train.py is the best known again.
 
 Readers pass over steps that they do not know, so that later versions may add some.
@@ -147,6 +148,7 @@ class Journal:
         self.path = path_of(state_dir)
         self.records, self._size = _read(self.path)
         state_dir.mkdir(parents=True, exist_ok=True)
+        self._replayed: tuple[int, list[Experiment]] = (0, [])
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         os.ftruncate(self._file, self._size)
         sync_folder(state_dir)
@@ -170,7 +172,10 @@ class Journal:
         self.records.append(record)
 
     def experiments(self) -> list[Experiment]:
-        return replay(self.records)
+        """Every experiment by its number, the undecided ones too. Not to be changed."""
+        if self._replayed[0] != len(self.records):
+            self._replayed = len(self.records), replay(self.records)
+        return self._replayed[1]
 
     def close(self) -> None:
         os.close(self._file)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EDQUOT, ENOSPC
+from errno import EACCES, EDQUOT, EIO, ENOSPC, EROFS
 from pathlib import Path
 
 from autoresearch_jax import agents, journal, manifest, trainer
@@ -14,7 +14,8 @@ from autoresearch_jax.agents import Agent, AgentError, Context, prompt
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.interrupts import Interrupts
 from autoresearch_jax.journal import Experiment, Record
-from autoresearch_jax.session import Abandoned, Session, choose, time_budget
+from autoresearch_jax.session import Abandoned, Session, time_budget
+from autoresearch_jax.tags import choose
 from autoresearch_jax.trainer import Limits, TrainResult
 from autoresearch_jax.view import PlainView, SteadyView, View
 from autoresearch_jax.workspace import Workspace
@@ -24,6 +25,14 @@ __all__ = ["LoopResult", "PlainView", "View", "fingerprint", "measure", "run_loo
 PERSON = "person"  # the agent of `run -m`
 FAILURES = 3  # proposals in a row that may fail
 SOURCE_BYTES = 1 << 20  # that a train.py may have
+
+DISK_ERRORS = {
+    ENOSPC: "The disk is full",
+    EDQUOT: "The disk quota is used up",
+    EROFS: "The disk is read-only",
+    EACCES: "A file may not be written",
+    EIO: "The disk fails",
+}
 
 Fingerprint = Callable[[Workspace], Record]
 
@@ -80,11 +89,11 @@ def run_loop(
     agent = agents.make_agent(agent) if isinstance(agent, str) else agent
     with _held(workspace, tag, view, limits, fingerprint_of) as (session, found, why):
         asked, done = _counted(session.journal.records)
-        continues = asked is not None and asked == max_experiments and 0 < done < asked
+        continues = asked is not None and asked == max_experiments
         most = "until stopped" if max_experiments is None else f"{max_experiments} experiments"
         session.view.say(
             f"Agent {agent.name}, tag {session.tag} ({why}), {most}"
-            + (f" of which {done} are done" if continues else "")
+            + (f" of which {done} are proposed" if continues and done else "")
             + ". Ctrl-C finishes the running one."
         )
         _say_unused_edits(session)
@@ -171,7 +180,7 @@ def _held(
         found = fingerprint_of(workspace)
         workspace.head()  # a repository without a commit is refused before anything is written
         chosen, new, why = choose(workspace, tag, found)
-        session = Session(workspace, chosen, view=view, interrupts=interrupts, limits=limits)
+        session = Session(workspace, chosen, view=view, stop=interrupts, limits=limits)
         try:
             yield session, found, f"{'new' if new else 'resumed'}: {why}"
         finally:
@@ -183,11 +192,11 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (ENOSPC, EDQUOT):
+        if error.errno not in DISK_ERRORS:
             raise
         raise UserError(
-            f"The disk is full ({error}). Nothing recorded is lost: make room, then run the same "
-            "command again."
+            f"{DISK_ERRORS[error.errno]} ({error}). Nothing recorded is lost: mend that, then run "
+            "the same command again."
         ) from None
 
 
@@ -195,13 +204,15 @@ def _disk_errors() -> Iterator[None]:
 
 
 def _counted(records: list[Record]) -> tuple[int | None, int]:
-    """The last asked `--max`, and how many experiments were proposed for it since."""
+    """The `--max` that is not finished yet, and how many experiments were proposed for it."""
     asked, done = None, 0
     for record in records:
         if record["step"] == "session" and record["kind"] == "loop" and not record["continues"]:
             asked, done = record["max"], 0
         elif record["step"] == "proposed" and record["base"] and record["agent"] != PERSON:
             done += 1
+        elif record["step"] == "finished":
+            asked = None
     return asked, done
 
 
@@ -231,6 +242,7 @@ def _repeat(session: Session, agent: Agent, most: int | None, desc: str, seed: i
             session.view.say(f"Stopped. The same command trains {e.n}: {e.description}")
             return "interrupted"
         session.run(e)
+    session.journal.append("finished", time=time.time())
     return "max"
 
 
@@ -238,7 +250,11 @@ def _baseline(session: Session) -> None:
     """Measures the checkout's commit if the tag has no score yet. Raises UserError on a crash."""
     if session.best is not None:
         return
-    e = session.run(session.propose_baseline())
+    e = session.propose_baseline()
+    where = session.workspace.git("rev-parse", "--abbrev-ref", "HEAD")
+    where = "a detached HEAD" if where == "HEAD" else f"branch {where}"
+    session.view.say(f"Measuring the baseline: train.py of commit {e.commit[:7]} ({where}).")
+    e = session.run(e)
     if e.status == "crash":
         raise UserError(
             f"The baseline, train.py of commit {e.commit[:7]}, gave no score: {e.reason}. Its log: "

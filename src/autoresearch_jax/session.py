@@ -6,131 +6,28 @@ twice. So `settle` brings whatever state a killed process left to where it would
 
 import ast
 import contextlib
-import fcntl
 import os
 import shutil
 import time
 import warnings
 from collections.abc import Mapping
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from autoresearch_jax import journal, manifest, ratchet, trainer
+from autoresearch_jax import interrupts, journal, manifest, ratchet, trainer
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.interrupts import Interrupts
 from autoresearch_jax.journal import Experiment, Journal, Record
 from autoresearch_jax.ratchet import Ratchet
+from autoresearch_jax.tags import lock
 from autoresearch_jax.view import View
-from autoresearch_jax.workspace import FROZEN, Workspace, check_tag
+from autoresearch_jax.workspace import FROZEN, Workspace
 
-MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 MIN_FREE_BYTES = 64 << 20  # below it nothing is started: it would fail for want of disk
-HANDOVER_SECONDS = 90.0  # in which the training of a killed loop is ended
 
 
 class Abandoned(Exception):
     """The person gave up what was running. The journal holds it undecided."""
-
-
-# --------------------------------------------------------------------------------- choosing
-
-
-def choose(workspace: Workspace, tag: str | None, fingerprint: Record) -> tuple[str, bool, str]:
-    """The tag to use, whether it is new, and why. Raises UserError if `tag` cannot be used."""
-    if tag is not None:
-        return _named(workspace, check_tag(tag), fingerprint)
-    newest = next(
-        (name for name in reversed(workspace.tags()) if not _is_free(workspace, name)), None
-    )
-    why = "the first one"
-    if newest is not None:
-        other = _differences(workspace, newest, fingerprint)
-        if not other:
-            return newest, False, "the newest, and its fingerprint matches"
-        why = f"the newest, {newest}, was measured with another {other}"
-    today = date.today()
-    name = stem = f"{MONTHS[today.month - 1]}{today.day}"
-    count = 1
-    while not _is_free(workspace, name):
-        count += 1
-        name = f"{stem}-{count}"
-    return name, True, why
-
-
-def _is_free(workspace: Workspace, tag: str) -> bool:
-    return not _taken(workspace, tag) and not _has_records(workspace, tag)
-
-
-def _has_records(workspace: Workspace, tag: str) -> bool:
-    # A journal whose first record is torn, or absent, says nothing: its tag was never begun.
-    path = journal.path_of(workspace.state_dir(tag))
-    return path.exists() and b"\n" in path.read_bytes()
-
-
-def _named(workspace: Workspace, tag: str, fingerprint: Record) -> tuple[str, bool, str]:
-    if not _has_records(workspace, tag):
-        if _taken(workspace, tag):
-            raise UserError(
-                f"tag {tag} is in use: branch autoresearch/{tag} or refs under "
-                f"refs/autoresearch/{tag}/ exist, but there is no journal of them here. Choose "
-                f"another: --tag {tag}-2"
-            )
-        return tag, True, "named by --tag"
-    other = _differences(workspace, tag, fingerprint)
-    if other:
-        raise UserError(
-            f"tag {tag} was measured with another {other}, so its scores do not compare with new "
-            f"ones. Start a new tag: --tag {tag}-2"
-        )
-    return tag, False, "named by --tag"
-
-
-def _differences(workspace: Workspace, tag: str, fingerprint: Record) -> str:
-    known = journal.records(workspace.state_dir(tag))[0]["fingerprint"]
-    names = [name for name in fingerprint if fingerprint[name] != known.get(name)]
-    return ", ".join(f"{n} ({known.get(n)}, now {fingerprint[n]})" for n in names)
-
-
-def _taken(workspace: Workspace, tag: str) -> bool:
-    patterns = (f"refs/heads/autoresearch/{tag}", f"refs/autoresearch/{tag}/")
-    return bool(workspace.git("for-each-ref", "--count=1", *patterns))
-
-
-# ----------------------------------------------------------------------------------- locking
-
-
-def lock(path: Path, tag: str, view: View) -> int:
-    """Takes the tag's lock; returns its file descriptor. Raises UserError naming the holder.
-
-    Trainings inherit it, so it also says that none of a killed loop's is left.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    deadline = time.monotonic() + HANDOVER_SECONDS
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(handle, 20, 0).decode().strip()
-            alive = holder.isdigit() and psutil.pid_exists(int(holder))
-            if alive or time.monotonic() > deadline:
-                os.close(handle)
-                raise UserError(
-                    f"tag {tag} is held by process {holder or 'unknown'}: one loop a tag. Stop "
-                    f"that one (kill {holder or 'PID'}), or use another tag: --tag {tag}-2"
-                ) from None
-            view.live("waiting until the training of the killed loop has ended")
-            time.sleep(0.05)
-        else:
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, b"%d\n" % os.getpid(), 0)
-            return handle
-
-
-# ---------------------------------------------------------------------------------- the session
 
 
 class Session:
@@ -142,14 +39,14 @@ class Session:
         tag: str,
         *,
         view: View,
-        interrupts: Interrupts,
+        stop: Interrupts,
         limits: trainer.Limits,
     ) -> None:
         """Takes the tag. Raises UserError if its branch is checked out or another holds it."""
         self.workspace = workspace
         self.tag = tag
         self.view = view
-        self.interrupts = interrupts
+        self.interrupts = stop
         self.limits = limits
         self.ratchet = Ratchet(workspace, tag)
         self.private = workspace.private_dir(tag)
@@ -299,7 +196,10 @@ class Session:
             abandoned=self.interrupts.abandoned,
             keep_fds=(self.lock,),
         )
-        if result.outcome == "abandoned":
+        # A service manager signals every process, so a training may be ended along with the loop.
+        if result.outcome == "abandoned" or (
+            result.signal in interrupts.SIGNALS and self.interrupts.stopping()
+        ):
             raise Abandoned
         if result.outcome != "ok":
             self._check_disk()  # a full disk is no fault of the proposal

@@ -73,6 +73,7 @@ class Tree:
     """The command and everything that descends from it."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.process = process  # when it is collected, it takes the exit status of the command
         self.pid = process.pid
         self.returncode: int | None = None
 

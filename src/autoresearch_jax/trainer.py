@@ -37,6 +37,7 @@ class TrainResult:
     reason: str  # why it is not "ok", else ""
     metrics: Mapping[str, float]  # the finite numbers of the summary block, and wall_seconds
     log: Path
+    signal: int = 0  # that ended it, if one did
 
     @property
     def val_bpb(self) -> float | None:
@@ -92,7 +93,9 @@ def train(
         outcome, reason = judge(ended, tail, val_bpb)
     if outcome != "ok":
         metrics.pop("val_bpb", None)
-    return TrainResult(outcome, journal.clean(reason, REASON_LIMIT), metrics, log)
+    return TrainResult(
+        outcome, journal.clean(reason, REASON_LIMIT), metrics, log, max(0, -ended.returncode)
+    )
 
 
 def environment(home: Path, artifacts: Path, seed: int) -> dict[str, str]:

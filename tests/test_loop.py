@@ -1,0 +1,533 @@
+"""The loop on real repositories: what it records, what it refuses, what survives a SIGKILL."""
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from autoresearch_jax import journal, loop, session, tags
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.journal import Journal
+from autoresearch_jax.ratchet import Ratchet
+from autoresearch_jax.trainer import Limits
+from autoresearch_jax.workspace import Workspace
+from tests import harness
+from tests.harness import DEVICE, BySeries, Notes, Scripted, git, rows, run_loop, state, train_py
+
+IDEAS = (train_py(0.9), train_py(0.95), "width = (", train_py(0.8))
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    return Workspace.open(harness.make_repository(tmp_path / "workspace"))
+
+
+def tip(workspace, tag="t"):
+    return Ratchet(workspace, tag).tip()
+
+
+def propose(workspace, description="by hand", **options):
+    options.setdefault("view", Notes())
+    return loop.run_proposal(
+        workspace,
+        description=description,
+        log_path=workspace.root / "run.log",
+        fingerprint_of=lambda _: DEVICE,
+        **options,
+    )
+
+
+# ------------------------------------------------------------------------------- the whole job
+
+
+def test_a_session_keeps_what_improves_and_records_the_rest(workspace):
+    head, before = workspace.head(), state(workspace.root)
+    view = Notes()
+    result = run_loop(workspace, Scripted(*IDEAS), 4, view, tag="t", desc="think small")
+    assert (result.tag, result.decided, result.stopped) == ("t", 5, "max")
+    found = journal.experiments(workspace.state_dir("t"))
+    assert [e.status for e in found] == ["keep", "keep", "discard", "crash", "keep"]
+    assert [e.val_bpb for e in found] == [1.0, 0.9, 0.95, None, 0.8]
+    assert rows(workspace.root) == [
+        [head[:7], "1.000000", "2.0", "keep", "baseline"],
+        [found[1].commit[:7], "0.900000", "2.0", "keep", "idea 1"],
+        [found[2].commit[:7], "0.950000", "2.0", "discard", "idea 2"],
+        [found[3].commit[:7], "crash", "—", "crash", "idea 3"],
+        [found[4].commit[:7], "0.800000", "2.0", "keep", "idea 4"],
+    ]
+    # The branch is the chain of what was kept; everything else stays readable under its ref.
+    chain = git(workspace.root, "rev-list", "--reverse", tip(workspace)).split()
+    assert chain == [e.commit for e in found if e.status == "keep"]
+    assert result.best == found[4]
+    wheel = Ratchet(workspace, "t")
+    assert [wheel.show(f"refs/autoresearch/t/{n + 1}") for n in range(4)] == list(IDEAS)
+    assert found[3].reason == "SyntaxError: '(' was never closed (train.py, line 1)"
+    # The person's checkout is as it was, but for results.tsv.
+    after = state(workspace.root)
+    assert {k for k in after if after[k] != before.get(k)} == {"results.tsv"}
+    assert workspace.head() == head
+    # Artifacts are kept for what was kept only, logs for all that ran.
+    runs = [workspace.run_dir("t", n) for n in range(5)]
+    assert [(run / "artifacts").exists() for run in runs] == [True, True, False, False, True]
+    assert [(run / "run.log").exists() for run in runs] == [True, True, True, False, True]
+    assert "Make it better." in (runs[4] / "prompt.md").read_text()
+    assert view.said[0] == (
+        "Agent scripted, tag t (new: named by --tag), 4 experiments. "
+        "Ctrl-C finishes the running one."
+    )
+    git(workspace.root, "fsck", "--strict")
+
+
+def test_training_sees_a_fresh_export_and_nothing_of_the_one_before(workspace):
+    spoil = """
+import os, pathlib
+assert sorted(p.name for p in pathlib.Path().iterdir() if p.name != "__pycache__") == NAMES
+assert os.listdir(os.environ["AUTORESEARCH_RUN_DIR"]) == []
+pathlib.Path("prepare.py").write_text("spoiled")
+pathlib.Path("stray.py").write_text("spoiled")
+pathlib.Path(os.environ["AUTORESEARCH_RUN_DIR"], "exported.bin").write_text("x")
+"""
+    names = [
+        ".gitignore",
+        "constants.py",
+        "prepare.py",
+        "program.md",
+        "results.tsv",
+        "train.py",
+    ]
+    ideas = [train_py(0.9 - n / 10, f"NAMES = {names}\n{spoil}") for n in range(3)]
+    run_loop(workspace, Scripted(*ideas), 3, tag="t")
+    assert [row[3] for row in rows(workspace.root)] == ["keep"] * 4
+    assert (workspace.run_dir("t", 3) / "artifacts" / "exported.bin").read_text() == "x"
+
+
+def test_a_training_that_fails_is_a_crash_and_never_the_best(workspace):
+    ideas = [
+        "raise ValueError('no')",
+        "print('---')\nprint('val_bpb: nan')",
+        "pass",
+        train_py(0.1) + "raise SystemExit(1)",
+        "import time\ntime.sleep(600)",
+    ]
+    run_loop(workspace, Scripted(*ideas), 5, tag="t", limits=Limits(0.0, 0.5))
+    found = journal.experiments(workspace.state_dir("t"))
+    assert [e.status for e in found[1:]] == ["crash"] * 5
+    assert [e.outcome for e in found[1:]] == ["crash", "nan", "no-metric", "crash", "timeout"]
+    assert found[1].reason == "ValueError: no"
+    assert tip(workspace) == workspace.head()
+    assert {row[1] for row in rows(workspace.root)[1:]} == {"crash"}
+
+
+def test_an_agent_knows_what_happened_and_what_the_person_wants_now(workspace):
+    def change_mind(context):
+        (workspace.root / "program.md").write_text("Now make it smaller.\n")
+        (context.worktree / "train.py").write_text("raise ValueError('is odd')")
+        return "odd"
+
+    agent = Scripted(train_py(0.9), change_mind, train_py(0.8))
+    run_loop(workspace, agent, 3, tag="t", desc="only widths", seed=5)
+    first, second, third = agent.contexts
+    assert [c.n for c in agent.contexts] == [1, 2, 3]
+    assert [len(c.history) for c in agent.contexts] == [1, 2, 3]
+    assert first.base.n == 0
+    assert third.base.n == 1
+    assert third.seed == 5
+    assert third.source_of(third.history[1].commit) == train_py(0.9)
+    assert "Make it better." in second.prompt
+    assert "Now make it smaller." in third.prompt
+    assert "only widths" in third.prompt
+    assert "> ValueError: is odd" in third.prompt
+    assert "Best: experiment 1, val_bpb 0.900000: idea 1" in third.prompt
+    assert third.prompt_path.read_text() == third.prompt
+    assert "only widths" in journal.path_of(workspace.state_dir("t")).read_text()
+
+
+# ------------------------------------------------------------------------------- which tag
+
+
+def test_the_newest_tag_goes_on_while_its_fingerprint_matches(workspace, monkeypatch):
+    class Day(tags.date):
+        @classmethod
+        def today(cls):
+            return cls(2026, 11, 24)
+
+    monkeypatch.setattr(tags, "date", Day)
+    view = Notes()
+    assert run_loop(workspace, Scripted(train_py(0.9)), 1, view).tag == "nov24"
+    assert "tag nov24 (new: the first one)" in view.text
+    view = Notes()
+    assert run_loop(workspace, Scripted(train_py(0.8)), 1, view).tag == "nov24"
+    assert "tag nov24 (resumed: the newest, and its fingerprint matches)" in view.text
+    assert len(rows(workspace.root)) == 3
+    view = Notes()
+    other = DEVICE | {"device": "TPU v5e"}
+    result = run_loop(workspace, Scripted(train_py(0.7)), 1, view, fingerprint_of=lambda _: other)
+    assert result.tag == "nov24-2"
+    assert "nov24, was measured with another device (cpu, now TPU v5e)" in view.text
+    assert len(rows(workspace.root)) == 2  # of the present tag
+    with pytest.raises(UserError, match=r"tag nov24 was measured with another device.*nov24-2"):
+        run_loop(workspace, Scripted(), 1, tag="nov24", fingerprint_of=lambda _: other)
+    run_loop(workspace, Scripted(train_py(0.6)), 1, tag="nov24")  # both stay usable
+    assert len(rows(workspace.root)) == 4
+    assert not list(workspace.root.glob("results-edited*"))
+    assert workspace.tags() == ["nov24-2", "nov24"]
+
+
+def test_a_tag_that_is_not_ours_is_left_alone(workspace):
+    git(workspace.root, "branch", "autoresearch/mine")
+    with pytest.raises(UserError, match=r"tag mine is in use: branch autoresearch/mine"):
+        run_loop(workspace, Scripted(), 1, tag="mine")
+    assert not workspace.state_dir("mine").exists()
+    with pytest.raises(UserError, match="is no tag"):
+        run_loop(workspace, Scripted(), 1, tag="a/b")
+
+
+def test_a_branch_checked_out_anywhere_is_refused(workspace, tmp_path):
+    run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t")
+    git(workspace.root, "checkout", "-q", "--", "results.tsv")
+    git(workspace.root, "switch", "-q", "autoresearch/t")
+    before = state(workspace.root)
+    with pytest.raises(UserError, match=r"autoresearch/t is checked out at .*switch --detach"):
+        run_loop(workspace, Scripted(), 1, tag="t")
+    assert state(workspace.root) == before
+    git(workspace.root, "switch", "-q", "--detach")  # the remedy works; a detached HEAD is fine
+    git(workspace.root, "worktree", "add", "-q", str(tmp_path / "other"), "autoresearch/t")
+    with pytest.raises(UserError, match=f"checked out at {tmp_path / 'other'}"):
+        run_loop(workspace, Scripted(), 1, tag="t")
+    git(tmp_path / "other", "switch", "-q", "--detach")
+    run_loop(workspace, Scripted(train_py(0.8)), 1, tag="t")
+
+
+def test_an_agent_that_switches_to_the_branch_does_no_harm(workspace):
+    def switch(context):
+        git(context.worktree, "switch", "-q", "autoresearch/t")
+        (context.worktree / "train.py").write_text(train_py(0.9))
+        return "x"
+
+    run_loop(workspace, Scripted(switch, train_py(0.8)), 2, tag="t")
+    assert [row[3] for row in rows(workspace.root)] == ["keep"] * 3
+
+
+def test_a_branch_moved_by_hand_stops_the_loop(workspace):
+    run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t")
+    best = tip(workspace)
+    git(workspace.root, "branch", "-f", "autoresearch/t", git(workspace.root, "rev-parse", "HEAD"))
+    git(workspace.root, "commit", "-q", "--allow-empty", "-m", "x")
+    git(workspace.root, "branch", "-f", "autoresearch/t", "HEAD")
+    with pytest.raises(UserError, match=rf"moved by hand.*git update-ref.*{best}"):
+        run_loop(workspace, Scripted(), 1, tag="t")
+    git(workspace.root, "branch", "-D", "autoresearch/t")
+    with pytest.raises(UserError, match=r"autoresearch/t is gone"):
+        run_loop(workspace, Scripted(), 1, tag="t")
+    git(workspace.root, "update-ref", "refs/heads/autoresearch/t", best)
+    run_loop(workspace, Scripted(train_py(0.8)), 1, tag="t")
+
+
+def test_a_branch_moved_while_training_is_not_overwritten(workspace):
+    elsewhere = git(workspace.root, "commit-tree", "HEAD^{tree}", "-m", "x")
+    move = f"git -C {workspace.root} update-ref refs/heads/autoresearch/t {elsewhere}"
+    idea = train_py(0.9, f"import os\nos.system({move!r})")
+    with pytest.raises(UserError, match="moved by hand"):
+        run_loop(workspace, Scripted(idea), 1, tag="t")
+    assert tip(workspace) == elsewhere
+    assert journal.experiments(workspace.state_dir("t"))[1].status == "keep"
+
+
+# ------------------------------------------------------------------------------- the checkout
+
+
+def test_the_persons_files_are_not_touched_and_their_edits_not_used(workspace):
+    (workspace.root / "train.py").write_text(train_py(0.1, "# mine"))
+    (workspace.root / "program.md").write_text("dirty")
+    (workspace.root / "notes.txt").write_text("untracked")
+    git(workspace.root, "add", "program.md")
+    before, index = state(workspace.root), (workspace.root / ".git" / "index").read_bytes()
+    view = Notes()
+    run_loop(workspace, Scripted(train_py(0.9)), 1, view, tag="t")
+    after = state(workspace.root)
+    assert {k for k in after if after[k] != before.get(k)} == {"results.tsv"}
+    assert (workspace.root / ".git" / "index").read_bytes() == index
+    assert "train.py in the checkout has uncommitted edits: the committed one is used" in view.text
+    assert rows(workspace.root)[0][1] == "1.000000"
+
+
+def test_frozen_files_that_are_not_committed_are_refused(workspace):
+    (workspace.root / "constants.py").write_text("TIME_BUDGET = 2\n")
+    with pytest.raises(UserError, match=r"constants\.py in .* is not as committed.*git commit"):
+        run_loop(workspace, Scripted(), 1, tag="t")
+    assert tip(workspace) is None
+    git(workspace.root, "commit", "-q", "-a", "-m", "Two seconds")
+    run_loop(workspace, Scripted(), 0, tag="t")
+
+
+def test_a_repository_without_a_commit_is_refused(workspace):
+    subprocess.run(["rm", "-rf", str(workspace.root / ".git")], check=True)
+    git(workspace.root, "init", "-q")
+    with pytest.raises(UserError, match="no commit yet"):
+        run_loop(Workspace.open(workspace.root), Scripted(), 1)
+    assert not (workspace.root / ".git" / "autoresearch").exists()
+
+
+def test_rows_that_the_person_wrote_are_copied_aside(workspace):
+    path = workspace.root / "results.tsv"
+    run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t")
+    path.write_text(path.read_text().replace("idea 1", "my own words"))
+    (workspace.root / "results-edited-1.tsv").write_text("older")
+    edited = path.read_text()
+    view = Notes()
+    run_loop(workspace, Scripted(train_py(0.8)), 1, view, tag="t")
+    assert (workspace.root / "results-edited-2.tsv").read_text() == edited
+    assert "results-edited-2.tsv" in view.text
+    assert [row[4] for row in rows(workspace.root)] == ["baseline", "idea 1", "idea 2"]
+    path.unlink()
+    run_loop(workspace, Scripted(train_py(0.7)), 1, tag="t")
+    assert len(rows(workspace.root)) == 4
+
+
+# ------------------------------------------------------------------------------- stopping
+
+
+def test_a_baseline_that_crashes_stops_and_is_measured_again_once_mended(workspace):
+    (workspace.root / "train.py").write_text("raise ValueError('broken')")
+    git(workspace.root, "commit", "-q", "-a", "-m", "Break")
+    with pytest.raises(UserError, match=r"baseline.*ValueError: broken.*run\.log"):
+        run_loop(workspace, Scripted(), 1, tag="t")
+    assert [row[3] for row in rows(workspace.root)] == ["crash"]
+    assert tip(workspace) is None
+    (workspace.root / "train.py").write_text(train_py(1.0))
+    git(workspace.root, "commit", "-q", "-a", "-m", "Mend")
+    run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t")
+    assert [row[3:] for row in rows(workspace.root)] == [
+        ["crash", "baseline"],
+        ["keep", "baseline"],
+        ["keep", "idea 2"],
+    ]
+
+
+def test_an_agent_that_keeps_failing_stops_the_loop_and_costs_no_row(workspace):
+    def nothing(context):
+        return "nothing"
+
+    agent = Scripted(nothing, nothing, train_py(0.9), nothing, nothing, nothing)
+    with pytest.raises(UserError, match=r"3 proposals in a row failed.*was not changed"):
+        run_loop(workspace, agent, 9, tag="t")
+    assert [row[3] for row in rows(workspace.root)] == ["keep", "keep"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_one_signal_finishes_the_running_experiment(workspace, number):
+    idea = train_py(0.9, f"import os, time\nos.kill({os.getpid()}, {number})\ntime.sleep(0.5)")
+    view = Notes()
+    result = run_loop(workspace, Scripted(idea, train_py(0.8)), 9, view, tag="t")
+    assert (result.stopped, result.decided) == ("interrupted", 2)
+    assert rows(workspace.root)[1][1] == "0.900000"
+    assert "Finishing what runs" in view.text
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_second_signal_abandons_and_the_same_command_trains_it_again(workspace, tmp_path):
+    once = tmp_path / "once"
+    idea = train_py(
+        0.9,
+        f"""
+import os, pathlib, time
+once = pathlib.Path({str(once)!r})
+if not once.exists():
+    once.write_text(str(os.getpid()))
+    os.kill({os.getpid()}, {signal.SIGINT})
+    time.sleep(0.5)
+    os.kill({os.getpid()}, {signal.SIGINT})
+    time.sleep(600)
+""",
+    )
+    view = Notes()
+    result = run_loop(workspace, Scripted(idea), 1, view, tag="t")
+    assert (result.stopped, result.decided) == ("abandoned", 1)
+    assert not harness.alive(int(once.read_text()))
+    assert journal.experiments(workspace.state_dir("t"))[1].status is None
+    result = run_loop(workspace, Scripted(), 1, tag="t")
+    assert (result.stopped, result.decided) == ("max", 1)
+    assert [row[1] for row in rows(workspace.root)] == ["1.000000", "0.900000"]
+
+
+def test_a_proposal_made_while_stopping_waits_in_the_journal(workspace):
+    def interrupt(context):
+        os.kill(os.getpid(), signal.SIGINT)
+        (context.worktree / "train.py").write_text(train_py(0.9))
+        return "late"
+
+    assert run_loop(workspace, Scripted(interrupt), 1, tag="t").stopped == "interrupted"
+    assert len(rows(workspace.root)) == 1
+    run_loop(workspace, Scripted(), 1, tag="t")
+    assert rows(workspace.root)[1][4] == "late"
+
+
+def test_an_unfinished_maximum_counts_on_and_a_finished_one_starts_again(workspace):
+    def stop(context):
+        os.kill(os.getpid(), signal.SIGINT)
+        (context.worktree / "train.py").write_text(train_py(0.9))
+        return "x"
+
+    run_loop(workspace, Scripted(train_py(0.95), stop), 3, tag="t")
+    view = Notes()
+    assert run_loop(workspace, Scripted(train_py(0.8)), 3, view, tag="t").decided == 2
+    assert "3 experiments of which 2 are proposed" in view.text
+    ideas = [train_py(0.7 - n / 10) for n in range(3)]
+    assert run_loop(workspace, Scripted(*ideas), 3, tag="t").decided == 3
+
+
+def test_a_training_ended_along_with_the_loop_is_no_crash(workspace, tmp_path):
+    once = tmp_path / "once"
+    idea = train_py(
+        0.9,
+        f"""
+import os, pathlib, signal, time
+once = pathlib.Path({str(once)!r})
+if not once.exists():
+    once.touch()
+    for pid in (os.getppid(), {os.getpid()}, os.getpid()):
+        os.kill(pid, signal.SIGTERM)
+    time.sleep(600)
+""",
+    )
+    assert run_loop(workspace, Scripted(idea), 1, tag="t").stopped == "abandoned"
+    run_loop(workspace, Scripted(), 1, tag="t")
+    assert [row[3] for row in rows(workspace.root)] == ["keep", "keep"]
+
+
+def test_a_detached_head_is_a_place_to_start_from(workspace):
+    git(workspace.root, "switch", "-q", "--detach")
+    view = Notes()
+    run_loop(workspace, Scripted(train_py(0.9)), 1, view, tag="t")
+    assert f"train.py of commit {workspace.head()[:7]} (a detached HEAD)" in view.text
+    assert rows(workspace.root)[1][3] == "keep"
+
+
+def test_a_second_loop_is_refused_at_once_and_names_the_holder(workspace):
+    state_dir = workspace.state_dir("t")
+    state_dir.mkdir(parents=True)
+    script = "import fcntl, os, sys, time\nf = open(sys.argv[1], 'w')\nfcntl.flock(f, 2)\n"
+    script += "f.write(str(os.getpid())); f.flush(); print(flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", script, str(state_dir / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        begun = time.monotonic()
+        with pytest.raises(UserError, match=f"tag t is held by process {holder.pid}"):
+            run_loop(workspace, Scripted(), 1, tag="t")
+        assert time.monotonic() - begun < 1
+        holder.kill()
+    run_loop(workspace, Scripted(), 0, tag="t")  # a lock dies with its holder
+
+
+def test_a_loop_waits_until_a_killed_ones_training_has_ended(workspace, tmp_path):
+    path = tmp_path / "lock"
+    path.write_text("999999999")  # no such process
+    handle = os.open(path, os.O_RDWR)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    holder = subprocess.Popen(["sleep", "0.4"], pass_fds=[handle])
+    os.close(handle)
+    begun = time.monotonic()
+    os.close(tags.lock(path, "t", Notes()))
+    assert time.monotonic() - begun > 0.2
+    assert path.read_text() == f"{os.getpid()}\n"
+    holder.wait()
+
+
+@pytest.mark.parametrize("step", ["proposed", "trained", "decided"])
+def test_a_full_disk_stops_with_a_clear_message_and_loses_nothing(workspace, monkeypatch, step):
+    run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t")
+    append = Journal.append
+
+    def full(self, name, **fields):
+        if name == step:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, name, **fields)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", full)
+        with pytest.raises(UserError, match=r"disk is full.*same command again"):
+            run_loop(workspace, Scripted(train_py(0.8)), 1, tag="t")
+    run_loop(workspace, BySeries("", train_py(0.8)), 1, tag="t")
+    assert [row[1] for row in rows(workspace.root)] == ["1.000000", "0.900000", "0.800000"]
+    assert [row[4] for row in rows(workspace.root)] == ["baseline", "idea 1", "idea 2"]
+
+
+def test_a_nearly_full_disk_starts_nothing(workspace, monkeypatch):
+    monkeypatch.setattr(session, "MIN_FREE_BYTES", 1 << 62)
+    with pytest.raises(UserError, match=r"MiB left, of the .* needed"):
+        run_loop(workspace, Scripted(), 1, tag="t")
+    monkeypatch.undo()
+    assert journal.experiments(workspace.state_dir("t"))[0].status is None
+
+
+# ------------------------------------------------------------------------------- run, run -m
+
+
+def test_run_measures_the_checkout_and_decides_nothing(workspace, tmp_path):
+    (workspace.root / "train.py").write_text(train_py(0.7, "import os\nprint(os.getcwd())"))
+    before = state(workspace.root)
+    log = workspace.root / "run.log"
+    result = loop.measure(workspace, log_path=log, view=Notes())
+    assert (result.outcome, result.val_bpb, result.log) == ("ok", 0.7, log)
+    assert log.read_text().splitlines()[0] == str(workspace.root)
+    log.unlink()
+    assert state(workspace.root) == before
+    assert not (workspace.root / ".git" / "autoresearch").exists()
+    assert list((tmp_path / "home" / "runs").iterdir()) == []
+
+
+def test_run_m_proposes_the_edited_train_py_and_puts_the_best_back(workspace):
+    path, committed = workspace.root / "train.py", (workspace.root / "train.py").read_text()
+    path.write_text(train_py(1.5))
+    e = propose(workspace, "worse\tidea", tag="t")
+    assert (e.n, e.status, e.agent, e.description) == (1, "discard", "person", "worse idea")
+    assert path.read_text() == committed
+    assert Ratchet(workspace, "t").show("refs/autoresearch/t/1") == train_py(1.5)
+    assert "val_bpb:          1.500000" in (workspace.root / "run.log").read_text()
+    path.write_text(train_py(0.9))
+    assert propose(workspace, tag="t").status == "keep"
+    assert path.read_text() == train_py(0.9)
+    path.write_text("width = (")
+    assert propose(workspace, tag="t").status == "crash"
+    assert path.read_text() == train_py(0.9)
+    assert [row[3] for row in rows(workspace.root)] == ["keep", "discard", "keep", "crash"]
+    view = Notes()
+    run_loop(workspace, Scripted(train_py(0.8)), 1, view, tag="t")  # the loop goes on from there
+    assert "uncommitted" not in view.text
+    assert rows(workspace.root)[4][3] == "keep"
+
+
+def test_run_m_without_an_edit_is_refused_and_records_nothing(workspace):
+    with pytest.raises(UserError, match=r"nothing to propose\. Edit it first"):
+        propose(workspace)
+    assert workspace.tags() == [] or journal.experiments(workspace.state_dir("t")) == []
+    (workspace.root / "train.py").write_text(train_py(0.9))
+    propose(workspace)
+    with pytest.raises(UserError, match="nothing to propose"):
+        propose(workspace)
+    (workspace.root / "train.py").unlink()
+    with pytest.raises(UserError, match=r"train\.py was deleted"):
+        propose(workspace)
+
+
+def test_run_m_proposes_an_edit_that_was_committed(workspace):
+    run_loop(workspace, Scripted(), 0, tag="t")
+    (workspace.root / "train.py").write_text(train_py(0.9))
+    git(workspace.root, "commit", "-q", "-m", "mine", "--", "train.py")
+    assert propose(workspace).status == "keep"
+
+
+def test_an_edit_made_while_run_m_trains_is_not_lost(workspace):
+    path = workspace.root / "train.py"
+    path.write_text(train_py(1.5, f"open({str(path)!r}, 'a').write('# more')"))
+    view = Notes()
+    assert propose(workspace, view=view).status == "discard"
+    assert path.read_text().endswith("# more")
+    assert "edited meanwhile, and is left as it is" in view.text
