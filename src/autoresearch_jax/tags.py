@@ -23,7 +23,7 @@ def choose(workspace: Workspace, tag: str | None, fingerprint: Record) -> tuple[
     if tag is not None:
         return _named(workspace, check_tag(tag), fingerprint)
     newest = next(
-        (name for name in reversed(workspace.tags()) if not _is_free(workspace, name)), None
+        (name for name in reversed(workspace.tags()) if _has_records(workspace, name)), None
     )
     why = "the first one"
     if newest is not None:
