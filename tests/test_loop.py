@@ -378,7 +378,7 @@ def test_an_unfinished_maximum_counts_on_and_a_finished_one_starts_again(workspa
     run_loop(workspace, Scripted(train_py(0.95), stop), 3, tag="t")
     view = Notes()
     assert run_loop(workspace, Scripted(train_py(0.8)), 3, view, tag="t").decided == 2
-    assert "3 experiments of which 2 are proposed" in view.text
+    assert "3 experiments, 2 of them begun already" in view.text
     ideas = [train_py(0.7 - n / 10) for n in range(3)]
     assert run_loop(workspace, Scripted(*ideas), 3, tag="t").decided == 3
 

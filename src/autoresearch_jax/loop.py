@@ -90,10 +90,15 @@ def run_loop(
     with _held(workspace, tag, view, limits, fingerprint_of) as (session, found, why):
         asked, done = _counted(session.journal.records)
         continues = asked is not None and asked == max_experiments
-        most = "until stopped" if max_experiments is None else f"{max_experiments} experiments"
+        plural = "" if max_experiments == 1 else "s"
+        most = (
+            f"{max_experiments} experiment{plural}"
+            if max_experiments is not None
+            else "until stopped"
+        )
         session.view.say(
             f"Agent {agent.name}, tag {session.tag} ({why}), {most}"
-            + (f" of which {done} are proposed" if continues and done else "")
+            + (f", {done} of them begun already" if continues and done else "")
             + ". Ctrl-C finishes the running one."
         )
         _say_unused_edits(session)
