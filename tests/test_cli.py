@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from autoresearch_jax import cli, create
+from autoresearch_jax import cli, create, view
 from autoresearch_jax.terminal import RichView
 from autoresearch_jax.view import PlainView
 
@@ -220,3 +220,20 @@ def test_colour_only_where_it_is_wanted(tmp_path):
     assert b"\x1b[32m" in seen()
     assert b"\x1b[32m" not in seen(NO_COLOR="1")
     assert "\x1b" not in run("results", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "under_uv"),
+    [
+        ("Next: autoresearch-jax loop", "Next: uv run autoresearch-jax loop"),
+        ("try `autoresearch-jax demo --dir D`.", "try `uv run autoresearch-jax demo --dir D`."),
+        ("  autoresearch-jax -C d show 1", "  uv run autoresearch-jax -C d show 1"),
+        ("`uv run --extra tpu autoresearch-jax x`", "`uv run --extra tpu autoresearch-jax x`"),
+        ("autoresearch-jax 0.1.0", "autoresearch-jax 0.1.0"),
+    ],
+)
+def test_commands_are_spelled_as_they_are_typed(monkeypatch, text, under_uv):
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+    assert view.typed(text) == text
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    assert view.typed(text) == under_uv

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoresearch_jax.errors import UserError
+from autoresearch_jax.view import typed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +45,7 @@ class Sections(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(typed(str(error))) from error
 
 
 @click.group(cls=Sections, context_settings={"help_option_names": ["-h", "--help"]})
@@ -142,8 +143,8 @@ def setup(
             view.say(f"  cd {_quoted(target)}")
         if skip_data:
             view.say("  uv run prepare.py        # or: autoresearch-jax setup")
-        view.say("  autoresearch-jax doctor  # is the machine ready, and which preset fits it")
-        view.say("  autoresearch-jax loop    # experiments until stopped")
+        view.say(typed("  autoresearch-jax doctor  # is the machine ready, which preset fits it"))
+        view.say(typed("  autoresearch-jax loop    # experiments until stopped"))
 
 
 @main.command()
@@ -206,8 +207,8 @@ def _print_doctor(found: dict[str, Any]) -> None:
         click.echo(f"{name:<8}{value}")
     click.echo()
     for one in found["problems"]:
-        click.echo(f"- {one['problem']}\n  Next: {one['command']}")
-    click.echo("Ready: autoresearch-jax loop" if found["ready"] else "Not ready.")
+        click.echo(typed(f"- {one['problem']}\n  Next: {one['command']}"))
+    click.echo(typed("Ready: autoresearch-jax loop") if found["ready"] else "Not ready.")
 
 
 # ---------------------------------------------------------------------------------- Research

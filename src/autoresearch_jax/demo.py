@@ -7,7 +7,7 @@ from rich.console import Console
 
 from autoresearch_jax import create, journal, loop, manifest, plot, presets, report
 from autoresearch_jax.errors import UserError
-from autoresearch_jax.view import View
+from autoresearch_jax.view import View, typed
 from autoresearch_jax.workspace import Workspace
 
 FOLDER = "autoresearch-demo"
@@ -56,11 +56,16 @@ def demo(target: Path, console: Console, view: View, *, seed: int, experiments: 
     best = report.summarize(listed).best
     first = best.n if best is not None and best.improved else listed[-1].n
     view.say(f"\nThe picture: {picture}")
+    here = f"autoresearch-jax -C {_short(target)}"
+    full = "autoresearch-jax setup ../research"
+    lines = {
+        f"{here} show {first}": "one experiment in full",
+        f"{here} loop --max 10": "go on searching",
+        full: "a workspace of full size",
+    }
     view.say("Next:")
-    view.say(f"  cd {_short(target)}")
-    view.say(f"  autoresearch-jax show {first:<14}# one experiment in full")
-    view.say("  autoresearch-jax loop --max 10      # go on searching")
-    view.say("  autoresearch-jax setup ../research  # a workspace of full size")
+    for command, what in lines.items():
+        view.say(typed(f"  {command:<{len(here) + 15}}# {what}"))
 
 
 def _check_ours(target: Path) -> None:

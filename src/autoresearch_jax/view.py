@@ -1,6 +1,8 @@
 """What the harness shows: lasting lines, and one line about what happens now."""
 
 import contextlib
+import os
+import re
 from typing import Protocol
 
 
@@ -39,3 +41,11 @@ class SteadyView:
     def live(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):
             self._view.live(text)
+
+
+def typed(text: str) -> str:
+    """The text with commands of ours spelled as they are typed here: `uv run` put before them."""
+    if "UV_RUN_RECURSION_DEPTH" not in os.environ:
+        return text
+    start = r"(?m)(^ *|`|: )autoresearch-jax (?=[a-z-])"
+    return re.sub(start, r"\1uv run autoresearch-jax ", text)
