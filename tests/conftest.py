@@ -5,6 +5,12 @@ import pytest
 from tests import data_helpers
 
 
+@pytest.fixture(autouse=True)
+def typed_without_uv(monkeypatch):
+    """`uv run pytest` too: commands in messages are spelled without `uv run`."""
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
     """(workspace, home) with tiny data: rows of 64 tokens, vocabulary 512. Do not change it."""
