@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import train
+from autoresearch_jax.kit import artifacts
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -202,6 +203,23 @@ def test_defaults_are_the_originals():
 # ---------------------------------------------------------------------------
 # Devices
 # ---------------------------------------------------------------------------
+
+
+def test_the_full_model_exports_for_a_tpu():
+    """With splash attention inside; cuDNN's needs its library to be traced."""
+    config = train.model_config("tpu")
+    flat, treedef = artifacts.flatten(jax.eval_shape(lambda: train.init_params(config, 0)))
+    names = list(flat)
+
+    def logits(flat, tokens_BT):
+        params = jax.tree.unflatten(treedef, [flat[name] for name in names])
+        return train.GPT(config).apply({"params": params}, tokens_BT)
+
+    tokens = jax.ShapeDtypeStruct((1, 2048), jnp.int32)
+    exported = jax.export.export(jax.jit(logits), platforms=["tpu"])(flat, tokens)
+    assert "tpu_custom_call" in exported.mlir_module()
+    assert exported.nr_devices == 1
+    assert len(exported.serialize()) < 2**20
 
 
 @pytest.mark.parametrize(("devices", "passes"), [(1, 2), (2, 1), (8, 1), (256, 1)])
