@@ -32,7 +32,7 @@ from rich.progress import Progress
 
 from autoresearch_jax import manifest, paths, sources, stages
 from autoresearch_jax.errors import UserError
-from constants import EVAL_TOKENS, MAX_SEQ_LEN, VOCAB_SIZE
+from constants import EVAL_TOKENS, MAX_SEQ_LEN, TIME_BUDGET, VOCAB_SIZE
 
 if TYPE_CHECKING:
     import jax
@@ -258,7 +258,7 @@ def prepare(source: str, num_shards: int, workers: int) -> manifest.Manifest:
     Raises:
         UserError: the source is refused, incomplete or damaged, or the disk is full.
     """
-    _check_constants()
+    constants = _checked_constants()
     frozen = manifest.frozen_hashes(ROOT)  # of the files as this process has read them
     home = paths.home()
     try:
@@ -276,7 +276,7 @@ def prepare(source: str, num_shards: int, workers: int) -> manifest.Manifest:
                 source=found.source,
                 num_shards=num_shards,
                 shards=tuple(shards),
-                constants=manifest.read_constants(ROOT / "constants.py"),
+                constants=constants,
                 frozen=frozen,
                 tokenizer=tokenizer_files["tokenizer.json"],
                 token_bytes=tokenizer_files["token_bytes.npy"],
@@ -288,18 +288,20 @@ def prepare(source: str, num_shards: int, workers: int) -> manifest.Manifest:
     return prepared
 
 
-def _check_constants() -> None:
-    rules = (
-        ("VOCAB_SIZE", VOCAB_SIZE, 256 + len(RESERVED), 2**16),
-        ("MAX_SEQ_LEN", MAX_SEQ_LEN, 1, 2**24),
-        ("EVAL_TOKENS", EVAL_TOKENS, MAX_SEQ_LEN, 2**40),
-    )
-    for name, value, low, high in rules:
-        if not isinstance(value, int) or not low <= value <= high:
+def _checked_constants() -> dict[str, int]:
+    rules = {
+        "TIME_BUDGET": (TIME_BUDGET, 1, 10**7),
+        "MAX_SEQ_LEN": (MAX_SEQ_LEN, 1, 2**24),
+        "EVAL_TOKENS": (EVAL_TOKENS, MAX_SEQ_LEN, 2**40),
+        "VOCAB_SIZE": (VOCAB_SIZE, 256 + len(RESERVED), 2**16),
+    }
+    for name, (value, low, high) in rules.items():
+        if type(value) is not int or not low <= value <= high:
             raise UserError(
                 f"{name} is {value!r}, and must be a whole number from {low} to {high}: "
                 f"correct it in {ROOT / 'constants.py'}"
             )
+    return {name: value for name, (value, _, _) in rules.items()}
 
 
 def _make_tokenizer(shards: list[manifest.Shard], progress: Progress) -> dict[str, manifest.File]:
@@ -332,9 +334,9 @@ def _pack_split(
     key = stages.key(PACKER_VERSION, split, MAX_SEQ_LEN, rows, tokenizer_file.sha256, content)
     name = f"{split}.u16"
     shard_paths = [Path(shard.path) for shard in mine]
-    count = sources.count_documents(shard_paths)
-    if not count:
+    if next(sources.documents(shard_paths), None) is None:
         raise UserError(f"{mine[0].path} holds no text: choose another --source")
+    count = sources.count_documents(shard_paths)
     task = progress.add_task(
         f"Pack {split}", total=rows if held_out else count, unit="rows" if held_out else "documents"
     )

@@ -102,6 +102,7 @@ def test_what_was_damaged_is_made_again(place):
     content[7] ^= 1
     data.split_path("val").write_bytes(content)
     data.tokenizer_path.write_text("{}")
+    (data.split_path("sealed").parent / "done.json").write_text("{}")
     with pytest.raises(manifest.DataError):
         manifest.load(root)
     assert data_helpers.run_prepare(root, home, "--source", str(shards)).returncode == 0
@@ -178,6 +179,7 @@ def test_bad_shards_are_refused(place, tmp_path):
             lambda path: pq.write_table(pa.table({"text": [1]}), path),
         ),
         "empty": ("holds no text", lambda path: data_helpers.write_shard(path, [])),
+        "nothing": ("holds no text", lambda path: data_helpers.write_shard(path, [None, ""])),
     }
     for name, (message, spoil) in cases.items():
         path = data_helpers.make_shards(tmp_path / name) / "shard_00003.parquet"
@@ -203,8 +205,11 @@ def test_a_page_that_is_torn(place):
 def test_missing_values_are_left_out(place):
     root, home, shards = place
     path = shards / "shard_00000.parquet"
-    data_helpers.write_shard(path, [None, *data_helpers.texts(400, seed=0), None])
     assert data_helpers.run_prepare(root, home, "--source", str(shards)).returncode == 0
+    first = manifest.load(root)
+    data_helpers.write_shard(path, [None, *data_helpers.texts(400, seed=0), ""])
+    assert data_helpers.run_prepare(root, home, "--source", str(shards)).returncode == 0
+    assert manifest.load(root).splits["train"].sha256 == first.splits["train"].sha256
 
 
 @pytest.mark.parametrize(
@@ -222,12 +227,31 @@ def test_bad_options(place, options, message):
     assert re.search(message, done.stderr), done.stderr
 
 
-def test_bad_constants(place):
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("= 512", "= 100", "VOCAB_SIZE is 100, and must be a whole number from 260 to 65536"),
+        ("LEN = 64", "LEN = True", "MAX_SEQ_LEN is True, and must be a whole number"),
+        ("BUDGET = 5", "BUDGET = 0", "TIME_BUDGET is 0, and must be a whole number from 1"),
+    ],
+)
+def test_bad_constants(place, old, new, message):
     root, home, shards = place
-    (root / "constants.py").write_text(data_helpers.CONSTANTS.replace("= 512", "= 100"))
+    (root / "constants.py").write_text(data_helpers.CONSTANTS.replace(old, new))
     done = data_helpers.run_prepare(root, home, "--source", str(shards))
     assert done.returncode == 1
-    assert "VOCAB_SIZE is 100, and must be a whole number from 260 to 65536" in done.stderr
+    assert message in done.stderr
+
+
+def test_constants_may_be_calculated(place):
+    root, home, shards = place
+    text = data_helpers.CONSTANTS.replace("= 512", "= 2**9").replace("LEN = 64", "LEN: int = 6_4")
+    (root / "constants.py").write_text(text.replace("= 3072", "= 48 * MAX_SEQ_LEN"))
+    done = data_helpers.run_prepare(root, home, "--source", str(shards))
+    assert done.returncode == 0, done.stderr
+    data = manifest.load(root)
+    assert (data.seq_len, data.vocab_size, data.eval_tokens) == (64, 512, 3072)
+    assert manifest.read_constants(root / "constants.py")["VOCAB_SIZE"] == 512
 
 
 def test_too_little_text_for_a_row(place):

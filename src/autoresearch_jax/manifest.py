@@ -6,18 +6,18 @@ workspace's `constants.py` and `prepare.py`: a demo, or another sequence length,
 No JAX here: the harness reads it too.
 """
 
-import ast
 import dataclasses
 import hashlib
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax import paths
+from autoresearch_jax import literals, paths
 from autoresearch_jax.errors import UserError
 
 FORMAT = 1
@@ -215,21 +215,10 @@ def frozen_hashes(root: Path) -> dict[str, str]:
 def read_constants(path: Path) -> dict[str, Any]:
     """The upper-case numbers of a constants.py, read without running it. Raises DataError."""
     try:
-        tree = ast.parse(path.read_text())
+        found = literals.read(path.read_text())
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"cannot read the constants in {path}: {error}") from error
-    found = {}
-    for node in tree.body:
-        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
-            continue
-        name = node.targets[0].id
-        if (
-            name.isupper()
-            and isinstance(node.value, ast.Constant)
-            and isinstance(node.value.value, int | float)
-        ):
-            found[name] = node.value.value
-    return found
+    return {name: one.value for name, one in found.items() if isinstance(one.value, int | float)}
 
 
 # --- Files --------------------------------------------------------------------------------------
@@ -273,7 +262,7 @@ def write_atomically(path: Path, fill: Callable[[Path], Any]) -> None:
 
 
 def _command(source: str, num_shards: int) -> str:
-    return f"uv run prepare.py --source {source} --num-shards {num_shards}"
+    return f"uv run prepare.py --source {shlex.quote(source)} --num-shards {num_shards}"
 
 
 def _frozen_fingerprint(frozen: dict[str, str]) -> str:

@@ -97,15 +97,18 @@ def check_shard(path: Path) -> None:
 
 
 def documents(shards: Iterable[Path]) -> Iterator[str]:
-    """The texts of shards in order, a few in memory at a time. Raises UserError."""
+    """The texts of shards in order, a few in memory at a time; empty ones and nulls are left out.
+
+    Raises UserError.
+    """
     for path in shards:
         with _reading(path), pq.ParquetFile(path) as file:
             for batch in file.iter_batches(READ_ROWS, columns=["text"]):
-                yield from (text for text in batch.column(0).to_pylist() if text is not None)
+                yield from filter(None, batch.column(0).to_pylist())
 
 
 def count_documents(shards: Iterable[Path]) -> int:
-    """How many documents shards hold. Raises UserError."""
+    """How many documents shards hold, empty ones included. Raises UserError."""
     total = 0
     for path in shards:
         with _reading(path), pq.ParquetFile(path) as file:

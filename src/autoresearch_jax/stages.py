@@ -65,7 +65,8 @@ def stage(folder: Path, make: Callable[[Path], None]) -> dict[str, manifest.File
     try:
         text = done.read_text()
         listed = {name: manifest.File(**file) for name, file in json.loads(text).items()}
-        if all(manifest.describe(folder / name) == file for name, file in listed.items()):
+        whole = [manifest.describe(folder / name) == file for name, file in listed.items()]
+        if whole and all(whole):
             return listed
     except (OSError, ValueError, TypeError, AttributeError):
         pass  # absent or torn
