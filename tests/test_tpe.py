@@ -162,6 +162,7 @@ def test_spellings_survive():
 
 def test_what_one_place_cannot_change_is_not_read():
     source = "A = 1\nA = 2\nB = 3\nB += 1\nC = f()\nD = True\nE = 9**9**9\nF = -0.5\nlow = 1\n"
+    source += "G = 1\nif on_tpu:\n    G = 2\nH = 1\nH, I = 2, 3\nJ = K = 4\nL = f'{G}'\n"
     assert {n: one.value for n, one in literals.read(source).items()} == {"F": -0.5}
 
 
@@ -187,6 +188,8 @@ def test_the_search_space_of_the_real_train_py():
 
 def test_constants_without_effect_are_left_alone():
     assert not {"UNUSED_LR", "SEED"} & set(search_space(SMALL))
+    named = "LOG_STEPS = 5\nLOGIT_CAP = 15.0\nprint(LOG_STEPS, LOGIT_CAP)\n"
+    assert set(search_space(named)) == {"LOGIT_CAP"}
 
 
 @given(
@@ -204,6 +207,16 @@ def test_every_place_on_an_axis_is_a_value_of_the_same_kind(name, value, reach):
         decoded = one.decode(at)
         assert isinstance(decoded, int) == isinstance(value, int)
         assert decoded >= 0
+
+
+@pytest.mark.parametrize(
+    ("first", "now", "scale"),
+    [("X_DECAY = 0.2", "X_DECAY = 0.0", "linear"), ("X_LR = 30", "X_LR = 0.5", "log")],
+)
+def test_a_value_that_left_its_range_gets_another(first, now, scale):
+    use = f"\nprint({first.split()[0]})\n"
+    [found] = search_space(now + use, [first + use]).values()
+    assert found.scale == scale
 
 
 def test_widths_that_round_to_the_same_heads_are_one_experiment():

@@ -8,6 +8,7 @@ import ast
 import json
 import operator
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -45,17 +46,13 @@ def read(source: str) -> dict[str, Literal]:
     Raises:
         SyntaxError: `source` is not Python.
     """
-    starts = _line_starts(source)
-    found: dict[str, list[Literal]] = {}
-    assignments: dict[str, int] = {}
-    for name, node in _assignments(ast.parse(source)):
-        assignments[name] = assignments.get(name, 0) + 1
-        found[name] = list(_literals(name, node, starts))
+    tree, starts = ast.parse(source), _line_starts(source)
+    times = _times_assigned(tree)
     return {
         literal.name: literal
-        for name, literals in found.items()
-        if assignments[name] == 1
-        for literal in literals
+        for name, node in _assignments(tree)
+        if times[name] == 1
+        for literal in _literals(name, node, starts)
     }
 
 
@@ -88,16 +85,28 @@ def used_names(source: str) -> set[str]:
 
 def _assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
     for statement in tree.body:
-        if isinstance(statement, ast.Assign):
-            targets, value = statement.targets, statement.value
-        elif isinstance(statement, ast.AnnAssign | ast.AugAssign) and statement.value is not None:
-            targets, value = [statement.target], statement.value
+        # `A = B = 1` is left out: a new value of one would be the other's, too.
+        if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+            target, value = statement.targets[0], statement.value
+        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            target, value = statement.target, statement.value
         else:
             continue
-        for target in targets:
-            if isinstance(target, ast.Name) and UPPER_CASE.fullmatch(target.id):
-                # An augmented assignment is counted, not read: it makes the name ambiguous.
-                yield target.id, value
+        if isinstance(target, ast.Name) and UPPER_CASE.fullmatch(target.id):
+            yield target.id, value
+
+
+def _times_assigned(tree: ast.Module) -> Counter[str]:
+    """How often the module assigns each name, be it in a branch, a loop or a tuple."""
+    times: Counter[str] = Counter()
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            times[node.id] += 1
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            pending.extend(ast.iter_child_nodes(node))
+    return times
 
 
 def _literals(name: str, node: ast.expr, starts: list[int]) -> Iterator[Literal]:

@@ -53,8 +53,12 @@ class Range:
         return int(at) * self.unit if self.scale == "grid" else round(at, 2)
 
     def holds(self, value: Value) -> bool:
-        """Whether `value` is of the kind that this range is about."""
-        return isinstance(value, str) == (self.scale == "choice")
+        """Whether `value` is of the kind that this range is about, and has a place on its axis."""
+        if isinstance(value, str) or self.scale == "choice":
+            return isinstance(value, str) and self.scale == "choice"
+        if self.scale in ("powers", "grid"):
+            return isinstance(value, int) and value > 0
+        return value > 0 or (value == 0 and self.scale == "linear")
 
     def axis(self, value: Value, reach: float) -> "BaseDistribution | None":
         """The stretch of the axis around `value`; `reach` 0 is a first step, 1 the whole range.

@@ -24,7 +24,9 @@ HOW_MANY = (0.6, 0.3, 0.1)  # chances of changing one, two or three constants
 WHOLE_RANGE_AFTER = 30  # results, from which a step may cross the whole range
 
 # Names that change what is reported or drawn, or how work is cut up; never what is learned.
-WITHOUT_EFFECT = re.compile(r"SEED|LOG|PRINT|EVERY|INTERVAL|EVAL|VERBOSE|DEVICE_BATCH|MICRO_BATCH")
+WITHOUT_EFFECT = re.compile(
+    r"SEED|LOG(?!IT)|PRINT|EVERY|INTERVAL|EVAL|VERBOSE|DEVICE_BATCH|MICRO_BATCH"
+)
 WEIGHTS = (  # how much a kind of constant is worth trying; the first that fits counts
     (re.compile(r"TOTAL_BATCH|MATRIX_LR|DEPTH"), 6.0),
     (re.compile(r"LR$|RATE|ASPECT|BATCH|LAYER|WIDTH|DIM|WARMDOWN"), 2.0),
