@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 _SPLASH_LANES = 128  # a TPU register's width: splash works on heads that are a multiple of it
-_SPLASH_BLOCK = 512  # positions a tile holds; measured shapes are in bench/README.md
+_SPLASH_BLOCK = 512  # positions a tile holds; compiles for v4 to v6e, not yet tuned on one
 
 
 def attention(
