@@ -555,8 +555,9 @@ def main():
     gc.freeze()  # what exists stays: a collection in mid-training would stall the device
     gc.disable()
 
-    # Step N is dispatched before the loss of step N-1 is read, so the device never waits.
-    # The last step is the one predicted to reach the end of the budget.
+    # Step N is dispatched before the loss of step N-1 is read, so the device never waits; the
+    # first one is waited for, as it tells how long a step takes. The last step is the one
+    # predicted to reach the end of the budget.
     step, running, step_seconds = 0, None, 0.0
     start = last = time.perf_counter()
     while True:
@@ -571,7 +572,7 @@ def main():
             now = time.perf_counter()
             step_seconds, last = now - last, now
             line.update(step - 1, now - start, step_seconds, value)
-        running = loss
+        running = loss if step else loss.block_until_ready()
         step += 1
     value = check(loss, step - 1)
     training_seconds = time.perf_counter() - start

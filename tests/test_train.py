@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 import train
 from autoresearch_jax.kit import artifacts
+from tests import data_helpers
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -235,16 +237,21 @@ def test_sizes_that_do_not_divide_are_named(monkeypatch):
         train.microbatches(1)
 
 
+def resized(name):
+    """The text of train.py or constants.py at a size that a test can run."""
+    text = (ROOT / name).read_text()
+    for constant, value in SMALL.get(name, {}).items():
+        text, found = re.subn(rf"(?m)^{constant} = \S+", f"{constant} = {value}", text)
+        assert found == 1, constant
+    return text
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A folder with train.py at a size that a test can run."""
+    """A folder with a small train.py and its frozen files."""
     folder = tmp_path_factory.mktemp("small")
     for name in ("train.py", "constants.py", "prepare.py"):
-        text = (ROOT / name).read_text()
-        for constant, value in SMALL.get(name, {}).items():
-            text, found = re.subn(rf"(?m)^{constant} = \S+", f"{constant} = {value}", text)
-            assert found == 1, constant
-        (folder / name).write_text(text)
+        (folder / name).write_text(resized(name))
     return folder
 
 
@@ -280,3 +287,40 @@ def test_loss_does_not_depend_on_the_devices(small):
     for other in (one, eight, *two_processes):
         assert len(other) == 3
         np.testing.assert_allclose(other, one, rtol=1e-4)
+
+
+# ---------------------------------------------------------------------------
+# The clock
+# ---------------------------------------------------------------------------
+
+
+def run_train(prepared, folder, text):
+    """What a train.py of this text prints and how it ends, on tiny prepared data."""
+    root, home = prepared
+    for name in ("constants.py", "prepare.py"):
+        shutil.copy(root / name, folder)
+    (folder / "train.py").write_text(text)
+    return subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=folder,
+        env=data_helpers.environment(home),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def test_a_step_longer_than_the_budget_is_the_only_one(prepared, tmp_path):
+    """The budget is passed by one step at most, also while a step's length is unknown."""
+    text = resized("train.py").replace("TOTAL_BATCH_SIZE = 1024", "TOTAL_BATCH_SIZE = 2**14")
+    text = text.replace("\n\ndef main():", "\n\nTIME_BUDGET = 0.1\n\n\ndef main():")
+    done = run_train(prepared, tmp_path, text)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"(?m)^num_steps: +1$", done.stdout), done.stdout
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 100.5])
+def test_a_loss_that_explodes_ends_the_program(value):
+    with pytest.raises(SystemExit, match=f"the loss of step 7 is {value}; training stopped"):
+        train.check(jnp.float32(value), 7)
+    assert train.check(jnp.float32(99.5), 7) == 99.5
