@@ -144,6 +144,8 @@ def test_chunked_loss_never_holds_all_logits(monkeypatch):
         ("NVIDIA A100-SXM4-80GB", 312.0),
         ("NVIDIA L4", 121.0),
         ("NVIDIA L40S", 362.0),
+        ("NVIDIA L40", 181.0),
+        ("NVIDIA GB200", 2500.0),
         ("TPU v5 lite", 197.0),
         ("TPU v5", 459.0),
         ("TPU v6 lite", 918.0),
@@ -178,7 +180,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_on_a_terminal_is_one_line():
+def test_progress_on_a_terminal_is_one_line(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     stream = Terminal()
     line = kit.ProgressLine(10.0, 1000, 2e6, 1e12, stream)
     line.update(0, 1.0, 1.0, 5.0)
@@ -187,8 +190,21 @@ def test_progress_on_a_terminal_is_one_line():
     text = stream.getvalue()
     assert text.count("\r") == 2
     assert text.count("\n") == 1
-    assert "step 00001 (60.0%) | loss: 4.4737 | dt: 500ms | tok/s: 2,000" in text
-    assert "mfu: 0.4% | remaining: 4s" in text
+    assert "step 00001 (60.0%) | loss: 4.4737 | tok/s: 2,000 | mfu: 0.4% | left: 4s" in text
+    assert "dt: 500ms" in text
+
+
+@pytest.mark.parametrize(("columns", "end"), [(80, "left: 260s"), (40, "5.0000 | tok")])
+def test_progress_does_not_wrap(monkeypatch, columns, end):
+    """At full size the time left is still seen on 80 columns."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = Terminal()
+    line = kit.ProgressLine(300.0, 2**19, 2.8e8, 989.5e12, stream)
+    for step in range(3):
+        line.update(step, 40.0, 0.37, 5.0)
+    *_, last = lines = stream.getvalue().split("\r")
+    assert all(len(line) < columns for line in lines)
+    assert end in last
 
 
 def test_progress_in_a_file_is_a_plain_line_now_and_then():

@@ -1,5 +1,6 @@
 """The line that says how training goes."""
 
+import shutil
 import sys
 import time
 from typing import TextIO
@@ -50,10 +51,12 @@ class ProgressLine:
         text = (
             f"step {step:05d} ({min(100.0, 100 * elapsed / self._budget):.1f}%)"
             f" | loss: {self._smooth_loss / (1 - 0.9**self._updates):.4f}"
-            f" | dt: {1000 * step_seconds:.0f}ms | tok/s: {tokens_per_second:,.0f}"
-            f" | mfu: {mfu} | remaining: {max(0.0, self._budget - elapsed):.0f}s"
+            f" | tok/s: {tokens_per_second:,.0f} | mfu: {mfu}"
+            f" | left: {max(0.0, self._budget - elapsed):.0f}s"
+            f" | dt: {1000 * step_seconds:.0f}ms"
         )
         if self._live:
+            text = text[: shutil.get_terminal_size().columns - 1]  # a wrapped line would stay
             self._stream.write("\r" + text.ljust(self._width))
             self._width = len(text)
         else:
