@@ -53,19 +53,26 @@ def test_a_new_workspace(tmp_path):
         assert (root / name).read_bytes() == (data_helpers.ROOT / name).read_bytes()
     assert (root / "results.tsv").read_text() == "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
     project = tomllib.loads((root / "pyproject.toml").read_text())
-    assert project["project"]["name"] == "my-research"
+    assert project["project"]["name"] == "my-research-workspace"
     assert project["tool"]["uv"]["sources"]["autoresearch-jax"]["path"] == str(data_helpers.ROOT)
     assert git(root, "log", "--format=%an").splitlines() == ["autoresearch-jax"]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["My Research"]
 
 
-def test_an_empty_folder_stays_the_same_folder(tmp_path):
+def test_an_empty_folder_stays_the_same_folder(tmp_path, monkeypatch):
     root = tmp_path / "here"
     root.mkdir()
     before = root.stat().st_ino
+    made_in, mkdtemp = [], create.tempfile.mkdtemp
+    monkeypatch.setattr(
+        create.tempfile, "mkdtemp", lambda **kw: (made_in.append(kw["dir"]), mkdtemp(**kw))[1]
+    )
     create.setup(root, VIEW, skip_data=True)
     assert root.stat().st_ino == before
     assert git(root, "status", "--porcelain") == ""
+    # Nothing is moved in from outside: it may be the top of another disk.
+    assert made_in == [root]
+    assert not list(root.glob(".autoresearch-new-*"))
 
 
 def test_from_a_wheel_it_depends_on_the_version(tmp_path, monkeypatch):
@@ -74,7 +81,8 @@ def test_from_a_wheel_it_depends_on_the_version(tmp_path, monkeypatch):
     monkeypatch.setattr(create.paths, "template", lambda: template)
     project = tomllib.loads(create.pyproject(tmp_path / "autoresearch-jax"))
     assert project["project"]["dependencies"] == [f"autoresearch-jax=={create.version()}"]
-    assert project["project"]["name"] != "autoresearch-jax"
+    assert project["project"]["name"] != "autoresearch-jax"  # nor what that depends on
+    assert create.pyproject(tmp_path / "jax").startswith('[project]\nname = "jax-workspace"')
     assert "sources" not in project["tool"]["uv"]
 
 
@@ -166,6 +174,15 @@ def test_data_that_cannot_be_prepared_is_said(tmp_path):
     with pytest.raises(UserError, match="exited with 1"):
         create.setup(tmp_path / "w", VIEW, preset="demo", source=str(tmp_path / "nothing.here"))
     assert create.is_workspace(tmp_path / "w")
+
+
+def test_a_source_is_not_taken_for_a_folder_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pydocs", "texts"):
+        (tmp_path / name).mkdir()
+    assert create._from_anywhere("pydocs") == "pydocs"
+    assert create._from_anywhere("texts") == str(tmp_path / "texts")
+    assert create._from_anywhere("hf:ORG/NAME") == "hf:ORG/NAME"
 
 
 def test_the_demo_refuses_a_workspace_of_another_size(tmp_path):

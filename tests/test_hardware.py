@@ -106,6 +106,11 @@ def test_bad_row_lengths_are_refused(seq_len):
         presets.apply(TRAIN, CONSTANTS, None, seq_len)
 
 
+def test_a_row_that_is_longer_than_a_step_is_refused():
+    with pytest.raises(UserError, match=r"--seq-len 16384: .* longer than the 8192 tokens"):
+        presets.apply(TRAIN, CONSTANTS, presets.PRESETS["cpu"], 16384)
+
+
 def test_a_train_py_without_the_constants_is_refused():
     with pytest.raises(UserError, match=r"train\.py sets no .*DEPTH"):
         presets.apply("x = 1\n", CONSTANTS, presets.PRESETS["cpu"], None)

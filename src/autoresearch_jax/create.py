@@ -116,7 +116,8 @@ def make(target: Path) -> None:
     template = paths.template()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _scratch(target.parent) as folder:
+        # In a folder that is there: it may be a mount, or its parent somebody else's.
+        with _scratch(target if target.is_dir() else target.parent) as folder:
             for name in COPIED:
                 shutil.copyfile(template / name, folder / name)
             (folder / "results.tsv").write_text(journal.HEADER)
@@ -178,9 +179,7 @@ def prepare(
         return
     options: list[str] = []
     if source is not None:
-        folder = Path(source).expanduser()
-        # A relative folder is meant from where the person stands, not from the workspace.
-        options += ["--source", str(folder.absolute()) if folder.is_dir() else source]
+        options += ["--source", _from_anywhere(source)]
     if num_shards is not None:
         options += ["--num-shards", str(num_shards)]
     view.say(f"Preparing its data: prepare.py {shlex.join(options)}".rstrip())
@@ -194,6 +193,15 @@ def prepare(
         )
 
 
+def _from_anywhere(source: str) -> str:
+    """A source as the workspace's prepare.py takes it: a folder is meant from where we stand."""
+    from autoresearch_jax import sources  # pyarrow takes its time
+
+    folder = Path(source).expanduser()
+    named = source in sources.NAMED or not folder.is_dir()
+    return source if named else str(folder.absolute())
+
+
 def data(root: Path) -> manifest.Manifest | None:
     """The data prepared for a workspace, if it is whole."""
     with contextlib.suppress(manifest.DataError):
@@ -203,9 +211,8 @@ def data(root: Path) -> manifest.Manifest | None:
 
 def pyproject(target: Path) -> str:
     """The text of a workspace's pyproject.toml: it depends on the autoresearch-jax that made it."""
-    name = re.sub("[^a-z0-9]+", "-", target.name.lower()).strip("-") or "workspace"
-    if name == "autoresearch-jax":
-        name = "autoresearch-workspace"  # a project cannot depend on its own name
+    name = re.sub("[^a-z0-9]+", "-", target.name.lower()).strip("-") or "my"
+    name += "-workspace"  # a project named as something that it depends on cannot be resolved
     template = paths.template()
     if not (template / "pyproject.toml").is_file():
         return PYPROJECT.format(name=name, version=f"=={version()}")

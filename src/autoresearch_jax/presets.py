@@ -114,6 +114,12 @@ def apply(
                 f"{SHORTEST_ROW}, for example --seq-len 1024."
             )
         old_train, old_frozen = _numbers("train.py", train), _numbers("constants.py", constants)
+        step = train_values.get("TOTAL_BATCH_SIZE", old_train.get("TOTAL_BATCH_SIZE", seq_len))
+        if seq_len > int(step):
+            raise UserError(
+                f"--seq-len {seq_len}: a row is longer than the {step} tokens of a step "
+                "(TOTAL_BATCH_SIZE in train.py): choose a shorter one."
+            )
         length = frozen_values.get("MAX_SEQ_LEN", old_frozen.get("MAX_SEQ_LEN", FULL_SEQ_LEN))
         tokens = frozen_values.get("EVAL_TOKENS", old_frozen.get("EVAL_TOKENS", FULL_EVAL_TOKENS))
         batch = train_values.get("DEVICE_BATCH_SIZE", old_train.get("DEVICE_BATCH_SIZE", 1))

@@ -27,6 +27,7 @@ DATASETS = {
     "fineweb-edu": ("karpathy/fineweb-edu-100b-shuffle", 1823),
     "climbmix": ("karpathy/climbmix-400b-shuffle", 6543),
 }
+NAMED = (*DATASETS, "pydocs")
 READ_ROWS = 1024  # documents in memory at a time
 RESUMES = "The same command resumes where it stopped"
 
@@ -69,7 +70,7 @@ def fetch(source: str, num_shards: int, workers: int, progress: Progress) -> Fou
     else:
         raise UserError(
             f"no source is named {source!r}, and it is no folder: --source takes "
-            f"{', '.join(DATASETS)}, hf:ORG/NAME, pydocs, or a folder of parquet files"
+            f"{', '.join(NAMED)}, hf:ORG/NAME, or a folder of parquet files"
         )
     if len(found.train) < num_shards:
         progress.console.print(f"{source} has {len(found.train)} shards to train on; taking all.")
