@@ -207,7 +207,7 @@ def test_the_picture_is_drawn(tmp_path, count):
     for n in range(count):
         status = ("keep", "discard", "crash", "discard")[n % 4]
         score = None if status == "crash" else 2.0 - n / 1000 + (status == "discard") * n
-        rows.append(journal.Row(f"{n:07x}", score, 1.0, status, "A_RATIO 0.5 -> 0.6, $x_{1$"))
+        rows.append(journal.Row(f"{n:07x}", score, 1.0, status, "A_RATIO 0.5 -> 0.6, $x_{1$ 你好"))
     path = Path(tmp_path / "progress.png")
     plot.progress(report.entries(rows), path)
     assert path.read_bytes().startswith(b"\x89PNG")

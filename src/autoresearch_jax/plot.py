@@ -1,6 +1,7 @@
 """The picture of a night: `progress.png`."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ def progress(listed: Sequence[Entry], path: Path, title: str = "autoresearch-jax
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(
-        {"font.size": 10, "text.parse_math": False, "axes.edgecolor": GRID, "text.color": INK}
-    ):
+    style = {"font.size": 10, "text.parse_math": False, "axes.edgecolor": GRID, "text.color": INK}
+    with mpl.rc_context(style), warnings.catch_warnings():
+        # The font lacks some scripts, and agents write what they like: a box stands for it.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure = Figure(figsize=(12, 6.2), dpi=150, facecolor="white")
         FigureCanvasAgg(figure)
         chart, panel = figure.subplots(
