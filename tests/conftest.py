@@ -1,8 +1,13 @@
 """Fixtures that several test files share."""
 
+import hypothesis
 import pytest
 
 from tests import data_helpers
+
+# No test is timed: a busy machine is not a defect.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
