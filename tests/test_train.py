@@ -303,7 +303,7 @@ def run_train(prepared, folder, text):
     return subprocess.run(
         [sys.executable, "train.py"],
         cwd=folder,
-        env=data_helpers.environment(home),
+        env=data_helpers.environment(home, AUTORESEARCH_RUN_DIR=str(folder / "run")),
         capture_output=True,
         text=True,
         timeout=200,

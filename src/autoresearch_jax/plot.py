@@ -24,7 +24,12 @@ def progress(listed: Sequence[Entry], path: Path, title: str = "autoresearch-jax
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    style = {"font.size": 10, "text.parse_math": False, "axes.edgecolor": GRID, "text.color": INK}
+    style: Any = {
+        "font.size": 10,
+        "text.parse_math": False,
+        "axes.edgecolor": GRID,
+        "text.color": INK,
+    }
     with mpl.rc_context(style), warnings.catch_warnings():
         # The font lacks some scripts, and agents write what they like: a box stands for it.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
