@@ -12,7 +12,7 @@ from autoresearch_jax.errors import UserError
 from autoresearch_jax.journal import Experiment
 from autoresearch_jax.workspace import Workspace
 from tests import harness
-from tests.harness import Notes, rows, run_loop, state
+from tests.harness import Notes, git, rows, run_loop, state
 
 BETTER = "sed -i 's/SCORE = .*/SCORE = 0.5/' train.py"
 
@@ -116,6 +116,16 @@ def test_names_make_agents():
     assert agents.make_agent("tpe").name == "tpe"
     assert isinstance(agents.make_agent("claude -p"), CommandAgent)
     assert issubclass(AgentError, Exception)
+
+
+def test_a_key_in_the_command_is_in_no_name(workspace):
+    command = """API_KEY=sk-1 OTHER='sk-2 x' true --token="sk-3" && echo SCORE = 0.5 >> train.py"""
+    agent = agents.make_agent(command)
+    assert agent.name == "API_KEY=… OTHER=… true --token=… && echo SCORE = 0.5 >> tra…"
+    run_loop(workspace, agent, 1, tag="t")
+    words = git(workspace.root, "log", "--format=%B", "refs/autoresearch/t/1")
+    assert "by API_KEY=…" in words
+    assert "sk-" not in words + (workspace.state_dir("t") / "journal.jsonl").read_text()
 
 
 # ------------------------------------------------------------------------------- the prompt

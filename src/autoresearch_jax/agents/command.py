@@ -1,6 +1,7 @@
 """Any shell command as an agent: the prompt on standard input, an edited train.py in its folder."""
 
 import os
+import re
 from pathlib import Path
 
 from autoresearch_jax import process, trainer
@@ -8,6 +9,8 @@ from autoresearch_jax.agents import AgentError, Context
 from autoresearch_jax.journal import clean
 
 LIMIT_S = 1800.0
+# The name is in the commits, which are pushed; a key in front of the command shall not be.
+VALUE = re.compile(r"""\b([A-Za-z_]\w*)=(?:'[^']*'|"[^"]*"|[^\s'";&|])+""")
 
 
 class CommandAgent:
@@ -16,7 +19,7 @@ class CommandAgent:
     def __init__(self, command: str, limit_s: float = LIMIT_S) -> None:
         self.command = command
         self.limit_s = limit_s
-        self.name = clean(command, 60)
+        self.name = clean(VALUE.sub(r"\1=…", command), 60)
 
     def propose(self, context: Context) -> str:
         """Returns its commit message if it committed, else its last line of output.
