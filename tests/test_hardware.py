@@ -1,8 +1,10 @@
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from autoresearch_jax import hardware, literals, presets
+from autoresearch_jax import hardware, literals, loop, presets
 from autoresearch_jax.errors import UserError
 from tests.data_helpers import ROOT
 
@@ -29,6 +31,56 @@ def test_a_probe_that_hangs_or_fails_is_said(monkeypatch):
     monkeypatch.setattr(hardware, "PROBE", "raise SystemExit('no such device')")
     with pytest.raises(UserError, match="no such device"):
         hardware.probe()
+
+
+def test_one_of_several_hosts_is_refused_with_a_way_on(monkeypatch):
+    monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    hardware.refuse_several_hosts()
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "t1v-0,t1v-1,t1v-2,t1v-3")
+    with pytest.raises(UserError, match=r"one of the 4 hosts .*export TPU_WORKER_HOSTNAMES=local"):
+        hardware.refuse_several_hosts()
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    hardware.refuse_several_hosts()
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234")
+    with pytest.raises(UserError, match="unset JAX_COORDINATOR_ADDRESS"):
+        hardware.refuse_several_hosts()
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+    hardware.refuse_several_hosts()
+
+
+def test_a_slice_that_only_its_metadata_names_is_refused(monkeypatch):
+    class Metadata(BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.headers["Metadata-Flavor"] == "Google"
+            assert self.path.endswith("/attributes/worker-network-endpoints")
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"unknown:unknown:10.0.0.2,unknown:unknown:10.0.0.3")
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
+    monkeypatch.setattr(hardware, "accelerator_present", lambda: "tpu")
+    with HTTPServer(("127.0.0.1", 0), Metadata) as server:
+        monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        with pytest.raises(UserError, match="one of the 2 hosts"):
+            hardware.refuse_several_hosts()
+        thread.join()
+    hardware.refuse_several_hosts()  # nothing answers: a machine of one's own
+
+
+def test_a_loop_on_several_hosts_is_refused(prepared_home, monkeypatch):
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
+    monkeypatch.setattr(hardware, "probe", lambda: pytest.fail("it would wait for the others"))
+    root, _ = prepared_home
+    with pytest.raises(UserError, match="one of the 2 hosts"):
+        loop.fingerprint(None)  # before anything is read
+    problems = [one["problem"] for one in hardware.report(root)["problems"]]
+    assert any("one of the 2 hosts" in problem for problem in problems)
 
 
 def test_doctor_reports_what_is_missing(prepared_home, tmp_path):

@@ -1,5 +1,6 @@
 """What the machine is, and whether it is ready for a night of experiments."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,12 +96,44 @@ def probe(timeout: float = PROBE_SECONDS) -> Device:
     return dataclasses.replace(device, memory_mb=round(device.memory_mb, 1))
 
 
+def refuse_several_hosts() -> None:
+    """Raises UserError where a training would wait for other hosts: a loop runs on one."""
+    hosts = _slice_hosts()
+    if hosts > 1:
+        raise UserError(
+            f"this is one of the {hosts} hosts of a TPU slice, and a loop runs on one host. Go on "
+            "with a slice of one host (such as v5litepod-8, v6e-8 or v4-8), or with the 4 chips of "
+            "this host alone: export TPU_WORKER_HOSTNAMES=localhost TPU_WORKER_ID=0 "
+            "TPU_PROCESS_BOUNDS=1,1,1 TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1. One training on the "
+            "whole slice: start `uv run train.py` on every host."
+        )
+    if os.environ.get("JAX_COORDINATOR_ADDRESS") and os.environ.get("JAX_NUM_PROCESSES") != "1":
+        raise UserError(
+            "JAX_COORDINATOR_ADDRESS is set, so a training would wait for other hosts, and a loop "
+            "runs on one. Go on without them: unset JAX_COORDINATOR_ADDRESS. One training on all: "
+            "start `uv run train.py` on every host."
+        )
+
+
+def _slice_hosts() -> int:
+    """How many hosts the TPU slice of this machine has; 1 where there is none."""
+    names = os.environ.get("TPU_WORKER_HOSTNAMES")
+    if names is None and accelerator_present() == "tpu":
+        server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")  # as JAX asks
+        address = f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+        request = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
+            names = answer.read().decode()
+    return len((names or "").split(","))
+
+
 def report(root: Path) -> dict[str, Any]:
     """Everything `doctor` says about this machine and the workspace at `root`."""
     root = root.absolute()
     problems: list[Problem] = []
     device = None
     try:
+        refuse_several_hosts()
         device = probe()
     except UserError as error:
         problems.append(Problem(str(error), "autoresearch-jax doctor"))

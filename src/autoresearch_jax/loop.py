@@ -50,10 +50,12 @@ class LoopResult:
 def fingerprint(workspace: Workspace) -> Record:
     """What scores rest on, beside train.py: two that differ in it do not compare.
 
-    Raises UserError if the data is not prepared, or the accelerator does not answer.
+    Raises UserError if the data is not prepared, the accelerator does not answer, or this is one
+    of several hosts.
     """
     from autoresearch_jax import hardware
 
+    hardware.refuse_several_hosts()
     data = manifest.load(workspace.root)
     data.verify()
     device = hardware.probe()
