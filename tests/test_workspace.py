@@ -1,6 +1,7 @@
 """What is a workspace, and what is not."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -51,6 +52,28 @@ def test_what_is_no_workspace_is_refused(root, tmp_path):
     (root / "prepare.py").unlink()
     with pytest.raises(UserError, match=r"has no prepare\.py"):
         Workspace.open(root)
+
+
+def test_any_path_is_taken_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    root = harness.make_repository(tmp_path / "wörk ✓ $HOME %s 'q'")
+    assert Workspace.open(root).root == root
+
+
+def test_a_repository_named_by_the_environment_is_not_used(root, tmp_path, monkeypatch):
+    other = harness.make_repository(tmp_path / "other")
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))  # as in a hook of it
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    workspace = Workspace.open(root)
+    assert (workspace.root, workspace.common_dir) == (root, root / ".git")
+    assert "GIT_DIR" not in os.environ  # an agent's git is about its worktree, too
+
+
+def test_a_commit_without_the_files_is_refused(root):
+    git(root, "rm", "-q", "--cached", "train.py", "constants.py")
+    git(root, "commit", "-q", "-m", "Less")
+    with pytest.raises(UserError, match=r"has no constants\.py, train\.py\. .*git add train\.py"):
+        Workspace.open(root).head()
 
 
 def test_before_the_first_commit_it_says_what_to_type(root):

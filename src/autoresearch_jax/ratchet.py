@@ -12,7 +12,6 @@ from pathlib import Path
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.workspace import GitError, Workspace, check_tag
 
-NOBODY = "0" * 40
 # commit-tree fails where git knows no identity, and the person's would claim that they wrote it.
 IDENTITY = {
     f"GIT_{role}_{what}": value
@@ -95,7 +94,7 @@ class Ratchet:
     def move(self, new: str, old: str | None) -> None:
         """Moves the branch from `old` (None: it must not exist) to `new`, or raises UserError."""
         try:
-            self.git("update-ref", f"refs/heads/{self.branch}", new, old or NOBODY)
+            self.git("update-ref", f"refs/heads/{self.branch}", new, old or "")
         except GitError:
             if self.tip() == old:
                 raise  # not ours to explain: a full disk, a lock, a read-only folder

@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 
 FROZEN = ("prepare.py", "constants.py")
 FILES = ("train.py", *FROZEN)
+# A git hook sets some of them, and then every command, also an agent's, is about its repository.
+GIT_LOCAL = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_COMMON_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_NAMESPACE",
+    "GIT_PREFIX",
+)
 
 
 class GitError(UserError):
@@ -40,8 +51,10 @@ class Workspace:
         except ImportError as error:
             raise UserError(f"git is not installed or not in PATH ({error}).") from None
         hint = "`autoresearch-jax setup DIR` makes a workspace."
+        for name in GIT_LOCAL:
+            os.environ.pop(name, None)
         try:
-            repo = git.Repo(path, search_parent_directories=True)
+            repo = git.Repo(path, search_parent_directories=True, expand_vars=False)
         except git.NoSuchPathError:
             raise UserError(f"{path} does not exist. {hint}") from None
         except git.InvalidGitRepositoryError:
@@ -68,8 +81,10 @@ class Workspace:
         env: dict[str, str] | None = None,
     ) -> bytes:
         """Runs git in the checkout or at `at`. Raises GitError."""
-        # The person's hooks are theirs, and reading must not rewrite the index of their checkout.
-        command = ["git", "-C", str(at or self.root), "-c", "core.hooksPath=/dev/null", *arguments]
+        # The person's hooks are theirs, reading must not rewrite the index of their checkout, and
+        # any bytes can be a train.py.
+        settings = ("-c", "core.hooksPath=/dev/null", "-c", "core.safecrlf=false")
+        command = ["git", "-C", str(at or self.root), *settings, *arguments]
         with tempfile.TemporaryFile() as file:
             file.write(stdin)
             file.seek(0)
@@ -89,14 +104,22 @@ class Workspace:
         return output
 
     def head(self) -> str:
-        """The full hash of the checkout's commit. Raises UserError before the first commit."""
+        """The full hash of the checkout's commit. Raises UserError if it is no workspace's."""
+        names = " ".join(FILES)
         try:
-            return self.git("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+            head = self.git("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
         except GitError:
             raise UserError(
-                f"{self.root} has no commit yet. Make one: git add {' '.join(FILES)} program.md "
+                f"{self.root} has no commit yet. Make one: git add {names} program.md "
                 "&& git commit -m 'Start'"
             ) from None
+        missing = set(FILES) - set(self.git("ls-tree", "--name-only", head, "--", *FILES).split())
+        if missing:
+            raise UserError(
+                f"commit {head[:7]} of {self.root} has no {', '.join(sorted(missing))}. Commit "
+                f"what is missing: git add {names} && git commit -m 'Start'"
+            )
+        return head
 
     def differing(self, commit: str, names: tuple[str, ...]) -> list[str]:
         """Which of the checkout's files are not as in the commit."""
