@@ -189,6 +189,25 @@ def test_a_tag_that_is_not_ours_is_left_alone(workspace):
         run_loop(workspace, Scripted(), 1, tag="a/b")
 
 
+def test_a_branch_in_the_way_of_all_tags_is_refused_at_once(workspace):
+    git(workspace.root, "branch", "autoresearch")
+    for tag in ("t", None):
+        with pytest.raises(UserError, match=r"git branch -m autoresearch NEW-NAME"):
+            run_loop(workspace, Scripted(), 0, tag=tag)
+    git(workspace.root, "branch", "-m", "autoresearch", "mine")
+    run_loop(workspace, Scripted(), 0, tag="t")
+
+
+def test_a_repository_of_another_hash_works(workspace):
+    root = workspace.root
+    subprocess.run(["rm", "-rf", str(root / ".git")], check=True)
+    git(root, "init", "-q", "--object-format=sha256")
+    git(root, "add", ".")
+    git(root, "commit", "-q", "-m", "Start")
+    run_loop(Workspace.open(root), Scripted(train_py(0.9)), 1, tag="t")
+    assert [row[3] for row in rows(root)] == ["keep", "keep"]
+
+
 def test_a_branch_checked_out_anywhere_is_refused(workspace, tmp_path):
     run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t")
     git(workspace.root, "checkout", "-q", "--", "results.tsv")
@@ -256,6 +275,43 @@ def test_the_persons_files_are_not_touched_and_their_edits_not_used(workspace):
     assert (workspace.root / ".git" / "index").read_bytes() == index
     assert "train.py in the checkout has uncommitted edits: the committed one is used" in view.text
     assert rows(workspace.root)[0][1] == "1.000000"
+
+
+def test_started_by_a_git_hook_it_does_not_touch_the_checkout_either(workspace, monkeypatch):
+    before = state(workspace.root)
+    index, head = workspace.root / ".git" / "index", workspace.root / ".git" / "HEAD"
+    kept = index.read_bytes(), head.read_bytes()
+    monkeypatch.setenv("GIT_DIR", str(workspace.root / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(index))
+    run_loop(Workspace.open(workspace.root), Scripted(*IDEAS[:2]), 2, tag="t")
+    assert (index.read_bytes(), head.read_bytes()) == kept
+    after = state(workspace.root)
+    assert {k for k in after if after[k] != before.get(k)} == {"results.tsv"}
+
+
+def test_line_ends_are_no_edit_and_stop_nothing(workspace):
+    def with_carriage_returns(context):
+        (context.worktree / "train.py").write_bytes(train_py(0.9).replace("\n", "\r\n").encode())
+        return "x"
+
+    git(workspace.root, "config", "core.autocrlf", "true")
+    git(workspace.root, "config", "core.safecrlf", "true")
+    view = Notes()
+    run_loop(workspace, Scripted(with_carriage_returns), 1, view, tag="t")
+    assert "uncommitted edits" not in view.text
+    assert rows(workspace.root)[1][3] == "keep"
+
+
+def test_a_place_where_no_file_can_be_is_said(workspace, tmp_path):
+    home = tmp_path / "home"
+    home.write_text("a file")
+    with pytest.raises(UserError, match=rf"{home}.*same command again"):
+        run_loop(workspace, Scripted(), 1, tag="t")
+    home.unlink()
+    (workspace.root / "results.tsv").unlink()
+    (workspace.root / "results.tsv").mkdir()
+    with pytest.raises(UserError, match=r"results\.tsv"):
+        run_loop(workspace, Scripted(), 1, tag="t")
 
 
 def test_frozen_files_that_are_not_committed_are_refused(workspace):
@@ -355,6 +411,36 @@ if not once.exists():
     result = run_loop(workspace, Scripted(), 1, tag="t")
     assert (result.stopped, result.decided) == ("max", 1)
     assert [row[1] for row in rows(workspace.root)] == ["1.000000", "0.900000"]
+
+
+def interrupted(result):
+    """A fingerprint that a Ctrl-C meets while it is taken."""
+
+    def take(_):
+        os.kill(os.getpid(), signal.SIGINT)
+        if result is None:
+            raise UserError("the probe got the Ctrl-C, too")
+        return result
+
+    return take
+
+
+@pytest.mark.parametrize("found", [None, DEVICE])
+def test_ctrl_c_before_the_first_experiment_begins_none(workspace, found):
+    with pytest.raises(UserError, match="Stopped before anything was begun"):
+        run_loop(workspace, Scripted(), 1, tag="t", fingerprint_of=interrupted(found))
+    assert not workspace.state_dir("t").exists()
+
+
+def test_ctrl_c_while_run_m_measures_the_baseline_trains_no_proposal(workspace):
+    stop = f"import os, signal\nos.kill({os.getpid()}, signal.SIGINT)"
+    (workspace.root / "train.py").write_text(train_py(1.0, stop))
+    git(workspace.root, "commit", "-q", "-a", "-m", "Stop")
+    (workspace.root / "train.py").write_text(train_py(0.9))
+    with pytest.raises(UserError, match="The same command trains it again"):
+        propose(workspace, tag="t")
+    assert [row[4] for row in rows(workspace.root)] == ["baseline"]
+    assert propose(workspace, tag="t").status == "keep"
 
 
 def test_a_proposal_made_while_stopping_waits_in_the_journal(workspace):
@@ -459,6 +545,24 @@ def test_a_full_disk_stops_with_a_clear_message_and_loses_nothing(workspace, mon
     assert [row[4] for row in rows(workspace.root)] == ["baseline", "idea 1", "idea 2"]
 
 
+def test_what_filled_the_disk_does_not_stop_its_own_repetition(workspace, monkeypatch):
+    full = workspace.run_dir("t", 1) / "artifacts" / "large"
+    idea = train_py(0.9, "import os\nopen(os.environ['AUTORESEARCH_RUN_DIR'] + '/large', 'w')")
+    usage = session.shutil.disk_usage
+
+    def left(folder):
+        return usage(folder)._replace(free=0 if full.exists() else 1 << 40)
+
+    monkeypatch.setattr(session.shutil, "disk_usage", left)
+    with pytest.raises(UserError, match="0 MiB left"):
+        run_loop(workspace, Scripted(idea + "raise OSError('no space')"), 1, tag="t")
+    log = workspace.run_dir("t", 1) / "run.log"
+    log.unlink()
+    with pytest.raises(UserError, match="0 MiB left"):
+        run_loop(workspace, Scripted(), 1, tag="t")
+    assert "no space" in log.read_text()  # it was trained again
+
+
 def test_a_nearly_full_disk_starts_nothing(workspace, monkeypatch):
     monkeypatch.setattr(session, "MIN_FREE_BYTES", 1 << 62)
     with pytest.raises(UserError, match=r"MiB left, of the .* needed"):
@@ -531,3 +635,14 @@ def test_an_edit_made_while_run_m_trains_is_not_lost(workspace):
     assert propose(workspace, view=view).status == "discard"
     assert path.read_text().endswith("# more")
     assert "edited meanwhile, and is left as it is" in view.text
+
+
+@pytest.mark.parametrize("place", ["nowhere/run.log", "train.py", "results.tsv"])
+def test_a_log_without_a_place_is_refused_before_the_training(workspace, place):
+    (workspace.root / "train.py").write_text(train_py(0.9))
+    before, log = state(workspace.root), workspace.root / place
+    with pytest.raises(UserError, match=r"no folder .*nowhere|would replace .*--log run\.log"):
+        loop.measure(workspace, log_path=log, view=Notes())
+    with pytest.raises(UserError, match=r"no folder .*nowhere|would replace .*--log run\.log"):
+        loop.run_proposal(workspace, description="x", log_path=log, view=Notes())
+    assert state(workspace.root) == before

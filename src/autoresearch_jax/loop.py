@@ -18,13 +18,14 @@ from autoresearch_jax.session import Abandoned, Session, time_budget
 from autoresearch_jax.tags import choose
 from autoresearch_jax.trainer import Limits, TrainResult
 from autoresearch_jax.view import PlainView, SteadyView, View
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.workspace import FILES, Workspace
 
 __all__ = ["LoopResult", "PlainView", "View", "fingerprint", "measure", "run_loop", "run_proposal"]
 
 PERSON = "person"  # the agent of `run -m`
 FAILURES = 3  # proposals in a row that may fail
 SOURCE_BYTES = 1 << 20  # that a train.py may have
+WORKSPACE_FILES = (*FILES, "program.md", "results.tsv")
 
 DISK_ERRORS = {
     ENOSPC: "The disk is full",
@@ -131,6 +132,7 @@ def run_proposal(
     `log_path` gets a copy of the training's log. After an interruption, the same command finishes
     the same proposal. Raises UserError, also if train.py holds nothing new or it was abandoned.
     """
+    log_path = _log_place(workspace, log_path)
     source = _source_of(workspace.root / "train.py")
     with _held(workspace, tag, view, limits, fingerprint_of) as (session, found, _):
         blob = session.ratchet.store(source)
@@ -155,6 +157,7 @@ def measure(
     limits: Limits = Limits(),  # noqa: B008
 ) -> TrainResult:
     """Trains the checkout's train.py where it is, and decides nothing. Raises UserError."""
+    log_path = _log_place(workspace, log_path)
     view = SteadyView(view)
     runs = workspace.home / "runs"
     with _disk_errors(), Interrupts(view) as interrupts:
@@ -162,7 +165,7 @@ def measure(
         with tempfile.TemporaryDirectory(prefix="measure-", dir=runs) as artifacts:
             return trainer.train(
                 workspace.root,
-                log=log_path.absolute(),
+                log=log_path,
                 artifacts=Path(artifacts),
                 home=workspace.home,
                 budget_s=time_budget(workspace.root),
@@ -170,6 +173,16 @@ def measure(
                 live=view.live,
                 abandoned=interrupts.stopping,  # there is no loop to finish
             )
+
+
+def _log_place(workspace: Workspace, path: Path) -> Path:
+    """`path` made absolute. Raises UserError before a training whose log has no place there."""
+    path = path.absolute()
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} for the log {path.name}. Make it first.")
+    if path.resolve().parent == workspace.root.resolve() and path.name in WORKSPACE_FILES:
+        raise UserError(f"the log would replace {path}. Choose another name: --log run.log")
+    return path
 
 
 @contextmanager
@@ -184,7 +197,13 @@ def _held(
     view = SteadyView(view)
     with _disk_errors(), Interrupts(view) as interrupts:
         view.live("looking at the data and the accelerator")
-        found = fingerprint_of(workspace)
+        try:
+            found = fingerprint_of(workspace)
+        except UserError:
+            if not interrupts.stopping():  # a terminal's Ctrl-C ends the look at the accelerator
+                raise
+        if interrupts.stopping():
+            raise UserError("Stopped before anything was begun.")
         workspace.head()  # a repository without a commit is refused before anything is written
         chosen, new, why = choose(workspace, tag, found)
         session = Session(workspace, chosen, view=view, stop=interrupts, limits=limits)
@@ -199,10 +218,11 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if error.errno not in DISK_ERRORS and error.filename is None:
             raise
+        what = DISK_ERRORS.get(error.errno or 0, "A file is not as it must be")
         raise UserError(
-            f"{DISK_ERRORS[error.errno]} ({error}). Nothing recorded is lost: mend that, then run "
+            f"{what} ({error}). Nothing recorded is lost: mend that, then run "
             "the same command again."
         ) from None
 
@@ -226,6 +246,8 @@ def _counted(records: list[Record]) -> tuple[int | None, int]:
 def _repeat(session: Session, agent: Agent, most: int | None, desc: str, seed: int) -> str:
     """Experiments until there is a reason to stop, which is returned. Raises as run_loop does."""
     session.settle()
+    if session.interrupts.stopping():
+        return "interrupted"
     _baseline(session)
     failures = 0
     while most is None or _counted(session.journal.records)[1] < most:
@@ -343,7 +365,8 @@ def _source_of(path: Path) -> bytes:
 def _say_unused_edits(session: Session) -> None:
     path = session.workspace.root / "train.py"
     known = [session.workspace.head()] + ([session.best.commit] if session.best else [])
-    if path.is_file() and path.read_bytes() not in [session.ratchet.blob(c) for c in known]:
+    blob = session.ratchet.store(path.read_bytes())
+    if blob not in [session.ratchet.blob_id(commit) for commit in known]:
         session.view.say(
             "train.py in the checkout has uncommitted edits: the committed one is used. "
             "`autoresearch-jax run -m DESCRIPTION` proposes the edited one."
@@ -381,7 +404,10 @@ def _decided_proposal(session: Session, blob: str, description: str) -> Experime
     waiting = _waiting(session, blob)
     if waiting is not None:
         return waiting
-    _baseline(session)
+    if not session.interrupts.stopping():
+        _baseline(session)
+    if session.interrupts.stopping():
+        raise Abandoned
     return session.run(session.propose(blob, description, PERSON, {}))
 
 

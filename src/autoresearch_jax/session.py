@@ -177,10 +177,10 @@ class Session:
         return e
 
     def _train(self, e: Experiment) -> trainer.TrainResult:
-        self._check_disk()
         folder = self.private / "train"
         artifacts = self.workspace.run_dir(self.tag, e.n) / "artifacts"
-        ratchet.remove(artifacts)
+        ratchet.remove(artifacts)  # of the same training, abandoned or out of disk
+        self._check_disk()
         artifacts.mkdir(parents=True)
         self.ratchet.export(e.commit, folder)
         title = f"experiment {e.n}, {e.description}"

@@ -20,6 +20,12 @@ HANDOVER_SECONDS = 90.0  # in which the training of a killed loop is ended
 
 def choose(workspace: Workspace, tag: str | None, fingerprint: Record) -> tuple[str, bool, str]:
     """The tag to use, whether it is new, and why. Raises UserError if `tag` cannot be used."""
+    parent = "refs/heads/autoresearch"  # git has no branch beside one that is its folder's name
+    if workspace.git("for-each-ref", "--format=%(refname)", parent) == parent:
+        raise UserError(
+            "branch autoresearch stands in the way of a branch autoresearch/TAG. Rename it: "
+            "git branch -m autoresearch NEW-NAME"
+        )
     if tag is not None:
         return _named(workspace, check_tag(tag), fingerprint)
     newest = next(
