@@ -1,5 +1,6 @@
 """The loop on real repositories: what it records, what it refuses, what survives a SIGKILL."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -7,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from autoresearch_jax import journal, loop, session, tags
 from autoresearch_jax.errors import UserError
+from autoresearch_jax.interrupts import Interrupts
 from autoresearch_jax.journal import Journal
 from autoresearch_jax.ratchet import Ratchet
+from autoresearch_jax.session import Session
 from autoresearch_jax.trainer import Limits
 from autoresearch_jax.workspace import Workspace
 from tests import harness
@@ -345,6 +349,23 @@ def test_rows_that_the_person_wrote_are_copied_aside(workspace):
     path.unlink()
     run_loop(workspace, Scripted(train_py(0.7)), 1, tag="t")
     assert len(rows(workspace.root)) == 4
+
+
+def test_loops_of_two_tags_write_one_results_tsv(workspace, monkeypatch):
+    run_loop(workspace, Scripted(), 0, tag="t")
+    run_loop(workspace, Scripted(train_py(0.9)), 1, tag="u")
+    stop = Interrupts(Notes())
+    monkeypatch.setattr(os, "fsync", lambda _: time.sleep(0.002))  # while the other one writes
+
+    def write(tag):
+        one = Session(workspace, tag, view=Notes(), stop=stop, limits=Limits())
+        with contextlib.closing(one):
+            for _ in range(30):
+                (workspace.root / "results.tsv").write_text("")
+                one._project()
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(write, ("t", "u"))) == [None, None]
 
 
 # ------------------------------------------------------------------------------- stopping

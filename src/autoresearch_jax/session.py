@@ -6,6 +6,7 @@ twice. So `settle` brings whatever state a killed process left to where it would
 
 import ast
 import contextlib
+import fcntl
 import os
 import shutil
 import time
@@ -19,7 +20,7 @@ from autoresearch_jax.errors import UserError
 from autoresearch_jax.interrupts import Interrupts
 from autoresearch_jax.journal import Experiment, Journal, Record
 from autoresearch_jax.ratchet import Ratchet
-from autoresearch_jax.tags import lock
+from autoresearch_jax.tags import lock as lock_tag
 from autoresearch_jax.view import View
 from autoresearch_jax.workspace import FROZEN, Workspace
 
@@ -51,7 +52,7 @@ class Session:
         self.ratchet = Ratchet(workspace, tag)
         self.private = workspace.private_dir(tag)
         self._refuse_checked_out()
-        self.lock = lock(workspace.state_dir(tag) / "lock", tag, view)
+        self.lock = lock_tag(workspace.state_dir(tag) / "lock", tag, view)
         try:
             self.journal = Journal(workspace.state_dir(tag))
         except BaseException:
@@ -224,7 +225,11 @@ class Session:
 
     def _project(self) -> None:
         """Brings results.tsv up to date; one that the person edited is copied aside first."""
-        path = self.workspace.root / "results.tsv"
+        with (self.workspace.common_dir / "autoresearch" / "results.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a loop of another tag may be writing it
+            self._write_results(self.workspace.root / "results.tsv")
+
+    def _write_results(self, path: Path) -> None:
         text = journal.results_text(self.history)
         old = path.read_bytes() if path.exists() else b""
         if old == text.encode():
