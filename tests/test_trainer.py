@@ -73,7 +73,7 @@ def gone(pid, seconds=20.0):
 def test_the_summary_is_read(train):
     result = train(train_py(0.9979))
     assert (result.outcome, result.reason) == ("ok", "")
-    assert (result.val_bpb, result.memory_gb) == (0.9979, 2.0)
+    assert result.val_bpb == 0.9979
     assert "mfu_percent" not in result.metrics
     assert result.seconds == result.metrics["wall_seconds"] > 0
 

@@ -44,11 +44,6 @@ class TrainResult:
         return self.metrics.get("val_bpb")
 
     @property
-    def memory_gb(self) -> float | None:
-        peak_mb = self.metrics.get("peak_vram_mb")
-        return None if peak_mb is None else peak_mb / 1024
-
-    @property
     def seconds(self) -> float:
         return self.metrics["wall_seconds"]
 
