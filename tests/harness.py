@@ -6,7 +6,7 @@ from pathlib import Path
 from autoresearch_jax import loop
 from autoresearch_jax.workspace import Workspace
 
-DEVICE = {"frozen files": "f", "data": "d", "device": "cpu", "device count": 1, "JAX": "0"}
+DEVICE = {"frozen files": "f", "device": "cpu", "device count": 1, "JAX": "0"}
 
 SUMMARY = """\
 print("---")

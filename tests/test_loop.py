@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from autoresearch_jax import journal, loop, session, tags
+from autoresearch_jax import journal, loop, manifest, session, tags
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.interrupts import Interrupts
 from autoresearch_jax.journal import Journal
@@ -667,3 +667,19 @@ def test_a_log_without_a_place_is_refused_before_the_training(workspace, place):
     with pytest.raises(UserError, match=r"no folder .*nowhere|would replace .*--log run\.log"):
         loop.run_proposal(workspace, description="x", log_path=log, view=Notes())
     assert state(workspace.root) == before
+
+
+def test_the_loop_stops_when_its_data_is_prepared_anew(workspace, prepared, monkeypatch):
+    root, home = prepared
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(home))
+    for name in manifest.FROZEN:
+        (workspace.root / name).write_bytes((root / name).read_bytes())
+    git(workspace.root, "commit", "-qam", "The frozen files that the data was prepared with")
+    measured_on = {**DEVICE, "data": manifest.load(root).fingerprint}
+    checks_env = 'import os\nassert os.environ["AUTORESEARCH_DATA"]\n' + train_py(0.9)
+    run_loop(workspace, Scripted(checks_env), 1, tag="t", fingerprint_of=lambda _: measured_on)
+    assert [row[3] for row in rows(workspace.root)] == ["keep", "keep"]
+    other = {**DEVICE, "data": "0123456789abcdef"}  # as if another source had been prepared since
+    with pytest.raises(UserError, match="prepared anew"):
+        run_loop(workspace, Scripted(train_py(0.8)), 1, tag="u", fingerprint_of=lambda _: other)
+    assert journal.experiments(workspace.state_dir("u"))[0].status is None

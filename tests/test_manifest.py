@@ -131,3 +131,15 @@ def test_no_such_split(prepared_home):
 def test_the_harness_can_read_it_without_jax():
     code = "import sys, autoresearch_jax.manifest; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_data_prepared_anew_is_not_what_a_loop_was_measured_on(prepared_home, monkeypatch):
+    """Two workspaces with equal frozen files share a manifest: the last preparation wins."""
+    root, _ = prepared_home
+    now = manifest.load(root).fingerprint
+    assert manifest.load(root, fingerprint=now).fingerprint == now
+    with pytest.raises(manifest.DataError, match=f"it is {now} now and was 0123456789abcdef"):
+        manifest.load(root, fingerprint="0123456789abcdef")
+    monkeypatch.setenv("AUTORESEARCH_DATA", "0123456789abcdef")
+    with pytest.raises(manifest.DataError, match="prepared anew"):
+        manifest.load(root)

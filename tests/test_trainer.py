@@ -80,6 +80,7 @@ def test_the_summary_is_read(train):
 
 def test_its_surroundings_are_as_promised(train, tmp_path, monkeypatch):
     monkeypatch.setenv("INHERITED", "yes")
+    monkeypatch.setenv("AUTORESEARCH_SEED", "3")
     result = train(
         """
         import os, sys
@@ -89,7 +90,7 @@ def test_its_surroundings_are_as_promised(train, tmp_path, monkeypatch):
         print(os.getcwd(), repr(sys.stdin.read()), os.environ["INHERITED"], sys.executable)
         print(os.getsid(0) == os.getpid(), file=sys.stderr)
         """,
-        seed=7,
+        pinned={"AUTORESEARCH_SEED": "7"},
     )
     assert (tmp_path / "run.log").read_text().splitlines() == [
         str(tmp_path / "home"),

@@ -98,7 +98,7 @@ def probe(timeout: float = PROBE_SECONDS) -> Device:
 
 def refuse_several_hosts() -> None:
     """Raises UserError where a training would wait for other hosts: a loop runs on one."""
-    hosts = _slice_hosts()
+    hosts = slice_hosts()
     if hosts > 1:
         raise UserError(
             f"this is one of the {hosts} hosts of a TPU slice, and a loop runs on one host. Go on "
@@ -115,7 +115,7 @@ def refuse_several_hosts() -> None:
         )
 
 
-def _slice_hosts() -> int:
+def slice_hosts() -> int:
     """How many hosts the TPU slice of this machine has; 1 where there is none."""
     names = os.environ.get("TPU_WORKER_HOSTNAMES")
     if names is None and accelerator_present() == "tpu":

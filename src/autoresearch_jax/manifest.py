@@ -166,16 +166,19 @@ class Manifest:
 # --- Reading and writing ------------------------------------------------------------------------
 
 
-def load(root: Path, splits: Iterable[str] = SPLITS) -> Manifest:
+def load(root: Path, splits: Iterable[str] = SPLITS, *, fingerprint: str | None = None) -> Manifest:
     """The manifest of the data prepared for the workspace at `root`.
 
     Compares frozen code and constants, the tokenizer's hash, and the sizes of `splits` (the ones
-    that the caller reads: training may run where validation data cannot be seen).
+    that the caller reads: training may run where validation data cannot be seen). Workspaces with
+    equal frozen files share a manifest, so whoever goes on with earlier scores names the
+    `fingerprint` of their data; by default AUTORESEARCH_DATA, which the loop sets for a training.
 
     Raises:
-        DataError: not prepared, prepared with other frozen files, or damaged; the message says
-            what differs and the command that repairs it.
+        DataError: not prepared, prepared with other frozen files or from other text, or damaged;
+            the message says what differs and the command that repairs it.
     """
+    wanted = fingerprint or os.environ.get("AUTORESEARCH_DATA")
     frozen = frozen_hashes(root)
     path = _manifest_path(_frozen_fingerprint(frozen))
     if not path.is_file():
@@ -183,6 +186,12 @@ def load(root: Path, splits: Iterable[str] = SPLITS) -> Manifest:
     manifest = _read(path)
     if manifest.frozen != frozen:
         raise DataError(f"{path} is of other frozen files: delete it, then `{manifest.command}`")
+    if wanted and manifest.fingerprint != wanted:
+        raise DataError(
+            f"the data was prepared anew, from {manifest.source}: it is {manifest.fingerprint} now "
+            f"and was {wanted}, so scores would not compare. Prepare the earlier source again "
+            f"with `uv run prepare.py --source ...` in {root}, or start the loop anew for a new tag"
+        )
     manifest.check(splits)
     return manifest
 

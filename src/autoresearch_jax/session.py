@@ -24,6 +24,7 @@ from autoresearch_jax.tags import lock as lock_tag
 from autoresearch_jax.view import View
 from autoresearch_jax.workspace import FROZEN, Workspace
 
+SEED = "42"  # of every training of a loop: scores of one seed compare
 MIN_FREE_BYTES = 64 << 20  # below it nothing is started: it would fail for want of disk
 
 
@@ -51,6 +52,7 @@ class Session:
         self.limits = limits
         self.ratchet = Ratchet(workspace, tag)
         self.private = workspace.private_dir(tag)
+        self.data: str | None = None  # the fingerprint of the data, once `begin` has recorded it
         self._refuse_checked_out()
         self.lock = lock_tag(workspace.state_dir(tag) / "lock", tag, view)
         try:
@@ -82,6 +84,7 @@ class Session:
 
         Raises UserError if the frozen files of the checkout are not the committed ones.
         """
+        self.data = fingerprint.get("data")
         if self.best is None:  # the baseline will be measured
             head = self.workspace.head()
             changed = self.workspace.differing(head, FROZEN)
@@ -184,6 +187,10 @@ class Session:
         self._check_disk()
         artifacts.mkdir(parents=True)
         self.ratchet.export(e.commit, folder)
+        pinned = {"AUTORESEARCH_SEED": SEED}
+        if self.data is not None:
+            manifest.load(folder, splits=(), fingerprint=self.data)  # prepared anew meanwhile?
+            pinned["AUTORESEARCH_DATA"] = self.data
         title = f"experiment {e.n}, {e.description}"
         self.view.live(f"{title}: starting")
         result = trainer.train(
@@ -193,6 +200,7 @@ class Session:
             home=self.workspace.home,
             budget_s=time_budget(folder),
             limits=self.limits,
+            pinned=pinned,
             live=lambda line: self.view.live(f"{title}: {line or 'starting'}"),
             abandoned=self.interrupts.abandoned,
             keep_fds=(self.lock,),

@@ -56,7 +56,7 @@ def train(
     home: Path,
     budget_s: float,
     limits: Limits = Limits(),
-    seed: int = 42,
+    pinned: dict[str, str] | None = None,
     live: Callable[[str], None] = lambda _: None,
     abandoned: Callable[[], bool] = lambda: False,
     keep_fds: tuple[int, ...] = (),
@@ -64,7 +64,8 @@ def train(
     """Runs train.py of `folder` there, until it and all it started has ended.
 
     `log` takes what it prints, `artifacts` (an existing empty folder) what it exports; `live` is
-    told its last line. Raises UserError if it cannot be started or not be ended.
+    told its last line. `pinned` are variables of its environment that ours must not decide. Raises
+    UserError if it cannot be started or not be ended.
     """
     if not (folder / "train.py").is_file():
         raise UserError(f"{folder} has no train.py.")
@@ -72,7 +73,7 @@ def train(
     ended = process.run(
         [sys.executable, "train.py"],
         cwd=folder,
-        env=environment(home, artifacts, seed),
+        env=environment(home, artifacts) | (pinned or {}),
         stdout=log,
         limit_s=limit_s,
         abandoned=abandoned,
@@ -93,12 +94,11 @@ def train(
     )
 
 
-def environment(home: Path, artifacts: Path, seed: int) -> dict[str, str]:
+def environment(home: Path, artifacts: Path) -> dict[str, str]:
     """What a training process finds in its environment."""
     return os.environ | {
         "AUTORESEARCH_HOME": str(home),
         "AUTORESEARCH_RUN_DIR": str(artifacts),
-        "AUTORESEARCH_SEED": str(seed),
         "JAX_COMPILATION_CACHE_DIR": str(home / "compile-cache"),
         "PYTHONUNBUFFERED": "1",
     }

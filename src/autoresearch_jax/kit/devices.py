@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from autoresearch_jax import hardware
+
 # Dense bfloat16 peak of one JAX device in TFLOP/s, from the vendors' data sheets; the first
 # name that a device kind contains decides, so the longer name stands before the shorter.
 _PEAK_TFLOPS = {
@@ -61,12 +63,11 @@ def initialize_distributed() -> None:
     A TPU slice knows its hosts. Elsewhere `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
     `JAX_PROCESS_ID` say who takes part.
     """
-    slice_hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         jax.distributed.initialize(
             num_processes=_number("JAX_NUM_PROCESSES"), process_id=_number("JAX_PROCESS_ID")
         )
-    elif len(slice_hosts) > 1:
+    elif hardware.slice_hosts() > 1:
         jax.distributed.initialize()
 
 
