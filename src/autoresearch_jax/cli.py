@@ -251,7 +251,8 @@ def run(description: str | None, log_path: Path) -> None:
             score = one.val_bpb if one.status != "crash" else None
     if score is None:
         if description is None:
-            click.echo(f"Error: no val_bpb: {reason or outcome}. See {log_path}", err=True)
+            why = (reason or outcome).rstrip(".")
+            click.echo(f"Error: no val_bpb: {why}. See {log_path}", err=True)
         sys.exit(2 if outcome == "timeout" else 1)
 
 
@@ -271,7 +272,7 @@ def _measured(score: float | None, metrics: Any, seconds: float, log: Path) -> s
 @click.option("--agent", default="tpe", show_default=True, metavar="NAME-OR-COMMAND", help=(
     "Who proposes: tpe (built in) or any shell command that edits train.py."))  # fmt: skip
 @click.option("--max", "most", type=click.IntRange(min=0), metavar="N", help=(
-    "Experiments after the baseline.  [default: until stopped]"))  # fmt: skip
+    "How many to add; a baseline is extra.  [default: until stopped]"))  # fmt: skip
 @click.option("--desc", default="", metavar="TEXT", help="What this session is after.")
 @click.option("--tag", help=(
     "Work on branch autoresearch/TAG.  [default: the newest that fits, else a new one]"

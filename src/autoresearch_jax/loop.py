@@ -262,8 +262,9 @@ def _repeat(session: Session, agent: Agent, most: int | None, desc: str, seed: i
             session.view.say(f"     no proposal: {error}")
             if failures == FAILURES:
                 raise UserError(
-                    f"{FAILURES} proposals in a row failed; the last: {error} Nothing is lost: "
-                    "mend the agent, or choose another with --agent, and run the command again."
+                    f"{FAILURES} proposals in a row failed; the last: {str(error).rstrip('.')}. "
+                    "Nothing is lost: mend the agent, or choose another with --agent, and run the "
+                    "command again."
                 ) from None
             continue
         failures = 0
@@ -286,8 +287,9 @@ def _baseline(session: Session) -> None:
     e = session.run(e)
     if e.status == "crash":
         raise UserError(
-            f"The baseline, train.py of commit {e.commit[:7]}, gave no score: {e.reason}. Its log: "
-            f"{session.log(e)}. Mend train.py, commit it, then run the same command again."
+            f"The baseline, train.py of commit {e.commit[:7]}, gave no score: "
+            f"{e.reason.rstrip('.')}. Its log: {session.log(e)}. Mend train.py, commit it, "
+            "then run the same command again."
         )
 
 

@@ -50,6 +50,9 @@ class CommandAgent:
     def _failure(self, returncode: int, out: Path, err: Path) -> str:
         words = trainer.last_line(err) or trainer.last_line(out) or "it printed nothing"
         if returncode == 127:  # the shell's way to say so
-            return f"`{self.name}` was not found: {words}"
+            return (
+                f"`{self.name}` was not found: {words} (it is started in a copy of the workspace, "
+                "so name a script of yours by its full path)"
+            )
         how = f"exit code {returncode}" if returncode > 0 else f"signal {-returncode}"
         return f"`{self.name}` failed ({how}): {words}; its log: {err}"
