@@ -139,6 +139,8 @@ def test_results_of_another_folder(tmp_path):
 def test_setup_says_what_comes_next(tmp_path):
     done = run("setup", "w", "--skip-data", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "Preset cpu fits this machine" in done.stdout
+    assert "MAX_SEQ_LEN = 256" in (tmp_path / "w" / "constants.py").read_text()
     assert "  cd w\n" in done.stdout
     empty = run("-C", "w", "results", cwd=tmp_path)
     assert empty.returncode == 1

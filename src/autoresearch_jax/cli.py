@@ -101,7 +101,7 @@ def demo_command(folder: Path | None, seed: int, experiments: int) -> None:
 @click.argument("target", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
 @click.option("--preset", metavar="NAME", help=(
     "Sizes for a machine: h100, a100-40gb, 24gb, 12gb, 6gb, v4-8, v5e-1, v5e-8, v5p-8, v6e-1, "
-    "v6e-8, cpu, demo. `doctor` suggests one.  [default: the sizes as they are]"))  # fmt: skip
+    "v6e-8, cpu, demo.  [default: for a new workspace the one that fits this machine]"))  # fmt: skip
 @click.option("--seq-len", type=int, metavar="N", help=(
     "Tokens in a row; EVAL_TOKENS follows in proportion."))  # fmt: skip
 @click.option("--source", metavar="S", help=(
@@ -120,7 +120,8 @@ def setup(
 ) -> None:
     """Make DIR a workspace, size it for a machine, and prepare its data.
 
-    In a workspace that exists, changes its sizes (as a commit) and prepares what is missing.
+    A new workspace gets the sizes that fit this machine. In one that exists, changes its sizes
+    where told to (as a commit) and prepares what is missing.
 
     \b
     Example:
@@ -129,6 +130,8 @@ def setup(
     from autoresearch_jax import create
 
     with _view() as (_, view):
+        if preset is None and seq_len is None and not create.is_workspace(target):
+            preset = _fitting_preset(view)
         root = create.setup(
             target,
             view,
@@ -143,8 +146,24 @@ def setup(
             view.say(f"  cd {_quoted(target)}")
         if skip_data:
             view.say("  uv run prepare.py        # or: autoresearch-jax setup")
-        view.say(typed("  autoresearch-jax doctor  # is the machine ready, which preset fits it"))
+        view.say(typed("  autoresearch-jax doctor  # is the machine ready"))
         view.say(typed("  autoresearch-jax loop    # experiments until stopped"))
+
+
+def _fitting_preset(view: "View") -> str | None:
+    from autoresearch_jax import hardware, presets
+
+    view.live("looking at the accelerator")
+    try:
+        found = hardware.probe()
+    except UserError as error:
+        view.say(f"{error} So the sizes stay those of an H100; another: --preset NAME.")
+        return None
+    fitting = presets.suggest(
+        found.platform, found.device_kind, found.device_count, found.memory_mb
+    )
+    view.say(f"Preset {fitting.name} fits this machine ({fitting.description}).")
+    return fitting.name
 
 
 @main.command()
