@@ -101,7 +101,7 @@ def demo_command(folder: Path | None, seed: int, experiments: int) -> None:
 @click.argument("target", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
 @click.option("--preset", metavar="NAME", help=(
     "Sizes for a machine: h100, a100-40gb, 24gb, 12gb, 6gb, v4-8, v5e-1, v5e-8, v5p-8, v6e-1, "
-    "v6e-8, cpu, demo.  [default: for a new workspace the one that fits this machine]"))  # fmt: skip
+    "v6e-8, cpu, demo.  [default: for a new workspace, what fits this machine]"))  # fmt: skip
 @click.option("--seq-len", type=int, metavar="N", help=(
     "Tokens in a row; EVAL_TOKENS follows in proportion."))  # fmt: skip
 @click.option("--source", metavar="S", help=(
