@@ -1,0 +1,665 @@
+"""Boxes, real ones: what a process in one can read, write, reach and leave behind."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from autoresearch_jax import isolation, landlock, process
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.isolation import Box
+
+# Python that answers as JSON, one word a question: "" or the error.
+PRELUDE = """
+import json, os, socket, sys
+
+def tried(action):
+    try:
+        return action() or ""
+    except Exception as error:
+        return type(error).__name__
+
+def read(path):
+    return tried(lambda: open(path).read())
+
+def write(path):
+    return tried(lambda: open(path, "w").write("x") and "written")
+
+def answer(**words):
+    print(json.dumps(words))
+"""
+
+
+def why_not(level):
+    """Why this machine has no boxes of a level; "" if it has."""
+    if level == "landlock" and not landlock.abi():
+        return "this kernel has no Landlock"
+    if level == "bwrap":
+        if not shutil.which("bwrap"):
+            return "bwrap is not installed"
+        command = ["bwrap", "--ro-bind", "/", "/", "--proc", "/proc", "--unshare-pid", "true"]
+        return subprocess.run(command, capture_output=True, text=True).stderr.strip()
+    return ""
+
+
+def at(*levels):
+    skips = [pytest.mark.skipif(bool(why_not(level)), reason=why_not(level)) for level in levels]
+    return [pytest.param(level, marks=skip) for level, skip in zip(levels, skips, strict=True)]
+
+
+BOXES = at("landlock", "bwrap")
+EVERY = at(*isolation.LEVELS)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs Python, or a command, in a box whose working directory is `work`; returns all of it."""
+    scratch, work = isolation.fresh(tmp_path / "scratch"), tmp_path / "work"
+    work.mkdir()
+
+    def run(level, program, *, given=None, env=None, abandoned=lambda: False, **fields):
+        if isinstance(program, str):
+            program = [sys.executable, "-c", PRELUDE + textwrap.dedent(program)]
+        fields["readable"] = (work, *fields.get("readable", ()))
+        box = Box(scratch=scratch, **fields)
+        assert not isolation.unavailable(level, box)
+        return process.run(
+            isolation.wrap(level, program, box),
+            cwd=work,
+            env=env or isolation.environment(given or os.environ, scratch),
+            stdout=tmp_path / "out",
+            limit_s=60,
+            abandoned=abandoned,
+        )
+
+    return run
+
+
+@pytest.fixture
+def ask(run, tmp_path):
+    """Runs Python that calls answer(); returns its words."""
+
+    def ask(level, program, **options):
+        ended = run(level, program, **options)
+        said = (tmp_path / "out").read_text()
+        assert ended.returncode == 0, said
+        return json.loads(said.splitlines()[-1])
+
+    return ask
+
+
+def make(folder, *names):
+    """Files whose text is their name."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------ files
+
+
+@pytest.mark.parametrize("level", BOXES)
+def test_a_training_sees_what_is_named_and_nothing_else(ask, level, tmp_path):
+    data = make(tmp_path / "data", "train", "validation", "keys/private", "link-target")
+    repository = make(tmp_path / "repository", "train.py")
+    (data / "link").symlink_to("link-target")
+    (tmp_path / "work" / "sideways").symlink_to(data / "validation")
+    found = ask(
+        level,
+        f"""
+        from pathlib import Path
+        data, repository = Path({str(data)!r}), Path({str(repository)!r})
+        answer(
+            train=read(data / "train"),
+            link=read(data / "link"),
+            validation=read(data / "validation"),
+            sideways=read("sideways"),
+            deeper=read(data / "keys" / "private"),
+            roots=[read(f"/proc/{{pid}}/root{{data}}/validation")
+                   for pid in ("self", 1, os.getppid(), {os.getpid()})],
+            repository=read(repository / "train.py"),
+            this_test=read({__file__!r}),
+            overwritten=write(repository / "train.py"),
+            made=write(repository / "new"),
+            in_data=write(data / "train"),
+            in_work=write("new"),
+            kept=write({str(tmp_path / "run" / "kept")!r}),
+            truncated=tried(lambda: os.truncate(repository / "train.py", 0)),
+            removed=tried(lambda: os.unlink(data / "train")),
+            system=write("/etc/new") + " " + write("/usr/new"),
+            python=write(os.path.join(sys.prefix, "new")) + " " + write(sys.executable),
+        )
+        """,
+        readable=(data,),
+        writable=(make(tmp_path / "run", "old"),),
+        hidden=(data / "validation", data / "keys", tmp_path / "nowhere"),
+    )
+    seen = {name: found.pop(name) for name in ("train", "link", "kept")}
+    assert seen == {"train": "train", "link": "link-target", "kept": "written"}
+    for name, words in found.items():
+        for word in words if isinstance(words, list) else words.split() or [""]:
+            assert word in ("", "PermissionError", "FileNotFoundError", "OSError"), (name, words)
+            assert word or name in ("validation", "sideways", "roots"), (name, words)
+    assert (tmp_path / "run" / "kept").read_text() == "x"
+    assert (data / "train").read_text() == "train"
+    assert (repository / "train.py").read_text() == "train.py"
+    assert [path.name for path in repository.iterdir()] == ["train.py"]
+
+
+@pytest.mark.parametrize("level", BOXES)
+@pytest.mark.parametrize("everything", [False, True])
+def test_the_lower_path_decides(ask, level, everything, tmp_path):
+    home = make(tmp_path / "home", "a", "prepared/x", "prepared/y", "w/v/secret", "w/v/open", "b/c")
+    (home / "w" / "run").mkdir()
+    questions = f"""
+        from pathlib import Path
+        home = Path({str(home)!r})
+        names = ("a", "prepared/x", "prepared/y", "w/v/secret", "w/v/open", "b/c")
+        new = ("w/run/new", "w/new", "b/new")
+        answer(
+            seen=[name for name in names if read(home / name) == name.split("/")[-1]],
+            kept=[name for name in new if write(home / name) == "written"],
+        )
+        """
+    fields = {"everything": everything, "writable": (home / "w" / "run",)}
+    found = ask(
+        level,
+        questions,
+        readable=(home / "prepared" / "x", home / "w" / "v"),
+        hidden=(home, home / "w" / "v" / "secret"),
+        **fields,
+    )
+    assert found == {"seen": ["prepared/x", "w/v/open"], "kept": ["w/run/new"]}
+    found = ask(level, questions, readable=(home,), hidden=(home / "w", home / "b/c"), **fields)
+    assert found == {"seen": ["a", "prepared/x", "prepared/y"], "kept": ["w/run/new"]}
+    fields["writable"] = (home,)
+    found = ask(level, questions, readable=(home / "w",), hidden=(home / "prepared",), **fields)
+    assert found == {"seen": ["a", "w/v/secret", "w/v/open", "b/c"], "kept": ["b/new"]}
+    same = {"readable": (home / "w",), "hidden": (home / "w",)}  # contradictions: less is given
+    assert ask(level, questions, **same) == {"seen": [], "kept": []}
+
+
+@pytest.mark.parametrize("level", BOXES)
+def test_paths_through_links_lead_where_they_did(ask, level, tmp_path):
+    disk = make(tmp_path / "disk", "home/data/train", "home/data/validation", "other")
+    (tmp_path / "first").symlink_to("disk/home")
+    (tmp_path / "second").symlink_to(tmp_path / "first" / "data")
+    (disk / "latest").symlink_to("home/data/../data/train")
+    found = ask(
+        level,
+        f"""
+        from pathlib import Path
+        top = Path({str(tmp_path)!r})
+        names = ("second/train", "first/data/train", "disk/home/data/train", "disk/latest")
+        answer(
+            seen=[read(top / name) for name in names],
+            hidden=[read(top / name.replace("train", "validation")) for name in names[:3]],
+            other=read(top / "disk" / "other"),
+        )
+        """,
+        readable=(tmp_path / "second", disk / "latest"),
+        hidden=(tmp_path / "first" / "data" / "validation",),
+    )
+    assert found["seen"] == ["train"] * 4
+    assert "validation" not in found["hidden"]
+    assert found["other"] in ("PermissionError", "FileNotFoundError")
+
+
+@pytest.mark.parametrize("level", BOXES)
+def test_an_agent_reads_everything_but_what_is_hidden(ask, level, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(make(tmp_path / "person", ".agent/login", ".agent/state/old")))
+    repository = make(tmp_path / "repository", "train.py", ".git/state/journal", ".git/config")
+    worktree = make(repository / ".git" / "state" / "agent", "train.py")
+    found = ask(
+        level,
+        f"""
+        from pathlib import Path
+        repository = Path({str(repository)!r})
+        state, home = repository / ".git" / "state", Path.home()
+        answer(
+            seen=[read(path) for path in (
+                home / ".agent/login", repository / ".git/config", state / "agent/train.py",
+            )],
+            names=sorted(os.listdir(repository)),
+            test=len(read({__file__!r})),
+            hidden=read(state / "journal"),
+            kept=[write(state / "agent/train.py"), write(home / ".agent/state/new")],
+            lost=[write(repository / "train.py"), write(state / "new"), write(home / "new")],
+            disk=[name for name in os.listdir("/dev") if name.startswith(("sd", "vd", "nvme"))
+                  and read("/dev/" + name) not in ("PermissionError", "IsADirectoryError")],
+            shared=write("/dev/shm/autoresearch-test"),
+        )
+        """,
+        env=dict(os.environ),
+        everything=True,
+        readable=(tmp_path,),  # bwrap puts a /tmp of its own over this one
+        writable=(worktree, tmp_path / "person" / ".agent" / "state"),
+        hidden=(repository / ".git" / "state",),
+    )
+    Path("/dev/shm/autoresearch-test").unlink(missing_ok=True)
+    assert found.pop("test") > 1000
+    assert found.pop("hidden") in ("PermissionError", "FileNotFoundError")
+    assert set(found.pop("lost")) <= {"PermissionError", "OSError", "FileNotFoundError"}
+    assert found == {
+        "seen": ["login", "config", "train.py"],
+        "names": [".git", "train.py"],
+        "kept": ["written", "written"],
+        "disk": [],
+        "shared": "written",
+    }
+    assert (worktree / "train.py").read_text() == "x"
+
+
+@pytest.mark.parametrize("level", BOXES)
+def test_nothing_reaches_the_next_training(ask, level, tmp_path):
+    program = """
+        import tempfile
+        places = ["/tmp", "/var/tmp", "/dev/shm", os.environ["HOME"], tempfile.gettempdir()]
+        answer(
+            found=[place for place in places if os.path.exists(place + "/autoresearch-test")],
+            empty=[tried(lambda: os.listdir(place)) for place in places[3:]],
+            home=[os.path.expanduser("~"), tempfile.gettempdir()],
+            made=[write(place + "/autoresearch-test") for place in places],
+        )
+        """
+    for _ in range(2):
+        found = ask(level, program)
+        scratch = tmp_path / "scratch"
+        assert found["home"] == [str(scratch / "home"), str(scratch / "tmp")]
+        assert found["empty"] == ["", ""]
+        assert found["found"] == []
+        assert found["made"][3:] == ["written"] * 2
+        assert not list(Path("/dev/shm").glob("autoresearch-test"))
+        (scratch / "home" / "closed").mkdir(mode=0)
+        isolation.fresh(scratch)
+
+
+# ------------------------------------------------------------------------------------------ network
+
+
+@pytest.fixture
+def server():
+    """Ports of servers on loopback that say hello: TCP, and an abstract socket's name."""
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as abstract:
+        name = f"autoresearch-test-{os.getpid()}"
+        abstract.bind("\0" + name)
+        abstract.listen()
+
+        def serve():
+            while True:
+                connection, _ = tcp.accept()
+                with connection:
+                    if connection.recv(4) == b"stop":
+                        return
+                    connection.sendall(b"hello")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        port = tcp.getsockname()[1]
+        yield port, name
+        with socket.create_connection(("127.0.0.1", port)) as last:
+            last.sendall(b"stop")
+        thread.join()
+
+
+REACH = """
+def hello():
+    with socket.create_connection(("127.0.0.1", {port}), timeout=5) as connection:
+        connection.sendall(b"ask.")
+        return connection.recv(5).decode()
+
+def abstract():
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect("\\0{name}")
+    return "reached"
+
+def listen():
+    socket.create_server(("", 0)).close()
+    return "yes"
+
+answer(tcp=tried(hello), abstract=tried(abstract), listens=tried(listen),
+       name=tried(lambda: open("/etc/resolv.conf").read() and "resolvable"))
+"""
+
+
+@pytest.mark.parametrize("level", BOXES)
+def test_the_network_is_there_for_agents_only(ask, level, server):
+    port, name = server
+    program = REACH.format(port=port, name=name)
+    for everything in (False, True):
+        found = ask(level, program, network=True, everything=everything)
+        assert found["tcp"] == "hello"
+        assert found["name"] == ("resolvable" if Path("/etc/resolv.conf").exists() else "")
+    if level == "landlock" and landlock.abi() < 4:
+        pytest.skip("this kernel's Landlock cannot deny TCP")
+    found = ask(level, program)
+    assert found["tcp"] == {"landlock": "PermissionError", "bwrap": "ConnectionRefusedError"}[level]
+    assert found["listens"] == {"landlock": "PermissionError", "bwrap": "yes"}[level]
+    if level == "bwrap" or landlock.abi() >= 6:
+        assert found["abstract"] in ("PermissionError", "ConnectionRefusedError")
+
+
+# ------------------------------------------------------------------------------ processes, secrets
+
+
+@pytest.mark.parametrize("level", BOXES)
+def test_no_process_outside_is_touched(ask, level):
+    if level == "landlock" and landlock.abi() < 6:
+        pytest.skip("this kernel's Landlock cannot deny signals")
+    found = ask(
+        level,
+        f"""
+        import signal, subprocess
+        here = {os.getpid()}
+        child = subprocess.Popen(["sleep", "60"])
+        child.terminate()
+        answer(
+            harness=tried(lambda: os.kill(here, 0) or "reached"),
+            supervisor=tried(lambda: os.kill(os.getppid(), 0) or "reached"),
+            child=child.wait(),
+            processes=len([name for name in os.listdir("/proc") if name.isdigit()]),
+            environ=tried(lambda: open(f"/proc/{{here}}/environ").read()),
+            memory=tried(lambda: open(f"/proc/{{here}}/mem", "rb").read(1) and "read"),
+        )
+        """,
+    )
+    processes = found.pop("processes")
+    assert level == "landlock" or processes == 2  # bwrap's and the command's own
+    assert found.pop("child") == -signal.SIGTERM
+    if level == "bwrap":
+        del found["supervisor"]  # its parent is the init of its own processes
+    assert set(found.values()) <= {"PermissionError", "ProcessLookupError", "FileNotFoundError"}
+
+
+@pytest.mark.parametrize("level", EVERY)
+def test_secrets_stay_outside(ask, level):
+    secrets = {
+        "OPENAI_API_KEY": "s3cret",
+        "HF_TOKEN": "s3cret",
+        "JAX_TOKEN": "s3cret",
+        "XLA_API_Key": "s3cret",
+        "MY_DATABASE": "s3cret",
+        "SSH_AUTH_SOCK": "s3cret",
+        "XDG_CONFIG_HOME": "s3cret",
+    }
+    harmless = {
+        "LC_ALL": "C.UTF-8",
+        "TZ": "UTC",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_dump_hlo_as_text",
+        "CUDA_VISIBLE_DEVICES": "1",
+        "TPU_WORKER_ID": "0",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "OMP_NUM_THREADS": "1",
+        "AUTORESEARCH_SEED": "42",
+        "PYTHONHASHSEED": "7",
+        "LD_LIBRARY_PATH": "/usr/lib",
+        "PATH": os.environ["PATH"],
+    }
+    found = ask(
+        level,
+        """
+        parents = [read(f"/proc/{pid}/environ") for pid in (os.getppid(), "self", 1)]
+        answer(environment=dict(os.environ), leaked="s3cret" in "".join(parents))
+        """,
+        given=harmless | secrets,
+    )
+    assert found["leaked"] is False
+    assert found["environment"].items() >= harmless.items()
+    assert not secrets.keys() & found["environment"].keys()
+
+
+def test_packages_of_the_user_are_still_found(monkeypatch, tmp_path):
+    folder = tmp_path / "lib"
+    folder.mkdir()
+    monkeypatch.setattr(isolation.site, "ENABLE_USER_SITE", True)
+    monkeypatch.setattr(isolation.site, "getusersitepackages", lambda: str(folder))
+    monkeypatch.setattr(isolation.site, "getuserbase", lambda: str(tmp_path))
+    assert "PYTHONUSERBASE" not in isolation.environment({}, tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
+    assert isolation.environment({}, tmp_path)["PYTHONUSERBASE"] == str(tmp_path)
+    assert folder in isolation._readable(Box(scratch=tmp_path))
+
+
+# ----------------------------------------------------------------------------- as without a box
+
+
+@pytest.mark.parametrize("level", EVERY)
+def test_jax_computes_inside(ask, level):
+    program = """
+        import jax, jax.numpy as jnp
+        x = jax.jit(lambda x: (x @ x).sum())(jnp.ones((8, 8)))
+        answer(sum=float(x), package=__import__("autoresearch_jax").__name__)
+        """
+    given = os.environ | {"JAX_PLATFORMS": "cpu"}
+    assert ask(level, program, given=given) == {"sum": 512.0, "package": "autoresearch_jax"}
+
+
+@pytest.mark.parametrize("level", EVERY)
+@pytest.mark.parametrize(
+    ("command", "returncode"),
+    [("exit 0", 0), ("exit 3", 3), ("kill -KILL $$", -9), ("kill -SEGV $$", -11)],
+)
+def test_its_end_is_told(run, level, command, returncode):
+    ended = run(level, ["/bin/sh", "-c", command])
+    assert isolation.signal_of(level, ended.returncode) == returncode
+
+
+@pytest.mark.parametrize("level", EVERY)
+def test_a_command_that_does_not_exist_is_told(run, level, tmp_path):
+    if level == "none":
+        with pytest.raises(UserError, match="no-such-command cannot be started"):
+            run(level, ["no-such-command"])
+    else:
+        assert run(level, ["no-such-command"]).returncode > 0
+        assert "no-such-command" in (tmp_path / "out").read_text()
+
+
+@pytest.mark.parametrize("level", EVERY)
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_daemon_inside_is_gone_afterwards(run, level, stays, tmp_path):
+    started = tmp_path / "run" / "started"
+    started.parent.mkdir()
+    mark = f"autoresearch-{tmp_path.name}-{os.getpid()}"  # pids inside are others
+    ended = run(
+        level,
+        f"""
+        import signal, subprocess, time
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                subprocess.Popen(["sleep", "600.5"], env={{"MARK": {mark!r}}})
+                write({str(started)!r})
+                time.sleep(600)
+            os._exit(0)
+        while not os.path.exists({str(started)!r}):
+            time.sleep(0.01)
+        if {stays}:
+            time.sleep(600)
+        """,
+        writable=(started.parent,),
+        abandoned=started.exists if stays else lambda: False,
+    )
+    assert ended.why == ("abandoned" if stays else "exit")
+    assert not carrying(mark)
+
+
+def carrying(mark):
+    """The processes with a word in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append(folder.name)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("level", EVERY)
+def test_a_killed_harness_leaves_nothing(level, tmp_path):
+    scratch = isolation.fresh(tmp_path / "scratch")
+    argv = isolation.wrap(level, ["/bin/sh", "-c", "echo $$ > pid; sleep 600"], Box(scratch))
+    mark = f"autoresearch-{tmp_path.name}-{os.getpid()}"
+    harness = f"""
+        from pathlib import Path
+        from autoresearch_jax import process
+        process.run({argv!r}, cwd=Path({str(scratch)!r}), env={{"MARK": {mark!r}}},
+                    stdout=Path({str(tmp_path / "out")!r}), limit_s=60)
+        """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(harness)]) as killed:
+        wait_for((scratch / "pid").exists)
+        killed.kill()
+    wait_for(lambda: not carrying(mark))
+
+
+def wait_for(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# ------------------------------------------------------------------------------- older kernels
+
+
+@pytest.mark.skipif(not landlock.abi(), reason=why_not("landlock") or "-")
+@pytest.mark.parametrize("version", range(1, landlock.abi() + 1))
+def test_every_version_of_landlock_holds_what_it_can(version, tmp_path):
+    scratch = isolation.fresh(tmp_path / "scratch")
+    make(tmp_path, "hidden", "data/train", "data/validation")
+    box = Box(scratch, readable=(tmp_path / "data",), hidden=(tmp_path / "data" / "validation",))
+    spec = json.dumps(isolation._landlock(box) | {"abi": version})
+    program = f"""
+        import signal
+        os.chdir({str(tmp_path)!r})
+        os.rename({str(scratch / "home")!r}, {str(scratch / "moved")!r})
+        new, there = {str(scratch / "new")!r}, {str(scratch / "tmp" / "new")!r}
+        answer(seen=read("data/train"), hidden=[read("hidden"), read("data/validation")],
+               kept=write(new), null=write("/dev/null"), moved=tried(lambda: os.rename(new, there)),
+               truncated=tried(lambda: os.truncate("hidden", 0) or "yes"),
+               signals=tried(lambda: os.kill({os.getpid()}, 0) or "yes"))
+        """
+    command = [sys.executable, "-c", PRELUDE + textwrap.dedent(program)]
+    command = [sys.executable, "-I", "-S", landlock.__file__, spec, *command]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "seen": "train",
+        "hidden": ["PermissionError"] * 2,
+        "kept": "written",
+        "null": "written",
+        "moved": "" if version >= 2 else "OSError",
+        "truncated": "PermissionError" if version >= 3 else "yes",
+        "signals": "PermissionError" if version >= 6 else "yes",
+    }
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has what is taken from root here")
+@pytest.mark.parametrize("level", BOXES)
+def test_root_cannot_take_the_box_apart(ask, level, tmp_path):
+    found = ask(
+        level,
+        """
+        import ctypes, stat, subprocess
+        libc = ctypes.CDLL(None, use_errno=True)
+        device = os.stat("/").st_dev
+        answer(
+            unmounted=libc.umount2(b"/proc", 2),
+            mounted=libc.mount(b"none", os.environ["HOME"].encode(), b"tmpfs", 0, None),
+            node=tried(lambda: os.mknod("/dev/disk", 0o600 | stat.S_IFBLK, device) or "made"),
+            node_at_home=tried(lambda: os.mknod(os.environ["HOME"] + "/disk", 0o600 | stat.S_IFBLK,
+                                                device) or "made"),
+            core=tried(lambda: open("/proc/sys/kernel/core_pattern", "r+").close() or "open"),
+            irq=tried(lambda: open("/proc/irq/default_smp_affinity", "r+").close() or "open"),
+            held=[line for line in open("/proc/self/status") if line.startswith("CapEff")][0],
+        )
+        """,
+    )
+    assert int(found.pop("held").split()[1], 16) & ~(1 << 1 | 1 << 14) == 0
+    assert found["unmounted"] == found["mounted"] == -1
+    for name in ("node", "node_at_home", "core", "irq"):
+        assert found[name] in ("PermissionError", "OSError")
+
+
+# ---------------------------------------------------------------------------------- the choice
+
+
+def trial(**failures):
+    asked = []
+
+    def trial(level):
+        asked.append(level)
+        return failures.get(level, "")
+
+    trial.asked = asked
+    return trial
+
+
+def test_auto_takes_the_strongest_that_works(monkeypatch):
+    assert isolation.strongest("auto", None, trial()) == isolation.Chosen("bwrap", "")
+    works = trial(bwrap="bwrap: No permissions to create new namespace.\n")
+    chosen = isolation.strongest("auto", None, works)
+    assert works.asked == ["bwrap", "landlock"]
+    assert chosen.level == "landlock"
+    assert chosen.why == "bwrap: bwrap: No permissions to create new namespace"
+    for version, warning in ((7, ""), (5, "sending signals"), (1, "emptying any .* network, send")):
+        monkeypatch.setattr(landlock, "abi", lambda version=version: version)
+        assert bool(chosen.warning) is bool(warning)
+        if warning:
+            assert re.search(warning, chosen.warning)
+    chosen = isolation.strongest("auto", None, trial(bwrap="no user namespaces", landlock="none"))
+    assert chosen.level == "none"
+    assert "nothing isolates" in chosen.warning
+    assert "(bwrap: no user namespaces; landlock: none)" in chosen.warning
+    assert isolation.strongest("none", None, trial()).warning == isolation.UNPROTECTED
+
+
+def test_a_named_level_must_work():
+    assert isolation.strongest("landlock", None, trial(bwrap="no")).level == "landlock"
+    with pytest.raises(
+        UserError, match=r"bwrap does not .*: no\. .*apt install bub.* --isolation auto"
+    ):
+        isolation.strongest("bwrap", None, trial(bwrap="no."))
+    with pytest.raises(UserError, match="'docker' is no isolation: auto, bwrap, landlock, none"):
+        isolation.strongest("docker", None, trial())
+
+
+def test_a_required_level_is_reached_or_refused():
+    assert isolation.strongest("auto", "landlock", trial(bwrap="no")).level == "landlock"
+    assert isolation.strongest("bwrap", "landlock", trial()).level == "bwrap"
+    with pytest.raises(UserError, match=r"landlock or better .*bwrap .*: no\. landlock .*: old"):
+        isolation.strongest("auto", "landlock", trial(bwrap="no", landlock="old"))
+    with pytest.raises(
+        UserError, match=r"--isolation none is weaker than bwrap, which is required"
+    ):
+        isolation.strongest("none", "bwrap", trial())
+
+
+def test_what_is_not_here_is_told_at_once(monkeypatch, tmp_path):
+    box = Box(scratch=isolation.fresh(tmp_path / "scratch"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert isolation.unavailable("bwrap", box) == "bwrap is not in PATH"
+    monkeypatch.setattr(landlock, "abi", lambda: 0)
+    assert (
+        isolation.unavailable("landlock", box)
+        == "this kernel has no Landlock, or it is switched off"
+    )
+    assert isolation.unavailable("none", box) == ""
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert landlock.abi() == 0
+    assert isolation.unavailable("bwrap", box)
