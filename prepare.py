@@ -374,7 +374,7 @@ def _pack_split(
 # --- Batches ------------------------------------------------------------------------------------
 
 
-def _read_rows(data: manifest.Manifest, split: str) -> np.ndarray:
+def read_rows(data: manifest.Manifest, split: str) -> np.ndarray:
     """The packed rows of a split, mapped: uint16 [rows, MAX_SEQ_LEN + 1]."""
     shape = (data.rows(split), MAX_SEQ_LEN + 1)
     return np.memmap(data.split_path(split), dtype="<u2", mode="r", shape=shape)
@@ -408,7 +408,7 @@ def make_loader(
     from autoresearch_jax.kit import batches
 
     data = manifest.load(ROOT, splits=(split,))
-    rows, processes = _read_rows(data, split), jax.process_count()
+    rows, processes = read_rows(data, split), jax.process_count()
     if seq_len < 1 or MAX_SEQ_LEN % seq_len:
         raise ValueError(f"seq_len is {seq_len}, and must divide MAX_SEQ_LEN ({MAX_SEQ_LEN})")
     most = len(rows) * (MAX_SEQ_LEN // seq_len)
@@ -445,87 +445,136 @@ def evaluate_bpb(logits_fn: LogitsFn, params: Any, batch_size: int) -> float:
     """
     data = manifest.load(ROOT, splits=("val",))
     token_bytes = np.load(data.token_bytes_path)
-    return bits_per_byte(logits_fn, params, _read_rows(data, "val"), token_bytes, batch_size)
+    return bits_per_byte(logits_fn, params, read_rows(data, "val"), token_bytes, batch_size)
 
 
 def bits_per_byte(
     logits_fn: LogitsFn, params: Any, rows: np.ndarray, token_bytes: np.ndarray, batch_size: int
 ) -> float:
-    """The metric over given rows [N, T + 1]: nats / (ln 2 * bytes) of their targets.
-
-    Targets of zero bytes (reserved tokens) are left out of both sums.
-    """
+    """The metric over given rows [N, T + 1]: `mean_bits` of their targets, over all processes."""
     import jax
     from jax.experimental import multihost_utils
 
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, and must be at least 1")
     share = -(-len(rows) // jax.process_count())  # rows of each process, the last one's maybe fewer
     first = jax.process_index() * share
-    nats = _nats_by_row(logits_fn, params, rows[first : first + share], token_bytes, batch_size)
+    mine = rows[first : first + share]
+    nats_NT, _ = Evaluator(logits_fn, params, batch_size)(mine[:, :-1], mine[:, 1:])
     if jax.process_count() > 1:
-        padded = np.zeros(share, np.float32)
-        padded[: len(nats)] = nats
-        nats = multihost_utils.process_allgather(padded).reshape(-1)[: len(rows)]
-    total_bytes = sum(int(token_bytes[row[1:]].sum()) for row in rows)
-    return float(nats.astype(np.float64).sum()) / (math.log(2) * total_bytes)
+        padded = np.zeros((share, nats_NT.shape[1]), np.float32)
+        padded[: len(nats_NT)] = nats_NT
+        gathered = multihost_utils.process_allgather(padded)
+        nats_NT = gathered.reshape(-1, nats_NT.shape[1])[: len(rows)]
+    return mean_bits(nats_NT, rows[:, 1:], token_bytes)
 
 
-def _nats_by_row(
-    logits_fn: LogitsFn, params: Any, rows: np.ndarray, token_bytes: np.ndarray, batch_size: int
-) -> np.ndarray:
-    """The summed cross-entropy of each row, float32 [N], on this process's devices."""
-    import jax
-    import jax.numpy as jnp
-    from jax.sharding import NamedSharding
-    from jax.sharding import PartitionSpec as P
+def mean_bits(nats_NT: np.ndarray, targets_NT: np.ndarray, token_bytes: np.ndarray) -> float:
+    """Nats / (ln 2 * bytes) of targets. Those of zero bytes (reserved) are in neither sum."""
+    nats, count = 0.0, 0
+    for nats_T, targets_T in zip(nats_NT, targets_NT, strict=True):  # rows may be mapped from disk
+        bytes_T = token_bytes[targets_T]
+        nats += float(nats_T.sum(where=bytes_T > 0, dtype=np.float64))
+        count += int(bytes_T.sum())
+    return nats / (math.log(2) * count)
 
-    from autoresearch_jax.kit import artifacts
 
-    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
-    everywhere, by_row = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+class Evaluator:
+    """A function of tokens, compiled once to say how well it foresees given targets.
 
-    def nats_of_rows(params: Any, counted: "jax.Array", rows_BT: "jax.Array") -> "jax.Array":
-        tokens_BT = rows_BT.astype(jnp.int32)
-        targets_BT = tokens_BT[:, 1:]
-        logits_BTV = logits_fn(params, tokens_BT[:, :-1]).astype(jnp.float32)
-        picked_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-        nats_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - picked_BT
-        return jnp.sum(jnp.where(counted[targets_BT], nats_BT, 0.0), axis=-1)
+    The function gets tokens and nothing else. Whoever asks twice, with later tokens or other rows
+    changed, learns whether an answer depends on them: it is one executable, with one batch size.
+    """
 
-    # shard_map: some attention kernels cannot be partitioned automatically.
-    spread = jax.jit(
-        jax.shard_map(
-            nats_of_rows,
-            mesh=mesh,
-            in_specs=(P(), P(), P("data")),
+    def __init__(self, logits_fn: LogitsFn, params: Any, batch_size: int, seed: int = 0):
+        """Compiles for all of this process's devices.
+
+        Args:
+            logits_fn: (params, tokens int32 [B, MAX_SEQ_LEN]) -> logits [B, MAX_SEQ_LEN, V].
+            params: Any pytree of arrays.
+            batch_size: Rows computed at a time, over all devices.
+            seed: Of the signs in a sketch.
+
+        Raises:
+            ValueError: batch_size is below one.
+        """
+        import jax
+        import jax.numpy as jnp
+        from jax.sharding import NamedSharding
+        from jax.sharding import PartitionSpec as P
+
+        from autoresearch_jax.kit import artifacts
+
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, and must be at least 1")
+
+        def judge(params: Any, key: Any, tokens_BT: Any, targets_BT: Any) -> tuple[Any, Any]:
+            logits_BTV = logits_fn(params, tokens_BT.astype(jnp.int32)).astype(jnp.float32)
+            targets_BT1 = targets_BT.astype(jnp.int32)[..., None]
+            picked_BT = jnp.take_along_axis(logits_BTV, targets_BT1, axis=-1)[..., 0]
+            V = logits_BTV.shape[-1]
+            signs_V = jax.random.rademacher(key, (V,), jnp.float32) / V**0.5
+            return (
+                jax.nn.logsumexp(logits_BTV, axis=-1) - picked_BT,
+                jnp.sum(logits_BTV * signs_V, axis=-1),
+            )
+
+        self.mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
+        everywhere, self._by_row = (
+            NamedSharding(self.mesh, P()),
+            NamedSharding(self.mesh, P("data")),
+        )
+        self.batch_size = batch_size
+        self._padded_size = -(-batch_size // self.mesh.size) * self.mesh.size
+        self._params = jax.device_put(jax.tree.map(artifacts.addressable, params), everywhere)
+        self._key = jax.device_put(jax.random.key(seed), everywhere)
+        rows = jax.ShapeDtypeStruct(
+            (self._padded_size, MAX_SEQ_LEN), np.uint16, sharding=self._by_row
+        )
+        # shard_map: some attention kernels cannot be partitioned automatically.
+        spread = jax.shard_map(
+            judge,
+            mesh=self.mesh,
+            in_specs=(P(), P(), P("data"), P("data")),
             out_specs=P("data"),
             check_vma=False,
         )
-    )
-    local_params = jax.device_put(jax.tree.map(artifacts.addressable, params), everywhere)
-    counted = jax.device_put(token_bytes > 0, everywhere)
-    padded_size = -(-batch_size // mesh.size) * mesh.size
-    nats = np.zeros(len(rows), np.float32)
-    waiting: deque[tuple[int, jax.Array]] = deque()
+        with jax.set_mesh(self.mesh):  # whatever mesh the caller may have set
+            self._judge = jax.jit(spread).lower(self._params, self._key, rows, rows).compile()
 
-    def collect() -> None:
-        start, part = waiting.popleft()
-        nats[start : start + batch_size] = np.asarray(part)[: min(batch_size, len(rows) - start)]
+    def __call__(
+        self, tokens_NT: np.ndarray, targets_NT: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The nats of each target, and a sketch of each position's logits: float32 [N, T].
 
-    with jax.set_mesh(mesh):  # whatever mesh the caller may have set
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
+        A sketch is the logits' sum with random signs: it is finite only if all of them are, and
+        changes with any of them.
+        """
+        import jax
+
+        nats_NT, sketch_NT = (np.empty(tokens_NT.shape, np.float32) for _ in range(2))
+        waiting: deque[tuple[int, Any]] = deque()
+
+        def collect() -> None:
+            start, parts = waiting.popleft()
+            stop = min(start + self.batch_size, len(tokens_NT))
+            for whole, part in zip((nats_NT, sketch_NT), parts, strict=True):
+                whole[start:stop] = np.asarray(part)[: stop - start]
+
+        def batch(rows_NT: np.ndarray, start: int) -> "jax.Array":
             # A last partial batch, and one that the devices do not divide, is filled up with
             # copies of its first row, whose results are dropped.
-            filler = np.repeat(batch[:1], padded_size - len(batch), axis=0)
-            batch = jax.device_put(np.concatenate([batch, filler]), by_row)
-            waiting.append((start, spread(local_params, counted, batch)))
-            if len(waiting) > 2:  # the device computes while the host reads on
+            rows = rows_NT[start : start + self.batch_size].astype(np.uint16, copy=False)
+            filler = np.repeat(rows[:1], self._padded_size - len(rows), axis=0)
+            return jax.device_put(np.concatenate([rows, filler]), self._by_row)
+
+        with jax.set_mesh(self.mesh):
+            for start in range(0, len(tokens_NT), self.batch_size):
+                inputs = batch(tokens_NT, start), batch(targets_NT, start)
+                waiting.append((start, self._judge(self._params, self._key, *inputs)))
+                if len(waiting) > 2:  # the device computes while the host reads on
+                    collect()
+            while waiting:
                 collect()
-        while waiting:
-            collect()
-    return nats
+        return nats_NT, sketch_NT
 
 
 # --- A session: what a training process leaves behind -------------------------------------------
@@ -572,7 +621,7 @@ def begin(logits_fn: LogitsFn, params: Any) -> "Session":
 
     data = manifest.load(ROOT, splits=("train",))
     run_dir = _run_dir()
-    shape = (_rows_per_device(), MAX_SEQ_LEN)
+    shape = (rows_per_device(), MAX_SEQ_LEN)
     exported = artifacts.export(logits_fn, params, shape)
     if exported.nr_devices != 1:
         raise ValueError(
@@ -587,7 +636,7 @@ def begin(logits_fn: LogitsFn, params: Any) -> "Session":
         )
     if jax.process_index() == 0:
         blob = bytes(exported.serialize())
-        manifest.write_atomically(run_dir / "exported.bin", lambda path: path.write_bytes(blob))
+        manifest.write_atomically(run_dir / paths.EXPORTED, lambda path: path.write_bytes(blob))
     flat, _ = artifacts.flatten(params)
     return Session(logits_fn, artifacts.abstract(flat), run_dir, data)
 
@@ -607,7 +656,8 @@ class Session:
         """After the clock stopped: save the parameters, score them and print the summary.
 
         Leaves `params/` (orbax: a flat mapping of names to arrays) and `summary.json` in the run's
-        folder. Every process calls it; the first one writes and prints.
+        folder. Every process calls it; the first one writes and prints. Started by the harness it
+        leaves the score to the scorer, and prints `n/a`.
 
         Args:
             params: As given to `begin`, trained.
@@ -624,14 +674,16 @@ class Session:
         missing = STATS - stats.keys()
         if missing:
             raise ValueError(f"stats lacks {', '.join(sorted(missing))}")
+        if jax.process_index() == 0:
+            (self.run_dir / paths.STOPPED).touch()  # the harness's timer of the budget ends here
         params = jax.tree.map(artifacts.addressable, params)
         flat, _ = artifacts.flatten(params)
         self._check_params(artifacts.abstract(flat))
         if jax.process_index() == 0:
-            artifacts.save_arrays(self.run_dir / "params", flat)
+            artifacts.save_arrays(self.run_dir / paths.PARAMS, flat)
         val_bpb = None
         if self._validation_visible():
-            batch_size = _rows_per_device() * jax.local_device_count()
+            batch_size = rows_per_device() * jax.local_device_count()
             val_bpb = evaluate_bpb(self._logits_fn, params, batch_size)
         if jax.process_index() == 0:
             self._report(val_bpb, stats)
@@ -643,10 +695,15 @@ class Session:
                 raise ValueError(f"parameter {name} is {now} in finish, and was {before} in begin")
 
     def _validation_visible(self) -> bool:
-        """Whether every process can read the validation rows; isolation hides them."""
+        """Whether to score here, in every process: by hand, and where no isolation hides the rows.
+
+        Started by the harness it does not: a process that runs an agent's code is not believed.
+        """
         import jax
         from jax.experimental import multihost_utils
 
+        if "AUTORESEARCH_SCORED_LATER" in os.environ:
+            return False
         visible = os.access(self._data.split_path("val"), os.R_OK)
         if jax.process_count() == 1:
             return visible
@@ -684,7 +741,7 @@ def _run_dir() -> Path:
     return run_dir
 
 
-def _rows_per_device() -> int:
+def rows_per_device() -> int:
     """Rows that one device scores at a time; their float32 logits take 1 GiB at full size."""
     import jax
 

@@ -16,6 +16,12 @@ def typed_without_uv(monkeypatch):
     monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def own_locks(tmp_path, monkeypatch):
+    """Tests train on devices that a loop of the person may hold."""
+    monkeypatch.setenv("AUTORESEARCH_LOCK_DIR", str(tmp_path / "locks"))
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
     """(workspace, home) with tiny data: rows of 64 tokens, vocabulary 512. Do not change it."""

@@ -1,19 +1,25 @@
 """Helpers of the harness's tests: a real git repository whose train.py answers at once."""
 
+import math
 import subprocess
 from pathlib import Path
 
 from autoresearch_jax import loop
+from autoresearch_jax.conditions import Conditions
+from autoresearch_jax.held import Setup
+from autoresearch_jax.scoring import Score
 from autoresearch_jax.workspace import Workspace
 
 DEVICE = {"frozen files": "f", "device": "cpu", "device count": 1, "JAX": "0"}
 
 SUMMARY = """\
-print("---")
-print(f"val_bpb:          {SCORE:.6f}")
-print("training_seconds: 1.0")
-print("peak_vram_mb:     2048.0")
-print("mfu_percent:      n/a")
+import json, os, pathlib
+left = pathlib.Path(os.environ["AUTORESEARCH_RUN_DIR"])
+(left / "exported.bin").touch()
+(left / "stopped").touch()
+(left / "score").write_text(str(SCORE))
+(left / "summary.json").write_text(json.dumps({"peak_vram_mb": 2048.0, "val_bpb": 0.001}))
+print("the score is", SCORE)
 """
 
 
@@ -94,11 +100,33 @@ class BySeries(Scripted):
         return f"idea {context.n}"
 
 
+def written_score(frozen, artifacts, **options) -> Score:
+    """In place of the scorer: the number that a train_py left."""
+    try:
+        score = float((artifacts / "score").read_text())
+    except FileNotFoundError:
+        return Score("refused", "missing: the training left no score", {})
+    if not math.isfinite(score):
+        return Score("refused", "not-finite: logits are NaN", {})
+    return Score("ok", "", {"val_bpb": score, "probe_noise": 0.0})
+
+
+def setup(view=None, fingerprint_of=lambda _: DEVICE, data=None, **options) -> Setup:
+    """Without data, without an accelerator, without a box."""
+
+    def examine(workspace, wanted, required):
+        return Conditions(fingerprint_of(workspace), data=data)
+
+    options.setdefault("examine", examine)
+    options.setdefault("scorer", written_score)
+    return Setup(view or Notes(), **options)
+
+
 def run_loop(workspace: Workspace, agent, most: int | None = None, view=None, **options):
-    """loop.run_loop without data and without an accelerator."""
-    options.setdefault("fingerprint_of", lambda _: DEVICE)
+    """loop.run_loop with `setup`; `desc` and `seed` go to the loop."""
+    own = {name: options.pop(name) for name in ("desc", "seed") if name in options}
     return loop.run_loop(
-        workspace, agent=agent, max_experiments=most, view=view or Notes(), **options
+        workspace, setup(view, **options), agent=agent, max_experiments=most, **own
     )
 
 

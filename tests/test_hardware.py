@@ -1,10 +1,14 @@
 import json
+import os
+import subprocess
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from autoresearch_jax import hardware, literals, loop, presets
+from autoresearch_jax import conditions, hardware, literals, presets
 from autoresearch_jax.errors import UserError
 from tests.data_helpers import ROOT
 
@@ -78,7 +82,7 @@ def test_a_loop_on_several_hosts_is_refused(prepared_home, monkeypatch):
     monkeypatch.setattr(hardware, "probe", lambda: pytest.fail("it would wait for the others"))
     root, _ = prepared_home
     with pytest.raises(UserError, match="one of the 2 hosts"):
-        loop.fingerprint(None)  # before anything is read
+        conditions.examine(None)  # before anything is read
     problems = [one["problem"] for one in hardware.report(root)["problems"]]
     assert any("one of the 2 hosts" in problem for problem in problems)
 
@@ -104,13 +108,113 @@ def test_a_gpu_that_jax_does_not_see_is_said(monkeypatch, tmp_path):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert hardware.accelerator_present() == "nvidia"
-    cpu = hardware.Device("cpu", "cpu", 1, 1000.0, "0.10.2")
+    cpu = hardware.Device("cpu", "cpu", 1, 1000.0, "0.10.2", "0.10.2")
     (problem,) = hardware._unused_accelerator(cpu)
     assert problem.command == "uv run --extra cuda12 autoresearch-jax doctor"
     tool.write_text("#!/bin/sh\necho 580.65.06\n")
     assert hardware.cuda_extra() == "cuda13"
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert not list(hardware._unused_accelerator(cpu))
+
+
+@pytest.fixture
+def accelerated(monkeypatch):
+    """No variable of this machine hides an accelerator."""
+    for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("TPU_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.usefixtures("accelerated")
+@pytest.mark.parametrize(
+    ("nodes", "variables", "names"),
+    [
+        (("nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"), {}, ["nvidia-2", "nvidia-10"]),
+        (("nvidia0", "nvidia1"), {"CUDA_VISIBLE_DEVICES": "1"}, ["nvidia-1"]),
+        (
+            ("nvidia0",),
+            {"CUDA_VISIBLE_DEVICES": "GPU-8932,0,-1,2"},
+            ["nvidia-GPU-8932", "nvidia-0"],
+        ),
+        (("nvidia0",), {"CUDA_VISIBLE_DEVICES": ""}, None),
+        (("nvidia0",), {"JAX_PLATFORMS": "cpu"}, None),
+        (("nvidia0",), {"JAX_PLATFORMS": "cuda,cpu"}, ["nvidia-0"]),
+        (("dxg",), {}, ["nvidia-0"]),
+        (("accel0", "accel1"), {}, ["tpu-0", "tpu-1"]),
+        (("accel0", "accel1"), {"TPU_VISIBLE_CHIPS": "1"}, ["tpu-1"]),
+        (("vfio/vfio", "vfio/0", "vfio/1"), {"TPU_VISIBLE_DEVICES": "0"}, ["tpu-0"]),
+        (("null",), {"CUDA_VISIBLE_DEVICES": "0"}, None),
+    ],
+)
+def test_what_a_training_takes_is_named_at_once(nodes, variables, names, tmp_path, monkeypatch):
+    for node in nodes:
+        (tmp_path / node).parent.mkdir(exist_ok=True)
+        (tmp_path / node).touch()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    cores = [f"cpu-{core}" for core in sorted(os.sched_getaffinity(0))]
+    assert hardware.device_names(tmp_path) == (names or cores)
+
+
+@pytest.fixture
+def nvidia_smi(accelerated, tmp_path, monkeypatch):
+    """Sets the lines that `nvidia-smi` prints; its arguments are in the file `arguments`."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho $* > {tmp_path}/arguments\ncat {tmp_path}/rows\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    return lambda rows: (tmp_path / "rows").write_text(rows)
+
+
+def test_a_gpu_is_waited_for(nvidia_smi, tmp_path, monkeypatch):
+    nvidia_smi("")
+    assert hardware.device_busy(nodes=()) == ""
+    nvidia_smi("4711, 61002, /usr/bin/python3, or so\n12, [N/A], Xorg\n")
+    assert hardware.device_holders(nodes=()) == {
+        4711: "process 4711 (/usr/bin/python3, or so, 61002 MiB)",
+        12: "process 12 (Xorg, [N/A] MiB)",
+    }
+    assert "--id" not in (tmp_path / "arguments").read_text()
+    hardware.wait_until_free(known={12, 4711}, nodes=())
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"held by process 4711 \(.*`ps -fp 4711`.*`kill 4711`"):
+        hardware.wait_until_free(known={12}, seconds=0.3, nodes=())
+    assert time.monotonic() - started >= 0.3
+    threading.Timer(0.3, nvidia_smi, ["12, 300, Xorg\n"]).start()
+    hardware.wait_until_free(known={12}, nodes=())
+
+
+def test_only_the_visible_gpus_count(nvidia_smi, tmp_path, monkeypatch):
+    nvidia_smi("4711, 61002, python3\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-8932")
+    assert hardware.device_busy(nodes=())
+    assert (tmp_path / "arguments").read_text().split()[-1] == "--id=0,GPU-8932"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert not hardware.device_busy(nodes=())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert not hardware.device_busy(nodes=())
+    monkeypatch.delenv("JAX_PLATFORMS")
+    nvidia_smi("NVIDIA-SMI has failed because it could not communicate with the driver\n")
+    assert not hardware.device_busy(nodes=())
+
+
+def test_a_tpu_is_waited_for(accelerated, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    node = tmp_path / "accel0"
+    nodes = (f"{tmp_path}/accel[0-9]*",)
+    assert not hardware.device_busy(nodes=nodes)
+    node.touch()
+    assert not hardware.device_busy(nodes=nodes)
+    code = f"file = open({str(node)!r}); print(flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as holder:
+        holder.stdout.readline()
+        assert not hardware.device_busy(known={holder.pid}, nodes=nodes)
+        with pytest.raises(UserError, match=rf"held by process {holder.pid} \(python.*accel0\)"):
+            hardware.wait_until_free(seconds=0.2, nodes=nodes)
+        holder.communicate(b"\n")
+    hardware.wait_until_free(seconds=5, nodes=nodes)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from autoresearch_jax.journal import Experiment, Journal, JournalError, Row
 STEPS = (
     {"step": "session", "kind": "loop", "fingerprint": {"data": "d"}, "time": 1.0},
     {"step": "proposed", "n": 0, "commit": "a" * 40, "base": "", "description": "baseline"},
-    {"step": "trained", "n": 0, "outcome": "ok", "reason": "", "metrics": {"val_bpb": 1.25}},
+    {"step": "trained", "n": 0, "outcome": "ok", "reason": "", "metrics": {}},
+    {"step": "scored", "n": 0, "outcome": "ok", "reason": "", "metrics": {"val_bpb": 1.25}},
     {"step": "decided", "n": 0, "status": "keep", "reason": "", "time": 3.0},
 )
 PROPOSED = {"agent": "tpe", "metrics": {"agent_seconds": 0.5}, "time": 2.0}
@@ -32,9 +33,16 @@ def write(folder, records):
 
 
 def test_experiments_come_back_as_they_were_recorded(tmp_path):
-    trained = {"step": "trained", "n": 0, "outcome": "ok", "reason": ""}
-    trained["metrics"] = {"val_bpb": 1.25, "peak_vram_mb": 2048.0}
-    write(tmp_path, [*steps()[:2], trained, steps()[3]])
+    trained = {
+        "step": "trained",
+        "n": 0,
+        "outcome": "ok",
+        "reason": "",
+        "note": "look",
+        "left": "h",
+    }
+    trained |= {"metrics": {"peak_vram_mb": 2048.0}, "provenance": {"seed": 42}}
+    write(tmp_path, [*steps()[:2], trained, *steps()[3:]])
     assert journal.experiments(tmp_path) == [
         Experiment(
             n=0,
@@ -49,14 +57,24 @@ def test_experiments_come_back_as_they_were_recorded(tmp_path):
             metrics={"agent_seconds": 0.5, "val_bpb": 1.25, "peak_vram_mb": 2048.0},
             started=2.0,
             finished=3.0,
+            provenance={"seed": 42},
+            note="look",
             outcome="ok",
+            left="h",
+            scored="ok",
         )
     ]
 
 
+def test_what_is_trained_again_is_scored_again(tmp_path):
+    write(tmp_path, [*steps()[:4], steps()[2]])
+    (e,) = journal.experiments(tmp_path)
+    assert (e.outcome, e.scored) == ("ok", None)
+
+
 def test_unknown_steps_and_a_missing_journal_are_no_error(tmp_path):
     assert journal.experiments(tmp_path) == []
-    write(tmp_path, [{"step": "scored", "n": 7}, *steps()])
+    write(tmp_path, [{"step": "of a later version", "n": 7}, *steps()])
     assert [e.n for e in journal.experiments(tmp_path)] == [0]
 
 

@@ -1,6 +1,7 @@
 """The loop on real repositories: what it records, what it refuses, what survives a SIGKILL."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import os
@@ -12,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from autoresearch_jax import journal, loop, manifest, session, tags
+from autoresearch_jax import journal, loop, manifest, measure, session, tags
+from autoresearch_jax.conditions import Conditions
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.interrupts import Interrupts
 from autoresearch_jax.journal import Journal
@@ -38,13 +40,11 @@ def tip(workspace, tag="t"):
 
 
 def propose(workspace, description="by hand", **options):
-    options.setdefault("view", Notes())
     return loop.run_proposal(
         workspace,
+        harness.setup(**options),
         description=description,
         log_path=workspace.root / "run.log",
-        fingerprint_of=lambda _: DEVICE,
-        **options,
     )
 
 
@@ -112,19 +112,23 @@ pathlib.Path(os.environ["AUTORESEARCH_RUN_DIR"], "exported.bin").write_text("x")
     assert (workspace.run_dir("t", 3) / "artifacts" / "exported.bin").read_text() == "x"
 
 
-def test_a_training_that_fails_is_a_crash_and_never_the_best(workspace):
+def test_a_training_that_fails_is_a_crash_and_never_the_best(workspace, monkeypatch):
     ideas = [
         "raise ValueError('no')",
-        "print('---')\nprint('val_bpb: nan')",
+        train_py("float('nan')"),
         "pass",
         train_py(0.1) + "raise SystemExit(1)",
         "import time\ntime.sleep(600)",
     ]
-    run_loop(workspace, Scripted(*ideas), 5, tag="t", limits=Limits(0.0, 0.5))
+    monkeypatch.setattr(Limits, "after", lambda *_: Limits(startup_s=3.0))
+    run_loop(workspace, Scripted(*ideas), 5, tag="t")
     found = journal.experiments(workspace.state_dir("t"))
     assert [e.status for e in found[1:]] == ["crash"] * 5
-    assert [e.outcome for e in found[1:]] == ["crash", "nan", "no-metric", "crash", "timeout"]
+    assert [e.outcome for e in found[1:]] == ["crash", "ok", "ok", "crash", "timeout"]
+    assert [e.scored for e in found[1:]] == [None, "refused", "refused", None, None]
     assert found[1].reason == "ValueError: no"
+    assert found[3].reason == "missing: the training left no score"
+    assert found[5].reason == "start-up took over 3 s (until prepare.begin)"
     assert tip(workspace) == workspace.head()
     assert {row[1] for row in rows(workspace.root)[1:]} == {"crash"}
 
@@ -358,7 +362,8 @@ def test_loops_of_two_tags_write_one_results_tsv(workspace, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: time.sleep(0.002))  # while the other one writes
 
     def write(tag):
-        one = Session(workspace, tag, view=Notes(), stop=stop, limits=Limits())
+        found = Conditions(DEVICE)
+        one = Session(workspace, tag, conditions=found, view=Notes(), stop=stop, limits=Limits())
         with contextlib.closing(one):
             for _ in range(30):
                 (workspace.root / "results.tsv").write_text("")
@@ -599,8 +604,8 @@ def test_run_measures_the_checkout_and_decides_nothing(workspace, tmp_path):
     (workspace.root / "train.py").write_text(train_py(0.7, "import os\nprint(os.getcwd())"))
     before = state(workspace.root)
     log = workspace.root / "run.log"
-    result = loop.measure(workspace, log_path=log, view=Notes())
-    assert (result.outcome, result.val_bpb, result.log) == ("ok", 0.7, log)
+    result = measure.measure(workspace, harness.setup(), log_path=log)
+    assert (result.trained.outcome, result.val_bpb, result.trained.log) == ("ok", 0.7, log)
     assert log.read_text().splitlines()[0] == str(workspace.root)
     log.unlink()
     assert state(workspace.root) == before
@@ -615,7 +620,7 @@ def test_run_m_proposes_the_edited_train_py_and_puts_the_best_back(workspace):
     assert (e.n, e.status, e.agent, e.description) == (1, "discard", "person", "worse idea")
     assert path.read_text() == committed
     assert Ratchet(workspace, "t").show("refs/autoresearch/t/1") == train_py(1.5)
-    assert "val_bpb:          1.500000" in (workspace.root / "run.log").read_text()
+    assert (workspace.root / "run.log").read_text() == "the score is 1.5\n"
     path.write_text(train_py(0.9))
     assert propose(workspace, tag="t").status == "keep"
     assert path.read_text() == train_py(0.9)
@@ -663,9 +668,9 @@ def test_a_log_without_a_place_is_refused_before_the_training(workspace, place):
     (workspace.root / "train.py").write_text(train_py(0.9))
     before, log = state(workspace.root), workspace.root / place
     with pytest.raises(UserError, match=r"no folder .*nowhere|would replace .*--log run\.log"):
-        loop.measure(workspace, log_path=log, view=Notes())
+        measure.measure(workspace, harness.setup(), log_path=log)
     with pytest.raises(UserError, match=r"no folder .*nowhere|would replace .*--log run\.log"):
-        loop.run_proposal(workspace, description="x", log_path=log, view=Notes())
+        loop.run_proposal(workspace, harness.setup(), description="x", log_path=log)
     assert state(workspace.root) == before
 
 
@@ -675,11 +680,13 @@ def test_the_loop_stops_when_its_data_is_prepared_anew(workspace, prepared, monk
     for name in manifest.FROZEN:
         (workspace.root / name).write_bytes((root / name).read_bytes())
     git(workspace.root, "commit", "-qam", "The frozen files that the data was prepared with")
-    measured_on = {**DEVICE, "data": manifest.load(root).fingerprint}
+    frozen = manifest.frozen_fingerprint(root)
+    options = {"fingerprint_of": lambda _: DEVICE | {"frozen files": frozen}}
     checks_env = 'import os\nassert os.environ["AUTORESEARCH_DATA"]\n' + train_py(0.9)
-    run_loop(workspace, Scripted(checks_env), 1, tag="t", fingerprint_of=lambda _: measured_on)
+    data = manifest.load(root)
+    run_loop(workspace, Scripted(checks_env), 1, tag="t", data=data, **options)
     assert [row[3] for row in rows(workspace.root)] == ["keep", "keep"]
-    other = {**DEVICE, "data": "0123456789abcdef"}  # as if another source had been prepared since
+    other = dataclasses.replace(data, shards=data.shards[:1])  # as if prepared anew since
     with pytest.raises(UserError, match="prepared anew"):
-        run_loop(workspace, Scripted(train_py(0.8)), 1, tag="u", fingerprint_of=lambda _: other)
+        run_loop(workspace, Scripted(train_py(0.8)), 1, tag="u", data=other, **options)
     assert journal.experiments(workspace.state_dir("u"))[0].status is None

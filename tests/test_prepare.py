@@ -197,11 +197,11 @@ def test_packed_rows_on_disk(prepare, prepared_home):
     lengths = np.load(data.token_bytes_path)
     assert lengths.shape == (512,)
     for split in manifest.SPLITS:
-        rows = prepare._read_rows(data, split)
+        rows = prepare.read_rows(data, split)
         assert rows.shape == (data.rows(split), 65)
         assert (rows[:, 0] == 0).all()
         assert rows.max() < 512
-    text = prepare.Tokenizer.load().decode(prepare._read_rows(data, "val")[0])
+    text = prepare.Tokenizer.load().decode(prepare.read_rows(data, "val")[0])
     words = text.removeprefix("<|bos|>").split()
     assert len(set(words) & set(data_helpers.WORDS)) > 3
 
@@ -214,7 +214,7 @@ def take(loader, count):
 
 
 def test_batches_are_the_rows_in_order_again_and_again(prepare, prepared_home):
-    rows = prepare._read_rows(manifest.load(prepared_home[0]), "val")  # 48
+    rows = prepare.read_rows(manifest.load(prepared_home[0]), "val")  # 48
     first, second, third = take(prepare.make_loader("val", 20), 3)
     np.testing.assert_array_equal(first, rows[:20])
     np.testing.assert_array_equal(second, rows[20:40])
@@ -234,7 +234,7 @@ def test_a_loader_goes_on_where_it_was(prepare):
 
 
 def test_shorter_rows(prepare, prepared_home):
-    rows = prepare._read_rows(manifest.load(prepared_home[0]), "val")
+    rows = prepare.read_rows(manifest.load(prepared_home[0]), "val")
     loaded = np.concatenate(take(prepare.make_loader("val", 5, seq_len=16), 4))
     for index, piece in enumerate(loaded):
         start = index % 4 * 16
@@ -305,7 +305,7 @@ def test_the_metric_is_the_recorded_one(prepare, golden, batch_size):
 
 def test_a_uniform_guess_costs_the_logarithm_of_the_vocabulary(prepare, prepared_home):
     data = manifest.load(prepared_home[0])
-    lengths = np.load(data.token_bytes_path)[prepare._read_rows(data, "val")[:, 1:]]
+    lengths = np.load(data.token_bytes_path)[prepare.read_rows(data, "val")[:, 1:]]
     expected = 9 * (lengths > 0).sum() / lengths.sum()  # nats / ln 2 = bits; log2(512) = 9
     found = prepare.evaluate_bpb(lookup, jnp.zeros((512, 512), jnp.bfloat16), 16)
     assert found == pytest.approx(expected, rel=1e-6)

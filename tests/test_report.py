@@ -159,8 +159,9 @@ def night(tmp_path):
             "proposed", n=n, commit=commit, base=base, description=text, agent="tpe", metrics={},
             time=100.0 * n,
         )  # fmt: skip
-        metrics = {"val_bpb": score, "peak_vram_mb": 1024.0}
-        record.append("trained", n=n, outcome="ok", reason="", metrics=metrics, time=1.0)
+        peak = {"peak_vram_mb": 1024.0}
+        record.append("trained", n=n, outcome="ok", reason="", metrics=peak, time=1.0)
+        record.append("scored", n=n, outcome="ok", reason="", metrics={"val_bpb": score}, time=1.5)
         status = "keep" if n == 0 else "discard"
         record.append("decided", n=n, status=status, reason="", time=100.0 * n + 90)
     record.close()

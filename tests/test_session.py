@@ -154,7 +154,7 @@ def test_by_hand_a_run_replaces_the_one_before(prepared, tmp_path):
     (by_hand / "left over").touch()
     run_session(prepared[0], tmp_path / "home")
     left = sorted(path.name for path in by_hand.iterdir())
-    assert left == ["exported.bin", "params", "summary.json"]
+    assert left == ["exported.bin", "params", "stopped", "summary.json"]
 
 
 def test_without_validation_data_there_is_no_score(prepared, tmp_path, monkeypatch, capsys):

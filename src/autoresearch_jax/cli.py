@@ -20,12 +20,13 @@ from autoresearch_jax.view import typed
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from autoresearch_jax.trainer import TrainResult
     from autoresearch_jax.view import View
 
 SECTIONS = {
     "Start": ("demo", "setup", "doctor"),
     "Research": ("run", "loop"),
-    "Look": ("results", "show"),
+    "Look": ("results", "show", "verify"),
 }
 
 
@@ -233,13 +234,28 @@ def _print_doctor(found: dict[str, Any]) -> None:
 # ---------------------------------------------------------------------------------- Research
 
 
+def _isolated(command: Any) -> Any:
+    """The options of every command that runs somebody else's code."""
+    levels = ["bwrap", "landlock", "none"]
+    for option in (
+        click.option("--require-isolation", "required", type=click.Choice(levels), help=(
+            "Refuse to run with less.")),
+        click.option("--isolation", type=click.Choice(["auto", *levels]), default="auto",
+                     show_default=True, help="The box that train.py and agents run in; auto takes "
+                     "the strongest that works."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.option("-m", "description", metavar="DESCRIPTION", help=(
     "Propose the edited train.py under this description: it is kept if it improves."))  # fmt: skip
 @click.option("--log", "log_path", metavar="FILE", default="run.log", show_default=True,
               type=click.Path(dir_okay=False, path_type=Path),
               help="Where what train.py prints goes.")  # fmt: skip
-def run(description: str | None, log_path: Path) -> None:
+@_isolated
+def run(description: str | None, log_path: Path, isolation: str, required: str | None) -> None:
     """One experiment with the train.py that lies here.
 
     Without -m it is measured and nothing is decided; the line printed holds val_bpb, peak memory
@@ -252,20 +268,20 @@ def run(description: str | None, log_path: Path) -> None:
     Example:
       autoresearch-jax run -m "warm down over the last 70%"
     """
-    from autoresearch_jax import loop
+    from autoresearch_jax import loop, measure
+    from autoresearch_jax.held import Setup
     from autoresearch_jax.workspace import Workspace
 
     workspace = Workspace.open(Path.cwd())
     with _view() as (_, view):
+        setup = Setup(view, isolation=isolation, required=required)
         if description is None:
-            result = loop.measure(workspace, log_path=log_path, view=view)
-            outcome, reason, score = result.outcome, result.reason, result.val_bpb
+            found = measure.measure(workspace, setup, log_path=log_path)
+            outcome, reason, score = found.trained.outcome, found.reason, found.val_bpb
             view.live("")
-            click.echo(_measured(score, result.metrics, result.seconds, result.log))
+            click.echo(_measured(score, found.trained))
         else:
-            one = loop.run_proposal(
-                workspace, description=description, log_path=log_path, view=view
-            )
+            one = loop.run_proposal(workspace, setup, description=description, log_path=log_path)
             outcome, reason = one.outcome or "", one.reason
             score = one.val_bpb if one.status != "crash" else None
     if score is None:
@@ -275,14 +291,14 @@ def run(description: str | None, log_path: Path) -> None:
         sys.exit(2 if outcome == "timeout" else 1)
 
 
-def _measured(score: float | None, metrics: Any, seconds: float, log: Path) -> str:
-    peak = metrics.get("peak_vram_mb")
+def _measured(score: float | None, trained: "TrainResult") -> str:
+    peak = trained.metrics.get("peak_vram_mb")
     return "\t".join(
         (
             "n/a" if score is None else f"{score:.6f}",
             "n/a" if peak is None else f"{peak:.1f}",
-            f"{seconds:.1f}",
-            str(log),
+            f"{trained.seconds:.1f}",
+            str(trained.log),
         )
     )
 
@@ -297,7 +313,21 @@ def _measured(score: float | None, metrics: Any, seconds: float, log: Path) -> s
     "Work on branch autoresearch/TAG.  [default: the newest that fits, else a new one]"
 ))  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of the search.")
-def loop_command(agent: str, most: int | None, desc: str, tag: str | None, seed: int) -> None:
+@click.option("--agent-writes", "writes", metavar="PATH", multiple=True,
+              type=click.Path(path_type=Path), help=(
+                  "Where the agent may write, beside its copy of the workspace; may be "
+                  "repeated."))  # fmt: skip
+@_isolated
+def loop_command(
+    agent: str,
+    most: int | None,
+    desc: str,
+    tag: str | None,
+    seed: int,
+    writes: tuple[Path, ...],
+    isolation: str,
+    required: str | None,
+) -> None:
     """Experiment after experiment with an agent, until stopped.
 
     One Ctrl-C finishes the running experiment, a second abandons it. The same command goes on
@@ -307,19 +337,19 @@ def loop_command(agent: str, most: int | None, desc: str, tag: str | None, seed:
     Example:
       autoresearch-jax loop --max 100
     """
-    from autoresearch_jax import loop
+    from autoresearch_jax import agents, loop
+    from autoresearch_jax.held import Setup
     from autoresearch_jax.workspace import Workspace
 
     workspace = Workspace.open(Path.cwd())
     with _view() as (_, view):
         result = loop.run_loop(
             workspace,
-            agent=agent,
+            Setup(view, tag=tag, isolation=isolation, required=required),
+            agent=agents.make_agent(agent, writes),
             max_experiments=most,
-            tag=tag,
             desc=desc,
             seed=seed,
-            view=view,
         )
         view.live("")
         _after_loop(workspace.root, result.tag, view)
@@ -383,6 +413,38 @@ def show(experiment: str, tag: str | None) -> None:
     from autoresearch_jax.workspace import Workspace
 
     report.show(_console(), Workspace.open(Path.cwd()), experiment, tag)
+
+
+@main.command()
+@click.argument("experiment", metavar="[N|COMMIT]", required=False)
+@click.option("--sealed", is_flag=True, help=(
+    "Score baseline and best on the sealed split, which no decision has ever used."))  # fmt: skip
+@click.option("--tag", help="Of another tag.  [default: the newest]")
+@_isolated
+def verify(
+    experiment: str | None, sealed: bool, tag: str | None, isolation: str, required: str | None
+) -> None:
+    """Compute a score again, from what the training left.
+
+    The best one's by default. Exits with 1 if it is not the recorded one.
+
+    \b
+    Example:
+      autoresearch-jax verify --sealed
+    """
+    from autoresearch_jax import verify as verification
+    from autoresearch_jax.held import Setup
+    from autoresearch_jax.workspace import Workspace
+
+    workspace = Workspace.open(Path.cwd())
+    with _view() as (_, view):
+        setup = Setup(view, tag=tag, isolation=isolation, required=required)
+        found = verification.verify(workspace, setup, name=experiment, sealed=sealed)
+        view.live("")
+    for line in verification.lines(found):
+        click.echo(line)
+    if not all(one.same for one in found):
+        sys.exit(1)
 
 
 # ------------------------------------------------------------------------------------ output

@@ -2,14 +2,17 @@
 
 import contextlib
 import dataclasses
+import fnmatch
+import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ from autoresearch_jax.errors import UserError
 
 PROBE_SECONDS = 120  # a TPU that another process holds can keep JAX waiting for ever
 DISK_GB = 2.0  # least free space: packed data, kept parameters and logs of a first night
+FREE_SECONDS = 30.0  # a driver takes moments to release the memory of a process that has ended
+TPU_NODES = ("/dev/accel[0-9]*", "/dev/accel/accel[0-9]*", "/dev/vfio/[0-9]*")
 GOOGLE = "0x1ae0"  # PCI vendor
 GOOGLE_TPUS = {"0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076"}
 
@@ -30,15 +35,33 @@ PROBE_ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
 PROBE = """
-import json, jax
+import json, os, sys
+import jax, jax.numpy as jnp, jaxlib
+hidden, protected = sys.argv[1:]
 devices = jax.local_devices()
 stats = devices[0].memory_stats() or {}
+ones = jnp.ones((128, 128), jnp.bfloat16)
+assert float(jax.jit(lambda x: (x @ x).sum())(ones)) == 128.0**3
+leaks = []
+try:
+    open(hidden).close()
+    leaks.append("shows files that it should hide")
+except OSError:
+    pass
+try:
+    open(protected, "x").close()
+    os.unlink(protected)
+    leaks.append("lets files be written")
+except OSError:
+    pass
 print("PROBE " + json.dumps({
     "platform": devices[0].platform,
     "device_kind": devices[0].device_kind,
     "device_count": len(jax.devices()),
     "memory_mb": stats.get("bytes_limit", 0) / 2**20,
     "jax_version": jax.__version__,
+    "xla_version": jaxlib.__version__,
+    "leaks": leaks,
 }))
 """
 
@@ -52,6 +75,8 @@ class Device:
     device_count: int  # of all hosts
     memory_mb: float  # of one device; of the system where the device is a CPU
     jax_version: str
+    xla_version: str  # of jaxlib, which carries XLA
+    leaks: tuple[str, ...] = ()  # what a box around the look did not keep to
 
 
 @dataclass(frozen=True)
@@ -62,8 +87,19 @@ class Problem:
     command: str  # what to type next
 
 
-def probe(timeout: float = PROBE_SECONDS) -> Device:
+def probe(
+    timeout: float = PROBE_SECONDS,
+    *,
+    wrap: Callable[[list[str]], list[str]] = list,
+    environment: Callable[[Mapping[str, str]], Mapping[str, str]] = dict,
+    hidden: Path = Path("/nonexistent/hidden"),
+    protected: Path = Path("/nonexistent/protected"),
+    cwd: Path | None = None,
+) -> Device:
     """Ask JAX in a process of its own, so that the harness never holds a device.
+
+    It computes something. Within a box that `wrap` makes, it also tries to read `hidden` and to
+    make `protected`.
 
     Raises:
         UserError: JAX cannot be imported, fails to open its device, or does so for more than
@@ -71,12 +107,13 @@ def probe(timeout: float = PROBE_SECONDS) -> Device:
     """
     try:
         result = subprocess.run(
-            [sys.executable, "-c", PROBE],
-            env=os.environ | PROBE_ENVIRONMENT,
+            wrap([sys.executable, "-c", PROBE, str(hidden), str(protected)]),
+            env=environment(os.environ | PROBE_ENVIRONMENT),
             capture_output=True,
             text=True,
             timeout=timeout,
             check=False,
+            cwd=cwd,
         )
     except subprocess.TimeoutExpired as error:
         raise UserError(
@@ -194,6 +231,126 @@ def accelerator_present() -> str | None:
         if (vendor.parent / "device").read_text().strip() in GOOGLE_TPUS:
             return "tpu"
     return None
+
+
+def device_names(dev: Path = Path("/dev")) -> list[str]:
+    """What a training here would take, found without JAX and at once: names to lock.
+
+    A CPU's name is that of a core, so loops on disjoint cores (`taskset`) do not meet.
+    """
+    if not _only_cpu():
+        gpus = _numbers(dev, "nvidia") or ["0"] * (dev / "dxg").exists()  # dxg: in WSL
+        if gpus and (gpus := _chosen("CUDA_VISIBLE_DEVICES", gpus)):
+            return [f"nvidia-{gpu}" for gpu in gpus]
+        chips = _numbers(dev, "accel") or _numbers(dev, "accel/accel") or _numbers(dev, "vfio/")
+        chips = _chosen("TPU_VISIBLE_CHIPS", _chosen("TPU_VISIBLE_DEVICES", chips)) if chips else []
+        if chips:
+            return [f"tpu-{chip}" for chip in chips]
+    if hasattr(os, "sched_getaffinity"):
+        return [f"cpu-{core}" for core in sorted(os.sched_getaffinity(0))]
+    return ["cpu"]
+
+
+def _only_cpu() -> bool:
+    return os.environ.get("JAX_PLATFORMS", "").split(",")[0] == "cpu"
+
+
+def _chosen(variable: str, every: list[str]) -> list[str]:
+    """The devices that a variable names; `every` one where it is not set."""
+    if variable not in os.environ:
+        return every
+    names = [name.strip() for name in os.environ[variable].split(",")]
+    # CUDA takes the names in front of the first that is none.
+    return list(itertools.takewhile(lambda name: name not in ("", "-1", "NoDevFiles"), names))
+
+
+def _numbers(dev: Path, prefix: str) -> list[str]:
+    """The numbers N of the nodes `prefix`N, in order."""
+    found = [path.as_posix().removeprefix(f"{dev}/{prefix}") for path in dev.glob(f"{prefix}*")]
+    return sorted((number for number in found if number.isdigit()), key=int)
+
+
+def device_holders(nodes: Collection[str] = TPU_NODES) -> dict[int, str]:
+    """The processes that hold memory of the accelerators here, by id, each in words.
+
+    `nodes` are patterns of the device files that nobody opens who does not compute there.
+    """
+    if _only_cpu():
+        return {}
+    return _nvidia_holders() | _node_holders(nodes)
+
+
+def _nvidia_holders() -> dict[int, str]:
+    """The processes that compute on the visible GPUs, as the driver tells."""
+    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory,process_name"]
+    command.append("--format=csv,noheader,nounits")
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        gpus = _chosen("CUDA_VISIBLE_DEVICES", [])
+        if not gpus:
+            return {}
+        command.append(f"--id={','.join(gpus)}")
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    rows = [line.split(",", 2) for line in said.stdout.splitlines()] if not said.returncode else []
+    return {
+        int(row[0]): f"process {row[0].strip()} ({row[2].strip()}, {row[1].strip()} MiB)"
+        for row in rows
+        if len(row) == 3 and row[0].strip().isdigit()
+    }
+
+
+def _node_holders(nodes: Collection[str]) -> dict[int, str]:
+    """The processes that have one of some device files open, as far as we may look."""
+    held: dict[int, str] = {}
+    if not any(list(Path("/").glob(node.lstrip("/"))) for node in nodes):
+        return held
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended, or is somebody else's
+            for fd in list((process / "fd").iterdir()):
+                target = _target(fd)
+                if any(fnmatch.fnmatchcase(target, node) for node in nodes):
+                    name = (process / "comm").read_text().strip()
+                    held[int(process.name)] = f"process {process.name} ({name}, {target})"
+    return held
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:  # closed meanwhile
+        return ""
+
+
+def device_busy(known: Collection[int] = (), nodes: Collection[str] = TPU_NODES) -> str:
+    """What to say if a process holds memory of the accelerators here, `known` ones aside; or ""."""
+    held = {pid: words for pid, words in device_holders(nodes).items() if pid not in known}
+    if not held:
+        return ""
+    ids = [str(pid) for pid in sorted(held)]
+    return (
+        f"the accelerator is still held by {', '.join(held[pid] for pid in sorted(held))}, and the "
+        f"next training needs its memory. Look with `ps -fp {','.join(ids)}`, end it with "
+        f"`kill {' '.join(ids)}`, and run the same command again."
+    )
+
+
+def wait_until_free(
+    known: Collection[int] = (),
+    seconds: float = FREE_SECONDS,
+    nodes: Collection[str] = TPU_NODES,
+) -> None:
+    """Waits until no process but those `known` before the first training holds an accelerator.
+
+    Raises:
+        UserError: one still does after `seconds`: the next training would lack its memory.
+    """
+    deadline = time.monotonic() + seconds
+    while busy := device_busy(known, nodes):
+        if time.monotonic() >= deadline:
+            raise UserError(f"{seconds:.0f} s after a training has ended, {busy}")
+        time.sleep(min(0.5, seconds / 10))
 
 
 def cuda_extra() -> str:

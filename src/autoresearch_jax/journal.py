@@ -5,8 +5,11 @@ before the step's effect is carried out. Reading it again is resuming. Steps:
 
 - `session`: a command started; the first one carries the tag's fingerprint and base commit.
 - `proposed`: experiment `n` exists: its commit, base, description and agent.
-- `trained`: its training ended: outcome, reason, metrics.
+- `trained`: its training ended: outcome, reason, metrics, provenance, the hash of what it left.
+- `scored`: the scorer has read that: outcome, reason, metrics, `val_bpb` among them.
 - `decided`: keep, discard or crash. Written before the branch moves.
+- `control`: after crashes alike, the best was started again, to see whether it still runs.
+- `verified`: a score was computed again, or on the sealed split.
 - `finished`: a loop did as many experiments as `--max` asked for.
 - `restored`: after `run -m`, the person's train.py is the best known again.
 
@@ -53,10 +56,14 @@ class Experiment:
     val_bpb: float | None = None  # bits per byte
     memory_gb: float | None = None  # GiB
     reason: str = ""  # why it crashed
-    metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # of the summary block
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    provenance: Record = dataclasses.field(default_factory=dict)  # what its score rests on
+    note: str = ""  # something about it that a person should look at
     started: float = 0.0  # unix time
     finished: float | None = None  # unix time
     outcome: str | None = None  # of the training (trainer.OUTCOMES); None while untrained
+    left: str = ""  # SHA-256 of what the training left
+    scored: str | None = None  # of the scoring (scoring.Score); None while it is to be done
 
 
 @dataclass(frozen=True)
@@ -150,14 +157,24 @@ class Journal:
         state_dir.mkdir(parents=True, exist_ok=True)
         self._replayed: tuple[int, list[Experiment]] = (0, [])
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        os.ftruncate(self._file, self._size)
-        sync_folder(state_dir)
+        try:
+            os.ftruncate(self._file, self._size)
+            os.fsync(self._file)
+            for folder in (state_dir, *list(state_dir.parents)[:2]):  # they may be new, too
+                sync_folder(folder)
+            self._sum = zlib.crc32(os.pread(self._file, self._size, 0))  # of all that it holds
+            self._stamp = _stamp(os.fstat(self._file))
+        except BaseException:
+            os.close(self._file)
+            raise
 
     def append(self, step: str, **fields: Any) -> None:
         """Writes a record, and returns when it is on disk.
 
-        Raises OSError (a full disk, say); then the journal is as it was before.
+        Raises OSError (a full disk, say); then the journal is as it was before. Raises
+        JournalError, and writes nothing, if somebody else has changed the file meanwhile.
         """
+        self._refuse_changed()
         record = {"step": step, **fields}
         line = seal(record)
         try:
@@ -167,9 +184,35 @@ class Journal:
             os.fsync(self._file)
         except OSError:
             os.ftruncate(self._file, self._size)
+            self._stamp = _stamp(os.fstat(self._file))
             raise
         self._size += len(line)
+        self._sum = zlib.crc32(line, self._sum)
+        self._stamp = _stamp(os.fstat(self._file))
         self.records.append(record)
+
+    def _refuse_changed(self) -> None:
+        """Raises JournalError unless the path still is the file that we left there."""
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            raise self._changed("is gone") from None
+        if not os.path.samestat(found, os.fstat(self._file)):
+            raise self._changed("was replaced by another file")
+        if _stamp(found) == self._stamp:
+            return
+        # A backup that makes a link of it, or a chmod, moves its times and no byte.
+        held = os.pread(self._file, self._size + 1, 0)
+        if len(held) != self._size or zlib.crc32(held) != self._sum:
+            raise self._changed(f"was changed ({found.st_size} bytes, {self._size} were written)")
+        self._stamp = _stamp(found)
+
+    def _changed(self, what: str) -> JournalError:
+        return JournalError(
+            f"{self.path} {what} while this process held it, so it cannot be believed, and nothing "
+            "was added. Put the file back from a backup, then run the same command again, or go on "
+            "without it: autoresearch-jax loop --tag NEW-TAG"
+        )
 
     def experiments(self) -> list[Experiment]:
         """Every experiment by its number, the undecided ones too. Not to be changed."""
@@ -179,6 +222,11 @@ class Journal:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    """What every change of a file changes, in the time of its file system."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def experiments(state_dir: Path) -> list[Experiment]:
@@ -209,8 +257,20 @@ def replay(steps: list[Record]) -> list[Experiment]:
                 outcome=step["outcome"],
                 reason=step["reason"],
                 metrics=metrics,
-                val_bpb=metrics.get("val_bpb"),
                 memory_gb=None if peak_mb is None else peak_mb / 1024,
+                provenance=step.get("provenance", {}),
+                note=step.get("note", ""),
+                left=step.get("left", ""),
+                scored=None,
+            )
+        elif step["step"] == "scored" and n in found:
+            metrics = found[n].metrics | step["metrics"]
+            found[n] = dataclasses.replace(
+                found[n],
+                scored=step["outcome"],
+                reason=step["reason"],
+                metrics=metrics,
+                val_bpb=metrics.get("val_bpb"),
             )
         elif step["step"] == "decided" and n in found:
             found[n] = dataclasses.replace(

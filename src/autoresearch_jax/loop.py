@@ -1,41 +1,34 @@
 """One experiment after the other: propose, train, decide, record."""
 
+import re
 import stat
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EACCES, EDQUOT, EIO, ENOSPC, EROFS
 from pathlib import Path
 
-from autoresearch_jax import agents, journal, manifest, trainer
+from autoresearch_jax import (
+    agents,
+    boxes,
+    isolation,
+    journal,
+)
 from autoresearch_jax.agents import Agent, AgentError, Context, prompt
 from autoresearch_jax.errors import UserError
-from autoresearch_jax.interrupts import Interrupts
+from autoresearch_jax.held import Setup, held
+from autoresearch_jax.isolation import Box
 from autoresearch_jax.journal import Experiment, Record
-from autoresearch_jax.session import Abandoned, Session, time_budget
-from autoresearch_jax.tags import choose
-from autoresearch_jax.trainer import Limits, TrainResult
-from autoresearch_jax.view import PlainView, SteadyView, View
+from autoresearch_jax.session import Abandoned, Session
+from autoresearch_jax.view import PlainView, View
 from autoresearch_jax.workspace import FILES, Workspace
 
-__all__ = ["LoopResult", "PlainView", "View", "fingerprint", "measure", "run_loop", "run_proposal"]
+__all__ = ["LoopResult", "PlainView", "Setup", "View", "run_loop", "run_proposal"]
 
 PERSON = "person"  # the agent of `run -m`
 FAILURES = 3  # proposals in a row that may fail
 SOURCE_BYTES = 1 << 20  # that a train.py may have
 WORKSPACE_FILES = (*FILES, "program.md", "results.tsv")
 
-DISK_ERRORS = {
-    ENOSPC: "The disk is full",
-    EDQUOT: "The disk quota is used up",
-    EROFS: "The disk is read-only",
-    EACCES: "A file may not be written",
-    EIO: "The disk fails",
-}
-
-Fingerprint = Callable[[Workspace], Record]
+CRASHES = 3  # in a row and alike, after which the best is started again
 
 
 @dataclass(frozen=True)
@@ -48,41 +41,17 @@ class LoopResult:
     stopped: str  # "max": all asked for are done; "interrupted"; "abandoned": one is undecided
 
 
-def fingerprint(workspace: Workspace) -> Record:
-    """What scores rest on, beside train.py: two that differ in it do not compare.
-
-    Raises UserError if the data is not prepared, the accelerator does not answer, or this is one
-    of several hosts.
-    """
-    from autoresearch_jax import hardware
-
-    hardware.refuse_several_hosts()
-    data = manifest.load(workspace.root)
-    data.verify()
-    device = hardware.probe()
-    return {
-        "frozen files": manifest.frozen_fingerprint(workspace.root),
-        "data": data.fingerprint,
-        "device": device.device_kind,
-        "device count": device.device_count,
-        "JAX": device.jax_version,
-    }
-
-
 # ------------------------------------------------------------------------------- the commands
 
 
 def run_loop(
     workspace: Workspace,
+    setup: Setup,
     *,
     agent: str | Agent = "tpe",
     max_experiments: int | None = None,
-    tag: str | None = None,
     desc: str = "",
     seed: int = 0,
-    view: View,
-    limits: Limits = Limits(),  # noqa: B008
-    fingerprint_of: Fingerprint = fingerprint,
 ) -> LoopResult:
     """Repeats experiments until `max_experiments` beside the baseline, or until interrupted.
 
@@ -90,7 +59,7 @@ def run_loop(
     UserError where it cannot start or go on; the journal then holds all that was done.
     """
     agent = agents.make_agent(agent) if isinstance(agent, str) else agent
-    with _held(workspace, tag, view, limits, fingerprint_of) as (session, found, why):
+    with held(workspace, setup, f"loop --agent {agent.name}") as (session, why):
         asked, done = _counted(session.journal.records)
         continues = asked is not None and asked == max_experiments
         plural = "" if max_experiments == 1 else "s"
@@ -106,7 +75,7 @@ def run_loop(
         )
         _say_unused_edits(session)
         fields = {"agent": agent.name, "desc": desc, "seed": seed, "max": max_experiments}
-        session.begin("loop", found, continues=continues, **fields)
+        session.begin("loop", continues=continues, **fields)
         before = sum(e.status is not None for e in session.history)
         try:
             stopped = _repeat(session, agent, max_experiments, desc, seed)
@@ -118,27 +87,20 @@ def run_loop(
 
 
 def run_proposal(
-    workspace: Workspace,
-    *,
-    description: str,
-    log_path: Path,
-    tag: str | None = None,
-    view: View,
-    limits: Limits = Limits(),  # noqa: B008
-    fingerprint_of: Fingerprint = fingerprint,
+    workspace: Workspace, setup: Setup, *, description: str, log_path: Path
 ) -> Experiment:
     """The checkout's train.py is the proposal; afterwards it is the best known again.
 
     `log_path` gets a copy of the training's log. After an interruption, the same command finishes
     the same proposal. Raises UserError, also if train.py holds nothing new or it was abandoned.
     """
-    log_path = _log_place(workspace, log_path)
+    log_path = log_place(workspace, log_path)
     source = _source_of(workspace.root / "train.py")
-    with _held(workspace, tag, view, limits, fingerprint_of) as (session, found, _):
+    with held(workspace, setup, "run -m") as (session, _):
         blob = session.ratchet.store(source)
         if _waiting(session, blob) is None:
             _refuse_unedited(session, blob)
-        session.begin("run", found, agent=PERSON)
+        session.begin("run", agent=PERSON)
         try:
             e = _decided_proposal(session, blob, journal.clean(description))
         except Abandoned:
@@ -149,33 +111,7 @@ def run_proposal(
         return e
 
 
-def measure(
-    workspace: Workspace,
-    *,
-    log_path: Path,
-    view: View,
-    limits: Limits = Limits(),  # noqa: B008
-) -> TrainResult:
-    """Trains the checkout's train.py where it is, and decides nothing. Raises UserError."""
-    log_path = _log_place(workspace, log_path)
-    view = SteadyView(view)
-    runs = workspace.home / "runs"
-    with _disk_errors(), Interrupts(view) as interrupts:
-        runs.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="measure-", dir=runs) as artifacts:
-            return trainer.train(
-                workspace.root,
-                log=log_path,
-                artifacts=Path(artifacts),
-                home=workspace.home,
-                budget_s=time_budget(workspace.root),
-                limits=limits,
-                live=view.live,
-                abandoned=interrupts.stopping,  # there is no loop to finish
-            )
-
-
-def _log_place(workspace: Workspace, path: Path) -> Path:
+def log_place(workspace: Workspace, path: Path) -> Path:
     """`path` made absolute. Raises UserError before a training whose log has no place there."""
     path = path.absolute()
     if not path.parent.is_dir():
@@ -183,48 +119,6 @@ def _log_place(workspace: Workspace, path: Path) -> Path:
     if path.resolve().parent == workspace.root.resolve() and path.name in WORKSPACE_FILES:
         raise UserError(f"the log would replace {path}. Choose another name: --log run.log")
     return path
-
-
-@contextmanager
-def _held(
-    workspace: Workspace,
-    tag: str | None,
-    view: View,
-    limits: Limits,
-    fingerprint_of: Fingerprint,
-) -> Iterator[tuple[Session, Record, str]]:
-    """A session of the right tag, its fingerprint, and why it is that tag."""
-    view = SteadyView(view)
-    with _disk_errors(), Interrupts(view) as interrupts:
-        view.live("looking at the data and the accelerator")
-        try:
-            found = fingerprint_of(workspace)
-        except UserError:
-            if not interrupts.stopping():  # a terminal's Ctrl-C ends the look at the accelerator
-                raise
-        if interrupts.stopping():
-            raise UserError("Stopped before anything was begun.")
-        workspace.head()  # a repository without a commit is refused before anything is written
-        chosen, new, why = choose(workspace, tag, found)
-        session = Session(workspace, chosen, view=view, stop=interrupts, limits=limits)
-        try:
-            yield session, found, f"{'new' if new else 'resumed'}: {why}"
-        finally:
-            session.close()
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in DISK_ERRORS and error.filename is None:
-            raise
-        what = DISK_ERRORS.get(error.errno or 0, "A file is not as it must be")
-        raise UserError(
-            f"{what} ({error}). Nothing recorded is lost: mend that, then run "
-            "the same command again."
-        ) from None
 
 
 # ----------------------------------------------------------------------------------- the loop
@@ -272,6 +166,7 @@ def _repeat(session: Session, agent: Agent, most: int | None, desc: str, seed: i
             session.view.say(f"Stopped. The same command trains {e.n}: {e.description}")
             return "interrupted"
         session.run(e)
+        _pause_if_broken(session)
     session.journal.append("finished", time=time.time())
     return "max"
 
@@ -291,6 +186,47 @@ def _baseline(session: Session) -> None:
             f"{e.reason.rstrip('.')}. Its log: {session.log(e)}. Mend train.py, commit it, "
             "then run the same command again."
         )
+
+
+def _pause_if_broken(session: Session) -> None:
+    """After crashes alike, starts the best again. Raises UserError if that crashes as well."""
+    alike = _crashes_alike(session.journal.records, session.history)
+    best = session.best
+    if len(alike) < CRASHES or best is None:
+        return
+    session.view.say(
+        f"     {len(alike)} crashes in a row look alike. Does the best one, experiment {best.n}, "
+        "still run?"
+    )
+    reason = session.control(best)
+    if not reason:
+        session.view.say("     It does: the machine is fine, the proposals are not.")
+        return
+    raise UserError(
+        f"Paused: {len(alike)} experiments in a row crashed ({alike[-1].reason.rstrip('.')}), and "
+        f"the best one, experiment {best.n}, does not run any more either: {reason.rstrip('.')}. "
+        "So it is the machine, and nothing is lost. Look with `autoresearch-jax doctor`, mend it, "
+        "then run the same command again."
+    )
+
+
+def _crashes_alike(records: list[Record], history: list[Experiment]) -> list[Experiment]:
+    """The last experiments if they crashed with the same cause, since it was last looked into."""
+    since = max(
+        (i for i, r in enumerate(records) if r["step"] in ("control", "session")), default=0
+    )
+    decided = [r["n"] for r in records[since:] if r["step"] == "decided"]
+    found: list[Experiment] = []
+    for e in reversed([history[n] for n in decided]):
+        if e.status != "crash" or (found and _cause(e.reason) != _cause(found[0].reason)):
+            break
+        found.append(e)
+    return found[::-1]
+
+
+def _cause(reason: str) -> str:
+    """A reason without what differs from one time to the next: numbers, names, places."""
+    return re.sub(r"'[^']*'|/\S+|0x[0-9a-f]+|\d+(\.\d+)?", "#", reason)[:80]
 
 
 def _ask(session: Session, agent: Agent, desc: str, seed: int) -> Experiment:
@@ -338,7 +274,21 @@ def _context(session: Session, best: Experiment, desc: str, seed: int) -> Contex
         run_dir=run_dir,
         committed=lambda: session.ratchet.message_since(best.commit, worktree),
         abandoned=session.interrupts.abandoned,
-        keep_fds=(session.lock,),
+        keep_fds=session.keep_fds,
+        level=session.conditions.level,
+        box=_agent_box(session, worktree, prompt_path),
+        env=session.ratchet.private_environment(worktree),
+    )
+
+
+def _agent_box(session: Session, worktree: Path, prompt_path: Path) -> Box:
+    """An agent writes in its worktree, and in the git data of that alone."""
+    return boxes.agent(
+        session.workspace,
+        session.conditions.data,
+        scratch=isolation.fresh(session.private / "scratch-agent"),
+        prompt=prompt_path,
+        writable=(worktree, *session.ratchet.private_git(worktree)),
     )
 
 

@@ -5,6 +5,12 @@ from pathlib import Path
 
 import platformdirs
 
+# What a training leaves in its run's folder, in this order.
+EXPORTED = "exported.bin"  # before its clock starts: the model as a function
+STOPPED = "stopped"  # empty: its clock has stopped
+PARAMS = "params"  # a folder: the parameters
+SUMMARY = "summary.json"  # what it says of itself
+
 
 def home() -> Path:
     """The folder of data, worktrees and caches: `AUTORESEARCH_HOME`, else the user's cache."""

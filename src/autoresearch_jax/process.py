@@ -36,14 +36,15 @@ def run(
     stdin: Path = Path("/dev/null"),
     limit_s: float,
     abandoned: Callable[[], bool] = lambda: False,
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[[], object] = lambda: None,
     keep_fds: Sequence[int] = (),
 ) -> Ended:
     """Runs a command in a session of its own until it, and all it started, has ended.
 
     Output goes to the files `stdout` and `stderr` (None: the same file), which keep the head and
-    the tail of a flood. `abandoned` is asked, and `tick` called, every 0.2 s. `keep_fds` stay open
-    until all has ended, even if this process is killed: the tag's lock.
+    the tail of a flood. `abandoned` is asked, and `tick` called, every 0.2 s; the command is over
+    its limit after `limit_s`, or once `tick` returns something true. `keep_fds` stay open until
+    all has ended, even if this process is killed: the locks.
 
     Raises UserError if the command cannot be started or not be ended.
     """
@@ -83,7 +84,7 @@ def _watch(
     guard: "subprocess.Popen[bytes]",
     deadline: float,
     abandoned: Callable[[], bool],
-    tick: Callable[[], None],
+    tick: Callable[[], object],
 ) -> str:
     """Waits for the report of the supervisor, or for a reason to end the command."""
     with selectors.DefaultSelector() as selector:
@@ -92,9 +93,8 @@ def _watch(
         while not selector.select(min(TICK_SECONDS, max(0.0, deadline - time.monotonic()))):
             if abandoned():
                 return "abandoned"
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or tick():
                 return "limit"
-            tick()
     return "exit"
 
 

@@ -5,10 +5,15 @@ Only plumbing is used. No command here can touch the person's checkout, its inde
 
 import contextlib
 import math
+import os
 import shutil
 import stat
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from autoresearch_jax import stale
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.workspace import GitError, Workspace, check_tag
 
@@ -32,9 +37,15 @@ class Ratchet:
 
     def __init__(self, workspace: Workspace, tag: str) -> None:
         self.workspace = workspace
-        self.git = workspace.git
         self.tag = check_tag(tag)
         self.branch = f"autoresearch/{tag}"
+        # The tag's lock, once it is held: git commands inherit it, so that who gets it knows that
+        # none of a killed loop's still runs.
+        self.keep_fds: tuple[int, ...] = ()
+
+    def git(self, *arguments: str, **options: Any) -> str:
+        """`Workspace.git`, with the tag's lock kept until git has ended."""
+        return self.workspace.git(*arguments, keep_fds=self.keep_fds, **options)
 
     # --------------------------------------------------------------------------- reading
 
@@ -100,6 +111,33 @@ class Ratchet:
                 raise  # not ours to explain: a full disk, a lock, a read-only folder
             raise UserError(moved(self.branch, self.tip(), new)) from None
 
+    def clear_stale_locks(self, intended: Mapping[str, str]) -> None:
+        """Removes what a git that was killed while it wrote one of our refs left in the way.
+
+        `intended` are the commits that the journal names, by full ref. A `<ref>.lock` is removed
+        only when it is provably left from writing that very commit; otherwise UserError says what
+        is in the way. The tag's lock must be in `keep_fds`: no other loop writes these refs then.
+        """
+        if not self.keep_fds:
+            raise ValueError(f"the lock of tag {self.tag} must be held")
+        paths = {ref: self.workspace.common_dir / f"{ref}.lock" for ref in intended}
+        found = {ref: stale.look(path) for ref, path in paths.items() if os.path.lexists(path)}
+        if not found:
+            return
+        time.sleep(stale.UNCHANGED_SECONDS)
+        for ref, before in found.items():
+            path = paths[ref]
+            why = self._no_ref_of_ours(ref) or stale.doubt(path, before, intended[ref])
+            why = why or stale.at_work(self.workspace, path)
+            if why and os.path.lexists(path):
+                raise UserError(stale.refusal(path, ref, why))
+            path.unlink(missing_ok=True)  # a living git may have finished with it just now
+
+    def _no_ref_of_ours(self, ref: str) -> str:
+        named = ref.removeprefix(f"refs/autoresearch/{self.tag}/")
+        ours = ref == f"refs/heads/{self.branch}" or named.isdecimal()
+        return "" if ours else f"{ref} is no ref of tag {self.tag}"
+
     # ------------------------------------------------------------------------- worktrees
 
     def export(self, commit: str, folder: Path) -> None:
@@ -110,7 +148,8 @@ class Ratchet:
         remove(folder)
         folder.mkdir(parents=True)
         index = folder.with_name(f"{folder.name}.index")
-        index.unlink(missing_ok=True)
+        for path in (index, index.with_name(f"{index.name}.lock")):  # of a git that was killed
+            path.unlink(missing_ok=True)
         env = {"GIT_INDEX_FILE": str(index), "GIT_WORK_TREE": str(folder)}
         git_dir = {"GIT_DIR": str(self.workspace.common_dir)}
         self.git("read-tree", commit, env=env | git_dir)
@@ -132,8 +171,11 @@ class Ratchet:
         if folder.is_symlink() or not (folder / ".git").is_file():
             return False
         try:
-            own = (folder / self.git("rev-parse", "--git-common-dir", at=folder)).resolve()
-            if own != self.workspace.common_dir:  # an agent made a repository of its own
+            asked = ("rev-parse", "--git-common-dir", "--git-dir")
+            own, git_dir = [folder / line for line in self.git(*asked, at=folder).splitlines()]
+            if own.resolve() != self.workspace.common_dir:  # an agent made one of its own
+                return False
+            if any(git_dir.rglob("*.lock")):  # of a git that was killed: made anew, it has none
                 return False
             self.git("checkout", "--quiet", "--force", "--detach", commit, at=folder)
             self.git("clean", "--quiet", "-ffdx", at=folder)
@@ -141,10 +183,36 @@ class Ratchet:
             return False
         return True
 
+    def private_git(self, folder: Path) -> tuple[Path, ...]:
+        """The git data of a worktree alone, and where what is committed there goes: made anew.
+
+        An agent in a box may write there, and so commit, without touching the repository's own.
+        """
+        remove(self._objects(folder))
+        self._objects(folder).mkdir(parents=True)
+        return Path(self.git("rev-parse", "--absolute-git-dir", at=folder)), self._objects(folder)
+
+    def private_environment(self, folder: Path) -> dict[str, str]:
+        """Variables by which git in that worktree stores new objects in the private place."""
+        return {
+            "GIT_OBJECT_DIRECTORY": str(self._objects(folder)),
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(self.workspace.common_dir / "objects"),
+        }
+
+    def _objects(self, folder: Path) -> Path:
+        return folder.with_name(f"{folder.name}-objects")
+
+    def _as_the_agent(self, folder: Path) -> dict[str, str]:
+        """Variables by which our git reads what was committed in a worktree."""
+        return {"GIT_ALTERNATE_OBJECT_DIRECTORIES": str(self._objects(folder))}
+
     def others_changed(self, base: str, folder: Path) -> list[str]:
         """The files of a worktree, train.py aside, that differ from the commit `base`."""
         with contextlib.suppress(GitError):  # the agent broke the worktree's git data: no matter
-            tracked = self.git("diff", "--name-only", "--no-ext-diff", "-z", base, at=folder)
+            env = self._as_the_agent(folder)
+            tracked = self.git(
+                "diff", "--name-only", "--no-ext-diff", "-z", base, at=folder, env=env
+            )
             new = self.git("ls-files", "--others", "--exclude-standard", "-z", at=folder)
             return sorted({name for name in (tracked + new).split("\0") if name} - {"train.py"})
         return []
@@ -153,7 +221,13 @@ class Ratchet:
         """The subject of the last commit made in a worktree since `base`; "" without one."""
         with contextlib.suppress(GitError):
             return self.git(
-                "log", "-1", "--no-show-signature", "--format=%s", f"{base}..HEAD", at=folder
+                "log",
+                "-1",
+                "--no-show-signature",
+                "--format=%s",
+                f"{base}..HEAD",
+                at=folder,
+                env=self._as_the_agent(folder),
             )
         return ""
 

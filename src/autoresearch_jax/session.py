@@ -11,21 +11,28 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax import interrupts, journal, manifest, ratchet, trainer
+from autoresearch_jax import interrupts, journal, manifest, paths, ratchet, scoring, trainer
+from autoresearch_jax.conditions import Conditions
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.interrupts import Interrupts
 from autoresearch_jax.journal import Experiment, Journal, Record
 from autoresearch_jax.ratchet import Ratchet
+from autoresearch_jax.runner import SEED, Runner, Scorer
 from autoresearch_jax.tags import lock as lock_tag
 from autoresearch_jax.view import View
 from autoresearch_jax.workspace import FROZEN, Workspace
 
-SEED = "42"  # of every training of a loop: scores of one seed compare
 MIN_FREE_BYTES = 64 << 20  # below it nothing is started: it would fail for want of disk
+ARTIFACTS_KEPT = 20  # kept experiments whose parameters stay, the baseline's and the best's aside
+CONTROL_SECONDS = 20.0  # of training after which the best counts as running
+
+
+def _never() -> bool:
+    return False
 
 
 class Abandoned(Exception):
@@ -40,21 +47,38 @@ class Session:
         workspace: Workspace,
         tag: str,
         *,
+        conditions: Conditions,
         view: View,
         stop: Interrupts,
         limits: trainer.Limits,
+        scorer: Scorer = scoring.score,
+        device_locks: tuple[int, ...] = (),
     ) -> None:
-        """Takes the tag. Raises UserError if its branch is checked out or another holds it."""
+        """Takes the tag. Raises UserError if its branch is checked out or another holds it.
+
+        `limits` are the baseline's; candidates get theirs from what the baseline took.
+        """
         self.workspace = workspace
         self.tag = tag
         self.view = view
         self.interrupts = stop
-        self.limits = limits
+        self.conditions = conditions
         self.ratchet = Ratchet(workspace, tag)
         self.private = workspace.private_dir(tag)
-        self.data: str | None = None  # the fingerprint of the data, once `begin` has recorded it
+        self._limits = limits
         self._refuse_checked_out()
         self.lock = lock_tag(workspace.state_dir(tag) / "lock", tag, view)
+        self.keep_fds = (self.lock, *device_locks)  # they outlive this process in what it started
+        self.ratchet.keep_fds = self.keep_fds
+        self.runner = Runner(
+            workspace,
+            self.private,
+            conditions,
+            view=view,
+            interrupts=stop,
+            scorer=scorer,
+            keep_fds=self.keep_fds,
+        )
         try:
             self.journal = Journal(workspace.state_dir(tag))
         except BaseException:
@@ -79,12 +103,16 @@ class Session:
     def log(self, e: Experiment) -> Path:
         return self.workspace.run_dir(self.tag, e.n) / "run.log"
 
-    def begin(self, kind: str, fingerprint: Record, **fields: Any) -> None:
+    @property
+    def baseline(self) -> Experiment | None:
+        """The first kept one, which the limits of all others come from."""
+        return next((e for e in self.history if e.status == "keep"), None)
+
+    def begin(self, kind: str, **fields: Any) -> None:
         """Records that a command started. The first record holds what the tag rests on.
 
         Raises UserError if the frozen files of the checkout are not the committed ones.
         """
-        self.data = fingerprint.get("data")
         if self.best is None:  # the baseline will be measured
             head = self.workspace.head()
             changed = self.workspace.differing(head, FROZEN)
@@ -97,7 +125,7 @@ class Session:
         self.journal.append(
             "session",
             kind=kind,
-            fingerprint=fingerprint,
+            fingerprint=self.conditions.fingerprint,
             head=self.workspace.head(),
             pid=os.getpid(),
             time=time.time(),
@@ -107,6 +135,7 @@ class Session:
     def settle(self) -> None:
         """Finishes what an earlier process left unfinished. Raises UserError, Abandoned."""
         self._refuse_checked_out()
+        self.ratchet.clear_stale_locks(self._intended())
         self._move_branch()
         for e in self.history:
             if e.status is None:
@@ -116,6 +145,14 @@ class Session:
             else:
                 self._prune(e)
         self._project()
+
+    def _intended(self) -> dict[str, str]:
+        """The refs that an earlier process may have been writing when it was killed."""
+        named = [e for e in self.history if e.status is None] or self.history[-1:]
+        refs = {f"refs/autoresearch/{self.tag}/{e.n}": e.commit for e in named}
+        if self.best is not None:
+            refs[f"refs/heads/{self.ratchet.branch}"] = self.best.commit
+        return refs
 
     def propose_baseline(self) -> Experiment:
         """The checkout's commit, as it is, becomes the next experiment."""
@@ -156,21 +193,14 @@ class Session:
 
         Raises Abandoned, and UserError where the loop cannot go on; `e` is undecided then.
         """
-        if e.outcome is None:
-            broken = unparsable(self.ratchet.blob(e.commit))
-            result = None if broken else self._train(e)
-            self.journal.append(
-                "trained",
-                n=e.n,
-                outcome="crash" if result is None else result.outcome,
-                reason=broken if result is None else result.reason,
-                metrics={} if result is None else dict(result.metrics),
-                time=time.time(),
-            )
-        e = self.history[e.n]
+        if e.outcome is None or not self._still_there(e):
+            self._train(e)
+            e = self.history[e.n]
+        if e.outcome == "ok" and e.scored is None:
+            self._score(e)
+            e = self.history[e.n]
         best = self.best
-        score = e.val_bpb if e.outcome == "ok" else None
-        status = ratchet.strict(score, best.val_bpb if best else None)
+        status = ratchet.strict(e.val_bpb, best.val_bpb if best else None)
         self.journal.append("decided", n=e.n, status=status, reason=e.reason, time=time.time())
         self._move_branch()
         e = self.history[e.n]
@@ -178,41 +208,140 @@ class Session:
         self._project()
         self.view.live("")
         self.view.say(_verdict(e, best))
+        if e.note:
+            self.view.say(f"     look at it: {e.note}")
         return e
 
-    def _train(self, e: Experiment) -> trainer.TrainResult:
+    def _still_there(self, e: Experiment) -> bool:
+        """Whether a trained experiment that is to be scored has what its training left."""
+        return (
+            e.outcome != "ok" or e.scored is not None or scoring.seal(self.artifacts(e)) == e.left
+        )
+
+    def artifacts(self, e: Experiment) -> Path:
+        return self.workspace.run_dir(self.tag, e.n) / "artifacts"
+
+    def _train(self, e: Experiment) -> None:
+        """Trains and records it. Raises Abandoned, UserError."""
+        broken = unparsable(self.ratchet.blob(e.commit))
+        found: Record = {
+            "outcome": "crash",
+            "reason": broken,
+            "metrics": {},
+            "note": "",
+            "left": "",
+        }
+        if not broken:
+            result = self._run_training(e, self.artifacts(e), self.log(e))
+            found |= {"outcome": result.outcome, "reason": result.reason, "note": result.note}
+            found["metrics"] = dict(result.metrics)
+            found["left"] = scoring.seal(self.artifacts(e)) if result.outcome == "ok" else ""
+        provenance = {**self.conditions.provenance, "seed": int(SEED)}
+        self.journal.append("trained", n=e.n, **found, provenance=provenance, time=time.time())
+
+    def limits_for(self, e: Experiment, budget_s: float = 0.0) -> trainer.Limits:
+        """The baseline's own, or those that come from what the baseline took."""
+        baseline = self.baseline
+        if baseline is None or baseline.n == e.n:
+            return self._limits
+        return trainer.Limits.after(baseline.metrics, budget_s)
+
+    def _run_training(
+        self, e: Experiment, artifacts: Path, log: Path, enough: Callable[[], bool] = _never
+    ) -> trainer.TrainResult:
+        """One training of an experiment's commit; `enough` may end it.
+
+        Raises Abandoned, UserError.
+        """
         folder = self.private / "train"
-        artifacts = self.workspace.run_dir(self.tag, e.n) / "artifacts"
         ratchet.remove(artifacts)  # of the same training, abandoned or out of disk
         self._check_disk()
-        artifacts.mkdir(parents=True)
         self.ratchet.export(e.commit, folder)
-        pinned = {"AUTORESEARCH_SEED": SEED}
-        if self.data is not None:
-            manifest.load(folder, splits=(), fingerprint=self.data)  # prepared anew meanwhile?
-            pinned["AUTORESEARCH_DATA"] = self.data
-        title = f"experiment {e.n}, {e.description}"
-        self.view.live(f"{title}: starting")
-        result = trainer.train(
+        budget_s = time_budget(folder)
+        result = self.runner.train(
             folder,
-            log=self.log(e),
             artifacts=artifacts,
-            home=self.workspace.home,
-            budget_s=time_budget(folder),
-            limits=self.limits,
-            pinned=pinned,
-            live=lambda line: self.view.live(f"{title}: {line or 'starting'}"),
-            abandoned=self.interrupts.abandoned,
-            keep_fds=(self.lock,),
+            log=log,
+            budget_s=budget_s,
+            limits=self.limits_for(e, budget_s),
+            title=_title(e),
+            enough=enough,
         )
         # A service manager signals every process, so a training may be ended along with the loop.
-        if result.outcome == "abandoned" or (
+        if (result.outcome == "abandoned" and self.interrupts.abandoned()) or (
             result.signal in interrupts.SIGNALS and self.interrupts.stopping()
         ):
             raise Abandoned
-        if result.outcome != "ok":
+        if result.outcome not in ("ok", "abandoned"):
             self._check_disk()  # a full disk is no fault of the proposal
         return result
+
+    def _score(self, e: Experiment) -> None:
+        """Scores what a training left, and records it. Raises Abandoned, UserError."""
+        score = self.score(e)
+        self.journal.append(
+            "scored",
+            n=e.n,
+            outcome=score.outcome,
+            reason=score.reason,
+            metrics=dict(score.metrics),
+            time=time.time(),
+        )
+        if not e.base and score.outcome == "ok":
+            self.runner.trust_cache()
+
+    def score(self, e: Experiment, split: str = "val") -> scoring.Score:
+        """The score of what an experiment's training left. Raises Abandoned, UserError."""
+        limits = self.limits_for(e)
+        score = self.runner.score(
+            self._frozen(e.base or e.commit),
+            self.artifacts(e),
+            log=self.log(e).with_name("score.log"),
+            limits=limits,
+            title=_title(e),
+            split=split,
+        )
+        if score.outcome == "abandoned" or (
+            score.signal in interrupts.SIGNALS and self.interrupts.stopping()
+        ):
+            raise Abandoned
+        return score
+
+    def _frozen(self, commit: str) -> Path:
+        """A folder with the pinned frozen files and nothing else. Raises UserError."""
+        folder = self.private / "frozen"
+        ratchet.remove(folder)
+        folder.mkdir(parents=True)
+        for name in FROZEN:
+            (folder / name).write_bytes(self.ratchet.blob(commit, name))
+        pinned = self.conditions.fingerprint.get("frozen files")
+        if self.conditions.data is not None and manifest.frozen_fingerprint(folder) != pinned:
+            raise UserError(
+                f"{' and '.join(FROZEN)} of commit {commit[:7]} are not those that tag {self.tag} "
+                f"was measured with ({pinned}). Start a new tag: --tag {self.tag}-2"
+            )
+        return folder
+
+    def control(self, e: Experiment) -> str:
+        """Starts the best again for a little while: why it fails, or "" if it still runs.
+
+        After crashes alike it tells a broken machine from bad proposals. Raises Abandoned,
+        UserError.
+        """
+        run_dir = self.workspace.run_dir(self.tag, e.n)
+        artifacts = run_dir / "control"
+        begun: list[float] = []
+
+        def enough() -> bool:
+            if not begun and (artifacts / paths.EXPORTED).exists():
+                begun.append(time.monotonic())
+            return bool(begun) and time.monotonic() - begun[0] > CONTROL_SECONDS
+
+        result = self._run_training(e, artifacts, run_dir / "control.log", enough)
+        ratchet.remove(artifacts)
+        reason = "" if result.outcome in ("ok", "abandoned") else result.reason
+        self.journal.append("control", n=e.n, reason=reason, time=time.time())
+        return reason
 
     # ------------------------------------------------------------------------------ effects
 
@@ -227,9 +356,13 @@ class Session:
         self.ratchet.move(best.commit, tip)
 
     def _prune(self, e: Experiment) -> None:
-        """Parameters and exports, 200 MB at full size, are kept for kept experiments only."""
+        """Parameters and exports, 200 MB at full size, stay for the last kept experiments only."""
         if e.status != "keep":
-            ratchet.remove(self.workspace.run_dir(self.tag, e.n) / "artifacts")
+            ratchet.remove(self.artifacts(e))
+            return
+        kept = [one for one in self.history if one.status == "keep"]
+        for one in kept[1:-ARTIFACTS_KEPT]:
+            ratchet.remove(self.artifacts(one))
 
     def _project(self) -> None:
         """Brings results.tsv up to date; one that the person edited is copied aside first."""
@@ -282,6 +415,10 @@ class Session:
                     f"{folder} has {free >> 20} MiB left, of the {MIN_FREE_BYTES >> 20} needed. "
                     "Nothing is lost: make room, then run the same command again."
                 )
+
+
+def _title(e: Experiment) -> str:
+    return f"experiment {e.n}, {e.description}"
 
 
 def time_budget(folder: Path) -> float:

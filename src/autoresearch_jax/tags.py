@@ -1,21 +1,15 @@
 """Which tag a command works on, and the lock that makes it the only one."""
 
-import fcntl
-import os
-import time
 from datetime import date
 from pathlib import Path
 
-import psutil
-
-from autoresearch_jax import journal
+from autoresearch_jax import journal, locks
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.journal import Record
 from autoresearch_jax.view import View
 from autoresearch_jax.workspace import Workspace, check_tag
 
 MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
-HANDOVER_SECONDS = 90.0  # in which the training of a killed loop is ended
 
 
 def choose(workspace: Workspace, tag: str | None, fingerprint: Record) -> tuple[str, bool, str]:
@@ -91,26 +85,28 @@ def _taken(workspace: Workspace, tag: str) -> bool:
 def lock(path: Path, tag: str, view: View) -> int:
     """Takes the tag's lock; returns its file descriptor. Raises UserError naming the holder.
 
-    Trainings inherit it, so it also says that none of a killed loop's is left.
+    Trainings and git commands inherit it, so it also says that none of a killed loop's is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    deadline = time.monotonic() + HANDOVER_SECONDS
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(handle, 20, 0).decode().strip()
-            alive = holder.isdigit() and psutil.pid_exists(int(holder))
-            if alive or time.monotonic() > deadline:
-                os.close(handle)
-                raise UserError(
-                    f"tag {tag} is held by process {holder or 'unknown'}: one loop a tag. Stop "
-                    f"that one (kill {holder or 'PID'}), or use another tag: --tag {tag}-2"
-                ) from None
-            view.live("waiting until the training of the killed loop has ended")
-            time.sleep(0.05)
-        else:
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, b"%d\n" % os.getpid(), 0)
-            return handle
+
+    def waiting() -> None:
+        view.live("waiting until the training of the killed loop has ended")
+
+    try:
+        return locks.hold(path, "", waiting=waiting)
+    except locks.Held as held:
+        raise UserError(_refusal(tag, held)) from None
+
+
+def refuse_held(workspace: Workspace, tag: str) -> None:
+    """Raises UserError if a living process holds the tag: before anything that takes long."""
+    try:
+        locks.refuse_held(workspace.state_dir(tag) / "lock")
+    except locks.Held as held:
+        raise UserError(_refusal(tag, held)) from None
+
+
+def _refusal(tag: str, held: locks.Held) -> str:
+    return (
+        f"tag {tag} is held by process {held.pid or 'unknown'}: one loop a tag. Stop that one "
+        f"(kill {held.pid or 'PID'}), or use another tag: --tag {tag}-2"
+    )

@@ -1,32 +1,63 @@
-"""One training process: start it, bound it, keep its log, read what it printed."""
+"""One training process: start it, time it from outside, bound it, read what it left."""
 
+import json
 import math
 import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from autoresearch_jax import journal, process
+from autoresearch_jax import isolation, journal, paths, process
 from autoresearch_jax.errors import UserError
+from autoresearch_jax.isolation import Box
 
 # "abandoned" is never recorded: that experiment is trained again.
-OUTCOMES = ("ok", "crash", "timeout", "no-metric", "nan", "abandoned")
+OUTCOMES = ("ok", "crash", "timeout", "abandoned")
 
 REASON_LIMIT = 300  # characters
-SUMMARY_BYTES = 1 << 16  # the summary block and a traceback lie in the last of the log
-_LINE = re.compile(r"^([A-Za-z]\w*):[ \t]+(\S+)[ \t]*$", re.MULTILINE)
+TAIL_BYTES = 1 << 16  # a traceback lies in the last of the log
+SUMMARY_BYTES = 1 << 16
+DISK_BYTES = 16 << 30  # that a training may write; the parameters at full size are 0.2 GB
+DISK_SECONDS = 2.0  # between two looks at what it has written
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds that a training may take beyond its budget."""
+    """Seconds that each phase may take, by the harness's timer, and what probes may differ by.
 
-    startup_s: float = 300.0  # imports, compilation
-    grace_s: float = 300.0  # the last step, evaluation, saving
+    These are a baseline's. `after` gives the ones of all that is compared with it.
+    """
+
+    startup_s: float = 600.0  # until `begin` has exported the model: imports, compilation
+    overrun_s: float | None = None  # beyond the budget; None: a tenth of it and 10 s
+    checkpoint_s: float = 300.0  # from `finish` to the end of the process
+    scoring_s: float = 3600.0
+    tolerance: float = 0.05  # nats: a leak as small as that gains nothing
+    usual_startup_s: float | None = None  # the baseline's; much more of it is reported
+
+    def overrun(self, budget_s: float) -> float:
+        """Seconds that training may go on after the budget: its last step, its last print."""
+        return 10 + 0.1 * budget_s if self.overrun_s is None else self.overrun_s
+
+    @classmethod
+    def after(cls, baseline: Mapping[str, float], budget_s: float) -> "Limits":
+        """What a candidate may take, given what the baseline took (its metrics)."""
+        startup = baseline.get("startup_seconds", 0.0)
+        overrun = max(0.0, baseline.get("training_seconds", 0.0) - budget_s)
+        return cls(
+            startup_s=2 * startup + max(20.0, 0.1 * budget_s),
+            overrun_s=2 * overrun + 0.01 * budget_s + 1.0,
+            checkpoint_s=2 * baseline.get("checkpoint_seconds", 0.0) + 5.0,
+            scoring_s=5 * baseline.get("scoring_seconds", 0.0) + 30.0,
+            tolerance=min(cls.tolerance, max(1e-4, 10 * baseline.get("probe_noise", 0.0))),
+            usual_startup_s=startup,
+        )
 
 
 @dataclass(frozen=True)
@@ -35,13 +66,10 @@ class TrainResult:
 
     outcome: str  # one of OUTCOMES
     reason: str  # why it is not "ok", else ""
-    metrics: Mapping[str, float]  # the finite numbers of the summary block, and wall_seconds
+    metrics: Mapping[str, float]  # what it says of itself, and the seconds that were measured
     log: Path
     signal: int = 0  # that ended it, if one did
-
-    @property
-    def val_bpb(self) -> float | None:
-        return self.metrics.get("val_bpb")
+    note: str = ""  # something that a person should look at
 
     @property
     def seconds(self) -> float:
@@ -53,10 +81,11 @@ def train(
     *,
     log: Path,
     artifacts: Path,
-    home: Path,
     budget_s: float,
+    env: Mapping[str, str],
+    level: str = "none",
+    box: Box | None = None,
     limits: Limits = Limits(),
-    pinned: dict[str, str] | None = None,
     live: Callable[[str], None] = lambda _: None,
     abandoned: Callable[[], bool] = lambda: False,
     keep_fds: tuple[int, ...] = (),
@@ -64,61 +93,139 @@ def train(
     """Runs train.py of `folder` there, until it and all it started has ended.
 
     `log` takes what it prints, `artifacts` (an existing empty folder) what it exports; `live` is
-    told its last line. `pinned` are variables of its environment that ours must not decide. Raises
-    UserError if it cannot be started or not be ended.
+    told its last line. It runs in `box` at isolation `level`. Raises UserError if it cannot be
+    started or not be ended.
     """
     if not (folder / "train.py").is_file():
         raise UserError(f"{folder} has no train.py.")
-    limit_s = limits.startup_s + budget_s + limits.grace_s
+    box = Box(scratch=artifacts.with_name("scratch")) if box is None else box
+    clock = Clock(artifacts, limits, budget_s, written=(*box.writable, box.scratch))
+
+    def tick() -> str:
+        live(last_line(log))
+        return clock.look()
+
     ended = process.run(
-        [sys.executable, "train.py"],
+        isolation.wrap(level, [sys.executable, "train.py"], box),
         cwd=folder,
-        env=environment(home, artifacts) | (pinned or {}),
+        env=env,
         stdout=log,
-        limit_s=limit_s,
+        limit_s=math.inf,  # the clock's are tighter
         abandoned=abandoned,
-        tick=lambda: live(last_line(log)),
+        tick=tick,
         keep_fds=keep_fds,
     )
-    tail = read_tail(log)
-    metrics, val_bpb = parse_summary(tail)
-    metrics["wall_seconds"] = round(ended.seconds, 3)
-    if ended.why == "limit":
-        outcome, reason = "timeout", f"ran over the limit of {limit_s:.0f} s"
+    over = clock.look()
+    returncode = isolation.signal_of(level, ended.returncode)
+    if ended.why == "abandoned":
+        outcome, reason = "abandoned", "abandoned"
+    elif over:  # also where it ended by itself since the last look
+        outcome, reason = "timeout", over
     else:
-        outcome, reason = judge(ended, tail, val_bpb)
-    if outcome != "ok":
-        metrics.pop("val_bpb", None)
+        outcome, reason = judge(returncode, read_tail(log))
+    metrics = read_summary(artifacts / paths.SUMMARY) | clock.seconds()
+    metrics["wall_seconds"] = round(ended.seconds, 3)
     return TrainResult(
-        outcome, journal.clean(reason, REASON_LIMIT), metrics, log, max(0, -ended.returncode)
+        outcome,
+        journal.clean(reason, REASON_LIMIT),
+        metrics,
+        log,
+        max(0, -returncode),
+        clock.note(),
     )
 
 
-def environment(home: Path, artifacts: Path) -> dict[str, str]:
-    """What a training process finds in its environment."""
-    return os.environ | {
-        "AUTORESEARCH_HOME": str(home),
-        "AUTORESEARCH_RUN_DIR": str(artifacts),
-        "JAX_COMPILATION_CACHE_DIR": str(home / "compile-cache"),
-        "PYTHONUNBUFFERED": "1",
-    }
+class Clock:
+    """The phases of a training, timed by what appears in its folder.
+
+    A process that runs an agent's code can lie about its own time, but not be in two phases at
+    once: training before `begin` costs start-up, and training after the budget costs the run.
+    """
+
+    def __init__(
+        self, artifacts: Path, limits: Limits, budget_s: float, written: tuple[Path, ...] = ()
+    ) -> None:
+        self._artifacts = artifacts
+        self._limits = limits
+        self._budget_s = budget_s
+        self._written = written
+        self._started = time.monotonic()
+        self._exported: float | None = None
+        self._stopped: float | None = None
+        self._next_look = self._started + DISK_SECONDS
+        self._ended_by = ""
+
+    def look(self) -> str:
+        """Notes the phase; why the process must end, or ""."""
+        now = time.monotonic()
+        if self._exported is None and os.path.lexists(self._artifacts / paths.EXPORTED):
+            self._exported = now
+        if self._stopped is None and os.path.lexists(self._artifacts / paths.STOPPED):
+            self._stopped = now
+        self._ended_by = self._ended_by or self._over(now)
+        if not self._ended_by and now > self._next_look:
+            self._ended_by = self._too_much_disk()
+            self._next_look = time.monotonic() + DISK_SECONDS
+        return self._ended_by
+
+    def _over(self, now: float) -> str:
+        limits, budget = self._limits, self._budget_s
+        begun = self._exported
+        if begun is None or begun - self._started > limits.startup_s:
+            took = (begun or now) - self._started
+            if took > limits.startup_s:
+                return f"start-up took over {limits.startup_s:.0f} s (until prepare.begin)"
+            return ""
+        most = budget + limits.overrun(budget)
+        if (self._stopped or now) - begun > most:
+            return f"training took over {most:.0f} s; the budget is {budget:.0f} s"
+        if self._stopped is not None and now - self._stopped > limits.checkpoint_s:
+            return f"saving took over {limits.checkpoint_s:.0f} s (from session.finish to the end)"
+        return ""
+
+    def _too_much_disk(self) -> str:
+        size = sum(folder_bytes(folder) for folder in self._written)
+        if size > DISK_BYTES:
+            return f"it wrote {size / 2**30:.1f} GiB, more than {DISK_BYTES / 2**30:.0f} GiB"
+        return ""
+
+    def seconds(self) -> dict[str, float]:
+        """The seconds of each phase that was reached."""
+        now = time.monotonic()
+        found = {"startup_seconds": (self._exported or now) - self._started}
+        if self._exported is not None:
+            found["training_seconds"] = (self._stopped or now) - self._exported
+        if self._stopped is not None:
+            found["checkpoint_seconds"] = now - self._stopped
+        return {name: round(value, 3) for name, value in found.items()}
+
+    def note(self) -> str:
+        """What a person should look at, or ""."""
+        usual, took = self._limits.usual_startup_s, self.seconds()["startup_seconds"]
+        if usual is None or took <= 1.5 * usual + 5:
+            return ""
+        return f"start-up took {took:.0f} s, the baseline's {usual:.0f} s: is it training there?"
 
 
-def judge(ended: process.Ended, tail: str, val_bpb: str | None) -> tuple[str, str]:
-    """The outcome and its reason, of a training that was not cut off by the limit."""
-    if ended.why == "abandoned":
-        return "abandoned", "abandoned"
-    if ended.returncode < 0:
-        return "crash", f"{_signal(-ended.returncode)}; its last line: {_last(tail)}"
-    if ended.returncode:
-        code = f"exit code {ended.returncode}"
+def folder_bytes(folder: Path) -> int:
+    """The bytes of all files below a folder that are there now."""
+    size = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            try:
+                size += os.lstat(os.path.join(path, name)).st_size  # noqa: PTH118
+            except OSError:
+                continue  # it has just gone
+    return size
+
+
+def judge(returncode: int, tail: str) -> tuple[str, str]:
+    """The outcome and its reason, of a training that kept to its limits."""
+    if returncode < 0:
+        return "crash", f"{_signal(-returncode)}; its last line: {_last(tail)}"
+    if returncode:
+        code = f"exit code {returncode}"
         return "crash", crash_reason(tail) if tail.strip() else f"{code}, and no output"
-    if val_bpb is None or val_bpb == "n/a":
-        return "no-metric", f"exit code 0, but no val_bpb; its last line: {_last(tail)}"
-    number = _number(val_bpb)
-    # A value that is not positive is no number of bits: it would stay the best for ever.
-    if number is None or number <= 0:
-        return "nan", f"val_bpb is {val_bpb}, not a positive number"
     return "ok", ""
 
 
@@ -131,26 +238,23 @@ def _signal(number: int) -> str:
     return f"killed by {name}{hint}"
 
 
-# ------------------------------------------------------------------------------ reading a log
-
-
-def parse_summary(tail: str) -> tuple[dict[str, float], str | None]:
-    """The finite numbers of the last summary block of a log, and val_bpb as it is printed."""
-    lines = tail.splitlines()
-    if "---" not in lines:
-        return {}, None
-    start = len(lines) - lines[::-1].index("---")
-    printed = dict(_LINE.findall("\n".join(lines[start:])))
-    numbers = {name: _number(value) for name, value in printed.items()}
-    return {k: v for k, v in numbers.items() if v is not None}, printed.get("val_bpb")
-
-
-def _number(text: str) -> float | None:
+def read_summary(path: Path) -> dict[str, float]:
+    """What a training says of itself: finite numbers, no score. It decides nothing."""
     try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        if path.is_symlink() or path.stat().st_size > SUMMARY_BYTES:
+            return {}
+        found: Any = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    pairs = found.items() if isinstance(found, dict) else ()
+    return {
+        journal.clean(name, 40): float(value)
+        for name, value in list(pairs)[:50]
+        if type(value) in (int, float) and abs(value) < 1e300 and name != "val_bpb"
+    }
+
+
+# ------------------------------------------------------------------------------ reading a log
 
 
 def crash_reason(tail: str) -> str:
@@ -176,7 +280,7 @@ def last_line(log: Path) -> str:
     return "" if line == "none" else journal.clean(line)
 
 
-def read_tail(log: Path, size: int = SUMMARY_BYTES) -> str:
+def read_tail(log: Path, size: int = TAIL_BYTES) -> str:
     """The last `size` bytes of a file as text; "" where there is none."""
     try:
         with log.open("rb") as file:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from autoresearch_jax import journal, manifest, paths
 from autoresearch_jax.errors import UserError
@@ -28,6 +30,17 @@ GIT_LOCAL = (
     "GIT_NAMESPACE",
     "GIT_PREFIX",
 )
+
+
+# For every command of ours.
+SETTINGS = {
+    "core.hooksPath": "/dev/null",  # the person's hooks are theirs
+    "core.safecrlf": "false",  # any bytes can be a train.py
+    # A record in the journal must not survive a power cut that the commit it names does not.
+    "core.fsync": "committed,loose-object,reference",
+    "core.fsmonitor": "false",  # a daemon of git would keep the tag's lock for ever
+    "gc.auto": "0",
+}
 
 
 class GitError(UserError):
@@ -79,19 +92,18 @@ class Workspace:
         at: Path | None = None,
         stdin: bytes = b"",
         env: dict[str, str] | None = None,
+        keep_fds: tuple[int, ...] = (),
     ) -> bytes:
-        """Runs git in the checkout or at `at`. Raises GitError."""
-        # The person's hooks are theirs, reading must not rewrite the index of their checkout, and
-        # any bytes can be a train.py.
-        settings = ("-c", "core.hooksPath=/dev/null", "-c", "core.safecrlf=false")
+        """Runs git in the checkout or at `at`; it keeps `keep_fds` open. Raises GitError."""
+        settings = [word for item in SETTINGS.items() for word in ("-c", "=".join(item))]
         command = ["git", "-C", str(at or self.root), *settings, *arguments]
-        with tempfile.TemporaryFile() as file:
-            file.write(stdin)
-            file.seek(0)
+        with _file_of(stdin) as file:
             status, output, errors = self.repo.git.execute(
                 command,
                 istream=file,
+                # Reading must not rewrite the index of the person's checkout.
                 env={"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"} | (env or {}),
+                pass_fds=keep_fds,
                 with_extended_output=True,
                 with_exceptions=False,
                 stdout_as_string=False,
@@ -123,7 +135,15 @@ class Workspace:
 
     def differing(self, commit: str, names: tuple[str, ...]) -> list[str]:
         """Which of the checkout's files are not as in the commit."""
-        return self.git("diff", "--name-only", commit, "--", *names).split()
+        # `git diff` would refresh the index of the checkout, which is the person's.
+        return [name for name in names if not self._is_as_in(commit, name)]
+
+    def _is_as_in(self, commit: str, name: str) -> bool:
+        path = self.root / name
+        if not path.is_file():
+            return False
+        blob = self.git("hash-object", f"--path={name}", "--", str(path))
+        return blob == self.git("rev-parse", "--verify", f"{commit}:{name}")
 
     # ---------------------------------------------------------------------------- files
 
@@ -148,6 +168,18 @@ class Workspace:
         """Where the tag's worktrees lie: outside .git, since agents refuse to edit in there."""
         key = hashlib.sha256(os.fsencode(self.common_dir)).hexdigest()[:12]
         return self.home / "worktrees" / key / check_tag(tag)
+
+
+@contextlib.contextmanager
+def _file_of(data: bytes) -> Iterator[BinaryIO | None]:
+    """A file that holds the data. Without data there is none: looking needs no room on a disk."""
+    if not data:
+        yield None
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        yield file
 
 
 def _text(output: str | bytes) -> str:

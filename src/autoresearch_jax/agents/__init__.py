@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from autoresearch_jax.isolation import Box
 from autoresearch_jax.journal import Experiment
 
 
@@ -30,7 +31,10 @@ class Context:
     run_dir: Path  # where the agent's own logs go
     committed: Callable[[], str] = field(default=str)  # the subject of its commit here, or ""
     abandoned: Callable[[], bool] = field(default=lambda: False)  # asked often; True: give up now
-    keep_fds: tuple[int, ...] = ()  # for process.run: the lock that outlives a killed loop
+    keep_fds: tuple[int, ...] = ()  # for process.run: the locks that outlive a killed loop
+    level: str = "none"  # of isolation.LEVELS
+    box: Box | None = None  # that a command of somebody else's runs in; None: in none
+    env: Mapping[str, str] = field(default_factory=dict)  # beside the person's own
 
 
 class Agent(Protocol):
@@ -44,12 +48,12 @@ class Agent(Protocol):
         ...
 
 
-def make_agent(name: str) -> Agent:
-    """The built-in agent of that name, else `name` as a shell command."""
+def make_agent(name: str, writes: Sequence[Path] = ()) -> Agent:
+    """The built-in agent of that name, else `name` as a shell command that may write `writes`."""
     if name == "tpe":
         from autoresearch_jax.agents.tpe import Tpe  # optuna takes a second to import
 
         return Tpe()
     from autoresearch_jax.agents.command import CommandAgent
 
-    return CommandAgent(name)
+    return CommandAgent(name, writes=writes)

@@ -1,0 +1,103 @@
+"""Which box each kind of process gets: a training, the scorer, an agent."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from autoresearch_jax.isolation import Box
+from autoresearch_jax.manifest import Manifest
+from autoresearch_jax.workspace import Workspace
+
+
+def training(
+    workspace: Workspace,
+    data: Manifest | None,
+    *,
+    scratch: Path,
+    writable: Iterable[Path],
+) -> Box:
+    """It reads what it trains on, and writes where it is told to.
+
+    Not the validation rows, nor the text that they come from; and nothing that earlier trainings
+    left, since parameters to start from would be seconds of training that no clock has seen.
+    """
+    readable = () if data is None else (*_common(data), data.split_path("train"))
+    hidden = (workspace.home, workspace.common_dir / "autoresearch", *held_out(data))
+    return Box(scratch, readable=readable, writable=tuple(writable), hidden=hidden)
+
+
+def scorer(
+    data: Manifest | None,
+    split: str,
+    *,
+    scratch: Path,
+    readable: Iterable[Path],
+    cache: Path,
+) -> Box:
+    """It reads one split and what it scores: whoever broke it could write nothing that lasts."""
+    rows = () if data is None else (*_common(data), data.split_path(split))
+    return Box(scratch, readable=(*rows, *readable), writable=(cache,))
+
+
+def agent(
+    workspace: Workspace,
+    data: Manifest | None,
+    *,
+    scratch: Path,
+    prompt: Path,
+    writable: Iterable[Path],
+) -> Box:
+    """It reads all that the person can, held-out text excepted, and has the network.
+
+    What it saw of the validation rows it could write into train.py.
+    """
+    return Box(
+        scratch,
+        readable=(prompt,),
+        writable=tuple(writable),
+        hidden=(workspace.home, *held_out(data)),
+        everything=True,
+        network=True,
+    )
+
+
+def held_out(data: Manifest | None) -> tuple[Path, ...]:
+    """Where the text of the held-out splits lies, before it was packed; links followed as well."""
+    if data is None:
+        return ()
+    shards = [Path(shard.path) for shard in data.shards if shard.split != "train"]
+    return tuple(dict.fromkeys(p for shard in shards for p in (shard, shard.resolve())))
+
+
+def _common(data: Manifest) -> tuple[Path, ...]:
+    return (data.path, data.tokenizer_path, data.token_bytes_path)
+
+
+def training_environment(
+    home: Path, artifacts: Path, cache: Path, *, seed: str | None, data: str | None
+) -> dict[str, str]:
+    """What the contract of train.py promises it, and what keeps its files where they belong."""
+    return {
+        "AUTORESEARCH_HOME": str(home),
+        "AUTORESEARCH_RUN_DIR": str(artifacts),
+        "AUTORESEARCH_SCORED_LATER": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "PYTHONDONTWRITEBYTECODE": "1",  # a changed .pyc would reach the next training
+        "PYTHONUNBUFFERED": "1",
+        **({} if seed is None else {"AUTORESEARCH_SEED": seed}),
+        **({} if data is None else {"AUTORESEARCH_DATA": data}),
+    }
+
+
+def scorer_environment(home: Path, cache: Path) -> dict[str, str]:
+    """What the scorer finds beside the system's variables."""
+    return {
+        "AUTORESEARCH_HOME": str(home),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def agent_environment(prompt: Path) -> dict[str, str]:
+    """An agent keeps the person's environment: its login is there."""
+    return {**os.environ, "AUTORESEARCH_PROMPT": str(prompt)}

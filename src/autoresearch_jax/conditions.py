@@ -1,0 +1,112 @@
+"""What scores rest on, looked at before anything is begun."""
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autoresearch_jax import hardware, isolation, manifest, scoring
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.isolation import Box
+from autoresearch_jax.journal import Record
+from autoresearch_jax.manifest import Manifest
+from autoresearch_jax.workspace import Workspace
+
+REBUILT = ("pydocs",)  # sources whose held-out text anybody can make again
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The ground that experiments stand on."""
+
+    fingerprint: Record  # two tags that differ in it do not compare
+    provenance: Record = field(default_factory=dict)  # what every record carries
+    level: str = "none"  # of isolation.LEVELS: the box that trainings run in
+    data: Manifest | None = None
+    watched: bool = False  # whether to look for changes of what is installed: nothing forbids them
+    warning: str = ""  # what a person should know before a night
+
+    @property
+    def data_fingerprint(self) -> str | None:
+        return None if self.data is None else self.data.fingerprint
+
+
+def examine(workspace: Workspace, wanted: str = "auto", required: str | None = None) -> Conditions:
+    """Looks at the data and, in a box, at the accelerator.
+
+    `wanted` and `required` are isolation levels, as `isolation.strongest` takes them. Raises
+    UserError if the data is not prepared, the accelerator does not answer, this is one of several
+    hosts, or the isolation is not to be had.
+    """
+    hardware.refuse_several_hosts()
+    data = manifest.load(workspace.root)
+    data.verify()
+    found: list[hardware.Device] = []
+
+    def trial(level: str) -> str:
+        try:
+            found[:] = [_probe_in_box(workspace, level)]
+        except UserError as error:
+            return str(error)
+        return ""
+
+    chosen = isolation.strongest(wanted, required, trial)
+    device = found[0] if found else hardware.probe()
+    claimed = chosen.level
+    if data.source in REBUILT:
+        claimed = "none"
+        if required not in (None, "none"):
+            raise UserError(
+                f"--require-isolation {required}: the text of {data.source} can be made again from "
+                "the installed packages, so no box hides the validation rows. Prepare other text: "
+                "uv run prepare.py --source fineweb-edu"
+            )
+    fingerprint = {
+        "frozen files": manifest.frozen_fingerprint(workspace.root),
+        "code": scoring.code_sha256()[:16],
+        "data": data.fingerprint,
+        "device": device.device_kind,
+        "device count": device.device_count,
+        "JAX": device.jax_version,
+    }
+    shards = [(shard.name, shard.sha256, shard.split) for shard in data.shards]
+    provenance = {
+        "frozen": {**data.frozen, "autoresearch_jax": scoring.code_sha256()},
+        "tokenizer": data.tokenizer.sha256,
+        "shards": hashlib.sha256(json.dumps(shards).encode()).hexdigest(),
+        "JAX": device.jax_version,
+        "XLA": device.xla_version,
+        "device": device.device_kind,
+        "device count": device.device_count,
+        "isolation": claimed,
+        "box": chosen.level,
+    }
+    watched = chosen.level == "none"
+    return Conditions(fingerprint, provenance, chosen.level, data, watched, chosen.warning)
+
+
+def _probe_in_box(workspace: Workspace, level: str) -> hardware.Device:
+    """A real computation in a box of that level, which must also hide and protect what it says.
+
+    Raises UserError.
+    """
+    home = workspace.home
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="trial-", dir=home) as folder:
+        secret = Path(folder) / "secret"
+        secret.write_text("hidden")
+        box = Box(isolation.fresh(Path(folder) / "scratch"), hidden=(secret,))
+        failure = isolation.unavailable(level, box)
+        if failure:
+            raise UserError(failure)
+        device = hardware.probe(
+            wrap=lambda argv: isolation.wrap(level, argv, box),
+            environment=lambda given: isolation.environment(given, box.scratch),
+            hidden=secret,
+            protected=workspace.common_dir / "autoresearch-trial",
+            cwd=box.scratch,
+        )
+    if device.leaks:
+        raise UserError(f"a box of it {' and '.join(device.leaks)}")
+    return device

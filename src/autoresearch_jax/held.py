@@ -1,0 +1,100 @@
+"""What a command holds while it trains or scores: the devices, a tag, and a look at both."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from errno import EACCES, EDQUOT, EIO, ENOSPC, EROFS
+
+from autoresearch_jax import conditions, hardware, locks, scoring, tags
+from autoresearch_jax.conditions import Conditions
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.interrupts import Interrupts
+from autoresearch_jax.runner import Scorer
+from autoresearch_jax.session import Session
+from autoresearch_jax.trainer import Limits
+from autoresearch_jax.view import SteadyView, View
+from autoresearch_jax.workspace import Workspace
+
+DISK_ERRORS = {
+    ENOSPC: "The disk is full",
+    EDQUOT: "The disk quota is used up",
+    EROFS: "The disk is read-only",
+    EACCES: "A file may not be written",
+    EIO: "The disk fails",
+}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a command that trains is set up; tests replace what looks at the machine."""
+
+    view: View
+    tag: str | None = None  # None: the newest that fits, else a new one
+    isolation: str = "auto"  # of isolation.LEVELS, or the strongest that works
+    required: str | None = None  # the weakest isolation that will do
+    limits: Limits = field(default_factory=Limits)  # of a baseline
+    examine: Callable[[Workspace, str, str | None], Conditions] = conditions.examine
+    scorer: Scorer = scoring.score
+
+
+@contextmanager
+def held(workspace: Workspace, setup: Setup, what: str) -> Iterator[tuple[Session, str]]:
+    """A session of the right tag, and why it is that tag; the devices and the tag are held."""
+    with device_held(workspace, setup, what) as (view, interrupts, found, device_locks):
+        workspace.head()  # a repository without a commit is refused before anything is written
+        chosen, new, why = tags.choose(workspace, setup.tag, found.fingerprint)
+        session = Session(
+            workspace,
+            chosen,
+            conditions=found,
+            view=view,
+            stop=interrupts,
+            limits=setup.limits,
+            scorer=setup.scorer,
+            device_locks=device_locks,
+        )
+        try:
+            yield session, f"{'new' if new else 'resumed'}: {why}"
+        finally:
+            session.close()
+
+
+@contextmanager
+def device_held(
+    workspace: Workspace, setup: Setup, what: str
+) -> Iterator[tuple[View, Interrupts, Conditions, tuple[int, ...]]]:
+    """The machine's devices are this process's, and have been looked at. Raises UserError."""
+    view = SteadyView(setup.view)
+    with _disk_errors(), Interrupts(view) as interrupts, ExitStack() as stack:
+        if setup.tag is not None:
+            tags.refuse_held(workspace, setup.tag)  # before the slow look at the accelerator
+        what = f"autoresearch-jax {what} in {workspace.root}"
+        handles = tuple(locks.devices(hardware.device_names(), what, view))
+        for handle in handles:
+            stack.callback(os.close, handle)
+        view.live("looking at the data and the accelerator")
+        try:
+            found = setup.examine(workspace, setup.isolation, setup.required)
+        except UserError:
+            if not interrupts.stopping():  # a terminal's Ctrl-C ends the look at the accelerator
+                raise
+        if interrupts.stopping():
+            raise UserError("Stopped before anything was begun.")
+        if found.warning:
+            view.say(f"Warning: {found.warning}.")
+        yield view, interrupts, found, handles
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS and error.filename is None:
+            raise
+        what = DISK_ERRORS.get(error.errno or 0, "A file is not as it must be")
+        raise UserError(
+            f"{what} ({error}). Nothing recorded is lost: mend that, then run "
+            "the same command again."
+        ) from None

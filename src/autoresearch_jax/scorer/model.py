@@ -1,0 +1,162 @@
+"""What a training left, read without believing any of it: a function, and arrays.
+
+Nothing here runs the agent's code. The function is data (StableHLO), the arrays are data (orbax).
+"""
+
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import stablehlo
+from jax.interpreters import mlir
+
+from autoresearch_jax import paths
+
+EXPORT_BYTES = 1 << 30  # an exported function holds no parameters: 0.1 MB at full size
+SPARE_BYTES = 1 << 26  # of a checkpoint, beyond its arrays
+
+# Custom calls by which a module reaches nothing but its own operands.
+KERNELS = re.compile(
+    r"__cudnn\$fmha\w+"  # attention
+    r"|tpu_custom_call|mosaic_gpu(_v2)?"  # Pallas
+    r"|__gpu\$xla\.gpu\.triton|triton_kernel_call"
+    r"|Sharding|SPMD\w+|shape_assertion|AllocateBuffer|(Partial|Approx)\w*TopK|TopK"  # XLA's own
+    r"|(mhlo|chlo)\.\w+|stablehlo\.dynamic_\w+"
+    r"|(cu|hip)_(threefry2x32|lu_pivots_to_permutation)(_ffi)?"  # linear algebra, random numbers
+    r"|(lapack|cusolver|cusparse|hipsolver)_\w+|Qr|Eigh|LuDecomposition"
+    r"|ProductOfElementaryHouseholderReflectors"
+)
+DIALECTS = ("builtin", "func", "stablehlo", "chlo", "sdy")
+# They speak with the host, or with other devices.
+REFUSED_OPS = re.compile(
+    r"stablehlo\.(infeed|outfeed|send|recv|partition_id|replica_id|cross_replica_sum"
+    r"|all_\w+|collective_\w+|reduce_scatter)"
+)
+
+
+class Refused(Exception):
+    """What a training left is not scored; `name` says which rule it broke."""
+
+    def __init__(self, name: str, detail: str) -> None:
+        super().__init__(f"{name}: {detail}")
+        self.name = name
+        self.detail = detail
+
+
+def check_files(folder: Path) -> None:
+    """Refuses what is not there, and links, through which a score could be anybody's."""
+    for name in (paths.EXPORTED, paths.PARAMS):
+        if not (folder / name).is_symlink() and not (folder / name).exists():
+            raise Refused("missing", f"the training left no {name}")
+    for path in (folder, folder / paths.EXPORTED, *sorted((folder / paths.PARAMS).rglob("*"))):
+        kind = path.lstat().st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            what = "a link" if stat.S_ISLNK(kind) else "no plain file"
+            raise Refused("symlink", f"{path.relative_to(folder)} is {what}")
+    if not stat.S_ISDIR((folder / paths.PARAMS).lstat().st_mode):
+        raise Refused("symlink", f"{paths.PARAMS} is no folder, but a link or something else")
+
+
+def read_function(
+    path: Path, tokens_shape: tuple[int, int], vocab_size: int
+) -> jax.export.Exported:
+    """The exported function f(flat, tokens), checked in all that it says of itself."""
+    if path.stat().st_size > EXPORT_BYTES:
+        raise Refused("shape", f"{path.name} has {path.stat().st_size} bytes: it holds arrays")
+    try:
+        exported = jax.export.deserialize(bytearray(path.read_bytes()))
+        (arguments, keywords), results = (
+            jax.tree.unflatten(exported.in_tree, exported.in_avals),
+            exported.out_avals,
+        )
+    except Exception as error:  # the bytes are anybody's, and the reader is not made for that
+        raise Refused("truncated", f"{path.name} cannot be read: {error}") from None
+    if exported.nr_devices != 1 or jax.default_backend() not in platform_names(exported):
+        raise Refused(
+            "shape",
+            f"{path.name} is for {exported.nr_devices} x {', '.join(exported.platforms)}, not for "
+            f"one {jax.default_backend()}",
+        )
+    well_formed = not keywords and len(arguments) == 2 and isinstance(arguments[0], dict)
+    if not well_formed or not all(type(name) is str for name in arguments[0]):
+        raise Refused("shape", f"{path.name} is no function of named arrays and tokens")
+    tokens = arguments[1]
+    if (tokens.shape, tokens.dtype) != (tokens_shape, np.int32):
+        raise Refused("shape", f"it takes tokens {tokens.str_short()}, not int32{[*tokens_shape]}")
+    shape: tuple[int, ...] = results[0].shape if len(results) == 1 else ()
+    if len(shape) != 3 or shape[:2] != tokens_shape or shape[-1] < vocab_size:
+        raise Refused("shape", f"it gives {shape}, not {(*tokens_shape, vocab_size)}")
+    if not np.issubdtype(results[0].dtype, np.floating) and results[0].dtype != jax.numpy.bfloat16:
+        raise Refused("dtype", f"its logits are {results[0].dtype}, and must be floating point")
+    check_module(exported)
+    return exported
+
+
+def platform_names(exported: jax.export.Exported) -> set[str]:
+    """The platforms of an export, as `jax.default_backend` spells them."""
+    return {{"cuda": "gpu", "rocm": "gpu"}.get(name, name) for name in exported.platforms}
+
+
+def check_module(exported: jax.export.Exported) -> None:
+    """Refuses custom calls and operations that reach beyond the module's own operands.
+
+    This is a scan of its own: what the exporter checked was up to the process that exported.
+    """
+    if exported.ordered_effects or exported.unordered_effects:
+        raise Refused("custom-call", "the function has side effects")
+    with mlir.make_ir_context() as context:
+        module = stablehlo.deserialize_portable_artifact(context, exported.mlir_module_serialized)
+        calls, ops = set(), set()
+
+        def visit(op: Any) -> Any:
+            ops.add(op.name)
+            if op.name == "stablehlo.custom_call":
+                calls.add(ir.StringAttr(op.attributes["call_target_name"]).value)
+            return ir.WalkResult.ADVANCE
+
+        module.operation.walk(visit)
+    for call in sorted(calls):
+        if not KERNELS.fullmatch(call):
+            raise Refused("custom-call", f"it calls {call!r}, which no rule allows")
+    for name in sorted(ops):
+        if name.split(".")[0] not in DIALECTS or REFUSED_OPS.fullmatch(name):
+            raise Refused("custom-call", f"it holds the operation {name}, which reaches outside")
+
+
+def read_params(folder: Path, exported: jax.export.Exported) -> dict[str, jax.Array]:
+    """The arrays that the function takes, in the shapes and dtypes that it takes them.
+
+    Their own metadata is compared first: a restore with a target would cast a wrong dtype silently.
+    """
+    import orbax.checkpoint as ocp
+
+    (wanted, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+    size = sum(aval.size * aval.dtype.itemsize for aval in wanted.values())
+    found_bytes = sum(path.stat().st_size for path in folder.rglob("*"))
+    if found_bytes > 2 * size + SPARE_BYTES:
+        raise Refused("shape", f"{folder.name} has {found_bytes} bytes, its arrays need {size}")
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = _or_truncated(lambda: dict(checkpointer.metadata(folder).item_metadata))
+        for name in sorted(wanted.keys() | stored.keys()):
+            if name not in stored or name not in wanted:
+                where = "function" if name in wanted else "checkpoint"
+                raise Refused("shape", f"parameter {name!r} is in the {where} alone")
+            for rule in ("shape", "dtype"):
+                now, before = getattr(stored[name], rule, None), getattr(wanted[name], rule)
+                if now != before:
+                    raise Refused(rule, f"parameter {name!r} has {rule} {now}, not {before}")
+        target = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in wanted.items()}
+        return _or_truncated(lambda: checkpointer.restore(folder, target))
+
+
+def _or_truncated(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except Exception as error:  # torn files fail in many ways, all of them the training's
+        words = (str(error) or type(error).__name__).splitlines()[0]
+        raise Refused("truncated", f"{paths.PARAMS} cannot be read: {words}") from None

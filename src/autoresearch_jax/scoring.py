@@ -1,0 +1,141 @@
+"""The harness's side of the frozen score (no JAX): start the scorer, bound it, read its answer."""
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoresearch_jax import isolation, journal, process, ratchet, trainer
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.isolation import Box
+from autoresearch_jax.scorer import BROKEN, REFUSED
+
+PACKAGE = Path(__file__).parent
+# What a score rests on, of this package: all that the scorer imports (a test compares).
+CODE = (
+    "__init__.py",
+    "errors.py",
+    "hardware.py",
+    "kit/*.py",
+    "literals.py",
+    "manifest.py",
+    "paths.py",
+    "presets.py",
+    "scorer/*.py",
+    "sources.py",
+    "stages.py",
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What came of a scoring."""
+
+    outcome: str  # "ok", "refused" or "abandoned"
+    reason: str  # why it is not "ok", else ""
+    metrics: Mapping[str, float]  # val_bpb among them if it is "ok"
+    signal: int = 0  # that ended it, if one did
+
+
+def code_sha256() -> str:
+    """SHA-256, in hex, over this package's code that scores rest on."""
+    digest = hashlib.sha256()
+    for pattern in CODE:
+        for path in sorted(PACKAGE.glob(pattern)):
+            digest.update(f"{path.relative_to(PACKAGE)}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def seal(artifacts: Path) -> str:
+    """Makes what a training left survive a power cut; returns its SHA-256, in hex.
+
+    Whoever scores it later, after a crash, can tell whether it is still the same.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(artifacts.rglob("*")):
+        kind = path.lstat().st_mode
+        digest.update(b"%s\0%d\0" % (os.fsencode(path.relative_to(artifacts)), stat.S_IFMT(kind)))
+        with contextlib.suppress(PermissionError):  # the scorer refuses what cannot be read
+            if stat.S_ISLNK(kind):
+                digest.update(os.fsencode(path.readlink()))
+            elif stat.S_ISREG(kind):
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+                    os.fsync(file.fileno())
+            elif stat.S_ISDIR(kind):
+                journal.sync_folder(path)
+    journal.sync_folder(artifacts)
+    return digest.hexdigest()
+
+
+def score(
+    frozen: Path,
+    artifacts: Path,
+    *,
+    data: str | None,
+    split: str = "val",
+    tolerance: float,
+    limit_s: float,
+    level: str,
+    box: Box,
+    env: Mapping[str, str],
+    log: Path,
+    live: Callable[[str], None] = lambda _: None,
+    abandoned: Callable[[], bool] = lambda: False,
+    keep_fds: tuple[int, ...] = (),
+) -> Score:
+    """Scores what a training left in `artifacts`.
+
+    `frozen` holds the pinned prepare.py and constants.py, `data` is the pinned fingerprint. `box`
+    must let it read both, its data and the artifacts, and write in `box.scratch`. Raises UserError
+    where not the artifacts, but the data or the machine is at fault.
+    """
+    isolation.fresh(box.scratch)
+    out = box.scratch / "answer.json"
+    spec = {
+        "frozen": str(frozen),
+        "artifacts": str(artifacts),
+        "split": split,
+        "data": data,
+        "tolerance": tolerance,
+        "out": str(out),
+    }
+    argv = [sys.executable, "-I", "-m", "autoresearch_jax.scorer", json.dumps(spec)]
+    ended = process.run(
+        isolation.wrap(level, argv, box),
+        cwd=frozen,
+        env=env,
+        stdout=log,
+        limit_s=limit_s,
+        abandoned=abandoned,
+        tick=lambda: live("scoring"),
+        keep_fds=keep_fds,
+    )
+    metrics = {"scoring_seconds": round(ended.seconds, 3)}
+    returncode = isolation.signal_of(level, ended.returncode)
+    if ended.why == "abandoned":
+        return Score("abandoned", "abandoned", metrics)
+    if ended.why == "limit":
+        return Score("refused", f"too-slow: not scored within {limit_s:.0f} s", metrics)
+    if returncode not in (0, REFUSED, BROKEN):
+        tail = trainer.read_tail(log)
+        why = f"signal {-returncode}" if returncode < 0 else trainer.crash_reason(tail)
+        reason = journal.clean(f"scorer-failed: {why}", trainer.REASON_LIMIT)
+        return Score("refused", reason, metrics, max(0, -returncode))
+    answer = json.loads(out.read_bytes())
+    ratchet.remove(box.scratch)
+    if returncode == BROKEN:
+        raise UserError(answer["broken"])
+    if returncode == REFUSED:
+        reason = f"{answer['refused']}: {answer['detail']}"
+        return Score("refused", journal.clean(reason, trainer.REASON_LIMIT), metrics)
+    metrics |= {name: float(value) for name, value in answer.items()}
+    if not metrics["val_bpb"] > 0:  # it would stay the best for ever
+        return Score("refused", f"not-positive: val_bpb is {metrics.pop('val_bpb')}", metrics)
+    return Score("ok", "", metrics)
