@@ -111,11 +111,13 @@ def written_score(frozen, artifacts, **options) -> Score:
     return Score("ok", "", {"val_bpb": score, "probe_noise": 0.0})
 
 
-def setup(view=None, fingerprint_of=lambda _: DEVICE, data=None, **options) -> Setup:
-    """Without data, without an accelerator, without a box."""
+def setup(
+    view=None, fingerprint_of=lambda _: DEVICE, data=None, level="none", **options
+) -> Setup:
+    """Without data, without an accelerator, and unless told otherwise without a box."""
 
     def examine(workspace, wanted, required):
-        return Conditions(fingerprint_of(workspace), data=data)
+        return Conditions(fingerprint_of(workspace), level=level, data=data)
 
     options.setdefault("examine", examine)
     options.setdefault("scorer", written_score)

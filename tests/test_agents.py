@@ -13,6 +13,7 @@ from autoresearch_jax.journal import Experiment
 from autoresearch_jax.workspace import Workspace
 from tests import harness
 from tests.harness import Notes, git, rows, run_loop, state
+from tests.test_isolation import BOXES
 
 BETTER = "sed -i 's/SCORE = .*/SCORE = 0.5/' train.py"
 
@@ -110,6 +111,55 @@ def test_a_second_ctrl_c_ends_the_command(workspace):
     agent = CommandAgent(command.replace("$LOOP", str(os.getpid())))
     result = run_loop(workspace, agent, 1, tag="t")
     assert (result.stopped, result.decided) == ("interrupted", 1)
+
+
+@pytest.mark.parametrize("level", BOXES)
+def test_in_a_box_an_agent_writes_in_its_worktree_alone(workspace, tmp_path, monkeypatch, level):
+    monkeypatch.setenv("HOME", str(tmp_path / "persons"))
+    login, secret = tmp_path / "persons" / ".codex", workspace.home / "packed" / "val.u16"
+    for path in (login, secret.parent):
+        path.mkdir(parents=True)
+    secret.write_text("held out")
+    before = state(workspace.root)
+    config = (workspace.common_dir / "config").read_bytes()
+    identity = "-c user.name=a -c user.email=a@a"
+    command = f"""
+        for place in {workspace.root}/train.py {workspace.common_dir}/config \\
+            {tmp_path}/elsewhere $HOME/.bashrc; do
+            (echo x > $place) 2>/dev/null
+        done
+        cat {secret} 2>/dev/null && exit 9
+        cat {workspace.root}/program.md $AUTORESEARCH_PROMPT > /dev/null || exit 8
+        echo codex session > $HOME/.codex/log || exit 7
+        sed -i "s/SCORE = .*/SCORE = 0.$(date +%N)/" train.py
+        git {identity} commit -qam 'my idea' && git log -1 --format=%s
+    """
+    run_loop(workspace, command, 2, tag="t", level=level)
+    found = journal.experiments(workspace.state_dir("t"))[1:]
+    assert [e.description for e in found] == ["my idea"] * 2
+    assert (login / "log").read_text() == "codex session\n"
+    assert sorted(path.name for path in login.parent.iterdir()) == [".codex"]
+    assert not (tmp_path / "elsewhere").exists()
+    assert (workspace.common_dir / "config").read_bytes() == config
+    after = state(workspace.root)
+    assert {k for k in after if after[k] != before.get(k)} == {"results.tsv"}
+    git(workspace.root, "fsck", "--strict")
+
+
+@pytest.mark.parametrize("level", BOXES)
+def test_more_places_can_be_named_where_an_agent_may_write(workspace, tmp_path, level):
+    place = tmp_path / "notes"
+    place.mkdir()
+    agent = agents.make_agent(f"{BETTER}; echo x > {place}/mine", [place])
+    run_loop(workspace, agent, 1, tag="t", level=level)
+    assert (place / "mine").read_text() == "x\n"
+
+
+def test_known_clients_keep_their_login(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    agent = CommandAgent("cd x && /usr/bin/claude -p --tools 'Read,Edit'")
+    assert agent.writes == (tmp_path / ".claude", tmp_path / ".claude.json")
+    assert CommandAgent("python my_agent.py").writes == ()
 
 
 def test_names_make_agents():

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from autoresearch_jax import conditions, hardware, literals, presets
+from autoresearch_jax import conditions, doctor, hardware, literals, presets
 from autoresearch_jax.errors import UserError
 from tests.data_helpers import ROOT
 
@@ -83,19 +83,19 @@ def test_a_loop_on_several_hosts_is_refused(prepared_home, monkeypatch):
     root, _ = prepared_home
     with pytest.raises(UserError, match="one of the 2 hosts"):
         conditions.examine(None)  # before anything is read
-    problems = [one["problem"] for one in hardware.report(root)["problems"]]
+    problems = [one["problem"] for one in doctor.report(root)["problems"]]
     assert any("one of the 2 hosts" in problem for problem in problems)
 
 
 def test_doctor_reports_what_is_missing(prepared_home, tmp_path):
     root, _ = prepared_home
-    found = hardware.report(root)
+    found = doctor.report(root)
     assert found["data_ready"] is True
     assert found["python_ok"] is True
     assert found["preset"] in presets.PRESETS
     assert found["ready"] is (not found["problems"])
     json.dumps(found)
-    elsewhere = hardware.report(tmp_path)
+    elsewhere = doctor.report(tmp_path)
     assert elsewhere["data_ready"] is False
     assert elsewhere["ready"] is False
     assert elsewhere["problems"][-1]["command"]
@@ -109,12 +109,12 @@ def test_a_gpu_that_jax_does_not_see_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert hardware.accelerator_present() == "nvidia"
     cpu = hardware.Device("cpu", "cpu", 1, 1000.0, "0.10.2", "0.10.2")
-    (problem,) = hardware._unused_accelerator(cpu)
+    (problem,) = doctor._unused_accelerator(cpu)
     assert problem.command == "uv run --extra cuda12 autoresearch-jax doctor"
     tool.write_text("#!/bin/sh\necho 580.65.06\n")
-    assert hardware.cuda_extra() == "cuda13"
+    assert doctor.cuda_extra() == "cuda13"
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert not list(hardware._unused_accelerator(cpu))
+    assert not list(doctor._unused_accelerator(cpu))
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 """Which box each kind of process gets: a training, the scorer, an agent."""
 
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from autoresearch_jax import hardware, isolation
 from autoresearch_jax.isolation import Box
 from autoresearch_jax.manifest import Manifest
 from autoresearch_jax.workspace import Workspace
+
+SCORER_CACHE_BYTES = 1 << 30  # of compiled scorings, the oldest go first
 
 
 def training(
@@ -53,7 +55,7 @@ def agent(
     """
     return Box(
         scratch,
-        readable=(prompt,),
+        readable=(prompt, workspace.root, workspace.common_dir),  # wherever they lie
         writable=tuple(writable),
         hidden=(workspace.home, *held_out(data)),
         everything=True,
@@ -71,6 +73,11 @@ def held_out(data: Manifest | None) -> tuple[Path, ...]:
 
 def _common(data: Manifest) -> tuple[Path, ...]:
     return (data.path, data.tokenizer_path, data.token_bytes_path)
+
+
+def environment(given: Mapping[str, str], box: Box) -> dict[str, str]:
+    """Variables for a training or the scorer: none that may be secret, and a fresh home."""
+    return isolation.environment(given, box.scratch) | hardware.tpu_variables()
 
 
 def training_environment(
@@ -94,10 +101,6 @@ def scorer_environment(home: Path, cache: Path) -> dict[str, str]:
     return {
         "AUTORESEARCH_HOME": str(home),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(SCORER_CACHE_BYTES),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-
-
-def agent_environment(prompt: Path) -> dict[str, str]:
-    """An agent keeps the person's environment: its login is there."""
-    return {**os.environ, "AUTORESEARCH_PROMPT": str(prompt)}

@@ -193,9 +193,9 @@ def check_hardware() -> None:
 
 
 def _doctor(as_json: bool) -> None:
-    from autoresearch_jax import hardware
+    from autoresearch_jax import doctor as examination
 
-    found = hardware.report(Path.cwd())
+    found = examination.report(Path.cwd())
     if as_json:
         import json
 
@@ -218,7 +218,9 @@ def _print_doctor(found: dict[str, Any]) -> None:
         "python": f"{found['python_version']}{'' if found['python_ok'] else ', too old'}",
         "uv": "found" if found["uv_ok"] else "missing",
         "data": "ready" if found["data_ready"] else "not prepared",
-        "disk": f"{found['disk_free_gb']:.0f} GB free in {found['home']}",
+        "disk": f"{found['disk_free_gb']:.0f} GB free in {found['home']}, "
+        f"a night takes up to {found['night_gb']:.1f} GB",
+        "box": _box(found["isolation"], found["isolation_why"]),
     }
     if found["preset"]:
         preset = presets.PRESETS[found["preset"]]
@@ -229,6 +231,10 @@ def _print_doctor(found: dict[str, Any]) -> None:
     for one in found["problems"]:
         click.echo(typed(f"- {one['problem']}\n  Next: {one['command']}"))
     click.echo(typed("Ready: autoresearch-jax loop") if found["ready"] else "Not ready.")
+
+
+def _box(level: str | None, why: str | None) -> str:
+    return f"{level or 'unknown'}{f' ({why})' if why else ''}"
 
 
 # ---------------------------------------------------------------------------------- Research

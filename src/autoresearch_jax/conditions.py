@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoresearch_jax import hardware, isolation, manifest, scoring
+from autoresearch_jax import boxes, hardware, isolation, manifest, scoring
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.isolation import Box
 from autoresearch_jax.journal import Record
@@ -42,17 +42,7 @@ def examine(workspace: Workspace, wanted: str = "auto", required: str | None = N
     hardware.refuse_several_hosts()
     data = manifest.load(workspace.root)
     data.verify()
-    found: list[hardware.Device] = []
-
-    def trial(level: str) -> str:
-        try:
-            found[:] = [_probe_in_box(workspace, level)]
-        except UserError as error:
-            return str(error)
-        return ""
-
-    chosen = isolation.strongest(wanted, required, trial)
-    device = found[0] if found else hardware.probe()
+    device, chosen = probe(workspace.home, wanted, required)
     claimed = chosen.level
     if data.source in REBUILT:
         claimed = "none"
@@ -86,12 +76,28 @@ def examine(workspace: Workspace, wanted: str = "auto", required: str | None = N
     return Conditions(fingerprint, provenance, chosen.level, data, watched, chosen.warning)
 
 
-def _probe_in_box(workspace: Workspace, level: str) -> hardware.Device:
+def probe(
+    home: Path, wanted: str = "auto", required: str | None = None
+) -> tuple[hardware.Device, isolation.Chosen]:
+    """What JAX computes on, looked at in the strongest box that works. Raises UserError."""
+    found: list[hardware.Device] = []
+
+    def trial(level: str) -> str:
+        try:
+            found[:] = [_probe_in_box(home, level)]
+        except UserError as error:
+            return str(error)
+        return ""
+
+    chosen = isolation.strongest(wanted, required, trial)
+    return (found[0] if chosen.level != "none" else hardware.probe()), chosen
+
+
+def _probe_in_box(home: Path, level: str) -> hardware.Device:
     """A real computation in a box of that level, which must also hide and protect what it says.
 
     Raises UserError.
     """
-    home = workspace.home
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="trial-", dir=home) as folder:
         secret = Path(folder) / "secret"
@@ -102,9 +108,9 @@ def _probe_in_box(workspace: Workspace, level: str) -> hardware.Device:
             raise UserError(failure)
         device = hardware.probe(
             wrap=lambda argv: isolation.wrap(level, argv, box),
-            environment=lambda given: isolation.environment(given, box.scratch),
+            environment=lambda given: boxes.environment(given, box),
             hidden=secret,
-            protected=workspace.common_dir / "autoresearch-trial",
+            protected=Path(folder) / "protected",
             cwd=box.scratch,
         )
     if device.leaks:

@@ -12,16 +12,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from autoresearch_jax import manifest, paths, presets
 from autoresearch_jax.errors import UserError
 
 PROBE_SECONDS = 120  # a TPU that another process holds can keep JAX waiting for ever
-DISK_GB = 2.0  # least free space: packed data, kept parameters and logs of a first night
 FREE_SECONDS = 30.0  # a driver takes moments to release the memory of a process that has ended
 TPU_NODES = ("/dev/accel[0-9]*", "/dev/accel/accel[0-9]*", "/dev/vfio/[0-9]*")
 GOOGLE = "0x1ae0"  # PCI vendor
@@ -77,14 +74,6 @@ class Device:
     jax_version: str
     xla_version: str  # of jaxlib, which carries XLA
     leaks: tuple[str, ...] = ()  # what a box around the look did not keep to
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that stands between the machine and a night of experiments."""
-
-    problem: str
-    command: str  # what to type next
 
 
 def probe(
@@ -156,68 +145,36 @@ def slice_hosts() -> int:
     """How many hosts the TPU slice of this machine has; 1 where there is none."""
     names = os.environ.get("TPU_WORKER_HOSTNAMES")
     if names is None and accelerator_present() == "tpu":
-        server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")  # as JAX asks
-        address = f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
-        request = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})
-        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
-            names = answer.read().decode()
+        names = _metadata("worker-network-endpoints")
     return len((names or "").split(","))
 
 
-def report(root: Path) -> dict[str, Any]:
-    """Everything `doctor` says about this machine and the workspace at `root`."""
-    root = root.absolute()
-    problems: list[Problem] = []
-    device = None
-    try:
-        refuse_several_hosts()
-        device = probe()
-    except UserError as error:
-        problems.append(Problem(str(error), "autoresearch-jax doctor"))
-    if device:
-        problems.extend(_unused_accelerator(device))
-    data_ready, data_problems = _data(root)
-    problems.extend(data_problems)
-    free_gb = _free_gb(paths.home())
-    if free_gb < DISK_GB:
-        problems.append(
-            Problem(
-                f"{paths.home()} has {free_gb:.1f} GB free; a night needs {DISK_GB:.0f} GB.",
-                "export AUTORESEARCH_HOME=/a/larger/disk",
-            )
-        )
-    python_ok = sys.version_info >= (3, 11)
-    if not python_ok:
-        problems.append(
-            Problem(
-                f"Python {sys.version.split()[0]} is too old; 3.11 or newer is needed.",
-                "uv python install 3.12",
-            )
-        )
-    uv_ok = shutil.which("uv") is not None
-    if not uv_ok:
-        problems.append(Problem("uv is not installed.", "pip install uv"))
-    if shutil.which("git") is None:
-        problems.append(Problem("git is not installed.", "sudo apt install git"))
-    preset = device and presets.suggest(
-        device.platform, device.device_kind, device.device_count, device.memory_mb
-    )
+def tpu_variables() -> dict[str, str]:
+    """What tells libtpu of its slice where it cannot ask: a box without a network.
+
+    Outside it asks the machine's metadata server. {} where there is no TPU, or they are set.
+    """
+    if _only_cpu() or accelerator_present() != "tpu" or "TPU_ACCELERATOR_TYPE" in os.environ:
+        return {}
+    kind = _metadata("accelerator-type")
+    if not kind:
+        return {}
     return {
-        "platform": device and device.platform,
-        "device_kind": device and device.device_kind,
-        "device_count": device and device.device_count,
-        "memory_mb": device and device.memory_mb,
-        "jax_version": device and device.jax_version,
-        "python_version": sys.version.split()[0],
-        "python_ok": python_ok,
-        "uv_ok": uv_ok,
-        "data_ready": data_ready,
-        "disk_free_gb": round(free_gb, 1),
-        "home": str(paths.home()),
-        "preset": preset and preset.name,
-        "ready": not problems,
-        "problems": [dataclasses.asdict(problem) for problem in problems],
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": kind,
+        "TPU_WORKER_ID": "0",
+        "TPU_WORKER_HOSTNAMES": "localhost",
     }
+
+
+def _metadata(name: str) -> str:
+    """An attribute of a Google Cloud machine; "" where nothing answers."""
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")  # as JAX asks
+    address = f"http://{server}/computeMetadata/v1/instance/attributes/{name}"
+    request = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})
+    with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
+        return str(answer.read().decode())
+    return ""
 
 
 def accelerator_present() -> str | None:
@@ -351,49 +308,6 @@ def wait_until_free(
         if time.monotonic() >= deadline:
             raise UserError(f"{seconds:.0f} s after a training has ended, {busy}")
         time.sleep(min(0.5, seconds / 10))
-
-
-def cuda_extra() -> str:
-    """The extra for the installed driver: CUDA 13 needs 580 or newer."""
-    try:
-        said = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return "cuda12"
-    major = re.match(r"\s*(\d+)\.", said)
-    return "cuda13" if major and int(major[1]) >= 580 else "cuda12"
-
-
-def _unused_accelerator(device: Device) -> Iterator[Problem]:
-    present = accelerator_present()
-    if device.platform != "cpu" or not present or os.environ.get("JAX_PLATFORMS") == "cpu":
-        return
-    extra, name = ("tpu", "a TPU") if present == "tpu" else (cuda_extra(), "an NVIDIA GPU")
-    yield Problem(
-        f"this machine has {name}, but JAX sees only the CPU: the {extra} extra is missing.",
-        f"uv run --extra {extra} autoresearch-jax doctor",
-    )
-
-
-def _data(root: Path) -> tuple[bool, list[Problem]]:
-    if not all((root / name).is_file() for name in manifest.FROZEN):
-        return False, [Problem(f"{root} is not a workspace.", "autoresearch-jax setup")]
-    try:
-        manifest.load(root)
-    except UserError as error:
-        return False, [Problem(str(error), "uv run prepare.py")]
-    return True, []
-
-
-def _free_gb(folder: Path) -> float:
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free / 1e9
 
 
 def _system_memory_mb() -> float:

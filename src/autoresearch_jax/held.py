@@ -39,11 +39,21 @@ class Setup:
 
 
 @contextmanager
-def held(workspace: Workspace, setup: Setup, what: str) -> Iterator[tuple[Session, str]]:
-    """A session of the right tag, and why it is that tag; the devices and the tag are held."""
+def held(
+    workspace: Workspace, setup: Setup, what: str, *, begun: bool = False
+) -> Iterator[tuple[Session, str]]:
+    """A session of the right tag, and why it is that tag; the devices and the tag are held.
+
+    Raises UserError, also where `begun` asks for a tag that has run and there is none.
+    """
     with device_held(workspace, setup, what) as (view, interrupts, found, device_locks):
         workspace.head()  # a repository without a commit is refused before anything is written
         chosen, new, why = tags.choose(workspace, setup.tag, found.fingerprint)
+        if new and begun:
+            raise UserError(
+                f"nothing was measured here under the present conditions ({why}). Name a tag with "
+                "--tag, or start: autoresearch-jax loop"
+            )
         session = Session(
             workspace,
             chosen,

@@ -12,6 +12,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from errno import EACCES, EISDIR, ELOOP, ENXIO, EPERM
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ HANDOVER_SECONDS = 90.0  # in which what a killed holder left is ended
 RETRY_SECONDS = 0.05
 NOTE_BYTES = 500  # of "PID what"
 FOLDER = "AUTORESEARCH_LOCK_DIR"  # the variable that moves the locks of devices
+IN_THE_WAY = (EACCES, EISDIR, ELOOP, ENXIO, EPERM)  # of opening what is no file of ours
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,100}")
 
 
@@ -163,6 +165,8 @@ def _open(path: Path) -> int:
         except FileNotFoundError:
             handle = _create(path, plain)
     except OSError as error:
+        if error.errno not in IN_THE_WAY:
+            raise
         raise UserError(_no_lock(path, str(error))) from None
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:

@@ -236,9 +236,12 @@ def _ask(session: Session, agent: Agent, desc: str, seed: int) -> Experiment:
     context = _context(session, best, desc, seed)
     session.view.live(f"experiment {context.n}: {agent.name} is thinking")
     begun = time.monotonic()
-    description = agent.propose(context)
+    try:
+        description = agent.propose(context)
+    finally:
+        dropped = session.ratchet.others_changed(best.commit, context.worktree)
+        session.ratchet.forget(best.commit, context.worktree)
     seconds = round(time.monotonic() - begun, 3)
-    dropped = session.ratchet.others_changed(best.commit, context.worktree)
     if dropped:
         names = journal.clean(", ".join(dropped))
         session.view.say(f"     dropped changes outside train.py: {names}")

@@ -177,6 +177,7 @@ class Ratchet:
                 return False
             if any(git_dir.rglob("*.lock")):  # of a git that was killed: made anew, it has none
                 return False
+            self.forget(commit, folder)
             self.git("checkout", "--quiet", "--force", "--detach", commit, at=folder)
             self.git("clean", "--quiet", "-ffdx", at=folder)
         except GitError:
@@ -198,6 +199,18 @@ class Ratchet:
             "GIT_OBJECT_DIRECTORY": str(self._objects(folder)),
             "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(self.workspace.common_dir / "objects"),
         }
+
+    def forget(self, base: str, folder: Path) -> None:
+        """Takes the worktree's git data back to `base`, and leaves its files as they are.
+
+        What was committed there lies in the private place, and git elsewhere would miss it.
+        """
+        with contextlib.suppress(GitError):  # the agent broke it: `worktree` makes a new one
+            self.git("update-ref", "--no-deref", "HEAD", base, at=folder)
+            self.git("read-tree", base, at=folder)
+            git_dir = Path(self.git("rev-parse", "--absolute-git-dir", at=folder))
+            if self.workspace.common_dir / "worktrees" in git_dir.parents:
+                remove(git_dir / "logs")
 
     def _objects(self, folder: Path) -> Path:
         return folder.with_name(f"{folder.name}-objects")

@@ -97,7 +97,7 @@ class Runner:
             log=log,
             artifacts=artifacts,
             budget_s=budget_s,
-            env=isolation.environment(os.environ, box.scratch) | own,
+            env=boxes.environment(os.environ, box) | own,
             level=self._conditions.level,
             box=box,
             limits=limits,
@@ -127,8 +127,9 @@ class Runner:
         cache.mkdir(parents=True, exist_ok=True)
         scratch = isolation.fresh(self._private / "scratch")
         own = boxes.scorer_environment(self._workspace.home, cache)
+        box = boxes.scorer(data, split, scratch=scratch, readable=(frozen, artifacts), cache=cache)
         self._view.live(f"{title}: scoring")
-        return self._scorer(
+        score = self._scorer(
             frozen,
             artifacts,
             data=self._conditions.data_fingerprint,
@@ -136,15 +137,15 @@ class Runner:
             tolerance=limits.tolerance,
             limit_s=limits.scoring_s,
             level=self._conditions.level,
-            box=boxes.scorer(
-                data, split, scratch=scratch, readable=(frozen, artifacts), cache=cache
-            ),
-            env=isolation.environment(os.environ, scratch) | own,
+            box=box,
+            env=boxes.environment(os.environ, box) | own,
             log=log,
             live=lambda line: self._view.live(f"{title}: {line}"),
             abandoned=self._stop,
             keep_fds=self._keep_fds,
         )
+        ratchet.remove(scratch)
+        return score
 
     def _data(self, folder: Path) -> Manifest | None:
         """The data of a folder's frozen files. Raises UserError if it was prepared anew."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoresearch_jax import isolation, journal, process, ratchet, trainer
+from autoresearch_jax import isolation, journal, process, trainer
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.isolation import Box
 from autoresearch_jax.scorer import BROKEN, REFUSED
@@ -93,10 +93,9 @@ def score(
     """Scores what a training left in `artifacts`.
 
     `frozen` holds the pinned prepare.py and constants.py, `data` is the pinned fingerprint. `box`
-    must let it read both, its data and the artifacts, and write in `box.scratch`. Raises UserError
-    where not the artifacts, but the data or the machine is at fault.
+    must let it read both, its data and the artifacts; `box.scratch` is a fresh folder. Raises
+    UserError where not the artifacts, but the data or the machine is at fault.
     """
-    isolation.fresh(box.scratch)
     out = box.scratch / "answer.json"
     spec = {
         "frozen": str(frozen),
@@ -129,7 +128,6 @@ def score(
         reason = journal.clean(f"scorer-failed: {why}", trainer.REASON_LIMIT)
         return Score("refused", reason, metrics, max(0, -returncode))
     answer = json.loads(out.read_bytes())
-    ratchet.remove(box.scratch)
     if returncode == BROKEN:
         raise UserError(answer["broken"])
     if returncode == REFUSED:

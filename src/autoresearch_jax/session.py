@@ -28,6 +28,7 @@ from autoresearch_jax.workspace import FROZEN, Workspace
 
 MIN_FREE_BYTES = 64 << 20  # below it nothing is started: it would fail for want of disk
 ARTIFACTS_KEPT = 20  # kept experiments whose parameters stay, the baseline's and the best's aside
+LOG_BYTES = 1 << 19  # of each log, once an experiment is decided
 CONTROL_SECONDS = 20.0  # of training after which the best counts as running
 
 
@@ -356,7 +357,13 @@ class Session:
         self.ratchet.move(best.commit, tip)
 
     def _prune(self, e: Experiment) -> None:
-        """Parameters and exports, 200 MB at full size, stay for the last kept experiments only."""
+        """Parameters and exports, 200 MB at full size, stay for the last kept experiments only.
+
+        Of a flood in a log the beginning and the end stay.
+        """
+        for log in self.log(e).parent.glob("*.*"):
+            if log.suffix in (".log", ".out", ".err"):
+                shorten(log)
         if e.status != "keep":
             ratchet.remove(self.artifacts(e))
             return
@@ -427,6 +434,20 @@ def time_budget(folder: Path) -> float:
     if budget is None:
         raise UserError(f"{folder / 'constants.py'} has no line such as TIME_BUDGET = 300.")
     return float(budget)
+
+
+def shorten(log: Path) -> None:
+    """Cuts the middle out of a long log."""
+    size = log.stat().st_size
+    if log.is_symlink() or size <= LOG_BYTES:
+        return
+    half = LOG_BYTES // 2 - 50
+    with log.open("rb") as file:
+        head = file.read(half)
+        file.seek(-half, os.SEEK_END)
+        tail = file.read()
+    gap = b"\n[... %d bytes left out ...]\n" % (size - 2 * half)
+    journal.write_bytes(log, head + gap + tail)
 
 
 def unparsable(source: bytes) -> str:

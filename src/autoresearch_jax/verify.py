@@ -58,14 +58,9 @@ def verify(
 
     The journal records it. Raises UserError where there is nothing to score, or no score comes.
     """
-    if setup.tag is None and not workspace.tags():
-        raise UserError("nothing has run here yet: `autoresearch-jax loop` starts.")
-    with held(workspace, setup, "verify") as (session, why):
+    with held(workspace, setup, "verify", begun=True) as (session, _):
         if session.best is None or session.baseline is None:
-            raise UserError(
-                f"no tag here was measured under the present conditions ({why}): name one with "
-                "--tag, or `autoresearch-jax loop`."
-            )
+            raise UserError(f"tag {session.tag} has no score yet: autoresearch-jax loop")
         if name is not None:
             chosen = [report.find(session.history, name)]
         else:

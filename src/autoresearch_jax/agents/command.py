@@ -68,7 +68,7 @@ class CommandAgent:
         if returncode == 127:  # the shell's way to say so
             return (
                 f"`{self.name}` was not found: {words} (it is started in a copy of the workspace, "
-                "so name a script of yours by its full path)"
+                "so name a script of yours by its full path, and not one in /tmp)"
             )
         how = f"exit code {returncode}" if returncode > 0 else f"signal {-returncode}"
         return f"`{self.name}` failed ({how}): {words}; its log: {err}"

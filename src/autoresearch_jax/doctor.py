@@ -1,0 +1,162 @@
+"""Is the machine ready for a night of experiments? What `doctor` says."""
+
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoresearch_jax import (
+    boxes,
+    conditions,
+    hardware,
+    manifest,
+    paths,
+    presets,
+    session,
+    trainer,
+)
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.hardware import Device, accelerator_present
+
+NIGHT_SECONDS = 12 * 3600
+AROUND_SECONDS = 30  # that an experiment takes beside its budget, at least
+LEFT_BYTES = 250_000_000  # of an experiment at full size: parameters and the exported function
+CACHE_BYTES = 1 << 30  # what one training compiles, at most
+LOGS = 4  # of an experiment: the training's, the scorer's, the agent's two
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that stands between the machine and a night of experiments."""
+
+    problem: str
+    command: str  # what to type next
+
+
+def report(root: Path) -> dict[str, Any]:
+    """Everything `doctor` says about this machine and the workspace at `root`."""
+    root = root.absolute()
+    problems: list[Problem] = []
+    device = chosen = None
+    try:
+        hardware.refuse_several_hosts()
+        device, chosen = conditions.probe(paths.home())
+    except UserError as error:
+        problems.append(Problem(str(error), "autoresearch-jax doctor"))
+    if device:
+        problems.extend(_unused_accelerator(device))
+    data_ready, data_problems = _data(root)
+    problems.extend(data_problems)
+    free_gb, night_gb = _free_gb(paths.home()), _night_gb(root)
+    for folder, free in {paths.home(): free_gb, root: _free_gb(root)}.items():
+        if free < night_gb:
+            problems.append(
+                Problem(
+                    f"{folder} has {free:.1f} GB free; a night takes up to {night_gb:.1f} GB.",
+                    "export AUTORESEARCH_HOME=/a/larger/disk",
+                )
+            )
+    python_ok = sys.version_info >= (3, 11)
+    if not python_ok:
+        problems.append(
+            Problem(
+                f"Python {sys.version.split()[0]} is too old; 3.11 or newer is needed.",
+                "uv python install 3.12",
+            )
+        )
+    uv_ok = shutil.which("uv") is not None
+    if not uv_ok:
+        problems.append(Problem("uv is not installed.", "pip install uv"))
+    if shutil.which("git") is None:
+        problems.append(Problem("git is not installed.", "sudo apt install git"))
+    preset = device and presets.suggest(
+        device.platform, device.device_kind, device.device_count, device.memory_mb
+    )
+    return {
+        "platform": device and device.platform,
+        "device_kind": device and device.device_kind,
+        "device_count": device and device.device_count,
+        "memory_mb": device and device.memory_mb,
+        "jax_version": device and device.jax_version,
+        "python_version": sys.version.split()[0],
+        "python_ok": python_ok,
+        "uv_ok": uv_ok,
+        "data_ready": data_ready,
+        "disk_free_gb": round(free_gb, 1),
+        "night_gb": round(night_gb, 1),
+        "isolation": chosen and chosen.level,
+        "isolation_why": chosen and (chosen.why or chosen.warning),
+        "home": str(paths.home()),
+        "preset": preset and preset.name,
+        "ready": not problems,
+        "problems": [dataclasses.asdict(problem) for problem in problems],
+    }
+
+
+def cuda_extra() -> str:
+    """The extra for the installed driver: CUDA 13 needs 580 or newer."""
+    try:
+        said = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return "cuda12"
+    major = re.match(r"\s*(\d+)\.", said)
+    return "cuda13" if major and int(major[1]) >= 580 else "cuda12"
+
+
+def _unused_accelerator(device: Device) -> Iterator[Problem]:
+    present = accelerator_present()
+    if device.platform != "cpu" or not present or os.environ.get("JAX_PLATFORMS") == "cpu":
+        return
+    extra, name = ("tpu", "a TPU") if present == "tpu" else (cuda_extra(), "an NVIDIA GPU")
+    yield Problem(
+        f"this machine has {name}, but JAX sees only the CPU: the {extra} extra is missing.",
+        f"uv run --extra {extra} autoresearch-jax doctor",
+    )
+
+
+def _data(root: Path) -> tuple[bool, list[Problem]]:
+    if not all((root / name).is_file() for name in manifest.FROZEN):
+        return False, [Problem(f"{root} is not a workspace.", "autoresearch-jax setup")]
+    try:
+        manifest.load(root)
+    except UserError as error:
+        return False, [Problem(str(error), "uv run prepare.py")]
+    return True, []
+
+
+def _night_gb(root: Path) -> float:
+    """The most that a night may add to the disk, in GB, whatever its trainings do but one thing.
+
+    A single training may write trainer.DISK_BYTES before it is ended, and that is removed.
+    """
+    budget_s = 300.0
+    with contextlib.suppress(UserError):
+        budget_s = session.time_budget(root)
+    logs = LOGS * session.LOG_BYTES * NIGHT_SECONDS / (budget_s + AROUND_SECONDS)
+    left = (session.ARTIFACTS_KEPT + 2) * _left_bytes(root)
+    return (logs + left + 2 * CACHE_BYTES + boxes.SCORER_CACHE_BYTES) / 1e9
+
+
+def _left_bytes(root: Path) -> int:
+    """What an experiment leaves that is kept: as the last ones here, else as one of full size."""
+    found = sorted(root.glob(".git/autoresearch/*/runs/*/artifacts"), key=os.path.getmtime)
+    return trainer.folder_bytes(found[-1]) if found else LEFT_BYTES
+
+
+def _free_gb(folder: Path) -> float:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free / 1e9

@@ -1,0 +1,310 @@
+"""One experiment after it was proposed: trained, scored, judged, and what of it stays."""
+
+import os
+
+import pytest
+
+from autoresearch_jax import hardware, journal, locks, measure, runner, session, verify
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.scoring import Score
+from autoresearch_jax.workspace import Workspace
+from tests import harness
+from tests.harness import Notes, Scripted, rows, run_loop, train_py, written_score
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    return Workspace.open(harness.make_repository(tmp_path / "workspace"))
+
+
+def found(workspace):
+    return journal.experiments(workspace.state_dir("t"))
+
+
+def steps(workspace):
+    return [r["step"] for r in journal.records(workspace.state_dir("t"))]
+
+
+class Scorer:
+    """written_score, with what it was asked, and answers put before it."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.asked = []
+
+    def __call__(self, frozen, artifacts, **options):
+        names = sorted(path.name for path in frozen.iterdir())
+        self.asked.append({"frozen": names, **options})
+        answer = self.answers.pop(0) if self.answers else None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer or written_score(frozen, artifacts)
+
+
+# ------------------------------------------------------------------------------- the score
+
+
+def test_the_scorer_alone_decides_and_gets_the_pinned_files(workspace):
+    lies = train_py(0.9, "print('val_bpb: 0.000001')")
+    scorer = Scorer(None, Score("ok", "", {"val_bpb": 0.95}))
+    run_loop(workspace, Scripted(lies), 1, tag="t", scorer=scorer)
+    assert [row[1] for row in rows(workspace.root)] == ["1.000000", "0.950000"]
+    assert scorer.asked[1]["frozen"] == ["constants.py", "prepare.py"]
+    assert scorer.asked[1]["split"] == "val"
+
+
+def test_a_refusal_is_a_crash_with_its_reason(workspace):
+    refusal = Score("refused", "later-tokens: logits change", {"scoring_seconds": 1.0})
+    run_loop(workspace, Scripted(train_py(0.1)), 1, tag="t", scorer=Scorer(None, refusal))
+    e = found(workspace)[1]
+    assert (e.status, e.reason, e.val_bpb) == ("crash", "later-tokens: logits change", None)
+    assert not (workspace.run_dir("t", 1) / "artifacts").exists()
+
+
+def test_every_record_says_what_it_rests_on(workspace):
+    run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t")
+    assert [e.provenance["seed"] for e in found(workspace)] == [42, 42]
+
+
+def test_a_candidates_limits_come_from_the_baseline(workspace):
+    baseline = Score("ok", "", {"val_bpb": 1.0, "scoring_seconds": 10.0, "probe_noise": 0.001})
+    scorer = Scorer(baseline)
+    run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t", scorer=scorer)
+    first, second = scorer.asked
+    assert (first["limit_s"], first["tolerance"]) == (3600.0, 0.05)
+    assert (second["limit_s"], second["tolerance"]) == (80.0, 0.01)
+
+
+def test_killed_between_training_and_score_it_is_scored_and_not_trained_again(workspace, tmp_path):
+    counted = train_py(0.9, f"open({str(tmp_path / 'count')!r}, 'a').write('x')")
+    with pytest.raises(KeyboardInterrupt):
+        run_loop(workspace, Scripted(counted), 1, tag="t", scorer=Scorer(None, KeyboardInterrupt()))
+    assert steps(workspace)[-1] == "trained"
+    run_loop(workspace, Scripted(), 1, tag="t")
+    assert (tmp_path / "count").read_text() == "x"
+    assert found(workspace)[1].val_bpb == 0.9
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+def test_what_is_not_as_the_training_left_it_is_trained_again(workspace, tmp_path, damage):
+    counted = train_py(0.9, f"open({str(tmp_path / 'count')!r}, 'a').write('x')")
+    with pytest.raises(KeyboardInterrupt):
+        run_loop(workspace, Scripted(counted), 1, tag="t", scorer=Scorer(None, KeyboardInterrupt()))
+    left = workspace.run_dir("t", 1) / "artifacts" / "score"
+    if damage == "gone":
+        left.unlink()
+    else:
+        left.write_text("0.000001")
+    run_loop(workspace, Scripted(), 1, tag="t")
+    assert (tmp_path / "count").read_text() == "xx"
+    assert found(workspace)[1].val_bpb == 0.9
+
+
+def test_a_machine_at_fault_stops_the_loop_and_records_nothing(workspace):
+    scorer = Scorer(None, UserError("was altered"))
+    with pytest.raises(UserError, match="was altered"):
+        run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t", scorer=scorer)
+    assert found(workspace)[1].status is None
+    run_loop(workspace, Scripted(), 1, tag="t")
+    assert found(workspace)[1].status == "keep"
+
+
+def test_nothing_that_a_training_compiled_reaches_the_next_but_the_baselines(workspace):
+    entry = """
+import os, pathlib
+cache = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+print(sorted(path.name for path in cache.iterdir()))
+(cache / NAME).write_text(NAME)
+"""
+    (workspace.root / "train.py").write_text(train_py(1.0, "NAME = 'baseline'" + entry))
+    harness.git(workspace.root, "commit", "-qam", "Compile")
+    ideas = [train_py(0.9 - n / 10, f"NAME = 'poison-{n}'" + entry) for n in range(2)]
+    run_loop(workspace, Scripted(*ideas), 2, tag="t")
+    logs = [workspace.run_dir("t", n) / "run.log" for n in range(3)]
+    assert [log.read_text().splitlines()[0] for log in logs] == ["[]", *["['baseline']"] * 2]
+
+
+# ----------------------------------------------------------------------------- what stays
+
+
+def test_parameters_of_the_baseline_and_the_last_kept_ones_stay(workspace, monkeypatch):
+    monkeypatch.setattr(session, "ARTIFACTS_KEPT", 2)
+    run_loop(workspace, Scripted(*(train_py(0.9 - n / 10) for n in range(5))), 5, tag="t")
+    stay = [n for n in range(6) if (workspace.run_dir("t", n) / "artifacts").exists()]
+    assert stay == [0, 4, 5]
+
+
+def test_a_long_log_keeps_its_head_and_tail(workspace, monkeypatch):
+    monkeypatch.setattr(session, "LOG_BYTES", 4096)
+    flood = train_py(0.9, "print('first')\nprint('x' * 100_000)")
+    run_loop(workspace, Scripted(flood), 1, tag="t")
+    log = (workspace.run_dir("t", 1) / "run.log").read_text()
+    assert len(log) < 4200
+    assert log.startswith("first\nxxx")
+    assert "bytes left out ...]" in log
+    assert log.endswith("xxx\nthe score is 0.9\n")
+
+
+def test_nothing_of_a_box_stays(workspace, tmp_path):
+    run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t")
+    private = workspace.private_dir("t")
+    assert not [path for path in private.iterdir() if path.name == "scratch"]
+
+
+# ------------------------------------------------------------------------- crashes alike
+
+
+def crash(n):
+    return f"raise ValueError('width {n} is odd, at {hex(n)}')"
+
+
+def test_after_crashes_alike_the_best_is_started_and_the_loop_goes_on(workspace):
+    view = Notes()
+    ideas = [crash(1), crash(2), crash(3), train_py(0.9)]
+    run_loop(workspace, Scripted(*ideas), 4, view, tag="t")
+    assert [row[3] for row in rows(workspace.root)] == ["keep", "crash", "crash", "crash", "keep"]
+    assert "3 crashes in a row look alike. Does the best one, experiment 0, still run?" in view.text
+    assert "the machine is fine, the proposals are not" in view.text
+    assert steps(workspace).count("control") == 1
+    assert not (workspace.run_dir("t", 0) / "control").exists()
+    assert (workspace.run_dir("t", 0) / "artifacts").exists()
+
+
+def test_other_causes_or_a_success_between_them_are_no_streak(workspace):
+    ideas = [crash(1), crash(2), "raise KeyError('x')", crash(3), train_py(0.9), crash(4), crash(5)]
+    run_loop(workspace, Scripted(*ideas), 7, tag="t")
+    assert "control" not in steps(workspace)
+
+
+def test_a_broken_machine_pauses_the_loop_with_a_diagnosis(workspace, tmp_path):
+    broken = tmp_path / "device gone"
+    baseline = f"import os\nif os.path.exists({str(broken)!r}): raise OSError('no device')"
+    (workspace.root / "train.py").write_text(train_py(1.0, baseline))
+    harness.git(workspace.root, "commit", "-qam", "Need the device")
+
+    def breaks(context):
+        broken.touch()
+        (context.worktree / "train.py").write_text(train_py(0.9, baseline + "  # 1"))
+        return "x"
+
+    ideas = [train_py(0.9, f"{baseline}  # {n}") for n in range(2, 9)]
+    with pytest.raises(UserError, match=r"Paused: 3 experiments.*no device.*experiment 0.*doctor"):
+        run_loop(workspace, Scripted(breaks, *ideas), 9, tag="t")
+    assert [row[3] for row in rows(workspace.root)] == ["keep", "crash", "crash", "crash"]
+    broken.unlink()
+    run_loop(workspace, Scripted(train_py(0.8, baseline)), 1, tag="t")
+    assert rows(workspace.root)[-1][3] == "keep"
+
+
+def test_a_control_is_ended_once_it_trains(workspace, monkeypatch):
+    monkeypatch.setattr(session, "CONTROL_SECONDS", 0.3)
+    slow = "import os, time\nlong = os.path.exists('slow')"
+    (workspace.root / "slow").touch()
+    harness.git(workspace.root, "add", "slow")
+    marks = "open(os.environ['AUTORESEARCH_RUN_DIR'] + '/exported.bin', 'w').close()"
+    seen = workspace.root.parent / "seen"
+    wait = f"{slow}\n{marks}\nif os.path.exists({str(seen)!r}): time.sleep(600)\n"
+    wait += f"open({str(seen)!r}, 'w').close()"
+    (workspace.root / "train.py").write_text(train_py(1.0, wait))
+    harness.git(workspace.root, "commit", "-qam", "Slow the second time")
+    run_loop(workspace, Scripted(crash(1), crash(2), crash(3)), 3, tag="t")
+    assert steps(workspace).count("control") == 1
+
+
+# --------------------------------------------------------------------------------- verify
+
+
+def check(workspace, view=None, scorer=None, **options):
+    setup = harness.setup(view, tag="t", **({"scorer": scorer} if scorer else {}))
+    return verify.verify(workspace, setup, **options)
+
+
+def test_verify_scores_the_best_again_and_records_it(workspace):
+    run_loop(workspace, Scripted(train_py(0.9), train_py(0.95)), 2, tag="t")
+    (one,) = check(workspace)
+    assert (one.experiment.n, one.val_bpb, one.same) == (1, 0.9, True)
+    assert verify.lines([one])[0].endswith(
+        "recorded 0.900000, computed again 0.900000: the same  (idea 1)"
+    )
+    last = journal.records(workspace.state_dir("t"))[-1]
+    assert (last["step"], last["n"], last["split"]) == ("verified", 1, "val")
+    (other,) = check(workspace, scorer=Scorer(Score("ok", "", {"val_bpb": 0.91})), name="1")
+    assert not other.same
+    assert "NOT the same" in verify.lines([other])[0]
+
+
+def test_verify_sealed_scores_baseline_and_best_on_the_sealed_split(workspace):
+    run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t")
+    answers = [Score("ok", "", {"val_bpb": score}) for score in (1.2, 1.15)]
+    scorer = Scorer(*answers)
+    both = check(workspace, scorer=scorer, sealed=True)
+    assert [asked["split"] for asked in scorer.asked] == ["sealed"] * 2
+    assert all(one.same for one in both)
+    assert verify.lines(both)[-1] == "gain: sealed +0.050000, validation +0.100000"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "2"}, "experiment 2 is a discard, so its parameters are gone.*show 2"),
+        ({"name": "7"}, "no experiment '7'"),
+    ],
+)
+def test_verify_says_what_cannot_be_scored(workspace, options, message):
+    run_loop(workspace, Scripted(train_py(0.9), train_py(0.95)), 2, tag="t")
+    with pytest.raises(UserError, match=message):
+        check(workspace, **options)
+
+
+def test_verify_before_anything_ran(workspace):
+    for setup in (harness.setup(), harness.setup(tag="t")):
+        with pytest.raises(UserError, match="nothing was measured here under the present cond"):
+            verify.verify(workspace, setup)
+    assert workspace.tags() == []
+
+
+# ------------------------------------------------------------------------------ level none
+
+
+def test_a_changed_installation_stops_the_loop(workspace, monkeypatch):
+    states = iter([{"a": (1, 1, 1)}, {"a": (1, 1, 1)}, {"a": (1, 1, 1)}, {"b": (2, 2, 2)}])
+    monkeypatch.setattr(runner.installed, "state", lambda: next(states))
+
+    def examine(*_):
+        return loop_conditions(watched=True)
+
+    with pytest.raises(UserError, match=r"experiment 1.*changed what is installed: a and 1 more"):
+        run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t", examine=examine)
+
+
+def loop_conditions(**options):
+    return harness.Conditions(harness.DEVICE, **options)
+
+
+def test_a_warning_is_said_once(workspace):
+    view = Notes()
+
+    def examine(*_):
+        return loop_conditions(warning="nothing isolates what is run")
+
+    run_loop(workspace, Scripted(train_py(0.9)), 1, view, tag="t", examine=examine)
+    assert view.said.count("Warning: nothing isolates what is run.") == 1
+
+
+def test_a_held_device_is_refused_before_anything_slow(workspace, monkeypatch):
+    names = hardware.device_names()
+    handles = locks.devices(names, "something else", Notes())
+    try:
+        for start in (
+            lambda: run_loop(workspace, Scripted(), 1, tag="t"),
+            lambda: measure.measure(
+                workspace, harness.setup(), log_path=workspace.root / "run.log"
+            ),
+        ):
+            with pytest.raises(UserError, match=rf"held by process {os.getpid()} \(something else"):
+                start()
+    finally:
+        for handle in handles:
+            os.close(handle)
