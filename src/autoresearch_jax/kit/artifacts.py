@@ -1,6 +1,7 @@
 """What a training process leaves behind: the model as an exported function, and its arrays."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,19 @@ def export(
 def save_arrays(folder: Path, flat: dict[str, Any]) -> None:
     """Write arrays with orbax, as host arrays: they then restore on any number of devices.
 
+    Each has a folder of its own, in zarr's plain format: unlike orbax's default, OCDBT, that can
+    refer to no file elsewhere, and whoever reads it need not trust who wrote it.
+
     Only the first process calls it.
     """
     import orbax.checkpoint as ocp  # takes a second, which only the end of a run needs
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns that there is no OCDBT to merge
     alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
-    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-        checkpointer.save(folder, {name: np.asarray(leaf) for name, leaf in flat.items()})
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, multiprocessing_options=alone)
+    arrays = {name: np.asarray(leaf) for name, leaf in flat.items()}
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+        checkpointer.save(folder, args=ocp.args.PyTreeSave(arrays))
 
 
 def addressable(leaf: Any) -> Any:

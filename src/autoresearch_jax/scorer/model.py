@@ -28,8 +28,15 @@ KERNELS = re.compile(
     r"|Sharding|SPMD\w+|shape_assertion|AllocateBuffer|(Partial|Approx)\w*TopK|TopK"  # XLA's own
     r"|(mhlo|chlo)\.\w+|stablehlo\.dynamic_\w+"
     r"|(cu|hip)_(threefry2x32|lu_pivots_to_permutation)(_ffi)?"  # linear algebra, random numbers
-    r"|(lapack|cusolver|cusparse|hipsolver)_\w+|Qr|Eigh|LuDecomposition"
+    # Not those of sparse arrays: they take places in memory as operands, and check none.
+    r"|(lapack|cusolver|hipsolver)_(?!csr)\w+_ffi|Qr|Eigh|LuDecomposition"
     r"|ProductOfElementaryHouseholderReflectors"
+)
+# The files of a checkpoint in zarr's plain format. Orbax's other ones can refer to any file that
+# the reader may read, and the reader may read the validation rows.
+PLAIN_ARRAYS = re.compile(
+    r"_METADATA|_CHECKPOINT_METADATA|_sharding|commit_success\.txt|array_metadatas/[\w.]+"
+    r"|(.+/)?(\.zarray|\d+(\.\d+)*)"
 )
 DIALECTS = ("builtin", "func", "stablehlo", "chlo", "sdy")
 # They speak with the host, or with other devices.
@@ -60,6 +67,10 @@ def check_files(folder: Path) -> None:
             raise Refused("symlink", f"{path.relative_to(folder)} is {what}")
     if not stat.S_ISDIR((folder / paths.PARAMS).lstat().st_mode):
         raise Refused("symlink", f"{paths.PARAMS} is no folder, but a link or something else")
+    for path in sorted((folder / paths.PARAMS).rglob("*")):
+        name = path.relative_to(folder / paths.PARAMS).as_posix()
+        if not path.is_dir() and not PLAIN_ARRAYS.fullmatch(name):
+            raise Refused("format", f"{paths.PARAMS} holds {name}, which plain arrays do not need")
 
 
 def read_function(
@@ -85,6 +96,8 @@ def read_function(
     well_formed = not keywords and len(arguments) == 2 and isinstance(arguments[0], dict)
     if not well_formed or not all(type(name) is str for name in arguments[0]):
         raise Refused("shape", f"{path.name} is no function of named arrays and tokens")
+    if any(part in ("", ".", "..") for name in arguments[0] for part in name.split("/")):
+        raise Refused("shape", f"{path.name} names an array by a path that leads out of its folder")
     tokens = arguments[1]
     if (tokens.shape, tokens.dtype) != (tokens_shape, np.int32):
         raise Refused("shape", f"it takes tokens {tokens.str_short()}, not int32{[*tokens_shape]}")

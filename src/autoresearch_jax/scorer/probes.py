@@ -5,7 +5,8 @@ A leak that touches a share s of all positions is missed by n independent probes
 data whose tokens after a random cut are those of another row; up to the cut, the nats of the *old*
 targets must not change. So what is compared is what is scored, in the same executable and batch.
 A leak from one place to the next shows only at the cut itself, and random cuts miss one that is
-periodic in the position: hence every cut of one row as well.
+periodic in the position: hence every cut of one row as well. And logits must not change with the
+targets, which lie in the same device's memory, where a kernel of the agent's might find them.
 """
 
 from collections.abc import Iterator
@@ -60,7 +61,7 @@ def probe(
         rng: Of the rows and cuts; the model must not foresee them.
 
     Raises:
-        Refused: an answer depends on other rows, or on later tokens.
+        Refused: an answer depends on other rows, its targets, or later tokens.
     """
     N, T = nats_NT.shape
     noise = 0.0
@@ -83,6 +84,15 @@ def probe(
                 f"among other rows, a row's logits change by up to {noise:.3g} (tolerance "
                 f"{tolerance:.3g})",
             )
+    rows, others = rng.integers(N, size=(2, size))
+    _, sketch_RT = evaluator(rows_NT1[rows, :-1], rows_NT1[others, 1:])
+    change = float(np.nan_to_num(abs(sketch_RT - sketch_NT[rows]), nan=np.inf).max())
+    noise = max(noise, change)
+    if change > tolerance:
+        raise Refused(
+            "its-targets",
+            f"with other targets, logits change by up to {change:.3g} (tolerance {tolerance:.3g})",
+        )
     for name, rows, cuts in _cuts(N, T, rng, pairs):
         for start in range(0, len(rows), 4 * size):  # what is held in memory at once
             some, at = rows[start : start + 4 * size], cuts[start : start + 4 * size]
@@ -97,7 +107,7 @@ def probe(
                     f"tokens do (tolerance {tolerance:.3g}; {name})",
                 )
     row_probes = ROW_BATCHES * size if size > 1 and N > 1 else 0
-    return Found(noise, pairs, row_probes + T - 1 + pairs)
+    return Found(noise, pairs, row_probes + size + T - 1 + pairs)
 
 
 def _cuts(
