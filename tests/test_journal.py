@@ -151,6 +151,61 @@ def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path, monkeypatch, after):
     assert journal.records(tmp_path) == steps()[:3]
 
 
+def edited(path):
+    """One digit of a score, in place, with the old time put back: the size stays."""
+    status, text = path.stat(), path.read_bytes()
+    path.write_bytes(text.replace(b"1.25", b"0.25"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def replaced(path):
+    path.with_name("copy").write_bytes(path.read_bytes())
+    path.with_name("copy").replace(path)
+
+
+def added(path):
+    path.write_bytes(path.read_bytes() + journal.seal({"step": "finished", "time": 1.0}))
+
+
+CHANGES = {
+    "edited": (edited, "was changed"),
+    "cut": (lambda path: os.truncate(path, 100), r"was changed \(100 bytes, \d+ were written"),
+    "added to": (added, "was changed"),
+    "replaced": (replaced, "was replaced by another file"),
+    "removed": (lambda path: path.unlink(), "is gone"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_journal_that_somebody_else_changed_gets_no_further_line(tmp_path, change):
+    write(tmp_path, steps()[:3])
+    path, book = journal.path_of(tmp_path), Journal(tmp_path)
+    book.append(**steps()[3])
+    act, words = CHANGES[change]
+    act(path)
+    left = path.read_bytes() if path.exists() else None
+    for _ in range(2):  # it does not get used to it
+        with pytest.raises(JournalError, match=rf"{words}.*--tag NEW-TAG"):
+            book.append(**steps()[4])
+    assert book.records == steps()[:4]
+    assert (path.read_bytes() if path.exists() else None) == left
+    book.close()
+
+
+def test_a_backup_or_a_chmod_of_the_journal_stops_nothing(tmp_path):
+    book, path = Journal(tmp_path), journal.path_of(tmp_path)
+    for change in (
+        lambda: path.touch(),
+        lambda: path.chmod(0o600),
+        lambda: tmp_path.joinpath("backup").hardlink_to(path),
+        lambda: path.read_bytes(),
+    ):
+        change()
+        book.append(**steps()[0])
+    book.close()
+    assert len(journal.records(tmp_path)) == 4
+
+
 @given(st.text())
 def test_a_clean_description_is_one_safe_bounded_line(text):
     line = journal.clean(text)

@@ -1,13 +1,19 @@
 """Git, on real repositories: candidates, the branch, worktrees."""
 
+import contextlib
 import math
+import os
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from autoresearch_jax import ratchet
+from autoresearch_jax import locks, ratchet, stale
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.ratchet import Ratchet
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.workspace import GitError, Workspace
 from tests import harness
 from tests.harness import git, state
 
@@ -111,13 +117,16 @@ def test_an_export_holds_the_commit_and_nothing_else(workspace, wheel, tmp_path)
     wheel.export(workspace.head(), folder)
     assert state(folder) == state(workspace.root)
     ratchet.remove(folder)
+    folder.with_name("train.index.lock").write_text("")  # git was killed in the last one
     folder.symlink_to(workspace.root)  # it replaced its own folder
     wheel.export(commit, folder)
     assert not folder.is_symlink()
     assert git(workspace.root, "status", "--porcelain") == ""
 
 
-@pytest.mark.parametrize("harm", ["none", "files", "branch", "lock", "no git", "other", "gone"])
+@pytest.mark.parametrize(
+    "harm", ["none", "files", "branch", "locks", "half", "no git", "other", "gone"]
+)
 def test_the_agents_worktree_is_clean_whatever_the_last_one_did(workspace, wheel, tmp_path, harm):
     folder = tmp_path / "agent"
     base = workspace.head()
@@ -131,9 +140,16 @@ def test_the_agents_worktree_is_clean_whatever_the_last_one_did(workspace, wheel
     elif harm == "branch":
         git(folder, "stash", "-q")
         git(folder, "switch", "-q", "-c", "autoresearch/tag")
-    elif harm == "lock":
+    elif harm == "locks":
         git_dir = git(folder, "rev-parse", "--git-dir")
-        (tmp_path / git_dir / "index.lock").write_text("")
+        for name in ("index.lock", "HEAD.lock", "ORIG_HEAD.lock", "logs/HEAD.lock"):
+            (tmp_path / git_dir / name).write_text("")
+    elif harm == "half":  # `git worktree add` was killed
+        git_dir = tmp_path / git(folder, "rev-parse", "--git-dir")
+        (git_dir / "locked").write_text("initializing")
+        (git_dir / "HEAD").write_text("0" * 40 + "\n")
+        for name in ("index", "gitdir"):
+            (git_dir / name).unlink()
     elif harm == "no git":
         (folder / ".git").unlink()
     elif harm == "other":
@@ -145,6 +161,35 @@ def test_the_agents_worktree_is_clean_whatever_the_last_one_did(workspace, wheel
     assert {k: v for k, v in state(folder).items() if k != ".git"} == state(workspace.root)
     assert git(folder, "rev-parse", "HEAD") == base
     assert wheel.checked_out_at() is None
+    assert not list(workspace.common_dir.rglob("*.lock"))
+    git(workspace.root, "fsck", "--strict")
+
+
+@pytest.mark.parametrize("tag", ["tag", "other"])
+def test_a_worktree_that_was_never_finished_stops_no_git(workspace, wheel, tag):
+    folder = workspace.private_dir(tag) / "agent"
+    Ratchet(workspace, tag).worktree(workspace.head(), folder)
+    git_dir = Path(git(folder, "rev-parse", "--absolute-git-dir"))
+    (git_dir / "commondir").write_text("")  # `git worktree add` was killed before it wrote to it
+    with pytest.raises(subprocess.CalledProcessError):
+        git(workspace.root, "worktree", "list")
+    handle = locks.hold(workspace.state_dir(tag) / "lock", "")  # by a loop that is making it
+    with pytest.raises(GitError, match="commondir"):
+        wheel.checked_out_at()
+    os.close(handle)
+    assert wheel.checked_out_at() is None
+    git(workspace.root, "worktree", "list")
+    Ratchet(workspace, tag).worktree(workspace.head(), folder)
+    git(workspace.root, "fsck", "--strict")
+
+
+def test_a_broken_worktree_of_the_person_is_left_alone(workspace, wheel, tmp_path):
+    git(workspace.root, "worktree", "add", "-q", "--detach", str(tmp_path / "mine"))
+    commondir = workspace.common_dir / "worktrees" / "mine" / "commondir"
+    commondir.write_text("")
+    with pytest.raises(GitError, match="commondir"):
+        wheel.checked_out_at()
+    assert commondir.exists()
 
 
 def test_what_an_agent_changed_and_said_is_found(workspace, wheel, tmp_path):
@@ -173,3 +218,167 @@ def test_the_persons_hooks_do_not_run(workspace, wheel, tmp_path):
     wheel.worktree(workspace.head(), tmp_path / "agent")
     wheel.move(workspace.head(), None)
     assert not (tmp_path / "ran").exists()
+
+
+# ------------------------------------------------------------------------ locks left behind
+
+
+@pytest.fixture
+def held(workspace, wheel, monkeypatch):
+    """`wheel` with its tag held, its branch at the first commit, and what shall be written."""
+    monkeypatch.setattr(stale, "BUSY_SECONDS", 0.0)
+    handle = locks.hold(workspace.state_dir("tag") / "lock", "")
+    wheel.keep_fds = (handle,)
+    wheel.move(workspace.head(), None)
+    wanted = wheel.candidate(workspace.head(), wheel.store(b"better"), "better")
+    yield wheel, {"refs/heads/autoresearch/tag": wanted, "refs/autoresearch/tag/1": wanted}
+    os.close(handle)
+
+
+@contextlib.contextmanager
+def preparing(root, ref, commit):
+    """A real git that has taken the lock of a ref and written the commit to it."""
+    command = ["git", "-C", str(root), "update-ref", "--stdin"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdin.write(f"start\nupdate {ref} {commit}\nprepare\n".encode())
+        process.stdin.flush()
+        assert process.stdout.readline() == b"start: ok\n"
+        assert process.stdout.readline() == b"prepare: ok\n"
+        yield process
+        process.kill()
+
+
+def leave_lock(root, ref, commit):
+    with preparing(root, ref, commit):
+        pass
+    path = root / ".git" / f"{ref}.lock"
+    assert path.read_text() == f"{commit}\n"
+    return path
+
+
+@pytest.mark.parametrize("size", [None, 0, 7])
+def test_the_lock_of_a_git_that_was_killed_is_removed(workspace, held, size):
+    wheel, intended = held
+    for ref, commit in intended.items():
+        path = leave_lock(workspace.root, ref, commit)
+        if size is not None:
+            os.truncate(path, size)
+        with pytest.raises(GitError, match="File exists"):
+            wheel.git("update-ref", ref, commit)
+    wheel.clear_stale_locks(intended)
+    wheel.move(intended["refs/heads/autoresearch/tag"], workspace.head())
+    wheel.name(1, intended["refs/autoresearch/tag/1"])
+    git(workspace.root, "fsck", "--strict")
+
+
+def test_without_a_lock_nothing_is_waited_for(held):
+    wheel, intended = held
+    begun = time.monotonic()
+    wheel.clear_stale_locks(intended)
+    assert time.monotonic() - begun < 0.2
+
+
+def test_the_lock_of_writing_another_commit_is_left_alone(workspace, held):
+    wheel, intended = held
+    path = leave_lock(workspace.root, "refs/autoresearch/tag/1", workspace.head())
+    with pytest.raises(UserError) as caught:
+        wheel.clear_stale_locks(intended)
+    for part in (f"holds '{workspace.head()}'", intended["refs/autoresearch/tag/1"], f"rm {path};"):
+        assert part in str(caught.value)
+    assert path.exists()
+    path.unlink()  # the remedy works
+    wheel.clear_stale_locks(intended)
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_a_lock_that_is_no_file_is_left_alone(workspace, held, kind):
+    wheel, intended = held
+    path = workspace.common_dir / "refs" / "autoresearch" / "tag" / "1.lock"
+    path.parent.mkdir(parents=True)
+    path.symlink_to("/dev/null") if kind == "link" else path.mkdir()
+    with pytest.raises(UserError, match="it is no plain file"):
+        wheel.clear_stale_locks(intended)
+    assert os.path.lexists(path)
+
+
+def test_the_lock_of_a_living_git_is_left_alone(workspace, held, tmp_path):
+    wheel, intended = held
+    ref, commit = "refs/heads/autoresearch/tag", intended["refs/heads/autoresearch/tag"]
+    with preparing(workspace.root, ref, commit) as process:
+        words = rf"process {process.pid} \(git\) is at work in this repository"
+        with pytest.raises(UserError, match=words):
+            wheel.clear_stale_locks(intended)
+        process.stdin.write(b"commit\n")
+        process.stdin.close()
+        process.wait()
+    assert wheel.tip() == commit
+    wheel.clear_stale_locks(intended)
+
+
+def test_a_git_that_ends_soon_is_waited_for(workspace, held, monkeypatch):
+    wheel, intended = held
+    monkeypatch.setattr(stale, "BUSY_SECONDS", 30.0)
+    ref, commit = "refs/autoresearch/tag/1", intended["refs/autoresearch/tag/1"]
+    path = leave_lock(workspace.root, ref, commit)
+    command = ["git", "-C", str(workspace.root), "cat-file", "--batch"]  # an editor's, say
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process, ThreadPoolExecutor(1) as one:
+        cleared = one.submit(wheel.clear_stale_locks, intended)
+        time.sleep(1.2)
+        assert path.exists()
+        process.stdin.close()
+        cleared.result()
+    assert not path.exists()
+
+
+def test_a_lock_that_some_process_has_open_is_left_alone(workspace, held):
+    wheel, intended = held
+    path = leave_lock(
+        workspace.root, "refs/autoresearch/tag/1", intended["refs/autoresearch/tag/1"]
+    )
+    with path.open() as file, subprocess.Popen(["sleep", "60"], stdin=file, cwd="/") as process:
+        with pytest.raises(UserError, match=rf"process {process.pid} \(sleep\) has it open"):
+            wheel.clear_stale_locks(intended)
+        process.kill()
+    assert path.exists()
+    wheel.clear_stale_locks(intended)
+    assert not path.exists()
+
+
+def test_a_lock_that_changes_is_left_alone(workspace, held, monkeypatch):
+    wheel, intended = held
+    path = leave_lock(
+        workspace.root, "refs/autoresearch/tag/1", intended["refs/autoresearch/tag/1"]
+    )
+    monkeypatch.setattr(ratchet.time, "sleep", lambda _: path.touch())  # meanwhile
+    with pytest.raises(UserError, match="it changed just now"):
+        wheel.clear_stale_locks(intended)
+    assert path.exists()
+
+
+def test_no_other_ref_is_cleared_and_none_without_the_tag(workspace, held):
+    wheel, _ = held
+    path = leave_lock(workspace.root, "refs/heads/main2", workspace.head())
+    with pytest.raises(UserError, match="refs/heads/main2 is no ref of tag tag"):
+        wheel.clear_stale_locks({"refs/heads/main2": workspace.head()})
+    assert path.exists()
+    with pytest.raises(ValueError, match="lock of tag tag must be held"):
+        Ratchet(workspace, "tag").clear_stale_locks({})
+
+
+def test_a_git_of_ours_holds_the_tag_until_it_has_ended(workspace, held, tmp_path):
+    wheel, _ = held
+    (workspace.root / ".gitattributes").write_text("train.py filter=slow\n")
+    git(workspace.root, "config", "filter.slow.clean", f"touch {tmp_path}/begun; sleep 0.6; cat")
+    with ThreadPoolExecutor(1) as threads:
+        stored = threads.submit(wheel.store, b"slow")
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        (handle,) = wheel.keep_fds
+        wheel.keep_fds = ()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), handle)  # as if this process had been killed
+        path = workspace.state_dir("tag") / "lock"
+        path.write_text("999999999\n")
+        begun = time.monotonic()
+        os.close(locks.hold(path, ""))
+        assert time.monotonic() - begun > 0.2
+        assert stored.result()

@@ -83,6 +83,23 @@ def test_before_the_first_commit_it_says_what_to_type(root):
         Workspace.open(root).head()
 
 
+def test_what_differs_from_a_commit_is_found_and_the_index_is_not_touched(root):
+    workspace = Workspace.open(root)
+    git(root, "config", "core.autocrlf", "true")
+    (root / "prepare.py").write_bytes(b"")
+    (root / "constants.py").write_bytes(b"TIME_BUDGET = 1\r\n")  # which is no change
+    index = root / ".git" / "index"
+    before = index.stat()
+    assert workspace.differing("HEAD", ("prepare.py", "constants.py")) == []
+    (root / "constants.py").write_text("TIME_BUDGET = 2\n")
+    (root / "prepare.py").unlink()
+    assert workspace.differing("HEAD", ("prepare.py", "constants.py")) == [
+        "prepare.py",
+        "constants.py",
+    ]
+    assert (index.stat().st_ino, index.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_gits_own_words_reach_the_person(root):
     with pytest.raises(workspace_module.GitError, match=r"git show nothing.*fatal: ambiguous"):
         Workspace.open(root).git("show", "nothing")

@@ -147,7 +147,7 @@ def _lock_folder() -> Path:
     if not stat.S_ISDIR(path.lstat().st_mode) or not os.access(path, os.W_OK | os.X_OK):
         raise UserError(
             f"{path}, where the locks of devices lie, is no folder that you may write in. Remove "
-            f"it (rm {path}), or name another one for all users: {FOLDER}=/var/tmp/locks"
+            f"it (rm -r {path}), or name another one for all users: {FOLDER}=/var/tmp/locks"
         )
     return path
 

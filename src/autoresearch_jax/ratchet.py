@@ -9,11 +9,11 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax import stale
+from autoresearch_jax import locks, stale
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.workspace import GitError, Workspace, check_tag
 
@@ -73,6 +73,7 @@ class Ratchet:
 
     def checked_out_at(self) -> Path | None:
         """The checkout whose HEAD is the branch. Moving it would leave that one torn."""
+        self._clear_half_made()
         for entry in self.git("worktree", "list", "--porcelain").split("\n\n"):
             lines = entry.splitlines()
             if f"branch refs/heads/{self.branch}" in lines:
@@ -127,11 +128,36 @@ class Ratchet:
         time.sleep(stale.UNCHANGED_SECONDS)
         for ref, before in found.items():
             path = paths[ref]
-            why = self._no_ref_of_ours(ref) or stale.doubt(path, before, intended[ref])
-            why = why or stale.at_work(self.workspace, path)
-            if why and os.path.lexists(path):
+            why = self._no_ref_of_ours(ref) or stale.at_work(self.workspace, path)
+            why = why or stale.doubt(path, before, intended[ref])  # after the long look at others
+            if not why:
+                path.unlink()
+            elif os.path.lexists(path):  # else a living git has finished with it just now
                 raise UserError(stale.refusal(path, ref, why))
-            path.unlink(missing_ok=True)  # a living git may have finished with it just now
+
+    def _clear_half_made(self) -> None:
+        """Removes the git data of worktrees whose making was cut short by a SIGKILL.
+
+        Git dies on an empty `commondir` whenever it is asked about any worktree, the person's too.
+        """
+        ours = self.workspace.private_dir(self.tag).parent  # the folders of all tags
+        for data in sorted((self.workspace.common_dir / "worktrees").glob("*")):
+            folder = Path(_first_line(data / "gitdir") or "/").parent
+            if folder.parent.parent == ours and _first_line(data / "commondir") == "":
+                with contextlib.suppress(locks.Held), self._hold(folder.parent.name):
+                    remove(data)
+
+    @contextlib.contextmanager
+    def _hold(self, tag: str) -> Iterator[None]:
+        """Holds a tag, so that no living loop is making its worktree. Raises locks.Held."""
+        if tag == self.tag and self.keep_fds:
+            yield
+            return
+        handle = locks.hold(self.workspace.state_dir(tag) / "lock", "", wait=0.0)
+        try:
+            yield
+        finally:
+            os.close(handle)
 
     def _no_ref_of_ours(self, ref: str) -> str:
         named = ref.removeprefix(f"refs/autoresearch/{self.tag}/")
@@ -243,6 +269,14 @@ class Ratchet:
                 env=self._as_the_agent(folder),
             )
         return ""
+
+
+def _first_line(path: Path) -> str | None:
+    """Of a file; None where there is none."""
+    try:
+        return path.read_text(errors="replace").partition("\n")[0]
+    except OSError:
+        return None
 
 
 def moved(branch: str, tip: str | None, wanted: str) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from autoresearch_jax import journal
 from autoresearch_jax.workspace import Workspace
 
 UNCHANGED_SECONDS = 0.5  # that a lock must not change before it is removed
+BUSY_SECONDS = 5.0  # that a git at work in the repository is waited for
 CONTENT_BYTES = 200  # more than any hash
 
 
@@ -53,7 +55,18 @@ def doubt(path: Path, before: Look | None, intended: str) -> str:
 
 
 def at_work(workspace: Workspace, path: Path) -> str:
-    """The living process that has the file open, or is a git in this repository; or ""."""
+    """The living process that has the file open, or is a git in this repository; or "".
+
+    A prompt or an editor looks at a repository every now and then, so a git may have some time
+    to end.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
+    while (found := _at_work(workspace, path)) and time.monotonic() < deadline:
+        time.sleep(UNCHANGED_SECONDS)
+    return found
+
+
+def _at_work(workspace: Workspace, path: Path) -> str:
     places = _places(workspace)
     # A git that started us (an alias, a hook) waits for us.
     passed_over = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
