@@ -1,0 +1,75 @@
+"""Fixtures of the fault tests, and the count of what was injected."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.lab import Lab
+
+INJECTED = pytest.StashKey[dict[str, int]]()
+LOST = pytest.StashKey[int]()
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory):
+    """shim.c, compiled."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux preloads a library as shim.c needs it")
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("no C compiler is installed, so no write can be made to fail")
+    path = tmp_path_factory.mktemp("shim") / "shim.so"
+    source = Path(__file__).with_name("shim.c")
+    command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", path, source, "-ldl"]
+    subprocess.run(command, check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """Without the shim: for what needs no failing write."""
+    made = Lab(tmp_path_factory.mktemp("lab"), None)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def faulty_lab(tmp_path_factory, shim):
+    made = Lab(tmp_path_factory.mktemp("lab"), shim)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def verdict(request):
+    """Counts the points of a matrix for the summary, and fails with what went wrong at which."""
+
+    def judge(kind, points, complaints):
+        stash = request.config.stash
+        counts = stash.setdefault(INJECTED, {})
+        counts[kind] = counts.get(kind, 0) + points
+        wrong = [complaint for complaint in complaints if complaint]
+        stash[LOST] = stash.get(LOST, 0) + len(wrong)
+        assert not wrong, f"{len(wrong)} of {points} points:\n" + "\n".join(wrong[:5])
+        assert points
+
+    return judge
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    counts = config.stash.get(INJECTED, {})
+    if counts:
+        parts = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        words = f"{sum(counts.values())} faults injected ({parts}), "
+        terminalreporter.write_line(words + f"{config.stash.get(LOST, 0)} ended in another state")
+
+
+def pytest_collection_modifyitems(config, items):
+    if "soak" in (config.option.markexpr or ""):
+        return
+    for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: uv run pytest -m soak"))

@@ -1,0 +1,29 @@
+"""Trainings that take no time: they leave what real ones leave.
+
+The one place that knows what `trainer.train` leaves and returns, and where it is called. It is
+scored as the harness's tests score: `harness.written_score`.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from autoresearch_jax import paths, trainer
+from autoresearch_jax.trainer import TrainResult
+
+
+def train(folder: Path, *, log: Path, artifacts: Path, **_) -> TrainResult:
+    """Believes the SCORE in a train.py (tests/harness.py), which it does not run."""
+    found = re.search(r"^SCORE = ([0-9.]+)$", (folder / "train.py").read_text(), re.MULTILINE)
+    summary = {"peak_vram_mb": 2048.0}
+    log.write_text(f"trained {folder}\n")
+    (artifacts / paths.EXPORTED).touch()
+    (artifacts / paths.STOPPED).touch()
+    (artifacts / "score").write_text(found[1])
+    (artifacts / paths.SUMMARY).write_text(json.dumps(summary))
+    return TrainResult("ok", "", summary | {"wall_seconds": 0.0}, log)
+
+
+def install(wrap=lambda function: function) -> None:
+    """Puts `train` in the place of the real one; `wrap` goes around it."""
+    trainer.train = wrap(train)

@@ -1,0 +1,173 @@
+"""A workspace, a command that fails or is killed once, and the comparison with one that was not."""
+
+import itertools
+import json
+import mmap
+import os
+import queue
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from autoresearch_jax import journal
+from autoresearch_jax.workspace import Workspace
+from tests import harness
+from tests.faults.control import SIZE
+from tests.harness import SERIES, git, rows, state
+
+TOP = Path(__file__).parents[2]
+SERVERS = 2
+# Commits of equal content are equal, so that the calls of two runs are the same ones.
+DATES = {f"GIT_{role}_DATE": "2026-11-24T12:00:00Z" for role in ("AUTHOR", "COMMITTER")}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command, and what shall happen to it."""
+
+    command: str  # of server.COMMANDS
+    kill: tuple[str, int] | None = None  # ("before" or "after", number of the effect)
+    fault: dict[str, int] | None = None  # of Control.arm
+    env: dict[str, str] = field(default_factory=dict)
+    kill_after_s: float | None = None
+    kill_git: bool = False  # with it, then
+
+
+@dataclass(frozen=True)
+class Reply:
+    """How a command ended."""
+
+    ended: str  # "done", "refused" (UserError), "failed" (another exception), "killed"
+    words: str  # of the error
+    effects: int
+    events: int  # calls that shim.c counted
+    fired: int  # how often it acted
+    what: str  # at which call
+
+
+class Lab:
+    """Servers that run commands, and copies of one workspace to run them on."""
+
+    def __init__(self, folder: Path, shim: Path | None) -> None:
+        self.folder = folder
+        self.template = folder / "template"
+        self.numbers = itertools.count(1)
+        harness.make_repository(self.template / "workspace")
+        for name in ("home", "temporary", "locks"):
+            (self.template / name).mkdir()
+        (self.template / "most").write_text(str(len(SERIES)))
+        self.servers: queue.SimpleQueue[subprocess.Popen[str]] = queue.SimpleQueue()
+        for number in range(SERVERS):
+            self.servers.put(self._server(number, shim))
+
+    def _server(self, number: int, shim: Path | None) -> "subprocess.Popen[str]":
+        control = self.folder / f"control-{number}"
+        control.write_bytes(bytes(max(SIZE, mmap.PAGESIZE)))
+        env = (
+            os.environ | DATES | {"FAULTS_CONTROL": str(control), "GIT_CONFIG_GLOBAL": "/dev/null"}
+        )
+        if shim is not None:
+            env["LD_PRELOAD"] = str(shim)
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.server"],
+            cwd=TOP,
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def close(self) -> None:
+        for _ in range(SERVERS):
+            with self.servers.get() as server:
+                server.stdin.close()
+
+    def new(self, template: Path | None = None, most: int | None = None) -> Workspace:
+        """A copy of a workspace and all that belongs to it; by default of one with no tag."""
+        folder = self.folder / f"copy-{next(self.numbers)}"
+        template = template or self.template
+        shutil.copytree(template, folder, symlinks=True)
+        if most is not None:
+            (folder / "most").write_text(str(most))
+        workspace = Workspace.open(folder / "workspace")
+        workspace.home = folder / "home"
+        _move_worktrees(workspace, template, folder)
+        return workspace
+
+    def run(self, workspace: Workspace, request: Request) -> Reply:
+        """Runs a command in a process that ends as the request says, or by itself."""
+        server = self.servers.get()
+        try:
+            asked = asdict(request) | {"root": str(workspace.root)}
+            server.stdin.write(json.dumps(asked) + "\n")
+            server.stdin.flush()
+            return Reply(**json.loads(server.stdout.readline()))
+        finally:
+            self.servers.put(server)
+
+
+def _move_worktrees(workspace: Workspace, old: Path, new: Path) -> None:
+    """The private folders of a copy, whose names hold where the repository lies."""
+    for private in (new / "home" / "worktrees").glob("*"):
+        private.rename(workspace.private_dir("t").parent)
+        moved = workspace.private_dir("t").parent
+        before, after = str(old / private.relative_to(new)), str(moved)
+        for path in (*moved.glob("t/agent/.git"), *workspace.common_dir.glob("worktrees/*/gitdir")):
+            text = path.read_text().replace(before, after)
+            path.write_text(text.replace(str(old / "workspace"), str(workspace.root)))
+
+
+def each(function, points):
+    """What the function says of each point; as many at a time as there are servers."""
+    with ThreadPoolExecutor(SERVERS) as threads:
+        return list(threads.map(function, points))
+
+
+def steps(workspace):
+    return [record["step"] for record in journal.records(workspace.state_dir("t"))]
+
+
+def git_locks(workspace):
+    """The locks that git has in the repository."""
+    ours = workspace.common_dir / "autoresearch" / "results.lock"
+    return [path for path in workspace.common_dir.rglob("*.lock") if path != ours]
+
+
+def everything(workspace):
+    """All of the outcome."""
+    found = journal.experiments(workspace.state_dir("t"))
+    chain = git(workspace.root, "rev-list", "--reverse", "autoresearch/t").split()
+    names = "--format=%(refname) %(objectname)"
+    refs = git(workspace.root, "for-each-ref", names, "refs/autoresearch").splitlines()
+    assert sorted(refs) == sorted(f"refs/autoresearch/t/{e.n} {e.commit}" for e in found)
+    git(workspace.root, "fsck", "--strict")
+    return {
+        "experiments": [
+            (e.n, e.commit, e.status, e.val_bpb, e.description, e.reason) for e in found
+        ],
+        "finished": steps(workspace).count("finished"),
+        "branch": [e.n for commit in chain for e in found if e.commit == commit],
+        "rows": [row[1:] for row in rows(workspace.root)],
+        "row commits": [row[0] for row in rows(workspace.root)] == [e.commit[:7] for e in found],
+        "artifacts": [(workspace.run_dir("t", e.n) / "artifacts").exists() for e in found],
+        "locks": [str(path) for path in git_locks(workspace)],
+        "index": (workspace.common_dir / "index").read_bytes(),  # the person's
+        "checkout": {k: v for k, v in state(workspace.root).items() if k != "results.tsv"},
+    }
+
+
+def complaint(lab, workspace, expected, where):
+    """What is wrong after the command was given again, or ""."""
+    if steps(workspace).count("finished") < expected["finished"]:  # else all had been done
+        reply = lab.run(workspace, Request("repeat"))
+        if reply.ended != "done":
+            return f"{where}: then {reply.ended}: {reply.words}"
+    try:
+        found = everything(workspace)
+    except (AssertionError, subprocess.CalledProcessError) as error:
+        return f"{where}: {error} {getattr(error, 'stderr', '')}"
+    differing = [key for key in expected if found[key] != expected[key]]
+    return f"{where}: another state: { {k: found[k] for k in differing} }" if differing else ""

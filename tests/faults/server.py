@@ -1,0 +1,185 @@
+"""Runs the loop in forked processes that are killed, or whose writes fail. See lab.py.
+
+A process of its own: forking is cheap, but not from one that has imported JAX. Each line of
+standard input is a request (`lab.Request`) as JSON, each line of standard output its reply.
+"""
+
+import functools
+import json
+import mmap
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import git  # noqa: F401 - Workspace.open imports it, and every child would do so again
+
+from autoresearch_jax import journal, loop, session
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.journal import Journal
+from autoresearch_jax.ratchet import Ratchet
+from autoresearch_jax.runner import Runner
+from autoresearch_jax.workspace import Workspace
+from tests.faults import instant
+from tests.faults.control import Control
+from tests.harness import SERIES, BySeries, run_loop, setup, train_py
+
+EFFECTS = (
+    (Journal, "append"),
+    (Ratchet, "name"),
+    (Ratchet, "move"),
+    (Ratchet, "export"),
+    (Ratchet, "worktree"),
+    (Ratchet, "candidate"),
+    (Runner, "train"),
+    (Runner, "score"),
+    (Runner, "trust_cache"),
+    (session.Session, "_prune"),
+    (journal, "write_bytes"),
+)
+
+
+# ------------------------------------------------------------------------------- the commands
+
+
+def repeat(workspace):
+    run_loop(workspace, BySeries(*SERIES), _most(workspace), tag="t")
+
+
+def _most(workspace):
+    return int((workspace.root.parent / "most").read_text())
+
+
+def propose(workspace):
+    log_path = workspace.root / "run.log"
+    loop.run_proposal(workspace, setup(tag="t"), description="by hand", log_path=log_path)
+
+
+def night(workspace):
+    run_loop(workspace, ByNumber(), _most(workspace), tag="t")
+
+
+class ByNumber(BySeries):
+    """Proposes what has the score that follows from the experiment's number."""
+
+    def propose(self, context):
+        (context.worktree / "train.py").write_text(train_py(score_of(context.n), f"# {context.n}"))
+        return f"idea {context.n}"
+
+
+def score_of(n: int) -> float:
+    """Of experiment n of a night: a little better now and then."""
+    return round(1.0 - 0.0005 * n + random.Random(n).uniform(-0.1, 0.1), 6)
+
+
+COMMANDS = {"repeat": repeat, "propose": propose, "night": night}
+
+
+# --------------------------------------------------------------------------------- one child
+
+
+def count_effects(kill: tuple[str, int], done: list[int]) -> None:
+    """Counts the effects, and kills this process before or after the n-th of them."""
+    when, at = kill
+
+    def counted(original):
+        @functools.wraps(original)
+        def effect(*arguments, **options):
+            done[0] += 1
+            number = done[0]
+            if (when, at) == ("before", number):
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = original(*arguments, **options)
+            if (when, at) == ("after", number):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return effect
+
+    for owner, name in EFFECTS:
+        setattr(owner, name, counted(getattr(owner, name)))
+
+
+def with_no_faults(control):
+    """For what belongs to a training: its own writes may fail, and then it is a crash."""
+
+    def wrap(function):
+        def quiet(*arguments, **options):
+            control.pause()
+            try:
+                return function(*arguments, **options)
+            finally:
+                control.go_on()
+
+        return quiet
+
+    return wrap
+
+
+def child(request, control, done):
+    root = Path(request["root"])
+    os.environ["AUTORESEARCH_HOME"] = str(root.parent / "home")
+    os.environ["AUTORESEARCH_LOCK_DIR"] = str(root.parent / "locks")
+    os.environ["TMPDIR"] = str(root.parent / "temporary")
+    os.environ |= request["env"]
+    tempfile.tempdir = None
+    count_effects(request["kill"] or ("never", 0), done)
+    instant.install(with_no_faults(control))
+    control.arm(root.parent, os.getpid(), **(request["fault"] or {}))
+    try:
+        COMMANDS[request["command"]](Workspace.open(root))
+    finally:
+        control.pause()
+
+
+def ended(request, control, reply):
+    """Runs the request; writes how it ended, unless it is killed."""
+    done, words = [0], ""
+    try:
+        child(request, control, done)
+        how = "done"
+    except UserError as error:
+        how, words = "refused", str(error)
+    except BaseException:
+        how, words = "failed", traceback.format_exc()
+    os.write(reply, json.dumps({"ended": how, "words": words, "effects": done[0]}).encode())
+
+
+def answer(request, control):
+    read, write = os.pipe()
+    pid = os.fork()
+    # A group of its own, so that it can be killed with all its git commands.
+    os.setpgid(pid, pid)
+    if pid == 0:
+        os.close(read)
+        try:
+            ended(request, control, write)
+        finally:
+            os._exit(0)
+    os.close(write)
+    if request["kill_after_s"] is not None:
+        time.sleep(request["kill_after_s"])
+        os.kill(-pid if request["kill_git"] else pid, signal.SIGKILL)
+    with os.fdopen(read) as pipe:
+        text = pipe.read()
+    os.waitpid(pid, 0)
+    reply = json.loads(text) if text else {"ended": "killed", "words": "", "effects": 0}
+    return reply | {"events": control.count, "fired": control.fired, "what": control.what}
+
+
+def main():
+    with open(os.environ["FAULTS_CONTROL"], "r+b") as file:  # noqa: PTH123
+        control = Control(mmap.mmap(file.fileno(), 0))
+    # A lock for each core would make the number of writes that of the machine.
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line), control)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
