@@ -111,9 +111,7 @@ def written_score(frozen, artifacts, **options) -> Score:
     return Score("ok", "", {"val_bpb": score, "probe_noise": 0.0})
 
 
-def setup(
-    view=None, fingerprint_of=lambda _: DEVICE, data=None, level="none", **options
-) -> Setup:
+def setup(view=None, fingerprint_of=lambda _: DEVICE, data=None, level="none", **options) -> Setup:
     """Without data, without an accelerator, and unless told otherwise without a box."""
 
     def examine(workspace, wanted, required):

@@ -1,10 +1,11 @@
 """One experiment after it was proposed: trained, scored, judged, and what of it stays."""
 
 import os
+import shutil
 
 import pytest
 
-from autoresearch_jax import hardware, journal, locks, measure, runner, session, verify
+from autoresearch_jax import hardware, journal, locks, measure, runner, session, trainer, verify
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.scoring import Score
 from autoresearch_jax.workspace import Workspace
@@ -87,7 +88,7 @@ def test_killed_between_training_and_score_it_is_scored_and_not_trained_again(wo
     assert found(workspace)[1].val_bpb == 0.9
 
 
-@pytest.mark.parametrize("damage", ["changed", "gone"])
+@pytest.mark.parametrize("damage", ["changed", "gone", "all gone"])
 def test_what_is_not_as_the_training_left_it_is_trained_again(workspace, tmp_path, damage):
     counted = train_py(0.9, f"open({str(tmp_path / 'count')!r}, 'a').write('x')")
     with pytest.raises(KeyboardInterrupt):
@@ -95,6 +96,8 @@ def test_what_is_not_as_the_training_left_it_is_trained_again(workspace, tmp_pat
     left = workspace.run_dir("t", 1) / "artifacts" / "score"
     if damage == "gone":
         left.unlink()
+    elif damage == "all gone":
+        shutil.rmtree(left.parent)
     else:
         left.write_text("0.000001")
     run_loop(workspace, Scripted(), 1, tag="t")
@@ -137,7 +140,7 @@ def test_parameters_of_the_baseline_and_the_last_kept_ones_stay(workspace, monke
 
 
 def test_a_long_log_keeps_its_head_and_tail(workspace, monkeypatch):
-    monkeypatch.setattr(session, "LOG_BYTES", 4096)
+    monkeypatch.setattr(trainer, "LOG_BYTES", 4096)
     flood = train_py(0.9, "print('first')\nprint('x' * 100_000)")
     run_loop(workspace, Scripted(flood), 1, tag="t")
     log = (workspace.run_dir("t", 1) / "run.log").read_text()

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import subprocess
@@ -53,28 +54,52 @@ def test_one_of_several_hosts_is_refused_with_a_way_on(monkeypatch):
     hardware.refuse_several_hosts()
 
 
-def test_a_slice_that_only_its_metadata_names_is_refused(monkeypatch):
+@contextlib.contextmanager
+def metadata(monkeypatch, **attributes):
+    """A Google Cloud machine with a TPU, whose metadata server knows these attributes."""
+
     class Metadata(BaseHTTPRequestHandler):
         def do_GET(self):
             assert self.headers["Metadata-Flavor"] == "Google"
-            assert self.path.endswith("/attributes/worker-network-endpoints")
-            self.send_response(200)
+            found = attributes.get(self.path.rpartition("/attributes/")[2].replace("-", "_"))
+            self.send_response(404 if found is None else 200)
             self.end_headers()
-            self.wfile.write(b"unknown:unknown:10.0.0.2,unknown:unknown:10.0.0.3")
+            self.wfile.write((found or "").encode())
 
         def log_message(self, *_):
             pass
 
-    monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
+    for name in ("TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE", "JAX_PLATFORMS"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(hardware, "accelerator_present", lambda: "tpu")
     with HTTPServer(("127.0.0.1", 0), Metadata) as server:
         monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
-        thread = threading.Thread(target=server.handle_request)
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        with pytest.raises(UserError, match="one of the 2 hosts"):
-            hardware.refuse_several_hosts()
+        yield
+        server.shutdown()
         thread.join()
+
+
+def test_a_slice_that_only_its_metadata_names_is_refused(monkeypatch):
+    names = "unknown:unknown:10.0.0.2,unknown:unknown:10.0.0.3"
+    refusal = pytest.raises(UserError, match="one of the 2 hosts")
+    with metadata(monkeypatch, worker_network_endpoints=names), refusal:
+        hardware.refuse_several_hosts()
     hardware.refuse_several_hosts()  # nothing answers: a machine of one's own
+
+
+def test_in_a_box_without_a_network_libtpu_is_told_its_slice(monkeypatch):
+    with metadata(monkeypatch, accelerator_type="v5litepod-8"):
+        told = hardware.tpu_variables()
+        assert told["TPU_ACCELERATOR_TYPE"] == "v5litepod-8"
+        assert told["TPU_SKIP_MDS_QUERY"] == "1"
+        monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v6e-8")  # the person's word counts
+        assert hardware.tpu_variables() == {}
+    with metadata(monkeypatch):
+        assert hardware.tpu_variables() == {}
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert hardware.tpu_variables() == {}
 
 
 def test_a_loop_on_several_hosts_is_refused(prepared_home, monkeypatch):

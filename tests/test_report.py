@@ -160,7 +160,8 @@ def night(tmp_path):
             time=100.0 * n,
         )  # fmt: skip
         peak = {"peak_vram_mb": 1024.0}
-        record.append("trained", n=n, outcome="ok", reason="", metrics=peak, time=1.0)
+        record.append("trained", n=n, outcome="ok", reason="", metrics=peak, time=1.0,
+                      provenance={"isolation": "bwrap"})  # fmt: skip
         record.append("scored", n=n, outcome="ok", reason="", metrics={"val_bpb": score}, time=1.5)
         status = "keep" if n == 0 else "discard"
         record.append("decided", n=n, status=status, reason="", time=100.0 * n + 90)
@@ -187,7 +188,8 @@ def test_show_tells_all_of_a_discarded_experiment(night, name):
     assert "status    discard" in text
     assert "-MATRIX_LR = 0.04" in text
     assert "+MATRIX_LR = 0.05" in text
-    assert "val_bpb           2.1" in text
+    assert "\n  val_bpb       2.1\n" in text
+    assert "\n  isolation     bwrap\n" in text
     assert "last � line" in text
     assert "step 49" in text
     assert "step 29" not in text

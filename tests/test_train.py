@@ -13,6 +13,7 @@ import pytest
 
 import train
 from autoresearch_jax.kit import artifacts
+from autoresearch_jax.scorer import model
 from tests import data_helpers
 
 ROOT = Path(__file__).parents[1]
@@ -222,6 +223,7 @@ def test_the_full_model_exports_for_a_tpu():
     assert "tpu_custom_call" in exported.mlir_module()
     assert exported.nr_devices == 1
     assert len(exported.serialize()) < 2**20
+    model.check_module(jax.export.deserialize(exported.serialize()))  # the scorer takes it
 
 
 @pytest.mark.parametrize(("devices", "passes"), [(1, 2), (2, 1), (8, 1), (256, 1)])

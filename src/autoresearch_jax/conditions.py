@@ -54,7 +54,7 @@ def examine(workspace: Workspace, wanted: str = "auto", required: str | None = N
             )
     fingerprint = {
         "frozen files": manifest.frozen_fingerprint(workspace.root),
-        "code": scoring.code_sha256()[:16],
+        "scorer": scoring.code_sha256()[:16],
         "data": data.fingerprint,
         "device": device.device_kind,
         "device count": device.device_count,

@@ -145,7 +145,7 @@ def _night_gb(root: Path) -> float:
     budget_s = 300.0
     with contextlib.suppress(UserError):
         budget_s = session.time_budget(root)
-    logs = LOGS * session.LOG_BYTES * NIGHT_SECONDS / (budget_s + AROUND_SECONDS)
+    logs = LOGS * trainer.LOG_BYTES * NIGHT_SECONDS / (budget_s + AROUND_SECONDS)
     left = (session.ARTIFACTS_KEPT + 2) * _left_bytes(root)
     return (logs + left + 2 * CACHE_BYTES + boxes.SCORER_CACHE_BYTES) / 1e9
 

@@ -81,7 +81,7 @@ def run_loop(
             stopped = _repeat(session, agent, max_experiments, desc, seed)
         except Abandoned:
             stopped = "abandoned"
-            session.view.say("Abandoned. The same command trains that experiment again.")
+            session.view.say("Abandoned. The same command goes on with that experiment.")
         decided = sum(e.status is not None for e in session.history) - before
         return LoopResult(session.tag, decided, session.best, stopped)
 
@@ -104,10 +104,10 @@ def run_proposal(
         try:
             e = _decided_proposal(session, blob, journal.clean(description))
         except Abandoned:
-            raise UserError("Abandoned. The same command trains it again.") from None
-        _restore(session, e, source)
-        if session.log(e).exists():
+            raise UserError("Abandoned. The same command goes on with it.") from None
+        if session.log(e).exists():  # before the command is done: a killed one is given again
             log_path.write_bytes(session.log(e).read_bytes())
+        _restore(session, e, source)
         return e
 
 

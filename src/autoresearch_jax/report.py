@@ -272,8 +272,17 @@ def show(console: "Console", workspace: "Workspace", name: str, tag: str | None 
         say(f"agent     {journal.clean(one.agent)}")
     if one.reason:
         say(f"reason    {journal.clean(one.reason, limit=1000)}")
-    for key, value in one.metrics.items():
-        say(f"{key:<18}{_number(value)}")
+    if one.note:
+        say(f"note      {journal.clean(one.note)}", "yellow")
+    numbers = {key: _number(value) for key, value in one.metrics.items()}
+    facts = {k: str(v) for k, v in one.provenance.items() if isinstance(v, str | int)}
+    width = max(map(len, (*numbers, *facts)), default=0) + 2
+    for title, table in (("numbers", numbers), ("rests on", facts)):
+        if table:
+            say("")
+            say(title, "bold")
+        for key, value in table.items():
+            say(f"  {key:<{width}}{journal.clean(value)}")
     if one.base:
         say("")
         for line in printable(Ratchet(workspace, tag).diff(one.base, one.commit)).splitlines():

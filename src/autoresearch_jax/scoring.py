@@ -26,6 +26,7 @@ CODE = (
     "manifest.py",
     "paths.py",
     "presets.py",
+    "pydocs.py",
     "scorer/*.py",
     "sources.py",
     "stages.py",
@@ -53,11 +54,13 @@ def code_sha256() -> str:
 
 
 def seal(artifacts: Path) -> str:
-    """Makes what a training left survive a power cut; returns its SHA-256, in hex.
+    """Makes what a training left survive a power cut; returns its SHA-256, in hex; "" without it.
 
     Whoever scores it later, after a crash, can tell whether it is still the same.
     """
     digest = hashlib.sha256()
+    if not artifacts.is_dir():
+        return ""
     for path in sorted(artifacts.rglob("*")):
         kind = path.lstat().st_mode
         digest.update(b"%s\0%d\0" % (os.fsencode(path.relative_to(artifacts)), stat.S_IFMT(kind)))

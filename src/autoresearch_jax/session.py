@@ -5,8 +5,6 @@ twice. So `settle` brings whatever state a killed process left to where it would
 """
 
 import ast
-import contextlib
-import fcntl
 import os
 import shutil
 import time
@@ -15,7 +13,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax import interrupts, journal, manifest, paths, ratchet, scoring, trainer
+from autoresearch_jax import (
+    interrupts,
+    journal,
+    manifest,
+    paths,
+    projection,
+    ratchet,
+    scoring,
+    trainer,
+)
 from autoresearch_jax.conditions import Conditions
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.interrupts import Interrupts
@@ -28,7 +35,6 @@ from autoresearch_jax.workspace import FROZEN, Workspace
 
 MIN_FREE_BYTES = 64 << 20  # below it nothing is started: it would fail for want of disk
 ARTIFACTS_KEPT = 20  # kept experiments whose parameters stay, the baseline's and the best's aside
-LOG_BYTES = 1 << 19  # of each log, once an experiment is decided
 CONTROL_SECONDS = 20.0  # of training after which the best counts as running
 
 
@@ -89,6 +95,7 @@ class Session:
     def close(self) -> None:
         self.view.live("")
         self.journal.close()
+        self.ratchet.keep_fds = ()
         os.close(self.lock)
 
     @property
@@ -215,9 +222,8 @@ class Session:
 
     def _still_there(self, e: Experiment) -> bool:
         """Whether a trained experiment that is to be scored has what its training left."""
-        return (
-            e.outcome != "ok" or e.scored is not None or scoring.seal(self.artifacts(e)) == e.left
-        )
+        waits = e.outcome == "ok" and e.scored is None
+        return not waits or scoring.seal(self.artifacts(e)) == e.left
 
     def artifacts(self, e: Experiment) -> Path:
         return self.workspace.run_dir(self.tag, e.n) / "artifacts"
@@ -225,13 +231,8 @@ class Session:
     def _train(self, e: Experiment) -> None:
         """Trains and records it. Raises Abandoned, UserError."""
         broken = unparsable(self.ratchet.blob(e.commit))
-        found: Record = {
-            "outcome": "crash",
-            "reason": broken,
-            "metrics": {},
-            "note": "",
-            "left": "",
-        }
+        found: Record = {"outcome": "crash", "reason": broken, "metrics": {}}
+        found |= {"note": "", "left": ""}
         if not broken:
             result = self._run_training(e, self.artifacts(e), self.log(e))
             found |= {"outcome": result.outcome, "reason": result.reason, "note": result.note}
@@ -361,9 +362,7 @@ class Session:
 
         Of a flood in a log the beginning and the end stay.
         """
-        for log in self.log(e).parent.glob("*.*"):
-            if log.suffix in (".log", ".out", ".err"):
-                shorten(log)
+        trainer.shorten_logs(self.log(e).parent)
         if e.status != "keep":
             ratchet.remove(self.artifacts(e))
             return
@@ -372,32 +371,7 @@ class Session:
             ratchet.remove(self.artifacts(one))
 
     def _project(self) -> None:
-        """Brings results.tsv up to date; one that the person edited is copied aside first."""
-        with (self.workspace.common_dir / "autoresearch" / "results.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a loop of another tag may be writing it
-            self._write_results(self.workspace.root / "results.tsv")
-
-    def _write_results(self, path: Path) -> None:
-        text = journal.results_text(self.history)
-        old = path.read_bytes() if path.exists() else b""
-        if old == text.encode():
-            return
-        if self._holds_unknown_rows(old, text):
-            count = 1
-            while (aside := path.with_name(f"results-edited-{count}.tsv")).exists():
-                count += 1
-            shutil.copy2(path, aside)
-            self.view.say(f"results.tsv held rows of your own; they are in {aside.name} now.")
-        journal.write_text(path, text)
-
-    def _holds_unknown_rows(self, old: bytes, text: str) -> bool:
-        """Whether a results.tsv has lines that are in no tag's projection."""
-        unknown = set(old.splitlines()) - set((journal.HEADER + text).encode().splitlines())
-        for tag in self.workspace.tags() if unknown else ():
-            with contextlib.suppress(journal.JournalError):
-                other = journal.experiments(self.workspace.state_dir(tag))
-                unknown -= set(journal.results_text(other).encode().splitlines())
-        return bool(unknown)
+        projection.write(self.workspace, self.history, self.view)
 
     # ------------------------------------------------------------------------------ refusals
 
@@ -406,7 +380,7 @@ class Session:
         if where is None:
             return
         if where.resolve() == (self.private / "agent").resolve():  # an agent switched to it
-            self.workspace.git("checkout", "--quiet", "--detach", at=where)
+            self.ratchet.git("checkout", "--quiet", "--detach", at=where)
             return
         raise UserError(
             f"branch {self.ratchet.branch} is checked out at {where}, and moving it would leave "
@@ -434,20 +408,6 @@ def time_budget(folder: Path) -> float:
     if budget is None:
         raise UserError(f"{folder / 'constants.py'} has no line such as TIME_BUDGET = 300.")
     return float(budget)
-
-
-def shorten(log: Path) -> None:
-    """Cuts the middle out of a long log."""
-    size = log.stat().st_size
-    if log.is_symlink() or size <= LOG_BYTES:
-        return
-    half = LOG_BYTES // 2 - 50
-    with log.open("rb") as file:
-        head = file.read(half)
-        file.seek(-half, os.SEEK_END)
-        tail = file.read()
-    gap = b"\n[... %d bytes left out ...]\n" % (size - 2 * half)
-    journal.write_bytes(log, head + gap + tail)
 
 
 def unparsable(source: bytes) -> str:

@@ -22,6 +22,7 @@ OUTCOMES = ("ok", "crash", "timeout", "abandoned")
 REASON_LIMIT = 300  # characters
 TAIL_BYTES = 1 << 16  # a traceback lies in the last of the log
 SUMMARY_BYTES = 1 << 16
+LOG_BYTES = 1 << 19  # of each log, once an experiment is decided
 DISK_BYTES = 16 << 30  # that a training may write; the parameters at full size are 0.2 GB
 DISK_SECONDS = 2.0  # between two looks at what it has written
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
@@ -272,6 +273,25 @@ def crash_reason(tail: str) -> str:
 def _last(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "none"
+
+
+def shorten_logs(folder: Path) -> None:
+    """Cuts the middle out of the long logs of an experiment that is decided."""
+    for log in folder.iterdir() if folder.is_dir() else ():
+        if log.suffix in (".log", ".out", ".err") and not log.is_symlink():
+            _shorten(log)
+
+
+def _shorten(log: Path) -> None:
+    size, half = log.stat().st_size, LOG_BYTES // 2 - 50
+    if size <= LOG_BYTES:
+        return
+    with log.open("rb") as file:
+        head = file.read(half)
+        file.seek(-half, os.SEEK_END)
+        tail = file.read()
+    gap = b"\n[... %d bytes left out ...]\n" % (size - 2 * half)
+    journal.write_bytes(log, head + gap + tail)
 
 
 def last_line(log: Path) -> str:

@@ -64,16 +64,14 @@ def verify(
         if name is not None:
             chosen = [report.find(session.history, name)]
         else:
-            chosen = [session.baseline, session.best] if sealed else [session.best]
+            both = (session.baseline, session.best) if sealed else (session.best,)
+            chosen = list({e.n: e for e in both}.values())  # the baseline may be the best
         split = "sealed" if sealed else "val"
         if sealed and session.conditions.data is not None:
             session.conditions.data.split_path(split)  # refuses where there is none
         for e in chosen:
             _refuse_unkept(session, e)
-        found: dict[int, Verified] = {}
-        for e in chosen:
-            found.setdefault(e.n, _scored(session, e, split))
-        return [found[e.n] for e in chosen]
+        return [_scored(session, e, split) for e in chosen]
 
 
 def _refuse_unkept(session: Session, e: Experiment) -> None:
