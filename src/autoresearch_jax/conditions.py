@@ -102,6 +102,7 @@ def _probe_in_box(home: Path, level: str) -> hardware.Device:
     with tempfile.TemporaryDirectory(prefix="trial-", dir=home) as folder:
         secret = Path(folder) / "secret"
         secret.write_text("hidden")
+        (closed := Path(folder) / "closed").mkdir()  # it is not there in a box
         box = Box(isolation.fresh(Path(folder) / "scratch"), hidden=(secret,))
         failure = isolation.unavailable(level, box)
         if failure:
@@ -110,7 +111,7 @@ def _probe_in_box(home: Path, level: str) -> hardware.Device:
             wrap=lambda argv: isolation.wrap(level, argv, box),
             environment=lambda given: boxes.environment(given, box),
             hidden=secret,
-            protected=Path(folder) / "protected",
+            protected=closed / "protected",
             cwd=box.scratch,
         )
     if device.leaks:

@@ -14,8 +14,9 @@ from autoresearch_jax.runner import Scorer
 from autoresearch_jax.session import Session
 from autoresearch_jax.trainer import Limits
 from autoresearch_jax.view import SteadyView, View
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.workspace import GitError, Workspace
 
+AGAIN = "Nothing recorded is lost: mend that, then run the same command again."
 DISK_ERRORS = {
     ENOSPC: "The disk is full",
     EDQUOT: "The disk quota is used up",
@@ -104,7 +105,6 @@ def _disk_errors() -> Iterator[None]:
         if error.errno not in DISK_ERRORS and error.filename is None:
             raise
         what = DISK_ERRORS.get(error.errno or 0, "A file is not as it must be")
-        raise UserError(
-            f"{what} ({error}). Nothing recorded is lost: mend that, then run "
-            "the same command again."
-        ) from None
+        raise UserError(f"{what} ({error}). {AGAIN}") from None
+    except GitError as error:  # a full disk, say, in git's own words
+        raise UserError(f"{str(error).rstrip('.')}. {AGAIN}") from None

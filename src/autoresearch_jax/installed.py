@@ -13,7 +13,9 @@ State = dict[str, tuple[int, int, int]]  # path -> size, modification time, inod
 def state() -> State:
     """Every file below the folders that this Python imports packages from."""
     found: State = {}
+    started_in = {Path.cwd(), Path(sys.argv[0]).absolute().parent}  # the person edits there
     folders = [Path(entry) for entry in sys.path if entry and Path(entry).is_dir()]
+    folders = [folder for folder in folders if folder.absolute() not in started_in]
     for folder in dict.fromkeys((Path(__file__).parent, *folders)):
         for place, names, files in os.walk(folder):
             names[:] = [name for name in names if name not in ("__pycache__", ".git")]

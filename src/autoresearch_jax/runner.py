@@ -91,7 +91,11 @@ class Runner:
             data=self._conditions.data_fingerprint,
         )
         self._view.live(f"{title}: starting")
-        before = installed.state() if self._conditions.watched else {}
+        before = {}
+        if self._conditions.watched:  # nothing keeps a training from changing what others use
+            before = installed.state()
+            if data is not None:
+                data.verify(splits=("train",), shards=False)
         result = trainer.train(
             folder,
             log=log,

@@ -39,7 +39,7 @@ class Limits:
     overrun_s: float | None = None  # beyond the budget; None: a tenth of it and 10 s
     checkpoint_s: float = 300.0  # from `finish` to the end of the process
     scoring_s: float = 3600.0
-    tolerance: float = 0.05  # nats: a leak as small as that gains nothing
+    tolerance: float = 0.05  # nats: a baseline whose own answers differ by more is refused
     usual_startup_s: float | None = None  # the baseline's; much more of it is reported
 
     def overrun(self, budget_s: float) -> float:

@@ -1,0 +1,84 @@
+"""Trainings that leave something else than they should, for the scorer to trip over."""
+
+import pytest
+
+from tests.attacks import lab
+from tests.attacks.lab import train_py
+
+SAVED = """
+import shutil
+from autoresearch_jax.kit import artifacts
+shutil.rmtree(LEFT / "params")
+artifacts.save_arrays(LEFT / "params", {{{arrays}}})
+"""
+LINKED = """
+import shutil
+place = LEFT / {name!r}
+shutil.rmtree(place) if place.is_dir() else place.unlink()
+place.symlink_to({target!r})
+"""
+CUT = """
+for path in [{which}]:
+    os.truncate(path, path.stat().st_size // 2)
+"""
+PARAMS = "path for path in sorted((LEFT / 'params').rglob('*')) if path.is_file()"
+
+# name: (what it does at the end, the reason that is recorded)
+ATTACKS = {
+    "cut export": (CUT.format(which="LEFT / 'exported.bin'"), "truncated: exported.bin"),
+    "cut parameters": (CUT.format(which=PARAMS), "truncated: params"),
+    "no export": ("(LEFT / 'exported.bin').unlink()", "missing: the training left no exported.bin"),
+    "no parameters": (
+        "import shutil; shutil.rmtree(LEFT / 'params')",
+        "missing: the training left no params",
+    ),
+    "half floats": (
+        SAVED.format(arrays="'table': np.asarray(params['table'], np.float16)"),
+        "dtype: parameter 'table' has dtype float16, not float32",
+    ),
+    "larger": (
+        SAVED.format(arrays="'table': np.zeros((V, V + 1), np.float32)"),
+        "shape: parameter 'table' has shape (512, 513), not (512, 512)",
+    ),
+    "one more": (
+        SAVED.format(arrays="'table': np.asarray(params['table']), 'more': np.zeros(3)"),
+        "shape: parameter 'more' is in the checkpoint alone",
+    ),
+    "pipe": (
+        "os.mkfifo(LEFT / 'params' / 'pipe')",
+        "symlink: params/pipe is no plain file",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def left(attack):
+    return attack({name: train_py(last=code) for name, (code, _) in ATTACKS.items()})
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_what_is_not_as_it_must_be_is_refused(left, name):
+    left.check_refused(name, ATTACKS[name][1])
+
+
+def test_links_to_what_another_experiment_left_are_refused(template, tmp_path):
+    """Through a link the best one's parameters would be scored once more."""
+    ground = template.copy(tmp_path / "ground")
+    best = ground.workspace.run_dir(lab.TAG, 0) / "artifacts"
+    files = [path for path in (best / "params").rglob("*") if path.is_file()]
+    array = max(files, key=lambda path: path.stat().st_size)
+    attacks = {
+        "exported.bin": str(best / "exported.bin"),
+        "params": str(best / "params"),
+        str(array.relative_to(best)): str(array),
+    }
+    group = lab.Group(
+        ground,
+        {
+            name: train_py(last=LINKED.format(name=name, target=target))
+            for name, target in attacks.items()
+        },
+    )
+    group.check_refused("exported.bin", "symlink: exported.bin is a link")
+    group.check_refused("params", "symlink: params is no folder, but a link")
+    group.check_refused(str(array.relative_to(best)), f"symlink: {array.relative_to(best)} is a li")

@@ -1,0 +1,403 @@
+"""Trainings that reach for what is not theirs: files, other trainings, what runs after them.
+
+The same train.py reaches for the same things at each level of isolation. Where only a box stops
+it, it succeeds without one, which shows that the reach is real.
+"""
+
+import os
+import site
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from autoresearch_jax import installed, manifest
+from autoresearch_jax.errors import UserError
+from tests import harness
+from tests.attacks import lab
+from tests.attacks.lab import train_py
+
+DENIED = {"PermissionError", "FileNotFoundError", "NotADirectoryError", "OSError"}
+MARK = f"autoresearch_attack_{os.getpid()}"  # of what is left where all may look
+SECRETS = {"OPENAI_API_KEY": "s3cret", "HF_TOKEN": "s3cret", "MY_DATABASE": "s3cret"}
+FORGED_ROW = "abcdef0\t0.000123\t0.0\tkeep\tforged\n"
+
+# ---------------------------------------------------------------------------------- the attacks
+
+REACHES = """
+def read(path):
+    return tried(lambda: open(path, "rb").read(1) and "read")
+
+def write(path, text):
+    return tried(lambda: open(path, "a").write(text) and "written")
+
+def environments():
+    found = []
+    for place in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            found.append(place.read_bytes().decode(errors="replace"))
+        except OSError:
+            pass
+    return "".join(found)
+"""
+REACHED = """
+note(read={{name: read(path) for name, path in {read!r}.items()}})
+note(written={{name: write(path, {mark!r}) for name, path in {write!r}.items()}})
+note(results=write({results!r}, {row!r}))
+note(secrets=sorted(name for name, text in os.environ.items() if "s3cret" in text),
+     others="s3cret" in environments())
+"""
+
+# Its own copies of the frozen files, and whatever it leaves for the scorer to find.
+EDITED = """
+Path("prepare.py").write_text("raise SystemExit('edited')")
+Path("constants.py").write_text("VOCAB_SIZE = 2")
+import constants
+constants.EVAL_TOKENS = prepare.EVAL_TOKENS = 64
+prepare.VOCAB_SIZE = 2
+answer = json.dumps({"val_bpb": 0.000123})
+note(answer=tried(lambda: Path(os.environ["HOME"], "..", "answer.json").write_text(answer)))
+for name in ("prepare.py", "constants.py"):
+    for folder in ("frozen", "scratch"):
+        place = Path("..", folder)
+        tried(lambda: place.mkdir())
+        tried(lambda: (place / name).write_text("raise SystemExit('edited')"))
+"""
+
+# What one training leaves for another, in every place that both may find.
+PLACES = """
+places = ["/tmp", "/var/tmp", "/dev/shm", os.environ["HOME"], os.environ["TMPDIR"], ".", "..",
+          os.environ["JAX_COMPILATION_CACHE_DIR"], os.environ["AUTORESEARCH_RUN_DIR"],
+          os.environ["AUTORESEARCH_HOME"]]
+"""
+LEFT = PLACES + f"note(left=[p for p in places if tried(lambda: Path(p, '{MARK}').touch()) == ''])"
+FOUND = PLACES + f"note(found=[p for p in places if os.path.exists(Path(p, '{MARK}'))])"
+SHARED = {"/tmp", "/var/tmp", "/dev/shm", ".."}  # where one is found without a box
+
+# It starts from the best one's parameters: seconds of training that no clock has seen.
+WARM = """
+import orbax.checkpoint as ocp
+target = {{"table": jax.ShapeDtypeStruct((V, V), np.float32)}}
+try:
+    params = ocp.StandardCheckpointer().restore({best!r}, target)
+    note(warm=True)
+except Exception as error:
+    note(warm=False)
+"""
+
+# It counts the rows that it will be scored on.
+SEEN = """
+def counted(rows):
+    counts = np.full((V, V), 0.01)
+    np.add.at(counts, (rows[:, :-1].ravel(), rows[:, 1:].ravel()), 1)
+    return np.log(counts / counts.sum(1, keepdims=True)).astype(np.float32)
+
+try:
+    params = {{"table": jnp.asarray(counted(np.fromfile({rows!r}, "<u2").reshape(-1, T + 1)))}}
+    note(seen=True)
+except OSError:
+    note(seen=False)
+"""
+
+# A process that outlives it, with better parameters to put in the place of what it left.
+DAEMON = """
+import shutil
+from autoresearch_jax.kit import artifacts
+BATCHES = 200
+artifacts.save_arrays(LEFT / "later", {"table": count(prepare.make_loader("train", 16))})
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.closerange(0, 3)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (LEFT / "alive").touch()
+        time.sleep(0.5)
+        shutil.rmtree(LEFT / "params")
+        (LEFT / "later").rename(LEFT / "params")
+        time.sleep(600)
+    os._exit(0)
+while not (LEFT / "alive").exists():
+    time.sleep(0.01)
+note(alive=True)
+os._exit(0)
+"""
+DAEMON_FIRST = "global BATCHES"
+
+KEPT_SHUT = (
+    "validation rows",
+    "sealed rows",
+    "held-out text",
+    "more held-out text",
+    "parameters of the best",
+    "journal",
+)
+KEPT_WHOLE = (
+    "checkout",
+    "manifest",
+    "tokenizer",
+    "token bytes",
+    "train rows",
+    "validation rows",
+    "text",
+    "journal",
+    "parameters of the best",
+    "scorer's cache",
+    "packages",
+)
+
+
+@pytest.fixture(scope="module", params=lab.EVERY)
+def reached(request, template, tmp_path_factory):
+    """A loop at each level, in which trainings reach for all that they know of."""
+    level = request.param
+    ground = template.copy(tmp_path_factory.mktemp("reached") / "ground")
+    paths = places(ground)
+    planted = paths["packages"]
+    # What they could do without a box, the tests below try one at a time: it ends the loop.
+    write = {name: str(paths[name]) for name in KEPT_WHOLE if level != "none"}
+    reach = REACHED.format(
+        read={name: str(paths[name]) for name in KEPT_SHUT},
+        write=write,
+        mark=MARK,
+        results=str(ground.root / "results.tsv"),
+        row=FORGED_ROW,
+    )
+    attacks = {
+        "reaches": train_py(REACHES, first=reach + LEFT, last=EDITED),
+        "finds": train_py(first=FOUND),
+        "warm": train_py(trained=WARM.format(best=str(paths["best"] / "params"))),
+        "daemon": train_py(first=DAEMON_FIRST, last=DAEMON),
+    }
+    try:
+        yield level, lab.Group(ground, attacks, level=level, **SECRETS)
+    finally:
+        for folder in SHARED - {".."}:
+            Path(folder, MARK).unlink(missing_ok=True)
+        planted.unlink(missing_ok=True)
+
+
+def places(ground: lab.Ground) -> dict[str, Path]:
+    """Where lies what attacks are after."""
+    with ground.environment():
+        data = manifest.load(ground.root)
+        held_out = [Path(shard.path) for shard in data.shards if shard.split != "train"]
+        found = {
+            "manifest": data.path,
+            "tokenizer": data.tokenizer_path,
+            "token bytes": data.token_bytes_path,
+            "train rows": data.split_path("train"),
+            "validation rows": data.split_path("val"),
+            "sealed rows": data.split_path("sealed"),
+        }
+    state = ground.workspace.state_dir(lab.TAG)
+    best = state / "runs" / "0" / "artifacts"
+    assert len(held_out) == 2
+    assert all(path.is_file() for path in [*found.values(), *held_out])
+    return found | {
+        "held-out text": held_out[0],
+        "more held-out text": held_out[1],
+        "text": held_out[0],
+        "checkout": ground.root / "program.md",
+        "journal": state / "journal.jsonl",
+        "best": best,
+        "parameters of the best": best / "exported.bin",
+        "scorer's cache": ground.home / "scorer-cache" / "planted",
+        "packages": Path(site.getsitepackages()[0]) / f"{MARK}.py",
+    }
+
+
+# --------------------------------------------------------------------------------- at each level
+
+
+@pytest.mark.parametrize("what", KEPT_SHUT)
+def test_what_it_must_not_know_cannot_be_read(reached, what):
+    level, group = reached
+    group.check_honest("reaches")
+    said = group.noted("reaches")["read"][what]
+    assert said == "read" if level == "none" else said in DENIED
+
+
+@pytest.mark.parametrize("what", KEPT_WHOLE)
+def test_what_others_rest_on_cannot_be_written(reached, what):
+    level, group = reached
+    if level == "none":
+        pytest.skip("without a box it can be")
+    group.check_honest("reaches")
+    assert what in group.noted("reaches")["written"]  # maybe in a /tmp of its own
+    path = places(group.ground)[what]
+    assert not path.exists() or MARK.encode() not in path.read_bytes()
+
+
+def test_results_are_a_projection_of_the_journal(reached):
+    level, group = reached
+    group.check_honest("reaches")
+    assert level != "none" or group.noted("reaches")["results"] == "written"
+    assert "forged" not in (group.ground.root / "results.tsv").read_text()
+    assert len(harness.rows(group.ground.root)) == len(group.ground.history)
+
+
+def test_what_it_leaves_for_the_scorer_is_not_read(reached):
+    """Also its own copies of the frozen files: the scorer and the next training have theirs."""
+    _, group = reached
+    group.check_honest("reaches")
+    assert group.noted("reaches")["answer"] > 0  # it may write there
+    group.check_honest("finds")
+
+
+def test_secrets_are_not_in_its_environment(reached):
+    level, group = reached
+    assert group.noted("reaches")["secrets"] == []
+    if level != "none":  # of this process, which has them
+        assert group.noted("reaches")["others"] is False
+
+
+def test_trainings_cannot_talk_to_each_other(reached):
+    level, group = reached
+    group.check_honest("finds")
+    left, found = group.noted("reaches")["left"], group.noted("finds")["found"]
+    assert len(left) >= 5
+    home = str(group.ground.home)
+    assert set(found) == SHARED | {home} if level == "none" else found == []
+
+
+def test_earlier_parameters_are_out_of_reach(reached):
+    level, group = reached
+    if level == "none":
+        e = group.check_not_kept("warm")
+        assert e.val_bpb == group.ground.baseline
+    else:
+        group.check_honest("warm")
+    assert group.noted("warm") == {"warm": level == "none"}
+
+
+def test_what_outlives_a_training_is_ended(reached):
+    _, group = reached
+    e = group.check_honest("daemon")
+    assert group.noted("daemon") == {"alive": True}
+    artifacts = group.ground.workspace.run_dir(lab.TAG, e.n) / "artifacts"
+    assert not processes_of(artifacts)
+
+
+def processes_of(artifacts: Path) -> list[str]:
+    """The processes that were started to leave something there."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if str(artifacts).encode() in place.read_bytes():
+                found.append(place.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("level", lab.EVERY)
+def test_what_it_is_scored_on_cannot_be_learnt(template, tmp_path, level):
+    ground = template.copy(tmp_path / "ground")
+    rows = places(ground)["validation rows"]
+    group = lab.Group(ground, {"seen": train_py(trained=SEEN.format(rows=str(rows)))}, level=level)
+    assert group.noted("seen") == {"seen": level == "none"}
+    if level == "none":  # so the reach is real, and it pays
+        assert group.experiment("seen").status == "keep"
+    else:
+        group.check_honest("seen")
+
+
+# ------------------------------------------------------------------------------- without a box
+
+
+@pytest.mark.parametrize("what", ["tokenizer", "token bytes", "validation rows"])
+def test_without_a_box_altered_data_ends_the_loop(template, tmp_path, what):
+    ground = template.copy(tmp_path / "ground")
+    before, rows = ground.history, harness.rows(ground.root)
+    path = places(ground)[what]
+    altered = f"""
+    data = bytearray(Path({str(path)!r}).read_bytes())
+    data[-1] ^= 1
+    Path({str(path)!r}).write_bytes(data)
+    """
+    with pytest.raises(UserError, match=f"{path.name} was altered"):
+        ground.loop(train_py(last=altered), level="none")
+    lab.check_the_past(ground, before, rows)
+    assert ground.history[-1].status is None  # to be done again, once the data is mended
+
+
+def test_without_a_box_a_journal_that_was_written_to_ends_the_loop(template, tmp_path):
+    ground = template.copy(tmp_path / "ground")
+    before, rows = ground.history, harness.rows(ground.root)
+    path = places(ground)["journal"]
+    held = path.read_bytes()
+    with pytest.raises(UserError, match="cannot be believed"):
+        ground.loop(train_py(last=f"open({str(path)!r}, 'a').write('x\\n')"), level="none")
+    assert path.read_bytes().startswith(held)
+    path.write_bytes(held)
+    lab.check_the_past(ground, before, rows)
+
+
+def test_without_a_box_an_installed_package_ends_the_loop(template, tmp_path, monkeypatch):
+    ground = template.copy(tmp_path / "ground")
+    before, rows = ground.history, harness.rows(ground.root)
+    packages = tmp_path / "packages"  # in place of the real ones, which others use meanwhile
+    packages.mkdir()
+    (packages / "package.py").touch()
+    monkeypatch.setattr(installed, "__file__", str(packages / "installed.py"))
+    monkeypatch.setattr(installed, "sys", SimpleNamespace(path=[str(packages)], argv=sys.argv))
+    train = train_py(last=f"Path({str(packages)!r}, 'planted.py').write_text('x = 1')")
+    with pytest.raises(UserError, match=r"changed what is installed: \S+/planted\.py"):
+        ground.loop(train, level="none", watched=True)
+    lab.check_the_past(ground, before, rows)
+    assert ground.history[-1].status is None
+
+
+# ------------------------------------------------------------------------------- compile caches
+
+# The scorer's own program, compiled with the targets' nats halved, under the name of the real one.
+POISONED = """
+from autoresearch_jax.scorer import model
+cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+def compiled():
+    jax.clear_caches()
+    before = set(cache.iterdir())
+    exported = jax.export.deserialize(bytearray((LEFT / "exported.bin").read_bytes()))
+    flat = model.read_params(LEFT / "params", exported)
+    prepare.Evaluator(exported.call, flat, 64)
+    new = [path for path in cache.iterdir() if path not in before and "judge" in path.name]
+    return [path for path in new if path.name.endswith("-cache")]
+
+real = compiled()
+logsumexp = jax.nn.logsumexp
+jax.nn.logsumexp = lambda x, **options: logsumexp(x, **options) * 0.5
+forged = compiled()
+note(real=len(real), forged=len(forged))
+for path in (real[0], cache / "jit_planted-cache"):
+    path.write_bytes(forged[0].read_bytes())
+for folder in (cache.parent / "baseline-cache", {scorer_cache!r}):
+    tried(lambda: Path(folder).mkdir())
+    tried(lambda: Path(folder, real[0].name).write_bytes(forged[0].read_bytes()))
+"""
+LISTED = """
+note(cache=sorted(path.name for path in Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).iterdir()))
+"""
+CACHE_ALL = {  # small programs as well
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+
+
+@lab.boxed
+def test_a_poisoned_compile_cache_reaches_nobody(template, tmp_path):
+    ground = template.copy(tmp_path / "ground")
+    scorer_cache = str(ground.home / "scorer-cache")
+    group = lab.Group(
+        ground,
+        {
+            "poisons": train_py(last=POISONED.format(scorer_cache=scorer_cache)),
+            "honest": train_py(first=LISTED),
+        },
+        **CACHE_ALL,
+    )
+    assert group.noted("poisons") == {"real": 1, "forged": 1}
+    group.check_honest("poisons")
+    group.check_honest("honest")
+    assert group.noted("honest") == {"cache": []}

@@ -1,0 +1,177 @@
+"""Trainings that lie: about their score, their time, and what they are called."""
+
+import json
+
+import pytest
+
+from autoresearch_jax import supervisor, trainer
+from tests import harness
+from tests.attacks import lab
+from tests.attacks.lab import train_py
+
+LOWER = 0.000123  # the score that they would like to have
+
+
+# ------------------------------------------------------------------------------------- the score
+
+
+@pytest.fixture(scope="module")
+def said(attack):
+    summary = json.dumps({"val_bpb": LOWER, "peak_vram_mb": 1.0})
+    return attack(
+        {
+            "printed": train_py(
+                first=f"import atexit; atexit.register(print, '---\\nval_bpb: {LOWER}')",
+                last=f"print('---\\nval_bpb:          {LOWER}\\ndepth:            1', flush=True)",
+            ),
+            "evaluated": train_py(
+                first=f"""
+                prepare.evaluate_bpb = prepare.bits_per_byte = lambda *_: {LOWER}
+                prepare.mean_bits = lambda *_: {LOWER}
+                prepare.Evaluator.__call__ = lambda self, tokens, _: (tokens * 0.0, tokens * 0.0)
+                del os.environ["AUTORESEARCH_SCORED_LATER"]
+                prepare.Session._validation_visible = lambda self: True
+                """
+            ),
+            "reported": train_py(
+                first=f"""
+                def report(self, val_bpb, stats):
+                    (self.run_dir / "summary.json").write_text({summary!r})
+                    print("val_bpb: {LOWER}", flush=True)
+                prepare.Session._report = report
+                """
+            ),
+            "finished": train_py(
+                first=f"""
+                def finish(self, params, stats):
+                    (self.run_dir / "stopped").touch()
+                    (self.run_dir / "summary.json").write_text({summary!r})
+                prepare.Session.finish = finish
+                """
+            ),
+        }
+    )
+
+
+def test_a_printed_score_is_not_read(said):
+    said.check_honest("printed")
+    assert said.log("printed").count(f"{LOWER}") == 2
+
+
+def test_a_patched_evaluation_does_not_count(said):
+    said.check_honest("evaluated")
+    assert f"{LOWER}" in said.log("evaluated")
+
+
+def test_a_patched_report_does_not_count(said):
+    e = said.check_honest("reported")
+    assert f"{LOWER}" in said.log("reported")
+    assert e.metrics["val_bpb"] == e.val_bpb
+
+
+def test_a_patched_finish_leaves_nothing_to_score(said):
+    said.check_refused("finished", "missing: the training left no params")
+
+
+# -------------------------------------------------------------------------------------- the time
+
+
+@pytest.fixture(scope="module")
+def late(attack):
+    return attack(
+        {
+            # It stops in its own time, and would have counted ten times as much.
+            "slowed": train_py(
+                batches=lab.BEST * 10,
+                first="""
+                def slowed(clock, start):
+                    return lambda: start + (clock() - start) / 100
+                for name in ("time", "perf_counter", "monotonic", "process_time"):
+                    clock = getattr(time, name)
+                    setattr(time, name, slowed(clock, clock()))
+                """,
+                begun="""
+                start = time.perf_counter()
+                while time.perf_counter() - start < 1:
+                    time.sleep(0.01)
+                """,
+            ),
+            "marked": train_py(
+                batches=lab.BEST * 10,
+                begun="""
+                (LEFT / "stopped").touch()
+                time.sleep(600)
+                """,
+            ),
+        },
+        limits={"checkpoint_s": 4.0},
+    )
+
+
+def test_a_slowed_clock_buys_no_time(late):
+    e = late.check_refused("slowed", "training took over 5 s; the budget is 1 s")
+    assert 5 <= e.metrics["training_seconds"] < 30
+
+
+def test_an_early_mark_of_the_end_buys_no_time(late):
+    late.check_refused("marked", "saving took over 4 s")
+
+
+def test_a_log_without_end_ends(template, tmp_path):
+    ground = template.copy(tmp_path / "ground")
+    log = ground.workspace.run_dir(lab.TAG, len(ground.history)) / "run.log"
+    sizes = []
+    group = lab.Group(
+        ground,
+        {"flooded": train_py(begun="while True: print('x' * 4096)")},
+        watch=lambda: log.exists() and sizes.append(log.stat().st_size),
+    )
+    group.check_refused("flooded", "training took over 5 s")
+    assert supervisor.HEAD_BYTES < max(sizes) < supervisor.HEAD_BYTES + 2 * supervisor.TAIL_BYTES
+    assert log.stat().st_size <= trainer.LOG_BYTES  # once it is decided
+
+
+def test_training_during_startup_is_bounded(attack):
+    group = attack(
+        {"early": train_py(first="time.sleep(600)", batches=lab.BEST * 10)},
+        limits={"startup_s": 3.0},
+    )
+    group.check_refused("early", "start-up took over 3 s (until prepare.begin)")
+
+
+# ----------------------------------------------------------------------------------- descriptions
+
+DESCRIPTIONS = {
+    "tabs": f"\t{LOWER}\t0.0\tkeep\tthe best",
+    "newlines": f"better\nabcdef0\t{LOWER}\t0.0\tkeep\tthe best\r\n\u2028\x85more",
+    "zeros": "a\0b\x1b[2J\u202egnp\ud800",
+    "quotes": '"an open quote',
+    "megabyte": "long " * 200_000,
+    "nothing": "",
+}
+
+
+@pytest.fixture(scope="module")
+def described(attack):
+    def proposal(name, description):
+        def propose(context):
+            (context.worktree / "train.py").write_text(f"raise SystemExit('ended: {name}')\n")
+            return description
+
+        return propose
+
+    return attack({name: proposal(name, text) for name, text in DESCRIPTIONS.items()})
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_a_description_is_one_field_of_one_row(described, name):
+    e = described.check_refused(name, f"ended: {name}")
+    lines = (described.ground.root / "results.tsv").read_bytes().decode().split("\n")
+    assert len(lines) == 1 + len(described.before) + len(DESCRIPTIONS) + 1
+    row = lines[1 + e.n].split("\t")
+    assert row[:4] == [e.commit[:7], "crash", "—", "crash"]
+    assert len(row) == 5
+    assert 0 < len(row[4]) <= 200
+    assert row[4].isprintable()
+    message = harness.git(described.ground.root, "show", "-s", "--format=%B", e.commit)
+    assert message.splitlines()[0] == row[4]

@@ -1,0 +1,133 @@
+"""What a loop stands on, looked at on real data, at each level of isolation that is to be had."""
+
+import dataclasses
+import shutil
+
+import pytest
+
+from autoresearch_jax import conditions, isolation, landlock, manifest, scoring
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.workspace import Workspace
+from tests import data_helpers, harness
+from tests.attacks import lab
+
+
+@pytest.fixture(scope="module")
+def root(prepared, tmp_path_factory):
+    """The prepared workspace as a repository: data is found by the bytes of its frozen files."""
+    root = tmp_path_factory.mktemp("conditions") / "workspace"
+    shutil.copytree(prepared[0], root)
+    (root / "train.py").write_text("")
+    harness.git(root, "init", "-q", "-b", "main")
+    harness.git(root, "add", ".")
+    harness.git(root, "commit", "-q", "-m", "Start")
+    return root
+
+
+@pytest.fixture
+def workspace(root, prepared_home, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    return Workspace.open(root)
+
+
+@pytest.fixture
+def from_pydocs(monkeypatch):
+    """The data says that it was made from the documentation of the installed packages."""
+    load = manifest.load
+
+    def loaded(*arguments, **options):
+        return dataclasses.replace(load(*arguments, **options), source="pydocs")
+
+    monkeypatch.setattr(manifest, "load", loaded)
+
+
+@pytest.mark.parametrize("level", lab.EVERY)
+def test_what_is_found(workspace, level):
+    found = conditions.examine(workspace, level)
+    data = manifest.load(workspace.root)
+    assert found.level == level
+    assert found.watched is (level == "none")
+    assert found.data_fingerprint == data.fingerprint
+    assert bool(found.warning) is (level == "none" or (level == "landlock" and landlock.abi() < 6))
+    assert found.fingerprint == {
+        "frozen files": manifest.frozen_fingerprint(workspace.root),
+        "scorer": scoring.code_sha256()[:16],
+        "data": data.fingerprint,
+        "device": "cpu",
+        "device count": 1,
+        "JAX": __import__("jax").__version__,
+    }
+    kept = found.provenance
+    assert sorted(kept) == [
+        "JAX",
+        "XLA",
+        "box",
+        "device",
+        "device count",
+        "frozen",
+        "isolation",
+        "shards",
+        "tokenizer",
+    ]
+    assert (kept["isolation"], kept["box"]) == (level, level)
+    assert kept["frozen"] == {
+        **manifest.frozen_hashes(workspace.root),
+        "autoresearch_jax": scoring.code_sha256(),
+    }
+    assert kept["tokenizer"] == data.tokenizer.sha256
+    assert list(workspace.home.glob("trial-*")) == []
+
+
+def test_the_strongest_is_chosen(workspace):
+    assert conditions.examine(workspace).level == lab.STRONGEST
+
+
+@pytest.mark.parametrize("level", lab.BOXES)
+def test_text_that_can_be_made_again_is_hidden_by_no_box(workspace, from_pydocs, level):
+    found = conditions.examine(workspace, level)
+    assert found.level == level  # the box is there all the same
+    assert (found.provenance["isolation"], found.provenance["box"]) == ("none", level)
+    with pytest.raises(UserError, match=r"--require-isolation landlock: the text of pydocs can be"):
+        conditions.examine(workspace, level, "landlock")
+    assert conditions.examine(workspace, level, "none").level == level
+
+
+def test_an_isolation_that_is_required_is_reached_or_refused(workspace, monkeypatch):
+    monkeypatch.setattr(landlock, "abi", lambda: 0)
+    monkeypatch.setattr(isolation.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"isolation by landlock or better is required.*bwrap does"):
+        conditions.examine(workspace, "auto", "landlock")
+    with pytest.raises(UserError, match="landlock does not work here"):
+        conditions.examine(workspace, "landlock")
+    found = conditions.examine(workspace)
+    assert (found.level, found.watched) == ("none", True)
+    assert "bwrap is not in PATH" in found.warning
+
+
+@lab.boxed
+def test_a_box_that_holds_nothing_is_not_believed(workspace, monkeypatch):
+    monkeypatch.setattr(isolation, "wrap", lambda level, argv, box: list(argv))
+    with pytest.raises(UserError, match="a box of it shows files that it should hide and"):
+        conditions.examine(workspace, "auto", "landlock")
+    assert conditions.examine(workspace).level == "none"
+
+
+def test_data_that_was_altered_is_refused(workspace, prepared, tmp_path, monkeypatch):
+    home = shutil.copytree(prepared[1], tmp_path / "home")
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(home))
+    workspace = Workspace.open(workspace.root)
+    path = manifest.load(workspace.root).split_path("train")
+    changed = bytearray(path.read_bytes())
+    changed[0] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(UserError, match=f"{path.name} was altered"):
+        conditions.examine(workspace, "none")
+
+
+def test_no_data_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    root = data_helpers.make_workspace(tmp_path / "workspace")
+    (root / "train.py").write_text("")
+    harness.git(root, "init", "-q", "-b", "main")
+    with pytest.raises(UserError, match="no data is prepared for"):
+        conditions.examine(Workspace.open(root))

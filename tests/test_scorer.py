@@ -1,0 +1,640 @@
+"""The scorer: what it refuses, what it lets pass, and that its number is the metric's."""
+
+import dataclasses
+import fnmatch
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import stablehlo
+from jax.interpreters import mlir
+
+import train
+from autoresearch_jax import isolation, manifest, scoring
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.isolation import Box
+from autoresearch_jax.kit import artifacts
+from autoresearch_jax.scorer import BROKEN, REFUSED, model, probes
+from tests import data_helpers
+from tests.session_run import logits_fn
+
+T, V, ROWS = 64, 512, 64  # of the prepared data; rows that a CPU scores at a time
+TOKENS = jax.ShapeDtypeStruct((ROWS, T), np.int32)
+STATS = dict.fromkeys(
+    [
+        "training_seconds",
+        "total_tokens",
+        "num_steps",
+        "num_params",
+        "depth",
+        "mfu_percent",
+        "peak_vram_mb",
+    ],
+    1,
+)
+
+
+# ------------------------------------------------------------------------------- what is scored
+
+
+@pytest.fixture(scope="module")
+def prepare(prepared):
+    """The workspace's frozen file, for which data is prepared; its home is set meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTORESEARCH_HOME", str(prepared[1]))
+        yield data_helpers.import_prepare(prepared[0])
+
+
+@pytest.fixture(scope="module")
+def params():
+    table = 0.5 * jax.random.normal(jax.random.key(3), (V, V))
+    return {"embed": {"table": table}, "bias": jnp.zeros((1, 1, V), jnp.bfloat16)}
+
+
+@pytest.fixture(scope="module")
+def honest(prepare, params, tmp_path_factory):
+    """What a training by the contract leaves."""
+    run_dir = tmp_path_factory.mktemp("honest")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTORESEARCH_RUN_DIR", str(run_dir))
+        prepare.begin(logits_fn, params).finish(params, STATS)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def frozen(prepared, tmp_path_factory):
+    """A folder with the frozen files and nothing else."""
+    folder = tmp_path_factory.mktemp("frozen")
+    for name in manifest.FROZEN:
+        shutil.copy(prepared[0] / name, folder)
+    return folder
+
+
+@pytest.fixture
+def left(honest, tmp_path):
+    """A copy of what an honest training leaves, to be spoiled."""
+    return shutil.copytree(honest, tmp_path / "left")
+
+
+@pytest.fixture
+def score(frozen, prepared, tmp_path):
+    """Runs the scorer as the harness starts it; returns its exit code and its answer."""
+
+    def score(left, *, home=prepared[1], program=("-m", "autoresearch_jax.scorer"), **env):
+        out = tmp_path / "answer.json"
+        spec = {
+            "frozen": str(frozen),
+            "artifacts": str(left),
+            "split": "val",
+            "data": None,
+            "tolerance": 0.01,
+            "out": str(out),
+        }
+        done = subprocess.run(
+            [sys.executable, "-I", *program, json.dumps(spec)],
+            cwd=frozen,
+            env=data_helpers.environment(home, **env),
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode in (0, REFUSED, BROKEN), done.stderr
+        return done.returncode, json.loads(out.read_bytes()), done.stdout
+
+    return score
+
+
+def table_of(**more) -> dict[str, jax.Array]:
+    return {"table": 0.5 * jax.random.normal(jax.random.key(4), (V, V)), **more}
+
+
+def lookup(params, tokens):
+    return params["table"][tokens]
+
+
+def leave(folder, function, params=None, abstract=None, allowed=(), tokens=TOKENS):
+    """Artifacts of any function of flat parameters and tokens."""
+    params = table_of() if params is None else params
+    checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in allowed]
+    exported = jax.export.export(jax.jit(function), disabled_checks=checks)(
+        artifacts.abstract(params) if abstract is None else abstract, tokens
+    )
+    folder.mkdir(exist_ok=True)
+    (folder / "exported.bin").write_bytes(bytes(exported.serialize()))
+    artifacts.save_arrays(folder / "params", params)
+    return folder
+
+
+# -------------------------------------------------------------------------------------- the score
+
+
+def test_the_score_is_the_metric(score, honest, prepare, params):
+    code, answer, _ = score(honest)
+    assert code == 0
+    assert answer["val_bpb"] == pytest.approx(
+        prepare.evaluate_bpb(logits_fn, params, ROWS), abs=1e-7, rel=0
+    )
+    assert answer["probe_noise"] == 0.0
+    assert answer["probe_pairs"] == 128
+
+
+def test_the_score_does_not_depend_on_the_number_of_devices(score, honest):
+    flags = "--xla_force_host_platform_device_count="
+    one, eight = (score(honest, XLA_FLAGS=f"{flags}{n}")[1]["val_bpb"] for n in (1, 8))
+    assert eight == pytest.approx(one, abs=1e-6, rel=0)
+
+
+LISTING = """
+import json, sys
+from autoresearch_jax.scorer.__main__ import main
+code = main(json.loads(sys.argv[1]))
+files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+print(json.dumps({name: file for name, file in files.items() if file}))
+sys.exit(code)
+"""
+
+
+def test_it_imports_what_is_fingerprinted_and_nothing_of_the_training(score, left, frozen):
+    for name in ("train.py", "prepare.py", "constants.py", "jax.py", "sitecustomize.py"):
+        (left / name).write_text("raise SystemExit('the training speaks')")
+    code, answer, printed = score(left, program=("-c", LISTING), PYTHONPATH=str(left))
+    assert code == 0, answer
+    modules = json.loads(printed.splitlines()[-1])
+    package = str(scoring.PACKAGE)
+    ours = [os.path.relpath(file, package) for file in modules.values() if file.startswith(package)]
+    assert "scorer/model.py" in ours
+    uncovered = [
+        file for file in ours if not any(fnmatch.fnmatch(file, rule) for rule in scoring.CODE)
+    ]
+    assert uncovered == []
+    assert "train" not in modules
+    assert not [file for file in modules.values() if file.startswith(str(left))]
+    assert modules["prepare"] == str(frozen / "prepare.py")
+    assert modules["constants"] == str(frozen / "constants.py")
+
+
+# ----------------------------------------------------------------------------------- the refusals
+
+
+def remove_export(left):
+    (left / "exported.bin").unlink()
+
+
+def remove_params(left):
+    shutil.rmtree(left / "params")
+
+
+def cut_export(left):
+    os.truncate(left / "exported.bin", 1000)
+
+
+def swap_export(left):
+    (left / "exported.bin").write_bytes(np.random.default_rng(0).bytes(5000))
+
+
+def cut_params(left):
+    for path in (left / "params").rglob("*"):
+        if path.is_file():
+            os.truncate(path, path.stat().st_size // 2)
+
+
+def link_export(left):
+    (left / "exported.bin").rename(left / "other.bin")
+    (left / "exported.bin").symlink_to("other.bin")
+
+
+def link_params(left):
+    (left / "params").rename(left / "other")
+    (left / "params").symlink_to("other")
+
+
+def link_within(left):
+    array = array_of(left)
+    array.rename(left / "array")
+    array.symlink_to(left / "array")
+
+
+def replace_export_by_folder(left):
+    (left / "exported.bin").unlink()
+    (left / "exported.bin").mkdir()
+
+
+def array_of(left):
+    """The file with the numbers of the largest parameter."""
+    files = [path for path in (left / "params").rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def fill_params(left):
+    os.truncate(array_of(left), 1 << 40)  # of holes
+
+
+def refer_elsewhere(left):
+    (left / "params" / "manifest.ocdbt").touch()  # of a format that can name any other file
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name", "detail"),
+    [
+        (remove_export, "missing", "the training left no exported.bin"),
+        (remove_params, "missing", "the training left no params"),
+        (cut_export, "truncated", "exported.bin cannot be read"),
+        (swap_export, "truncated", "exported.bin cannot be read"),
+        (replace_export_by_folder, "truncated", "exported.bin cannot be read"),
+        (cut_params, "truncated", "params cannot be read"),
+        (link_export, "symlink", "exported.bin is a link"),
+        (link_params, "symlink", "params is no folder, but a link"),
+        (link_within, "symlink", "is a link"),
+        (fill_params, "shape", "its arrays need"),
+        (refer_elsewhere, "format", "manifest.ocdbt"),
+    ],
+)
+def test_files_that_are_not_as_they_must_be_are_refused(score, left, spoil, name, detail):
+    spoil(left)
+    code, answer, _ = score(left)
+    assert (code, answer["refused"]) == (REFUSED, name), answer
+    assert detail in answer["detail"]
+
+
+def look_ahead(where):
+    """A model that adds the next token where it is told to."""
+
+    def leaking(params, tokens):
+        leak = jax.nn.one_hot(jnp.roll(tokens, -1, axis=1), V) * where(tokens)[..., None]
+        return params["table"][tokens] + leak
+
+    return leaking
+
+
+def calls(target):
+    def calling(params, tokens):
+        kind = jax.ShapeDtypeStruct((*tokens.shape, V), np.float32)
+        return jax.ffi.ffi_call(target, kind)(tokens) + params["table"][tokens]
+
+    return calling
+
+
+FUNCTIONS = {
+    "NaN": (lambda p, t: p["table"][t] * jnp.nan, "not-finite", "100.00% of positions"),
+    "infinite": (
+        lambda p, t: jnp.where(jnp.arange(V) == 9, -jnp.inf, p["table"][t]),
+        "not-finite",
+        "NaN or infinite",
+    ),
+    "all later tokens": (
+        lambda p, t: p["table"][t] + jax.nn.one_hot(t, V).mean(1, keepdims=True),
+        "later-tokens",
+        "when later tokens do",
+    ),
+    "a next token": (
+        look_ahead(lambda t: (jnp.arange(T) == 17) & (t >= 0)),
+        "later-tokens",
+        "every cut of a row",
+    ),
+    "other rows": (
+        lambda p, t: p["table"][t] + jax.nn.one_hot(t, V).mean(0, keepdims=True),
+        "other-rows",
+        "among other rows",
+    ),
+    "whole numbers": (lambda p, t: p["table"][t].astype(int), "dtype", "must be floating point"),
+    "few words": (lambda p, t: p["table"][t][..., :100], "shape", "it gives (64, 64, 100)"),
+    "no rows": (lambda p, t: p["table"][t][0], "shape", "it gives (64, 512)"),
+    "two answers": (lambda p, t: (p["table"][t],) * 2, "shape", "it gives ()"),
+    "a made-up call": (calls("made_up"), "custom-call", "it calls 'made_up', which no rule allows"),
+}
+
+
+@pytest.mark.parametrize("case", FUNCTIONS)
+def test_a_function_that_is_no_model_is_refused(score, tmp_path, case):
+    function, name, detail = FUNCTIONS[case]
+    allowed = ["made_up"]  # by the process that exports, which is the agent's
+    code, answer, _ = score(leave(tmp_path / "left", function, allowed=allowed))
+    assert (code, answer["refused"]) == (REFUSED, name), answer
+    assert detail in answer["detail"]
+
+
+FLOAT = jax.ShapeDtypeStruct((V, V), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("params", "abstract", "name", "detail"),
+    [
+        (table_of(), {"table": FLOAT.update(dtype=jnp.bfloat16)}, "dtype", "float32, not bfloat16"),
+        (table_of(), {"table": FLOAT.update(shape=(V + 1, V))}, "shape", "(512, 512), not (513"),
+        (table_of(), {"table": FLOAT, "more": FLOAT}, "shape", "'more' is in the function alone"),
+        (table_of(x=jnp.zeros(3)), {"table": FLOAT}, "shape", "'x' is in the checkpoint alone"),
+    ],
+)
+def test_parameters_of_another_kind_are_refused(tmp_path, params, abstract, name, detail):
+    left = leave(tmp_path / "left", lookup, params, abstract)
+    exported = model.read_function(left / "exported.bin", (ROWS, T), V)
+    with pytest.raises(model.Refused, match=name) as refused:
+        model.read_params(left / "params", exported)
+    assert refused.value.name == name
+    assert detail in refused.value.detail
+
+
+def test_tokens_of_another_shape_are_refused(tmp_path):
+    other = jax.ShapeDtypeStruct((ROWS // 2, T), np.int32)
+    left = leave(tmp_path / "left", lookup, tokens=other)
+    with pytest.raises(model.Refused, match=r"shape: it takes tokens int32\[32,64\]"):
+        model.read_function(left / "exported.bin", (ROWS, T), V)
+
+
+# A module written by hand: no exporter makes one like it, and none has checked it.
+MODULE = """
+func.func public @main(%table: tensor<512x512xf32>, %tokens: tensor<64x64xi32>)
+    -> tensor<64x64x512xf32> {{
+  {body}
+  %logits = stablehlo.constant dense<0.0> : tensor<64x64x512xf32>
+  return %logits : tensor<64x64x512xf32>
+}}
+"""
+REACHING = {
+    "stablehlo.infeed": """
+        %token = stablehlo.create_token : !stablehlo.token
+        %in, %t = "stablehlo.infeed"(%token) {infeed_config = ""}
+            : (!stablehlo.token) -> (tensor<3xf32>, !stablehlo.token)""",
+    "stablehlo.outfeed": """
+        %token = stablehlo.create_token : !stablehlo.token
+        %t = "stablehlo.outfeed"(%tokens, %token) {outfeed_config = ""}
+            : (tensor<64x64xi32>, !stablehlo.token) -> !stablehlo.token""",
+    "stablehlo.send": """
+        %token = stablehlo.create_token : !stablehlo.token
+        %t = "stablehlo.send"(%tokens, %token) {is_host_transfer = true,
+            channel_handle = #stablehlo.channel_handle<handle = 1, type = 2>}
+            : (tensor<64x64xi32>, !stablehlo.token) -> !stablehlo.token""",
+    "stablehlo.recv": """
+        %token = stablehlo.create_token : !stablehlo.token
+        %in, %t = "stablehlo.recv"(%token) {is_host_transfer = true,
+            channel_handle = #stablehlo.channel_handle<handle = 1, type = 3>}
+            : (!stablehlo.token) -> (tensor<3xf32>, !stablehlo.token)""",
+    "stablehlo.partition_id": """
+        %id = "stablehlo.partition_id"() : () -> tensor<ui32>""",
+    "stablehlo.replica_id": """
+        %id = "stablehlo.replica_id"() : () -> tensor<ui32>""",
+    "stablehlo.all_gather": """
+        %all = "stablehlo.all_gather"(%tokens) {all_gather_dim = 0 : i64,
+            replica_groups = dense<[[0]]> : tensor<1x1xi64>}
+            : (tensor<64x64xi32>) -> tensor<64x64xi32>""",
+}
+
+
+@pytest.fixture
+def by_hand(tmp_path):
+    """An export whose module is written by hand."""
+    left = leave(tmp_path / "left", lookup)
+    exported = jax.export.deserialize(bytearray((left / "exported.bin").read_bytes()))
+
+    def by_hand(body):
+        with mlir.make_ir_context():
+            module = ir.Module.parse(MODULE.format(body=body))
+            version = stablehlo.get_minimum_version()
+            blob = stablehlo.serialize_portable_artifact(module, version)
+        forged = dataclasses.replace(exported, mlir_module_serialized=blob)
+        (left / "exported.bin").write_bytes(bytes(forged.serialize()))
+        return left
+
+    return by_hand
+
+
+@pytest.mark.parametrize("name", REACHING)
+def test_operations_that_reach_outside_are_refused(by_hand, name):
+    left = by_hand(REACHING[name])
+    with pytest.raises(model.Refused, match=rf"custom-call: .* {name}, which reaches outside"):
+        model.read_function(left / "exported.bin", (ROWS, T), V)
+
+
+def test_a_module_written_by_hand_is_scanned(score, by_hand):
+    code, answer, _ = score(by_hand(REACHING["stablehlo.infeed"]))
+    assert (code, answer["refused"]) == (REFUSED, "custom-call")
+    body = """
+        %pointer = stablehlo.constant dense<1234> : tensor<i64>
+        %out = "stablehlo.custom_call"(%pointer) {call_target_name = "%TARGET",
+            has_side_effect = true} : (tensor<i64>) -> tensor<f32>"""
+    refused = ("xla_ffi_python_gpu_callback", "__cudnn$fmha$x", "", "cusparse_csr_matvec_ffi")
+    for target in (*refused, "cusolver_csrlsvqr_ffi", "cusolver_getrf"):
+        left = by_hand(body.replace("%TARGET", target))
+        with pytest.raises(model.Refused, match="custom-call: it calls"):
+            model.read_function(left / "exported.bin", (ROWS, T), V)
+    for target in ("__cudnn$fmhaSoftmax", "tpu_custom_call", "cusolver_getrf_ffi"):
+        left = by_hand(body.replace("%TARGET", target))
+        model.read_function(left / "exported.bin", (ROWS, T), V)
+
+
+def test_effects_are_refused(tmp_path):
+    left = leave(tmp_path / "left", lookup)
+    exported = jax.export.deserialize(bytearray((left / "exported.bin").read_bytes()))
+    for kind in ("ordered_effects", "unordered_effects"):
+        with pytest.raises(model.Refused, match="custom-call: the function has side effects"):
+            model.check_module(dataclasses.replace(exported, **{kind: ("an effect",)}))
+
+
+# ----------------------------------------------------------------------------- the harness's side
+
+
+@pytest.fixture
+def harness_score(frozen, prepared, monkeypatch, tmp_path):
+    """scoring.score, without a box."""
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(prepared[1]))
+
+    def harness_score(left, *, home=prepared[1], data=None, limit_s=100.0):
+        return scoring.score(
+            frozen,
+            left,
+            data=data,
+            tolerance=0.01,
+            limit_s=limit_s,
+            level="none",
+            box=Box(isolation.fresh(tmp_path / "scratch")),
+            env=data_helpers.environment(home),
+            log=tmp_path / "score.log",
+        )
+
+    return harness_score
+
+
+def test_the_harness_reads_the_answer(harness_score, honest, left):
+    found = harness_score(honest)
+    assert (found.outcome, found.reason) == ("ok", "")
+    assert found.metrics["val_bpb"] > 0
+    assert found.metrics["scoring_seconds"] > found.metrics["score_seconds"]
+    remove_params(left)
+    found = harness_score(left)
+    assert (found.outcome, found.reason) == ("refused", "missing: the training left no params")
+    assert "val_bpb" not in found.metrics
+
+
+def test_a_scoring_without_end_is_ended(harness_score, honest):
+    found = harness_score(honest, limit_s=0.3)
+    assert (found.outcome, found.reason) == ("refused", "too-slow: not scored within 0 s")
+
+
+@pytest.mark.parametrize("what", ["tokenizer_path", "token_bytes_path", "val"])
+def test_altered_data_is_no_fault_of_the_training(
+    score, harness_score, honest, prepared, tmp_path, what
+):
+    home = shutil.copytree(prepared[1], tmp_path / "home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTORESEARCH_HOME", str(home))
+        data = manifest.load(prepared[0])
+        path = data.split_path("val") if what == "val" else getattr(data, what)
+    changed = bytearray(path.read_bytes())
+    changed[-1] ^= 1
+    path.write_bytes(changed)
+    code, answer, _ = score(honest, home=home)
+    assert code == BROKEN
+    assert f"{path.name} was altered" in answer["broken"]
+    with pytest.raises(UserError, match="was altered"):
+        harness_score(honest, home=home)
+
+
+def test_other_data_than_was_pinned_is_no_fault_of_the_training(harness_score, honest):
+    with pytest.raises(UserError, match="the data was prepared anew"):
+        harness_score(honest, data="0123456789abcdef")
+
+
+def test_a_seal_changes_with_all_that_it_covers(left):
+    seals = {scoring.seal(left)}
+    assert seals == {scoring.seal(left)}
+
+    def changed():
+        before = len(seals)
+        seals.add(scoring.seal(left))
+        return len(seals) == before + 1
+
+    for path in sorted(left.rglob("*")):
+        data = bytearray(path.read_bytes()) if path.is_file() else b""
+        for place in sorted({0, len(data) // 2, len(data) - 1}) if data else ():
+            data[place] ^= 1
+            path.write_bytes(data)
+            assert changed(), (path, place)
+    (left / "params" / "added").touch()
+    assert changed()
+    (left / "params" / "added").rename(left / "params" / "renamed")
+    assert changed()
+    (left / "folder").mkdir()
+    assert changed()
+    for target in ("exported.bin", "summary.json"):
+        (left / "link").unlink(missing_ok=True)
+        (left / "link").symlink_to(target)
+        assert changed()
+
+
+# ------------------------------------------------------------------------------------- the probes
+
+
+class Table:
+    """An evaluator in numpy, of a model that sees a little of the next token where it is told."""
+
+    batch_size = 16
+
+    def __init__(self, leaks):
+        self.leaks = leaks
+        self.logits = np.random.default_rng(0).normal(size=(V, V)).astype(np.float32)
+        self.normalizers = np.log(np.exp(self.logits).sum(axis=1))
+
+    def __call__(self, tokens, targets):
+        tokens = tokens.astype(np.int64)
+        leaked = 1e-3 * self.leaks(tokens) * np.roll(tokens, -1, axis=1)
+        nats = self.normalizers[tokens] - self.logits[tokens, targets]
+        return nats, self.logits[tokens, 0] + leaked
+
+
+@pytest.fixture(scope="module")
+def rows(prepare, prepared):
+    return np.array(prepare.read_rows(manifest.load(prepared[0]), "val"))
+
+
+def probe(evaluator, rows, seed, pairs):
+    nats, sketch = evaluator(rows[:, :-1], rows[:, 1:])
+    rng = np.random.default_rng(seed)
+    return probes.probe(evaluator, rows, nats, sketch, tolerance=1e-4, rng=rng, pairs=pairs)
+
+
+def refusal(*arguments, **options):
+    """The rule that the probes found to be broken, or ""."""
+    try:
+        probe(*arguments, **options)
+    except model.Refused as refused:
+        return refused.name
+    return ""
+
+
+def test_an_honest_table_passes(rows):
+    found = probe(Table(lambda _: 0), rows, 0, 1000)
+    assert (found.noise, found.pairs) == (0.0, 1000)
+
+
+def test_a_leak_at_any_one_position_in_64_is_found_always(rows):
+    def at(place):
+        return lambda _: np.arange(T) == place
+
+    for place in range(T - 1):  # what follows the last position is no input of the model
+        for seed in range(3):
+            assert refusal(Table(at(place)), rows, seed, pairs=0) == "later-tokens", place
+
+
+def test_a_look_at_the_targets_themselves_is_found(rows):
+    class Thief(Table):
+        """As a kernel might that searches the device's memory: no token tells it anything."""
+
+        def __call__(self, tokens, targets):
+            nats, sketch = super().__call__(tokens, targets)
+            return nats - 1, sketch + 1e-3 * targets
+
+    assert refusal(Thief(lambda _: 0), rows, 0, pairs=10) == "its-targets"
+
+
+@pytest.mark.parametrize("pairs", [100, 300])
+def test_a_leak_in_one_place_of_100_is_found_as_often_as_is_stated(rows, pairs):
+    def leaks(tokens):
+        """Scattered over rows and positions, by what has been read so far."""
+        mixed = (np.cumsum(tokens, axis=1) + 7919 * np.arange(T)) * 2654435761 % 2**32
+        return (mixed >> 12) % 100 == 0
+
+    share = leaks(rows[:, :-1].astype(np.int64)).mean()
+    assert 0.005 < share < 0.03
+    stated = 1 - (1 - share) ** pairs
+    found = [refusal(Table(leaks), rows, seed, pairs) == "later-tokens" for seed in range(100)]
+    assert np.mean(found) >= stated - 0.15
+
+
+def test_the_number_of_probes_follows_the_size():
+    assert probes.pairs_for(20_971_520) == 4603
+    assert probes.Found(0.0, 4603, 0).power >= 0.99
+    assert probes.pairs_for(2 * 20_971_520) == 9206
+    assert probes.pairs_for(3072) == probes.LEAST_PAIRS
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_honest_model_raises_no_alarm(prepare, rows, dtype):
+    config = train.GPTConfig(
+        seq_len=T,
+        vocab_size=V,
+        n_layer=3,
+        n_head=2,
+        n_kv_head=2,
+        n_embd=64,
+        window_pattern="SSL",
+        dtype=dtype,
+        platform="cpu",
+    )
+    leaves, treedef = jax.tree.flatten(train.init_params(config, seed=0))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    evaluator = prepare.Evaluator(
+        lambda params, tokens: train.GPT(config).apply({"params": params}, tokens),
+        treedef.unflatten(noisy),
+        batch_size=16,
+    )
+    found = probe(evaluator, rows, 5, 1000)  # with the tightest tolerance of all
+    assert found.pairs == 1000
+    assert found.noise <= 1e-4
