@@ -508,12 +508,14 @@ class Evaluator:
 
         def judge(params: Any, key: Any, tokens_BT: Any, targets_BT: Any) -> tuple[Any, Any]:
             logits_BTV = logits_fn(params, tokens_BT.astype(jnp.int32)).astype(jnp.float32)
+            # First: beside a large logit the logarithm of the sum would be rounded away.
+            logits_BTV -= jnp.max(logits_BTV, axis=-1, keepdims=True)
             targets_BT1 = targets_BT.astype(jnp.int32)[..., None]
             picked_BT = jnp.take_along_axis(logits_BTV, targets_BT1, axis=-1)[..., 0]
             V = logits_BTV.shape[-1]
             signs_V = jax.random.rademacher(key, (V,), jnp.float32) / V**0.5
             return (
-                jax.nn.logsumexp(logits_BTV, axis=-1) - picked_BT,
+                jnp.log(jnp.sum(jnp.exp(logits_BTV), axis=-1)) - picked_BT,
                 jnp.sum(logits_BTV * signs_V, axis=-1),
             )
 

@@ -1,5 +1,7 @@
 """Fixtures that several test files share."""
 
+import itertools
+
 import hypothesis
 import pytest
 
@@ -38,3 +40,19 @@ def prepared_home(prepared, monkeypatch):
     """`prepared`, with AUTORESEARCH_HOME set to its home in this process."""
     monkeypatch.setenv("AUTORESEARCH_HOME", str(prepared[1]))
     return prepared
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many faults tests/faults injected; here, since of several processes one reports."""
+    counts, lost = {}, 0
+    ended = (terminalreporter.stats.get(name, []) for name in ("passed", "failed"))
+    for report in itertools.chain(*ended):
+        for name, value in report.user_properties:
+            if name == "faults":
+                kind, points, wrong = value
+                counts[kind] = counts.get(kind, 0) + points
+                lost += wrong
+    if counts:
+        parts = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        words = f"{sum(counts.values())} faults injected ({parts}), {lost} ended in another state"
+        terminalreporter.write_line(words)

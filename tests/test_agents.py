@@ -13,7 +13,7 @@ from autoresearch_jax.journal import Experiment
 from autoresearch_jax.workspace import Workspace
 from tests import harness
 from tests.harness import Notes, git, rows, run_loop, state
-from tests.test_isolation import BOXES
+from tests.test_isolation import BOXES, EVERY
 
 BETTER = "sed -i 's/SCORE = .*/SCORE = 0.5/' train.py"
 
@@ -29,12 +29,12 @@ def experiment(workspace):
     return journal.experiments(workspace.state_dir("t"))[1]
 
 
-def failure(workspace, command, **options):
+def failure(workspace, command, level="none", **options):
     """What the loop says of a command that never makes a proposal."""
     view = Notes()
     agent = CommandAgent(command, **options)
     with pytest.raises(UserError, match="3 proposals in a row failed"):
-        run_loop(workspace, agent, 1, view, tag="t")
+        run_loop(workspace, agent, 1, view, tag="t", level=level)
     assert len(rows(workspace.root)) == 1  # it costs no row
     said = [line for line in view.said if "no proposal:" in line]
     assert len(said) == 3
@@ -91,7 +91,7 @@ def test_changes_to_other_files_are_dropped_and_named(workspace):
         ("rm train.py", "train.py was deleted."),
         ("ln -sf constants.py train.py", "train.py is no plain file"),
         ("rm train.py; mkfifo train.py", "train.py is no plain file"),
-        ("head -c 2000000 /dev/zero > train.py", "more than the 1048576 allowed"),
+        ("head -c 2000000 /dev/zero > train.py", "more than the 262144 allowed"),
         ("rm -rf .git; git init -q .", "train.py was not changed."),
     ],
 )
@@ -144,6 +144,73 @@ def test_in_a_box_an_agent_writes_in_its_worktree_alone(workspace, tmp_path, mon
     after = state(workspace.root)
     assert {k for k in after if after[k] != before.get(k)} == {"results.tsv"}
     git(workspace.root, "fsck", "--strict")
+
+
+# An own repository with a command in it that any git which compares files there would run.
+TRAP = """
+    rm -rf .git
+    git init -q .
+    git config filter.trap.clean 'touch $MARKER; cat'
+    git config filter.trap.smudge 'touch $MARKER; cat'
+    git config core.fsmonitor 'touch $MARKER'
+    printf '#!/bin/sh\\ntouch $MARKER\\n' > .git/hooks/post-checkout
+    chmod +x .git/hooks/post-checkout
+    echo '* filter=trap' > .gitattributes
+    echo '#' >> prepare.py
+"""
+HOSTILE = {
+    "own repository": TRAP,
+    "no git": "rm .git",
+    "garbage": "cd $(git rev-parse --absolute-git-dir); rm -rf *; "
+    "for f in commondir gitdir HEAD index config.worktree locked; do echo garbage > $f; done",
+    "commands": "cd $(git rev-parse --absolute-git-dir); for f in config config.worktree; do "
+    "printf '[filter \"trap\"]\\n\\tclean = touch $MARKER\\n' > $f; done; cd - > /dev/null; "
+    "echo '* filter=trap' > .gitattributes",
+    "waiting": "cd $(git rev-parse --absolute-git-dir); rm -rf *; mkfifo HEAD commondir index; "
+    "cd - > /dev/null; mkfifo .gitattributes; rm .gitignore; mkfifo .gitignore",
+    "link": "rm .git; ln -s $REPOSITORY .git",
+    "linked train.py": "ln -sf ../prompt.md train.py",
+}
+
+
+@pytest.mark.parametrize("level", EVERY)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_git_data_that_an_agent_spoils_harms_nobody(tmp_path, monkeypatch, level, name):
+    root = harness.make_repository(tmp_path / "workspace")
+    with (root / ".gitignore").open("a") as file:
+        file.write("home/\n")
+    git(root, "commit", "-qam", "Ignore it")
+    # Where git, told of no repository, would find the person's.
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(root / "home"))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    git(root, "config", "extensions.worktreeConfig", "true")  # it makes config.worktree count
+    workspace = Workspace.open(root)
+    marker = tmp_path / "ran"
+    command = f"({HOSTILE[name]})".replace("$MARKER", str(marker))
+    command = command.replace("$REPOSITORY", str(workspace.common_dir))
+    command += f"; rm -f {marker}"  # of the agent's own git
+    idea = f"{BETTER}; echo '#' $(date +%N) >> train.py"
+    kept = {name: (root / ".git" / name).read_bytes() for name in ("HEAD", "index", "config")}
+    if name == "linked train.py":
+        assert "train.py is no plain file" in failure(workspace, command, level=level)
+    else:
+        run_loop(workspace, f"{command}; {idea}", 2, tag="t", level=level)
+        assert [row[3] for row in rows(root)] == ["keep", "keep", "discard"]
+    assert not marker.exists()
+    assert {name: (root / ".git" / name).read_bytes() for name in kept} == kept
+    assert git(root, "worktree", "list", "--porcelain").count("worktree ") == 1
+    git(root, "fsck", "--strict")
+    git(root, "gc", "-q", "--prune=now")
+    assert git(root / "home", "rev-parse", "--show-toplevel") == str(root)
+
+
+@pytest.mark.parametrize("level", BOXES)
+def test_in_a_box_an_agent_cannot_read_kept_parameters(workspace, level):
+    artifacts = workspace.run_dir("t", 0) / "artifacts" / "score"
+    command = f"cat {artifacts} && exit 9; cat {workspace.state_dir('t')}/journal.jsonl && exit 8; "
+    run_loop(workspace, f"{command} cat $AUTORESEARCH_PROMPT && {BETTER}", 1, tag="t", level=level)
+    assert artifacts.read_text() == "1.0"
+    assert experiment(workspace).status == "keep"
 
 
 @pytest.mark.parametrize("level", BOXES)

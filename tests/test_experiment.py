@@ -93,13 +93,13 @@ def test_what_is_not_as_the_training_left_it_is_trained_again(workspace, tmp_pat
     counted = train_py(0.9, f"open({str(tmp_path / 'count')!r}, 'a').write('x')")
     with pytest.raises(KeyboardInterrupt):
         run_loop(workspace, Scripted(counted), 1, tag="t", scorer=Scorer(None, KeyboardInterrupt()))
-    left = workspace.run_dir("t", 1) / "artifacts" / "score"
+    left = workspace.run_dir("t", 1) / "artifacts" / "exported.bin"
     if damage == "gone":
         left.unlink()
     elif damage == "all gone":
         shutil.rmtree(left.parent)
     else:
-        left.write_text("0.000001")
+        left.write_text("another model")
     run_loop(workspace, Scripted(), 1, tag="t")
     assert (tmp_path / "count").read_text() == "xx"
     assert found(workspace)[1].val_bpb == 0.9

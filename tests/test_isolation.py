@@ -249,7 +249,8 @@ def test_an_agent_reads_everything_but_what_is_hidden(ask, level, tmp_path, monk
         hidden=(repository / ".git" / "state",),
     )
     Path("/dev/shm/autoresearch-test").unlink(missing_ok=True)
-    assert found.pop("test") > 1000
+    in_tmp = Path(__file__).is_relative_to("/tmp")  # and a box has a /tmp of its own
+    assert found.pop("test") > 1000 or (level == "bwrap" and in_tmp)
     assert found.pop("hidden") in ("PermissionError", "FileNotFoundError")
     assert set(found.pop("lost")) <= {"PermissionError", "OSError", "FileNotFoundError"}
     assert found == {

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from autoresearch_jax import journal, loop, manifest, measure, session, tags
+from autoresearch_jax import journal, locks, loop, manifest, measure, session, tags
 from autoresearch_jax.conditions import Conditions
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.interrupts import Interrupts
@@ -24,6 +24,7 @@ from autoresearch_jax.trainer import Limits
 from autoresearch_jax.workspace import Workspace
 from tests import harness
 from tests.harness import DEVICE, BySeries, Notes, Scripted, git, rows, run_loop, state, train_py
+from tests.test_isolation import EVERY
 
 IDEAS = (train_py(0.9), train_py(0.95), "width = (", train_py(0.8))
 
@@ -571,7 +572,7 @@ def test_a_full_disk_stops_with_a_clear_message_and_loses_nothing(workspace, mon
     assert [row[4] for row in rows(workspace.root)] == ["baseline", "idea 1", "idea 2"]
 
 
-def test_what_filled_the_disk_does_not_stop_its_own_repetition(workspace, monkeypatch):
+def test_a_training_that_fills_the_disk_is_a_crash_and_leaves_room(workspace, monkeypatch):
     full = workspace.run_dir("t", 1) / "artifacts" / "large"
     idea = train_py(0.9, "import os\nopen(os.environ['AUTORESEARCH_RUN_DIR'] + '/large', 'w')")
     usage = session.shutil.disk_usage
@@ -580,13 +581,23 @@ def test_what_filled_the_disk_does_not_stop_its_own_repetition(workspace, monkey
         return usage(folder)._replace(free=0 if full.exists() else 1 << 40)
 
     monkeypatch.setattr(session.shutil, "disk_usage", left)
+    agent = Scripted(idea + "raise OSError('no space')", train_py(0.8))
+    run_loop(workspace, agent, 2, tag="t")
+    assert [row[3] for row in rows(workspace.root)] == ["keep", "crash", "keep"]
+    assert "no space" in (workspace.run_dir("t", 1) / "run.log").read_text()
+
+
+def test_a_disk_that_others_fill_is_no_fault_of_the_proposal(workspace, monkeypatch):
+    started = workspace.run_dir("t", 1) / "run.log"
+    usage = session.shutil.disk_usage
+
+    def left(folder):
+        return usage(folder)._replace(free=0 if started.exists() else 1 << 40)
+
+    monkeypatch.setattr(session.shutil, "disk_usage", left)
     with pytest.raises(UserError, match="0 MiB left"):
-        run_loop(workspace, Scripted(idea + "raise OSError('no space')"), 1, tag="t")
-    log = workspace.run_dir("t", 1) / "run.log"
-    log.unlink()
-    with pytest.raises(UserError, match="0 MiB left"):
-        run_loop(workspace, Scripted(), 1, tag="t")
-    assert "no space" in log.read_text()  # it was trained again
+        run_loop(workspace, Scripted("raise OSError('no space')"), 1, tag="t")
+    assert journal.experiments(workspace.state_dir("t"))[1].status is None
 
 
 def test_a_nearly_full_disk_starts_nothing(workspace, monkeypatch):
@@ -601,16 +612,59 @@ def test_a_nearly_full_disk_starts_nothing(workspace, monkeypatch):
 
 
 def test_run_measures_the_checkout_and_decides_nothing(workspace, tmp_path):
-    (workspace.root / "train.py").write_text(train_py(0.7, "import os\nprint(os.getcwd())"))
+    listed = "import os, pathlib\nprint(sorted(map(str, pathlib.Path().rglob('*.*'))), os.getcwd())"
+    (workspace.root / "train.py").write_text(train_py(0.7, listed))
+    (workspace.root / "part").mkdir()
+    (workspace.root / "part" / "new.py").write_text("")
+    (workspace.root / "link.py").symlink_to("train.py")
+    (workspace.root / "program.md").unlink()
     before = state(workspace.root)
-    log = workspace.root / "run.log"
+    log, runs = workspace.root / "run.log", tmp_path / "home" / "runs"
+    (runs / "measure-killed" / "artifacts").mkdir(parents=True)
+    lock = locks.hold(runs / "measure-alive" / "lock", "")  # of a `run` on another device
     result = measure.measure(workspace, harness.setup(), log_path=log)
     assert (result.trained.outcome, result.val_bpb, result.trained.log) == ("ok", 0.7, log)
-    assert log.read_text().splitlines()[0] == str(workspace.root)
+    names = [".gitignore", "constants.py", "part/new.py", "prepare.py", "results.tsv", "train.py"]
+    assert log.read_text().splitlines()[0].startswith(f"{names} {runs}/measure-")
     log.unlink()
     assert state(workspace.root) == before
     assert not (workspace.root / ".git" / "autoresearch").exists()
-    assert list((tmp_path / "home" / "runs").iterdir()) == []
+    assert [path.name for path in runs.iterdir()] == ["measure-alive"]
+    os.close(lock)
+
+
+@pytest.mark.parametrize("level", EVERY)
+def test_a_measured_train_py_changes_nothing_of_the_checkout(workspace, level):
+    run_loop(workspace, Scripted(), 0, tag="t")
+    record = journal.path_of(workspace.state_dir("t"))
+    hostile = """
+import contextlib, os, pathlib
+for name in ("prepare.py", "constants.py", ".git/config"):
+    with contextlib.suppress(OSError):
+        pathlib.Path(name).write_text("spoiled")
+"""
+    if level != "none":  # where nothing keeps it from writing by the full path
+        places = [workspace.root / "prepare.py", workspace.root / ".git" / "config", record]
+        hostile += f"""
+for name in {[str(path) for path in places]}:
+    with contextlib.suppress(OSError):
+        pathlib.Path(name).write_text("spoiled")
+"""
+    (workspace.root / "train.py").write_text(train_py(0.7, hostile))
+    git_files = [path for path in (workspace.root / ".git").rglob("*") if path.is_file()]
+    before = state(workspace.root), {path: path.read_bytes() for path in git_files}
+    seen = []
+
+    def score(frozen, artifacts, **options):
+        seen.extend((frozen / name).read_text() for name in ("prepare.py", "constants.py"))
+        return harness.written_score(frozen, artifacts, **options)
+
+    setup = harness.setup(level=level, scorer=score)
+    result = measure.measure(workspace, setup, log_path=workspace.root / "run.log")
+    assert (result.trained.outcome, result.val_bpb) == ("ok", 0.7)
+    assert seen == ["", "TIME_BUDGET = 1\n"]
+    (workspace.root / "run.log").unlink()
+    assert (state(workspace.root), {path: path.read_bytes() for path in git_files}) == before
 
 
 def test_run_m_proposes_the_edited_train_py_and_puts_the_best_back(workspace):

@@ -233,6 +233,17 @@ def test_a_loader_goes_on_where_it_was(prepare):
     np.testing.assert_array_equal(take(other, 40), expected)
 
 
+@pytest.mark.parametrize("constant", [0.0, 3e8, -3e8, 1e30])
+def test_a_constant_in_all_logits_is_worth_nothing(prepare, constant):
+    rows = np.arange(2 * 65, dtype=np.uint16).reshape(2, 65)
+
+    def uniform(_, tokens):
+        return jnp.full((*tokens.shape, 512), constant)
+
+    found = prepare.bits_per_byte(uniform, {}, rows, np.ones(512, np.int32), 2)
+    assert found == pytest.approx(9.0, rel=1e-6)  # log2(512)
+
+
 def test_shorter_rows(prepare, prepared_home):
     rows = prepare.read_rows(manifest.load(prepared_home[0]), "val")
     loaded = np.concatenate(take(prepare.make_loader("val", 5, seq_len=16), 4))

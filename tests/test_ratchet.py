@@ -6,11 +6,10 @@ import os
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from autoresearch_jax import locks, ratchet, stale
+from autoresearch_jax import files, locks, ratchet, stale
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.ratchet import Ratchet
 from autoresearch_jax.workspace import GitError, Workspace
@@ -116,7 +115,7 @@ def test_an_export_holds_the_commit_and_nothing_else(workspace, wheel, tmp_path)
     (folder / "locked").chmod(0)
     wheel.export(workspace.head(), folder)
     assert state(folder) == state(workspace.root)
-    ratchet.remove(folder)
+    files.remove(folder)
     folder.with_name("train.index.lock").write_text("")  # git was killed in the last one
     folder.symlink_to(workspace.root)  # it replaced its own folder
     wheel.export(commit, folder)
@@ -124,72 +123,65 @@ def test_an_export_holds_the_commit_and_nothing_else(workspace, wheel, tmp_path)
     assert git(workspace.root, "status", "--porcelain") == ""
 
 
-@pytest.mark.parametrize(
-    "harm", ["none", "files", "branch", "locks", "half", "no git", "other", "gone"]
-)
-def test_the_agents_worktree_is_clean_whatever_the_last_one_did(workspace, wheel, tmp_path, harm):
+HARMS = {
+    "none": "true",
+    "files": "echo '*' > .gitignore; git add -Af; git commit -qm mine",
+    "branch": "git stash -q; git switch -qc autoresearch/tag",
+    "locks": "cd $GIT; mkdir logs; touch index.lock HEAD.lock ORIG_HEAD.lock logs/HEAD.lock",
+    "garbage": "cd $GIT; for f in commondir HEAD index config.worktree; do echo x > $f; done",
+    "empty": "cd $GIT; for f in commondir HEAD index; do : > $f; done",
+    "waiting": "cd $GIT; for f in commondir HEAD index; do rm -f $f; mkfifo $f; done",
+    "links": "cd $GIT; for f in commondir HEAD index; do ln -sf /etc/passwd $f; done",
+    "gone data": "rm -r $GIT",
+    "no git": "rm .git",
+    "other": "rm .git; git init -q",
+    "link": "rm .git; ln -s $REPOSITORY .git",
+    "fifo": "rm .git; mkfifo .git .gitignore .gitattributes new",
+    "nested": "git init -q x/y; rm x/y/.git/HEAD; mkfifo x/y/.git/HEAD",
+    "pointer": "git init -q --bare $OUT; mkdir x; echo gitdir: $OUT > x/.git; "
+    "rm $OUT/HEAD; mkfifo $OUT/HEAD",
+    "deep": "for i in $(seq 60); do d=$d/$(printf x%.0s $(seq 100)); done; mkdir -p .$d; cd .$d",
+    "gone": "rm -rf $PWD",
+}
+
+
+def harm(folder, name, workspace, tmp_path):
+    """What an agent's command may do to its worktree."""
+    (folder / "stray.py").write_text("x")
+    (folder / "train.py").write_text("edited")
+    places = {
+        "GIT": f"{folder}-git",
+        "REPOSITORY": str(workspace.common_dir),
+        "OUT": str(tmp_path / "out"),
+    }
+    identity = {
+        f"GIT_{who}_{what}": "t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+    }
+    subprocess.run(["sh", "-c", HARMS[name]], cwd=folder, env=os.environ | places | identity)
+
+
+@pytest.mark.parametrize("name", HARMS)
+def test_the_agents_worktree_is_clean_whatever_the_last_one_did(workspace, wheel, tmp_path, name):
     folder = tmp_path / "agent"
     base = workspace.head()
     wheel.worktree(base, folder)
-    (folder / "stray.py").write_text("x")
-    (folder / "train.py").write_text("edited")
-    if harm == "files":
-        (folder / ".gitignore").write_text("*\n")
-        git(folder, "add", "-A", "-f")
-        git(folder, "commit", "-q", "-m", "mine")
-    elif harm == "branch":
-        git(folder, "stash", "-q")
-        git(folder, "switch", "-q", "-c", "autoresearch/tag")
-    elif harm == "locks":
-        git_dir = git(folder, "rev-parse", "--git-dir")
-        for name in ("index.lock", "HEAD.lock", "ORIG_HEAD.lock", "logs/HEAD.lock"):
-            (tmp_path / git_dir / name).write_text("")
-    elif harm == "half":  # `git worktree add` was killed
-        git_dir = tmp_path / git(folder, "rev-parse", "--git-dir")
-        (git_dir / "locked").write_text("initializing")
-        (git_dir / "HEAD").write_text("0" * 40 + "\n")
-        for name in ("index", "gitdir"):
-            (git_dir / name).unlink()
-    elif harm == "no git":
-        (folder / ".git").unlink()
-    elif harm == "other":
-        (folder / ".git").unlink()
-        git(folder, "init", "-q")
-    elif harm == "gone":
-        ratchet.remove(folder)
-    wheel.worktree(base, folder)
+    assert git(folder, "status", "--porcelain") == ""
+    harm(folder, name, workspace, tmp_path)
+    index = (workspace.common_dir / "index").read_bytes()
+    assert "train.py" not in wheel.others_changed(base, folder)
+    wheel.message_since(base, folder)
+    for make_anew in (wheel.forget, wheel.worktree):
+        make_anew(base, folder)
+        if folder.exists():
+            assert git(folder, "rev-parse", "HEAD") == base
+        assert wheel.checked_out_at() is None
     assert {k: v for k, v in state(folder).items() if k != ".git"} == state(workspace.root)
-    assert git(folder, "rev-parse", "HEAD") == base
-    assert wheel.checked_out_at() is None
+    assert (workspace.common_dir / "index").read_bytes() == index
+    assert git(workspace.root, "symbolic-ref", "HEAD") == "refs/heads/main"
+    assert git(workspace.root, "worktree", "list").count("\n") == 0
     assert not list(workspace.common_dir.rglob("*.lock"))
     git(workspace.root, "fsck", "--strict")
-
-
-@pytest.mark.parametrize("tag", ["tag", "other"])
-def test_a_worktree_that_was_never_finished_stops_no_git(workspace, wheel, tag):
-    folder = workspace.private_dir(tag) / "agent"
-    Ratchet(workspace, tag).worktree(workspace.head(), folder)
-    git_dir = Path(git(folder, "rev-parse", "--absolute-git-dir"))
-    (git_dir / "commondir").write_text("")  # `git worktree add` was killed before it wrote to it
-    with pytest.raises(subprocess.CalledProcessError):
-        git(workspace.root, "worktree", "list")
-    handle = locks.hold(workspace.state_dir(tag) / "lock", "")  # by a loop that is making it
-    with pytest.raises(GitError, match="commondir"):
-        wheel.checked_out_at()
-    os.close(handle)
-    assert wheel.checked_out_at() is None
-    git(workspace.root, "worktree", "list")
-    Ratchet(workspace, tag).worktree(workspace.head(), folder)
-    git(workspace.root, "fsck", "--strict")
-
-
-def test_a_broken_worktree_of_the_person_is_left_alone(workspace, wheel, tmp_path):
-    git(workspace.root, "worktree", "add", "-q", "--detach", str(tmp_path / "mine"))
-    commondir = workspace.common_dir / "worktrees" / "mine" / "commondir"
-    commondir.write_text("")
-    with pytest.raises(GitError, match="commondir"):
-        wheel.checked_out_at()
-    assert commondir.exists()
+    git(workspace.root, "gc", "-q", "--prune=now")
 
 
 def test_what_an_agent_changed_and_said_is_found(workspace, wheel, tmp_path):
@@ -205,8 +197,11 @@ def test_what_an_agent_changed_and_said_is_found(workspace, wheel, tmp_path):
     (folder / "program.md").unlink()
     assert wheel.others_changed(base, folder) == ["new file", "prepare.py", "program.md"]
     assert wheel.message_since(base, folder) == "an idea"
-    (folder / ".git").unlink()
-    assert wheel.others_changed(base, folder) == []
+    (folder / ".git").unlink()  # it is asked of the repository, whatever lies there
+    assert wheel.others_changed(base, folder) == ["new file", "prepare.py", "program.md"]
+    wheel.forget(base, folder)
+    assert wheel.message_since(base, folder) == ""
+    assert "edited" in git(folder, "diff", "train.py")
 
 
 def test_the_persons_hooks_do_not_run(workspace, wheel, tmp_path):

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +19,11 @@ from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
 
 import train
-from autoresearch_jax import isolation, manifest, scoring
+from autoresearch_jax import files, isolation, manifest, scoring
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.isolation import Box
 from autoresearch_jax.kit import artifacts
-from autoresearch_jax.scorer import BROKEN, REFUSED, model, probes
+from autoresearch_jax.scorer import BROKEN, REFUSED, model, probes, tree
 from tests import data_helpers
 from tests.session_run import logits_fn
 
@@ -80,7 +82,8 @@ def frozen(prepared, tmp_path_factory):
 @pytest.fixture
 def left(honest, tmp_path):
     """A copy of what an honest training leaves, to be spoiled."""
-    return shutil.copytree(honest, tmp_path / "left")
+    yield shutil.copytree(honest, tmp_path / "left")
+    files.remove(tmp_path / "left")  # pytest would trip over a deep one
 
 
 @pytest.fixture
@@ -240,9 +243,41 @@ def refer_elsewhere(left):
     (left / "params" / "manifest.ocdbt").touch()  # of a format that can name any other file
 
 
+def nest(folder):
+    """2,000 folders in each other."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(2_000):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+
+def nest_long_names(folder):
+    """20 folders in each other, whose path is too long to be given to the kernel."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=here)
+        below = os.open("d" * 250, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+
+def add_many(folder):
+    for i in range(tree.FILES):
+        (folder / str(i)).touch()
+
+
+def nest_params(left):
+    nest(left / "params")
+
+
 @pytest.mark.parametrize(
     ("spoil", "name", "detail"),
     [
+        (nest_params, "format", "folders within each other"),
         (remove_export, "missing", "the training left no exported.bin"),
         (remove_params, "missing", "the training left no params"),
         (cut_export, "truncated", "exported.bin cannot be read"),
@@ -420,13 +455,27 @@ def test_a_module_written_by_hand_is_scanned(score, by_hand):
         %out = "stablehlo.custom_call"(%pointer) {call_target_name = "%TARGET",
             has_side_effect = true} : (tensor<i64>) -> tensor<f32>"""
     refused = ("xla_ffi_python_gpu_callback", "__cudnn$fmha$x", "", "cusparse_csr_matvec_ffi")
-    for target in (*refused, "cusolver_csrlsvqr_ffi", "cusolver_getrf"):
+    # They believe the sizes that a module states, and so read what lies beside their operands.
+    careless = ("cusolver_getrf_ffi", "lapack_strsm_ffi", "Qr", "TopK", "cu_threefry2x32_ffi")
+    for target in (*refused, *careless):
         left = by_hand(body.replace("%TARGET", target))
         with pytest.raises(model.Refused, match="custom-call: it calls"):
             model.read_function(left / "exported.bin", (ROWS, T), V)
-    for target in ("__cudnn$fmhaSoftmax", "tpu_custom_call", "cusolver_getrf_ffi"):
+    for target in ("__cudnn$fmhaSoftmax", "tpu_custom_call", "Sharding"):
         left = by_hand(body.replace("%TARGET", target))
         model.read_function(left / "exported.bin", (ROWS, T), V)
+
+
+@pytest.mark.parametrize("chunks", [[2**28], [1, 1], None, "x"])
+def test_an_array_in_other_chunks_than_one_is_refused(tmp_path, chunks):
+    """Or a few bytes on the disk could fill the memory when they are unpacked."""
+    left = leave(tmp_path / "left", lookup)
+    (described,) = (left / "params").rglob(".zarray")
+    fields = json.loads(described.read_text()) | {"chunks": chunks}
+    described.write_text(json.dumps(fields))
+    exported = model.read_function(left / "exported.bin", (ROWS, T), V)
+    with pytest.raises(model.Refused, match=r"(format|truncated): "):
+        model.read_params(left / "params", exported)
 
 
 def test_effects_are_refused(tmp_path):
@@ -510,22 +559,95 @@ def test_a_seal_changes_with_all_that_it_covers(left):
         seals.add(scoring.seal(left))
         return len(seals) == before + 1
 
-    for path in sorted(left.rglob("*")):
+    for path in (left / "exported.bin", *sorted((left / "params").rglob("*"))):
         data = bytearray(path.read_bytes()) if path.is_file() else b""
         for place in sorted({0, len(data) // 2, len(data) - 1}) if data else ():
             data[place] ^= 1
             path.write_bytes(data)
             assert changed(), (path, place)
-    (left / "params" / "added").touch()
+    added = left / "params" / "added"
+    added.touch()
     assert changed()
-    (left / "params" / "added").rename(left / "params" / "renamed")
+    added.rename(left / "params" / "renamed")
     assert changed()
-    (left / "folder").mkdir()
+    (left / "params" / "folder").mkdir()
     assert changed()
     for target in ("exported.bin", "summary.json"):
-        (left / "link").unlink(missing_ok=True)
-        (left / "link").symlink_to(target)
+        (left / "params" / "link").unlink(missing_ok=True)
+        (left / "params" / "link").symlink_to(target)
         assert changed()
+    os.mkfifo(left / "params" / "pipe")
+    assert changed()
+    (left / "exported.bin").unlink()
+    assert changed()
+    assert scoring.UNSEALABLE not in seals
+    (left / "summary.json").write_text("what is not scored")
+    (left / "other").mkdir()
+    assert not changed()
+
+
+def test_without_a_folder_there_is_no_seal(tmp_path):
+    assert scoring.seal(tmp_path / "left") == ""
+    (tmp_path / "left").symlink_to(tmp_path)
+    assert scoring.seal(tmp_path / "left") == ""
+    (tmp_path / "left").unlink()
+    (tmp_path / "left").touch()
+    assert scoring.seal(tmp_path / "left") == ""
+
+
+@pytest.mark.parametrize("place", ["exported.bin", "params"])
+@pytest.mark.parametrize("harm", [nest, nest_long_names, add_many, fill_params])
+def test_what_is_without_bounds_is_not_sealed_and_refused(left, harm, place):
+    """Neither falls over, nor takes for ever."""
+    if harm is fill_params:
+        os.truncate(array_of(left) if place == "params" else left / place, 4 << 40)
+    elif place == "exported.bin":
+        (left / place).unlink()
+        (left / place).mkdir()
+    if harm is not fill_params:
+        harm(left / place)
+    assert scoring.seal(left) == scoring.UNSEALABLE
+    if harm is not fill_params:  # else reading them refuses it, as is tested above
+        with pytest.raises(model.Refused, match="format"):
+            model.check_files(left)
+
+
+SEALED_BY_ANYBODY = """
+import os, sys
+from pathlib import Path
+from autoresearch_jax import scoring
+from autoresearch_jax.scorer import model
+os.setuid(65534)
+left = Path(sys.argv[1])
+for place, mode in (("", 0), ("", 0o400), ("params/more", 0), ("params/more", 0o400),
+                    ("params/more/0", 0), ("exported.bin", 0)):
+    (left / place).chmod(mode)
+    assert scoring.seal(left) == scoring.UNSEALABLE, (place, mode)
+    try:
+        model.check_files(left)
+    except model.Refused as error:
+        assert "cannot be read" in str(error), error
+    else:
+        raise SystemExit(f"{place} {mode:o} was not refused")
+    (left / place).chmod(0o700)
+    assert len(scoring.seal(left)) == 64
+    model.check_files(left)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_what_cannot_be_read_is_not_sealed_and_refused():
+    with tempfile.TemporaryDirectory() as folder:
+        left = Path(folder) / "left"
+        (left / "params" / "more").mkdir(parents=True)
+        (left / "params" / "more" / "0").touch()
+        (left / "exported.bin").touch()
+        Path(folder).chmod(0o711)
+        for path in (left, *left.rglob("*")):
+            os.chown(path, 65534, 65534)
+        run = [sys.executable, "-c", SEALED_BY_ANYBODY, str(left)]
+        done = subprocess.run(run, capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
 
 
 # ------------------------------------------------------------------------------------- the probes

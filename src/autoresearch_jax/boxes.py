@@ -36,7 +36,7 @@ def scorer(
     readable: Iterable[Path],
     cache: Path,
 ) -> Box:
-    """It reads one split and what it scores: whoever broke it could write nothing that lasts."""
+    """It reads one split and what it scores, and writes its compile cache: no training can."""
     rows = () if data is None else (*_common(data), data.split_path(split))
     return Box(scratch, readable=(*rows, *readable), writable=(cache,))
 
@@ -49,15 +49,15 @@ def agent(
     prompt: Path,
     writable: Iterable[Path],
 ) -> Box:
-    """It reads all that the person can, held-out text excepted, and has the network.
+    """It reads all that the person can, and has the network.
 
-    What it saw of the validation rows it could write into train.py.
+    Not held-out text nor kept parameters: what it saw of them it could write into train.py.
     """
     return Box(
         scratch,
         readable=(prompt, workspace.root, workspace.common_dir),  # wherever they lie
         writable=tuple(writable),
-        hidden=(workspace.home, *held_out(data)),
+        hidden=(workspace.home, workspace.common_dir / "autoresearch", *held_out(data)),
         everything=True,
         network=True,
     )

@@ -15,6 +15,7 @@ from typing import Any
 from autoresearch_jax import (
     boxes,
     conditions,
+    files,
     hardware,
     manifest,
     paths,
@@ -24,10 +25,12 @@ from autoresearch_jax import (
 )
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.hardware import Device, accelerator_present
+from autoresearch_jax.workspace import Workspace
 
 NIGHT_SECONDS = 12 * 3600
 AROUND_SECONDS = 30  # that an experiment takes beside its budget, at least
 LEFT_BYTES = 250_000_000  # of an experiment at full size: parameters and the exported function
+LEFT_MOST = 1 << 40  # more than anybody keeps
 CACHE_BYTES = 1 << 30  # what one training compiles, at most
 LOGS = 4  # of an experiment: the training's, the scorer's, the agent's two
 
@@ -152,8 +155,12 @@ def _night_gb(root: Path) -> float:
 
 def _left_bytes(root: Path) -> int:
     """What an experiment leaves that is kept: as the last ones here, else as one of full size."""
-    found = sorted(root.glob(".git/autoresearch/*/runs/*/artifacts"), key=os.path.getmtime)
-    return trainer.folder_bytes(found[-1]) if found else LEFT_BYTES
+    try:
+        state = Workspace.open(root).common_dir / "autoresearch"
+    except UserError:
+        return LEFT_BYTES
+    found = sorted(state.glob("*/runs/*/artifacts"), key=os.path.getmtime)
+    return files.folder_bytes(found[-1], LEFT_MOST) if found else LEFT_BYTES
 
 
 def _free_gb(folder: Path) -> float:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoresearch_jax import landlock, ratchet
+from autoresearch_jax import files, landlock
 from autoresearch_jax.errors import UserError
 
 LEVELS = ("none", "landlock", "bwrap")  # the weakest first
@@ -125,7 +125,7 @@ def unavailable(level: str, box: Box) -> str:
 
 def fresh(scratch: Path) -> Path:
     """Empties or makes the folder that a box has for itself."""
-    ratchet.remove(scratch)
+    files.remove(scratch)
     for name in ("home", "tmp", "slash-tmp"):
         (scratch / name).mkdir(parents=True)
     return scratch

@@ -270,7 +270,7 @@ def replay(steps: list[Record]) -> list[Experiment]:
                 scored=step["outcome"],
                 reason=step["reason"],
                 metrics=metrics,
-                val_bpb=metrics.get("val_bpb"),
+                val_bpb=step["metrics"].get("val_bpb") if step["outcome"] == "ok" else None,
             )
         elif step["step"] == "decided" and n in found:
             found[n] = dataclasses.replace(

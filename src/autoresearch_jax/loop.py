@@ -18,14 +18,11 @@ from autoresearch_jax.held import Setup, held
 from autoresearch_jax.isolation import Box
 from autoresearch_jax.journal import Experiment, Record
 from autoresearch_jax.session import Abandoned, Session
-from autoresearch_jax.view import PlainView, View
 from autoresearch_jax.workspace import FILES, Workspace
-
-__all__ = ["LoopResult", "PlainView", "Setup", "View", "run_loop", "run_proposal"]
 
 PERSON = "person"  # the agent of `run -m`
 FAILURES = 3  # proposals in a row that may fail
-SOURCE_BYTES = 1 << 20  # that a train.py may have
+SOURCE_BYTES = 256 << 10  # that a train.py may have: no room for parameters
 WORKSPACE_FILES = (*FILES, "program.md", "results.tsv")
 
 CRASHES = 3  # in a row and alike, after which the best is started again

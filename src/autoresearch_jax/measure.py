@@ -1,9 +1,15 @@
 """One training of the checkout's train.py, scored; nothing is decided or recorded."""
 
+import os
+import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoresearch_jax import files, locks
+from autoresearch_jax.errors import UserError
 from autoresearch_jax.held import Setup, device_held
 from autoresearch_jax.loop import log_place
 from autoresearch_jax.manifest import FROZEN
@@ -11,7 +17,9 @@ from autoresearch_jax.runner import Runner
 from autoresearch_jax.scoring import Score
 from autoresearch_jax.session import time_budget
 from autoresearch_jax.trainer import TrainResult
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.workspace import FILES, Workspace
+
+LOCK = "lock"  # in the folder of a measurement, held while it lasts
 
 
 @dataclass(frozen=True)
@@ -32,42 +40,76 @@ class Measured:
 
 
 def measure(workspace: Workspace, setup: Setup, *, log_path: Path) -> Measured:
-    """Trains the checkout's train.py where it is. Raises UserError."""
+    """Trains a copy of the checkout's files as they are now. Raises UserError."""
     log_path = log_place(workspace, log_path)
     runs = workspace.home / "runs"
-    with device_held(workspace, setup, "run") as (view, interrupts, found, device_locks):
-        runs.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="measure-", dir=runs) as folder:
-            here = Path(folder)
-            runner = Runner(
-                workspace,
-                here,
-                found,
-                view=view,
-                interrupts=interrupts,
-                scorer=setup.scorer,
-                keep_fds=device_locks,
-                stop=interrupts.stopping,  # there is no loop to finish
-            )
-            trained = runner.train(
-                workspace.root,
-                artifacts=here / "artifacts",
-                log=log_path,
-                budget_s=time_budget(workspace.root),
-                limits=setup.limits,
-                title="train.py",
-            )
-            if trained.outcome != "ok":
-                return Measured(trained, None)
-            frozen = here / "frozen"
-            frozen.mkdir()
-            for name in FROZEN:
-                (frozen / name).write_bytes((workspace.root / name).read_bytes())
-            scored = runner.score(
-                frozen,
-                here / "artifacts",
-                log=here / "score.log",
-                limits=setup.limits,
-                title="train.py",
-            )
+    with (
+        device_held(workspace, setup, "run") as (view, interrupts, found, device_locks),
+        _own_folder(runs) as (here, lock),
+    ):
+        folder, frozen = here / "train", here / "frozen"
+        _copy(workspace, _files(workspace), folder)
+        _copy(workspace, FROZEN, frozen)  # before other people's code runs
+        runner = Runner(
+            workspace,
+            here,
+            found,
+            view=view,
+            scorer=setup.scorer,
+            keep_fds=(*device_locks, lock),
+            stop=interrupts.stopping,  # there is no loop to finish
+        )
+        trained = runner.train(
+            folder,
+            artifacts=here / "artifacts",
+            log=log_path,
+            budget_s=time_budget(frozen),
+            limits=setup.limits,
+            title="train.py",
+        )
+        if trained.outcome != "ok":
+            return Measured(trained, None)
+        scored = runner.score(
+            frozen,
+            here / "artifacts",
+            log=here / "score.log",
+            limits=setup.limits,
+            title="train.py",
+        )
     return Measured(trained, scored)
+
+
+@contextmanager
+def _own_folder(runs: Path) -> Iterator[tuple[Path, int]]:
+    """A new folder and its lock, which keeps others from removing it; those of the dead go."""
+    runs.mkdir(parents=True, exist_ok=True)
+    for left in runs.glob("measure-*"):
+        with suppress(UserError, FileNotFoundError):  # in use, or another one was faster
+            lock = locks.hold(left / LOCK, "", wait=0.0)
+            files.remove(left)
+            os.close(lock)
+    made = Path(tempfile.mkdtemp(prefix="new-", dir=runs))
+    lock = locks.hold(made / LOCK, "")
+    here = made.rename(made.with_name(made.name.replace("new-", "measure-", 1)))
+    try:
+        yield here, lock
+    finally:
+        files.remove(here)
+        os.close(lock)
+
+
+def _files(workspace: Workspace) -> set[str]:
+    """The files of the checkout that a commit of all would have, and those that it must have."""
+    listed = workspace.git_bytes("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    return {os.fsdecode(name) for name in listed.split(b"\0") if name} | set(FILES)
+
+
+def _copy(workspace: Workspace, names: Iterable[str], folder: Path) -> None:
+    """Copies plain files of the checkout as they are now, and nothing of ours that lies there."""
+    root, home = workspace.root.resolve(), workspace.home.resolve()
+    for name in names:
+        source, target = root / name, folder / name
+        if source.is_symlink() or not source.is_file() or source.is_relative_to(home):
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)

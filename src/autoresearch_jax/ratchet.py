@@ -6,15 +6,16 @@ Only plumbing is used. No command here can touch the person's checkout, its inde
 import contextlib
 import math
 import os
-import shutil
+import re
 import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax import locks, stale
+from autoresearch_jax import stale
 from autoresearch_jax.errors import UserError
+from autoresearch_jax.files import remove
 from autoresearch_jax.workspace import GitError, Workspace, check_tag
 
 # commit-tree fails where git knows no identity, and the person's would claim that they wrote it.
@@ -23,6 +24,8 @@ IDENTITY = {
     for role in ("AUTHOR", "COMMITTER")
     for what, value in (("NAME", "autoresearch-jax"), ("EMAIL", "autoresearch-jax@localhost"))
 }
+
+HEAD_BYTES = 1000  # of an agent's HEAD, more than any branch's name
 
 
 def strict(val_bpb: float | None, best: float | None) -> str:
@@ -73,7 +76,6 @@ class Ratchet:
 
     def checked_out_at(self) -> Path | None:
         """The checkout whose HEAD is the branch. Moving it would leave that one torn."""
-        self._clear_half_made()
         for entry in self.git("worktree", "list", "--porcelain").split("\n\n"):
             lines = entry.splitlines()
             if f"branch refs/heads/{self.branch}" in lines:
@@ -135,30 +137,6 @@ class Ratchet:
             elif os.path.lexists(path):  # else a living git has finished with it just now
                 raise UserError(stale.refusal(path, ref, why))
 
-    def _clear_half_made(self) -> None:
-        """Removes the git data of worktrees whose making was cut short by a SIGKILL.
-
-        Git dies on an empty `commondir` whenever it is asked about any worktree, the person's too.
-        """
-        ours = self.workspace.private_dir(self.tag).parent  # the folders of all tags
-        for data in sorted((self.workspace.common_dir / "worktrees").glob("*")):
-            folder = Path(_first_line(data / "gitdir") or "/").parent
-            if folder.parent.parent == ours and _first_line(data / "commondir") == "":
-                with contextlib.suppress(locks.Held), self._hold(folder.parent.name):
-                    remove(data)
-
-    @contextlib.contextmanager
-    def _hold(self, tag: str) -> Iterator[None]:
-        """Holds a tag, so that no living loop is making its worktree. Raises locks.Held."""
-        if tag == self.tag and self.keep_fds:
-            yield
-            return
-        handle = locks.hold(self.workspace.state_dir(tag) / "lock", "", wait=0.0)
-        try:
-            yield
-        finally:
-            os.close(handle)
-
     def _no_ref_of_ours(self, ref: str) -> str:
         named = ref.removeprefix(f"refs/autoresearch/{self.tag}/")
         ours = ref == f"refs/heads/{self.branch}" or named.isdecimal()
@@ -173,51 +151,44 @@ class Ratchet:
         """
         remove(folder)
         folder.mkdir(parents=True)
-        index = folder.with_name(f"{folder.name}.index")
-        for path in (index, index.with_name(f"{index.name}.lock")):  # of a git that was killed
-            path.unlink(missing_ok=True)
-        env = {"GIT_INDEX_FILE": str(index), "GIT_WORK_TREE": str(folder)}
-        git_dir = {"GIT_DIR": str(self.workspace.common_dir)}
-        self.git("read-tree", commit, env=env | git_dir)
-        self.git("checkout-index", "--all", "--force", at=folder, env=env | git_dir)
-        index.unlink()
+        env = self._read_tree(commit, folder)
+        self.git("checkout-index", "--all", "--force", at=folder, env=env)
+        self._index(folder).unlink()
 
     def worktree(self, commit: str, folder: Path) -> None:
-        """Makes `folder` a detached git worktree at the commit, with no other change in it."""
-        if not self._reset(commit, folder):
-            with contextlib.suppress(GitError):
-                self.git("worktree", "remove", "--force", "--force", str(folder))
-            remove(folder)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            add = ("worktree", "add", "--force", "--force", "--detach", str(folder), commit)
-            self.git(*add)
+        """Makes `folder` a detached git worktree at the commit, with no other change in it.
 
-    def _reset(self, commit: str, folder: Path) -> bool:
-        """Whether an existing worktree of ours could be brought back to the commit."""
-        if folder.is_symlink() or not (folder / ".git").is_file():
-            return False
-        try:
-            asked = ("rev-parse", "--git-common-dir", "--git-dir")
-            own, git_dir = [folder / line for line in self.git(*asked, at=folder).splitlines()]
-            if own.resolve() != self.workspace.common_dir:  # an agent made one of its own
-                return False
-            if any(git_dir.rglob("*.lock")):  # of a git that was killed: made anew, it has none
-                return False
-            self.forget(commit, folder)
-            self.git("checkout", "--quiet", "--force", "--detach", commit, at=folder)
-            self.git("clean", "--quiet", "-ffdx", at=folder)
-        except GitError:
-            return False
-        return True
+        The repository does not know of it: whatever an agent makes of it, the person's
+        `git worktree list`, `git gc` and `git fsck` never meet it.
+        """
+        self.export(commit, folder)
+        self.forget(commit, folder)
 
-    def private_git(self, folder: Path) -> tuple[Path, ...]:
-        """The git data of a worktree alone, and where what is committed there goes: made anew.
+    def forget(self, base: str, folder: Path) -> None:
+        """Makes a worktree's git data anew, at `base`, and leaves its files as they are.
+
+        An agent may have put anything there, and a git that finds it could run its commands.
+        """
+        data, objects = self.private_git(folder)
+        for path in (data, objects):
+            remove(path)
+            path.mkdir(parents=True)
+        if folder.is_symlink() or not folder.is_dir():
+            return  # nothing of ours: the agent removed it
+        remove(folder / ".git")
+        index = Path(self._read_tree(base, folder)["GIT_INDEX_FILE"])
+        index.rename(data / "index")
+        (data / "commondir").write_bytes(os.fsencode(self.workspace.common_dir) + b"\n")
+        (data / "HEAD").write_text(f"{base}\n")
+        (folder / ".git").write_bytes(b"gitdir: " + os.fsencode(data) + b"\n")
+
+    def private_git(self, folder: Path) -> tuple[Path, Path]:
+        """The git data of a worktree alone, and where what is committed there goes.
 
         An agent in a box may write there, and so commit, without touching the repository's own.
+        No git of ours uses any of that data but the objects.
         """
-        remove(self._objects(folder))
-        self._objects(folder).mkdir(parents=True)
-        return Path(self.git("rev-parse", "--absolute-git-dir", at=folder)), self._objects(folder)
+        return folder.with_name(f"{folder.name}-git"), self._objects(folder)
 
     def private_environment(self, folder: Path) -> dict[str, str]:
         """Variables by which git in that worktree stores new objects in the private place."""
@@ -226,57 +197,102 @@ class Ratchet:
             "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(self.workspace.common_dir / "objects"),
         }
 
-    def forget(self, base: str, folder: Path) -> None:
-        """Takes the worktree's git data back to `base`, and leaves its files as they are.
+    def _read_tree(self, commit: str, folder: Path) -> dict[str, str]:
+        """Makes an index of the commit, and nothing else; returns how git uses it on `folder`.
 
-        What was committed there lies in the private place, and git elsewhere would miss it.
+        Git is told the repository and looks for none: an agent could have put its own there.
         """
-        with contextlib.suppress(GitError):  # the agent broke it: `worktree` makes a new one
-            self.git("update-ref", "--no-deref", "HEAD", base, at=folder)
-            self.git("read-tree", base, at=folder)
-            git_dir = Path(self.git("rev-parse", "--absolute-git-dir", at=folder))
-            if self.workspace.common_dir / "worktrees" in git_dir.parents:
-                remove(git_dir / "logs")
+        index = self._index(folder)
+        for path in (index, index.with_name(f"{index.name}.lock")):  # of a git that was killed
+            path.unlink(missing_ok=True)
+        env = {"GIT_INDEX_FILE": str(index), "GIT_WORK_TREE": str(folder), **self._repository()}
+        self.git("read-tree", commit, env=env)
+        return env
+
+    def _repository(self) -> dict[str, str]:
+        return {"GIT_DIR": str(self.workspace.common_dir)}
+
+    def _index(self, folder: Path) -> Path:
+        return folder.with_name(f"{folder.name}.index")
 
     def _objects(self, folder: Path) -> Path:
         return folder.with_name(f"{folder.name}-objects")
 
-    def _as_the_agent(self, folder: Path) -> dict[str, str]:
-        """Variables by which our git reads what was committed in a worktree."""
-        return {"GIT_ALTERNATE_OBJECT_DIRECTORIES": str(self._objects(folder))}
-
     def others_changed(self, base: str, folder: Path) -> list[str]:
         """The files of a worktree, train.py aside, that differ from the commit `base`."""
-        with contextlib.suppress(GitError):  # the agent broke the worktree's git data: no matter
-            env = self._as_the_agent(folder)
-            tracked = self.git(
-                "diff", "--name-only", "--no-ext-diff", "-z", base, at=folder, env=env
-            )
-            new = self.git("ls-files", "--others", "--exclude-standard", "-z", at=folder)
-            return sorted({name for name in (tracked + new).split("\0") if name} - {"train.py"})
-        return []
+        if folder.is_symlink():
+            return []
+        # By content, since the index knows no times of the files.
+        diff = ["-c", "diff.autoRefreshIndex=true", "diff", "--name-only", "--no-renames", "-z"]
+        diff += ["--no-ext-diff", "--no-textconv", "--ignore-submodules=all", base]
+        others = ["ls-files", "--others", "--exclude-standard", "-z"]
+        try:
+            _disarm(folder)
+            env = self._read_tree(base, folder)
+            found = "".join(self.git(*asked, at=folder, env=env) for asked in (diff, others))
+        except (GitError, OSError):  # what the agent left cannot be read: it is only not named
+            return []
+        return sorted({name for name in found.split("\0") if name} - {"train.py"})
 
     def message_since(self, base: str, folder: Path) -> str:
         """The subject of the last commit made in a worktree since `base`; "" without one."""
+        head = self._head_of_agent(folder)
+        if not head or not _holds_objects_alone(self._objects(folder)):
+            return ""
+        env = {"GIT_ALTERNATE_OBJECT_DIRECTORIES": str(self._objects(folder))}
+        arguments = ("log", "-1", "--no-show-signature", "--format=%s", f"{base}..{head}", "--")
         with contextlib.suppress(GitError):
-            return self.git(
-                "log",
-                "-1",
-                "--no-show-signature",
-                "--format=%s",
-                f"{base}..HEAD",
-                at=folder,
-                env=self._as_the_agent(folder),
-            )
+            return self.git(*arguments, env=env | self._repository())
+        return ""
+
+    def _head_of_agent(self, folder: Path) -> str:
+        """The commit or the branch that an agent has checked out; "" where that is no such."""
+        path = self.private_git(folder)[0] / "HEAD"
+        with contextlib.suppress(OSError):
+            if stat.S_ISREG(path.lstat().st_mode):
+                with path.open("rb") as file:
+                    text = file.read(HEAD_BYTES).decode(errors="replace").strip()
+                found = re.fullmatch(r"([0-9a-f]{40,64})|ref: (refs/heads/\S+)", text)
+                return (found[1] or found[2]) if found else ""
         return ""
 
 
-def _first_line(path: Path) -> str | None:
-    """Of a file; None where there is none."""
+def _disarm(folder: Path) -> None:
+    """Removes what git would wait for, and every repository below the top of a worktree.
+
+    Git looks into each repository that it meets, and its HEAD may be a FIFO. Raises OSError.
+    """
+    for entry in list(_all_below(folder)):
+        path = Path(entry.path)
+        nested = entry.name == ".git" and path.parent != folder
+        if nested or (not _is_plain(entry) and path != folder / "train.py"):
+            remove(path)
+
+
+def _holds_objects_alone(folder: Path) -> bool:
+    """Whether git finds objects there, and no way to another place."""
     try:
-        return path.read_text(errors="replace").partition("\n")[0]
+        entries = list(_all_below(folder))
     except OSError:
-        return None
+        return False
+    odd = any(entry.is_symlink() or not _is_plain(entry) for entry in entries)
+    return not odd and not os.path.lexists(folder / "info" / "alternates")
+
+
+def _is_plain(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file, a folder or a link: to read anything else may take for ever."""
+    known = entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
+    return known or entry.is_symlink()
+
+
+def _all_below(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """What lies below a folder, however deep; links are not followed. Raises OSError."""
+    waiting = [str(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as found:
+            entries = list(found)
+        waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        yield from entries
 
 
 def moved(branch: str, tip: str | None, wanted: str) -> str:
@@ -287,22 +303,3 @@ def moved(branch: str, tip: str | None, wanted: str) -> str:
         f"hand. Put it back with `git update-ref refs/heads/{branch} {wanted}`, or start a new "
         "tag: autoresearch-jax loop --tag NEW-TAG"
     )
-
-
-def remove(path: Path) -> None:
-    """Removes a file, a link or a whole folder, also one without permissions."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        try:
-            shutil.rmtree(path)
-        except PermissionError:
-            _permit(path)
-            shutil.rmtree(path)
-
-
-def _permit(folder: Path) -> None:
-    folder.chmod(stat.S_IRWXU)
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            _permit(entry)

@@ -1,6 +1,5 @@
 """Trainings and scorings of one loop: the boxes, folders and locks that each of them gets."""
 
-import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -8,22 +7,23 @@ from pathlib import Path
 
 from autoresearch_jax import (
     boxes,
+    files,
     hardware,
     installed,
     isolation,
     manifest,
-    ratchet,
     scoring,
     trainer,
 )
 from autoresearch_jax.conditions import Conditions
 from autoresearch_jax.errors import UserError
-from autoresearch_jax.interrupts import Interrupts
 from autoresearch_jax.manifest import Manifest
 from autoresearch_jax.view import View
 from autoresearch_jax.workspace import Workspace
 
 SEED = "42"  # of every training of a loop: scores of one seed compare
+
+SPARE_BYTES = 256 << 20  # of a disk, that a training leaves free
 
 Scorer = Callable[..., scoring.Score]
 
@@ -38,20 +38,19 @@ class Runner:
         conditions: Conditions,
         *,
         view: View,
-        interrupts: Interrupts,
+        stop: Callable[[], bool],
         scorer: Scorer = scoring.score,
         keep_fds: tuple[int, ...] = (),
-        stop: Callable[[], bool] | None = None,
     ) -> None:
         """`private` is a folder for what is made anew each time; `keep_fds` are the locks.
 
-        `stop` says when to give up what runs; by default, when the person interrupts twice.
+        `stop` is asked whether to give up what runs.
         """
         self._workspace = workspace
         self._private = private
         self._conditions = conditions
         self._view = view
-        self._stop = stop or interrupts.abandoned
+        self._stop = stop
         self._scorer = scorer
         self._keep_fds = keep_fds
         self._others: frozenset[int] | None = None  # who used the accelerator before us
@@ -73,7 +72,7 @@ class Runner:
         """
         self._await_device()
         for made in (artifacts, cache := self._private / "cache"):
-            ratchet.remove(made)
+            files.remove(made)
         artifacts.mkdir(parents=True)
         self._lay_cache(cache)
         data = self._data(folder)
@@ -105,11 +104,12 @@ class Runner:
             level=self._conditions.level,
             box=box,
             limits=limits,
+            disk_bytes=_disk_bytes(artifacts, cache),
             live=lambda line: self._view.live(f"{title}: {line or 'starting'}"),
             abandoned=lambda: self._stop() or enough(),
             keep_fds=self._keep_fds,
         )
-        ratchet.remove(box.scratch)
+        files.remove(box.scratch)
         if before:
             _refuse_changed(installed.changed(before, installed.state()), title)
         return result
@@ -148,7 +148,7 @@ class Runner:
             abandoned=self._stop,
             keep_fds=self._keep_fds,
         )
-        ratchet.remove(scratch)
+        files.remove(scratch)
         return score
 
     def _data(self, folder: Path) -> Manifest | None:
@@ -170,9 +170,10 @@ class Runner:
 
     def trust_cache(self) -> None:
         """Keeps what the last training compiled, the baseline's, for all later ones."""
-        ratchet.remove(self._trusted_cache)
-        with contextlib.suppress(FileNotFoundError):  # a killed loop has moved it already
-            (self._private / "cache").rename(self._trusted_cache)
+        cache = self._private / "cache"
+        if cache.is_dir():  # else a killed loop has moved it already
+            files.remove(self._trusted_cache)
+            cache.rename(self._trusted_cache)
 
     @property
     def _trusted_cache(self) -> Path:
@@ -186,6 +187,12 @@ class Runner:
             self._others = frozenset(hardware.device_holders())
         else:
             hardware.wait_until_free(self._others)
+
+
+def _disk_bytes(*folders: Path) -> int:
+    """What a training may write: it is ended before it fills a disk that others need."""
+    free = min(shutil.disk_usage(folder).free for folder in folders)
+    return max(0, min(trainer.DISK_BYTES, free - SPARE_BYTES))
 
 
 def _refuse_changed(paths: list[str], title: str) -> None:

@@ -1,6 +1,5 @@
 """The harness's side of the frozen score (no JAX): start the scorer, bound it, read its answer."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 from autoresearch_jax import isolation, journal, process, trainer
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.isolation import Box
-from autoresearch_jax.scorer import BROKEN, REFUSED
+from autoresearch_jax.scorer import BROKEN, REFUSED, tree
 
 PACKAGE = Path(__file__).parent
 # What a score rests on, of this package: all that the scorer imports (a test compares).
@@ -31,6 +30,9 @@ CODE = (
     "sources.py",
     "stages.py",
 )
+
+UNSEALABLE = "unsealable"
+SEAL_BYTES = 32 << 30  # with holes: hashed in a minute; no training may write that much
 
 
 @dataclass(frozen=True)
@@ -54,26 +56,32 @@ def code_sha256() -> str:
 
 
 def seal(artifacts: Path) -> str:
-    """Makes what a training left survive a power cut; returns its SHA-256, in hex; "" without it.
+    """Makes what is scored of a training survive a power cut; returns its SHA-256, in hex.
 
-    Whoever scores it later, after a crash, can tell whether it is still the same.
+    Whoever scores it later, after a crash, can tell whether it is still the same. "" without the
+    folder; UNSEALABLE where it cannot all be read within bounds: the scorer refuses that.
     """
-    digest = hashlib.sha256()
-    if not artifacts.is_dir():
+    if artifacts.is_symlink() or not artifacts.is_dir():
         return ""
-    for path in sorted(artifacts.rglob("*")):
-        kind = path.lstat().st_mode
-        digest.update(b"%s\0%d\0" % (os.fsencode(path.relative_to(artifacts)), stat.S_IFMT(kind)))
-        with contextlib.suppress(PermissionError):  # the scorer refuses what cannot be read
-            if stat.S_ISLNK(kind):
-                digest.update(os.fsencode(path.readlink()))
-            elif stat.S_ISREG(kind):
-                with path.open("rb") as file:
+    digest = hashlib.sha256()
+    try:
+        found = tree.scored(artifacts)
+        if sum(status.st_size for _, status in found) > SEAL_BYTES:
+            return UNSEALABLE
+        for name, status in found:
+            kind = stat.S_IFMT(status.st_mode)
+            digest.update(b"%s\0%d\0" % (os.fsencode(name), kind))
+            if kind == stat.S_IFLNK:
+                digest.update(os.fsencode((artifacts / name).readlink()))
+            elif kind == stat.S_IFREG:
+                with (artifacts / name).open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
                     os.fsync(file.fileno())
-            elif stat.S_ISDIR(kind):
-                journal.sync_folder(path)
-    journal.sync_folder(artifacts)
+            elif kind == stat.S_IFDIR:
+                journal.sync_folder(artifacts / name)
+        journal.sync_folder(artifacts)
+    except (OSError, tree.TooMuch):
+        return UNSEALABLE
     return digest.hexdigest()
 
 

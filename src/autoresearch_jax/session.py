@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch_jax import (
+    files,
     interrupts,
     journal,
     manifest,
@@ -33,7 +34,7 @@ from autoresearch_jax.tags import lock as lock_tag
 from autoresearch_jax.view import View
 from autoresearch_jax.workspace import FROZEN, Workspace
 
-MIN_FREE_BYTES = 64 << 20  # below it nothing is started: it would fail for want of disk
+MIN_FREE_BYTES = 512 << 20  # below it nothing is started: it would fail for want of disk
 ARTIFACTS_KEPT = 20  # kept experiments whose parameters stay, the baseline's and the best's aside
 CONTROL_SECONDS = 20.0  # of training after which the best counts as running
 
@@ -82,7 +83,7 @@ class Session:
             self.private,
             conditions,
             view=view,
-            interrupts=stop,
+            stop=stop.abandoned,
             scorer=scorer,
             keep_fds=self.keep_fds,
         )
@@ -208,7 +209,8 @@ class Session:
             self._score(e)
             e = self.history[e.n]
         best = self.best
-        status = ratchet.strict(e.val_bpb, best.val_bpb if best else None)
+        score = e.val_bpb if e.scored == "ok" else None
+        status = ratchet.strict(score, best.val_bpb if best else None)
         self.journal.append("decided", n=e.n, status=status, reason=e.reason, time=time.time())
         self._move_branch()
         e = self.history[e.n]
@@ -256,7 +258,7 @@ class Session:
         Raises Abandoned, UserError.
         """
         folder = self.private / "train"
-        ratchet.remove(artifacts)  # of the same training, abandoned or out of disk
+        files.remove(artifacts)  # of the same training, abandoned or out of disk
         self._check_disk()
         self.ratchet.export(e.commit, folder)
         budget_s = time_budget(folder)
@@ -275,12 +277,16 @@ class Session:
         ):
             raise Abandoned
         if result.outcome not in ("ok", "abandoned"):
+            for made in (artifacts, folder):
+                files.remove(made)
             self._check_disk()  # a full disk is no fault of the proposal
         return result
 
     def _score(self, e: Experiment) -> None:
         """Scores what a training left, and records it. Raises Abandoned, UserError."""
         score = self.score(e)
+        if not e.base and score.outcome == "ok":
+            self.runner.trust_cache()  # before the record, after which nobody comes back to it
         self.journal.append(
             "scored",
             n=e.n,
@@ -289,8 +295,6 @@ class Session:
             metrics=dict(score.metrics),
             time=time.time(),
         )
-        if not e.base and score.outcome == "ok":
-            self.runner.trust_cache()
 
     def score(self, e: Experiment, split: str = "val") -> scoring.Score:
         """The score of what an experiment's training left. Raises Abandoned, UserError."""
@@ -312,7 +316,7 @@ class Session:
     def _frozen(self, commit: str) -> Path:
         """A folder with the pinned frozen files and nothing else. Raises UserError."""
         folder = self.private / "frozen"
-        ratchet.remove(folder)
+        files.remove(folder)
         folder.mkdir(parents=True)
         for name in FROZEN:
             (folder / name).write_bytes(self.ratchet.blob(commit, name))
@@ -339,8 +343,10 @@ class Session:
                 begun.append(time.monotonic())
             return bool(begun) and time.monotonic() - begun[0] > CONTROL_SECONDS
 
-        result = self._run_training(e, artifacts, run_dir / "control.log", enough)
-        ratchet.remove(artifacts)
+        try:
+            result = self._run_training(e, artifacts, run_dir / "control.log", enough)
+        finally:
+            files.remove(artifacts)
         reason = "" if result.outcome in ("ok", "abandoned") else result.reason
         self.journal.append("control", n=e.n, reason=reason, time=time.time())
         return reason
@@ -364,11 +370,11 @@ class Session:
         """
         trainer.shorten_logs(self.log(e).parent)
         if e.status != "keep":
-            ratchet.remove(self.artifacts(e))
+            files.remove(self.artifacts(e))
             return
         kept = [one for one in self.history if one.status == "keep"]
         for one in kept[1:-ARTIFACTS_KEPT]:
-            ratchet.remove(self.artifacts(one))
+            files.remove(self.artifacts(one))
 
     def _project(self) -> None:
         projection.write(self.workspace, self.history, self.view)

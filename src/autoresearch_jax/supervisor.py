@@ -120,6 +120,8 @@ def descendants(ancestor: int) -> list[int]:
 def prepare_child() -> None:
     """In the child, before the command: it shall not outlive the supervisor either."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    with contextlib.suppress(OSError):  # and if memory runs out, it is what has to go
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def start(spec: dict[str, Any], streams: selectors.BaseSelector) -> Tree:

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax import isolation, journal, paths, process
+from autoresearch_jax import files, isolation, journal, paths, process
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.isolation import Box
 
@@ -87,6 +88,7 @@ def train(
     level: str = "none",
     box: Box | None = None,
     limits: Limits = Limits(),
+    disk_bytes: int = DISK_BYTES,
     live: Callable[[str], None] = lambda _: None,
     abandoned: Callable[[], bool] = lambda: False,
     keep_fds: tuple[int, ...] = (),
@@ -94,13 +96,14 @@ def train(
     """Runs train.py of `folder` there, until it and all it started has ended.
 
     `log` takes what it prints, `artifacts` (an existing empty folder) what it exports; `live` is
-    told its last line. It runs in `box` at isolation `level`. Raises UserError if it cannot be
-    started or not be ended.
+    told its last line. It runs in `box` at isolation `level`, and may write `disk_bytes` in all.
+    Raises UserError if it cannot be started or not be ended.
     """
     if not (folder / "train.py").is_file():
         raise UserError(f"{folder} has no train.py.")
     box = Box(scratch=artifacts.with_name("scratch")) if box is None else box
-    clock = Clock(artifacts, limits, budget_s, written=(*box.writable, box.scratch))
+    written = (*box.writable, box.scratch)
+    clock = Clock(artifacts, limits, budget_s, written=written, disk_bytes=disk_bytes)
 
     def tick() -> str:
         live(last_line(log))
@@ -116,7 +119,7 @@ def train(
         tick=tick,
         keep_fds=keep_fds,
     )
-    over = clock.look()
+    over = clock.look(last=True)
     returncode = isolation.signal_of(level, ended.returncode)
     if ended.why == "abandoned":
         outcome, reason = "abandoned", "abandoned"
@@ -144,27 +147,33 @@ class Clock:
     """
 
     def __init__(
-        self, artifacts: Path, limits: Limits, budget_s: float, written: tuple[Path, ...] = ()
+        self,
+        artifacts: Path,
+        limits: Limits,
+        budget_s: float,
+        written: tuple[Path, ...] = (),
+        disk_bytes: int = DISK_BYTES,
     ) -> None:
         self._artifacts = artifacts
         self._limits = limits
         self._budget_s = budget_s
         self._written = written
+        self._disk_bytes = disk_bytes
         self._started = time.monotonic()
         self._exported: float | None = None
         self._stopped: float | None = None
         self._next_look = self._started + DISK_SECONDS
         self._ended_by = ""
 
-    def look(self) -> str:
-        """Notes the phase; why the process must end, or ""."""
+    def look(self, *, last: bool = False) -> str:
+        """Notes the phase; why the process must end, or "". The `last` look is after its end."""
         now = time.monotonic()
         if self._exported is None and os.path.lexists(self._artifacts / paths.EXPORTED):
             self._exported = now
         if self._stopped is None and os.path.lexists(self._artifacts / paths.STOPPED):
             self._stopped = now
         self._ended_by = self._ended_by or self._over(now)
-        if not self._ended_by and now > self._next_look:
+        if not self._ended_by and (last or now > self._next_look):
             self._ended_by = self._too_much_disk()
             self._next_look = time.monotonic() + DISK_SECONDS
         return self._ended_by
@@ -185,10 +194,10 @@ class Clock:
         return ""
 
     def _too_much_disk(self) -> str:
-        size = sum(folder_bytes(folder) for folder in self._written)
-        if size > DISK_BYTES:
-            return f"it wrote {size / 2**30:.1f} GiB, more than {DISK_BYTES / 2**30:.0f} GiB"
-        return ""
+        most, size = self._disk_bytes, 0
+        for folder in self._written:
+            size += files.folder_bytes(folder, most - size)
+        return f"it wrote more than {most / 2**30:.1f} GiB" if size > most else ""
 
     def seconds(self) -> dict[str, float]:
         """The seconds of each phase that was reached."""
@@ -206,18 +215,6 @@ class Clock:
         if usual is None or took <= 1.5 * usual + 5:
             return ""
         return f"start-up took {took:.0f} s, the baseline's {usual:.0f} s: is it training there?"
-
-
-def folder_bytes(folder: Path) -> int:
-    """The bytes of all files below a folder that are there now."""
-    size = 0
-    for path, _, names in os.walk(folder):
-        for name in names:
-            try:
-                size += os.lstat(os.path.join(path, name)).st_size  # noqa: PTH118
-            except OSError:
-                continue  # it has just gone
-    return size
 
 
 def judge(returncode: int, tail: str) -> tuple[str, str]:
@@ -242,16 +239,18 @@ def _signal(number: int) -> str:
 def read_summary(path: Path) -> dict[str, float]:
     """What a training says of itself: finite numbers, no score. It decides nothing."""
     try:
-        if path.is_symlink() or path.stat().st_size > SUMMARY_BYTES:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > SUMMARY_BYTES:
             return {}
         found: Any = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     pairs = found.items() if isinstance(found, dict) else ()
+    named = {journal.clean(name, 40): value for name, value in list(pairs)[:50]}
     return {
-        journal.clean(name, 40): float(value)
-        for name, value in list(pairs)[:50]
-        if type(value) in (int, float) and abs(value) < 1e300 and name != "val_bpb"
+        name: float(value)
+        for name, value in named.items()
+        if type(value) in (int, float) and abs(value) < 1e15 and name != "val_bpb"
     }
 
 

@@ -75,7 +75,7 @@ def verify(
 
 
 def _refuse_unkept(session: Session, e: Experiment) -> None:
-    if not session.artifacts(e).is_dir():
+    if e.status != "keep" or not session.artifacts(e).is_dir():
         what = "was kept too long ago" if e.status == "keep" else f"is a {e.status or 'proposal'}"
         raise UserError(
             f"experiment {e.n} {what}, so its parameters are gone: only those of the last kept "
@@ -85,6 +85,8 @@ def _refuse_unkept(session: Session, e: Experiment) -> None:
 
 def _scored(session: Session, e: Experiment, split: str) -> Verified:
     try:
+        if session.interrupts.stopping():
+            raise Abandoned
         score = session.score(e, split)
     except Abandoned:
         raise UserError("Stopped. The same command starts again.") from None

@@ -51,6 +51,24 @@ ATTACKS = {
 }
 
 
+NESTED = """
+os.chdir({place})
+for _ in range(2000):
+    os.mkdir("d")
+    os.chdir("d")
+"""
+HOLES = """
+for path in [{which}]:
+    os.truncate(path, 4 << 40)
+"""
+# name: (what it does at the end, the reason that is recorded, if it is always the same)
+WITHOUT_BOUNDS = {
+    "deep parameters": (NESTED.format(place="LEFT / 'params'"), "format: params has more than 20"),
+    "holes in parameters": (HOLES.format(which=PARAMS), ""),  # or its disk is looked at in time
+    "holes in the export": (HOLES.format(which="LEFT / 'exported.bin'"), ""),
+}
+
+
 @pytest.fixture(scope="module")
 def left(attack):
     return attack({name: train_py(last=code) for name, (code, _) in ATTACKS.items()})
@@ -82,3 +100,17 @@ def test_links_to_what_another_experiment_left_are_refused(template, tmp_path):
     group.check_refused("exported.bin", "symlink: exported.bin is a link")
     group.check_refused("params", "symlink: params is no folder, but a link")
     group.check_refused(str(array.relative_to(best)), f"symlink: {array.relative_to(best)} is a li")
+
+
+def test_trees_without_bounds_do_not_stop_the_loop(attack):
+    """Beside what is scored they do not matter, in it they are refused; all of it is removed."""
+    attacks = {name: train_py(last=code) for name, (code, _) in WITHOUT_BOUNDS.items()}
+    aside = train_py(last=NESTED.format(place="LEFT"))
+    group = attack(attacks | {"deep aside": aside, "honest": train_py()})
+    for name, (_, reason) in WITHOUT_BOUNDS.items():
+        group.check_refused(name, reason)
+    for name in ("deep aside", "honest"):
+        group.check_honest(name)
+    for name, n in group.numbers.items():
+        run = group.ground.workspace.run_dir(lab.TAG, n)
+        assert not (run / "artifacts").exists(), name

@@ -10,6 +10,7 @@ from tests.attacks import lab
 from tests.attacks.lab import train_py
 
 LOWER = 0.000123  # the score that they would like to have
+PADDED = json.dumps({"val_bpb ": LOWER, " val_bpb": LOWER})
 
 
 # ------------------------------------------------------------------------------------- the score
@@ -49,6 +50,20 @@ def said(attack):
                 prepare.Session.finish = finish
                 """
             ),
+            **{
+                name: train_py(
+                    first=f"""
+                    def finish(self, params, stats):
+                        (self.run_dir / "stopped").touch()
+                        {code}
+                    prepare.Session.finish = finish
+                    """
+                )
+                for name, code in {
+                    "padded": f"""(self.run_dir / "summary.json").write_text('{PADDED}')""",
+                    "piped": """os.mkfifo(self.run_dir / "summary.json")""",
+                }.items()
+            },
         }
     )
 
@@ -71,6 +86,15 @@ def test_a_patched_report_does_not_count(said):
 
 def test_a_patched_finish_leaves_nothing_to_score(said):
     said.check_refused("finished", "missing: the training left no params")
+
+
+def test_a_score_by_another_spelling_is_no_score(said):
+    e = said.check_refused("padded", "missing: the training left no params")
+    assert "val_bpb" not in e.metrics
+
+
+def test_a_pipe_in_place_of_a_report_is_not_waited_for(said):
+    said.check_refused("piped", "missing: the training left no params")
 
 
 # -------------------------------------------------------------------------------------- the time

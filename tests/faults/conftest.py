@@ -1,4 +1,4 @@
-"""Fixtures of the fault tests, and the count of what was injected."""
+"""Fixtures of the fault tests."""
 
 import shutil
 import subprocess
@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.faults.lab import Lab
-
-INJECTED = pytest.StashKey[dict[str, int]]()
-LOST = pytest.StashKey[int]()
 
 
 @pytest.fixture(scope="session")
@@ -44,27 +41,16 @@ def faulty_lab(tmp_path_factory, shim):
 
 
 @pytest.fixture
-def verdict(request):
+def verdict(record_property):
     """Counts the points of a matrix for the summary, and fails with what went wrong at which."""
 
     def judge(kind, points, complaints):
-        stash = request.config.stash
-        counts = stash.setdefault(INJECTED, {})
-        counts[kind] = counts.get(kind, 0) + points
         wrong = [complaint for complaint in complaints if complaint]
-        stash[LOST] = stash.get(LOST, 0) + len(wrong)
+        record_property("faults", [kind, points, len(wrong)])
         assert not wrong, f"{len(wrong)} of {points} points:\n" + "\n".join(wrong[:5])
         assert points
 
     return judge
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    counts = config.stash.get(INJECTED, {})
-    if counts:
-        parts = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-        words = f"{sum(counts.values())} faults injected ({parts}), "
-        terminalreporter.write_line(words + f"{config.stash.get(LOST, 0)} ended in another state")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -3,6 +3,8 @@
 Nothing here runs the agent's code. The function is data (StableHLO), the arrays are data (orbax).
 """
 
+import json
+import os
 import re
 import stat
 from collections.abc import Callable
@@ -16,21 +18,19 @@ from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
 
 from autoresearch_jax import paths
+from autoresearch_jax.scorer import tree
 
 EXPORT_BYTES = 1 << 30  # an exported function holds no parameters: 0.1 MB at full size
 SPARE_BYTES = 1 << 26  # of a checkpoint, beyond its arrays
 
-# Custom calls by which a module reaches nothing but its own operands.
+# Custom calls that may be in a module: attention kernels, and what says nothing of memory. Most of
+# XLA's own (LAPACK, TopK, threefry) believe the shapes that a module states, and read beyond.
 KERNELS = re.compile(
-    r"__cudnn\$fmha\w+"  # attention
+    r"__cudnn\$fmha\w+"
     r"|tpu_custom_call|mosaic_gpu(_v2)?"  # Pallas
     r"|__gpu\$xla\.gpu\.triton|triton_kernel_call"
-    r"|Sharding|SPMD\w+|shape_assertion|AllocateBuffer|(Partial|Approx)\w*TopK|TopK"  # XLA's own
+    r"|Sharding|SPMD\w+|shape_assertion"
     r"|(mhlo|chlo)\.\w+|stablehlo\.dynamic_\w+"
-    r"|(cu|hip)_(threefry2x32|lu_pivots_to_permutation)(_ffi)?"  # linear algebra, random numbers
-    # Not those of sparse arrays: they take places in memory as operands, and check none.
-    r"|(lapack|cusolver|hipsolver)_(?!csr)\w+_ffi|Qr|Eigh|LuDecomposition"
-    r"|ProductOfElementaryHouseholderReflectors"
 )
 # The files of a checkpoint in zarr's plain format. Orbax's other ones can refer to any file that
 # the reader may read, and the reader may read the validation rows.
@@ -57,20 +57,29 @@ class Refused(Exception):
 
 def check_files(folder: Path) -> None:
     """Refuses what is not there, and links, through which a score could be anybody's."""
+    if folder.is_symlink():
+        raise Refused("symlink", f"{folder.name} is a link")
+    try:
+        found = {name: status.st_mode for name, status in tree.scored(folder)}
+    except tree.TooMuch as error:
+        raise Refused("format", str(error)) from None
+    except OSError as error:
+        where = os.path.relpath(error.filename or folder, folder)
+        raise Refused("format", f"it cannot be read: {error.strerror}: {where}") from None
     for name in (paths.EXPORTED, paths.PARAMS):
-        if not (folder / name).is_symlink() and not (folder / name).exists():
+        if name not in found:
             raise Refused("missing", f"the training left no {name}")
-    for path in (folder, folder / paths.EXPORTED, *sorted((folder / paths.PARAMS).rglob("*"))):
-        kind = path.lstat().st_mode
+    if not stat.S_ISDIR(found[paths.PARAMS]):
+        raise Refused("symlink", f"{paths.PARAMS} is no folder, but a link or something else")
+    for name, kind in found.items():
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
             what = "a link" if stat.S_ISLNK(kind) else "no plain file"
-            raise Refused("symlink", f"{path.relative_to(folder)} is {what}")
-    if not stat.S_ISDIR((folder / paths.PARAMS).lstat().st_mode):
-        raise Refused("symlink", f"{paths.PARAMS} is no folder, but a link or something else")
-    for path in sorted((folder / paths.PARAMS).rglob("*")):
-        name = path.relative_to(folder / paths.PARAMS).as_posix()
-        if not path.is_dir() and not PLAIN_ARRAYS.fullmatch(name):
-            raise Refused("format", f"{paths.PARAMS} holds {name}, which plain arrays do not need")
+            raise Refused("symlink", f"{name} is {what}")
+        within = name.removeprefix(f"{paths.PARAMS}/")
+        if within != name and stat.S_ISREG(kind) and not PLAIN_ARRAYS.fullmatch(within):
+            raise Refused(
+                "format", f"{paths.PARAMS} holds {within}, which plain arrays do not need"
+            )
 
 
 def read_function(
@@ -163,8 +172,17 @@ def read_params(folder: Path, exported: jax.export.Exported) -> dict[str, jax.Ar
                 now, before = getattr(stored[name], rule, None), getattr(wanted[name], rule)
                 if now != before:
                     raise Refused(rule, f"parameter {name!r} has {rule} {now}, not {before}")
+            _check_chunks(folder / name, wanted[name].shape)
         target = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in wanted.items()}
         return _or_truncated(lambda: checkpointer.restore(folder, target))
+
+
+def _check_chunks(folder: Path, shape: tuple[int, ...]) -> None:
+    """An array is stored whole, in one chunk: a larger one could fill the memory when unpacked."""
+    described = _or_truncated(lambda: json.loads((folder / ".zarray").read_bytes()))
+    chunks = described.get("chunks") if isinstance(described, dict) else None
+    if chunks != [max(1, size) for size in shape]:
+        raise Refused("format", f"parameter {folder.name!r} is stored in chunks {chunks}")
 
 
 def _or_truncated(read: Callable[[], Any]) -> Any:
