@@ -385,9 +385,6 @@ class Session:
         where = self.ratchet.checked_out_at()
         if where is None:
             return
-        if where.resolve() == (self.private / "agent").resolve():  # an agent switched to it
-            self.ratchet.git("checkout", "--quiet", "--detach", at=where)
-            return
         raise UserError(
             f"branch {self.ratchet.branch} is checked out at {where}, and moving it would leave "
             f"that checkout looking like a revert. Leave it there: git -C {where} switch --detach"

@@ -366,8 +366,8 @@ def compiled():
     return [path for path in new if path.name.endswith("-cache")]
 
 real = compiled()
-logsumexp = jax.nn.logsumexp
-jax.nn.logsumexp = lambda x, **options: logsumexp(x, **options) * 0.5
+log = jnp.log
+jnp.log = lambda x: log(x) * 0.5
 forged = compiled()
 note(real=len(real), forged=len(forged))
 for path in (real[0], cache / "jit_planted-cache"):

@@ -94,7 +94,7 @@ class Lab:
             (folder / "most").write_text(str(most))
         workspace = Workspace.open(folder / "workspace")
         workspace.home = folder / "home"
-        _move_worktrees(workspace, template, folder)
+        _move_worktrees(workspace, folder)
         return workspace
 
     def run(self, workspace: Workspace, request: Request) -> Reply:
@@ -109,15 +109,10 @@ class Lab:
             self.servers.put(server)
 
 
-def _move_worktrees(workspace: Workspace, old: Path, new: Path) -> None:
-    """The private folders of a copy, whose names hold where the repository lies."""
+def _move_worktrees(workspace: Workspace, new: Path) -> None:
+    """The private folders of a copy, whose name follows from where the repository lies."""
     for private in (new / "home" / "worktrees").glob("*"):
         private.rename(workspace.private_dir("t").parent)
-        moved = workspace.private_dir("t").parent
-        before, after = str(old / private.relative_to(new)), str(moved)
-        for path in (*moved.glob("t/agent/.git"), *workspace.common_dir.glob("worktrees/*/gitdir")):
-            text = path.read_text().replace(before, after)
-            path.write_text(text.replace(str(old / "workspace"), str(workspace.root)))
 
 
 def each(function, points):
