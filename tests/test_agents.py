@@ -13,7 +13,7 @@ from autoresearch_jax.journal import Experiment
 from autoresearch_jax.workspace import Workspace
 from tests import harness
 from tests.harness import Notes, git, rows, run_loop, state
-from tests.test_isolation import BOXES, EVERY
+from tests.levels import BOXES, EVERY
 
 BETTER = "sed -i 's/SCORE = .*/SCORE = 0.5/' train.py"
 

@@ -8,8 +8,7 @@ import pytest
 from autoresearch_jax import conditions, isolation, landlock, manifest, scoring
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.workspace import Workspace
-from tests import data_helpers, harness
-from tests.attacks import lab
+from tests import data_helpers, harness, levels
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ def from_pydocs(monkeypatch):
     monkeypatch.setattr(manifest, "load", loaded)
 
 
-@pytest.mark.parametrize("level", lab.EVERY)
+@pytest.mark.parametrize("level", levels.EVERY)
 def test_what_is_found(workspace, level):
     found = conditions.examine(workspace, level)
     data = manifest.load(workspace.root)
@@ -79,10 +78,10 @@ def test_what_is_found(workspace, level):
 
 
 def test_the_strongest_is_chosen(workspace):
-    assert conditions.examine(workspace).level == lab.STRONGEST
+    assert conditions.examine(workspace).level == levels.STRONGEST
 
 
-@pytest.mark.parametrize("level", lab.BOXES)
+@pytest.mark.parametrize("level", levels.BOXES)
 def test_text_that_can_be_made_again_is_hidden_by_no_box(workspace, from_pydocs, level):
     found = conditions.examine(workspace, level)
     assert found.level == level  # the box is there all the same
@@ -104,7 +103,7 @@ def test_an_isolation_that_is_required_is_reached_or_refused(workspace, monkeypa
     assert "bwrap is not in PATH" in found.warning
 
 
-@lab.boxed
+@levels.boxed
 def test_a_box_that_holds_nothing_is_not_believed(workspace, monkeypatch):
     monkeypatch.setattr(isolation, "wrap", lambda level, argv, box: list(argv))
     with pytest.raises(UserError, match="a box of it shows files that it should hide and"):

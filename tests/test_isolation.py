@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 from autoresearch_jax import isolation, landlock, process
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.isolation import Box
+from tests.levels import BOXES, EVERY, why_not
 
 # Python that answers as JSON, one word a question: "" or the error.
 PRELUDE = """
@@ -38,27 +38,6 @@ def write(path):
 def answer(**words):
     print(json.dumps(words))
 """
-
-
-def why_not(level):
-    """Why this machine has no boxes of a level; "" if it has."""
-    if level == "landlock" and not landlock.abi():
-        return "this kernel has no Landlock"
-    if level == "bwrap":
-        if not shutil.which("bwrap"):
-            return "bwrap is not installed"
-        command = ["bwrap", "--ro-bind", "/", "/", "--proc", "/proc", "--unshare-pid", "true"]
-        return subprocess.run(command, capture_output=True, text=True).stderr.strip()
-    return ""
-
-
-def at(*levels):
-    skips = [pytest.mark.skipif(bool(why_not(level)), reason=why_not(level)) for level in levels]
-    return [pytest.param(level, marks=skip) for level, skip in zip(levels, skips, strict=True)]
-
-
-BOXES = at("landlock", "bwrap")
-EVERY = at(*isolation.LEVELS)
 
 
 @pytest.fixture

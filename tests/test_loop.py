@@ -24,7 +24,7 @@ from autoresearch_jax.trainer import Limits
 from autoresearch_jax.workspace import Workspace
 from tests import harness
 from tests.harness import DEVICE, BySeries, Notes, Scripted, git, rows, run_loop, state, train_py
-from tests.test_isolation import EVERY
+from tests.levels import EVERY
 
 IDEAS = (train_py(0.9), train_py(0.95), "width = (", train_py(0.8))
 

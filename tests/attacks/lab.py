@@ -7,20 +7,19 @@ the same number every time, and an attack that is mere noise must give exactly t
 import contextlib
 import json
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-from autoresearch_jax import conditions, journal, landlock, loop, scoring, trainer
+from autoresearch_jax import conditions, journal, loop, scoring, trainer
 from autoresearch_jax.conditions import Conditions
 from autoresearch_jax.held import Setup
 from autoresearch_jax.journal import Experiment
 from autoresearch_jax.workspace import Workspace
 from tests import data_helpers, harness
+from tests.levels import STRONGEST
 
 CONSTANTS = "TIME_BUDGET = 1\nMAX_SEQ_LEN = 64\nEVAL_TOKENS = 3072\nVOCAB_SIZE = 512\n"
 TAG = "attacked"
@@ -113,34 +112,6 @@ def _flush(text: str) -> str:
 
 def _indented(text: str) -> str:
     return "\n".join("    " + line if line else "" for line in (_flush(text) or "pass").split("\n"))
-
-
-# ------------------------------------------------------------------------------------- isolation
-
-
-@cache
-def why_not(level: str) -> str:
-    """Why this machine has no boxes of a level; "" if it has."""
-    if level == "landlock" and not landlock.abi():
-        return "this kernel has no Landlock"
-    if level == "bwrap":
-        if not shutil.which("bwrap"):
-            return "bwrap is not installed"
-        command = ["bwrap", "--ro-bind", "/", "/", "--proc", "/proc", "--unshare-pid", "true"]
-        return subprocess.run(command, capture_output=True, text=True).stderr.strip()
-    return ""
-
-
-def levels(*names: str) -> list:
-    """Parameters of a test: the levels, those that are not to be had here skipped."""
-    marks = [pytest.mark.skipif(bool(why_not(name)), reason=why_not(name)) for name in names]
-    return [pytest.param(name, marks=mark) for name, mark in zip(names, marks, strict=True)]
-
-
-BOXES = levels("landlock", "bwrap")
-EVERY = levels("none", "landlock", "bwrap")
-STRONGEST = next(name for name in ("bwrap", "landlock", "none") if not why_not(name))
-boxed = pytest.mark.skipif(STRONGEST == "none", reason="only a box stops it, and there is none")
 
 
 # ---------------------------------------------------------------------------------------- ground

@@ -14,9 +14,10 @@ import pytest
 
 from autoresearch_jax import installed, manifest
 from autoresearch_jax.errors import UserError
-from tests import harness
+from tests import harness, levels
 from tests.attacks import lab
 from tests.attacks.lab import train_py
+from tests.levels import EVERY
 
 DENIED = {"PermissionError", "FileNotFoundError", "NotADirectoryError", "OSError"}
 MARK = f"autoresearch_attack_{os.getpid()}"  # of what is left where all may look
@@ -147,7 +148,7 @@ KEPT_WHOLE = (
 )
 
 
-@pytest.fixture(scope="module", params=lab.EVERY)
+@pytest.fixture(scope="module", params=EVERY)
 def reached(request, template, tmp_path_factory):
     """A loop at each level, in which trainings reach for all that they know of."""
     level = request.param
@@ -291,7 +292,7 @@ def processes_of(artifacts: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("level", lab.EVERY)
+@pytest.mark.parametrize("level", EVERY)
 def test_what_it_is_scored_on_cannot_be_learnt(template, tmp_path, level):
     ground = template.copy(tmp_path / "ground")
     rows = places(ground)["validation rows"]
@@ -385,7 +386,7 @@ CACHE_ALL = {  # small programs as well
 }
 
 
-@lab.boxed
+@levels.boxed
 def test_a_poisoned_compile_cache_reaches_nobody(template, tmp_path):
     ground = template.copy(tmp_path / "ground")
     scorer_cache = str(ground.home / "scorer-cache")
