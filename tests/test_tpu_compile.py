@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: uv run --extra tpu pytest -n0 -m tpu_compile tests/test_tpu_compile.py",
+    reason="libtpu is not installed: uv run --extra tpu pytest -n0 tests/test_tpu_compile.py",
 )
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize(("target", "memory_gib"), [("v5e", 16), ("v6e", 32)])
