@@ -39,10 +39,6 @@ ARTIFACTS_KEPT = 20  # kept experiments whose parameters stay, the baseline's an
 CONTROL_SECONDS = 20.0  # of training after which the best counts as running
 
 
-def _never() -> bool:
-    return False
-
-
 class Abandoned(Exception):
     """The person gave up what was running. The journal holds it undecided."""
 
@@ -251,7 +247,11 @@ class Session:
         return trainer.Limits.after(baseline.metrics, budget_s)
 
     def _run_training(
-        self, e: Experiment, artifacts: Path, log: Path, enough: Callable[[], bool] = _never
+        self,
+        e: Experiment,
+        artifacts: Path,
+        log: Path,
+        enough: Callable[[], bool] = lambda: False,
     ) -> trainer.TrainResult:
         """One training of an experiment's commit; `enough` may end it.
 
