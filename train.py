@@ -98,26 +98,12 @@ def model_config(platform: str) -> GPTConfig:
     )
 
 
-def rms_norm(x_BTD: jax.Array) -> jax.Array:
-    """Scale the last axis to a root mean square of one; the mean is taken in float32."""
-    x32_BTD = x_BTD.astype(jnp.float32)
-    mean_square = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
-    epsilon = jnp.finfo(jnp.float32).eps
-    return (x32_BTD * jax.lax.rsqrt(mean_square + epsilon)).astype(x_BTD.dtype)
-
-
 def rotary_tables(config: GPTConfig, T: int) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines, [1, T, 1, H/2], of rotary position embedding (RoFormer)."""
     H = config.head_dim
     frequencies = 10000.0 ** (-np.arange(0, H, 2, dtype=np.float32) / H)
     angles = np.outer(np.arange(T, dtype=np.float32), frequencies)[None, :, None, :]
     return jnp.asarray(np.cos(angles), config.dtype), jnp.asarray(np.sin(angles), config.dtype)
-
-
-def rotate(x_BTNH: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    cos, sin = tables
-    a, b = jnp.split(x_BTNH, 2, axis=-1)
-    return jnp.concatenate([a * cos + b * sin, b * cos - a * sin], axis=-1)
 
 
 def uniform(config: GPTConfig):
@@ -130,8 +116,9 @@ def uniform(config: GPTConfig):
     return init
 
 
-def linear(features: int, config: GPTConfig, init) -> nn.Dense:
-    return nn.Dense(features, use_bias=False, dtype=config.dtype, kernel_init=init)
+def product(x: jax.Array, weights_IO: jax.Array) -> jax.Array:
+    """`x @ weights` in the dtype of the activations."""
+    return x @ weights_IO.astype(x.dtype)
 
 
 def has_value_embedding(layer: int, n_layer: int) -> bool:
@@ -149,28 +136,31 @@ class CausalSelfAttention(nn.Module):
 
     def setup(self):
         c = self.config
-        self.c_q = linear(c.n_head * c.head_dim, c, uniform(c))
-        self.c_k = linear(c.n_kv_head * c.head_dim, c, uniform(c))
-        self.c_v = linear(c.n_kv_head * c.head_dim, c, uniform(c))
-        self.c_proj = linear(c.n_embd, c, nn.initializers.zeros)
+        queries, keys = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
+        self.c_q = self.param("c_q", uniform(c), (c.n_embd, queries))
+        self.c_k = self.param("c_k", uniform(c), (c.n_embd, keys))
+        self.c_v = self.param("c_v", uniform(c), (c.n_embd, keys))
+        self.c_proj = self.param("c_proj", nn.initializers.zeros, (queries, c.n_embd))
         if has_value_embedding(self.layer, c.n_layer):
-            self.ve_gate = linear(c.n_kv_head, c, nn.initializers.zeros)
+            gate = (self.GATE_CHANNELS, c.n_kv_head)
+            self.ve_gate = self.param("ve_gate", nn.initializers.zeros, gate)
 
     def __call__(self, x_BTD, ve_BTD, tables):
         c = self.config
         B, T, _ = x_BTD.shape
-        q_BTNH = self.c_q(x_BTD).reshape(B, T, c.n_head, c.head_dim)
-        k_BTKH = self.c_k(x_BTD).reshape(B, T, c.n_kv_head, c.head_dim)
-        v_BTKH = self.c_v(x_BTD).reshape(B, T, c.n_kv_head, c.head_dim)
+        # One product instead of three; apart as parameters, since Muon orthogonalizes each.
+        c_qkv = jnp.concatenate([self.c_q, self.c_k, self.c_v], axis=1)
+        qkv_BTNH = product(x_BTD, c_qkv).reshape(B, T, -1, c.head_dim)
+        q_BTNH, k_BTKH, v_BTKH = jnp.split(qkv_BTNH, [c.n_head, c.n_head + c.n_kv_head], axis=2)
         if ve_BTD is not None:
             # Value residual (ResFormer): a gate of zero weights lets it through unchanged.
-            gate_BTK = 2 * nn.sigmoid(self.ve_gate(x_BTD[..., : self.GATE_CHANNELS]))
+            gate_BTK = 2 * nn.sigmoid(product(x_BTD[..., : self.GATE_CHANNELS], self.ve_gate))
             v_BTKH += gate_BTK[..., None] * ve_BTD.reshape(v_BTKH.shape)
-        q_BTNH, k_BTKH = (rms_norm(rotate(x, tables)) for x in (q_BTNH, k_BTKH))
+        q_BTNH, k_BTKH = (kit.rms_norm(kit.rotate(x, *tables)) for x in (q_BTNH, k_BTKH))
         y_BTNH = kit.attention(
             q_BTNH, k_BTKH, v_BTKH, window=c.windows[self.layer], platform=c.platform
         )
-        return self.c_proj(y_BTNH.reshape(B, T, -1))
+        return product(y_BTNH.reshape(B, T, -1), self.c_proj)
 
 
 class MLP(nn.Module):
@@ -179,12 +169,12 @@ class MLP(nn.Module):
     config: GPTConfig
 
     def setup(self):
-        c = self.config
-        self.c_fc = linear(4 * c.n_embd, c, uniform(c))
-        self.c_proj = linear(c.n_embd, c, nn.initializers.zeros)
+        width = self.config.n_embd
+        self.c_fc = self.param("c_fc", uniform(self.config), (width, 4 * width))
+        self.c_proj = self.param("c_proj", nn.initializers.zeros, (4 * width, width))
 
     def __call__(self, x_BTD):
-        return self.c_proj(jnp.square(nn.relu(self.c_fc(x_BTD))))
+        return product(kit.squared_relu(product(x_BTD, self.c_fc)), self.c_proj)
 
 
 class Block(nn.Module):
@@ -196,8 +186,8 @@ class Block(nn.Module):
         self.mlp = MLP(self.config)
 
     def __call__(self, x_BTD, ve_BTD, tables):
-        x_BTD += self.attn(rms_norm(x_BTD), ve_BTD, tables)
-        return x_BTD + self.mlp(rms_norm(x_BTD))
+        x_BTD += self.attn(kit.rms_norm(x_BTD), ve_BTD, tables)
+        return x_BTD + self.mlp(kit.rms_norm(x_BTD))
 
 
 class GPT(nn.Module):
@@ -227,14 +217,14 @@ class GPT(nn.Module):
         c = self.config
         tables = rotary_tables(c, tokens_BT.shape[1])
         # Looked up in float32, so that gradients of a token seen often add up in float32.
-        x0_BTD = x_BTD = rms_norm(self.wte[tokens_BT].astype(c.dtype))
+        x0_BTD = x_BTD = kit.rms_norm(self.wte[tokens_BT].astype(c.dtype))
         resid, skip = (s.astype(c.dtype) for s in (self.resid_lambdas, self.x0_lambdas))
         for i, block in enumerate(self.h):
             x_BTD = resid[i] * x_BTD + skip[i] * x0_BTD
             table_VD = self.value_embeds.get(str(i))
             ve_BTD = None if table_VD is None else table_VD[tokens_BT].astype(c.dtype)
             x_BTD = block(x_BTD, ve_BTD, tables)
-        return rms_norm(x_BTD)
+        return kit.rms_norm(x_BTD)
 
     def __call__(self, tokens_BT):
         """Logits of the next token, float32 [B, T, V]."""
@@ -245,8 +235,8 @@ class GPT(nn.Module):
 
     def loss(self, tokens_BT, targets_BT):
         """Mean cross-entropy in nats."""
-        x_BTD = self.features(tokens_BT)
-        return kit.softcapped_cross_entropy(x_BTD, self.lm_head, targets_BT, SOFTCAP)
+        x_BTD, platform = self.features(tokens_BT), self.config.platform
+        return kit.softcapped_cross_entropy(x_BTD, self.lm_head, targets_BT, SOFTCAP, platform)
 
 
 def flops_per_token(config: GPTConfig, params) -> int:

@@ -54,7 +54,7 @@ def from_torch(arrays, prefix):
             params[f"value_embeds_{path[1]}"] = jnp.asarray(array)
         elif path[:2] == ["transformer", "h"]:
             block = params.setdefault(f"h_{path[2]}", {}).setdefault(path[3], {})
-            block[path[4]] = {"kernel": jnp.asarray(array.T)}
+            block[path[4]] = jnp.asarray(array.T)
     return params
 
 
