@@ -147,10 +147,11 @@ class CausalSelfAttention(nn.Module):
 
     def __call__(self, x_BTD, ve_BTD, tables):
         c = self.config
-        B, T, _ = x_BTD.shape
-        # One product instead of three; apart as parameters, since Muon orthogonalizes each.
-        c_qkv = jnp.concatenate([self.c_q, self.c_k, self.c_v], axis=1)
-        qkv_BTNH = product(x_BTD, c_qkv).reshape(B, T, -1, c.head_dim)
+        # One product instead of three; apart as parameters, since Muon orthogonalizes each. The
+        # weights are reshaped, not the activations, which would cost a TPU a copy of them.
+        w_DX = jnp.concatenate([self.c_q, self.c_k, self.c_v], axis=1).astype(c.dtype)
+        w_DNH = w_DX.reshape(c.n_embd, -1, c.head_dim)
+        qkv_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, w_DNH)
         q_BTNH, k_BTKH, v_BTKH = jnp.split(qkv_BTNH, [c.n_head, c.n_head + c.n_kv_head], axis=2)
         if ve_BTD is not None:
             # Value residual (ResFormer): a gate of zero weights lets it through unchanged.
@@ -160,7 +161,8 @@ class CausalSelfAttention(nn.Module):
         y_BTNH = kit.attention(
             q_BTNH, k_BTKH, v_BTKH, window=c.windows[self.layer], platform=c.platform
         )
-        return product(y_BTNH.reshape(B, T, -1), self.c_proj)
+        w_NHD = self.c_proj.astype(c.dtype).reshape(c.n_head, c.head_dim, c.n_embd)
+        return jnp.einsum("btnh,nhd->btd", y_BTNH, w_NHD)
 
 
 class MLP(nn.Module):
