@@ -527,7 +527,7 @@ def main():
     loader = prepare.make_loader("train", ROWS_PER_STEP, sharding=by_row)
 
     jitted_step, abstract_args = abstract_step(devices)
-    train_step = jitted_step.lower(*abstract_args).compile()
+    train_step = kit.compile_step(jitted_step, abstract_args)
 
     def init(seed):
         params = init_params(config, seed)

@@ -1,0 +1,73 @@
+"""What a training step costs on a device, found by compiling it: memory, FLOPs, bytes.
+
+`python -m autoresearch_jax.compiler SPEC` imports the `train.py` of its working folder, compiles
+its `abstract_step` for a device that need not be there, and answers in a file. It runs an agent's
+code, so it runs in a box, and the harness takes its answer as advice: a step that is said to fit
+and does not costs the agent its own experiment.
+
+The harness imports this file, which needs no JAX.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tpu:
+    """What libtpu has to be told."""
+
+    topology: str  # of one host
+    accelerator: str  # what the host is
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What XLA has to be told."""
+
+    capability: tuple[int, int]
+    cores: int  # streaming multiprocessors
+    shared_bytes: int  # of a core
+    cache_bytes: int  # level 2
+    clock_ghz: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of device to compile for. Numbers are the vendors' own."""
+
+    kind: str  # in what JAX calls the device
+    memory_gib: float  # of one device
+    bandwidth: float  # bytes/s of its main memory
+    chip: Tpu | Gpu
+
+    @property
+    def platform(self) -> str:
+        return "tpu" if isinstance(self.chip, Tpu) else "cuda"
+
+
+HOPPER = Gpu((9, 0), 132, 233472, 50 << 20, 1.98)
+AMPERE = Gpu((8, 0), 108, 167936, 40 << 20, 1.41)
+TARGETS = {
+    "v4": Target("TPU v4", 32, 1.228e12, Tpu("v4:2x2x1", "v4-8")),
+    "v5e": Target("TPU v5 lite", 15.75, 0.819e12, Tpu("v5e:2x2", "v5litepod-4")),
+    "v5p": Target("TPU v5", 95, 2.765e12, Tpu("v5p:2x2x1", "v5p-8")),
+    "v6e": Target("TPU v6 lite", 31.25, 1.64e12, Tpu("v6e:2x2", "v6e-4")),
+    "h200": Target("H200", 139.8, 4.8e12, HOPPER),
+    "h100": Target("H100", 79.1, 3.352e12, HOPPER),
+    "a100": Target("A100", 79.2, 2.039e12, AMPERE),
+    "a100-40gb": Target("A100", 39.4, 1.555e12, AMPERE),
+    "l4": Target("L4", 22.0, 0.3e12, Gpu((8, 9), 58, 102400, 48 << 20, 2.04)),
+    "rtx4090": Target("RTX 4090", 23.5, 1.008e12, Gpu((8, 9), 128, 102400, 72 << 20, 2.52)),
+    "rtx3090": Target("RTX 3090", 23.6, 0.936e12, Gpu((8, 6), 82, 102400, 6 << 20, 1.7)),
+}
+PACKAGES = {"tpu": ("libtpu",), "cuda": ("jax_cuda13_plugin", "jax_cuda12_plugin")}
+
+
+def target_of(device_kind: str, memory_gib: float) -> str | None:
+    """The target that a machine's device is, by what JAX calls it; None if none is."""
+    alike = [name for name, one in TARGETS.items() if one.kind in device_kind]
+    if not alike:
+        return None
+    # "TPU v5" is in "TPU v5 lite", too.
+    longest = max(len(TARGETS[name].kind) for name in alike)
+    alike = [name for name in alike if len(TARGETS[name].kind) == longest]
+    return min(alike, key=lambda name: abs(TARGETS[name].memory_gib - memory_gib))

@@ -1,0 +1,97 @@
+"""`python -m autoresearch_jax.compiler SPEC`: compiles the train.py of the working folder.
+
+SPEC is JSON: `target` (of TARGETS; "" for the devices that JAX finds), `devices` (0: all, or one
+of a target), `memory_gib` (what one device may use; null: what it has), `constants` (of train.py
+to set, by name) and `out`, the file for the answer.
+"""
+
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from autoresearch_jax.compiler import TARGETS, cost, memory
+from autoresearch_jax.compiler import devices as targets
+from autoresearch_jax.kit.devices import peak_flops
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    try:
+        answer = answer_to(spec)
+    except Exception as error:  # whatever an agent's code raises, or XLA says of it
+        traceback.print_exc()
+        answer = {"refused": f"{type(error).__name__}: {error}"}
+    out = Path(spec["out"])
+    out.with_suffix(".new").write_text(json.dumps(answer))
+    out.with_suffix(".new").rename(out)
+
+
+def answer_to(spec: dict[str, Any]) -> dict[str, Any]:
+    """What compiling says: the cost of a step, or why it is not possible ("refused")."""
+    target = TARGETS.get(spec["target"])
+    count = spec["devices"]
+    found = targets.devices(spec["target"], count or 1) if target else jax.devices()
+    found = found[: count or len(found)]
+    sys.path.insert(0, str(Path.cwd()))  # this process was not started as train.py is
+    import train
+
+    for name, value in spec["constants"].items():
+        setattr(train, name, value)
+    if not hasattr(train, "abstract_step"):
+        return {"skipped": "train.py has no abstract_step(devices)"}
+    jitted_step, abstract_args = train.abstract_step(found)
+    traced = jitted_step.trace(*abstract_args)
+    begun = time.perf_counter()
+    compiled = traced.lower().compile()
+    seconds = time.perf_counter() - begun
+    has = target.memory_gib * 2**30 if target else memory.device_memory(found[0])
+    limit = spec["memory_gib"] * 2**30 if spec["memory_gib"] else has
+    step = cost.of(compiled, traced.jaxpr.jaxpr)
+    tokens = tokens_of(abstract_args) / len(found)
+    kind = found[0].device_kind
+    answer = {
+        "target": spec["target"] or found[0].platform,
+        "device_kind": kind,
+        "devices": len(found),
+        "peak_gib": step.peak_bytes / 2**30,
+        "memory_gib": limit / 2**30 if limit else None,
+        "compile_seconds": seconds,
+        "largest": step.largest,
+    }
+    if tokens:
+        answer |= {
+            "tokens_per_step": tokens * len(found),
+            "flops_per_token": step.flops / tokens,
+            "bytes_per_token": step.bytes / tokens,
+            "bytes_by_component": {name: moved / tokens for name, moved in step.components.items()},
+        }
+    peak = peak_flops(kind)
+    if tokens and target and peak:
+        # What one device is bound by: its arithmetic, or its memory.
+        seconds_of = {"flops": step.flops / peak, "bytes": step.bytes / target.bandwidth}
+        answer["roofline_bound"] = max(seconds_of, key=lambda name: seconds_of[name])
+        answer["roofline_tokens_per_s"] = tokens * len(found) / max(seconds_of.values())
+    try:
+        memory.check(step.peak_bytes, limit, step.largest)
+    except memory.NotEnoughMemory as error:
+        answer["refused"] = str(error)
+    return answer
+
+
+def tokens_of(abstract_args: tuple[Any, ...]) -> int:
+    """The targets of a step's rows: the largest argument of whole numbers, [rows, T + 1]."""
+    rows = [
+        leaf.shape
+        for leaf in jax.tree.leaves(abstract_args)
+        if jax.numpy.issubdtype(leaf.dtype, jax.numpy.integer) and len(leaf.shape) == 2
+    ]
+    return max((count * (length - 1) for count, length in rows), default=0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,380 @@
+"""What compiling says of a step: the text of modules, their cost, and the process that tells it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import train
+from autoresearch_jax import kit
+from autoresearch_jax.compiler import TARGETS, cost, devices, hlo, memory, target_of
+from autoresearch_jax.kit.attention import splash_attention
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "DEPTH": 2,
+    "ASPECT_RATIO": 32,
+    "HEAD_DIM": 32,
+    "MAX_SEQ_LEN": 64,
+    "VOCAB_SIZE": 300,
+    "TOTAL_BATCH_SIZE": 256,
+    "ROWS_PER_STEP": 4,
+    "DEVICE_BATCH_SIZE": 4,
+}
+
+# ---------------------------------------------------------------------------
+# The text of a module
+# ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "main", "anywhere"),
+    [
+        ("f32[]", 4, 4),
+        ("bf16[16,2048]{1,0}", 65536, 65536),
+        ("bf16[16,2048]{1,0:T(8,128)(2,1)S(1)}", 0, 65536),
+        ("(f32[10]{0}, s32[3]{0:S(5)}, pred[7]{0})", 47, 59),
+        ("u4[8]{0}", 4, 4),
+        ("token[]", 1, 1),
+    ],
+)
+def test_bytes_of_a_shape(shape, main, anywhere):
+    assert hlo.shape_bytes(shape) == main
+    assert hlo.shape_bytes(shape, anywhere=True) == anywhere
+
+
+MODULE = """\
+HloModule jit_step, is_scheduled=true
+
+%fused (p.0: f32[100,8], p.1: s32[], p.2: f32[8]) -> f32[8] {
+  %p.0 = f32[100,8]{1,0} parameter(0)
+  %p.1 = s32[] parameter(1)
+  %p.2 = f32[8]{0} parameter(2)
+  %zero = s32[] constant(0)
+  %cut = f32[1,8]{1,0} dynamic-slice(%p.0, %p.1, %zero), dynamic_slice_sizes={1,8}
+  %flat = f32[8]{0} bitcast(%cut)
+  ROOT %sum = f32[8]{0} add(%flat, %p.2)
+}
+
+%body (arg: (s32[], f32[8], f32[100,8])) -> (s32[], f32[8], f32[100,8]) {
+  %arg = (s32[], f32[8]{0}, f32[100,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%arg), index=0
+  %x = f32[8]{0} get-tuple-element(%arg), index=1
+  %table = f32[100,8]{1,0} get-tuple-element(%arg), index=2
+  %row = f32[8]{0} fusion(%table, %i, %x), calls=%fused, metadata={op_name="jit(s)/h_3/attn/add"}
+  ROOT %out = (s32[], f32[8]{0}, f32[100,8]{1,0}) tuple(%i, %row, %table)
+}
+
+%condition (arg.1: (s32[], f32[8], f32[100,8])) -> pred[] {
+  %arg.1 = (s32[], f32[8]{0}, f32[100,8]{1,0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%arg.1), index=0
+  %most = s32[]{:T(128)} constant(5)
+  ROOT %less = pred[] compare(%i.1, %most), direction=LT
+}
+
+ENTRY %main (a: s32[], b: f32[8], c: f32[100,8]) -> f32[8] {
+  %a = s32[] parameter(0)
+  %b = f32[8]{0} parameter(1)
+  %c = f32[100,8]{1,0} parameter(2)
+  %copy-start = (f32[8]{0}, f32[8]{0:S(1)}, u32[]{:S(2)}) copy-start(%b)
+  %copy-done = f32[8]{0:S(1)} copy-done(%copy-start)
+  %kernel = f32[8]{0} custom-call(%copy-done), custom_call_target="tpu_custom_call", backend={
+"text": "of = a(kernel), over lines"
+}, metadata={op_name="jit(step)/h_0/attn/pallas_call"}
+  %start = (s32[], f32[8]{0}, f32[100,8]{1,0}) tuple(%a, %kernel, %c)
+  %loop = (s32[], f32[8]{0}, f32[100,8]{1,0}) while(%start), condition=%condition, body=%body
+  %last = f32[8]{0} get-tuple-element(%loop), index=1
+  ROOT %scatter = f32[8]{0} dynamic-update-slice(%last, %b, %a)
+}
+"""
+
+
+def test_traffic_of_a_module():
+    """A loop's body as often as it runs, of a sliced operand the slice, nothing in fast memory."""
+    moved = {one.name: one.bytes for one in hlo.traffic(MODULE)}
+    row = 8 * 4
+    assert moved == {
+        "copy-start": row,  # read; it is written to fast memory
+        "kernel": row,  # written
+        "row": 5 * (row + 4 + row + row),
+        "less": 5 * (4 + 4 + 1),
+        "scatter": 2 * row,
+    }
+    scopes = {one.name: one.scope for one in hlo.traffic(MODULE)}
+    assert scopes["row"].endswith("h_3/attn/add")
+    assert scopes["copy-start"].endswith("pallas_call")  # what it is copied for
+
+
+def test_a_known_trip_count_counts():
+    said = MODULE.replace(
+        "body=%body\n", 'body=%body, backend_config={"known_trip_count":{"n":"9"}}\n'
+    )
+    assert {one.name: one.bytes for one in hlo.traffic(said)}["row"] == 9 * 100
+
+
+def compiled(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile()
+
+
+def test_traffic_is_what_xla_counts():
+    """Of a program without loops, XLA's own analysis of bytes."""
+
+    def step(x, y):
+        return jnp.sin(x) + y, (x @ y).sum()
+
+    x = jnp.ones((256, 256))
+    program = compiled(step, x, x)
+    counted = sum(one.bytes for one in hlo.traffic(program.as_text()))
+    assert counted == pytest.approx(program.cost_analysis()["bytes accessed"], rel=0.01)
+
+
+def test_traffic_of_a_real_loop():
+    def scanned(x, n):
+        return jax.lax.scan(lambda x, _: (jnp.sin(x) * 2, None), x, length=n)[0]
+
+    x = jnp.ones(1 << 16)
+
+    def total(n):
+        text = compiled(lambda x: scanned(x, n), x).as_text()
+        return sum(one.bytes for one in hlo.traffic(text))
+
+    assert total(30) - total(20) == pytest.approx(10 * 2 * x.nbytes, rel=0.01)
+
+
+# ---------------------------------------------------------------------------
+# Cost
+# ---------------------------------------------------------------------------
+
+
+def traced_flops(function, *arguments):
+    return cost.flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def test_flops_of_products_in_loops_branches_and_custom_gradients():
+    a, b = jnp.ones((3, 5)), jnp.ones((5, 7))
+    once = 2 * 3 * 5 * 7
+
+    def loop(a, b):
+        return jax.lax.scan(lambda s, _: (s + (a @ b).sum(), None), 0.0, length=4)[0]
+
+    def branch(a, b):
+        return jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: jnp.zeros((3, 7)))
+
+    assert traced_flops(jnp.dot, a, b) == once
+    assert traced_flops(loop, a, b) == 4 * once
+    assert traced_flops(jax.jit(branch), a, b) == once
+    assert traced_flops(jax.grad(lambda a, b: (a @ b).sum()), a, b) == 2 * once  # XLA drops one
+    w, targets = jnp.ones((5, 7)), jnp.zeros((1, 3), jnp.int32)
+
+    def head(x):
+        return kit.softcapped_cross_entropy(x, w, targets, 15.0, "cpu")
+
+    assert traced_flops(jax.value_and_grad(head), jnp.ones((1, 3, 5))) == 3 * once
+
+
+def test_flops_of_the_model_are_those_of_its_formula():
+    """Where every window is whole, and attention by products skips nothing."""
+    config = train.GPTConfig(64, 300, 3, 2, 2, 64, "L", "float32", "cpu")
+    model = train.GPT(config)
+    params = jax.eval_shape(lambda: train.init_params(config, 0))
+    tokens = jax.ShapeDtypeStruct((2, 64), jnp.int32)
+
+    def loss(params, inputs, targets):
+        return model.apply({"params": params}, inputs, targets, method=train.GPT.loss)
+
+    counted = traced_flops(jax.value_and_grad(loss), params, tokens, tokens)
+    assert counted == pytest.approx(2 * 64 * train.flops_per_token(config, params), rel=0.01)
+
+
+def test_flops_of_attention_kernels():
+    """Splash computes whole blocks, of those that a window touches; cuDNN what is seen."""
+    q = jnp.ones((2, 512, 1, 128))
+
+    def splash(window):
+        return traced_flops(lambda q: splash_attention(q, q, q, window=window, interpret=True), q)
+
+    whole = 2 * 2 * 2 * 512 * 512 * 128
+    assert splash(512) == whole  # one block of 512
+    aval = SimpleNamespace(aval=SimpleNamespace(shape=(2, 512, 1, 128)))
+
+    def cudnn(name, window):
+        params = {"layout": 0, "sliding_window_length": window}
+        eqn = SimpleNamespace(
+            primitive=SimpleNamespace(name=name), params=params, invars=[aval, aval, aval]
+        )
+        return cost.flops(SimpleNamespace(eqns=[eqn]))
+
+    seen = sum(min(t + 1, 129) for t in range(512))
+    assert cudnn("dot_product_attention_fwd", 129) == 2 * 2 * 2 * 128 * seen
+    assert cudnn("dot_product_attention_bwd", None) == 5 * 2 * 2 * 128 * 512 * 513 / 2
+
+
+@pytest.mark.parametrize(
+    ("scope", "part"),
+    [
+        ("jit(step)/while/body/closed_call/jvp(GPT.loss)/GPT.features/h_3/mlp/c_fc/dot_general",
+         "forward mlp/c_fc"),
+        ("jit(step)/while/body/closed_call/transpose(jvp(GPT.loss))/GPT.features/h_12/mlp/mul",
+         "backward h/mlp"),
+        ("jit(step)/jvp(GPT.loss)/GPT.features/h_0/attn/btd,dnh->btnh/dot_general",
+         "forward h/attn"),
+        ("jit(step)/jvp(GPT.loss)/GPT.features/h_0/attn/dot_product_attention_fwd",
+         "forward h/attn/kernel"),
+        ("jit(step)/jvp(GPT.loss)/h_0/attn/vmap(static_sparsity_splash)/jit(_splash_attention)/"
+         "splash_mha_fwd_residuals/pallas_call", "forward h/attn/kernel"),
+        ("jit(step)/jvp(GPT.loss)/while/body/closed_call/dot_general", "forward GPT.loss"),
+        ("jit(step)/add", "the rest"),
+        ("", "the rest"),
+    ],
+)  # fmt: skip
+def test_components(scope, part):
+    assert cost.component(scope) == part
+
+
+# ---------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------
+
+
+def squared(x):
+    return x @ x
+
+
+SQUARE = (jax.ShapeDtypeStruct((512, 512), jnp.float32),)
+
+
+def test_compile_step_says_what_a_step_needs(capsys):
+    step = kit.compile_step(jax.jit(squared), SQUARE)
+    assert float(step(jnp.ones((512, 512)))[0, 0]) == 512.0
+    assert "A step needs 2.0 MiB of a device's memory, of " in capsys.readouterr().out
+
+
+def test_compile_step_refuses_what_does_not_fit(monkeypatch):
+    monkeypatch.setenv(memory.LIMIT_VARIABLE, "0.0005")
+    with pytest.raises(memory.NotEnoughMemory) as caught:
+        kit.compile_step(jax.jit(squared), SQUARE)
+    said = str(caught.value)
+    assert "a step needs 2.0 MiB of a device, 1.5 MiB more than the 0.5 MiB it may use" in said
+    assert "Largest arrays: f32[512,512], 1.0 MiB" in said
+
+
+def test_a_limit_is_the_smaller_of_two(monkeypatch):
+    device = jax.devices()[0]
+    monkeypatch.delenv(memory.LIMIT_VARIABLE, raising=False)
+    assert memory.device_memory(device) > 2**30
+    monkeypatch.setenv(memory.LIMIT_VARIABLE, "0.5")
+    assert memory.device_memory(device) == 2**29
+    monkeypatch.setenv(memory.LIMIT_VARIABLE, "1e9")
+    assert memory.device_memory(device) < 2**60
+
+
+# ---------------------------------------------------------------------------
+# Targets
+# ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "memory_gib", "target"),
+    [
+        ("TPU v4", 32, "v4"),
+        ("TPU v5 lite", 15.7, "v5e"),
+        ("TPU v5", 95, "v5p"),
+        ("TPU v5p", 95, "v5p"),
+        ("TPU v6 lite", 31, "v6e"),
+        ("NVIDIA H100 80GB HBM3", 79, "h100"),
+        ("NVIDIA H200", 140, "h200"),
+        ("NVIDIA A100-SXM4-80GB", 79, "a100"),
+        ("NVIDIA A100-SXM4-40GB", 39, "a100-40gb"),
+        ("NVIDIA GeForce RTX 4090", 24, "rtx4090"),
+        ("NVIDIA L4", 22, "l4"),
+        ("cpu", 24, None),
+        ("NVIDIA GeForce GTX 1650", 4, None),
+    ],
+)
+def test_target_of_a_device(kind, memory_gib, target):
+    assert target_of(kind, memory_gib) == target
+
+
+def test_every_gpu_has_a_text():
+    for target in TARGETS.values():
+        if target.platform == "cuda":
+            text = devices.gpu_text(target, target.chip)
+            assert f"major: {target.chip.capability[0]}" in text
+            assert text.count("{") == text.count("}")
+
+
+# ---------------------------------------------------------------------------
+# The process
+# ---------------------------------------------------------------------------
+
+
+def answer_of(folder, out, **spec):
+    spec = {"target": "", "devices": 1, "memory_gib": None, "constants": {}, **spec}
+    argv = [
+        sys.executable,
+        "-m",
+        "autoresearch_jax.compiler",
+        json.dumps({**spec, "out": str(out)}),
+    ]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        argv, cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
+    assert not list(out.parent.glob("*.new")), done.stderr
+    return json.loads(out.read_text())
+
+
+def test_the_default_step_by_hand(tmp_path):
+    answer = answer_of(ROOT, tmp_path / "answer.json", constants=TINY)
+    assert answer["target"] == "cpu"
+    assert answer["tokens_per_step"] == 256
+    assert 0 < answer["peak_gib"] < answer["memory_gib"]
+    assert answer["flops_per_token"] > 6 * 300 * 64
+    parts = answer["bytes_by_component"]
+    assert sum(parts.values()) == pytest.approx(answer["bytes_per_token"])
+    assert {"forward h/attn", "backward h/mlp", "forward GPT.loss"} <= parts.keys()
+    assert "refused" not in answer
+
+
+def test_a_step_that_does_not_fit_is_refused(tmp_path):
+    answer = answer_of(ROOT, tmp_path / "answer.json", constants=TINY, memory_gib=0.001)
+    assert "out of memory: a step needs " in answer["refused"]
+    assert "Largest arrays: " in answer["refused"]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import nowhere", {"refused": "ModuleNotFoundError: No module named 'nowhere'"}),
+        ("raise SystemError('no\\nway')", {"refused": "SystemError: no\nway"}),
+        ("x = 1", {"skipped": "train.py has no abstract_step(devices)"}),
+        (
+            "import jax\ndef abstract_step(d): return jax.jit(lambda x: x @ x), ("
+            "jax.ShapeDtypeStruct((2, 3), 'float32'),)",
+            {"refused": "TypeError: dot_general requires contracting dimensions to have the same "
+             "shape, got (3,) and (2,)."},
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compiled(tmp_path, source, expected):
+    (tmp_path / "train.py").write_text(source)
+    assert answer_of(tmp_path, tmp_path / "answer.json") == expected
+
+
+def test_tokens_of_a_step():
+    rows = jax.ShapeDtypeStruct((8, 129), np.uint16)
+    assert cost_tokens(({"w": jax.ShapeDtypeStruct((99, 99), np.float32)}, rows)) == 8 * 128
+    assert cost_tokens((jax.ShapeDtypeStruct((9,), np.int32),)) == 0
+
+
+def cost_tokens(arguments):
+    from autoresearch_jax.compiler.__main__ import tokens_of
+
+    return tokens_of(arguments)
