@@ -31,18 +31,21 @@ def reference_attention(q_BTNH, k_BTKH, v_BTKH, window):
     return jnp.einsum("bnts,bsnh->btnh", weights_BNTS, v_BTNH)
 
 
-@pytest.mark.parametrize("window", [0, 1, 100, 128, 256, 1000])
-def test_attention_sees_its_window(window):
-    q, k, v = heads(0), heads(1), heads(2)
+@pytest.mark.parametrize("T", [96, 256, 1280])
+@pytest.mark.parametrize("window", [0, 1, 100, 128, 256, 5000])
+def test_attention_sees_its_window(window, T):
+    """In one block of queries, in several, and in as many as there may be."""
+    q, k, v = heads(0, 1, T), heads(1, 1, T, 1), heads(2, 1, T, 1)
     with jax.default_matmul_precision("highest"):
-        ours = kit.attention(q, k, v, window=window, platform="cpu")
-        np.testing.assert_allclose(ours, reference_attention(q, k, v, window), atol=2e-5)
+        for platform in ("cpu", "elsewhere"):
+            ours = kit.attention(q, k, v, window=window, platform=platform)
+            np.testing.assert_allclose(ours, reference_attention(q, k, v, window), atol=2e-5)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
 @pytest.mark.parametrize("window", [100, 256])
-def test_splash_is_the_same_attention(window, kv_heads):
-    """Forward and gradients, in Pallas' interpret mode."""
+def test_splash_and_blocks_are_the_same_attention(window, kv_heads):
+    """Forward and gradients; splash in Pallas' interpret mode."""
     q, k, v = heads(0, B=1), heads(1, B=1, N=kv_heads), heads(2, B=1, N=kv_heads)
     cotangent = heads(3, B=1)
 
@@ -55,8 +58,13 @@ def test_splash_is_the_same_attention(window, kv_heads):
             lambda q, k, v: splash_attention(q, k, v, window=window, interpret=True)
         )
         xla = value_and_gradients(
+            lambda q, k, v: kit.attention(q, k, v, window=window, platform="elsewhere")
+        )
+        blocks = value_and_gradients(
             lambda q, k, v: kit.attention(q, k, v, window=window, platform="cpu")
         )
+    for a, b in zip(blocks, xla, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
     for a, b in zip(ours, xla, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
@@ -67,7 +75,7 @@ def test_splash_is_the_same_attention(window, kv_heads):
         (jnp.bfloat16, "gpu", "cudnn"),
         (jnp.bfloat16, "cuda", "cudnn"),
         (jnp.float32, "gpu", "xla"),  # cuDNN's takes 16 bits only
-        (jnp.bfloat16, "cpu", "xla"),
+        (jnp.bfloat16, "elsewhere", "xla"),
         (jnp.bfloat16, "tpu", "xla"),  # a head of 64 does not fill splash's tiles
     ],
 )
@@ -101,7 +109,7 @@ def plain_loss(x_BTD, w_DV, targets_BT, softcap):
     ("platform", "chunk"), [("cpu", 7), ("gpu", 16), ("gpu", 24), ("cpu", 8192), ("tpu", 16)]
 )
 def test_chunked_loss_is_the_plain_loss(monkeypatch, platform, chunk, softcap):
-    monkeypatch.setattr(loss, "TPU_CHUNK_TOKENS" if platform == "tpu" else "CHUNK_TOKENS", chunk)
+    monkeypatch.setitem(loss.CHUNK_TOKENS, platform, chunk)
     x_BTD = 3 * jax.random.normal(jax.random.key(0), (3, 16, 32))
     w_DV = softcap * jax.random.normal(jax.random.key(1), (32, 50))
     targets_BT = jax.random.randint(jax.random.key(2), (3, 16), 0, 50)
@@ -122,7 +130,7 @@ def test_chunked_loss_is_the_plain_loss(monkeypatch, platform, chunk, softcap):
 
 def test_chunked_loss_never_holds_all_logits(monkeypatch):
     """The temporaries of the gradient stay far below one array of the logits."""
-    monkeypatch.setattr(loss, "CHUNK_TOKENS", 64)
+    monkeypatch.setitem(loss.CHUNK_TOKENS, "cpu", 64)
     x = jax.ShapeDtypeStruct((64, 64, 8), jnp.float32)
     w = jax.ShapeDtypeStruct((8, 1000), jnp.float32)
     targets = jax.ShapeDtypeStruct((64, 64), jnp.int32)

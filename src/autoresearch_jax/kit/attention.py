@@ -5,10 +5,13 @@ Shapes: B batch, T positions, N query heads, K key and value heads, H head size.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 _SPLASH_LANES = 128  # a TPU register's width: splash works on heads that are a multiple of it
 _SPLASH_BLOCK = 512  # positions a tile holds; compiles for v4 to v6e, not yet tuned on one
+_CPU_BLOCK = 128  # queries that are worked on together
+_CPU_BLOCKS = 8  # at most so many, as each is compiled by itself
 
 
 def attention(
@@ -23,7 +26,8 @@ def attention(
       window: how many positions before its own a query sees; `T` or more means all of them.
       platform: `Device.platform` of the devices it is compiled for, which need not be those
         of this process. "gpu": cuDNN for 16-bit inputs; "tpu": splash where its tiles fit
-        (`T` and `H` multiples of 128); else XLA's own operations.
+        (`T` and `H` multiples of 128); "cpu": blocks of queries with the keys that they see, where
+        those divide `T`; else XLA's own operations.
 
     Returns:
       y_BTNH in the dtype of the queries.
@@ -31,6 +35,8 @@ def attention(
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
     if platform == "tpu" and H % _SPLASH_LANES == 0 and T % _SPLASH_LANES == 0:
         return splash_attention(q_BTNH, k_BTKH, v_BTKH, window=window)
+    if platform == "cpu" and T % max(_CPU_BLOCK, T // _CPU_BLOCKS) == 0:
+        return blocked_attention(q_BTNH, k_BTKH, v_BTKH, window=window)
     on_cudnn = platform in ("gpu", "cuda") and q_BTNH.dtype.itemsize == 2
     return jax.nn.dot_product_attention(
         q_BTNH,
@@ -40,6 +46,33 @@ def attention(
         local_window_size=(window, 0) if window < T else None,
         implementation="cudnn" if on_cudnn else "xla",
     )
+
+
+def blocked_attention(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *, window: int
+) -> jax.Array:
+    """`attention` by XLA's products, without most of those that the mask hides."""
+    T, N, H = q_BTNH.shape[1:]
+    block = max(_CPU_BLOCK, T // _CPU_BLOCKS)
+    q_BNTH = jnp.swapaxes(q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype), 1, 2)
+    k_BNTH, v_BNTH = (
+        jnp.repeat(jnp.swapaxes(x, 1, 2), N // x.shape[2], axis=1) for x in (k_BTKH, v_BTKH)
+    )
+
+    def rows(first: int) -> jax.Array:
+        start, stop = max(0, first - window) // block * block, first + block
+        q_BNQH = q_BNTH[:, :, first:stop]
+        k_BNSH, v_BNSH = (x[:, :, start:stop] for x in (k_BNTH, v_BNTH))
+        scores_BNQS = jnp.einsum(
+            "bnqh,bnsh->bnqs", q_BNQH, k_BNSH, preferred_element_type=jnp.float32
+        )
+        distance_QS = np.arange(first, stop)[:, None] - np.arange(start, stop)
+        seen_QS = (distance_QS >= 0) & (distance_QS <= window)
+        weights_BNQS = jax.nn.softmax(jnp.where(seen_QS, scores_BNQS, -jnp.inf), axis=-1)
+        return jnp.einsum("bnqs,bnsh->bnqh", weights_BNQS.astype(q_BTNH.dtype), v_BNSH)
+
+    y_BNTH = jnp.concatenate([rows(first) for first in range(0, T, block)], axis=2)
+    return jnp.swapaxes(y_BNTH, 1, 2)
 
 
 def splash_attention(
