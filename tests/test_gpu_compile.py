@@ -1,0 +1,96 @@
+"""The step at full default size compiled for an H100, on a machine without a GPU."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoresearch_jax.compiler import hlo
+
+ROOT = Path(__file__).parents[1]
+WINDOW = 1025  # positions that an S layer sees, its own included
+LAYERS, LONG = 8, 2  # the long ones see all of the row
+
+pytestmark = [
+    pytest.mark.gpu_compile,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(
+        not (importlib.util.find_spec("jax_cuda13_plugin") and importlib.util.find_spec("nvidia")),
+        reason="CUDA is not installed: uv run --extra cuda13 pytest -n0 tests/test_gpu_compile.py",
+    ),
+]
+
+
+def compiled(device_batch, flags=""):
+    command = [sys.executable, "bench/compiled.py", "--target", "h100", "--json"]
+    command += ["--device-batch", str(device_batch)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory):
+    """What the compiler made of the step, at device batch 16: its module and its machine code."""
+    folder = tmp_path_factory.mktemp("dump")
+    flags = f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=.*step.*"
+    row = compiled(16, flags)
+    (module,) = folder.glob("*gpu_after_optimizations.txt")
+    return row, module.read_text(), "".join(path.read_text() for path in folder.glob("*.ptx"))
+
+
+def test_attention_is_cudnns_with_its_windows(dump):
+    _, text, _ = dump
+    for kernel in ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"):
+        calls = [line for line in text.splitlines() if f'custom_call_target="{kernel}"' in line]
+        windows = [int(re.search(r'"?sliding_window_length"?: ?"?(\d+)', one)[1]) for one in calls]
+        assert sorted(windows) == [0] * LONG + [WINDOW] * (LAYERS - LONG)
+
+
+def test_embedding_gradients_are_added_in_one_instruction(dump):
+    """Not by a loop of compare-and-swap, which jaxlib 0.10 can make of a float32 scatter-add."""
+    _, text, machine_code = dump
+    assert "scatter" in text
+    assert re.search(r"(atom|red)\.global\.[a-z0-9.]*add[a-z0-9.]*f32|f32\.add", machine_code)
+    assert not re.search(r"atom\.[a-z0-9.]*cas", machine_code)
+
+
+def test_activations_are_never_stored_in_float32(dump):
+    """Not as [B, T, D] nor [B, T, 4D] nor one row a token: float32 stays inside reductions."""
+    _, text, _ = dump
+    computations, entry = hlo.parse(text)
+    stored = {
+        array.split("{")[0]
+        for computation in hlo.running(computations, entry)
+        for one in computation.instructions.values()
+        if one.opcode not in hlo.FREE
+        for array in hlo.arrays(one.shape)
+    }
+    assert any(array.startswith("bf16[16,2048,512]") for array in stored)
+    large = [
+        array for array in stored if re.match(r"f32\[(16,2048|32768),(512|1536|2048)\]", array)
+    ]
+    assert not large
+
+
+@pytest.mark.parametrize(("device_batch", "peak_gib"), [(16, 4.5), (64, 14), (128, 27)])
+def test_the_default_step_fits(dump, device_batch, peak_gib, capsys):
+    """At a device batch of 128 it takes two thirds of the 45 GB that the original does."""
+    row = dump[0] if device_batch == 16 else compiled(device_batch)
+    with capsys.disabled():
+        shown = ("peak_gib", "flops_per_token", "bytes_per_token", "roofline_tokens_per_s")
+        print(f"\nh100 {device_batch}", {name: round(row[name], 2) for name in shown})
+    assert 0 < row["peak_gib"] < peak_gib
+    assert row["bytes_per_token"] < 1.4e6
