@@ -291,3 +291,31 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         journal.write_text(path, "newer")
     assert path.read_text() == "new"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link.tsv", "results.tsv"]
+
+
+def test_the_experiments_of_a_growing_journal_are_those_of_a_replay(tmp_path):
+    book = Journal(tmp_path)
+    later = [step | {"n": 1} if "n" in step else step for step in steps()]
+    before = []
+    for record in [*steps(), *later, steps()[2]]:  # the last is of an earlier one again
+        book.append(**record)
+        found = book.experiments()
+        assert found == journal.replay(book.records)
+        assert found is book.experiments()
+        before.append((found, list(found)))
+    assert all(listed == copy for listed, copy in before)  # none has changed since
+    book.close()
+
+
+def test_every_record_is_replayed_once(tmp_path, monkeypatch):
+    book, seen = Journal(tmp_path), []
+    apply = journal.Replay._apply
+    monkeypatch.setattr(
+        journal.Replay, "_apply", lambda self, step: seen.append(step) or apply(self, step)
+    )
+    for n in range(20):
+        for step in steps():
+            book.append(**(step | {"n": n} if "n" in step else step))
+            book.experiments()
+    book.close()
+    assert seen == book.records

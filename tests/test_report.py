@@ -73,6 +73,34 @@ def test_experiments_per_hour_leave_out_the_time_when_nobody_ran():
     assert report.summarize(report.entries(found)).per_hour == pytest.approx(4 / 1260 * 3600)
 
 
+def test_the_summary_says_where_the_time_went():
+    def experiment(n, start, end, status="discard", **phases):
+        metrics = {f"{name}_seconds": seconds for name, seconds in phases.items()}
+        return Experiment(
+            n, "c", "", "", "", status, 1.0, metrics=metrics, started=start, finished=end
+        )
+
+    usual = {"training": 300.0, "checkpoint": 1.0, "scoring": 4.0}
+    found = [
+        experiment(0, 1, 361, "keep", startup=50.0, **usual),
+        experiment(1, 363, 677, agent=2.0, startup=8.0, **usual),
+        experiment(2, 681, 685, "crash", agent=4.0, startup=3.0),
+        # Interrupted for a day after its training.
+        experiment(3, 686, 100_000, agent=2.0, startup=8.0, **usual),
+    ]
+    assert report.phases(found[1]) == {
+        "agent": 2.0, "start-up": 8.0, "training": 300.0, "saving": 1.0, "scoring": 4.0,
+        "harness": 1.0,
+    }  # fmt: skip
+    lines = report.summary_lines(report.summarize(report.entries(found[:3])))
+    assert lines[1] == (
+        "time: 11.4 min, of it training 88% (agent 3.0 s, start-up 8.0 s, saving 1.0 s, "
+        "scoring 4.0 s, harness 1.0 s an experiment)"
+    )
+    assert report.summarize(report.entries(found)).phases["harness"] < 10
+    assert report.phases(Experiment(4, "c", "", "", "", started=1.0)) == {}
+
+
 def test_rows_are_chosen_and_sorted(listed):
     def numbers(**options):
         return [entry.n for entry in report.select(listed, **options)]
@@ -159,7 +187,7 @@ def night(tmp_path):
             "proposed", n=n, commit=commit, base=base, description=text, agent="tpe", metrics={},
             time=100.0 * n,
         )  # fmt: skip
-        peak = {"peak_vram_mb": 1024.0}
+        peak = {"peak_vram_mb": 1024.0, "startup_seconds": 9.0, "training_seconds": 60.25}
         record.append("trained", n=n, outcome="ok", reason="", metrics=peak, time=1.0,
                       provenance={"isolation": "bwrap"})  # fmt: skip
         record.append("scored", n=n, outcome="ok", reason="", metrics={"val_bpb": score}, time=1.5)
@@ -186,10 +214,11 @@ def test_show_tells_all_of_a_discarded_experiment(night, name):
     text = printed(report.show, night, name)
     assert "experiment 1 of nov1: MATRIX_LR 0.04 -> 0.05" in text
     assert "status    discard" in text
+    assert "seconds   start-up 9.0, training 60.2, harness 20.8; together 90.0" in text
     assert "-MATRIX_LR = 0.04" in text
     assert "+MATRIX_LR = 0.05" in text
-    assert "\n  val_bpb       2.1\n" in text
-    assert "\n  isolation     bwrap\n" in text
+    assert "\n  val_bpb           2.1\n" in text
+    assert "\n  isolation         bwrap\n" in text
     assert "last � line" in text
     assert "step 49" in text
     assert "step 29" not in text

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresearch_jax import literals
-from autoresearch_jax.agents import AgentError, Context
+from autoresearch_jax.agents import AgentError, Context, readings
 from autoresearch_jax.agents.ranges import infer
-from autoresearch_jax.agents.tpe import Tpe, search_space, signature
+from autoresearch_jax.agents.readings import Reader, read
+from autoresearch_jax.agents.tpe import Tpe, search_space
 from autoresearch_jax.journal import Experiment
 
 TRAIN = (Path(__file__).parents[1] / "train.py").read_text()
@@ -138,13 +139,13 @@ def sources(draw):
 @given(sources(), values, st.data())
 def test_a_rewrite_changes_the_value_and_no_other_byte(made, value, data):
     source, expected = made
-    read = literals.read(source)
-    assert {name: one.value for name, one in read.items()} == expected
+    known = literals.read(source)
+    assert {name: one.value for name, one in known.items()} == expected
     assert literals.rewrite(source, expected) == source
     name = data.draw(st.sampled_from(sorted(expected)))
     changed = literals.rewrite(source, {name: value})
     assert {n: one.value for n, one in literals.read(changed).items()} == expected | {name: value}
-    before, after, one = source.encode(), changed.encode(), read[name]
+    before, after, one = source.encode(), changed.encode(), known[name]
     assert after.startswith(before[: one.start])
     assert after.endswith(before[one.end :])
 
@@ -169,6 +170,54 @@ def test_what_one_place_cannot_change_is_not_read():
 def test_unknown_names_are_refused():
     with pytest.raises(KeyError):
         literals.rewrite("A = 1\n", {"B": 2})
+
+
+# ------------------------------------------------------------------------------- readings
+
+
+@given(sources(), st.data())
+def test_a_file_read_after_another_is_read_as_if_it_were_the_first(made, data):
+    source, expected = made
+    reader = Reader()
+    assert reader.read(source) == read(source)
+    for _ in range(3):
+        name = data.draw(st.sampled_from(sorted(expected)))
+        source = literals.rewrite(source, {name: data.draw(values)})
+        assert reader.read(source) == read(source)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "A = 2**7\nB = 0.25 # x\nC = 12\n",
+        "A = 2**19\nB = 5 # x\nC = 0\n",
+        "A = 2**19\nB = 1e-05 # x\nC = 0.0\n",
+        "A = 2**190\nB = 1e400 # x\nC = 12\n",
+        "A = 2**0\nB = 5 # x\nC = 012\n",
+        "A = 2**19\nB = 5_0 # x\nC = 12.\n",
+        "A = 2**19\nB = 5 # x\nC = 12\nC = 13\n",
+        "A = 2**19\nB = 5 # y\nC = 12\n",
+        "A = 2**19\nB = 5 # x\nC = 12 # \ud800",
+    ],
+)
+def test_numbers_in_any_spelling_are_read_the_same(after):
+    reader, before = Reader(), "A = 2**19\nB = 0.5 # x\nC = 12\n"
+    reader.read(before)
+    assert reader.read(after) == read(after)
+
+
+def test_of_a_night_of_the_search_one_file_is_parsed(tmp_path, monkeypatch):
+    night, agent, parsed = Night(tmp_path, 4), Tpe(), []
+    for _ in range(5):
+        night.step(agent)
+    parse = readings.literals.read
+    monkeypatch.setattr(
+        readings, "_literals", lambda source: parsed.append(source) or parse(source)
+    )
+    night.step(Tpe())  # as after a restart: the whole history is new to it
+    assert len(parsed) == 1
+    night.step(agent)
+    assert len(parsed) == 1
 
 
 # --------------------------------------------------------------------------------- ranges
@@ -215,13 +264,16 @@ def test_every_place_on_an_axis_is_a_value_of_the_same_kind(name, value, reach):
 )
 def test_a_value_that_left_its_range_gets_another(first, now, scale):
     use = f"\nprint({first.split()[0]})\n"
-    [found] = search_space(now + use, [first + use]).values()
+    [found] = search_space(now + use, [read(first + use).values]).values()
     assert found.scale == scale
 
 
 def test_widths_that_round_to_the_same_heads_are_one_experiment():
-    assert signature(SMALL) == signature(SMALL.replace("ASPECT_RATIO = 64", "ASPECT_RATIO = 60"))
-    assert signature(SMALL) != signature(SMALL.replace("ASPECT_RATIO = 64", "ASPECT_RATIO = 80"))
+    def signature(aspect):
+        return read(SMALL.replace("ASPECT_RATIO = 64", f"ASPECT_RATIO = {aspect}")).signature
+
+    assert signature(64) == signature(60)
+    assert signature(64) != signature(80)
 
 
 # ------------------------------------------------------------------------------ proposals
@@ -242,11 +294,11 @@ def test_a_proposal_changes_what_it_says_and_nothing_else(tmp_path):
     night = Night(tmp_path, 2, TRAIN.replace("DEPTH = 8", "DEPTH = 4"))
     description = Tpe().propose(night.context())
     before, after = night.best_source, (tmp_path / "train.py").read_text()
-    read = {name: one.value for name, one in literals.read(before).items()}
+    values = read(before).values
     changes = {}
     for change in description.split(", "):
         name, old, arrow, new = change.split(" ")
-        assert (arrow, str(read[name])) == ("->", old)
+        assert (arrow, str(values[name])) == ("->", old)
         changes[name] = ast.literal_eval(new) if name != "WINDOW_PATTERN" else new
     assert 1 <= len(changes) <= 3
     assert literals.rewrite(before, changes) == after != before
@@ -257,13 +309,13 @@ def test_no_proposal_comes_twice_and_batches_stay_powers_of_two(tmp_path):
     agent = Tpe()
     for _ in range(40):
         night.step(agent)
-    assert len({signature(source) for source in night.sources.values()}) == 41
+    assert len({read(source).signature for source in night.sources.values()}) == 41
     for source in night.sources.values():
-        read = {name: one.value for name, one in literals.read(source).items()}
+        values = read(source).values
         # train.py splits a step evenly over devices and passes, whatever DEVICE_BATCH_SIZE is.
-        assert read["TOTAL_BATCH_SIZE"].bit_count() == 1
-        assert read["DEVICE_BATCH_SIZE"] == 32
-        assert 0 <= read["WARMDOWN_RATIO"] <= 1
+        assert values["TOTAL_BATCH_SIZE"].bit_count() == 1
+        assert values["DEVICE_BATCH_SIZE"] == 32
+        assert 0 <= values["WARMDOWN_RATIO"] <= 1
 
 
 @pytest.mark.parametrize("source", ["x = 1\n", "SEED = 3\nprint(SEED)\n"])

@@ -63,6 +63,7 @@ class Experiment:
     finished: float | None = None  # unix time
     outcome: str | None = None  # of the training (trainer.OUTCOMES); None while untrained
     left: str = ""  # SHA-256 of what the training left
+    program: str = ""  # what its train.py means (source.meaning); "" if that is not known
     scored: str | None = None  # of the scoring (scoring.Score); None while it is to be done
 
 
@@ -87,8 +88,9 @@ def clean(text: str, limit: int = DESCRIPTION_LIMIT) -> str:
     single ones, since a reader of TSV takes an opening quote as the start of a quoted field.
     """
     text = text[: 20 * limit]  # a megabyte is not walked through
-    line = "".join(" " if _unsafe(character) else character for character in text)
-    line = " ".join(line.replace('"', "'").split())
+    if not text.isprintable():  # what is unsafe is not printable
+        text = "".join(" " if _unsafe(character) else character for character in text)
+    line = " ".join(text.replace('"', "'").split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
@@ -155,7 +157,7 @@ class Journal:
         self.path = path_of(state_dir)
         self.records, self._size = _read(self.path)
         state_dir.mkdir(parents=True, exist_ok=True)
-        self._replayed: tuple[int, list[Experiment]] = (0, [])
+        self._replay = Replay()
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             os.ftruncate(self._file, self._size)
@@ -216,9 +218,7 @@ class Journal:
 
     def experiments(self) -> list[Experiment]:
         """Every experiment by its number, the undecided ones too. Not to be changed."""
-        if self._replayed[0] != len(self.records):
-            self._replayed = len(self.records), replay(self.records)
-        return self._replayed[1]
+        return self._replay.up_to(self.records)
 
     def close(self) -> None:
         os.close(self._file)
@@ -236,9 +236,28 @@ def experiments(state_dir: Path) -> list[Experiment]:
 
 def replay(steps: list[Record]) -> list[Experiment]:
     """The experiments that the records describe."""
-    found: dict[int, Experiment] = {}
-    for step in steps:
-        n = step.get("n")
+    return Replay().up_to(steps)
+
+
+class Replay:
+    """The experiments of a list of records that only grows; each record is looked at once."""
+
+    def __init__(self) -> None:
+        self._seen = 0  # records
+        self._found: dict[int, Experiment] = {}
+        self._listed: list[Experiment] = []
+
+    def up_to(self, records: list[Record]) -> list[Experiment]:
+        """The experiments by their number. A list that was returned does not change any more."""
+        if self._seen != len(records):
+            for record in records[self._seen :]:
+                self._apply(record)
+            self._seen = len(records)
+            self._listed = [self._found[n] for n in sorted(self._found)]
+        return self._listed
+
+    def _apply(self, step: Record) -> None:
+        n, found = step.get("n"), self._found
         if step["step"] == "proposed":
             found[step["n"]] = Experiment(
                 n=step["n"],
@@ -247,6 +266,7 @@ def replay(steps: list[Record]) -> list[Experiment]:
                 description=step["description"],
                 agent=step["agent"],
                 metrics=step["metrics"],
+                program=step.get("program", ""),
                 started=step["time"],
             )
         elif step["step"] == "trained" and n in found:
@@ -276,7 +296,6 @@ def replay(steps: list[Record]) -> list[Experiment]:
             found[n] = dataclasses.replace(
                 found[n], status=step["status"], reason=step["reason"], finished=step["time"]
             )
-    return [found[n] for n in sorted(found)]
 
 
 # ----------------------------------------------------------------------------- results.tsv

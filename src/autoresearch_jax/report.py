@@ -1,8 +1,9 @@
 """What happened: the table of results, the night's summary, one experiment in full."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,14 @@ TOP = 5  # improvements that the summary names
 LOG_LINES = 20
 LOG_BYTES = 2**16
 STYLES = {"keep": "green", "discard": "dim", "crash": "red"}
+# The phases of an experiment, one after the other, and what the record calls them.
+PHASES = {
+    "agent": "agent_seconds",
+    "start-up": "startup_seconds",
+    "training": "training_seconds",
+    "saving": "checkpoint_seconds",
+    "scoring": "scoring_seconds",
+}
 COLUMNS = ("n", "commit", "val_bpb", "gain", "memory_gb", "status", "description")
 
 
@@ -36,6 +45,7 @@ class Entry:
     description: str
     started: float | None = None  # unix time
     finished: float | None = None
+    phases: Mapping[str, float] = field(default_factory=dict)  # seconds (see `phases`)
 
     @property
     def improved(self) -> bool:
@@ -65,6 +75,21 @@ class Summary:
     best: Entry | None
     top: tuple[Entry, ...]  # by gain, the largest first
     per_hour: float | None
+    seconds: float | None  # that all experiments took, the time when nobody ran left out
+    training: float  # of them
+    phases: Mapping[str, float]  # seconds of each, the median of all experiments that reached it
+
+
+def phases(one: Experiment) -> dict[str, float]:
+    """Where the seconds of an experiment went, in order.
+
+    "harness" is what no phase accounts for, pauses included where it was interrupted.
+    """
+    found = {name: one.metrics[key] for name, key in PHASES.items() if key in one.metrics}
+    if found and one.finished is not None:
+        total = one.finished - one.started + one.metrics.get("agent_seconds", 0.0)
+        found["harness"] = max(0.0, total - sum(found.values()))
+    return found
 
 
 def entries(found: Iterable[Experiment | Row]) -> list[Entry]:
@@ -76,8 +101,9 @@ def entries(found: Iterable[Experiment | Row]) -> list[Entry]:
             continue
         score = None if one.status == "crash" else one.val_bpb
         gain = None if score is None or best is None else best - score
-        times = (one.started, one.finished) if isinstance(one, Experiment) else (None, None)
-        n = one.n if isinstance(one, Experiment) else index
+        ours = one if isinstance(one, Experiment) else None
+        times = (ours.started, ours.finished, phases(ours)) if ours else (None, None, {})
+        n = ours.n if ours else index
         memory = None if one.status == "crash" else one.memory_gb
         description = journal.clean(one.description)
         listed.append(Entry(n, one.commit, score, gain, memory, one.status, description, *times))
@@ -153,6 +179,7 @@ def select(
 
 def summarize(listed: Sequence[Entry]) -> Summary:
     """The numbers under the table, always of all experiments."""
+    seconds, timed = _time(listed)
     scored = [entry for entry in listed if entry.val_bpb is not None]
     kept = [entry for entry in scored if entry.status == "keep"]
     improved = sorted(
@@ -165,7 +192,14 @@ def summarize(listed: Sequence[Entry]) -> Summary:
         start=scored[0].val_bpb if scored else None,
         best=min(kept, key=lambda entry: entry.val_bpb or 0, default=None),
         top=tuple(improved[:TOP]),
-        per_hour=_per_hour(listed),
+        per_hour=3600 * timed / seconds if seconds else None,
+        seconds=seconds or None,
+        training=sum(entry.phases.get("training", 0.0) for entry in listed),
+        phases={
+            name: statistics.median(found)
+            for name in (*PHASES, "harness")
+            if (found := [entry.phases[name] for entry in listed if name in entry.phases])
+        },
     )
 
 
@@ -177,7 +211,7 @@ def summary_lines(summary: Summary) -> list[str]:
     )
     if summary.per_hour is not None:
         counts += f", {summary.per_hour:.1f} experiments per hour"
-    lines = [counts]
+    lines = [counts, *_time_lines(summary)]
     best = summary.best.val_bpb if summary.best else None
     if summary.start is not None and summary.best is not None and best is not None:
         percent = 100 * (summary.start - best) / summary.start
@@ -274,6 +308,9 @@ def show(console: "Console", workspace: "Workspace", name: str, tag: str | None 
         say(f"reason    {journal.clean(one.reason, limit=1000)}")
     if one.note:
         say(f"note      {journal.clean(one.note)}", "yellow")
+    if spent := phases(one):
+        words = ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items())
+        say(f"seconds   {words}; together {sum(spent.values()):.1f}")
     numbers = {key: _number(value) for key, value in one.metrics.items()}
     facts = {k: str(v) for k, v in one.provenance.items() if isinstance(v, str | int)}
     width = max(map(len, (*numbers, *facts)), default=0) + 2
@@ -323,7 +360,8 @@ def _diff_style(line: str) -> str:
     return {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
 
 
-def _per_hour(listed: Sequence[Entry]) -> float | None:
+def _time(listed: Sequence[Entry]) -> tuple[float, int]:
+    """The seconds of the experiments whose times are known, and how many these are."""
     seconds, previous = 0.0, None
     timed = [entry for entry in listed if entry.started and entry.finished]
     for entry in timed:
@@ -334,7 +372,26 @@ def _per_hour(listed: Sequence[Entry]) -> float | None:
             begins = previous
         seconds += max(0.0, entry.finished - begins)
         previous = entry.finished
-    return 3600 * len(timed) / seconds if seconds else None
+    return seconds, len(timed)
+
+
+def _time_lines(summary: Summary) -> list[str]:
+    """Where the night went, as one line; none of a results.tsv, which says nothing of it."""
+    if summary.seconds is None or not summary.phases:
+        return []
+    share = min(1.0, summary.training / summary.seconds)
+    others = ", ".join(
+        f"{name} {seconds:.1f} s" for name, seconds in summary.phases.items() if name != "training"
+    )
+    words = f"time: {_duration(summary.seconds)}, of it training {100 * share:.0f}%"
+    return [f"{words} ({others} an experiment)" if others else words]
+
+
+def _duration(seconds: float) -> str:
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.1f} s"
 
 
 def _text(value: float | None, form: str) -> str:

@@ -4,10 +4,10 @@ It needs no network and no key. Each proposal changes one to three constants of 
 `train.py`. Which ones is drawn at random, those that were tried least first; their values come
 from optuna's tree-structured Parzen estimator, which prefers places that resemble the best
 experiments more than the others. The estimator is rebuilt from the history for every proposal,
-so a proposal depends on the history and the seed alone.
+so a proposal depends on the history and the seed alone; what it remembers of earlier files only
+saves the reading of them.
 """
 
-import math
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoresearch_jax import literals
-from autoresearch_jax.agents import AgentError, Context
+from autoresearch_jax.agents import AgentError, Context, readings
 from autoresearch_jax.agents.ranges import Range, describe, infer
 from autoresearch_jax.literals import Value
 
@@ -42,13 +42,22 @@ class Trial:
     val_bpb: float | None  # None: it crashed
 
 
+@dataclass(frozen=True)
+class Past:
+    """What is kept of an earlier `train.py`."""
+
+    values: Mapping[str, Value]
+    signature: str
+
+
 class Tpe:
     """Proposes changes of constants (see the module)."""
 
     name = "tpe"
 
     def __init__(self) -> None:
-        self._sources: dict[str, str] = {}  # train.py by commit, which never changes
+        self._reader = readings.Reader()
+        self._read: dict[str, Past] = {}  # by commit, whose train.py never changes
 
     def propose(self, context: Context) -> str:
         """Rewrites `train.py` in the worktree; returns what changed, as `NAME old -> new, ...`.
@@ -62,26 +71,27 @@ class Tpe:
             source = path.read_bytes().decode()
         except UnicodeDecodeError as error:
             raise AgentError(f"train.py is not UTF-8 text: {error}.") from error
-        sources = [self._source(context, past.commit) for past in context.history]
-        ranges = search_space(source, sources)
+        history = [self._past(context, e.commit) for e in context.history]
+        ranges = search_space(source, [past.values for past in history])
         if not ranges:
             raise AgentError(
                 "train.py has no upper-case constants (such as MATRIX_LR = 0.04) to search over."
             )
         trials = [
-            Trial(_values(text), None if past.status == "crash" else past.val_bpb)
-            for text, past in zip(sources, context.history, strict=True)
-            if past.status is not None
+            Trial(past.values, None if e.status == "crash" else e.val_bpb)
+            for past, e in zip(history, context.history, strict=True)
+            if e.status is not None
         ]
-        tried = {signature(text) for text in [source, *sources]}
-        current = _values(source)
+        now = self._reader.read(source)
+        tried = {now.signature, *(past.signature for past in history)}
+        current = now.values
         rng = random.Random(f"{context.seed}/{context.n}")
         for attempt in range(ATTEMPTS):
             names = choose(rng, ranges, current, trials)
             reach = min(1.0, len(trials) / WHOLE_RANGE_AFTER + attempt / ATTEMPTS)
             changes = draw(rng, {name: ranges[name] for name in names}, current, trials, reach)
             changed = literals.rewrite(source, changes)
-            if signature(changed) not in tried:
+            if self._reader.read(changed).signature not in tried:
                 path.write_bytes(changed.encode())
                 return describe(current, changes)
         raise AgentError(
@@ -89,14 +99,17 @@ class Tpe:
             "change it by hand with `autoresearch-jax run -m ...`, or use another --agent."
         )
 
-    def _source(self, context: Context, commit: str) -> str:
-        if commit not in self._sources:
-            self._sources[commit] = context.source_of(commit)
-        return self._sources[commit]
+    def _past(self, context: Context, commit: str) -> "Past":
+        if commit not in self._read:
+            reading = self._reader.read(context.source_of(commit))
+            self._read[commit] = Past(reading.values, reading.signature)
+        return self._read[commit]
 
 
-def search_space(source: str, history: Sequence[str] = ()) -> dict[str, Range]:
+def search_space(source: str, history: Sequence[Mapping[str, Value]] = ()) -> dict[str, Range]:
     """What may be searched in `source`; ranges come from the first file that had the constant.
+
+    `history` are the constants of all files so far, oldest first.
 
     Raises:
         AgentError: `source` is not Python.
@@ -107,8 +120,8 @@ def search_space(source: str, history: Sequence[str] = ()) -> dict[str, Range]:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise AgentError(f"train.py is not Python: {error}.") from error
     first: dict[str, Value] = {}
-    for text in history:
-        first = {**_values(text), **first}
+    for values in history:
+        first = {**values, **first}
     ranges = {}
     for name, literal in constants.items():
         if name.split("[")[0] not in used or WITHOUT_EFFECT.search(name):
@@ -119,28 +132,6 @@ def search_space(source: str, history: Sequence[str] = ()) -> dict[str, Range]:
         if inferred is not None:
             ranges[name] = inferred
     return ranges
-
-
-def signature(source: str) -> str:
-    """What distinguishes a `train.py` by its effect, as far as its constants tell.
-
-    Widths that round to the same number of heads, and patterns that name the same window for
-    each layer, are one experiment.
-    """
-    values = _values(source)
-    if not values:
-        return source
-    rest = literals.rewrite(source, dict.fromkeys(values, 0))
-    depth, aspect, head = (values.get(name) for name in ("DEPTH", "ASPECT_RATIO", "HEAD_DIM"))
-    if isinstance(depth, int) and isinstance(aspect, int) and isinstance(head, int) and head > 0:
-        values["ASPECT_RATIO"] = math.ceil(depth * aspect / head) * head
-        pattern = values.get("WINDOW_PATTERN")
-        if isinstance(pattern, str) and pattern:
-            # The last layer always sees everything.
-            values["WINDOW_PATTERN"] = (pattern * depth)[: max(depth - 1, 0)] + "L"
-    if values.get("WARMDOWN_RATIO") == 0:
-        values["FINAL_LR_FRAC"] = 1.0
-    return f"{sorted(values.items())}\n{rest}"
 
 
 def choose(
@@ -225,10 +216,3 @@ def _frozen(
             distributions={name: axes[name] for name in inside},
             value=penalty if trial.val_bpb is None else trial.val_bpb,
         )
-
-
-def _values(source: str) -> dict[str, Value]:
-    try:
-        return {name: literal.value for name, literal in literals.read(source).items()}
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {}  # a crash of an agent that writes freely teaches the search nothing
