@@ -107,6 +107,50 @@ def test_documents_begin_with_bos(tokenizer):
     assert empty.tolist() == [tokenizer.bos_id] == [0]
 
 
+def assert_documents_are_encoded_alike(tokenizer, texts):
+    found = tokenizer.encode_documents(texts)
+    for text, document in zip(texts, found, strict=True):
+        assert document.dtype == np.uint16
+        np.testing.assert_array_equal(document, [tokenizer.bos_id, *tokenizer.encode(text)])
+
+
+WORDLIKE = st.text(
+    st.sampled_from([*"aestlhvrn'S ſKéß\n\r\t.-_(1½\u00a0\u0301你🏳<|>"]), max_size=60
+)
+
+
+@given(texts=st.lists(st.one_of(st.text(), WORDLIKE), max_size=70))
+@settings(deadline=None, max_examples=500)
+def test_documents_have_the_tokens_of_the_tokenizer(tokenizer, texts):
+    """Two libraries encode; they must agree on every text."""
+    assert_documents_are_encoded_alike(tokenizer, texts)
+
+
+def test_every_character_is_encoded_alike(tokenizer):
+    """Both know the same letters, digits and spaces, and the same contractions."""
+    everything = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code <= 0xDFFF]
+    folded = [char for char in everything if char.casefold() in [*"sdmtlver"]]
+    texts = [f"'{one}{other}x" for one in folded for other in folded]
+    for start in range(0, len(everything), 4096):
+        texts.append("".join(f"{char}a '{char} " for char in everything[start : start + 4096]))
+    assert_documents_are_encoded_alike(tokenizer, texts)
+
+
+@pytest.mark.parametrize("run", [" ", "\n", "\u3000", " \n", "a", "ab", "=", "1", "é", "—"])
+def test_long_runs_are_encoded_alike(tokenizer, run):
+    """A million spaces are more than tiktoken takes."""
+    assert_documents_are_encoded_alike(tokenizer, [run * 1_100_000, run * 9_999 + "x", f"x{run}"])
+
+
+def test_real_text_is_encoded_alike(prepare, tmp_path):
+    """With a vocabulary of the same text, so that long tokens are met."""
+    sources = [path.read_text() for path in sorted(data_helpers.ROOT.glob("src/**/*.py"))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "VOCAB_SIZE", 4096)
+        prepare.train_tokenizer(sources, tmp_path / "tokenizer.json")
+    assert_documents_are_encoded_alike(prepare.Tokenizer(tmp_path / "tokenizer.json"), sources)
+
+
 def test_training_is_deterministic_and_fills_the_vocabulary(prepare, tmp_path):
     documents = data_helpers.texts(300, seed=7)
     for name in ("a", "b"):

@@ -176,3 +176,17 @@ def test_shards_that_are_chosen():
     assert (found.train, found.val, found.sealed) == (["a"], "b", None)
     with pytest.raises(UserError, match="needs at least 2"):
         sources._choose("s", ["a"], 10)
+
+
+def test_a_shard_is_read_a_little_at_a_time(tmp_path):
+    rng = random.Random(0)
+    texts = [rng.randbytes(5_000).hex() for _ in range(1_600)]
+    path = tmp_path / "shard_00000.parquet"
+    table = pa.table({"text": pa.array([*texts, None, ""], pa.string())})
+    pq.write_table(table, path, row_group_size=64, compression="zstd", use_dictionary=False)
+    before, most, found = pa.total_allocated_bytes(), 0, []
+    for text in sources.documents([path]):
+        found.append(text)
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert found == texts
+    assert most < path.stat().st_size / 2

@@ -104,8 +104,9 @@ def documents(shards: Iterable[Path]) -> Iterator[str]:
     """
     for path in shards:
         with _reading(path), pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(READ_ROWS, columns=["text"]):
-                yield from filter(None, batch.column(0).to_pylist())
+            for group in range(file.num_row_groups):  # asked for all, it would hold the whole file
+                for batch in file.iter_batches(READ_ROWS, row_groups=[group], columns=["text"]):
+                    yield from filter(None, batch.column(0).to_pylist())
 
 
 def count_documents(shards: Iterable[Path]) -> int:
