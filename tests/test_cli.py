@@ -14,9 +14,11 @@ from rich.console import Console
 
 from autoresearch_jax import cli, create, view
 from autoresearch_jax.terminal import RichView
+from tests import harness
 
 COMMAND = [sys.executable, "-W", "error", "-m", "autoresearch_jax"]
 NAMES = sorted(cli.main.commands)
+TOP = Path(__file__).parents[1]
 
 
 def run(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -67,6 +69,38 @@ def test_help_loads_nothing_heavy(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "LOADED []"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["doctor"], ["results"], ["show", "1"], ["loop", "--max", "1"], ["run"], ["run", "-m", "x"]],
+)
+def test_no_command_imports_jax_into_its_own_process(tmp_path, words):
+    """A harness that holds the accelerator would leave none to a training."""
+    root = harness.make_repository(tmp_path / "workspace")
+    code = (
+        "import sys\nfrom autoresearch_jax import held\nfrom tests import harness\n"
+        # The process that looks at the accelerator is not what this is about.
+        "held.Setup = lambda view, **_: harness.setup(view, tag='t')\n"
+        "from autoresearch_jax.cli import main\n"
+        "for words in (['loop', '--max', '1'], sys.argv[1:]):\n"
+        "    try:\n        main(words, standalone_mode=False)\n"
+        "    except (SystemExit, Exception) as error:\n        print(repr(error))\n"
+        "print('LOADED', sorted({'jax', 'jaxlib', 'flax', 'optax'} & set(sys.modules)))\n"
+    )
+    (root / "train.py").write_text(f"A_RATE = 0.5\nprint(A_RATE)\n{harness.train_py(1.0)}")
+    harness.git(root, "commit", "-q", "-a", "-m", "A constant")
+    (root / "train.py").write_text(f"A_RATE = 0.6\nprint(A_RATE)\n{harness.train_py(0.9)}")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(TOP), "AUTORESEARCH_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "LOADED []", done.stdout
+    assert "Error" not in done.stdout, done.stdout
 
 
 def test_the_version_is_the_packages(tmp_path):

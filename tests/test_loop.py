@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import itertools
 import os
 import signal
 import subprocess
@@ -88,6 +89,33 @@ def test_a_session_keeps_what_improves_and_records_the_rest(workspace):
         "Ctrl-C finishes the running one."
     )
     git(workspace.root, "fsck", "--strict")
+
+
+def test_an_experiment_costs_the_same_work_whatever_lies_behind_it(workspace, monkeypatch):
+    gits, replayed, counts = [], [], []
+    git_bytes, apply = Workspace.git_bytes, journal.Replay._apply
+    monkeypatch.setattr(
+        Workspace,
+        "git_bytes",
+        lambda self, *words, **options: gits.append(words) or git_bytes(self, *words, **options),
+    )
+    monkeypatch.setattr(
+        journal.Replay, "_apply", lambda self, step: replayed.append(step) or apply(self, step)
+    )
+
+    def score(frozen, artifacts, **options):
+        counts.append((len(gits), len(replayed)))
+        return harness.written_score(frozen, artifacts, **options)
+
+    worse = [train_py(2.0 + n) for n in range(12)]
+    run_loop(workspace, Scripted(*worse), len(worse), tag="t", scorer=score)
+    # From the scoring of one to that of the next, the baseline's and the first left out.
+    costs = {
+        (after[0] - before[0], after[1] - before[1])
+        for before, after in itertools.pairwise(counts[2:])
+    }
+    assert len(costs) == 1, costs
+    assert max(costs)[1] == 4  # the records of an experiment
 
 
 def test_training_sees_a_fresh_export_and_nothing_of_the_one_before(workspace):

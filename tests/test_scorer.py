@@ -98,6 +98,7 @@ def score(frozen, prepared, tmp_path):
             "split": "val",
             "data": None,
             "tolerance": 0.01,
+            "early": False,
             "out": str(out),
         }
         done = subprocess.run(
@@ -369,7 +370,7 @@ FLOAT = jax.ShapeDtypeStruct((V, V), np.float32)
 )
 def test_parameters_of_another_kind_are_refused(tmp_path, params, abstract, name, detail):
     left = leave(tmp_path / "left", lookup, params, abstract)
-    exported = model.read_function(left / "exported.bin", (ROWS, T), V)
+    exported = model.read_function((left / "exported.bin").read_bytes(), (ROWS, T), V)
     with pytest.raises(model.Refused, match=name) as refused:
         model.read_params(left / "params", exported)
     assert refused.value.name == name
@@ -380,7 +381,7 @@ def test_tokens_of_another_shape_are_refused(tmp_path):
     other = jax.ShapeDtypeStruct((ROWS // 2, T), np.int32)
     left = leave(tmp_path / "left", lookup, tokens=other)
     with pytest.raises(model.Refused, match=r"shape: it takes tokens int32\[32,64\]"):
-        model.read_function(left / "exported.bin", (ROWS, T), V)
+        model.read_function((left / "exported.bin").read_bytes(), (ROWS, T), V)
 
 
 # A module written by hand: no exporter makes one like it, and none has checked it.
@@ -444,7 +445,7 @@ def by_hand(tmp_path):
 def test_operations_that_reach_outside_are_refused(by_hand, name):
     left = by_hand(REACHING[name])
     with pytest.raises(model.Refused, match=rf"custom-call: .* {name}, which reaches outside"):
-        model.read_function(left / "exported.bin", (ROWS, T), V)
+        model.read_function((left / "exported.bin").read_bytes(), (ROWS, T), V)
 
 
 def test_a_module_written_by_hand_is_scanned(score, by_hand):
@@ -460,10 +461,10 @@ def test_a_module_written_by_hand_is_scanned(score, by_hand):
     for target in (*refused, *careless):
         left = by_hand(body.replace("%TARGET", target))
         with pytest.raises(model.Refused, match="custom-call: it calls"):
-            model.read_function(left / "exported.bin", (ROWS, T), V)
+            model.read_function((left / "exported.bin").read_bytes(), (ROWS, T), V)
     for target in ("__cudnn$fmhaSoftmax", "tpu_custom_call", "Sharding"):
         left = by_hand(body.replace("%TARGET", target))
-        model.read_function(left / "exported.bin", (ROWS, T), V)
+        model.read_function((left / "exported.bin").read_bytes(), (ROWS, T), V)
 
 
 @pytest.mark.parametrize("chunks", [[2**28], [1, 1], None, "x"])
@@ -473,7 +474,7 @@ def test_an_array_in_other_chunks_than_one_is_refused(tmp_path, chunks):
     (described,) = (left / "params").rglob(".zarray")
     fields = json.loads(described.read_text()) | {"chunks": chunks}
     described.write_text(json.dumps(fields))
-    exported = model.read_function(left / "exported.bin", (ROWS, T), V)
+    exported = model.read_function((left / "exported.bin").read_bytes(), (ROWS, T), V)
     with pytest.raises(model.Refused, match=r"(format|truncated): "):
         model.read_params(left / "params", exported)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from autoresearch_jax import hardware, isolation
+from autoresearch_jax.compiler.memory import LIMIT_VARIABLE
 from autoresearch_jax.isolation import Box
 from autoresearch_jax.manifest import Manifest
 from autoresearch_jax.workspace import Workspace
@@ -81,18 +82,26 @@ def environment(given: Mapping[str, str], box: Box) -> dict[str, str]:
 
 
 def training_environment(
-    home: Path, artifacts: Path, cache: Path, *, seed: str | None, data: str | None
+    home: Path,
+    artifacts: Path,
+    cache: Path,
+    *,
+    seed: str | None,
+    data: str | None,
+    max_memory_gb: float | None = None,
 ) -> dict[str, str]:
     """What the contract of train.py promises it, and what keeps its files where they belong."""
     return {
         "AUTORESEARCH_HOME": str(home),
         "AUTORESEARCH_RUN_DIR": str(artifacts),
         "AUTORESEARCH_SCORED_LATER": "1",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # fewer page faults: a tenth faster on a CPU
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "PYTHONDONTWRITEBYTECODE": "1",  # a changed .pyc would reach the next training
         "PYTHONUNBUFFERED": "1",
         **({} if seed is None else {"AUTORESEARCH_SEED": seed}),
         **({} if data is None else {"AUTORESEARCH_DATA": data}),
+        **({} if max_memory_gb is None else {LIMIT_VARIABLE: str(max_memory_gb)}),
     }
 
 

@@ -20,8 +20,10 @@ from autoresearch_jax.view import typed
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from autoresearch_jax.held import Setup
     from autoresearch_jax.trainer import TrainResult
     from autoresearch_jax.view import View
+    from autoresearch_jax.workspace import Workspace
 
 SECTIONS = {
     "Start": ("demo", "setup", "doctor"),
@@ -254,14 +256,40 @@ def _isolated(command: Any) -> Any:
     return command
 
 
+def _memory(command: Any) -> Any:
+    """The option of every command that trains or compiles a candidate."""
+    return click.option("--max-memory-gb", type=click.FloatRange(min=0, min_open=True),
+        metavar="GB", help="GiB that a training may use of a device.  [default: as program.md "
+        "says, else all of it]")(command)  # fmt: skip
+
+
 @main.command()
 @click.option("-m", "description", metavar="DESCRIPTION", help=(
     "Propose the edited train.py under this description: it is kept if it improves."))  # fmt: skip
 @click.option("--log", "log_path", metavar="FILE", default="run.log", show_default=True,
               type=click.Path(dir_okay=False, path_type=Path),
               help="Where what train.py prints goes.")  # fmt: skip
+@click.option("--compile-only", is_flag=True, help=(
+    "Train nothing: say what a step takes of a device, and whether it fits."))  # fmt: skip
+@click.option("--device", metavar="NAME", help=(
+    "For --compile-only: a device that need not be here, such as h100, v5e or cpu.  "
+    "[default: this machine's]"))  # fmt: skip
+@click.option("--devices", type=click.IntRange(min=1), metavar="N", default=1, show_default=True,
+              help="For --compile-only: how many of them.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="For --compile-only: one JSON object.")
+@_memory
 @_isolated
-def run(description: str | None, log_path: Path, isolation: str, required: str | None) -> None:
+def run(
+    description: str | None,
+    log_path: Path,
+    compile_only: bool,
+    device: str | None,
+    devices: int,
+    as_json: bool,
+    max_memory_gb: float | None,
+    isolation: str,
+    required: str | None,
+) -> None:
     """One experiment with the train.py that lies here.
 
     Without -m it is measured and nothing is decided; the line printed holds val_bpb, peak memory
@@ -273,14 +301,22 @@ def run(description: str | None, log_path: Path, isolation: str, required: str |
     \b
     Example:
       autoresearch-jax run -m "warm down over the last 70%"
+      autoresearch-jax run --compile-only --device v5e
     """
     from autoresearch_jax import loop, measure
     from autoresearch_jax.held import Setup
     from autoresearch_jax.workspace import Workspace
 
+    if compile_only and description is not None:
+        raise click.UsageError("--compile-only trains nothing, so it takes no -m.")
+    if not compile_only and (device is not None or devices != 1 or as_json):
+        raise click.UsageError("--device, --devices and --json go with --compile-only.")
     workspace = Workspace.open(Path.cwd())
     with _view() as (_, view):
-        setup = Setup(view, isolation=isolation, required=required)
+        setup = Setup(view, isolation=isolation, required=required, max_memory_gb=max_memory_gb)
+        if compile_only:
+            _compile_only(workspace, setup, device, devices, log_path, as_json)
+            return
         if description is None:
             found = measure.measure(workspace, setup, log_path=log_path)
             outcome, reason, score = found.trained.outcome, found.reason, found.val_bpb
@@ -295,6 +331,36 @@ def run(description: str | None, log_path: Path, isolation: str, required: str |
             why = (reason or outcome).rstrip(".")
             click.echo(f"Error: no val_bpb: {why}. See {log_path}", err=True)
         sys.exit(2 if outcome == "timeout" else 1)
+
+
+def _compile_only(
+    workspace: "Workspace",
+    setup: "Setup",
+    device: str | None,
+    devices: int,
+    log_path: Path,
+    as_json: bool,
+) -> None:
+    from autoresearch_jax import compiler, gate, measure
+
+    if device is not None and device not in (*compiler.TARGETS, "cpu"):
+        names = ", ".join((*compiler.TARGETS, "cpu"))
+        raise UserError(f"--device {device} is not known. Choose one of: {names}")
+    verdict = measure.compile_only(
+        workspace, setup, device=device, devices=devices, log_path=log_path
+    )
+    setup.view.live("")
+    if as_json:
+        import json
+
+        refused = {"refused": verdict.refused} if verdict.refused else {}
+        click.echo(json.dumps({**verdict.cost, **refused}))
+    elif verdict.cost:
+        click.echo("\n".join(gate.lines(verdict.cost)))
+    if verdict.refused:
+        if not as_json:
+            click.echo(f"Error: train.py cannot run: {verdict.refused}", err=True)
+        sys.exit(1)
 
 
 def _measured(score: float | None, trained: "TrainResult") -> str:
@@ -323,6 +389,7 @@ def _measured(score: float | None, trained: "TrainResult") -> str:
               type=click.Path(path_type=Path), help=(
                   "Where the agent may write, beside its copy of the workspace; may be "
                   "repeated."))  # fmt: skip
+@_memory
 @_isolated
 def loop_command(
     agent: str,
@@ -331,6 +398,7 @@ def loop_command(
     tag: str | None,
     seed: int,
     writes: tuple[Path, ...],
+    max_memory_gb: float | None,
     isolation: str,
     required: str | None,
 ) -> None:
@@ -351,7 +419,13 @@ def loop_command(
     with _view() as (_, view):
         result = loop.run_loop(
             workspace,
-            Setup(view, tag=tag, isolation=isolation, required=required),
+            Setup(
+                view,
+                tag=tag,
+                isolation=isolation,
+                required=required,
+                max_memory_gb=max_memory_gb,
+            ),
             agent=agents.make_agent(agent, writes),
             max_experiments=most,
             desc=desc,

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoresearch_jax import boxes, hardware, isolation, manifest, scoring
+from autoresearch_jax import boxes, compiler, hardware, isolation, manifest, scoring
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.isolation import Box
 from autoresearch_jax.journal import Record
@@ -26,6 +28,22 @@ class Conditions:
     data: Manifest | None = None
     watched: bool = False  # whether to look for changes of what is installed: nothing forbids them
     warning: str = ""  # what a person should know before a night
+    platform: str = ""  # cpu, gpu or tpu
+    target: str | None = None  # what the gate compiles for (compiler.TARGETS, "": the devices that
+    # JAX finds); None: it would take from the training's budget, or the device is not known
+    memory_gib: float | None = None  # that a training may use of a device; None: not known
+
+    @property
+    def scores_early(self) -> bool:
+        """Whether a scorer compiles while the training runs.
+
+        A GPU can be shared. A TPU cannot, and on a CPU it would take from the training's budget;
+        there AUTORESEARCH_EARLY_SCORER=1 wants it all the same, and 0 never.
+        """
+        wish = os.environ.get("AUTORESEARCH_EARLY_SCORER", "")
+        if self.platform == "tpu" or wish == "0":
+            return False
+        return self.platform in ("gpu", "cuda") or wish == "1"
 
     @property
     def data_fingerprint(self) -> str | None:
@@ -73,27 +91,59 @@ def examine(workspace: Workspace, wanted: str = "auto", required: str | None = N
         "box": chosen.level,
     }
     watched = chosen.level == "none"
-    return Conditions(fingerprint, provenance, chosen.level, data, watched, chosen.warning)
+    return Conditions(
+        fingerprint,
+        provenance,
+        chosen.level,
+        data,
+        watched,
+        chosen.warning,
+        platform=device.platform,
+        target=_target(device),
+        memory_gib=_usable_gib(device),
+    )
+
+
+def _target(device: hardware.Device) -> str | None:
+    if device.platform == "cpu" or os.environ.get("AUTORESEARCH_GATE") == "0":
+        return None
+    return compiler.target_of(device.device_kind, device.memory_mb / 1024)
+
+
+def _usable_gib(device: hardware.Device) -> float:
+    """What JAX's allocator gives a training: three quarters of a GPU, unless told otherwise."""
+    share = 1.0
+    if device.platform in ("gpu", "cuda"):
+        share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
+    return share * device.memory_mb / 1024
 
 
 def probe(
-    home: Path, wanted: str = "auto", required: str | None = None
+    home: Path,
+    wanted: str = "auto",
+    required: str | None = None,
+    overrides: Mapping[str, str] | None = None,
 ) -> tuple[hardware.Device, isolation.Chosen]:
-    """What JAX computes on, looked at in the strongest box that works. Raises UserError."""
+    """What JAX computes on, looked at in the strongest box that works. Raises UserError.
+
+    `overrides` are variables for it, such as the JAX_PLATFORMS to look at.
+    """
     found: list[hardware.Device] = []
 
     def trial(level: str) -> str:
         try:
-            found[:] = [_probe_in_box(home, level)]
+            found[:] = [_probe_in_box(home, level, overrides or {})]
         except UserError as error:
             return str(error)
         return ""
 
     chosen = isolation.strongest(wanted, required, trial)
-    return (found[0] if chosen.level != "none" else hardware.probe()), chosen
+    if chosen.level != "none":
+        return found[0], chosen
+    return hardware.probe(environment=lambda given: {**given, **(overrides or {})}), chosen
 
 
-def _probe_in_box(home: Path, level: str) -> hardware.Device:
+def _probe_in_box(home: Path, level: str, overrides: Mapping[str, str]) -> hardware.Device:
     """A real computation in a box of that level, which must also hide and protect what it says.
 
     Raises UserError.
@@ -109,7 +159,7 @@ def _probe_in_box(home: Path, level: str) -> hardware.Device:
             raise UserError(failure)
         device = hardware.probe(
             wrap=lambda argv: isolation.wrap(level, argv, box),
-            environment=lambda given: boxes.environment(given, box),
+            environment=lambda given: {**boxes.environment(given, box), **overrides},
             hidden=secret,
             protected=closed / "protected",
             cwd=box.scratch,

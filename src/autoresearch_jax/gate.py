@@ -31,7 +31,9 @@ class Verdict:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What an experiment's record takes of it."""
+        """What an experiment's record takes of it: nothing where it was refused."""
+        if self.refused:
+            return {}
         names = {"peak_gib": "compiled_gib", "compile_seconds": "gate_seconds"}
         return {
             ours: float(self.cost[name])
@@ -123,12 +125,15 @@ class Gate:
 
 
 def lacking(target: str) -> str:
-    """What has to be installed to compile for a target, as one line; "" if it is."""
+    """What is not installed and is needed to compile for a target, or ""."""
     one = TARGETS[target]
     if any(importlib.util.find_spec(name) for name in PACKAGES[one.platform]):
         return ""
     extra = "tpu" if one.platform == "tpu" else "cuda13"
-    return f"compiling for {target} takes the packages of the extra {extra!r}"
+    return (
+        f"compiling for {target} takes {PACKAGES[one.platform][0]}, which is not installed. With "
+        f"it: uv run --extra {extra} autoresearch-jax run --compile-only --device {target}"
+    )
 
 
 def lines(cost: Mapping[str, Any]) -> list[str]:

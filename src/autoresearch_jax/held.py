@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from errno import EACCES, EDQUOT, EIO, ENOSPC, EROFS
 
-from autoresearch_jax import conditions, hardware, locks, scoring, tags
+from autoresearch_jax import conditions, hardware, locks, scoring, settings, tags
 from autoresearch_jax.conditions import Conditions
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.interrupts import Interrupts
@@ -37,6 +37,11 @@ class Setup:
     limits: Limits = field(default_factory=Limits)  # of a baseline
     examine: Callable[[Workspace, str, str | None], Conditions] = conditions.examine
     scorer: Scorer = scoring.score
+    max_memory_gb: float | None = None  # GiB of a device; None: as program.md says, else all of it
+
+    def memory_limit(self, workspace: Workspace) -> float | None:
+        """GiB of a device that a training may use. Raises UserError."""
+        return self.max_memory_gb or settings.of(workspace).max_memory_gb
 
 
 @contextmanager
@@ -47,6 +52,7 @@ def held(
 
     Raises UserError, also where `begun` asks for a tag that has run and there is none.
     """
+    max_memory_gb = setup.memory_limit(workspace)
     with device_held(workspace, setup, what) as (view, interrupts, found, device_locks):
         workspace.head()  # a repository without a commit is refused before anything is written
         chosen, new, why = tags.choose(workspace, setup.tag, found.fingerprint)
@@ -63,6 +69,7 @@ def held(
             stop=interrupts,
             limits=setup.limits,
             scorer=setup.scorer,
+            max_memory_gb=max_memory_gb,
             device_locks=device_locks,
         )
         try:

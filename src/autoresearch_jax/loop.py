@@ -97,6 +97,7 @@ def run_proposal(
         blob = session.ratchet.store(source)
         if _waiting(session, blob) is None:
             _refuse_unedited(session, blob)
+            _refuse_known(session, source)
         session.begin("run", agent=PERSON)
         try:
             e = _decided_proposal(session, blob, journal.clean(description))
@@ -209,15 +210,15 @@ def _pause_if_broken(session: Session) -> None:
 
 def _crashes_alike(records: list[Record], history: list[Experiment]) -> list[Experiment]:
     """The last experiments if they crashed with the same cause, since it was last looked into."""
-    since = max(
-        (i for i, r in enumerate(records) if r["step"] in ("control", "session")), default=0
-    )
-    decided = [r["n"] for r in records[since:] if r["step"] == "decided"]
     found: list[Experiment] = []
-    for e in reversed([history[n] for n in decided]):
-        if e.status != "crash" or (found and _cause(e.reason) != _cause(found[0].reason)):
+    for record in reversed(records):
+        if record["step"] in ("control", "session"):
             break
-        found.append(e)
+        if record["step"] == "decided":
+            e = history[record["n"]]
+            if e.status != "crash" or (found and _cause(e.reason) != _cause(found[0].reason)):
+                break
+            found.append(e)
     return found[::-1]
 
 
@@ -242,10 +243,20 @@ def _ask(session: Session, agent: Agent, desc: str, seed: int) -> Experiment:
     if dropped:
         names = journal.clean(", ".join(dropped))
         session.view.say(f"     dropped changes outside train.py: {names}")
-    blob = session.ratchet.store(_proposed(context.worktree / "train.py"))
+    proposed = _proposed(context.worktree / "train.py")
+    blob = session.ratchet.store(proposed)
     if blob == session.ratchet.blob_id(best.commit):
         raise AgentError("train.py was not changed.")
+    same = session.same_as(proposed)
+    if same is not None:
+        raise AgentError(f"train.py is that of {known(same)}, comments and formatting aside.")
     return session.propose(blob, description, agent.name, {"agent_seconds": seconds})
+
+
+def known(e: Experiment) -> str:
+    """An experiment and what came of it, in a few words."""
+    score = "no score" if e.val_bpb is None else f"val_bpb {e.val_bpb:.6f}"
+    return f"experiment {e.n} ({e.status}, {score}: {e.description})"
 
 
 def _context(session: Session, best: Experiment, desc: str, seed: int) -> Context:
@@ -348,6 +359,16 @@ def _refuse_unedited(session: Session, blob: str) -> None:
                 "nothing to propose. Edit it first; `autoresearch-jax run` without -m measures it "
                 "as it is."
             )
+
+
+def _refuse_known(session: Session, train_py: bytes) -> None:
+    """Raises UserError if an experiment of the tag has scored this train.py already."""
+    same = session.same_as(train_py)
+    if same is not None:
+        raise UserError(
+            f"train.py in {session.workspace.root} is that of {known(same)}, comments and "
+            f"formatting aside: it is not run again. Look at it: autoresearch-jax show {same.n}"
+        )
 
 
 def _decided_proposal(session: Session, blob: str, description: str) -> Experiment:

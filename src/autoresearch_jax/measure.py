@@ -8,9 +8,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoresearch_jax import files, locks
+from autoresearch_jax import boxes, compiler, conditions, files, gate, isolation, locks
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.held import Setup, device_held
+from autoresearch_jax.interrupts import Interrupts
 from autoresearch_jax.loop import log_place
 from autoresearch_jax.manifest import FROZEN
 from autoresearch_jax.runner import Runner
@@ -43,6 +44,7 @@ def measure(workspace: Workspace, setup: Setup, *, log_path: Path) -> Measured:
     """Trains a copy of the checkout's files as they are now. Raises UserError."""
     log_path = log_place(workspace, log_path)
     runs = workspace.home / "runs"
+    max_memory_gb = setup.memory_limit(workspace)
     with (
         device_held(workspace, setup, "run") as (view, interrupts, found, device_locks),
         _own_folder(runs) as (here, lock),
@@ -56,6 +58,7 @@ def measure(workspace: Workspace, setup: Setup, *, log_path: Path) -> Measured:
             found,
             view=view,
             scorer=setup.scorer,
+            max_memory_gb=max_memory_gb,
             keep_fds=(*device_locks, lock),
             stop=interrupts.stopping,  # there is no loop to finish
         )
@@ -66,6 +69,7 @@ def measure(workspace: Workspace, setup: Setup, *, log_path: Path) -> Measured:
             budget_s=time_budget(frozen),
             limits=setup.limits,
             title="train.py",
+            frozen=lambda: frozen,
         )
         if trained.outcome != "ok":
             return Measured(trained, None)
@@ -77,6 +81,50 @@ def measure(workspace: Workspace, setup: Setup, *, log_path: Path) -> Measured:
             title="train.py",
         )
     return Measured(trained, scored)
+
+
+def compile_only(
+    workspace: Workspace, setup: Setup, *, device: str | None, devices: int, log_path: Path
+) -> gate.Verdict:
+    """Compiles the checkout's train.py and trains nothing; no accelerator is held.
+
+    `device` is of compiler.TARGETS, or "cpu"; None: this machine's. Raises UserError.
+    """
+    log_path = log_place(workspace, log_path)
+    if device is not None and device != "cpu" and (lacks := gate.lacking(device)):
+        raise UserError(lacks)
+    most = setup.memory_limit(workspace)
+    setup.view.live("looking at the accelerator")
+    # What is named need not be here, and what is here may be busy.
+    overrides = {} if device is None else {"JAX_PLATFORMS": "cpu"}
+    found, chosen = conditions.probe(workspace.home, setup.isolation, setup.required, overrides)
+    target: str | None = "" if device == "cpu" else device
+    if device is None:
+        own = compiler.target_of(found.device_kind, found.memory_mb / 1024)
+        target = "" if found.platform == "cpu" else own
+        if target is None:
+            raise UserError(
+                f"a {found.device_kind} is none of the devices that can be compiled for. Name the "
+                f"nearest: --device {' | '.join(compiler.TARGETS)}"
+            )
+    with Interrupts(setup.view) as interrupts, _own_folder(workspace.home / "runs") as (here, lock):
+        folder = here / "train"
+        _copy(workspace, _files(workspace), folder)
+        scratch = isolation.fresh(here / "scratch")
+        box = boxes.training(workspace, None, scratch=scratch, writable=(folder,))
+        environment = boxes.environment(os.environ, box) | {"PYTHONDONTWRITEBYTECODE": "1"}
+        compilation = gate.Gate(
+            folder,
+            target=target or "",
+            devices=devices,
+            memory_gib=most,
+            level=chosen.level,
+            box=box,
+            env=environment | ({"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}),
+            log=log_path,
+            keep_fds=(lock,),
+        )
+        return compilation.wait(abandoned=interrupts.stopping, live=setup.view.live)
 
 
 @contextmanager

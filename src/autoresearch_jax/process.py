@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import selectors
 import subprocess
 import sys
@@ -26,6 +27,110 @@ class Ended:
     orphans: int  # processes that it left behind when it exited
 
 
+class Running:
+    """A command in a session of its own, and all that it starts. It is to be waited for, or ended.
+
+    Output goes to the files `stdout` and `stderr` (None: the same file), which keep the head and
+    the tail of a flood. Without a `stdin` it reads what `tell` writes. `keep_fds` stay open until
+    all has ended, even if this process is killed: the locks.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        stdout: Path,
+        stderr: Path | None = None,
+        stdin: Path | None = Path("/dev/null"),
+        keep_fds: Sequence[int] = (),
+    ) -> None:
+        """Starts it; that it cannot be started is said when it is waited for, or ended."""
+        self._argv, self._cwd, self._over = list(argv), cwd, False
+        read: int | None = None
+        self._told: int | None = None
+        if stdin is None:
+            read, self._told = os.pipe()
+        spec = {
+            "argv": self._argv,
+            "cwd": str(cwd),
+            "stdin": str(stdin) if read is None else read,
+            "stdout": str(stdout),
+            "stderr": None if stderr is None else str(stderr),
+        }
+        self._begun = time.monotonic()
+        try:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", supervisor.__file__, json.dumps(spec)],
+                env=dict(env),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # the terminal's Ctrl-C is for us alone
+                pass_fds=(*keep_fds, *(() if read is None else (read,))),
+            )
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            if read is not None:
+                os.close(read)
+
+    def tell(self, words: bytes) -> None:
+        """Writes a few words to its standard input, and ends that."""
+        assert self._told is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended
+            os.write(self._told, words)
+        self._close()
+
+    def pids(self) -> list[int]:
+        """The processes that run; [] where the system does not tell."""
+        return supervisor.descendants(self._guard.pid) if supervisor.LINUX else []
+
+    def wait(
+        self,
+        *,
+        limit_s: float,
+        abandoned: Callable[[], bool] = lambda: False,
+        tick: Callable[[], object] = lambda: None,
+    ) -> Ended:
+        """Waits until all of it has ended.
+
+        `abandoned` is asked, and `tick` called, every 0.2 s; the command is over its limit
+        `limit_s` from now on, or once `tick` returns something true. Raises UserError if the
+        command could not be started, or cannot be ended.
+        """
+        why, deadline = "", time.monotonic() + limit_s
+        self._over = True
+        with self._guard:
+            try:
+                why = _watch(self._guard, deadline, abandoned, tick)
+            finally:
+                self._close()
+                report = _end(self._guard)
+        if "error" in report:
+            raise UserError(f"{self._argv[0]} cannot be started in {self._cwd}: {report['error']}.")
+        if report["stuck"]:
+            raise UserError(
+                f"{report['stuck']} processes of `{' '.join(self._argv)}` cannot be ended; they "
+                "may hold the accelerator. Look for them with `ps`, then run the same command "
+                "again."
+            )
+        seconds = time.monotonic() - self._begun
+        return Ended(report["returncode"], seconds, why, report["orphans"])
+
+    def end(self) -> None:
+        """Ends it at once, if it was not waited for. Raises UserError as `wait` does."""
+        if not self._over:
+            self.wait(limit_s=0.0)
+
+    def _close(self) -> None:
+        if self._told is not None:
+            os.close(self._told)
+            self._told = None
+
+
 def run(
     argv: Sequence[str],
     *,
@@ -39,45 +144,11 @@ def run(
     tick: Callable[[], object] = lambda: None,
     keep_fds: Sequence[int] = (),
 ) -> Ended:
-    """Runs a command in a session of its own until it, and all it started, has ended.
-
-    Output goes to the files `stdout` and `stderr` (None: the same file), which keep the head and
-    the tail of a flood. `abandoned` is asked, and `tick` called, every 0.2 s; the command is over
-    its limit after `limit_s`, or once `tick` returns something true. `keep_fds` stay open until
-    all has ended, even if this process is killed: the locks.
-
-    Raises UserError if the command cannot be started or not be ended.
-    """
-    spec = {
-        "argv": list(argv),
-        "cwd": str(cwd),
-        "stdin": str(stdin),
-        "stdout": str(stdout),
-        "stderr": None if stderr is None else str(stderr),
-    }
-    begun = time.monotonic()
-    guard = subprocess.Popen(
-        [sys.executable, "-I", "-S", supervisor.__file__, json.dumps(spec)],
-        env=dict(env),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # the terminal's Ctrl-C is for us alone
-        pass_fds=tuple(keep_fds),
+    """Runs a command until it, and all it started, has ended: `Running`, and `Running.wait`."""
+    running = Running(
+        argv, cwd=cwd, env=env, stdout=stdout, stderr=stderr, stdin=stdin, keep_fds=keep_fds
     )
-    with guard:
-        try:
-            why = _watch(guard, begun + limit_s, abandoned, tick)
-        finally:
-            report = _end(guard)
-    if "error" in report:
-        raise UserError(f"{argv[0]} cannot be started in {cwd}: {report['error']}.")
-    if report["stuck"]:
-        raise UserError(
-            f"{report['stuck']} processes of `{' '.join(argv)}` cannot be ended; they may hold the "
-            "accelerator. Look for them with `ps`, then run the same command again."
-        )
-    return Ended(report["returncode"], time.monotonic() - begun, why, report["orphans"])
+    return running.wait(limit_s=limit_s, abandoned=abandoned, tick=tick)
 
 
 def _watch(

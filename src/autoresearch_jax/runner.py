@@ -2,8 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from autoresearch_jax import (
     boxes,
@@ -17,6 +19,7 @@ from autoresearch_jax import (
 )
 from autoresearch_jax.conditions import Conditions
 from autoresearch_jax.errors import UserError
+from autoresearch_jax.gate import Gate
 from autoresearch_jax.manifest import Manifest
 from autoresearch_jax.view import View
 from autoresearch_jax.workspace import Workspace
@@ -24,6 +27,9 @@ from autoresearch_jax.workspace import Workspace
 SEED = "42"  # of every training of a loop: scores of one seed compare
 
 SPARE_BYTES = 256 << 20  # of a disk, that a training leaves free
+
+# The memory that an early scorer would take in advance is the training's.
+EARLY_ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 Scorer = Callable[..., scoring.Score]
 
@@ -40,11 +46,13 @@ class Runner:
         view: View,
         stop: Callable[[], bool],
         scorer: Scorer = scoring.score,
+        max_memory_gb: float | None = None,
         keep_fds: tuple[int, ...] = (),
     ) -> None:
         """`private` is a folder for what is made anew each time; `keep_fds` are the locks.
 
-        `stop` is asked whether to give up what runs.
+        `stop` is asked whether to give up what runs; `max_memory_gb` is what a training may use
+        of a device, in GiB, None for all.
         """
         self._workspace = workspace
         self._private = private
@@ -52,8 +60,11 @@ class Runner:
         self._view = view
         self._stop = stop
         self._scorer = scorer
+        self._max_memory_gb = max_memory_gb
         self._keep_fds = keep_fds
         self._others: frozenset[int] | None = None  # who used the accelerator before us
+        self._early: scoring.Started | None = None  # waits for the end of a training
+        self._early_for: object = None  # what it scores
 
     def train(
         self,
@@ -65,11 +76,15 @@ class Runner:
         limits: trainer.Limits,
         title: str,
         enough: Callable[[], bool] = lambda: False,
+        frozen: Callable[[], Path] | None = None,
     ) -> trainer.TrainResult:
         """Trains train.py of `folder` there; `artifacts` is emptied first, `enough` may end it.
 
+        If it is scored next, `frozen` gives a folder with the pinned files: where the device can be
+        shared, an early scorer starts as soon as the model is exported, and waits for `score`.
         Raises UserError where the machine is not as it must be for a training, or afterwards.
         """
+        self.end_early()
         self._await_device()
         for made in (artifacts, cache := self._private / "cache"):
             files.remove(made)
@@ -88,6 +103,7 @@ class Runner:
             cache,
             seed=SEED,
             data=self._conditions.data_fingerprint,
+            max_memory_gb=self._max_memory_gb,
         )
         self._view.live(f"{title}: starting")
         before = {}
@@ -95,23 +111,35 @@ class Runner:
             before = installed.state()
             if data is not None:
                 data.verify(splits=("train",), shards=False)
-        result = trainer.train(
-            folder,
-            log=log,
-            artifacts=artifacts,
-            budget_s=budget_s,
-            env=boxes.environment(os.environ, box) | own,
-            level=self._conditions.level,
-            box=box,
-            limits=limits,
-            disk_bytes=_disk_bytes(artifacts, cache),
-            live=lambda line: self._view.live(f"{title}: {line or 'starting'}"),
-            abandoned=lambda: self._stop() or enough(),
-            keep_fds=self._keep_fds,
-        )
-        files.remove(box.scratch)
-        if before:
-            _refuse_changed(installed.changed(before, installed.state()), title)
+
+        def exported() -> None:
+            if frozen is not None and self._conditions.scores_early:
+                self._start_early(frozen, artifacts, limits.tolerance)
+
+        awaited = False
+        try:
+            result = trainer.train(
+                folder,
+                log=log,
+                artifacts=artifacts,
+                budget_s=budget_s,
+                env=boxes.environment(os.environ, box) | own,
+                level=self._conditions.level,
+                box=box,
+                limits=limits,
+                disk_bytes=_disk_bytes(artifacts, cache),
+                live=lambda line: self._view.live(f"{title}: {line or 'starting'}"),
+                exported=exported,
+                abandoned=lambda: self._stop() or enough(),
+                keep_fds=self._keep_fds,
+            )
+            files.remove(box.scratch)
+            if before:
+                _refuse_changed(installed.changed(before, installed.state()), title)
+            awaited = result.outcome == "ok"
+        finally:
+            if not awaited:
+                self.end_early()
         return result
 
     def score(
@@ -125,36 +153,116 @@ class Runner:
         split: str = "val",
     ) -> scoring.Score:
         """The score of what a training left; `frozen` holds the pinned files. Raises UserError."""
-        self._await_device()
+        self._view.live(f"{title}: scoring")
+        asked: dict[str, Any] = {
+            "limit_s": limits.scoring_s,
+            "live": lambda line: self._view.live(f"{title}: {line}"),
+            "abandoned": self._stop,
+        }
+        score = self._ask_early((artifacts, split, limits.tolerance), asked)
+        if score is None:
+            self._await_device()
+            scratch = self._private / "scratch"
+            options = self._scoring(frozen, artifacts, split, limits.tolerance, scratch, log)
+            score = self._scorer(frozen, artifacts, **options, **asked)
+            files.remove(scratch)
+        return score
+
+    def _scoring(
+        self, frozen: Path, artifacts: Path, split: str, tolerance: float, scratch: Path, log: Path
+    ) -> dict[str, Any]:
+        """What a scorer is started with, beside its limits."""
         data = self._data(frozen)
         cache = self._workspace.home / "scorer-cache"  # no training can write there
         cache.mkdir(parents=True, exist_ok=True)
-        scratch = isolation.fresh(self._private / "scratch")
+        isolation.fresh(scratch)
         own = boxes.scorer_environment(self._workspace.home, cache)
         box = boxes.scorer(data, split, scratch=scratch, readable=(frozen, artifacts), cache=cache)
-        self._view.live(f"{title}: scoring")
-        score = self._scorer(
-            frozen,
-            artifacts,
-            data=self._conditions.data_fingerprint,
-            split=split,
-            tolerance=limits.tolerance,
-            limit_s=limits.scoring_s,
-            level=self._conditions.level,
-            box=box,
-            env=boxes.environment(os.environ, box) | own,
-            log=log,
-            live=lambda line: self._view.live(f"{title}: {line}"),
-            abandoned=self._stop,
-            keep_fds=self._keep_fds,
-        )
-        files.remove(scratch)
-        return score
+        return {
+            "data": self._conditions.data_fingerprint,
+            "split": split,
+            "tolerance": tolerance,
+            "level": self._conditions.level,
+            "box": box,
+            "env": boxes.environment(os.environ, box) | own,
+            "log": log,
+            "keep_fds": self._keep_fds,
+        }
+
+    # --------------------------------------------------------------------------- early scorer
+
+    def _start_early(self, frozen: Callable[[], Path], artifacts: Path, tolerance: float) -> None:
+        """Starts a scorer that compiles while the training runs, and waits for its end.
+
+        It can save time and nothing else: where it cannot start, an ordinary one does later.
+        """
+        scratch, log = self._private / "early-scratch", artifacts.with_name("score-early.log")
+        with suppress(OSError, UserError):
+            folder = frozen()
+            options = self._scoring(folder, artifacts, "val", tolerance, scratch, log)
+            options["env"] |= EARLY_ENVIRONMENT
+            self._early = scoring.Started(folder, artifacts, **options, early=True)
+            self._early_for = (artifacts, "val", tolerance)
+
+    def _ask_early(self, what: object, asked: dict[str, Any]) -> scoring.Score | None:
+        """The score by the scorer that waits for it; None where an ordinary one has to be asked.
+
+        Only its score counts: why there is none, an ordinary one shall say.
+        """
+        early = self._early
+        try:
+            if early is None or self._early_for != what:
+                return None
+            self._await_device(early.pids())
+            early.go()
+            with suppress(UserError):
+                score = early.wait(**asked)
+                if score.outcome in ("ok", "abandoned"):
+                    return score
+            return None
+        finally:
+            self.end_early()
+
+    def end_early(self) -> None:
+        """Ends the scorer that waits for the end of a training, if there is one."""
+        early, self._early = self._early, None
+        if early is not None:
+            early.end()
+            files.remove(self._private / "early-scratch")
 
     def _data(self, folder: Path) -> Manifest | None:
         """The data of a folder's frozen files. Raises UserError if it was prepared anew."""
         pinned = self._conditions.data_fingerprint
         return manifest.load(folder, splits=(), fingerprint=pinned) if pinned else None
+
+    # ---------------------------------------------------------------------------------- gate
+
+    def gate(self, export: Callable[[Path], None], log: Path) -> Gate | None:
+        """Compiles what `export` lays into a folder, beside a training of it or of another.
+
+        None where that would take from a training's budget, or the device is not known.
+        """
+        conditions = self._conditions
+        if conditions.target is None:
+            return None
+        folder = self._private / "gate"
+        export(folder)
+        scratch = isolation.fresh(self._private / "gate-scratch")
+        box = boxes.training(
+            self._workspace, self._data(folder), scratch=scratch, writable=(folder,)
+        )
+        limits = [g for g in (conditions.memory_gib, self._max_memory_gb) if g is not None]
+        return Gate(
+            folder,
+            target=conditions.target,
+            devices=int(conditions.fingerprint.get("device count", 1)),
+            memory_gib=min(limits, default=None),
+            level=conditions.level,
+            box=box,
+            env=boxes.environment(os.environ, box) | {"PYTHONDONTWRITEBYTECODE": "1"},
+            log=log,
+            keep_fds=self._keep_fds,
+        )
 
     # ------------------------------------------------------------------------- compile cache
 
@@ -181,12 +289,15 @@ class Runner:
 
     # --------------------------------------------------------------------------- accelerator
 
-    def _await_device(self) -> None:
-        """Waits until the accelerator's memory is as free as before ours. Raises UserError."""
+    def _await_device(self, early: Collection[int] = ()) -> None:
+        """Waits until the accelerator's memory is as free as before ours. Raises UserError.
+
+        `early` are the processes of a scorer that has been waiting for it.
+        """
         if self._others is None:
             self._others = frozenset(hardware.device_holders())
         else:
-            hardware.wait_until_free(self._others)
+            hardware.wait_until_free(self._others.union(early))
 
 
 def _disk_bytes(*folders: Path) -> int:

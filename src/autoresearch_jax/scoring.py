@@ -5,14 +5,16 @@ import json
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from autoresearch_jax import isolation, journal, process, trainer
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.isolation import Box
-from autoresearch_jax.scorer import BROKEN, REFUSED, tree
+from autoresearch_jax.scorer import BROKEN, GO, REFUSED, tree
 
 PACKAGE = Path(__file__).parent
 # What a score rests on, of this package: all that the scorer imports (a test compares).
@@ -89,62 +91,107 @@ def score(
     frozen: Path,
     artifacts: Path,
     *,
-    data: str | None,
-    split: str = "val",
-    tolerance: float,
     limit_s: float,
-    level: str,
-    box: Box,
-    env: Mapping[str, str],
-    log: Path,
     live: Callable[[str], None] = lambda _: None,
     abandoned: Callable[[], bool] = lambda: False,
-    keep_fds: tuple[int, ...] = (),
+    **options: Any,
 ) -> Score:
-    """Scores what a training left in `artifacts`.
+    """Scores what a training left in `artifacts`; `options` are those of `Started`.
 
-    `frozen` holds the pinned prepare.py and constants.py, `data` is the pinned fingerprint. `box`
-    must let it read both, its data and the artifacts; `box.scratch` is a fresh folder. Raises
-    UserError where not the artifacts, but the data or the machine is at fault.
+    Raises UserError where not the artifacts, but the data or the machine is at fault.
     """
-    out = box.scratch / "answer.json"
-    spec = {
-        "frozen": str(frozen),
-        "artifacts": str(artifacts),
-        "split": split,
-        "data": data,
-        "tolerance": tolerance,
-        "out": str(out),
-    }
-    argv = [sys.executable, "-I", "-m", "autoresearch_jax.scorer", json.dumps(spec)]
-    ended = process.run(
-        isolation.wrap(level, argv, box),
-        cwd=frozen,
-        env=env,
-        stdout=log,
-        limit_s=limit_s,
-        abandoned=abandoned,
-        tick=lambda: live("scoring"),
-        keep_fds=keep_fds,
-    )
-    metrics = {"scoring_seconds": round(ended.seconds, 3)}
-    returncode = isolation.signal_of(level, ended.returncode)
-    if ended.why == "abandoned":
-        return Score("abandoned", "abandoned", metrics)
-    if ended.why == "limit":
-        return Score("refused", f"too-slow: not scored within {limit_s:.0f} s", metrics)
-    if returncode not in (0, REFUSED, BROKEN):
-        tail = trainer.read_tail(log)
-        why = f"signal {-returncode}" if returncode < 0 else trainer.crash_reason(tail)
-        reason = journal.clean(f"scorer-failed: {why}", trainer.REASON_LIMIT)
-        return Score("refused", reason, metrics, max(0, -returncode))
-    answer = json.loads(out.read_bytes())
-    if returncode == BROKEN:
-        raise UserError(answer["broken"])
-    if returncode == REFUSED:
-        reason = f"{answer['refused']}: {answer['detail']}"
-        return Score("refused", journal.clean(reason, trainer.REASON_LIMIT), metrics)
-    metrics |= {name: float(value) for name, value in answer.items()}
-    if not metrics["val_bpb"] > 0:  # it would stay the best for ever
-        return Score("refused", f"not-positive: val_bpb is {metrics.pop('val_bpb')}", metrics)
-    return Score("ok", "", metrics)
+    scorer = Started(frozen, artifacts, **options)
+    return scorer.wait(limit_s=limit_s, live=live, abandoned=abandoned)
+
+
+class Started:
+    """A process that scores. It is to be waited for, or ended."""
+
+    def __init__(
+        self,
+        frozen: Path,
+        artifacts: Path,
+        *,
+        data: str | None,
+        split: str = "val",
+        tolerance: float,
+        level: str,
+        box: Box,
+        env: Mapping[str, str],
+        log: Path,
+        keep_fds: tuple[int, ...] = (),
+        early: bool = False,
+    ) -> None:
+        """`frozen` holds the pinned prepare.py and constants.py, `data` is the pinned fingerprint.
+
+        `box` must let it read both, its data and the artifacts; `box.scratch` is a fresh folder.
+        An `early` one is started while the training runs: it compiles what that has exported, and
+        waits for `go`.
+        """
+        self._level, self._log = level, log
+        self._out = box.scratch / "answer.json"
+        spec = {
+            "frozen": str(frozen),
+            "artifacts": str(artifacts),
+            "split": split,
+            "data": data,
+            "tolerance": tolerance,
+            "early": early,
+            "out": str(self._out),
+        }
+        argv = [sys.executable, "-I", "-m", "autoresearch_jax.scorer", json.dumps(spec)]
+        self._begun = time.monotonic()
+        self._running = process.Running(
+            isolation.wrap(level, argv, box),
+            cwd=frozen,
+            env=env,
+            stdout=log,
+            stdin=None if early else Path("/dev/null"),
+            keep_fds=keep_fds,
+        )
+
+    def go(self) -> None:
+        """Tells an early one that the training has ended, and what it left will not change."""
+        self._begun = time.monotonic()
+        self._running.tell(GO)
+
+    def pids(self) -> list[int]:
+        """Its processes, which may hold the accelerator."""
+        return self._running.pids()
+
+    def end(self) -> None:
+        """Ends it at once; nothing is left to do once it was waited for. Raises UserError."""
+        self._running.end()
+
+    def wait(
+        self,
+        *,
+        limit_s: float,
+        live: Callable[[str], None] = lambda _: None,
+        abandoned: Callable[[], bool] = lambda: False,
+    ) -> Score:
+        """Its answer. Raises UserError as `score` does."""
+        ended = self._running.wait(
+            limit_s=limit_s, abandoned=abandoned, tick=lambda: live("scoring")
+        )
+        metrics = {"scoring_seconds": round(time.monotonic() - self._begun, 3)}
+        returncode = isolation.signal_of(self._level, ended.returncode)
+        if ended.why == "abandoned":
+            return Score("abandoned", "abandoned", metrics)
+        if ended.why == "limit":
+            return Score("refused", f"too-slow: not scored within {limit_s:.0f} s", metrics)
+        if returncode not in (0, REFUSED, BROKEN):
+            tail = trainer.read_tail(self._log)
+            why = f"signal {-returncode}" if returncode < 0 else trainer.crash_reason(tail)
+            reason = journal.clean(f"scorer-failed: {why}", trainer.REASON_LIMIT)
+            return Score("refused", reason, metrics, max(0, -returncode))
+        answer = json.loads(self._out.read_bytes())
+        if returncode == BROKEN:
+            raise UserError(answer["broken"])
+        if returncode == REFUSED:
+            reason = f"{answer['refused']}: {answer['detail']}"
+            return Score("refused", journal.clean(reason, trainer.REASON_LIMIT), metrics)
+        metrics |= {name: float(value) for name, value in answer.items()}
+        if not metrics["val_bpb"] > 0:  # it would stay the best for ever
+            return Score("refused", f"not-positive: val_bpb is {metrics.pop('val_bpb')}", metrics)
+        return Score("ok", "", metrics)

@@ -4,12 +4,11 @@ Every step is in the journal before its effect is carried out, and every effect 
 twice. So `settle` brings whatever state a killed process left to where it would have been.
 """
 
-import ast
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,12 @@ from autoresearch_jax import (
     projection,
     ratchet,
     scoring,
+    source,
     trainer,
 )
 from autoresearch_jax.conditions import Conditions
 from autoresearch_jax.errors import UserError
+from autoresearch_jax.gate import Verdict
 from autoresearch_jax.interrupts import Interrupts
 from autoresearch_jax.journal import Experiment, Journal, Record
 from autoresearch_jax.ratchet import Ratchet
@@ -56,6 +57,7 @@ class Session:
         stop: Interrupts,
         limits: trainer.Limits,
         scorer: Scorer = scoring.score,
+        max_memory_gb: float | None = None,
         device_locks: tuple[int, ...] = (),
     ) -> None:
         """Takes the tag. Raises UserError if its branch is checked out or another holds it.
@@ -70,6 +72,7 @@ class Session:
         self.ratchet = Ratchet(workspace, tag)
         self.private = workspace.private_dir(tag)
         self._limits = limits
+        self._max_memory_gb = max_memory_gb
         self._refuse_checked_out()
         self.lock = lock_tag(workspace.state_dir(tag) / "lock", tag, view)
         self.keep_fds = (self.lock, *device_locks)  # they outlive this process in what it started
@@ -81,6 +84,7 @@ class Session:
             view=view,
             stop=stop.abandoned,
             scorer=scorer,
+            max_memory_gb=max_memory_gb,
             keep_fds=self.keep_fds,
         )
         try:
@@ -91,6 +95,7 @@ class Session:
 
     def close(self) -> None:
         self.view.live("")
+        self.runner.end_early()
         self.journal.close()
         self.ratchet.keep_fds = ()
         os.close(self.lock)
@@ -102,8 +107,7 @@ class Session:
     @property
     def best(self) -> Experiment | None:
         """The last kept one, which the branch is at."""
-        kept = [e for e in self.history if e.status == "keep"]
-        return kept[-1] if kept else None
+        return next((e for e in reversed(self.history) if e.status == "keep"), None)
 
     def log(self, e: Experiment) -> Path:
         return self.workspace.run_dir(self.tag, e.n) / "run.log"
@@ -142,6 +146,7 @@ class Session:
         self._refuse_checked_out()
         self.ratchet.clear_stale_locks(self._intended())
         self._move_branch()
+        self._prune_kept()
         for e in self.history:
             if e.status is None:
                 self.view.say(f"Resuming experiment {e.n}: {e.description}")
@@ -162,6 +167,13 @@ class Session:
     def propose_baseline(self) -> Experiment:
         """The checkout's commit, as it is, becomes the next experiment."""
         return self._record(self.workspace.head(), "", "baseline", "", {})
+
+    def same_as(self, train_py: bytes) -> Experiment | None:
+        """The experiment that has scored this train.py already, comments and formatting aside."""
+        meaning = source.meaning(train_py)
+        return next(
+            (e for e in self.history if meaning and e.program == meaning and e.scored), None
+        )
 
     def propose(
         self, blob: str, description: str, agent: str, metrics: Mapping[str, float]
@@ -188,6 +200,7 @@ class Session:
             description=description,
             agent=agent,
             metrics=dict(metrics),
+            program=source.meaning(self.ratchet.blob(commit)),
             time=time.time(),
         )
         self.ratchet.name(n, commit)
@@ -204,19 +217,32 @@ class Session:
         if e.outcome == "ok" and e.scored is None:
             self._score(e)
             e = self.history[e.n]
+        self.runner.end_early()  # if this one needs no score
         best = self.best
         score = e.val_bpb if e.scored == "ok" else None
-        status = ratchet.strict(score, best.val_bpb if best else None)
-        self.journal.append("decided", n=e.n, status=status, reason=e.reason, time=time.time())
+        status, reason = ratchet.strict(score, best.val_bpb if best else None), e.reason
+        too_much = self._too_much_memory(e)
+        if too_much and status != "crash":
+            status, reason = "discard" if best else "crash", too_much
+        self.journal.append("decided", n=e.n, status=status, reason=reason, time=time.time())
         self._move_branch()
         e = self.history[e.n]
         self._prune(e)
+        if e.status == "keep":
+            self._prune_kept()
         self._project()
         self.view.live("")
         self.view.say(_verdict(e, best))
         if e.note:
             self.view.say(f"     look at it: {e.note}")
         return e
+
+    def _too_much_memory(self, e: Experiment) -> str:
+        """What is said of an experiment that used more memory than it may, else ""."""
+        most = self._max_memory_gb
+        if most is None or e.memory_gb is None or e.memory_gb <= most:
+            return ""
+        return f"it used {e.memory_gb:.2f} GiB of a device, and may use {most:g}"
 
     def _still_there(self, e: Experiment) -> bool:
         """Whether a trained experiment that is to be scored has what its training left."""
@@ -228,16 +254,42 @@ class Session:
 
     def _train(self, e: Experiment) -> None:
         """Trains and records it. Raises Abandoned, UserError."""
-        broken = unparsable(self.ratchet.blob(e.commit))
+        broken = source.unparsable(self.ratchet.blob(e.commit))
         found: Record = {"outcome": "crash", "reason": broken, "metrics": {}}
         found |= {"note": "", "left": ""}
         if not broken:
-            result = self._run_training(e, self.artifacts(e), self.log(e))
+            result, verdict = self._train_gated(e)
             found |= {"outcome": result.outcome, "reason": result.reason, "note": result.note}
-            found["metrics"] = dict(result.metrics)
+            found["metrics"] = {**result.metrics, **verdict.metrics}
+            if result.outcome == "abandoned":  # by the gate: what else abandons does not come here
+                found |= {"outcome": "crash", "reason": verdict.refused}
             found["left"] = scoring.seal(self.artifacts(e)) if result.outcome == "ok" else ""
         provenance = {**self.conditions.provenance, "seed": int(SEED)}
         self.journal.append("trained", n=e.n, **found, provenance=provenance, time=time.time())
+
+    def _train_gated(self, e: Experiment) -> tuple[trainer.TrainResult, Verdict]:
+        """A training, and beside it the gate, which may end it. Raises Abandoned, UserError.
+
+        The gate is believed once it has let the baseline pass: that shows that it can compile here.
+        """
+        log = self.log(e)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        gate = self.runner.gate(partial(self.ratchet.export, e.commit), log.with_name("gate.log"))
+        baseline = self.baseline
+        believed = baseline is not None and "compiled_gib" in baseline.metrics
+        verdict = Verdict()
+        try:
+            result = self._run_training(
+                e,
+                self.artifacts(e),
+                log,
+                enough=lambda: believed and gate is not None and bool(gate.refused()),
+                frozen=partial(self._frozen, e.base or e.commit, "frozen-early"),
+            )
+        finally:
+            if gate is not None:
+                verdict = gate.end()
+        return result, verdict
 
     def limits_for(self, e: Experiment, budget_s: float = 0.0) -> trainer.Limits:
         """The baseline's own, or those that come from what the baseline took."""
@@ -252,8 +304,9 @@ class Session:
         artifacts: Path,
         log: Path,
         enough: Callable[[], bool] = lambda: False,
+        frozen: Callable[[], Path] | None = None,
     ) -> trainer.TrainResult:
-        """One training of an experiment's commit; `enough` may end it.
+        """One training of an experiment's commit; `enough` may end it; `frozen` if it is scored.
 
         Raises Abandoned, UserError.
         """
@@ -270,6 +323,7 @@ class Session:
             limits=self.limits_for(e, budget_s),
             title=_title(e),
             enough=enough,
+            frozen=frozen,
         )
         # A service manager signals every process, so a training may be ended along with the loop.
         if (result.outcome == "abandoned" and self.interrupts.abandoned()) or (
@@ -313,13 +367,13 @@ class Session:
             raise Abandoned
         return score
 
-    def _frozen(self, commit: str) -> Path:
+    def _frozen(self, commit: str, name: str = "frozen") -> Path:
         """A folder with the pinned frozen files and nothing else. Raises UserError."""
-        folder = self.private / "frozen"
+        folder = self.private / name
         files.remove(folder)
         folder.mkdir(parents=True)
-        for name in FROZEN:
-            (folder / name).write_bytes(self.ratchet.blob(commit, name))
+        for file in FROZEN:
+            (folder / file).write_bytes(self.ratchet.blob(commit, file))
         pinned = self.conditions.fingerprint.get("frozen files")
         if self.conditions.data is not None and manifest.frozen_fingerprint(folder) != pinned:
             raise UserError(
@@ -364,14 +418,13 @@ class Session:
         self.ratchet.move(best.commit, tip)
 
     def _prune(self, e: Experiment) -> None:
-        """Parameters and exports, 200 MB at full size, stay for the last kept experiments only.
-
-        Of a flood in a log the beginning and the end stay.
-        """
+        """Of a flood in a log the beginning and the end stay; nothing else if it was not kept."""
         trainer.shorten_logs(self.log(e).parent)
         if e.status != "keep":
             files.remove(self.artifacts(e))
-            return
+
+    def _prune_kept(self) -> None:
+        """Parameters and exports, 200 MB at full size, stay for the last kept experiments only."""
         kept = [one for one in self.history if one.status == "keep"]
         for one in kept[1:-ARTIFACTS_KEPT]:
             files.remove(self.artifacts(one))
@@ -413,19 +466,6 @@ def time_budget(folder: Path) -> float:
     return float(budget)
 
 
-def unparsable(source: bytes) -> str:
-    """Why a train.py is not Python, or "": no budget is spent on finding out."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ast.parse(source, "train.py")
-    except SyntaxError as error:
-        return f"SyntaxError: {error.msg} (train.py, line {error.lineno})"
-    except (ValueError, RecursionError, MemoryError) as error:
-        return f"SyntaxError: train.py cannot be parsed ({type(error).__name__}: {error})"
-    return ""
-
-
 def _verdict(e: Experiment, best: Experiment | None) -> str:
     if e.status == "crash":
         return f"{e.n:4} crash    {e.description}: {e.reason}"
@@ -433,4 +473,5 @@ def _verdict(e: Experiment, best: Experiment | None) -> str:
     if best is not None and best.val_bpb is not None and e.val_bpb is not None:
         gain = f" ({e.val_bpb - best.val_bpb:+.6f})"
     memory = "" if e.memory_gb is None else f"  {e.memory_gb:.1f} GB"
-    return f"{e.n:4} {e.status:8} {e.val_bpb:.6f}{gain}{memory}  {e.description}"
+    reason = f": {e.reason}" if e.reason else ""
+    return f"{e.n:4} {e.status:8} {e.val_bpb:.6f}{gain}{memory}  {e.description}{reason}"

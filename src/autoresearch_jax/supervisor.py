@@ -128,7 +128,7 @@ def start(spec: dict[str, Any], streams: selectors.BaseSelector) -> Tree:
     """Starts the command; its output goes to logs through `streams`."""
     separate = spec["stderr"] is not None
     logs = [Log(path) for path in (spec["stdout"], spec["stderr"]) if path is not None]
-    with Path(spec["stdin"]).open("rb") as stdin:
+    with open(spec["stdin"], "rb") as stdin:  # noqa: PTH123 - a path, or an open descriptor
         process = subprocess.Popen(
             spec["argv"],
             cwd=spec["cwd"],

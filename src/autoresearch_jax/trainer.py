@@ -52,11 +52,12 @@ class Limits:
         """What a candidate may take, given what the baseline took (its metrics)."""
         startup = baseline.get("startup_seconds", 0.0)
         overrun = max(0.0, baseline.get("training_seconds", 0.0) - budget_s)
+        scoring = baseline.get("scoring_seconds", 0.0) + baseline.get("score_ahead_seconds", 0.0)
         return cls(
             startup_s=2 * startup + max(20.0, 0.1 * budget_s),
             overrun_s=2 * overrun + 0.01 * budget_s + 1.0,
             checkpoint_s=2 * baseline.get("checkpoint_seconds", 0.0) + 5.0,
-            scoring_s=5 * baseline.get("scoring_seconds", 0.0) + 30.0,
+            scoring_s=5 * scoring + 30.0,
             tolerance=min(cls.tolerance, max(1e-4, 10 * baseline.get("probe_noise", 0.0))),
             usual_startup_s=startup,
         )
@@ -90,14 +91,16 @@ def train(
     limits: Limits = Limits(),
     disk_bytes: int = DISK_BYTES,
     live: Callable[[str], None] = lambda _: None,
+    exported: Callable[[], None] = lambda: None,
     abandoned: Callable[[], bool] = lambda: False,
     keep_fds: tuple[int, ...] = (),
 ) -> TrainResult:
     """Runs train.py of `folder` there, until it and all it started has ended.
 
     `log` takes what it prints, `artifacts` (an existing empty folder) what it exports; `live` is
-    told its last line. It runs in `box` at isolation `level`, and may write `disk_bytes` in all.
-    Raises UserError if it cannot be started or not be ended.
+    told its last line, and `exported` that it has begun to train. It runs in `box` at isolation
+    `level`, and may write `disk_bytes` in all. Raises UserError if it cannot be started or not be
+    ended.
     """
     if not (folder / "train.py").is_file():
         raise UserError(f"{folder} has no train.py.")
@@ -105,9 +108,14 @@ def train(
     written = (*box.writable, box.scratch)
     clock = Clock(artifacts, limits, budget_s, written=written, disk_bytes=disk_bytes)
 
+    news = [exported]
+
     def tick() -> str:
         live(last_line(log))
-        return clock.look()
+        over = clock.look()
+        if clock.training and not over and news:
+            news.pop()()
+        return over
 
     ended = process.run(
         isolation.wrap(level, [sys.executable, "train.py"], box),
@@ -177,6 +185,11 @@ class Clock:
             self._ended_by = self._too_much_disk()
             self._next_look = time.monotonic() + DISK_SECONDS
         return self._ended_by
+
+    @property
+    def training(self) -> bool:
+        """Whether the model was exported, and the budget runs."""
+        return self._exported is not None and self._stopped is None
 
     def _over(self, now: float) -> str:
         limits, budget = self._limits, self._budget_s

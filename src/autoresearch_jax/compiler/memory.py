@@ -6,10 +6,12 @@ from typing import Any
 
 import psutil
 
+from autoresearch_jax.errors import UserError
+
 LIMIT_VARIABLE = "AUTORESEARCH_MAX_MEMORY_GB"  # GiB of a device that a training may use
 
 
-class NotEnoughMemory(Exception):
+class NotEnoughMemory(UserError):
     """A step needs more memory than it may use."""
 
 

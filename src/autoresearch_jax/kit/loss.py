@@ -57,6 +57,7 @@ def _forward(x_BTD, w_DV, targets_BT, softcap, platform):
         top_N1 = 0.0 if softcap < EXPONENT_LIMIT else jnp.max(capped_NV, axis=-1, keepdims=True)
         exp_NV = jnp.exp(capped_NV - top_N1)
         sum_N1 = jnp.sum(exp_NV, axis=-1, keepdims=True)
+        # In the pass that sums anyway: to be picked from, the logits would have to be stored.
         target_N1 = jnp.sum(jnp.where(is_target_NV, capped_NV, 0.0), axis=-1, keepdims=True)
         nats = jnp.sum(jnp.log(sum_N1) + top_N1 - target_N1)
         dcapped_NV = (exp_NV * (1 / sum_N1) - is_target_NV) / tokens

@@ -5,3 +5,4 @@ harness's side is `autoresearch_jax.scoring`.
 """
 
 REFUSED, BROKEN = 3, 4  # exit codes: what was left breaks a rule; the data or machine is at fault
+GO = b"go\n"  # to one that was started ahead: the training has ended

@@ -82,31 +82,45 @@ def check_files(folder: Path) -> None:
             )
 
 
+def read_export(path: Path) -> bytes:
+    """The bytes of an export, of a plain file alone: the training may run, and be changing it."""
+    opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        status = os.fstat(opened)
+        if not stat.S_ISREG(status.st_mode):
+            raise Refused("truncated", f"{path.name} cannot be read: it is no plain file")
+        if status.st_size > EXPORT_BYTES:
+            raise Refused("shape", f"{path.name} has {status.st_size} bytes: it holds arrays")
+        with open(opened, "rb", closefd=False) as file:  # it has been opened
+            return file.read(EXPORT_BYTES)
+    finally:
+        os.close(opened)
+
+
 def read_function(
-    path: Path, tokens_shape: tuple[int, int], vocab_size: int
+    blob: bytes, tokens_shape: tuple[int, int], vocab_size: int
 ) -> jax.export.Exported:
     """The exported function f(flat, tokens), checked in all that it says of itself."""
-    if path.stat().st_size > EXPORT_BYTES:
-        raise Refused("shape", f"{path.name} has {path.stat().st_size} bytes: it holds arrays")
+    name = paths.EXPORTED
     try:
-        exported = jax.export.deserialize(bytearray(path.read_bytes()))
+        exported = jax.export.deserialize(bytearray(blob))
         (arguments, keywords), results = (
             jax.tree.unflatten(exported.in_tree, exported.in_avals),
             exported.out_avals,
         )
     except Exception as error:  # the bytes are anybody's, and the reader is not made for that
-        raise Refused("truncated", f"{path.name} cannot be read: {error}") from None
+        raise Refused("truncated", f"{name} cannot be read: {error}") from None
     if exported.nr_devices != 1 or jax.default_backend() not in platform_names(exported):
         raise Refused(
             "shape",
-            f"{path.name} is for {exported.nr_devices} x {', '.join(exported.platforms)}, not for "
+            f"{name} is for {exported.nr_devices} x {', '.join(exported.platforms)}, not for "
             f"one {jax.default_backend()}",
         )
     well_formed = not keywords and len(arguments) == 2 and isinstance(arguments[0], dict)
-    if not well_formed or not all(type(name) is str for name in arguments[0]):
-        raise Refused("shape", f"{path.name} is no function of named arrays and tokens")
-    if any(part in ("", ".", "..") for name in arguments[0] for part in name.split("/")):
-        raise Refused("shape", f"{path.name} names an array by a path that leads out of its folder")
+    if not well_formed or not all(type(key) is str for key in arguments[0]):
+        raise Refused("shape", f"{name} is no function of named arrays and tokens")
+    if any(part in ("", ".", "..") for key in arguments[0] for part in key.split("/")):
+        raise Refused("shape", f"{name} names an array by a path that leads out of its folder")
     tokens = arguments[1]
     if (tokens.shape, tokens.dtype) != (tokens_shape, np.int32):
         raise Refused("shape", f"it takes tokens {tokens.str_short()}, not int32{[*tokens_shape]}")
@@ -150,6 +164,12 @@ def check_module(exported: jax.export.Exported) -> None:
             raise Refused("custom-call", f"it holds the operation {name}, which reaches outside")
 
 
+def abstract_params(exported: jax.export.Exported) -> dict[str, Any]:
+    """The shapes and dtypes of the arrays that the function takes, by name."""
+    (wanted, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+    return {name: jax.ShapeDtypeStruct(aval.shape, aval.dtype) for name, aval in wanted.items()}
+
+
 def read_params(folder: Path, exported: jax.export.Exported) -> dict[str, jax.Array]:
     """The arrays that the function takes, in the shapes and dtypes that it takes them.
 
@@ -173,7 +193,7 @@ def read_params(folder: Path, exported: jax.export.Exported) -> dict[str, jax.Ar
                 if now != before:
                     raise Refused(rule, f"parameter {name!r} has {rule} {now}, not {before}")
             _check_chunks(folder / name, wanted[name].shape)
-        target = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in wanted.items()}
+        target = abstract_params(exported)
         return _or_truncated(lambda: checkpointer.restore(folder, target))
 
 

@@ -1,0 +1,44 @@
+"""A train.py as text: whether it is Python, and what it means, comments and formatting aside."""
+
+import ast
+import hashlib
+import warnings
+
+
+def unparsable(source: bytes) -> str:
+    """Why a train.py is not Python, or "": no budget is spent on finding out."""
+    try:
+        _parse(source)
+    except SyntaxError as error:
+        return f"SyntaxError: {error.msg} (train.py, line {error.lineno})"
+    except (ValueError, RecursionError, MemoryError) as error:
+        return f"SyntaxError: train.py cannot be parsed ({type(error).__name__}: {error})"
+    return ""
+
+
+def meaning(source: bytes) -> str:
+    """A hash that two sources share if their syntax trees are the same, docstrings aside.
+
+    "" for what is not Python. It may differ between versions of Python.
+    """
+    try:
+        tree = _parse(source)
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [one for one in body if not _says_only(one)]  # type: ignore[attr-defined]
+        return hashlib.sha256(ast.dump(tree).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ""
+
+
+def _parse(source: bytes) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(source, "train.py")
+
+
+def _says_only(node: ast.AST) -> bool:
+    """Whether a statement is a string and nothing else."""
+    is_string = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return is_string and isinstance(node.value.value, str)  # type: ignore[attr-defined]

@@ -1,0 +1,247 @@
+"""The scorer that compiles while the training runs, forced here onto a CPU: it only saves time."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from autoresearch_jax import hardware
+from autoresearch_jax.conditions import Conditions
+from autoresearch_jax.workspace import Workspace
+from tests import harness
+from tests.attacks import lab
+
+TOP = Path(__file__).parents[1]
+SWITCH = "AUTORESEARCH_EARLY_SCORER"
+LIMITS = {"overrun_s": 90.0, "startup_s": 90.0}  # trainings wait for the scorer here
+
+WAIT = """
+while not (LEFT / "ready").exists():
+    time.sleep(0.02)
+"""
+OTHER = """
+def logits_fn(params, tokens):
+    return params["table"][tokens] / 2
+"""
+OTHER_LATER = f"""
+{WAIT}
+session = prepare.begin(lambda params, tokens: params["table"][tokens] / 2, params)
+"""
+GARBAGE = "(LEFT / 'exported.bin').write_bytes(b'garbage')\n"
+
+SERIES = {
+    "honest": lab.train_py(begun=WAIT),
+    "other": lab.train_py(OTHER, begun=WAIT),
+    "other later": lab.train_py(begun=OTHER_LATER),
+    "garbage later": lab.train_py(begun=WAIT + GARBAGE),
+    "garbage first": lab.train_py(first=GARBAGE + WAIT),
+    "crashes": lab.train_py(begun=WAIT + "raise ValueError('width')"),
+    "too long": lab.train_py(begun=f"{WAIT}\n(LEFT / 'stopped').touch()\ntime.sleep(600)"),
+    "killed": lab.train_py(begun="this = 'another proposal'" + WAIT),
+}
+SCORED = ("honest", "other", "other later", "garbage first", "killed")
+
+
+def scorers() -> list[int]:
+    """The processes below this one that score, boxes around them first."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "autoresearch_jax.scorer" in process.cmdline():  # a supervisor has it within a word
+                found.append(process.pid)
+        except psutil.Error:
+            pass
+    return found
+
+
+def device_holders(nodes=()) -> dict[int, str]:
+    """In place of the driver's word: whatever scores holds memory of the accelerator."""
+    return dict.fromkeys(scorers(), "a scorer")
+
+
+class Watch:
+    """Lets a training go on once its early scorer is ready, or has failed."""
+
+    def __init__(self, ground: lab.Ground, first: int, names: list[str]) -> None:
+        self.runs = ground.workspace.run_dir(lab.TAG, 0).parent
+        self.numbers = {first + i: name for i, name in enumerate(names)}
+        self.seen: dict[str, list[int]] = {}  # the early scorer's processes by experiment
+
+    def __call__(self) -> None:
+        for n, name in self.numbers.items():
+            log = self.runs / str(n) / "score-early.log"
+            if name in self.seen or not log.exists():
+                continue
+            said = log.read_text()
+            if "compiled ahead" not in said and "Traceback" not in said:
+                continue
+            self.seen[name] = scorers()
+            if name == "killed":
+                os.kill(self.seen[name][-1], signal.SIGKILL)
+            (self.runs / str(n) / "artifacts" / "ready").touch()
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """Two experiments that were scored by ordinary scorers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SWITCH, "0")
+        return lab.make_ground(tmp_path_factory.mktemp("early") / "template")
+
+
+class Series:
+    """One loop with an early scorer beside each training."""
+
+    def __init__(self, ground: lab.Ground) -> None:
+        self.ground = ground
+        self.names = list(SERIES)
+        self.watch = Watch(ground, 2, self.names)
+        self.left: dict[str, list[int]] = {}  # scorers that run when the next one is proposed
+        sources = [self.proposal(i) for i in range(len(SERIES))]
+        limits = LIMITS | {"checkpoint_s": 3.0}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hardware, "device_holders", device_holders)
+            ground.loop(*sources, limits=limits, watch=self.watch, **{SWITCH: "1"})
+
+    def proposal(self, i):
+        def propose(context):
+            if i:
+                self.left[self.names[i - 1]] = scorers()
+            (context.worktree / "train.py").write_text(SERIES[self.names[i]])
+            return self.names[i]
+
+        return propose
+
+    def __getitem__(self, name):
+        return self.ground.history[2 + self.names.index(name)]
+
+    def early_log(self, name):
+        return self.ground.workspace.run_dir(lab.TAG, self[name].n) / "score-early.log"
+
+
+@pytest.fixture(scope="module")
+def series(template, tmp_path_factory):
+    return Series(template.copy(tmp_path_factory.mktemp("series") / "ground"))
+
+
+def test_the_score_is_what_an_ordinary_scorer_says(series):
+    assert series["honest"].val_bpb == series.ground.worse
+    assert "score_ahead_seconds" not in series.ground.history[1].metrics
+
+
+def test_what_was_done_ahead_is_in_the_record_and_not_in_the_seconds_after(series):
+    for name in ("honest", "other"):
+        metrics = series[name].metrics
+        assert metrics["score_ahead_seconds"] > 0
+        parts = ("score_compile_seconds", "score_seconds", "probe_seconds")
+        assert metrics["scoring_seconds"] >= sum(metrics[part] for part in parts) - 0.01
+
+
+def test_an_export_that_is_replaced_later_is_compiled_anew(series):
+    assert series["other later"].val_bpb == series["other"].val_bpb != series["honest"].val_bpb
+    assert "score_ahead_seconds" not in series["other later"].metrics
+    assert "compiled ahead" in series.early_log("other later").read_text()
+
+
+def test_what_an_early_scorer_would_refuse_an_ordinary_one_refuses(series):
+    e = series["garbage later"]
+    assert (e.status, e.val_bpb) == ("crash", None)
+    assert e.reason.startswith("truncated: exported.bin cannot be read")
+
+
+def test_what_it_could_not_compile_is_scored_if_it_is_right_in_the_end(series):
+    assert "cannot be read" in series.early_log("garbage first").read_text()
+    assert series["garbage first"].val_bpb == series.ground.worse
+
+
+def test_a_killed_one_is_replaced_by_an_ordinary_one(series):
+    assert series["killed"].val_bpb == series.ground.worse
+    assert "score_ahead_seconds" not in series["killed"].metrics
+
+
+def test_it_ends_with_a_training_that_fails(series):
+    assert (series["crashes"].outcome, series["too long"].outcome) == ("crash", "timeout")
+    for name in ("crashes", "too long"):
+        assert series.watch.seen[name]
+        assert series.left[name] == []
+
+
+def test_none_stays(series):
+    assert list(series.watch.seen) == list(SERIES)
+    assert not any(series.left.values())
+    assert not [pid for pids in series.watch.seen.values() for pid in pids if harness.alive(pid)]
+    private = series.ground.workspace.private_dir(lab.TAG)
+    assert not (private / "early-scratch").exists()
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.attacks import lab
+lab.Ground(Path(sys.argv[1]), {}).loop(lab.train_py(begun=%r), limits=%r)
+"""
+
+
+def test_a_killed_harness_leaves_none_and_the_next_one_goes_on(template, tmp_path):
+    ground = template.copy(tmp_path / "ground")
+    argv = [sys.executable, "-c", KILLED % (WAIT, LIMITS), str(ground.folder)]
+    log = ground.workspace.run_dir(lab.TAG, 2) / "score-early.log"
+    with subprocess.Popen(argv, cwd=TOP, env=os.environ | {SWITCH: "1"}) as loop:
+        while not (log.exists() and "compiled ahead" in log.read_text()):
+            assert loop.poll() is None
+            time.sleep(0.02)
+        left = scorers()
+        loop.kill()
+    assert left
+    watch = Watch(ground, 2, ["honest"])
+    log.unlink()
+    ground.loop(limits=LIMITS, watch=watch, **{SWITCH: "1"})  # it waits for the locks
+    assert not [pid for pid in left if harness.alive(pid)]
+    (e,) = ground.history[2:]
+    assert e.val_bpb == ground.worse
+    assert "score_ahead_seconds" in e.metrics
+    assert scorers() == []
+
+
+@pytest.mark.parametrize(
+    ("platform", "switch", "early"),
+    [
+        ("gpu", None, True),
+        ("cuda", None, True),
+        ("gpu", "0", False),
+        ("cpu", None, False),
+        ("cpu", "1", True),
+        ("tpu", None, False),
+        ("tpu", "1", False),  # it cannot be shared
+        ("", None, False),
+    ],
+)
+def test_it_starts_where_a_device_is_shared(monkeypatch, platform, switch, early):
+    monkeypatch.delenv(SWITCH, raising=False)
+    if switch is not None:
+        monkeypatch.setenv(SWITCH, switch)
+    assert Conditions({}, platform=platform).scores_early == early
+
+
+def test_it_is_not_started_beside_a_training_on_a_cpu(template):
+    for e in template.history:
+        assert not (template.workspace.run_dir(lab.TAG, e.n) / "score-early.log").exists()
+    assert [found.platform for found in template.found.values()] == ["cpu"]
+
+
+def test_whatever_becomes_of_it_the_scorer_that_was_chosen_decides(tmp_path, monkeypatch):
+    monkeypatch.setenv(SWITCH, "1")
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    workspace = Workspace.open(harness.make_repository(tmp_path / "workspace"))
+    slow = "import time, os, pathlib\n"
+    slow += "pathlib.Path(os.environ['AUTORESEARCH_RUN_DIR'], 'exported.bin').touch()\n"
+    slow += "time.sleep(0.5)"
+    harness.run_loop(workspace, harness.Scripted(harness.train_py(0.9, slow)), 1, tag="t")
+    assert [row[1] for row in harness.rows(workspace.root)] == ["1.000000", "0.900000"]
+    assert (workspace.run_dir("t", 1) / "score-early.log").exists()

@@ -1,0 +1,317 @@
+"""What is known of a candidate before a budget is spent on it."""
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoresearch_jax import gate, held, measure, settings, source
+from autoresearch_jax.conditions import Conditions
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.workspace import Workspace
+from tests import harness
+
+# A train.py with a step of 2 * SIZE**2 * 4 bytes, which trains as long as it is told to.
+GATED = """\
+import json, os, pathlib, time
+SIZE, SECONDS, PEAK_MB, SCORE = {size}, {seconds}, {peak_mb}, {score}
+
+
+def abstract_step(devices):
+    import jax
+
+    return jax.jit(lambda x: x @ x), (jax.ShapeDtypeStruct((SIZE, SIZE), "float32"),)
+
+
+if __name__ == "__main__":
+    left = pathlib.Path(os.environ["AUTORESEARCH_RUN_DIR"])
+    (left / "exported.bin").touch()
+    time.sleep(SECONDS)
+    (left / "stopped").touch()
+    (left / "score").write_text(str(SCORE))
+    (left / "summary.json").write_text(json.dumps({{"peak_vram_mb": PEAK_MB}}))
+"""
+
+
+def gated(size=64, seconds=0.0, peak_mb=100.0, score=0.9):
+    return GATED.format(size=size, seconds=seconds, peak_mb=peak_mb, score=score)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    # The baseline's gate has to answer before its training ends.
+    return harness.make_repository(tmp_path / "repository", gated(seconds=10.0, score=1.0))
+
+
+@pytest.fixture
+def workspace(repository, monkeypatch, tmp_path):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    (repository / "constants.py").write_text("TIME_BUDGET = 60\n")
+    harness.git(repository, "commit", "-qam", "Longer")
+    return Workspace.open(repository)
+
+
+def beside(workspace, *_):
+    """Conditions in which the gate compiles beside trainings, for what JAX finds here."""
+    return Conditions({**harness.DEVICE, "device count": 1}, target="")
+
+
+def run(workspace, *sources, **options):
+    options.setdefault("examine", beside)
+    view = harness.Notes()
+    agent = harness.Scripted(*sources)
+    result = harness.run_loop(workspace, agent, len(sources), view, **options)
+    return result, view
+
+
+# ------------------------------------------------------------------------- while others train
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        (8192, "out of memory: a step needs 0.50 GiB of a device, 256.0 MiB more than"),
+        (-1, "ValueError"),
+    ],
+)
+def test_what_cannot_run_ends_in_seconds(workspace, size, reason):
+    """Its training would take a minute, and it is told which array is too large."""
+    _, view = run(workspace, gated(size=size, seconds=59.0), max_memory_gb=0.25)
+    (crash,) = [line for line in view.said if " crash " in line]
+    if size > 0:
+        assert reason in crash
+        assert "f32[8192,8192], 256.0 MiB" in crash
+    rows = harness.rows(workspace.root)
+    assert [row[3] for row in rows] == ["keep", "crash"]
+    assert rows[1][1] == "crash"
+
+
+def test_what_the_gate_says_is_recorded(workspace):
+    run(workspace, gated(seconds=10.0))
+    for e in journal_of(workspace):
+        assert e.metrics["compiled_gib"] * 2**30 == 2 * 64 * 64 * 4
+        assert e.metrics["gate_seconds"] >= 0
+
+
+def test_a_gate_that_refuses_the_baseline_is_not_believed(workspace):
+    """As that one did run, the gate errs here."""
+    (workspace.root / "train.py").write_text(gated(size=8192, score=1.0, seconds=10.0))
+    harness.git(workspace.root, "commit", "-qam", "Large")
+    run(workspace, gated(size=8200, seconds=10.0), max_memory_gb=0.25)
+    assert [e.status for e in journal_of(workspace)] == ["keep", "keep"]
+
+
+def test_a_train_py_without_a_step_is_trained(workspace):
+    run(workspace, harness.train_py(0.5))
+    assert [e.status for e in journal_of(workspace)] == ["keep", "keep"]
+
+
+def journal_of(workspace):
+    from autoresearch_jax import journal
+
+    (tag,) = workspace.tags()
+    return journal.experiments(workspace.state_dir(tag))
+
+
+# ------------------------------------------------------------------------- memory, as run
+
+
+def test_memory_that_only_the_run_shows(workspace):
+    """More than allowed is discarded however good it is; the baseline has to keep to it."""
+    plain = {"examine": lambda *_: Conditions(harness.DEVICE)}
+    lean = {"max_memory_gb": 1.0, **plain}
+    (workspace.root / "train.py").write_text(gated(score=1.0))
+    harness.git(workspace.root, "commit", "-qam", "Short")
+    fat, better = gated(peak_mb=1536.0, score=0.5), gated(peak_mb=1000.0, score=0.6)
+    _, view = run(workspace, fat, better, **lean)
+    assert [e.status for e in journal_of(workspace)] == ["keep", "discard", "keep"]
+    assert "it used 1.50 GiB of a device, and may use 1" in view.text
+    with pytest.raises(
+        UserError, match=r"baseline.*it used 0.10 GiB of a device, and may use 0.05"
+    ):
+        run(workspace, fat, tag="other", max_memory_gb=0.05, **plain)
+
+
+def test_a_training_is_told_its_limit(workspace):
+    """So that kit.compile_step refuses before the clock, on every device."""
+    tells = gated().replace(
+        "time.sleep(SECONDS)", "print(os.environ.get('AUTORESEARCH_MAX_MEMORY_GB'))"
+    )
+    (workspace.root / "train.py").write_text(tells)
+    (workspace.root / "program.md").write_text("---\nmax_memory_gb: 40\n---\nGo on.\n")
+    harness.git(workspace.root, "commit", "-qam", "Tell")
+    examine = {"examine": lambda *_: Conditions(harness.DEVICE)}
+    for flag, told in ((None, "40.0"), (7.5, "7.5")):
+        log = workspace.root / "run.log"
+        setup = harness.setup(max_memory_gb=flag, **examine)
+        assert measure.measure(workspace, setup, log_path=log).val_bpb == 0.9
+        assert log.read_text().strip() == told
+
+
+# ------------------------------------------------------------------------- twice the same
+
+
+def test_the_same_program_is_not_run_again(workspace):
+    plain = {"examine": lambda *_: Conditions(harness.DEVICE)}
+    (workspace.root / "train.py").write_text(gated(score=1.0))
+    harness.git(workspace.root, "commit", "-qam", "Short")
+    other = gated(score=1.5)
+    again = "# A comment.\n" + other.replace(
+        "    import jax\n", '    "Docs."\n\n    import jax  # it\n'
+    )
+    agent = harness.Scripted(other, again, gated(score=0.8))
+    view = harness.Notes()
+    harness.run_loop(workspace, agent, 2, view, **plain)
+    assert [e.status for e in journal_of(workspace)] == ["keep", "discard", "keep"]
+    assert "no proposal: train.py is that of experiment 1 (discard, val_bpb 1.500000" in view.text
+
+    (workspace.root / "train.py").write_text(again)
+    with pytest.raises(UserError, match=r"that of experiment 1 \(discard.*show 1"):
+        harness.loop.run_proposal(
+            workspace, harness.setup(**plain), description="x", log_path=workspace.root / "run.log"
+        )
+    assert (workspace.root / "train.py").read_text() == again
+
+
+def test_what_had_no_score_may_be_run_again(workspace):
+    plain = {"examine": lambda *_: Conditions(harness.DEVICE)}
+    (workspace.root / "train.py").write_text(gated(score=1.0))
+    harness.git(workspace.root, "commit", "-qam", "Short")
+    failing = gated() + "    raise SystemExit('the disk was full')\n"
+    run(workspace, failing, failing, **plain)
+    assert [e.status for e in journal_of(workspace)] == ["keep", "crash", "crash"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("x = 1", "x   =  1  # one\n", True),
+        ("def f():\n  'a'\n  return 1", "def f():\n\n    return 1", True),
+        ("class A:\n  '''a'''\n", "class A:\n  '''b'''\n", True),
+        ("x = 1", "x = 2", False),
+        ("x = 'a'", "x = 'b'", False),
+        ("f(x)", "f(y)", False),
+        ("x = 1", "x = 1.0", False),
+        ("if a:\n  b\nc", "if a:\n  b\n  c", False),
+    ],
+)
+def test_meaning(first, second, same):
+    assert (source.meaning(first.encode()) == source.meaning(second.encode())) is same
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=60), st.text(max_size=60).map(lambda t: t.encode("utf-8", "replace"))
+    )
+)
+def test_any_source_has_a_meaning_or_none(text):
+    """What is not Python has none, so it equals nothing."""
+    assert bool(source.meaning(text)) is not bool(source.unparsable(text))
+
+
+# ------------------------------------------------------------------------- front matter
+
+
+@pytest.mark.parametrize(
+    ("program", "limit"),
+    [
+        ("", None),
+        ("# Goal\n", None),
+        ("---\n---\n# Goal", None),
+        ("---\nmax_memory_gb: 40\n---\n# Goal", 40.0),
+        ("---  \nmax_memory_gb: 0.5  # GiB\n---\n", 0.5),
+        ("---\nmax_memory_gb:\n---\n", None),
+        ("\n---\nmax_memory_gb: 40\n---\n", None),
+    ],
+)
+def test_front_matter(program, limit):
+    assert settings.read(program).max_memory_gb == limit
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        ("---\nmax_memory: 40\n---\n", "sets 'max_memory', which is no setting: max_memory_gb"),
+        (
+            "---\nmax_memory_gb: lots\n---\n",
+            "sets max_memory_gb to 'lots', and it must be a number",
+        ),
+        ("---\nmax_memory_gb: -1\n---\n", "must be a number above 0"),
+        ("---\nmax_memory_gb: true\n---\n", "must be a number above 0"),
+        ("---\nmax_memory_gb: .nan\n---\n", "must be a number above 0"),
+        ("---\njust words\n---\n", "is 'just words', and must be lines such as"),
+        ("---\na: [\n---\n", "is not YAML"),
+        ("---\nmax_memory_gb: 40\n", "has no second one"),
+    ],
+)
+def test_front_matter_that_is_refused(program, says):
+    with pytest.raises(UserError, match=r"^The front matter of program\.md") as caught:
+        settings.read(program)
+    assert says in str(caught.value)
+
+
+@given(st.text(max_size=80))
+def test_any_front_matter_is_read_or_refused(text):
+    with contextlib.suppress(UserError):
+        limit = settings.read(f"---\n{text}\n---\n").max_memory_gb
+        assert limit is None or limit > 0
+
+
+def test_a_loop_refuses_a_bad_program_before_it_holds_anything(workspace):
+    (workspace.root / "program.md").write_text("---\nmemory: 40\n---\n")
+    with pytest.raises(UserError, match="which is no setting"):
+        run(workspace, gated())
+    assert not workspace.tags()
+
+
+def test_a_flag_comes_before_the_program(workspace):
+    (workspace.root / "program.md").write_text("---\nmax_memory_gb: 40\n---\n")
+    view = harness.Notes()
+    assert held.Setup(view).memory_limit(workspace) == 40.0
+    assert held.Setup(view, max_memory_gb=7.0).memory_limit(workspace) == 7.0
+
+
+# ------------------------------------------------------------------------- by hand
+
+
+def compile_only(workspace, **options):
+    options = {"device": "cpu", "devices": 1, "log_path": workspace.root / "run.log", **options}
+    limit = options.pop("limit", None)
+    setup = held.Setup(harness.Notes(), isolation="none", max_memory_gb=limit)
+    return measure.compile_only(workspace, setup, **options)
+
+
+def test_compiling_by_hand(workspace):
+    verdict = compile_only(workspace)
+    assert verdict.refused == ""
+    assert verdict.cost["peak_gib"] * 2**30 == 2 * 64 * 64 * 4
+    assert any(line.startswith("peak memory") for line in gate.lines(verdict.cost))
+    (workspace.root / "train.py").write_text(gated(size=4096))  # edited, not committed
+    assert "out of memory" in compile_only(workspace, limit=0.01).refused
+
+
+def test_compiling_by_hand_what_cannot(workspace):
+    (workspace.root / "train.py").write_text("import nowhere")
+    assert compile_only(workspace).refused == "ModuleNotFoundError: No module named 'nowhere'"
+    (workspace.root / "train.py").write_text("x = 1")
+    verdict = compile_only(workspace)
+    assert gate.lines(verdict.cost) == [
+        "Nothing was compiled: train.py has no abstract_step(devices)."
+    ]
+    (workspace.root / "train.py").write_text("import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(UserError, match=r"not compiled: killed by SIGKILL.*run\.log"):
+        compile_only(workspace)
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "[1]", "nonsense", json.dumps({"refused": 3}), "[" * 5000, "x" * (2 << 20)]
+)
+def test_any_answer_is_read(tmp_path, answer):
+    """It is written by a process that runs an agent's code."""
+    one = gate.Gate.__new__(gate.Gate)
+    one._out = tmp_path / "answer.json"
+    one._out.write_text(answer)
+    assert one.refused() in ("", "3")
