@@ -63,7 +63,7 @@ SPLIT_PATTERN = (
 )
 TOKENIZER_CHARS = 1_000_000_000  # train on the first that many characters
 TOKENIZER_DOC_CHARS = 10_000  # and on no more than that of one document
-TOKENIZER_VERSION = 1
+TOKENIZER_VERSION = 2
 ENCODE_BATCH = 1024  # documents handed to the encoder's threads at a time
 ENCODE_SLICE = 32  # and to one of them
 LONG_SPACE = re.compile(r"\s{10000}")  # tiktoken's pattern matcher gives up at a million
@@ -156,9 +156,28 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def train_tokenizer(documents: Iterable[str], path: Path) -> None:
-    """Train a vocabulary of VOCAB_SIZE on `documents` and write it to `path` as JSON."""
+    """Train a vocabulary of VOCAB_SIZE on `documents` and write it to `path` as JSON.
+
+    The original's trainer, which takes half of the time of `tokenizers`' own.
+    """
+    import rustbpe  # which no training needs
+
+    trainer = rustbpe.Tokenizer()
+    trainer.train_from_iterator(iter(documents), VOCAB_SIZE - len(RESERVED), pattern=SPLIT_PATTERN)
+    ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
+    spelling = {byte: character for character, byte in _byte_alphabet().items()}
+
+    def spelled(token: bytes) -> str:
+        return "".join(spelling[byte] for byte in token)
+
+    vocabulary = {token: index for index, token in enumerate(RESERVED)}
+    vocabulary |= {spelled(token): len(RESERVED) + rank for token, rank in ranks.items()}
+    merges = [
+        (spelled(left), spelled(right))
+        for left, right in (_merged_from(token, ranks) for token in ranks if len(token) > 1)
+    ]
     pre_tokenizers = tokenizers.pre_tokenizers
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), behavior="isolated"),
@@ -166,14 +185,18 @@ def train_tokenizer(documents: Iterable[str], path: Path) -> None:
         ]
     )
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=list(RESERVED),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.add_special_tokens(list(RESERVED))
     tokenizer.save(str(path))
+
+
+def _merged_from(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two tokens that a token was first merged from: what all merges before it leave of it."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        pairs = [left + right for left, right in itertools.pairwise(parts)]
+        place = min(range(len(pairs)), key=lambda i: ranks.get(pairs[i], len(ranks)))
+        parts[place : place + 2] = [pairs[place]]
+    return parts[0], parts[1]
 
 
 def _tokenizer_text(documents: Iterable[str]) -> Iterator[str]:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+import rustbpe
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -149,6 +150,22 @@ def test_real_text_is_encoded_alike(prepare, tmp_path):
         patch.setattr(prepare, "VOCAB_SIZE", 4096)
         prepare.train_tokenizer(sources, tmp_path / "tokenizer.json")
     assert_documents_are_encoded_alike(prepare.Tokenizer(tmp_path / "tokenizer.json"), sources)
+
+
+@given(text=st.text(st.sampled_from("abcé \n'1"), max_size=200))
+@settings(
+    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_vocabulary_encodes_as_its_trainer_does(prepare, tmp_path, text):
+    """The original's trainer: its merges survive being written as those of `tokenizers`."""
+    size = prepare.VOCAB_SIZE - len(prepare.RESERVED)
+    trainer = rustbpe.Tokenizer()
+    trainer.train_from_iterator(iter([text]), size, pattern=prepare.SPLIT_PATTERN)
+    prepare.train_tokenizer([text], tmp_path / "tokenizer.json")
+    tokenizer = prepare.Tokenizer(tmp_path / "tokenizer.json")
+    expected = [len(prepare.RESERVED) + token for token in trainer.encode(text)]
+    assert tokenizer.encode(text) == expected
+    assert tokenizer.decode(expected) == text
 
 
 def test_training_is_deterministic_and_fills_the_vocabulary(prepare, tmp_path):
