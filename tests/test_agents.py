@@ -189,7 +189,7 @@ def test_git_data_that_an_agent_spoils_harms_nobody(tmp_path, monkeypatch, level
     command = f"({HOSTILE[name]})".replace("$MARKER", str(marker))
     command = command.replace("$REPOSITORY", str(workspace.common_dir))
     command += f"; rm -f {marker}"  # of the agent's own git
-    idea = f"{BETTER}; echo '#' $(date +%N) >> train.py"
+    idea = f"""{BETTER}; echo "STAMP = '$(date +%N)'" >> train.py"""
     kept = {name: (root / ".git" / name).read_bytes() for name in ("HEAD", "index", "config")}
     if name == "linked train.py":
         assert "train.py is no plain file" in failure(workspace, command, level=level)

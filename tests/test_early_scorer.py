@@ -1,6 +1,7 @@
 """The scorer that compiles while the training runs, forced here onto a CPU: it only saves time."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -180,16 +181,18 @@ def test_none_stays(series):
 
 
 KILLED = """
-import sys
+import pickle, sys
 from pathlib import Path
 from tests.attacks import lab
-lab.Ground(Path(sys.argv[1]), {}).loop(lab.train_py(begun=%r), limits=%r)
+found = pickle.loads(Path(sys.argv[2]).read_bytes())
+lab.Ground(Path(sys.argv[1]), found).loop(lab.train_py(begun=%r), limits=%r)
 """
 
 
 def test_a_killed_harness_leaves_none_and_the_next_one_goes_on(template, tmp_path):
     ground = template.copy(tmp_path / "ground")
-    argv = [sys.executable, "-c", KILLED % (WAIT, LIMITS), str(ground.folder)]
+    (found := tmp_path / "found").write_bytes(pickle.dumps(ground.found))
+    argv = [sys.executable, "-c", KILLED % (WAIT, LIMITS), str(ground.folder), str(found)]
     log = ground.workspace.run_dir(lab.TAG, 2) / "score-early.log"
     with subprocess.Popen(argv, cwd=TOP, env=os.environ | {SWITCH: "1"}) as loop:
         while not (log.exists() and "compiled ahead" in log.read_text()):

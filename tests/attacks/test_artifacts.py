@@ -106,7 +106,7 @@ def test_trees_without_bounds_do_not_stop_the_loop(attack):
     """Beside what is scored they do not matter, in it they are refused; all of it is removed."""
     attacks = {name: train_py(last=code) for name, (code, _) in WITHOUT_BOUNDS.items()}
     aside = train_py(last=NESTED.format(place="LEFT"))
-    group = attack(attacks | {"deep aside": aside, "honest": train_py()})
+    group = attack(attacks | {"deep aside": aside, "honest": train_py(last="HONEST = 1")})
     for name, (_, reason) in WITHOUT_BOUNDS.items():
         group.check_refused(name, reason)
     for name in ("deep aside", "honest"):
