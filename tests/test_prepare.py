@@ -121,7 +121,7 @@ WORDLIKE = st.text(
 
 
 @given(texts=st.lists(st.one_of(st.text(), WORDLIKE), max_size=70))
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 def test_documents_have_the_tokens_of_the_tokenizer(tokenizer, texts):
     """Two libraries encode; they must agree on every text."""
     assert_documents_are_encoded_alike(tokenizer, texts)
@@ -129,7 +129,8 @@ def test_documents_have_the_tokens_of_the_tokenizer(tokenizer, texts):
 
 def test_every_character_is_encoded_alike(tokenizer):
     """Both know the same letters, digits and spaces, and the same contractions."""
-    everything = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code <= 0xDFFF]
+    planes = [*range(0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xE1000)]  # others are empty
+    everything = [chr(code) for code in planes]
     folded = [char for char in everything if char.casefold() in [*"sdmtlver"]]
     texts = [f"'{one}{other}x" for one in folded for other in folded]
     for start in range(0, len(everything), 4096):
