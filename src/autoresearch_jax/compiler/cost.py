@@ -14,7 +14,7 @@ from autoresearch_jax.compiler import hlo, memory
 LARGEST = 3  # arrays that are named where memory does not suffice
 # JAX's own frames in the name of an operation; what is left are a model's.
 _FRAME = re.compile(r"(jit|vmap|remat|checkpoint|custom_vjp|shard_map|while|cond|body|branch)\b.*|"
-                    r"closed_call|rematted_computation|pmap.*|.*->.*")  # fmt: skip
+                    r"closed_call|eval_jaxpr.*|rematted_computation|pmap.*|.*->.*")  # fmt: skip
 
 
 @dataclass(frozen=True)
