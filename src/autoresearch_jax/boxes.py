@@ -95,7 +95,7 @@ def training_environment(
         "AUTORESEARCH_HOME": str(home),
         "AUTORESEARCH_RUN_DIR": str(artifacts),
         "AUTORESEARCH_SCORED_LATER": "1",
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # fewer page faults: 7% faster on a CPU
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # fewer page faults: 3% faster on a CPU
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "PYTHONDONTWRITEBYTECODE": "1",  # a changed .pyc would reach the next training
         "PYTHONUNBUFFERED": "1",
