@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -307,7 +308,18 @@ def test_compiling_by_hand_what_cannot(workspace):
 
 
 @pytest.mark.parametrize(
-    "answer", ["", "[1]", "nonsense", json.dumps({"refused": 3}), "[" * 5000, "x" * (2 << 20)]
+    "answer",
+    [
+        '{"peak_gib": NaN}',
+        '{"peak_gib": 1e999}',
+        '{"peak_gib": 1%s}' % ("0" * 400),
+        "",
+        "[1]",
+        "nonsense",
+        json.dumps({"refused": 3}),
+        "[" * 5000,
+        "x" * (2 << 20),
+    ],
 )
 def test_any_answer_is_read(tmp_path, answer):
     """It is written by a process that runs an agent's code."""
@@ -315,3 +327,17 @@ def test_any_answer_is_read(tmp_path, answer):
     one._out = tmp_path / "answer.json"
     one._out.write_text(answer)
     assert one.refused() in ("", "3")
+    assert one._verdict().metrics == {}
+
+
+@pytest.mark.parametrize("made", ["pipe", "endless link", "folder"])
+def test_what_is_no_answer_stops_nobody(tmp_path, made):
+    one = gate.Gate.__new__(gate.Gate)
+    one._out = tmp_path / "answer.json"
+    if made == "pipe":
+        os.mkfifo(one._out)
+    elif made == "folder":
+        one._out.mkdir()
+    else:
+        one._out.symlink_to("/dev/zero")
+    assert one.refused() == ""

@@ -7,6 +7,8 @@ training's, since it runs an agent's code: its answer is advice, and who forges 
 
 import importlib.util
 import json
+import os
+import stat
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from autoresearch_jax.errors import UserError
 from autoresearch_jax.isolation import Box
 
 ANSWER_BYTES = 1 << 20
+LARGEST = 1e15  # of a number that is recorded; neither infinite nor none is below it
 COMPILING_SECONDS = 1200.0  # a TPU's compiler takes a minute on two cores at full size
 
 
@@ -38,7 +41,7 @@ class Verdict:
         return {
             ours: float(self.cost[name])
             for name, ours in names.items()
-            if type(self.cost.get(name)) in (int, float)
+            if type(self.cost.get(name)) in (int, float) and abs(self.cost[name]) < LARGEST
         }
 
 
@@ -113,15 +116,28 @@ class Gate:
 
     def _verdict(self) -> Verdict:
         try:
-            if self._out.stat().st_size > ANSWER_BYTES:
-                return Verdict()
-            answer = json.loads(self._out.read_bytes())
+            answer = json.loads(_plain_bytes(self._out))
         except (OSError, ValueError, RecursionError):
             return Verdict()
         if not isinstance(answer, dict):
             return Verdict()
         refused = journal.clean(str(answer.pop("refused", "")), trainer.REASON_LIMIT)
         return Verdict(refused, answer)
+
+
+def _plain_bytes(path: Path) -> bytes:
+    """What a plain file holds. An agent's code may have made a pipe of it, or a link.
+
+    Raises OSError, ValueError.
+    """
+    opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        status = os.fstat(opened)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > ANSWER_BYTES:
+            raise ValueError(f"{path} is no plain file of at most {ANSWER_BYTES} bytes")
+        return os.read(opened, ANSWER_BYTES)
+    finally:
+        os.close(opened)
 
 
 def lacking(target: str) -> str:
