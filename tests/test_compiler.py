@@ -83,7 +83,7 @@ ENTRY %main (a: s32[], b: f32[8], c: f32[100,8]) -> f32[8] {
   %a = s32[] parameter(0)
   %b = f32[8]{0} parameter(1)
   %c = f32[100,8]{1,0} parameter(2)
-  %copy-start = (f32[8]{0}, f32[8]{0:S(1)}, u32[]{:S(2)}) copy-start(%b)
+  %copy-start = (f32[8]{0:S(1)}, f32[8]{0}, u32[]{:S(2)}) copy-start(%b)
   %copy-done = f32[8]{0:S(1)} copy-done(%copy-start)
   %kernel = f32[8]{0} custom-call(%copy-done), custom_call_target="tpu_custom_call", backend={
 "text": "of = a(kernel), over lines"

@@ -258,7 +258,7 @@ def _isolated(command: Any) -> Any:
 
 def _memory(command: Any) -> Any:
     """The option of every command that trains or compiles a candidate."""
-    return click.option("--max-memory-gb", type=click.FloatRange(min=0, min_open=True),
+    return click.option("--max-memory-gb", type=click.FloatRange(min=0, max=1e15, min_open=True),
         metavar="GB", help="GiB that a training may use of a device.  [default: as program.md "
         "says, else all of it]")(command)  # fmt: skip
 

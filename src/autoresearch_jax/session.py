@@ -171,9 +171,9 @@ class Session:
     def same_as(self, train_py: bytes) -> Experiment | None:
         """The experiment that has scored this train.py already, comments and formatting aside."""
         meaning = source.meaning(train_py)
-        return next(
-            (e for e in self.history if meaning and e.program == meaning and e.scored), None
-        )
+        alike = (e for e in self.history if meaning and e.program == meaning)
+        # What was discarded for another reason than its score may be tried again.
+        return next((e for e in alike if e.scored == "ok" and e.status and not e.reason), None)
 
     def propose(
         self, blob: str, description: str, agent: str, metrics: Mapping[str, float]

@@ -6,7 +6,6 @@ max_memory_gb: 40
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +32,7 @@ def of(workspace: Workspace) -> Settings:
 
 def read(program: str) -> Settings:
     """The settings in a program's front matter, a YAML mapping. Raises UserError."""
-    lines = program.splitlines()
+    lines = program.removeprefix("\ufeff").splitlines()
     if not lines or lines[0].rstrip() != FENCE:
         return Settings()
     ends = [number for number, line in enumerate(lines) if number and line.rstrip() == FENCE]
@@ -41,7 +40,7 @@ def read(program: str) -> Settings:
         raise _refused(f"begins with {FENCE} and has no second one: end the settings with {FENCE}")
     try:
         found = yaml.safe_load("\n".join(lines[1 : ends[0]]))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 13, say
         raise _refused(f"is not YAML: {' '.join(str(error).split())}") from None
     if found is None:
         return Settings()
@@ -58,7 +57,7 @@ def _positive(name: str, value: Any) -> float | None:
     if value is None:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
+    if not number or not 0 < value < 1e15:
         raise _refused(f"sets {name} to {value!r}, and it must be a number above 0")
     return float(value)
 

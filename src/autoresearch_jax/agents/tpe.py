@@ -78,7 +78,8 @@ class Tpe:
                 "train.py has no upper-case constants (such as MATRIX_LR = 0.04) to search over."
             )
         trials = [
-            Trial(past.values, None if e.status == "crash" else e.val_bpb)
+            # What was discarded for a reason of its own, its memory say, is as bad as a crash.
+            Trial(past.values, None if e.status == "crash" or e.reason else e.val_bpb)
             for past, e in zip(history, context.history, strict=True)
             if e.status is not None
         ]

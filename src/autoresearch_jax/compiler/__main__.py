@@ -50,7 +50,8 @@ def answer_to(spec: dict[str, Any]) -> dict[str, Any]:
     compiled = traced.lower().compile()
     seconds = time.perf_counter() - begun
     has = target.memory_gib * 2**30 if target else memory.device_memory(found[0])
-    limit = spec["memory_gib"] * 2**30 if spec["memory_gib"] else has
+    limits = [has, spec["memory_gib"] * 2**30 if spec["memory_gib"] else None]
+    limit = min((one for one in limits if one is not None), default=None)
     step = cost.of(compiled, traced.jaxpr.jaxpr)
     tokens = tokens_of(abstract_args) / len(found)
     kind = found[0].device_kind

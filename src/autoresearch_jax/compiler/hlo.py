@@ -204,8 +204,9 @@ def _moved(computations: dict[str, Computation], here: Computation, one: Instruc
     if one.opcode == "custom-call" and not one.operands:
         return 0  # a buffer's allocation
     if one.opcode in ("copy-start", "slice-start", *SLICES):
-        # Of a start's tuple the second is the result; the first only names the operand.
-        result = arrays(one.shape)[1] if one.opcode.endswith("start") else one.shape
+        # What a start's tuple holds: of a copy the result first, of a slice the operand.
+        place = {"copy-start": 0, "slice-start": 1}.get(one.opcode)
+        result = one.shape if place is None else arrays(one.shape)[place]
         read = shape_bytes(result, anywhere=True) if shape_bytes(shapes[0]) else 0
         return read + shape_bytes(result)
     if one.opcode in UPDATES:
@@ -252,8 +253,9 @@ def _written(computations: dict[str, Computation], body: Computation, root: Inst
     if root.opcode == "fusion":
         inner = computations[_CALLED.findall(root.attributes)[0]]
         return _written(computations, inner, inner.root)
-    if root.opcode in UPDATES:
-        return 2 * shape_bytes(operands[-1 if root.opcode == "scatter" else 1].shape, anywhere=True)
+    if root.opcode in UPDATES:  # a scatter adds to what is there; the other replaces it
+        update, times = (operands[-1], 2) if root.opcode == "scatter" else (operands[1], 1)
+        return times * shape_bytes(update.shape, anywhere=True)
     return shape_bytes(root.shape, anywhere=True)
 
 

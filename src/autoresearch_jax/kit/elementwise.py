@@ -72,6 +72,7 @@ def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Turns each head's first half against its second, by angles of the position.
 
     Its gradient is a turn back, written as one, since XLA would take the transposed halves apart.
+    The angles get none: they are constants here.
 
     Args:
       x_BTNH: queries or keys.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 # vector memory and are never written out; on a CPU 16 MiB, which stay in its cache.
 CHUNK_TOKENS = {"tpu": 2048, "cpu": 512}
 DEFAULT_CHUNK_TOKENS = 8192
-EXPONENT_LIMIT = 80.0  # exp of it, times a vocabulary, is finite in float32
+EXPONENT_LIMIT = 70.0  # exp of it, times a vocabulary, is finite in float32
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
