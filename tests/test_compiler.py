@@ -112,6 +112,40 @@ def test_traffic_of_a_module():
     assert scopes["copy-start"].endswith("pallas_call")  # what it is copied for
 
 
+BRANCHES = """\
+HloModule jit_f
+
+%small (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %once = f32[8]{0} negate(%p)
+}
+
+%large (q: f32[8]) -> f32[8] {
+  %q = f32[8]{0} parameter(0)
+  %first = f32[8]{0} negate(%q)
+  ROOT %second = f32[8]{0} negate(%first)
+}
+
+ENTRY %main (a: s32[], b: f32[8]) -> f32[8] {
+  %a = s32[] parameter(0)
+  %b = f32[8]{0} parameter(1)
+  ROOT %c = f32[8]{0} conditional(%a, %b, %b), BRANCHES
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "branches",
+    [
+        "branch_computations={%small, %large}",
+        "true_computation=%large, false_computation=%small",
+    ],
+)
+def test_of_a_conditional_the_branch_that_moves_most(branches):
+    moved = {one.name: one.bytes for one in hlo.traffic(BRANCHES.replace("BRANCHES", branches))}
+    assert moved == {"first": 64, "second": 64}
+
+
 def test_a_known_trip_count_counts():
     said = MODULE.replace(
         "body=%body\n", 'body=%body, backend_config={"known_trip_count":{"n":"9"}}\n'
@@ -296,6 +330,8 @@ def test_a_limit_is_the_smaller_of_two(monkeypatch):
         ("NVIDIA L4", 22, "l4"),
         ("cpu", 24, None),
         ("NVIDIA GeForce GTX 1650", 4, None),
+        ("NVIDIA L40S", 44, None),
+        ("NVIDIA GH200 480GB", 94, None),
     ],
 )
 def test_target_of_a_device(kind, memory_gib, target):
@@ -366,6 +402,11 @@ def test_a_step_that_does_not_fit_is_refused(tmp_path):
 def test_what_cannot_be_compiled(tmp_path, source, expected):
     (tmp_path / "train.py").write_text(source)
     assert answer_of(tmp_path, tmp_path / "answer.json") == expected
+
+
+def test_more_devices_than_there_are(tmp_path):
+    answer = answer_of(ROOT, tmp_path / "answer.json", constants=TINY, devices=99)
+    assert answer == {"refused": "ValueError: 99 devices were asked for, and 1 are here"}
 
 
 def test_tokens_of_a_step():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch_jax import gate, held, measure, settings, source
+from autoresearch_jax import gate, held, measure, settings, source, trainer
 from autoresearch_jax.conditions import Conditions
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.workspace import Workspace
@@ -103,6 +103,21 @@ def test_a_gate_that_refuses_the_baseline_is_not_believed(workspace):
     harness.git(workspace.root, "commit", "-qam", "Large")
     run(workspace, gated(size=8200, seconds=10.0), max_memory_gb=0.25)
     assert [e.status for e in journal_of(workspace)] == ["keep", "keep"]
+
+
+def test_what_a_gate_writes_counts_as_its_candidates(workspace, monkeypatch):
+    """A disk is not filled from there either, and nothing of it stays."""
+    monkeypatch.setattr(trainer, "DISK_BYTES", 20 << 20)
+    fills = gated(seconds=50.0) + (
+        "\nif __name__ != '__main__':\n    open('large', 'wb').write(bytes(50 << 20))\n"
+        "    time.sleep(60)\n"
+    )
+    run(workspace, fills)
+    crash = journal_of(workspace)[1]
+    assert (crash.status, crash.reason) == ("crash", "it wrote more than 0.0 GiB")
+    home = workspace.private_dir(workspace.tags()[0])
+    assert not (home / "gate").exists()
+    assert not (home / "gate-scratch").exists()
 
 
 def test_a_train_py_without_a_step_is_trained(workspace):

@@ -216,7 +216,7 @@ def test_a_strange_summary_is_no_error(tmp_path, text):
     assert trainer.read_summary(path) == {}
     path.write_text(text)
     assert trainer.read_summary(path) == {}
-    path.write_text('{"num_steps": 3, "depth": true}')
+    path.write_text('{"num_steps": 3, "depth": true, "agent_seconds": 9, "compiled_gib": 1}')
     assert trainer.read_summary(path) == {"num_steps": 3.0}
     (tmp_path / "link").symlink_to(path)
     assert trainer.read_summary(tmp_path / "link") == {}

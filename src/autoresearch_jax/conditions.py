@@ -1,5 +1,6 @@
 """What scores rest on, looked at before anything is begun."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -100,7 +101,7 @@ def examine(workspace: Workspace, wanted: str = "auto", required: str | None = N
         chosen.warning,
         platform=device.platform,
         target=_target(device),
-        memory_gib=_usable_gib(device),
+        memory_gib=usable_gib(device),
     )
 
 
@@ -110,11 +111,14 @@ def _target(device: hardware.Device) -> str | None:
     return compiler.target_of(device.device_kind, device.memory_mb / 1024)
 
 
-def _usable_gib(device: hardware.Device) -> float:
+def usable_gib(device: hardware.Device) -> float:
     """What JAX's allocator gives a training: three quarters of a GPU, unless told otherwise."""
     share = 1.0
     if device.platform in ("gpu", "cuda"):
-        share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
+        names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+        told = next(filter(None, map(os.environ.get, names)), "0.75")
+        with contextlib.suppress(ValueError):  # JAX itself will refuse it
+            share = float(told)
     return share * device.memory_mb / 1024
 
 

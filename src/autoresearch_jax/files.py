@@ -15,6 +15,21 @@ LEAST_BYTES = 4096  # that an entry counts, since an empty file takes disk as we
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
+def plain_bytes(path: Path, most: int) -> bytes:
+    """What a plain file holds. In its place there may be a pipe, a link or a folder.
+
+    Raises OSError, and ValueError if it is no plain file of at most `most` bytes.
+    """
+    opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        status = os.fstat(opened)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+            raise ValueError(f"{path} is no plain file of at most {most} bytes")
+        return os.read(opened, most)
+    finally:
+        os.close(opened)
+
+
 def remove(path: Path) -> None:
     """Removes a file, a link or a whole folder, also one without permissions."""
     try:

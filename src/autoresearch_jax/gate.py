@@ -7,15 +7,13 @@ training's, since it runs an agent's code: its answer is advice, and who forges 
 
 import importlib.util
 import json
-import os
-import stat
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax import isolation, journal, process, trainer
+from autoresearch_jax import files, isolation, journal, process, trainer
 from autoresearch_jax.compiler import PACKAGES, TARGETS
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.isolation import Box
@@ -55,7 +53,6 @@ class Gate:
         target: str,
         devices: int,
         memory_gib: float | None,
-        constants: Mapping[str, Any] | None = None,
         level: str,
         box: Box,
         env: Mapping[str, str],
@@ -66,12 +63,13 @@ class Gate:
 
         `memory_gib` is what it may use of a device, None: all. `log` takes what it prints.
         """
+        self.folders = (folder, box.scratch)  # all that it can write to
         self._out = box.scratch / "answer.json"
         spec = {
             "target": target,
             "devices": devices,
             "memory_gib": memory_gib,
-            "constants": dict(constants or {}),
+            "constants": {},
             "out": str(self._out),
         }
         argv = [sys.executable, "-m", "autoresearch_jax.compiler", json.dumps(spec)]
@@ -89,9 +87,15 @@ class Gate:
         return self._verdict().refused
 
     def end(self) -> Verdict:
-        """Ends it, if it still compiles: what it has said by now. Raises UserError."""
+        """Ends it, if it still compiles, and removes its folders: what it has said by now.
+
+        Raises UserError.
+        """
         self._running.end()
-        return self._verdict()
+        verdict = self._verdict()
+        for folder in self.folders:
+            files.remove(folder)
+        return verdict
 
     def wait(
         self,
@@ -116,28 +120,13 @@ class Gate:
 
     def _verdict(self) -> Verdict:
         try:
-            answer = json.loads(_plain_bytes(self._out))
+            answer = json.loads(files.plain_bytes(self._out, ANSWER_BYTES))
         except (OSError, ValueError, RecursionError):
             return Verdict()
         if not isinstance(answer, dict):
             return Verdict()
         refused = journal.clean(str(answer.pop("refused", "")), trainer.REASON_LIMIT)
         return Verdict(refused, answer)
-
-
-def _plain_bytes(path: Path) -> bytes:
-    """What a plain file holds. An agent's code may have made a pipe of it, or a link.
-
-    Raises OSError, ValueError.
-    """
-    opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        status = os.fstat(opened)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > ANSWER_BYTES:
-            raise ValueError(f"{path} is no plain file of at most {ANSWER_BYTES} bytes")
-        return os.read(opened, ANSWER_BYTES)
-    finally:
-        os.close(opened)
 
 
 def lacking(target: str) -> str:

@@ -84,7 +84,7 @@ def device_held(
 ) -> Iterator[tuple[View, Interrupts, Conditions, tuple[int, ...]]]:
     """The machine's devices are this process's, and have been looked at. Raises UserError."""
     view = SteadyView(setup.view)
-    with _disk_errors(), Interrupts(view) as interrupts, ExitStack() as stack:
+    with disk_errors(), Interrupts(view) as interrupts, ExitStack() as stack:
         if setup.tag is not None:
             tags.refuse_held(workspace, setup.tag)  # before the slow look at the accelerator
         what = f"autoresearch-jax {what} in {workspace.root}"
@@ -105,7 +105,8 @@ def device_held(
 
 
 @contextmanager
-def _disk_errors() -> Iterator[None]:
+def disk_errors() -> Iterator[None]:
+    """What a disk or git says is one message. Raises UserError."""
     try:
         yield
     except OSError as error:

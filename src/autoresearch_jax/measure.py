@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoresearch_jax import boxes, compiler, conditions, files, gate, isolation, locks
 from autoresearch_jax.errors import UserError
-from autoresearch_jax.held import Setup, device_held
+from autoresearch_jax.held import Setup, device_held, disk_errors
 from autoresearch_jax.interrupts import Interrupts
 from autoresearch_jax.loop import log_place
 from autoresearch_jax.manifest import FROZEN
@@ -99,7 +99,9 @@ def compile_only(
     overrides = {} if device is None else {"JAX_PLATFORMS": "cpu"}
     found, chosen = conditions.probe(workspace.home, setup.isolation, setup.required, overrides)
     target: str | None = "" if device == "cpu" else device
+    has = None  # what the target has
     if device is None:
+        has = conditions.usable_gib(found)
         own = compiler.target_of(found.device_kind, found.memory_mb / 1024)
         target = "" if found.platform == "cpu" else own
         if target is None:
@@ -107,7 +109,11 @@ def compile_only(
                 f"a {found.device_kind} is none of the devices that can be compiled for. Name the "
                 f"nearest: --device {' | '.join(compiler.TARGETS)}"
             )
-    with Interrupts(setup.view) as interrupts, _own_folder(workspace.home / "runs") as (here, lock):
+    with (
+        disk_errors(),
+        Interrupts(setup.view) as interrupts,
+        _own_folder(workspace.home / "runs") as (here, lock),
+    ):
         folder = here / "train"
         _copy(workspace, _files(workspace), folder)
         scratch = isolation.fresh(here / "scratch")
@@ -117,7 +123,7 @@ def compile_only(
             folder,
             target=target or "",
             devices=devices,
-            memory_gib=most,
+            memory_gib=min((gib for gib in (has, most) if gib is not None), default=None),
             level=chosen.level,
             box=box,
             env=environment | ({"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}),

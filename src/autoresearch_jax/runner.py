@@ -77,11 +77,13 @@ class Runner:
         title: str,
         enough: Callable[[], bool] = lambda: False,
         frozen: Callable[[], Path] | None = None,
+        also_written: tuple[Path, ...] = (),
     ) -> trainer.TrainResult:
         """Trains train.py of `folder` there; `artifacts` is emptied first, `enough` may end it.
 
         If it is scored next, `frozen` gives a folder with the pinned files: where the device can be
         shared, an early scorer starts as soon as the model is exported, and waits for `score`.
+        What the same candidate writes elsewhere, in `also_written`, counts as its own.
         Raises UserError where the machine is not as it must be for a training, or afterwards.
         """
         self.end_early()
@@ -128,6 +130,7 @@ class Runner:
                 box=box,
                 limits=limits,
                 disk_bytes=_disk_bytes(artifacts, cache),
+                also_written=also_written,
                 live=lambda line: self._view.live(f"{title}: {line or 'starting'}"),
                 exported=exported,
                 abandoned=lambda: self._stop() or enough(),
@@ -251,6 +254,14 @@ class Runner:
         box = boxes.training(
             self._workspace, self._data(folder), scratch=scratch, writable=(folder,)
         )
+        own = boxes.training_environment(
+            self._workspace.home,
+            scratch,
+            scratch / "cache",
+            seed=SEED,
+            data=conditions.data_fingerprint,
+            max_memory_gb=self._max_memory_gb,
+        )
         limits = [g for g in (conditions.memory_gib, self._max_memory_gb) if g is not None]
         return Gate(
             folder,
@@ -259,7 +270,7 @@ class Runner:
             memory_gib=min(limits, default=None),
             level=conditions.level,
             box=box,
-            env=boxes.environment(os.environ, box) | {"PYTHONDONTWRITEBYTECODE": "1"},
+            env=boxes.environment(os.environ, box) | own,
             log=log,
             keep_fds=self._keep_fds,
         )

@@ -262,7 +262,7 @@ class Session:
             found |= {"outcome": result.outcome, "reason": result.reason, "note": result.note}
             found["metrics"] = {**result.metrics, **verdict.metrics}
             if result.outcome == "abandoned":  # by the gate: what else abandons does not come here
-                found |= {"outcome": "crash", "reason": verdict.refused}
+                found |= {"outcome": "crash", "reason": verdict.refused or "the gate refused it"}
             found["left"] = scoring.seal(self.artifacts(e)) if result.outcome == "ok" else ""
         provenance = {**self.conditions.provenance, "seed": int(SEED)}
         self.journal.append("trained", n=e.n, **found, provenance=provenance, time=time.time())
@@ -285,6 +285,7 @@ class Session:
                 log,
                 enough=lambda: believed and gate is not None and bool(gate.refused()),
                 frozen=partial(self._frozen, e.base or e.commit, "frozen-early"),
+                also_written=() if gate is None else gate.folders,
             )
         finally:
             if gate is not None:
@@ -305,6 +306,7 @@ class Session:
         log: Path,
         enough: Callable[[], bool] = lambda: False,
         frozen: Callable[[], Path] | None = None,
+        also_written: tuple[Path, ...] = (),
     ) -> trainer.TrainResult:
         """One training of an experiment's commit; `enough` may end it; `frozen` if it is scored.
 
@@ -324,6 +326,7 @@ class Session:
             title=_title(e),
             enough=enough,
             frozen=frozen,
+            also_written=also_written,
         )
         # A service manager signals every process, so a training may be ended along with the loop.
         if (result.outcome == "abandoned" and self.interrupts.abandoned()) or (

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import signal
-import stat
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,10 @@ OUTCOMES = ("ok", "crash", "timeout", "abandoned")
 REASON_LIMIT = 300  # characters
 TAIL_BYTES = 1 << 16  # a traceback lies in the last of the log
 SUMMARY_BYTES = 1 << 16
+# What the harness measures itself, and no training says of itself.
+MEASURED = re.compile(
+    "val_bpb$|compiled_gib$|(agent|startup|checkpoint|wall|gate|scoring|score|score_ahead|probe)_"
+)
 LOG_BYTES = 1 << 19  # of each log, once an experiment is decided
 DISK_BYTES = 16 << 30  # that a training may write; the parameters at full size are 0.2 GB
 DISK_SECONDS = 2.0  # between two looks at what it has written
@@ -90,6 +93,7 @@ def train(
     box: Box | None = None,
     limits: Limits = Limits(),
     disk_bytes: int = DISK_BYTES,
+    also_written: tuple[Path, ...] = (),
     live: Callable[[str], None] = lambda _: None,
     exported: Callable[[], None] = lambda: None,
     abandoned: Callable[[], bool] = lambda: False,
@@ -99,13 +103,13 @@ def train(
 
     `log` takes what it prints, `artifacts` (an existing empty folder) what it exports; `live` is
     told its last line, and `exported` that it has begun to train. It runs in `box` at isolation
-    `level`, and may write `disk_bytes` in all. Raises UserError if it cannot be started or not be
-    ended.
+    `level`, and may write `disk_bytes` in all, what is in `also_written` included. Raises UserError
+    if it cannot be started or not be ended.
     """
     if not (folder / "train.py").is_file():
         raise UserError(f"{folder} has no train.py.")
     box = Box(scratch=artifacts.with_name("scratch")) if box is None else box
-    written = (*box.writable, box.scratch)
+    written = (*box.writable, box.scratch, *also_written)
     clock = Clock(artifacts, limits, budget_s, written=written, disk_bytes=disk_bytes)
 
     news = [exported]
@@ -252,10 +256,7 @@ def _signal(number: int) -> str:
 def read_summary(path: Path) -> dict[str, float]:
     """What a training says of itself: finite numbers, no score. It decides nothing."""
     try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > SUMMARY_BYTES:
-            return {}
-        found: Any = json.loads(path.read_bytes())
+        found: Any = json.loads(files.plain_bytes(path, SUMMARY_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     pairs = found.items() if isinstance(found, dict) else ()
@@ -263,7 +264,7 @@ def read_summary(path: Path) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in named.items()
-        if type(value) in (int, float) and abs(value) < 1e15 and name != "val_bpb"
+        if type(value) in (int, float) and abs(value) < 1e15 and not MEASURED.match(name)
     }
 
 

@@ -56,4 +56,5 @@ def _state(history: Sequence[Experiment], best: Experiment | None) -> str:
 def _line(e: Experiment) -> str:
     score = "crash" if e.val_bpb is None else f"{e.val_bpb:.6f}"
     memory = "" if e.memory_gb is None else f" {e.memory_gb:.1f} GB"
-    return f"- {e.n} {e.status} {score}{memory} {clean(e.description)}"
+    reason = f" ({clean(e.reason)})" if e.status == "discard" and e.reason else ""
+    return f"- {e.n} {e.status} {score}{memory} {clean(e.description)}{reason}"

@@ -8,6 +8,7 @@ and does not costs the agent its own experiment.
 The harness imports this file, which needs no JAX.
 """
 
+import re
 from dataclasses import dataclass
 
 
@@ -15,8 +16,7 @@ from dataclasses import dataclass
 class Tpu:
     """What libtpu has to be told."""
 
-    topology: str  # of one host
-    accelerator: str  # what the host is
+    hosts: dict[int, tuple[str, str]]  # chips of one host: its topology, and what it is
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Gpu:
 class Target:
     """A kind of device to compile for. Numbers are the vendors' own."""
 
-    kind: str  # in what JAX calls the device
+    kind: str  # in what JAX calls the device: a regular expression, of whole words
     memory_gib: float  # of one device
     bandwidth: float  # bytes/s of its main memory
     chip: Tpu | Gpu
@@ -44,13 +44,15 @@ class Target:
         return "tpu" if isinstance(self.chip, Tpu) else "cuda"
 
 
+V5E = Tpu({4: ("v5e:2x2", "v5litepod-4"), 8: ("v5e:2x4", "v5litepod-8")})
+V6E = Tpu({4: ("v6e:2x2", "v6e-4"), 8: ("v6e:2x4", "v6e-8")})
 HOPPER = Gpu((9, 0), 132, 233472, 50 << 20, 1.98)
 AMPERE = Gpu((8, 0), 108, 167936, 40 << 20, 1.41)
 TARGETS = {
-    "v4": Target("TPU v4", 32, 1.228e12, Tpu("v4:2x2x1", "v4-8")),
-    "v5e": Target("TPU v5 lite", 15.75, 0.819e12, Tpu("v5e:2x2", "v5litepod-4")),
-    "v5p": Target("TPU v5", 95, 2.765e12, Tpu("v5p:2x2x1", "v5p-8")),
-    "v6e": Target("TPU v6 lite", 31.25, 1.64e12, Tpu("v6e:2x2", "v6e-4")),
+    "v4": Target("TPU v4", 32, 1.228e12, Tpu({4: ("v4:2x2x1", "v4-8")})),
+    "v5e": Target("TPU v5 lite", 15.75, 0.819e12, V5E),
+    "v5p": Target("TPU v5p?", 95, 2.765e12, Tpu({4: ("v5p:2x2x1", "v5p-8")})),
+    "v6e": Target("TPU v6 lite", 31.25, 1.64e12, V6E),
     "h200": Target("H200", 139.8, 4.8e12, HOPPER),
     "h100": Target("H100", 79.1, 3.352e12, HOPPER),
     "a100": Target("A100", 79.2, 2.039e12, AMPERE),
@@ -64,7 +66,7 @@ PACKAGES = {"tpu": ("libtpu",), "cuda": ("jax_cuda13_plugin", "jax_cuda12_plugin
 
 def target_of(device_kind: str, memory_gib: float) -> str | None:
     """The target that a machine's device is, by what JAX calls it; None if none is."""
-    alike = [name for name, one in TARGETS.items() if one.kind in device_kind]
+    alike = [name for name, one in TARGETS.items() if re.search(rf"\b{one.kind}\b", device_kind)]
     if not alike:
         return None
     # "TPU v5" is in "TPU v5 lite", too.

@@ -36,6 +36,8 @@ def answer_to(spec: dict[str, Any]) -> dict[str, Any]:
     target = TARGETS.get(spec["target"])
     count = spec["devices"]
     found = targets.devices(spec["target"], count or 1) if target else jax.devices()
+    if count > len(found):
+        raise ValueError(f"{count} devices were asked for, and {len(found)} are here")
     found = found[: count or len(found)]
     sys.path.insert(0, str(Path.cwd()))  # this process was not started as train.py is
     import train

@@ -45,14 +45,17 @@ def devices(name: str, count: int) -> list[Any]:
     # Deviceless compiles do not use the persistent cache, but warn about what they find there.
     jax.config.update("jax_enable_compilation_cache", False)
     if isinstance(target.chip, Tpu):
+        hosts = target.chip.hosts
+        size = next((chips for chips in sorted(hosts) if chips >= count), max(hosts))
+        topology, accelerator = hosts[size]
         os.environ |= {
-            "TPU_ACCELERATOR_TYPE": target.chip.accelerator,
+            "TPU_ACCELERATOR_TYPE": accelerator,
             "TPU_WORKER_HOSTNAMES": "localhost",
             "TPU_WORKER_ID": "0",
             "TPU_SKIP_MDS_QUERY": "1",
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a training may hold the chips meanwhile
         }
-        found = topologies.get_topology_desc(platform="tpu", topology_name=target.chip.topology)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     else:
         # Without a device nothing can be timed, so XLA takes its default kernels.
         flags = os.environ.get("XLA_FLAGS", "")
@@ -62,6 +65,8 @@ def devices(name: str, count: int) -> list[Any]:
             target_config=gpu_text(target, target.chip),
             topology=f"1x1x{count}",
         )
+    if len(found.devices) < count:
+        raise ValueError(f"one host has at most {len(found.devices)} of {name}, not {count}")
     return list(found.devices)[:count]
 
 

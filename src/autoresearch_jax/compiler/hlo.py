@@ -35,7 +35,10 @@ _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _START = re.compile(r"^(\s+(ROOT )?%?[\w.\-]+ = |%|}\s*$|ENTRY |HloModule |$)")
 _OPERAND = re.compile(r"%([\w.\-]+)")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=\{?%([\w.\-]+)")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|(?:called|branch)_computations|(?:true|false)_computation)="
+    r"(\{[^}]*\}|%[\w.\-]+)"
+)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _SCOPE = re.compile(r'op_name="([^"]*)"')
 
@@ -134,12 +137,17 @@ def _balanced(text: str) -> tuple[str, str]:
     raise ValueError(f"a parenthesis is not closed: {text[:80]}")
 
 
+def _called(one: Instruction) -> list[str]:
+    """The names of the computations that an instruction calls."""
+    return [name for named in _CALLED.findall(one.attributes) for name in _OPERAND.findall(named)]
+
+
 def running(computations: dict[str, Computation], entry: str) -> Iterator[Computation]:
     """The computations whose instructions run by themselves: not the insides of kernels."""
     yield computations[entry]
     for one in computations[entry].instructions.values():
         if one.opcode in CALLS:
-            for name in _CALLED.findall(one.attributes):
+            for name in _called(one):
                 yield from running(computations, name)
 
 
@@ -151,13 +159,16 @@ def traffic(text: str) -> list[Traffic]:
 
 def _walk(computations: dict[str, Computation], here: Computation, times: int) -> Iterator[Traffic]:
     for one in here.instructions.values():
-        called = [computations[name] for name in _CALLED.findall(one.attributes)]
+        called = [computations[name] for name in _called(one)]
         if one.opcode in FREE or one.opcode.endswith("-done"):
             continue
         if one.opcode == "while":
             trips = _trips(computations, one)
             for body in called:
                 yield from _walk(computations, body, times * trips)
+        elif one.opcode == "conditional":  # the branch that moves most
+            branches = [list(_walk(computations, body, times)) for body in called]
+            yield from max(branches, key=lambda each: sum(moved.bytes for moved in each))
         elif one.opcode in CALLS:
             for body in called:
                 yield from _walk(computations, body, times)
@@ -195,7 +206,7 @@ def _moved(computations: dict[str, Computation], here: Computation, one: Instruc
     """Bytes that one instruction reads from and writes to main memory."""
     shapes = [here.instructions[name].shape for name in one.operands]
     if one.opcode == "fusion":
-        body = computations[_CALLED.findall(one.attributes)[0]]
+        body = computations[_called(one)[0]]
         read = sum(
             min(shape_bytes(shape), _read(computations, body, number))
             for number, shape in enumerate(shapes)
@@ -232,7 +243,7 @@ def _read(computations: dict[str, Computation], body: Computation, number: int) 
             elif user.opcode in UPDATES and user.operands[0] == name:
                 total += 0  # updated where it lies
             elif user.opcode == "fusion":
-                inner = computations[_CALLED.findall(user.attributes)[0]]
+                inner = computations[_called(user)[0]]
                 total += sum(
                     _read(computations, inner, place)
                     for place, operand in enumerate(user.operands)
@@ -251,7 +262,7 @@ def _written(computations: dict[str, Computation], body: Computation, root: Inst
     if root.opcode == "bitcast":
         return _written(computations, body, operands[0])
     if root.opcode == "fusion":
-        inner = computations[_CALLED.findall(root.attributes)[0]]
+        inner = computations[_called(root)[0]]
         return _written(computations, inner, inner.root)
     if root.opcode in UPDATES:  # a scatter adds to what is there; the other replaces it
         update, times = (operands[-1], 2) if root.opcode == "scatter" else (operands[1], 1)
