@@ -14,10 +14,12 @@ from autoresearch_jax.errors import UserError
 from autoresearch_jax.workspace import Workspace
 from tests import harness
 
-# A train.py with a step of 2 * SIZE**2 * 4 bytes, which trains as long as it is told to.
+# A train.py with a step of 2 * SIZE**2 * 4 bytes, which trains as long as it is told to, or until
+# the gate beside it has answered.
 GATED = """\
 import json, os, pathlib, time
 SIZE, SECONDS, PEAK_MB, SCORE = {size}, {seconds}, {peak_mb}, {score}
+ANSWER = pathlib.Path("..", "gate-scratch", "answer.json")
 
 
 def abstract_step(devices):
@@ -30,20 +32,22 @@ if __name__ == "__main__":
     left = pathlib.Path(os.environ["AUTORESEARCH_RUN_DIR"])
     (left / "exported.bin").touch()
     time.sleep(SECONDS)
+    while {waits} and not ANSWER.exists():
+        time.sleep(0.02)
     (left / "stopped").touch()
     (left / "score").write_text(str(SCORE))
     (left / "summary.json").write_text(json.dumps({{"peak_vram_mb": PEAK_MB}}))
 """
 
 
-def gated(size=64, seconds=0.0, peak_mb=100.0, score=0.9):
-    return GATED.format(size=size, seconds=seconds, peak_mb=peak_mb, score=score)
+def gated(size=64, seconds=0.0, peak_mb=100.0, score=0.9, waits=False):
+    return GATED.format(size=size, seconds=seconds, peak_mb=peak_mb, score=score, waits=waits)
 
 
 @pytest.fixture
 def repository(tmp_path):
     # The baseline's gate has to answer before its training ends.
-    return harness.make_repository(tmp_path / "repository", gated(seconds=10.0, score=1.0))
+    return harness.make_repository(tmp_path / "repository", gated(score=1.0, waits=True))
 
 
 @pytest.fixture
@@ -91,7 +95,7 @@ def test_what_cannot_run_ends_in_seconds(workspace, size, reason):
 
 
 def test_what_the_gate_says_is_recorded(workspace):
-    run(workspace, gated(seconds=10.0))
+    run(workspace, gated(waits=True))
     for e in journal_of(workspace):
         assert e.metrics["compiled_gib"] * 2**30 == 2 * 64 * 64 * 4
         assert e.metrics["gate_seconds"] >= 0
@@ -99,9 +103,9 @@ def test_what_the_gate_says_is_recorded(workspace):
 
 def test_a_gate_that_refuses_the_baseline_is_not_believed(workspace):
     """As that one did run, the gate errs here."""
-    (workspace.root / "train.py").write_text(gated(size=8192, score=1.0, seconds=10.0))
+    (workspace.root / "train.py").write_text(gated(size=8192, score=1.0, waits=True))
     harness.git(workspace.root, "commit", "-qam", "Large")
-    run(workspace, gated(size=8200, seconds=10.0), max_memory_gb=0.25)
+    run(workspace, gated(size=8200, waits=True), max_memory_gb=0.25)
     assert [e.status for e in journal_of(workspace)] == ["keep", "keep"]
 
 
@@ -250,7 +254,7 @@ def test_front_matter(program, limit):
 @pytest.mark.parametrize(
     ("program", "says"),
     [
-        ("---\nmax_memory: 40\n---\n", "sets 'max_memory', which is no setting: max_memory_gb"),
+        ("---\nmax_memory: 40\n---\n", "sets 'max_memory', which is no setting: agent, max"),
         (
             "---\nmax_memory_gb: lots\n---\n",
             "sets max_memory_gb to 'lots', and it must be a number",

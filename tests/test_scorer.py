@@ -86,23 +86,27 @@ def left(honest, tmp_path):
     files.remove(tmp_path / "left")  # pytest would trip over a deep one
 
 
+def spec_of(frozen, left, out):
+    """What the scorer is asked for."""
+    return {
+        "frozen": str(frozen),
+        "artifacts": str(left),
+        "split": "val",
+        "data": None,
+        "tolerance": 0.01,
+        "early": False,
+        "out": str(out),
+    }
+
+
 @pytest.fixture
 def score(frozen, prepared, tmp_path):
     """Runs the scorer as the harness starts it; returns its exit code and its answer."""
 
     def score(left, *, home=prepared[1], program=("-m", "autoresearch_jax.scorer"), **env):
         out = tmp_path / "answer.json"
-        spec = {
-            "frozen": str(frozen),
-            "artifacts": str(left),
-            "split": "val",
-            "data": None,
-            "tolerance": 0.01,
-            "early": False,
-            "out": str(out),
-        }
         done = subprocess.run(
-            [sys.executable, "-I", *program, json.dumps(spec)],
+            [sys.executable, "-I", *program, json.dumps(spec_of(frozen, left, out))],
             cwd=frozen,
             env=data_helpers.environment(home, **env),
             capture_output=True,
@@ -275,26 +279,66 @@ def nest_params(left):
     nest(left / "params")
 
 
-@pytest.mark.parametrize(
-    ("spoil", "name", "detail"),
-    [
-        (nest_params, "format", "folders within each other"),
-        (remove_export, "missing", "the training left no exported.bin"),
-        (remove_params, "missing", "the training left no params"),
-        (cut_export, "truncated", "exported.bin cannot be read"),
-        (swap_export, "truncated", "exported.bin cannot be read"),
-        (replace_export_by_folder, "truncated", "exported.bin cannot be read"),
-        (cut_params, "truncated", "params cannot be read"),
-        (link_export, "symlink", "exported.bin is a link"),
-        (link_params, "symlink", "params is no folder, but a link"),
-        (link_within, "symlink", "is a link"),
-        (fill_params, "shape", "its arrays need"),
-        (refer_elsewhere, "format", "manifest.ocdbt"),
-    ],
-)
-def test_files_that_are_not_as_they_must_be_are_refused(score, left, spoil, name, detail):
-    spoil(left)
-    code, answer, _ = score(left)
+SPOILED = {
+    nest_params: ("format", "folders within each other"),
+    remove_export: ("missing", "the training left no exported.bin"),
+    remove_params: ("missing", "the training left no params"),
+    cut_export: ("truncated", "exported.bin cannot be read"),
+    swap_export: ("truncated", "exported.bin cannot be read"),
+    replace_export_by_folder: ("truncated", "exported.bin cannot be read"),
+    cut_params: ("truncated", "params cannot be read"),
+    link_export: ("symlink", "exported.bin is a link"),
+    link_params: ("symlink", "params is no folder, but a link"),
+    link_within: ("symlink", "is a link"),
+    fill_params: ("shape", "its arrays need"),
+    refer_elsewhere: ("format", "manifest.ocdbt"),
+}
+EACH = """
+import json, sys
+from autoresearch_jax.scorer.__main__ import main
+print(json.dumps([main(spec) for spec in json.loads(sys.argv[1])]))
+"""
+
+
+@pytest.fixture(scope="module")
+def scored_together(frozen, prepared):
+    """Scores several in one process, since most of a scoring is its start: codes and answers.
+
+    What tests/attacks leave is scored by a process each.
+    """
+
+    def scored_together(folders):
+        outs = [folder.with_name(f"{folder.name}.json") for folder in folders]
+        specs = [spec_of(frozen, *pair) for pair in zip(folders, outs, strict=True)]
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", EACH, json.dumps(specs)],
+            cwd=frozen,
+            env=data_helpers.environment(prepared[1]),
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+        answers = [json.loads(out.read_bytes()) for out in outs]
+        return zip(json.loads(done.stdout.splitlines()[-1]), answers, strict=True)
+
+    return scored_together
+
+
+@pytest.fixture(scope="module")
+def spoiled(honest, scored_together, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("spoiled")
+    lefts = [shutil.copytree(honest, folder / spoil.__name__) for spoil in SPOILED]
+    for spoil, left in zip(SPOILED, lefts, strict=True):
+        spoil(left)
+    yield dict(zip(SPOILED, scored_together(lefts), strict=True))
+    files.remove(folder)  # pytest would trip over a deep one
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_files_that_are_not_as_they_must_be_are_refused(spoiled, spoil):
+    name, detail = SPOILED[spoil]
+    code, answer = spoiled[spoil]
     assert (code, answer["refused"]) == (REFUSED, name), answer
     assert detail in answer["detail"]
 
@@ -347,11 +391,21 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("case", FUNCTIONS)
-def test_a_function_that_is_no_model_is_refused(score, tmp_path, case):
-    function, name, detail = FUNCTIONS[case]
+@pytest.fixture(scope="module")
+def no_models(scored_together, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("functions")
     allowed = ["made_up"]  # by the process that exports, which is the agent's
-    code, answer, _ = score(leave(tmp_path / "left", function, allowed=allowed))
+    lefts = [
+        leave(folder / case, function, allowed=allowed)
+        for case, (function, *_) in FUNCTIONS.items()
+    ]
+    return dict(zip(FUNCTIONS, scored_together(lefts), strict=True))
+
+
+@pytest.mark.parametrize("case", FUNCTIONS)
+def test_a_function_that_is_no_model_is_refused(no_models, case):
+    _, name, detail = FUNCTIONS[case]
+    code, answer = no_models[case]
     assert (code, answer["refused"]) == (REFUSED, name), answer
     assert detail in answer["detail"]
 

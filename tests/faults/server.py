@@ -19,6 +19,7 @@ from pathlib import Path
 import git  # noqa: F401 - Workspace.open imports it, and every child would do so again
 
 from autoresearch_jax import journal, loop, session
+from autoresearch_jax.agents import Proposal
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.journal import Journal
 from autoresearch_jax.ratchet import Ratchet
@@ -68,7 +69,7 @@ class ByNumber(BySeries):
 
     def propose(self, context):
         (context.worktree / "train.py").write_text(train_py(score_of(context.n), f"# {context.n}"))
-        return f"idea {context.n}"
+        return Proposal(f"idea {context.n}")
 
 
 def score_of(n: int) -> float:
@@ -175,8 +176,7 @@ def main():
     with open(os.environ["FAULTS_CONTROL"], "r+b") as file:  # noqa: PTH123
         control = Control(mmap.mmap(file.fileno(), 0))
     # A lock for each core would make the number of writes that of the machine.
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.sched_getaffinity = lambda _: {0}
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line), control)), flush=True)
 

@@ -1,7 +1,7 @@
 """Any write, fsync or rename of the loop or of its git commands fails, or is never come to.
 
 shim.c counts them all and acts at one. By default each fails in one way, in turn, and at every
-third the loop is killed; with `-m soak` each fails in every way, and at each it is killed.
+fifth the loop is killed; with `-m soak` each fails in every way, and at each it is killed.
 """
 
 import errno
@@ -85,7 +85,7 @@ def every_kind(kinds, stages, _):
 @pytest.mark.timeout(1800)  # a busy machine is not a defect
 @pytest.mark.parametrize("choose", [in_turn, pytest.param(every_kind, marks=pytest.mark.soak)])
 def test_no_row_is_lost_whichever_call_it_is(faulty_lab, stages, choose, verdict):
-    failing, killed = choose(FAULTS, stages, 1), choose(KILLS, stages, 3)
+    failing, killed = choose(FAULTS, stages, 1), choose(KILLS, stages, 5)
     assert len(failing) > 300
     complaints = each(lambda point: check(faulty_lab, point), failing + killed)
     verdict("failing calls", len(failing), complaints[: len(failing)])
