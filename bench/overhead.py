@@ -27,9 +27,20 @@ from rich.table import Table
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from autoresearch_jax import create, journal, literals, loop, paths, process, report  # noqa: E402
+from autoresearch_jax import (  # noqa: E402
+    create,
+    journal,
+    ledger,
+    literals,
+    loop,
+    paths,
+    process,
+    report,
+)
+from autoresearch_jax.agents import Agent, Proposal  # noqa: E402
 from autoresearch_jax.agents.tpe import Tpe  # noqa: E402
 from autoresearch_jax.held import Setup  # noqa: E402
+from autoresearch_jax.ledger import Plan  # noqa: E402
 from autoresearch_jax.scoring import Score  # noqa: E402
 from autoresearch_jax.workspace import Workspace  # noqa: E402
 from tests import harness  # noqa: E402
@@ -55,17 +66,17 @@ sys.exit()
 # -------------------------------------------------------------------------------- the loop
 
 
-class Idea:
+class Idea(Agent):
     """An agent that changes a number, at once."""
 
     name = "idea"
 
-    def propose(self, context) -> str:
+    def propose(self, context) -> Proposal:
         path = context.worktree / "train.py"
         source = path.read_text()
         rate = literals.read(source)["MATRIX_LR"].value * (1 + context.n / 1e6)
         path.write_text(literals.rewrite(source, {"MATRIX_LR": round(rate, 9)}))
-        return f"MATRIX_LR {rate}"
+        return Proposal(f"MATRIX_LR {rate}")
 
 
 class Falling:
@@ -164,10 +175,11 @@ def measure_loop(behind: int, count: int) -> dict:
                 scorer = Falling(behind, gits)
                 setup = harness.setup(tag=TAG, scorer=scorer)
                 begun = time.time()
-                loop.run_loop(workspace, setup, agent=agent, max_experiments=count + 1)
-            done = journal.experiments(workspace.state_dir(TAG))[-count - 1 :]
+                loop.run_loop(workspace, setup, agent=agent, plan=Plan(max=count + 1))
+            records = journal.records(workspace.state_dir(TAG))
+            done, cost = journal.replay(records)[-count - 1 :], ledger.by_experiment(records)
             assert all(one.status in ("keep", "discard") for one in done)
-            took = [one.metrics["agent_seconds"] for one in done]
+            took = [cost[one.n].agent_s for one in done]
             # From one decision to the next, and less the agent's own seconds.
             seconds = [b.finished - a.finished for a, b in itertools.pairwise(done)]
             found[agent.name] = {
@@ -253,7 +265,7 @@ def measure_phases(count: int, budget: int) -> dict:
         subprocess.run(prepare, cwd=root, stdout=sys.stderr, check=True)
         workspace = Workspace.open(root)
         begun = time.time()
-        loop.run_loop(workspace, Setup(view, tag=TAG), agent=Idea(), max_experiments=count)
+        loop.run_loop(workspace, Setup(view, tag=TAG), agent=Idea(), plan=Plan(max=count))
         done = journal.experiments(workspace.state_dir(TAG))
     rows = [phases_of(one, budget) for one in done]
     names = list(dict.fromkeys(name for row in reversed(rows) for name in row))

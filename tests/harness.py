@@ -1,12 +1,15 @@
 """Helpers of the harness's tests: a real git repository whose train.py answers at once."""
 
+import dataclasses
 import math
 import subprocess
 from pathlib import Path
 
 from autoresearch_jax import loop
+from autoresearch_jax.agents import Agent, Proposal
 from autoresearch_jax.conditions import Conditions
 from autoresearch_jax.held import Setup
+from autoresearch_jax.ledger import Plan
 from autoresearch_jax.scoring import Score
 from autoresearch_jax.workspace import Workspace
 
@@ -73,7 +76,7 @@ class Notes:
         return "\n".join(self.said)
 
 
-class Scripted:
+class Scripted(Agent):
     """An agent that writes the next train.py of a list, or does what the next function does."""
 
     name = "scripted"
@@ -82,22 +85,23 @@ class Scripted:
         self.sources = list(sources)
         self.contexts = []
 
-    def propose(self, context) -> str:
+    def propose(self, context) -> Proposal:
         self.contexts.append(context)
         source = self.sources.pop(0)
         if callable(source):
-            return source(context)
+            said = source(context)
+            return said if isinstance(said, Proposal) else Proposal(said)
         (context.worktree / "train.py").write_text(source)
-        return f"idea {context.n}"
+        return Proposal(f"idea {context.n}")
 
 
 class BySeries(Scripted):
     """Proposes by experiment number, so that a resumed loop proposes what the first one would."""
 
-    def propose(self, context) -> str:
+    def propose(self, context) -> Proposal:
         self.contexts.append(context)
         (context.worktree / "train.py").write_text(self.sources[context.n - 1])
-        return f"idea {context.n}"
+        return Proposal(f"idea {context.n}")
 
 
 def written_score(frozen, artifacts, **options) -> Score:
@@ -123,11 +127,11 @@ def setup(view=None, fingerprint_of=lambda _: DEVICE, data=None, level="none", *
 
 
 def run_loop(workspace: Workspace, agent, most: int | None = None, view=None, **options):
-    """loop.run_loop with `setup`; `desc` and `seed` go to the loop."""
-    own = {name: options.pop(name) for name in ("desc", "seed") if name in options}
-    return loop.run_loop(
-        workspace, setup(view, **options), agent=agent, max_experiments=most, **own
-    )
+    """loop.run_loop with `setup`; what a Plan has goes there. Alone, without a second agent."""
+    names = [one.name for one in dataclasses.fields(Plan)]
+    own = {"fallback": False, "max": most}
+    own |= {name: options.pop(name) for name in names if name in options}
+    return loop.run_loop(workspace, setup(view, **options), agent=agent, plan=Plan(**own))
 
 
 def alive(pid: int) -> bool:

@@ -115,7 +115,7 @@ def test_an_experiment_costs_the_same_work_whatever_lies_behind_it(workspace, mo
         for before, after in itertools.pairwise(counts[2:])
     }
     assert len(costs) == 1, costs
-    assert max(costs)[1] == 4  # the records of an experiment
+    assert max(costs)[1] == 6  # the records of an experiment
 
 
 def test_training_sees_a_fresh_export_and_nothing_of_the_one_before(workspace):
@@ -181,7 +181,7 @@ def test_an_agent_knows_what_happened_and_what_the_person_wants_now(workspace):
     assert "Now make it smaller." in third.prompt
     assert "only widths" in third.prompt
     assert "> ValueError: is odd" in third.prompt
-    assert "Best: experiment 1, val_bpb 0.900000: idea 1" in third.prompt
+    assert "The best:\n\n- 1 keep 0.900000" in third.prompt
     assert third.prompt_path.read_text() == third.prompt
     assert "only widths" in journal.path_of(workspace.state_dir("t")).read_text()
 

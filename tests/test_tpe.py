@@ -1,18 +1,20 @@
 import ast
+import dataclasses
 import math
 import random
 import warnings
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch_jax import literals
+from autoresearch_jax import literals, settings
 from autoresearch_jax.agents import AgentError, Context, readings
-from autoresearch_jax.agents.ranges import infer
+from autoresearch_jax.agents.ranges import check, infer
 from autoresearch_jax.agents.readings import Reader, read
-from autoresearch_jax.agents.tpe import Tpe, search_space
+from autoresearch_jax.agents.tpe import Tpe, Trial, choose, search_space
 from autoresearch_jax.journal import Experiment
 
 TRAIN = (Path(__file__).parents[1] / "train.py").read_text()
@@ -91,14 +93,13 @@ class Night:
             history=tuple(self.history),
             source_of=self.sources.__getitem__,
             base=None,
-            program="",
             prompt="",
             prompt_path=self.folder / "prompt.md",
             run_dir=self.folder,
         )
 
     def step(self, agent: Tpe) -> str:
-        description = agent.propose(self.context())
+        description = agent.propose(self.context()).description
         self.record((self.folder / "train.py").read_text(), description)
         return description
 
@@ -268,6 +269,127 @@ def test_a_value_that_left_its_range_gets_another(first, now, scale):
     assert found.scale == scale
 
 
+GIVEN = {
+    "MATRIX_LR": [0.03, 0.05],
+    "EMBEDDING_LR": {"low": 0.4, "high": 0.5, "scale": "linear"},
+    "DEPTH": {"low": 2, "high": 8, "unit": 2},
+    "ASPECT_RATIO": {"choices": [48, 80]},
+    "HEAD_DIM": {"low": 16, "high": 32, "scale": "powers"},
+    "WARMDOWN_RATIO": {"low": 0.9, "high": 0.99, "scale": "tail"},
+    "TOTAL_BATCH_SIZE": False,
+    "SEED": [1, 9],
+    "RENAMED": [1, 2],
+}
+
+
+def test_given_ranges_hold_also_where_the_present_value_lies_outside():
+    space = search_space(SMALL, given=GIVEN)
+    assert "TOTAL_BATCH_SIZE" not in space
+    assert set(space) == set(GIVEN) - {"TOTAL_BATCH_SIZE", "RENAMED"} | {"WEIGHT_DECAY"}
+    values = read(SMALL).values
+    reached = {name: set() for name in space}
+    dice = random.Random(0)
+    for name, one in space.items():
+        for reach in (0.0, 1.0):
+            for _ in range(300):
+                reached[name].add(_drawn(one, values[name], reach, dice))
+    assert 0.03 == min(reached["MATRIX_LR"]) < max(reached["MATRIX_LR"]) == 0.05
+    assert len(reached["MATRIX_LR"]) > 8  # finer than two digits
+    assert 0.4 <= min(reached["EMBEDDING_LR"]) <= max(reached["EMBEDDING_LR"]) <= 0.5
+    assert reached["DEPTH"] == {2, 4, 6, 8}
+    assert reached["ASPECT_RATIO"] == {48, 80}
+    assert reached["HEAD_DIM"] == {16, 32}
+    assert 0.9 <= min(reached["WARMDOWN_RATIO"]) <= max(reached["WARMDOWN_RATIO"]) <= 0.99
+    assert reached["SEED"] == set(range(1, 10))
+    assert space["WEIGHT_DECAY"] == infer("WEIGHT_DECAY", 0.2)
+
+
+@pytest.mark.parametrize(
+    ("line", "given", "scale", "whole"),
+    [
+        ("X_LR = 0.1", [0.0, 0.5], "linear", False),  # no logarithm of 0
+        ("X_BETA = 0.9", [0.5, 0.99], "tail", False),
+        ("X_SIZE = 300", {"low": 50, "high": 1000, "scale": "log"}, "log", True),
+        ("X_DECAY = 0", [0.0, 0.3], "linear", False),
+        ("X_BATCH = 64", [16, 128], "powers", True),
+        ("X_BATCH = 64", [48, 96], "grid", True),  # no powers of two as ends
+        ("X = -3.0", [-5.0, 5.0], "linear", False),
+        ("X_PATTERN = 'SL'", ["S", "L"], "choice", False),
+    ],
+)
+def test_what_a_given_range_does_not_say_is_told_from_the_constant(line, given, scale, whole):
+    [one] = search_space(
+        f"{line}\nprint({line.split()[0]})\n", given={line.split()[0]: given}
+    ).values()
+    assert (one.scale, one.whole) == (scale, whole)
+    now = literals.read(line)[line.split()[0]].value
+    drawn = {type(_drawn(one, now, 1.0, random.Random(i))) for i in range(9)}
+    assert drawn == {str if scale == "choice" else int if whole else float}
+
+
+@pytest.mark.parametrize(
+    ("line", "given"),
+    [("X = 'SL'", [1, 2]), ("X = 0.5", ["a", "b"]), ("X = 0.5", {"low": 1, "high": 8, "unit": 1})],
+)
+def test_a_given_range_of_another_kind_leaves_a_constant_alone(line, given):
+    assert search_space(f"{line}\nprint(X)\n", given={"X": given}) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        (7, r"range 7, and it must be \[low, high\]"),
+        (True, "range True"),
+        ([1], r"must be \[low, high\]"),
+        ([1, 2, 3], r"must be \[low, high\]"),
+        ([2, 1], "2 is not below 1"),
+        ([float("nan"), 1], "a number each"),
+        ([1, None], "a number each"),
+        ({"low": 1}, "a number each"),
+        ({"low": 1, "high": 2, "step": 3}, "has 'step'"),
+        ({"low": 1, "high": 2, "scale": "cubic"}, "none of log, linear, tail, powers, grid"),
+        ({"low": 0, "high": 2, "scale": "log"}, "above 0"),
+        ({"low": 0.5, "high": 1, "scale": "tail"}, "between 0 and 1"),
+        ({"low": 3, "high": 8, "scale": "powers"}, "powers of two"),
+        ({"low": 1, "high": 8, "unit": 0}, "unit 0"),
+        ({"low": 1, "high": 8, "unit": 7.0}, "unit 7.0"),
+        ({"low": 1, "high": 8, "scale": "log", "unit": 2}, "only the scale grid"),
+        ({"low": 17, "high": 30, "unit": 16}, "two multiples of its unit 16"),
+        (["a"], "two choices or more"),
+        (["a", 1], "words alone, or numbers alone"),
+        (["a", "a"], "each choice once"),
+        ({"choices": "ab"}, "two choices or more"),
+        ({"choices": [1, 2], "low": 1}, "nothing beside its choices"),
+    ],
+)
+def test_a_given_range_that_is_not_as_it_must_be_is_refused(given, rule):
+    with pytest.raises(ValueError, match=f"X_LR.*{rule}"):
+        check({"A": [1, 2], "X_LR": given})
+
+
+def test_the_ranges_in_the_documentation_are_of_the_shipped_file():
+    text = (Path(__file__).parents[1] / "docs" / "search.md").read_text()
+    front = text.split("---\nsearch:")[1].split("---")[0]
+    given = settings.read(f"---\nsearch:{front}---\n").search
+    space = search_space(TRAIN, given=given)
+    assert set(given) - set(space) == {"SOFTCAP"}
+    assert all(space[name].strict for name in set(given) - {"SOFTCAP"})
+
+
+def test_numbers_that_yaml_takes_for_words_are_numbers():
+    given = yaml.safe_load("X_LR: [1e-3, 1e-1]\nY: {choices: [1e4, 2e4]}")
+    check(given)
+    assert search_space("X_LR = 0.01\nprint(X_LR)\n", given=given)["X_LR"].high == 0.1
+
+
+def _drawn(one, now, reach, dice):
+    axis = one.axis(now, reach)
+    if one.scale == "choice":
+        return dice.choice(axis.choices)
+    whole = one.scale in ("powers", "grid")
+    return one.decode((dice.randint if whole else dice.uniform)(axis.low, axis.high))
+
+
 def test_widths_that_round_to_the_same_heads_are_one_experiment():
     def signature(aspect):
         return read(SMALL.replace("ASPECT_RATIO = 64", f"ASPECT_RATIO = {aspect}")).signature
@@ -292,7 +414,7 @@ def test_the_same_history_and_seed_give_the_same_proposal(tmp_path):
 
 def test_a_proposal_changes_what_it_says_and_nothing_else(tmp_path):
     night = Night(tmp_path, 2, TRAIN.replace("DEPTH = 8", "DEPTH = 4"))
-    description = Tpe().propose(night.context())
+    description = Tpe().propose(night.context()).description
     before, after = night.best_source, (tmp_path / "train.py").read_text()
     values = read(before).values
     changes = {}
@@ -322,8 +444,9 @@ def test_no_proposal_comes_twice_and_batches_stay_powers_of_two(tmp_path):
 def test_nothing_to_search_is_said(tmp_path, source):
     night = Night(tmp_path, 0)
     night.best_source = source
-    with pytest.raises(AgentError, match="no upper-case constants"):
+    with pytest.raises(AgentError, match="no upper-case constants") as caught:
         Tpe().propose(night.context())
+    assert caught.value.kind == "failed"
 
 
 def test_an_exhausted_space_is_said(tmp_path):
@@ -333,19 +456,41 @@ def test_an_exhausted_space_is_said(tmp_path):
     night.sources["f" * 40] = texts[1]
     night.history.append(Experiment(1, "f" * 40, "", "", "tpe", status="discard", val_bpb=2.0))
     night.best_source = texts[0]
-    with pytest.raises(AgentError, match="nothing new"):
+    with pytest.raises(AgentError, match="nothing new") as caught:
         Tpe().propose(night.context())
+    assert caught.value.kind == "exhausted"
 
 
 @pytest.mark.parametrize(
     "source",
-    ["DEPTH = = 3\n", "DEPTH = 3\0\n", f"DEPTH = {'9' * 400}\n", 'DEPTH = MATRIX_LR = "SL"\n'],
+    [
+        "DEPTH = = 3\n",
+        "DEPTH = 3\0\n",
+        f"DEPTH = {'9' * 400}\n",
+        'DEPTH = MATRIX_LR = "SL"\n',
+        'DEPTH = "SL"\nMATRIX_LR = 0\n',
+    ],
 )
 def test_odd_files_in_the_history_stop_nothing(tmp_path, source):
     night = Night(tmp_path, 0)
     night.sources["f" * 40] = source
     night.history.append(Experiment(1, "f" * 40, "", "", "person", status="crash"))
-    assert "->" in Tpe().propose(night.context())
+    assert "->" in Tpe().propose(night.context()).description
+
+
+def test_a_constant_at_the_end_of_its_range_is_not_chosen_for_ever():
+    space = search_space("DEPTH = 4\nX_LR = 0.5\nprint(DEPTH, X_LR)\n")
+
+    def share(depth, tried):
+        trials = [Trial({"DEPTH": one, "X_LR": 0.5}, 1.0) for one in tried]
+        dice = random.Random(0)
+        now = {"DEPTH": depth, "X_LR": 0.5}
+        return sum("DEPTH" in choose(dice, space, now, trials) for _ in range(200)) / 200
+
+    one_side = range(5, 8)
+    assert share(4, one_side) > 0.8  # below it there is room
+    assert share(2, one_side) < 0.7  # the range ends there
+    assert share(4, [*one_side, 3]) < 0.7  # both sides are known
 
 
 def test_it_learns_from_every_result(tmp_path):
@@ -392,6 +537,81 @@ def test_it_beats_random_sampling(tmp_path):
             night.record(_anywhere(SMALL, night.random), "random")
         sampled.append(night.best)
     assert sum(searched) < sum(sampled)
+
+
+def test_given_ranges_hold_in_proposals(tmp_path):
+    night = Night(tmp_path, 6)
+    rates = set()
+    for seed in range(30):
+        context = dataclasses.replace(night.context(seed), search={"MATRIX_LR": [0.06, 0.08]})
+        Tpe().propose(context)
+        rates.add(literals.read((tmp_path / "train.py").read_text())["MATRIX_LR"].value)
+    rates.remove(0.04)
+    assert len(rates) > 3
+    assert 0.06 <= min(rates) <= max(rates) <= 0.08
+
+
+def test_what_the_gate_refused_is_not_proposed_again_and_turned_away_from(tmp_path):
+    night, agent = Night(tmp_path, 7), Tpe()
+    unfit = []
+    for _ in range(12):
+        agent.propose(dataclasses.replace(night.context(), unfit=tuple(unfit)))
+        unfit.append(((tmp_path / "train.py").read_text(), "too much memory"))
+    assert len({read(source).signature for source, _ in unfit}) == 12
+    context = dataclasses.replace(night.context(), unfit=tuple(unfit))
+    assert sum(trial.val_bpb is None for trial in agent.known(context).trials) == 12
+    # Other code that does not fit says nothing of constants.
+    other = dataclasses.replace(context, unfit=((SMALL + "print(1)\n", "too much memory"),))
+    assert all(trial.val_bpb is not None for trial in agent.known(other).trials)
+
+
+def test_what_runs_now_counts_as_the_median_and_is_not_proposed_again(tmp_path):
+    night, agent = Night(tmp_path, 8), Tpe()
+    for _ in range(4):
+        night.step(agent)
+    scores = sorted(e.val_bpb for e in night.history if e.val_bpb is not None)
+    assert len(scores) == 5
+    agent.propose(night.context())
+    running = (tmp_path / "train.py").read_text()
+    night.sources["f" * 40] = running
+    night.history.append(Experiment(5, "f" * 40, "", "", "tpe"))
+    last = agent.known(night.context()).trials[-1]
+    assert (last.n, last.val_bpb) == (5, scores[2])
+    assert last.values == read(running).values
+    drawn = set()
+    for seed in range(40):
+        agent.propose(night.context(seed))
+        drawn.add((tmp_path / "train.py").read_text())
+    assert running not in drawn
+
+
+def test_what_a_change_of_code_gained_is_put_down_to_the_code(tmp_path):
+    night, agent = Night(tmp_path, 9), Tpe()
+
+    def add(n, base, source, score):
+        status = "crash" if score is None else "keep"
+        night.sources[f"{n:040x}"] = source
+        night.history.append(
+            Experiment(n, f"{n:040x}", f"{base:040x}", "", "", status=status, val_bpb=score)
+        )
+
+    night.history = []
+    wide, better = SMALL.replace("DEPTH = 4", "DEPTH = 6"), SMALL + "print(1)\n"
+    add(0, 99, SMALL, 1.0)
+    add(1, 0, wide, 1.1)
+    add(2, 0, better, 0.8)  # code
+    add(3, 2, better.replace("DEPTH = 4", "DEPTH = 6"), 0.85)
+    add(4, 2, better + "print(2)\n", None)  # a crash of code
+    add(5, 2, better + "print(3)\n", 0.7)  # more code, and then more constants
+    add(6, 5, wide + "print(1)\nprint(3)\n", 0.72)
+    add(7, 5, wide + "print(1)\nprint(3)\n# more\nprint(4)\n", 0.9)
+    add(8, 0, SMALL.replace("DEPTH = 4", "DEPTH = 9"), None)  # a crash of constants
+    add(9, 5, SMALL.replace("DEPTH = 4", "DEPTH = 5"), 0.9)  # back to the first code
+    found = {trial.n: trial.val_bpb for trial in agent.known(night.context()).trials}
+    assert found.keys() == {0, 1, 2, 3, 5, 6, 7, 8, 9}
+    assert found[8] is None
+    expected = {0: 1.0, 1: 1.1, 2: 1.0, 3: 1.05, 5: 1.0, 6: 1.02, 7: 1.0, 9: 0.9}
+    assert {n: found[n] for n in expected} == pytest.approx(expected)
 
 
 def _anywhere(source: str, rng: random.Random) -> str:

@@ -120,7 +120,7 @@ def test_tags_that_cannot(tag):
 
 
 def test_the_harness_imports_neither_jax_nor_what_it_trains():
-    names = ["loop", "session", "supervisor", "agents.command", "agents.prompt"]
+    names = ["loop", "session", "supervisor", "agents.client", "agents.prompt"]
     script = f"""
 import importlib, json, sys
 for name in {names!r}:

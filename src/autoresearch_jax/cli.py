@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SECTIONS = {
     "Start": ("demo", "setup", "doctor"),
     "Research": ("run", "loop"),
-    "Look": ("results", "show", "verify"),
+    "Look": ("watch", "results", "show", "report", "verify"),
 }
 
 
@@ -229,10 +229,21 @@ def _print_doctor(found: dict[str, Any]) -> None:
         lines["preset"] = f"{preset.name}: {preset.description}"
     for name, value in lines.items():
         click.echo(f"{name:<8}{value}")
+    for index, (name, one) in enumerate(found["agents"].items()):
+        click.echo(f"{'' if index else 'agents':<8}{name:<12}{_agent(one)}")
     click.echo()
     for one in found["problems"]:
         click.echo(typed(f"- {one['problem']}\n  Next: {one['command']}"))
     click.echo(typed("Ready: autoresearch-jax loop") if found["ready"] else "Not ready.")
+
+
+def _agent(one: dict[str, Any]) -> str:
+    """Whether a client can be asked, and the command that mends it if not."""
+    if not one["installed"]:
+        return f"not installed: {one['install'] or one['program'] + ' is not in PATH'}"
+    states = {True: "ready", False: "not logged in", None: "installed; its login is not looked at"}
+    said = states[one["logged_in"]]
+    return f"{said}: {one['login']}" if one["logged_in"] is False and one["login"] else said
 
 
 def _box(level: str | None, why: str | None) -> str:
@@ -376,10 +387,22 @@ def _measured(score: float | None, trained: "TrainResult") -> str:
 
 
 @main.command(name="loop")
-@click.option("--agent", default="tpe", show_default=True, metavar="NAME-OR-COMMAND", help=(
-    "Who proposes: tpe (built in) or any shell command that edits train.py."))  # fmt: skip
+@click.option("--agent", metavar="NAME-OR-COMMAND", help=(
+    "Who proposes: tpe (built in), claude, codex, gemini, opencode, hybrid, or any shell command "
+    "that edits train.py; NAME:MODEL picks a model.  [default: tpe]"))  # fmt: skip
 @click.option("--max", "most", type=click.IntRange(min=0), metavar="N", help=(
     "How many to add; a baseline is extra.  [default: until stopped]"))  # fmt: skip
+@click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), metavar="H", help=(
+    "Begin nothing that would end later."))  # fmt: skip
+@click.option("--max-usd", type=click.FloatRange(min=0, min_open=True), metavar="D", help=(
+    "Stop once the agent's answers have cost this much."))  # fmt: skip
+@click.option("--repairs", type=click.IntRange(min=0), metavar="K", help=(
+    "How often the agent may mend a crash before it is recorded.  [default: 1]"))  # fmt: skip
+@click.option("--lookahead/--no-lookahead", default=None, help=(
+    "Whether the agent thinks about the next experiment while one trains.  [default: it does]"
+))  # fmt: skip
+@click.option("--fallback/--no-fallback", default=None, help=(
+    "Whether tpe proposes while the agent does not answer.  [default: it does]"))  # fmt: skip
 @click.option("--desc", default="", metavar="TEXT", help="What this session is after.")
 @click.option("--tag", help=(
     "Work on branch autoresearch/TAG.  [default: the newest that fits, else a new one]"
@@ -392,8 +415,13 @@ def _measured(score: float | None, trained: "TrainResult") -> str:
 @_memory
 @_isolated
 def loop_command(
-    agent: str,
+    agent: str | None,
     most: int | None,
+    max_hours: float | None,
+    max_usd: float | None,
+    repairs: int | None,
+    lookahead: bool | None,
+    fallback: bool | None,
     desc: str,
     tag: str | None,
     seed: int,
@@ -405,17 +433,27 @@ def loop_command(
     """Experiment after experiment with an agent, until stopped.
 
     One Ctrl-C finishes the running experiment, a second abandons it. The same command goes on
-    after any interruption.
+    after any interruption. What is not given here is taken from the front matter of program.md.
 
     \b
     Example:
-      autoresearch-jax loop --max 100
+      autoresearch-jax loop --agent claude --max-hours 8
     """
     from autoresearch_jax import agents, loop
+    from autoresearch_jax import settings as front_matter
     from autoresearch_jax.held import Setup
     from autoresearch_jax.workspace import Workspace
 
     workspace = Workspace.open(Path.cwd())
+    settings = front_matter.of(workspace)
+    flags = {
+        "max": most,
+        "max_hours": max_hours,
+        "max_usd": max_usd,
+        "repairs": repairs,
+        "lookahead": lookahead,
+        "fallback": fallback,
+    }
     with _view() as (_, view):
         result = loop.run_loop(
             workspace,
@@ -426,10 +464,8 @@ def loop_command(
                 required=required,
                 max_memory_gb=max_memory_gb,
             ),
-            agent=agents.make_agent(agent, writes),
-            max_experiments=most,
-            desc=desc,
-            seed=seed,
+            agent=agents.make_agent(agent or settings.agent or "tpe", writes, settings.agents),
+            plan=front_matter.plan(settings, flags, desc=desc, seed=seed),
         )
         view.live("")
         _after_loop(workspace.root, result.tag, view)
@@ -452,13 +488,58 @@ def _after_loop(root: Path, tag: str, view: "View") -> None:
 
 
 @main.command()
+@click.option("--web", is_flag=True, help="As a page in the browser.")
+@click.option("--port", type=click.IntRange(0, 65535), metavar="P", help=(
+    "Of the page; 0: any that is free.  [default: 8787]"))  # fmt: skip
+@click.option("--host", metavar="ADDRESS", help=(
+    "Where the page is served. Beyond this machine, only to who has the printed link, unencrypted: "
+    "ssh -L is safer.  [default: 127.0.0.1]"))  # fmt: skip
+@click.option("--tag", help="Of another tag.  [default: the newest]")
+def watch(web: bool, port: int | None, host: str | None, tag: str | None) -> None:
+    """What a loop does, as it happens.
+
+    It only reads, so it may be started and ended at any time. Also shows a results.tsv of the
+    original or its forks that lies here.
+
+    \b
+    Example:
+      autoresearch-jax watch --web
+    """
+    from autoresearch_jax.watch import story
+
+    if not web:
+        raise click.UsageError("Say how: autoresearch-jax watch --web")
+    reader = story.open_story(Path.cwd(), tag)
+    from autoresearch_jax.watch import web as page
+
+    with contextlib.suppress(KeyboardInterrupt):
+        page.serve(
+            reader,
+            lambda link: click.echo(f"{link}  (Ctrl-C ends it)"),
+            host=host or "127.0.0.1",
+            port=page.PORT if port is None else port,
+        )
+
+
+@main.command()
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Only the N best.")
 @click.option("--kept-only", is_flag=True, help="Only what was kept.")
 @click.option("--grep", "pattern", metavar="REGEX", help="Only descriptions that match.")
 @click.option("--sort", type=click.Choice(["gain"]), help="Largest improvement first.")
+@click.option("--ledger", is_flag=True, help=(
+    "What each cost: dollars, tokens, seconds of the agent and of the accelerator."))  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="The rows as a list of JSON objects.")
+@click.option("--csv", "as_csv", is_flag=True, help="The rows as CSV.")
 @click.option("--tag", help="Of another tag.  [default: the newest]")
 def results(
-    top: int | None, kept_only: bool, pattern: str | None, sort: str | None, tag: str | None
+    top: int | None,
+    kept_only: bool,
+    pattern: str | None,
+    sort: str | None,
+    ledger: bool,
+    as_json: bool,
+    as_csv: bool,
+    tag: str | None,
 ) -> None:
     """Every experiment and the summary of the night.
 
@@ -470,13 +551,18 @@ def results(
     """
     from autoresearch_jax import report
 
+    if ledger + as_json + as_csv > 1:
+        raise click.UsageError("Choose one of --ledger, --json and --csv.")
     listed = report.load(Path.cwd(), tag)
     if not listed:
         raise UserError("no experiment is recorded here yet: `autoresearch-jax loop` starts.")
     rows = report.select(
         listed, top=top, kept_only=kept_only, pattern=pattern, by_gain=sort == "gain"
     )
-    report.print_results(_console(), rows, listed)
+    if as_json or as_csv:
+        click.echo(report.as_json(rows) if as_json else report.as_csv(rows), nl=False)
+        return
+    report.print_results(_console(), rows, listed, costs=ledger)
 
 
 @main.command()
@@ -493,6 +579,30 @@ def show(experiment: str, tag: str | None) -> None:
     from autoresearch_jax.workspace import Workspace
 
     report.show(_console(), Workspace.open(Path.cwd()), experiment, tag)
+
+
+@main.command(name="report")
+@click.option("-o", "--output", "folder", metavar="DIR", default="report", show_default=True,
+              type=click.Path(file_okay=False, path_type=Path),
+              help="Where its files go.")  # fmt: skip
+@click.option("--png", is_flag=True, help="The picture as progress.png, too.")
+@click.option("--prompts", is_flag=True, help=(
+    "With what agents were told: program.md is a part of it."))  # fmt: skip
+@click.option("--tag", help="Of another tag.  [default: the newest]")
+def report_command(folder: Path, png: bool, prompts: bool, tag: str | None) -> None:
+    """One page that holds everything, to send around, and its picture.
+
+    report.html needs no network and no server; progress.svg is the picture alone.
+
+    \b
+    Example:
+      autoresearch-jax report -o ../night --png
+    """
+    from autoresearch_jax.watch import report_file, story
+
+    reader = story.open_story(Path.cwd(), tag)
+    for path in report_file.write(reader, folder, png=png, prompts=prompts):
+        click.echo(str(path))
 
 
 @main.command()

@@ -8,6 +8,7 @@ from rich.console import Console
 from autoresearch_jax import create, journal, loop, manifest, plot, presets, report
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.held import Setup
+from autoresearch_jax.ledger import Plan
 from autoresearch_jax.view import View, typed
 from autoresearch_jax.workspace import Workspace
 
@@ -42,7 +43,7 @@ def demo(target: Path, console: Console, view: View, *, seed: int, experiments: 
     else:
         if done:
             view.say(f"{done} are recorded already; going on from them.")
-        ended = loop.run_loop(workspace, Setup(view), max_experiments=experiments, seed=seed)
+        ended = loop.run_loop(workspace, Setup(view), plan=Plan(max=experiments, seed=seed))
         if ended.stopped != "max":
             view.say("Stopped early; the same command goes on from here.")
     view.say("[4/4] Results")

@@ -21,10 +21,13 @@ from autoresearch_jax import (
     paths,
     presets,
     session,
+    settings,
     trainer,
 )
+from autoresearch_jax.agents import AgentError, client, make_agent
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.hardware import Device, accelerator_present
+from autoresearch_jax.settings import Settings
 from autoresearch_jax.workspace import Workspace
 
 NIGHT_SECONDS = 12 * 3600
@@ -79,8 +82,14 @@ def report(root: Path) -> dict[str, Any]:
         problems.append(Problem("uv is not installed.", "pip install uv"))
     if shutil.which("git") is None:
         problems.append(Problem("git is not installed.", "sudo apt install git"))
+    agents, agent_problems = _agents(root)
+    problems.extend(agent_problems)
     preset = device and presets.suggest(
-        device.platform, device.device_kind, device.device_count, device.memory_mb
+        device.platform,
+        device.device_kind,
+        device.device_count,
+        device.memory_mb,
+        device.compute_capability,
     )
     return {
         "platform": device and device.platform,
@@ -94,20 +103,22 @@ def report(root: Path) -> dict[str, Any]:
         "data_ready": data_ready,
         "disk_free_gb": round(free_gb, 1),
         "night_gb": round(night_gb, 1),
+        "agents": agents,
         "isolation": chosen and chosen.level,
         "isolation_why": chosen and (chosen.why or chosen.warning),
         "home": str(paths.home()),
         "preset": preset and preset.name,
+        "preset_why": preset and preset.why,
         "ready": not problems,
         "problems": [dataclasses.asdict(problem) for problem in problems],
     }
 
 
 def cuda_extra() -> str:
-    """The extra for the installed driver: CUDA 13 needs 580 or newer."""
+    """The extra for the installed driver and card: CUDA 13 needs 580, and no GPU before Turing."""
     try:
         said = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            ["nvidia-smi", "--query-gpu=driver_version,compute_cap", "--format=csv,noheader"],
             capture_output=True,
             text=True,
             timeout=20,
@@ -115,8 +126,11 @@ def cuda_extra() -> str:
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return "cuda12"
-    major = re.match(r"\s*(\d+)\.", said)
-    return "cuda13" if major and int(major[1]) >= 580 else "cuda12"
+    found = re.match(r"\s*(\d+)\.[\d.]+(?:, *(\d+)\.(\d+))?", said)
+    if not found or int(found[1]) < 580:
+        return "cuda12"
+    before_turing = found[2] and (int(found[2]), int(found[3])) < (7, 5)
+    return "cuda12" if before_turing else "cuda13"
 
 
 def _unused_accelerator(device: Device) -> Iterator[Problem]:
@@ -138,6 +152,33 @@ def _data(root: Path) -> tuple[bool, list[Problem]]:
     except UserError as error:
         return False, [Problem(str(error), "uv run prepare.py")]
     return True, []
+
+
+def _agents(root: Path) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
+    """The clients that `loop --agent` knows by name, and what is wrong with the chosen one."""
+    chosen, problems, program = Settings(), [], root / "program.md"
+    try:
+        if program.is_file():
+            chosen = settings.read(program.read_text(errors="replace"))
+    except UserError as error:
+        problems.append(Problem(str(error), f"$EDITOR {program}"))
+    try:
+        if chosen.agent:
+            make_agent(chosen.agent, clients=chosen.agents).check()
+    except (UserError, AgentError) as error:
+        said = f"program.md chooses the agent {chosen.agent}: {str(error).rstrip('.')}."
+        problems.append(Problem(said, "autoresearch-jax loop --agent tpe"))
+    found = {
+        name: {
+            "program": one.program,
+            "installed": one.installed(),
+            "logged_in": one.logged_in(),
+            "install": one.install,
+            "login": one.login,
+        }
+        for name, one in client.known(chosen.agents).items()
+    }
+    return found, problems
 
 
 def _night_gb(root: Path) -> float:

@@ -4,7 +4,11 @@
 before the step's effect is carried out. Reading it again is resuming. Steps:
 
 - `session`: a command started; the first one carries the tag's fingerprint and base commit.
-- `proposed`: experiment `n` exists: its commit, base, description and agent.
+- `asked`: an agent was asked once, for experiment `n`: what it cost, and why it gave nothing.
+- `drafted`: an agent's proposal that waits for its turn, made while another one trained.
+- `dropped`: a draft that is not going to be proposed, and why.
+- `proposed`: experiment `n` exists: its commit, base, description, agent; the `ask` it answers.
+- `repaired`: its agent has seen its crash and mended it: the new commit, before it trains again.
 - `trained`: its training ended: outcome, reason, metrics, provenance, the hash of what it left.
 - `scored`: the scorer has read that: outcome, reason, metrics, `val_bpb` among them.
 - `decided`: keep, discard or crash. Written before the branch moves.
@@ -22,6 +26,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import unicodedata
 import zlib
 from dataclasses import dataclass
@@ -56,6 +61,8 @@ class Experiment:
     val_bpb: float | None = None  # bits per byte
     memory_gb: float | None = None  # GiB
     reason: str = ""  # why it crashed
+    expected: str = ""  # the effect that its agent expects
+    repairs: int = 0  # times that its agent has mended it
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     provenance: Record = dataclasses.field(default_factory=dict)  # what its score rests on
     note: str = ""  # something about it that a person should look at
@@ -63,6 +70,8 @@ class Experiment:
     finished: float | None = None  # unix time
     outcome: str | None = None  # of the training (trainer.OUTCOMES); None while untrained
     left: str = ""  # SHA-256 of what the training left
+    ask: int | None = None  # the question to an agent that it answers
+    refused: str = ""  # why it cannot run, as the gate found before its turn
     program: str = ""  # what its train.py means (source.meaning); "" if that is not known
     scored: str | None = None  # of the scoring (scoring.Score); None while it is to be done
 
@@ -150,7 +159,10 @@ def _read(path: Path) -> tuple[list[Record], int]:
 
 
 class Journal:
-    """The only writer of a tag's journal; whoever makes one holds the tag's lock."""
+    """The only writer of a tag's journal; whoever makes one holds the tag's lock.
+
+    Its threads may append at the same time.
+    """
 
     def __init__(self, state_dir: Path) -> None:
         """Opens it, and cuts off a torn tail. Raises JournalError."""
@@ -158,6 +170,7 @@ class Journal:
         self.records, self._size = _read(self.path)
         state_dir.mkdir(parents=True, exist_ok=True)
         self._replay = Replay()
+        self._one = threading.RLock()  # at a time
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             os.ftruncate(self._file, self._size)
@@ -176,8 +189,11 @@ class Journal:
         Raises OSError (a full disk, say); then the journal is as it was before. Raises
         JournalError, and writes nothing, if somebody else has changed the file meanwhile.
         """
+        with self._one:
+            self._append({"step": step, **fields})
+
+    def _append(self, record: Record) -> None:
         self._refuse_changed()
-        record = {"step": step, **fields}
         line = seal(record)
         try:
             written = 0
@@ -218,7 +234,8 @@ class Journal:
 
     def experiments(self) -> list[Experiment]:
         """Every experiment by its number, the undecided ones too. Not to be changed."""
-        return self._replay.up_to(self.records)
+        with self._one:
+            return self._replay.up_to(self.records)
 
     def close(self) -> None:
         os.close(self._file)
@@ -265,9 +282,25 @@ class Replay:
                 base=step["base"],
                 description=step["description"],
                 agent=step["agent"],
+                expected=step.get("expected", ""),
                 metrics=step["metrics"],
                 program=step.get("program", ""),
+                ask=step.get("ask"),
+                refused=step.get("refused", ""),
                 started=step["time"],
+            )
+        elif step["step"] == "repaired" and n in found:
+            found[n] = dataclasses.replace(
+                found[n],
+                commit=step["commit"],
+                program=step["program"],
+                description=step["description"],
+                repairs=found[n].repairs + 1,
+                refused="",
+                outcome=None,
+                scored=None,
+                reason="",
+                note="",
             )
         elif step["step"] == "trained" and n in found:
             metrics = found[n].metrics | step["metrics"]

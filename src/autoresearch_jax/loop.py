@@ -1,30 +1,21 @@
 """One experiment after the other: propose, train, decide, record."""
 
 import re
-import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoresearch_jax import (
-    agents,
-    boxes,
-    isolation,
-    journal,
-)
-from autoresearch_jax.agents import Agent, AgentError, Context, prompt
+from autoresearch_jax import agents, journal, ledger
+from autoresearch_jax.agents import Agent, AgentError
+from autoresearch_jax.desk import Desk, known, source_of
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.held import Setup, held
-from autoresearch_jax.isolation import Box
 from autoresearch_jax.journal import Experiment, Record
+from autoresearch_jax.ledger import PERSON, UNLIMITED, Plan
 from autoresearch_jax.session import Abandoned, Session
 from autoresearch_jax.workspace import FILES, Workspace
 
-PERSON = "person"  # the agent of `run -m`
-FAILURES = 3  # proposals in a row that may fail
-SOURCE_BYTES = 256 << 10  # that a train.py may have: no room for parameters
 WORKSPACE_FILES = (*FILES, "program.md", "results.tsv")
-
 CRASHES = 3  # in a row and alike, after which the best is started again
 
 
@@ -35,52 +26,70 @@ class LoopResult:
     tag: str
     decided: int  # experiments decided in this call, the baseline included
     best: Experiment | None
-    stopped: str  # "max": all asked for are done; "interrupted"; "abandoned": one is undecided
+    stopped: str  # the limit reached ("max", "max-hours", "max-usd"); "interrupted"; "abandoned":
+    # one is undecided
 
 
 # ------------------------------------------------------------------------------- the commands
 
 
 def run_loop(
-    workspace: Workspace,
-    setup: Setup,
-    *,
-    agent: str | Agent = "tpe",
-    max_experiments: int | None = None,
-    desc: str = "",
-    seed: int = 0,
+    workspace: Workspace, setup: Setup, *, agent: str | Agent = "tpe", plan: Plan = UNLIMITED
 ) -> LoopResult:
-    """Repeats experiments until `max_experiments` beside the baseline, or until interrupted.
+    """Repeats experiments until the plan's limits, or until interrupted.
 
     A loop that was killed or stopped counts on when the same command is given again. Raises
     UserError where it cannot start or go on; the journal then holds all that was done.
     """
     agent = agents.make_agent(agent) if isinstance(agent, str) else agent
+    _check(agent, setup)
     with held(workspace, setup, f"loop --agent {agent.name}") as (session, why):
-        asked, done = _counted(session.journal.records)
-        continues = asked is not None and asked == max_experiments
-        plural = "" if max_experiments == 1 else "s"
-        most = (
-            f"{max_experiments} experiment{plural}"
-            if max_experiments is not None
-            else "until stopped"
-        )
+        records = session.journal.records
+        continues = ledger.continues(records, plan)
+        done = ledger.this_loop(records).experiments if continues else 0
         session.view.say(
-            f"Agent {agent.name}, tag {session.tag} ({why}), {most}"
-            + (f", {done} of them begun already" if continues and done else "")
+            f"Agent {agent.name}, tag {session.tag} ({why}), {_limits(plan)}"
+            + (f", {done} of them begun already" if done else "")
             + ". Ctrl-C finishes the running one."
         )
+        if plan.max_usd is not None and not agent.priced and agent.name != "tpe":
+            session.view.say(f"{agent.name} does not say what it costs: --max-usd cannot hold it.")
         _say_unused_edits(session)
-        fields = {"agent": agent.name, "desc": desc, "seed": seed, "max": max_experiments}
+        fields = {"agent": agent.name, "desc": plan.desc, "seed": plan.seed, **plan.limits}
         session.begin("loop", continues=continues, **fields)
         before = sum(e.status is not None for e in session.history)
+        desk = Desk(session, agent, plan)
         try:
-            stopped = _repeat(session, agent, max_experiments, desc, seed)
+            stopped = _repeat(session, desk)
         except Abandoned:
             stopped = "abandoned"
             session.view.say("Abandoned. The same command goes on with that experiment.")
+        finally:
+            desk.close()
         decided = sum(e.status is not None for e in session.history) - before
         return LoopResult(session.tag, decided, session.best, stopped)
+
+
+def _check(agent: Agent, setup: Setup) -> None:
+    """Raises UserError if it is plain that the agent cannot answer: not after a baseline."""
+    try:
+        agent.check()
+    except AgentError as error:
+        raise UserError(
+            f"{str(error).rstrip('.')}. Without it: autoresearch-jax loop --agent tpe"
+        ) from None
+
+
+def _limits(plan: Plan) -> str:
+    """How far a plan goes, in words."""
+    said = []
+    if plan.max is not None:
+        said.append(f"{plan.max} experiment{'' if plan.max == 1 else 's'}")
+    if plan.max_hours is not None:
+        said.append(f"{plan.max_hours:g} hours")
+    if plan.max_usd is not None:
+        said.append(f"{plan.max_usd:g} dollars")
+    return f"at most {', '.join(said)}" if len(said) > 1 else "".join(said) or "until stopped"
 
 
 def run_proposal(
@@ -92,7 +101,7 @@ def run_proposal(
     the same proposal. Raises UserError, also if train.py holds nothing new or it was abandoned.
     """
     log_path = log_place(workspace, log_path)
-    source = _source_of(workspace.root / "train.py")
+    source = source_of(workspace.root / "train.py")
     with held(workspace, setup, "run -m") as (session, _):
         blob = session.ratchet.store(source)
         if _waiting(session, blob) is None:
@@ -122,51 +131,27 @@ def log_place(workspace: Workspace, path: Path) -> Path:
 # ----------------------------------------------------------------------------------- the loop
 
 
-def _counted(records: list[Record]) -> tuple[int | None, int]:
-    """The `--max` that is not finished yet, and how many experiments were proposed for it."""
-    asked, done = None, 0
-    for record in records:
-        if record["step"] == "session" and record["kind"] == "loop" and not record["continues"]:
-            asked, done = record["max"], 0
-        elif record["step"] == "proposed" and record["base"] and record["agent"] != PERSON:
-            done += 1
-        elif record["step"] == "finished":
-            asked = None
-    return asked, done
-
-
-def _repeat(session: Session, agent: Agent, most: int | None, desc: str, seed: int) -> str:
+def _repeat(session: Session, desk: Desk) -> str:
     """Experiments until there is a reason to stop, which is returned. Raises as run_loop does."""
     session.settle()
     if session.interrupts.stopping():
         return "interrupted"
     _baseline(session)
-    failures = 0
-    while most is None or _counted(session.journal.records)[1] < most:
+    while not (limit := desk.over()):
         if session.interrupts.stopping():
             return "interrupted"
         try:
-            e = _ask(session, agent, desc, seed)
-        except AgentError as error:
-            if session.interrupts.abandoned():
-                return "interrupted"
-            failures += 1
-            session.view.say(f"     no proposal: {error}")
-            if failures == FAILURES:
-                raise UserError(
-                    f"{FAILURES} proposals in a row failed; the last: {str(error).rstrip('.')}. "
-                    "Nothing is lost: mend the agent, or choose another with --agent, and run the "
-                    "command again."
-                ) from None
-            continue
-        failures = 0
+            e = desk.take()
+        except AgentError:
+            return "interrupted"
         if session.interrupts.stopping():  # it came while an agent thought; the proposal is kept
             session.view.say(f"Stopped. The same command trains {e.n}: {e.description}")
             return "interrupted"
-        session.run(e)
+        desk.think_ahead()
+        session.run(e, desk.mend)
         _pause_if_broken(session)
     session.journal.append("finished", time=time.time())
-    return "max"
+    return limit
 
 
 def _baseline(session: Session) -> None:
@@ -227,104 +212,6 @@ def _cause(reason: str) -> str:
     return re.sub(r"'[^']*'|/\S+|0x[0-9a-f]+|\d+(\.\d+)?", "#", reason)[:80]
 
 
-def _ask(session: Session, agent: Agent, desc: str, seed: int) -> Experiment:
-    """A new proposal by the agent, recorded. Raises AgentError."""
-    best = session.best
-    assert best is not None
-    context = _context(session, best, desc, seed)
-    session.view.live(f"experiment {context.n}: {agent.name} is thinking")
-    begun = time.monotonic()
-    try:
-        description = agent.propose(context)
-    finally:
-        dropped = session.ratchet.others_changed(best.commit, context.worktree)
-        session.ratchet.forget(best.commit, context.worktree)
-    seconds = round(time.monotonic() - begun, 3)
-    if dropped:
-        names = journal.clean(", ".join(dropped))
-        session.view.say(f"     dropped changes outside train.py: {names}")
-    proposed = _proposed(context.worktree / "train.py")
-    blob = session.ratchet.store(proposed)
-    if blob == session.ratchet.blob_id(best.commit):
-        raise AgentError("train.py was not changed.")
-    same = session.same_as(proposed)
-    if same is not None:
-        raise AgentError(f"train.py is that of {known(same)}, comments and formatting aside.")
-    return session.propose(blob, description, agent.name, {"agent_seconds": seconds})
-
-
-def known(e: Experiment) -> str:
-    """An experiment and what came of it, in a few words."""
-    score = "no score" if e.val_bpb is None else f"val_bpb {e.val_bpb:.6f}"
-    return f"experiment {e.n} ({e.status}, {score}: {e.description})"
-
-
-def _context(session: Session, best: Experiment, desc: str, seed: int) -> Context:
-    """A fresh worktree, a fresh prompt, and everything known."""
-    n, history = len(session.history), tuple(session.history)
-    worktree = session.private / "agent"
-    session.ratchet.worktree(best.commit, worktree)
-    program_path = session.workspace.root / "program.md"
-    program = program_path.read_text(errors="replace") if program_path.is_file() else ""
-    words = prompt.build(program=program, history=history, best=best, desc=desc)
-    run_dir = session.workspace.run_dir(session.tag, n)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    prompt_path = session.private / "prompt.md"
-    for path in (run_dir / "prompt.md", prompt_path):
-        path.write_text(words, encoding="utf-8", errors="replace")
-    return Context(
-        worktree=worktree,
-        n=n,
-        seed=seed,
-        history=history,
-        source_of=session.ratchet.show,
-        base=best,
-        program=program,
-        prompt=words,
-        prompt_path=prompt_path,
-        run_dir=run_dir,
-        committed=lambda: session.ratchet.message_since(best.commit, worktree),
-        abandoned=session.interrupts.abandoned,
-        keep_fds=session.keep_fds,
-        level=session.conditions.level,
-        box=_agent_box(session, worktree, prompt_path),
-        env=session.ratchet.private_environment(worktree),
-    )
-
-
-def _agent_box(session: Session, worktree: Path, prompt_path: Path) -> Box:
-    """An agent writes in its worktree, and in the git data of that alone."""
-    return boxes.agent(
-        session.workspace,
-        session.conditions.data,
-        scratch=isolation.fresh(session.private / "scratch-agent"),
-        prompt=prompt_path,
-        writable=(worktree, *session.ratchet.private_git(worktree)),
-    )
-
-
-def _proposed(path: Path) -> bytes:
-    """The bytes of a train.py that an agent leaves. Raises AgentError if it is no plain file."""
-    try:
-        return _source_of(path)
-    except UserError as error:
-        raise AgentError(str(error)) from None
-
-
-def _source_of(path: Path) -> bytes:
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        raise UserError("train.py was deleted.") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError("train.py is no plain file, but a link or something else.")
-    if status.st_size > SOURCE_BYTES:
-        raise UserError(
-            f"train.py has {status.st_size} bytes, more than the {SOURCE_BYTES} allowed."
-        )
-    return path.read_bytes()
-
-
 def _say_unused_edits(session: Session) -> None:
     path = session.workspace.root / "train.py"
     known = [session.workspace.head()] + ([session.best.commit] if session.best else [])
@@ -381,7 +268,7 @@ def _decided_proposal(session: Session, blob: str, description: str) -> Experime
         _baseline(session)
     if session.interrupts.stopping():
         raise Abandoned
-    return session.run(session.propose(blob, description, PERSON, {}))
+    return session.run(session.propose(blob, description=description, agent=PERSON))
 
 
 def _restore(session: Session, e: Experiment, source: bytes) -> None:

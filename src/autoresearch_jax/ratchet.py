@@ -60,6 +60,10 @@ class Ratchet:
         """The bytes of a file in a commit, as a checkout of it has them. Raises GitError."""
         return self.workspace.git_bytes("cat-file", "--filters", f"{commit}:{path}")
 
+    def stored(self, blob: str) -> bytes:
+        """The bytes of a stored train.py, as a checkout of it has them. Raises GitError."""
+        return self.workspace.git_bytes("cat-file", "--filters", "--path=train.py", blob)
+
     def blob_id(self, commit: str, path: str = "train.py") -> str:
         return self.git("rev-parse", "--verify", f"{commit}:{path}")
 
@@ -101,9 +105,39 @@ class Ratchet:
         arguments = ("commit-tree", tree, "-p", base, "-F", "-")
         return self.git(*arguments, stdin=message.encode(errors="replace"), env=IDENTITY)
 
-    def name(self, n: int, commit: str) -> None:
-        """Keeps the commit of experiment `n` readable for ever, kept or not."""
-        self.git("update-ref", f"refs/autoresearch/{self.tag}/{n}", commit)
+    def merge(self, ours: str, base: str, blob: str) -> bytes | None:
+        """train.py of commit `ours` with what `blob` changed in that of `base`.
+
+        None where both changed the same lines.
+        """
+        folder = self.workspace.private_dir(self.tag) / "merge"
+        remove(folder)
+        folder.mkdir(parents=True)
+        versions = {
+            "ours": self.blob(ours),
+            "base": self.blob(base),
+            "theirs": self.stored(blob),
+        }
+        for name, text in versions.items():
+            (folder / name).write_bytes(text)
+        try:
+            self.git("merge-file", "--quiet", *versions, at=folder)
+            return (folder / "ours").read_bytes()
+        except GitError:  # its exit code is the number of conflicts
+            return None
+        finally:
+            remove(folder)
+
+    def name(self, n: int, commit: str, attempt: int = 0) -> None:
+        """Keeps the commit of experiment `n` readable for ever, kept or not.
+
+        `attempt` is the number of an earlier one, that crashed and was mended.
+        """
+        self.git("update-ref", self.ref(n, attempt), commit)
+
+    def ref(self, n: int, attempt: int = 0) -> str:
+        """The ref of an experiment."""
+        return f"refs/autoresearch/{self.tag}/{n}" + (f".{attempt}" if attempt else "")
 
     def move(self, new: str, old: str | None) -> None:
         """Moves the branch from `old` (None: it must not exist) to `new`, or raises UserError."""
@@ -139,7 +173,7 @@ class Ratchet:
 
     def _no_ref_of_ours(self, ref: str) -> str:
         named = ref.removeprefix(f"refs/autoresearch/{self.tag}/")
-        ours = ref == f"refs/heads/{self.branch}" or named.isdecimal()
+        ours = ref == f"refs/heads/{self.branch}" or re.fullmatch(r"\d+(\.\d+)?", named)
         return "" if ours else f"{ref} is no ref of tag {self.tag}"
 
     # ------------------------------------------------------------------------- worktrees

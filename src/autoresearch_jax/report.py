@@ -1,15 +1,21 @@
 """What happened: the table of results, the night's summary, one experiment in full."""
 
+import csv
+import dataclasses
+import io
+import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from autoresearch_jax import journal
+from autoresearch_jax import journal, ledger
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.journal import Experiment, Row
+from autoresearch_jax.ledger import Spent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +35,9 @@ PHASES = {
     "saving": "checkpoint_seconds",
     "scoring": "scoring_seconds",
 }
-COLUMNS = ("n", "commit", "val_bpb", "gain", "memory_gb", "status", "description")
+COLUMNS = ("n", "commit", "val_bpb", "gain", "memory_gb", "status", "expected", "description")
+LEDGER = ("n", "agent", "usd", "tokens", "agent_s", "accelerator_s", "status", "description")
+WORDS = ("commit", "agent", "status", "expected", "description")  # columns flush left
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,9 @@ class Entry:
     started: float | None = None  # unix time
     finished: float | None = None
     phases: Mapping[str, float] = field(default_factory=dict)  # seconds (see `phases`)
+    agent: str = ""
+    expected: str = ""  # the effect that its agent expected
+    spent: Spent | None = None
 
     @property
     def improved(self) -> bool:
@@ -59,6 +70,22 @@ class Entry:
             "crash" if self.status == "crash" else _text(self.val_bpb, ".6f"),
             _text(self.gain, "+.6f"),
             _text(self.memory_gb, ".1f"),
+            self.status,
+            self.expected,
+            self.description,
+        )
+
+    def costs(self) -> tuple[str, ...]:
+        """The columns of the ledger, as text."""
+        spent = self.spent or Spent()
+        known = spent.asked > spent.unpriced and spent.usd > 0
+        return (
+            str(self.n),
+            self.agent,
+            f"{spent.usd:.2f}" if known else "—",
+            str(spent.tokens) if spent.tokens else "—",
+            f"{spent.agent_s:.1f}",
+            f"{spent.accelerator_s:.1f}",
             self.status,
             self.description,
         )
@@ -78,6 +105,7 @@ class Summary:
     seconds: float | None  # that all experiments took, the time when nobody ran left out
     training: float  # of them
     phases: Mapping[str, float]  # seconds of each, the median of all experiments that reached it
+    spent: Spent | None = None  # in all, where a journal tells
 
 
 def phases(one: Experiment) -> dict[str, float]:
@@ -92,8 +120,13 @@ def phases(one: Experiment) -> dict[str, float]:
     return found
 
 
-def entries(found: Iterable[Experiment | Row]) -> list[Entry]:
-    """Decided experiments in order, each with its gain over the best kept one before it."""
+def entries(
+    found: Iterable[Experiment | Row], spent: Mapping[int, Spent] | None = None
+) -> list[Entry]:
+    """Decided experiments in order, each with its gain over the best kept one before it.
+
+    `spent` is what each cost, by number.
+    """
     best: float | None = None
     listed = []
     for index, one in enumerate(found):
@@ -102,14 +135,27 @@ def entries(found: Iterable[Experiment | Row]) -> list[Entry]:
         score = None if one.status == "crash" else one.val_bpb
         gain = None if score is None or best is None else best - score
         ours = one if isinstance(one, Experiment) else None
-        times = (ours.started, ours.finished, phases(ours)) if ours else (None, None, {})
-        n = ours.n if ours else index
         memory = None if one.status == "crash" else one.memory_gb
         description = journal.clean(one.description)
-        listed.append(Entry(n, one.commit, score, gain, memory, one.status, description, *times))
+        n = ours.n if ours else index
+        entry = Entry(n, one.commit, score, gain, memory, one.status, description)
+        listed.append(_with_story(entry, ours, (spent or {}).get(n)) if ours else entry)
         if score is not None and (best is None or (one.status == "keep" and score < best)):
             best = score  # a fork may call its first row something else than "keep"
     return listed
+
+
+def _with_story(entry: Entry, one: Experiment, spent: Spent | None) -> Entry:
+    """With what a results.tsv does not tell."""
+    return dataclasses.replace(
+        entry,
+        started=one.started,
+        finished=one.finished,
+        phases=phases(one),
+        agent=journal.clean(one.agent, 30),
+        expected=journal.clean(one.expected, 40),
+        spent=spent,
+    )
 
 
 def load(folder: Path, tag: str | None = None) -> list[Entry]:
@@ -131,7 +177,8 @@ def load(folder: Path, tag: str | None = None) -> list[Entry]:
         raise
     tag = pick_tag(workspace, tag)
     if tag is not None:
-        return entries(journal.experiments(workspace.state_dir(tag)))
+        records = journal.records(workspace.state_dir(tag))
+        return entries(journal.replay(records), ledger.by_experiment(records))
     table = workspace.root / "results.tsv"
     return entries(journal.read_results(table)) if table.is_file() else []
 
@@ -200,6 +247,7 @@ def summarize(listed: Sequence[Entry]) -> Summary:
             for name in (*PHASES, "harness")
             if (found := [entry.phases[name] for entry in listed if name in entry.phases])
         },
+        spent=ledger.total([entry.spent for entry in listed if entry.spent is not None]),
     )
 
 
@@ -211,7 +259,7 @@ def summary_lines(summary: Summary) -> list[str]:
     )
     if summary.per_hour is not None:
         counts += f", {summary.per_hour:.1f} experiments per hour"
-    lines = [counts, *_time_lines(summary)]
+    lines = [counts, *_time_lines(summary), *_cost_lines(summary)]
     best = summary.best.val_bpb if summary.best else None
     if summary.start is not None and summary.best is not None and best is not None:
         percent = 100 * (summary.start - best) / summary.start
@@ -227,16 +275,27 @@ def summary_lines(summary: Summary) -> list[str]:
     return lines
 
 
-def print_table(console: "Console", rows: Sequence[Entry]) -> None:
-    """A table that wraps on a terminal; elsewhere columns of fixed width, one line a row."""
+def print_table(console: "Console", rows: Sequence[Entry], costs: bool = False) -> None:
+    """A table that wraps on a terminal; elsewhere columns of fixed width, one line a row.
+
+    With `costs` what each cost, instead of what came of it.
+    """
+    table = [LEDGER, *(row.costs() for row in rows)]
+    if not costs:
+        table = [COLUMNS, *(row.cells() for row in rows)]
+    unused = {"expected"} if not any(row.expected for row in rows) else set()
+    names = [name for name in table[0] if name not in unused]
+    at = [table[0].index(name) for name in names]
+    lines = [[cells[place] for place in at] for cells in table]
     if not console.is_terminal:
-        widths = (4, 7, 8, 9, 9, 7, 0)
-        for cells in (COLUMNS, *(row.cells() for row in rows)):
+        widths = [
+            max(7 if name == "status" else 4, *map(len, column))
+            for name, column in zip(names, zip(*lines, strict=True), strict=True)
+        ]
+        for cells in lines:
             columns = [
-                cell.ljust(width)
-                if name in ("commit", "status", "description")
-                else cell.rjust(width)
-                for name, cell, width in zip(COLUMNS, cells, widths, strict=True)
+                cell.ljust(width) if name in WORDS else cell.rjust(width)
+                for name, cell, width in zip(names, cells, widths, strict=True)
             ]
             print("  ".join(columns).rstrip(), file=console.file)
         return
@@ -244,18 +303,66 @@ def print_table(console: "Console", rows: Sequence[Entry]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in COLUMNS:
-        words = name in ("commit", "status", "description")
-        table.add_column(name, justify="left" if words else "right", no_wrap=name != "description")
-    for row in rows:
-        table.add_row(*map(Text, row.cells()), style=STYLES.get(row.status, ""))
-    console.print(table)
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        justify: Literal["left", "right"] = "left" if name in WORDS else "right"
+        shown.add_column(name, justify=justify, no_wrap=name != "description")
+    for row, cells in zip(rows, lines[1:], strict=True):
+        shown.add_row(*map(Text, cells), style=STYLES.get(row.status, ""))
+    console.print(shown)
 
 
-def print_results(console: "Console", rows: Sequence[Entry], listed: Sequence[Entry]) -> None:
+def as_json(rows: Sequence[Entry]) -> str:
+    """The rows as a list of JSON objects, seconds and scores as numbers; null: not known."""
+    return json.dumps([_fields(row) for row in rows], indent=1, allow_nan=False) + "\n"
+
+
+def as_csv(rows: Sequence[Entry]) -> str:
+    """The rows as CSV with a header. A text that a spreadsheet would compute gets a ' before it."""
+    table = [{name: _csv_cell(value) for name, value in _fields(row).items()} for row in rows]
+    file = io.StringIO()
+    names = list(dict.fromkeys(name for row in table for name in row))
+    writer = csv.DictWriter(file, names, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(table)
+    return file.getvalue()
+
+
+def _fields(row: Entry) -> dict[str, str | float | None]:
+    """All that is known of a row, by name; numbers are finite."""
+    spent = row.spent or Spent()
+    fields: dict[str, str | float | None] = {
+        "n": row.n,
+        "commit": row.commit,
+        "status": row.status,
+        "val_bpb": row.val_bpb,
+        "gain": row.gain,
+        "memory_gb": row.memory_gb,
+        "description": row.description,
+        "expected": row.expected,
+        "agent": row.agent,
+        "started": row.started,
+        "finished": row.finished,
+        "usd": spent.usd if row.spent else None,
+        "tokens": spent.tokens if row.spent else None,
+    }
+    for name in (*PHASES, "harness"):
+        fields[f"{name.replace('-', '')}_seconds"] = row.phases.get(name)
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in fields.items()
+    }
+
+
+def _csv_cell(value: str | float | None) -> str | float | None:
+    return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@")) else value
+
+
+def print_results(
+    console: "Console", rows: Sequence[Entry], listed: Sequence[Entry], costs: bool = False
+) -> None:
     """The chosen rows, and under them the summary of all."""
-    print_table(console, rows)
+    print_table(console, rows, costs)
     if console.is_terminal:
         first, *rest = summary_lines(summarize(listed))
         console.print(first, style="bold", highlight=False, markup=False)
@@ -295,7 +402,8 @@ def show(console: "Console", workspace: "Workspace", name: str, tag: str | None 
         raise UserError(
             "nothing has run here yet, so there is nothing to show: `autoresearch-jax loop`."
         )
-    one = find(journal.experiments(workspace.state_dir(tag)), name)
+    records = journal.records(workspace.state_dir(tag))
+    one = find(journal.replay(records), name)
     say = _printer(console)
     say(f"experiment {one.n} of {tag}: {journal.clean(one.description)}", "bold")
     say(f"commit    {one.commit}")
@@ -304,6 +412,12 @@ def show(console: "Console", workspace: "Workspace", name: str, tag: str | None 
     say(f"status    {one.status or 'undecided'}", STYLES.get(one.status or "", ""))
     if one.agent:
         say(f"agent     {journal.clean(one.agent)}")
+    if one.expected:
+        say(f"expected  {journal.clean(one.expected)}; it became {_change(one, records)}")
+    if one.repairs:
+        say(f"mended    {one.repairs} times after a crash")
+    if cost := _cost(ledger.by_experiment(records).get(one.n, Spent())):
+        say(f"cost      {cost}")
     if one.reason:
         say(f"reason    {journal.clean(one.reason, limit=1000)}")
     if one.note:
@@ -385,6 +499,35 @@ def _time_lines(summary: Summary) -> list[str]:
     )
     words = f"time: {_duration(summary.seconds)}, of it training {100 * share:.0f}%"
     return [f"{words} ({others} an experiment)" if others else words]
+
+
+def _cost_lines(summary: Summary) -> list[str]:
+    """What the night cost beside time, as one line, where an agent was asked."""
+    cost = "" if summary.spent is None else _cost(summary.spent)
+    return [f"cost: {cost}"] if cost else []
+
+
+def _cost(spent: Spent) -> str:
+    """What an agent's answers cost; "" where nothing but seconds is known."""
+    if not spent.usd and not spent.tokens:
+        return ""
+    dollars = [f"{spent.usd:.2f} dollars"] if spent.usd else []
+    unpriced = f", {_count(spent.unpriced, 'answer')} without a price" if spent.unpriced else ""
+    said = [
+        *dollars,
+        f"{spent.tokens:,} tokens",
+        f"{_count(spent.asked, 'answer')} in {_duration(spent.agent_s)}",
+        f"accelerator {_duration(spent.accelerator_s)}",
+    ]
+    return ", ".join(said) + unpriced
+
+
+def _change(one: Experiment, records: Sequence[journal.Record]) -> str:
+    """What became of an experiment, against the best before it."""
+    entry = next((e for e in entries(journal.replay(list(records))) if e.n == one.n), None)
+    if entry is None or entry.gain is None:
+        return one.status or "nothing yet"
+    return f"{-entry.gain:+.6f}"
 
 
 def _duration(seconds: float) -> str:

@@ -240,17 +240,18 @@ class Runner:
 
     # ---------------------------------------------------------------------------------- gate
 
-    def gate(self, export: Callable[[Path], None], log: Path) -> Gate | None:
+    def gate(self, export: Callable[[Path], None], log: Path, name: str = "gate") -> Gate | None:
         """Compiles what `export` lays into a folder, beside a training of it or of another.
 
-        None where that would take from a training's budget, or the device is not known.
+        Of two at the same time each has a `name` of its own. None where that would take from a
+        training's budget, or the device is not known.
         """
         conditions = self._conditions
         if conditions.target is None:
             return None
-        folder = self._private / "gate"
+        folder = self._private / name
         export(folder)
-        scratch = isolation.fresh(self._private / "gate-scratch")
+        scratch = isolation.fresh(self._private / f"{name}-scratch")
         box = boxes.training(
             self._workspace, self._data(folder), scratch=scratch, writable=(folder,)
         )

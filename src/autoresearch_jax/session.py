@@ -4,10 +4,11 @@ Every step is in the journal before its effect is carried out, and every effect 
 twice. So `settle` brings whatever state a killed process left to where it would have been.
 """
 
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from autoresearch_jax import (
 )
 from autoresearch_jax.conditions import Conditions
 from autoresearch_jax.errors import UserError
-from autoresearch_jax.gate import Verdict
+from autoresearch_jax.gate import Gate, Verdict
 from autoresearch_jax.interrupts import Interrupts
 from autoresearch_jax.journal import Experiment, Journal, Record
 from autoresearch_jax.ratchet import Ratchet
@@ -72,7 +73,7 @@ class Session:
         self.ratchet = Ratchet(workspace, tag)
         self.private = workspace.private_dir(tag)
         self._limits = limits
-        self._max_memory_gb = max_memory_gb
+        self.max_memory_gb = max_memory_gb
         self._refuse_checked_out()
         self.lock = lock_tag(workspace.state_dir(tag) / "lock", tag, view)
         self.keep_fds = (self.lock, *device_locks)  # they outlive this process in what it started
@@ -151,6 +152,7 @@ class Session:
             if e.status is None:
                 self.view.say(f"Resuming experiment {e.n}: {e.description}")
                 self.ratchet.name(e.n, e.commit)
+                self._adopt(e)
                 self.run(e)
             else:
                 self._prune(e)
@@ -159,68 +161,113 @@ class Session:
     def _intended(self) -> dict[str, str]:
         """The refs that an earlier process may have been writing when it was killed."""
         named = [e for e in self.history if e.status is None] or self.history[-1:]
-        refs = {f"refs/autoresearch/{self.tag}/{e.n}": e.commit for e in named}
+        refs = {self.ratchet.ref(e.n): e.commit for e in named}
+        refs |= {self.ratchet.ref(e.n, e.repairs + 1): e.commit for e in named}
         if self.best is not None:
             refs[f"refs/heads/{self.ratchet.branch}"] = self.best.commit
         return refs
 
     def propose_baseline(self) -> Experiment:
         """The checkout's commit, as it is, becomes the next experiment."""
-        return self._record(self.workspace.head(), "", "baseline", "", {})
+        return self._record(self.workspace.head(), "", description="baseline", agent="")
 
-    def same_as(self, train_py: bytes) -> Experiment | None:
-        """The experiment that has scored this train.py already, comments and formatting aside."""
+    def same_as(self, train_py: bytes, running: bool = False) -> Experiment | None:
+        """The experiment that has scored this train.py already, comments and formatting aside.
+
+        With `running` also one that is not decided yet.
+        """
         meaning = source.meaning(train_py)
-        alike = (e for e in self.history if meaning and e.program == meaning)
+        alike = [e for e in self.history if meaning and e.program == meaning]
         # What was discarded for another reason than its score may be tried again.
-        return next((e for e in alike if e.scored == "ok" and e.status and not e.reason), None)
+        known = [e for e in alike if e.scored == "ok" and e.status and not e.reason]
+        known += [e for e in alike if running and e.status is None]
+        return known[0] if known else None
 
-    def propose(
-        self, blob: str, description: str, agent: str, metrics: Mapping[str, float]
-    ) -> Experiment:
-        """A stored train.py becomes the next experiment, on top of the best."""
+    def propose(self, blob: str, *, description: str, agent: str, **fields: Any) -> Experiment:
+        """A stored train.py becomes the next experiment, on top of the best.
+
+        `fields` are what the record has beside: metrics, expected, ask, refused.
+        """
         assert self.best is not None
         base = self.best.commit
-        n = len(self.history)
+        commit, description = self._candidate(len(self.history), base, blob, description, agent)
+        return self._record(commit, base, description=description, agent=agent, **fields)
+
+    def repair(self, e: Experiment, blob: str, *, description: str, agent: str) -> None:
+        """A stored train.py takes the place of one that crashed, which stays readable."""
+        description = description or e.description
+        commit, description = self._candidate(e.n, e.base, blob, description, agent)
+        attempt = e.repairs + 1
+        self.ratchet.name(e.n, e.commit, attempt)
+        log = self.log(e)
+        if log.exists():
+            log.rename(log.with_name(f"run.{attempt}.log"))
+        self.journal.append(
+            "repaired",
+            n=e.n,
+            commit=commit,
+            was=e.commit,
+            reason=e.reason,
+            description=description,
+            agent=agent,
+            program=source.meaning(self.ratchet.blob(commit)),
+            time=time.time(),
+        )
+        self.ratchet.name(e.n, commit)
+
+    def _candidate(
+        self, n: int, base: str, blob: str, description: str, agent: str
+    ) -> tuple[str, str]:
+        """The commit of an experiment, and its description as it is recorded."""
         description = journal.clean(description) or "no description"
         # The number makes two equal proposals two commits, also within one second.
         message = f"{description}\n\nExperiment {n} of autoresearch/{self.tag}, by {agent}.\n"
-        commit = self.ratchet.candidate(base, blob, message)
-        return self._record(commit, base, description, agent, metrics)
+        return self.ratchet.candidate(base, blob, message), description
 
-    def _record(
-        self, commit: str, base: str, description: str, agent: str, metrics: Mapping[str, float]
-    ) -> Experiment:
+    def _record(self, commit: str, base: str, **fields: Any) -> Experiment:
         n = len(self.history)
         self.journal.append(
             "proposed",
             n=n,
             commit=commit,
             base=base,
-            description=description,
-            agent=agent,
-            metrics=dict(metrics),
+            **{"metrics": {}, **fields},
             program=source.meaning(self.ratchet.blob(commit)),
             time=time.time(),
         )
+        e = self.history[n]
         self.ratchet.name(n, commit)
-        return self.history[n]
+        self._adopt(e)
+        return e
 
-    def run(self, e: Experiment) -> Experiment:
+    def ask_dir(self, ask: int) -> Path:
+        """Where the prompt and the logs of a question to an agent lie."""
+        return self.workspace.state_dir(self.tag) / "asks" / str(ask)
+
+    def _adopt(self, e: Experiment) -> None:
+        """Moves the prompt and the logs of its agent to where an experiment has them."""
+        if e.ask is None or not (asked := self.ask_dir(e.ask)).is_dir():
+            return
+        run_dir = self.log(e).parent
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for path in asked.iterdir():
+            path.replace(run_dir / path.name)
+        asked.rmdir()
+
+    def run(
+        self, e: Experiment, mend: Callable[[Experiment], bool] = lambda _: False
+    ) -> Experiment:
         """Trains and decides an experiment, as far as the journal says that it is not yet.
 
-        Raises Abandoned, and UserError where the loop cannot go on; `e` is undecided then.
+        `mend` is asked about one that crashed, and returns whether it has repaired it. Raises
+        Abandoned, and UserError where the loop cannot go on; `e` is undecided then.
         """
-        if e.outcome is None or not self._still_there(e):
-            self._train(e)
-            e = self.history[e.n]
-        if e.outcome == "ok" and e.scored is None:
-            self._score(e)
-            e = self.history[e.n]
-        self.runner.end_early()  # if this one needs no score
+        e = self._measured(e)
+        while self._score_of(e) is None and mend(e):
+            e = self._measured(self.history[e.n])
         best = self.best
-        score = e.val_bpb if e.scored == "ok" else None
-        status, reason = ratchet.strict(score, best.val_bpb if best else None), e.reason
+        status = ratchet.strict(self._score_of(e), best.val_bpb if best else None)
+        reason = e.reason
         too_much = self._too_much_memory(e)
         if too_much and status != "crash":
             status, reason = "discard" if best else "crash", too_much
@@ -237,9 +284,25 @@ class Session:
             self.view.say(f"     look at it: {e.note}")
         return e
 
+    def _measured(self, e: Experiment) -> Experiment:
+        """Trains and scores it, as far as the journal says that it is not yet."""
+        if e.outcome is None or not self._still_there(e):
+            self._train(e)
+            e = self.history[e.n]
+        if e.outcome == "ok" and e.scored is None:
+            self._score(e)
+            e = self.history[e.n]
+        self.runner.end_early()  # if this one needs no score
+        return e
+
+    def _score_of(self, e: Experiment) -> float | None:
+        """The score that counts; None for a crash."""
+        score = e.val_bpb if e.scored == "ok" else None
+        return score if score is not None and math.isfinite(score) else None
+
     def _too_much_memory(self, e: Experiment) -> str:
         """What is said of an experiment that used more memory than it may, else ""."""
-        most = self._max_memory_gb
+        most = self.max_memory_gb
         if most is None or e.memory_gb is None or e.memory_gb <= most:
             return ""
         return f"it used {e.memory_gb:.2f} GiB of a device, and may use {most:g}"
@@ -254,7 +317,7 @@ class Session:
 
     def _train(self, e: Experiment) -> None:
         """Trains and records it. Raises Abandoned, UserError."""
-        broken = source.unparsable(self.ratchet.blob(e.commit))
+        broken = e.refused or source.unparsable(self.ratchet.blob(e.commit))
         found: Record = {"outcome": "crash", "reason": broken, "metrics": {}}
         found |= {"note": "", "left": ""}
         if not broken:
@@ -274,9 +337,9 @@ class Session:
         """
         log = self.log(e)
         log.parent.mkdir(parents=True, exist_ok=True)
-        gate = self.runner.gate(partial(self.ratchet.export, e.commit), log.with_name("gate.log"))
-        baseline = self.baseline
-        believed = baseline is not None and "compiled_gib" in baseline.metrics
+        passed = "compiled_gib" in e.metrics and not e.repairs  # before its turn
+        gate = None if passed else self.gate(e.commit, log.with_name("gate.log"))
+        believed = self.gate_is_believed
         verdict = Verdict()
         try:
             result = self._run_training(
@@ -291,6 +354,15 @@ class Session:
             if gate is not None:
                 verdict = gate.end()
         return result, verdict
+
+    def gate(self, commit: str, log: Path, name: str = "gate") -> Gate | None:
+        """Starts the gate for a commit, where there is one."""
+        return self.runner.gate(partial(self.ratchet.export, commit), log, name)
+
+    @property
+    def gate_is_believed(self) -> bool:
+        """Whether the gate has let the baseline pass, which shows that it can compile here."""
+        return self.baseline is not None and "compiled_gib" in self.baseline.metrics
 
     def limits_for(self, e: Experiment, budget_s: float = 0.0) -> trainer.Limits:
         """The baseline's own, or those that come from what the baseline took."""
@@ -474,7 +546,8 @@ def _verdict(e: Experiment, best: Experiment | None) -> str:
         return f"{e.n:4} crash    {e.description}: {e.reason}"
     gain = ""
     if best is not None and best.val_bpb is not None and e.val_bpb is not None:
-        gain = f" ({e.val_bpb - best.val_bpb:+.6f})"
+        expected = f", expected {e.expected}" if e.expected else ""
+        gain = f" ({e.val_bpb - best.val_bpb:+.6f}{expected})"
     memory = "" if e.memory_gb is None else f"  {e.memory_gb:.1f} GB"
     reason = f": {e.reason}" if e.reason else ""
     return f"{e.n:4} {e.status:8} {e.val_bpb:.6f}{gain}{memory}  {e.description}{reason}"

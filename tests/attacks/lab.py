@@ -17,6 +17,7 @@ from autoresearch_jax import conditions, journal, loop, scoring, trainer
 from autoresearch_jax.conditions import Conditions
 from autoresearch_jax.held import Setup
 from autoresearch_jax.journal import Experiment
+from autoresearch_jax.ledger import Plan
 from autoresearch_jax.workspace import Workspace
 from tests import data_helpers, harness
 from tests.levels import STRONGEST
@@ -209,7 +210,9 @@ class Ground:
             notes = Watching(watch)
             setup = Setup(notes, tag=TAG, isolation=level, examine=examine)
             workspace, agent = Workspace.open(self.root), harness.Scripted(*proposals)
-            loop.run_loop(workspace, setup, agent=agent, max_experiments=len(proposals))
+            loop.run_loop(
+                workspace, setup, agent=agent, plan=Plan(max=len(proposals), fallback=False)
+            )
         return notes
 
 

@@ -9,6 +9,7 @@ import re
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeGuard
 
 from autoresearch_jax import literals
@@ -28,7 +29,7 @@ class Reading:
     values: Mapping[str, Value]  # its constants
     rest: str  # the file with its constants zeroed: the same for files that differ in them alone
 
-    @property
+    @cached_property
     def signature(self) -> str:
         """What distinguishes a `train.py` by its effect, as far as its constants tell.
 

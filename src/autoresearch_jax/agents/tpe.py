@@ -10,16 +10,20 @@ saves the reading of them.
 
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from autoresearch_jax import literals
-from autoresearch_jax.agents import AgentError, Context, readings
+from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, ranges, readings
 from autoresearch_jax.agents.ranges import Range, describe, infer
+from autoresearch_jax.agents.readings import Reading
+from autoresearch_jax.journal import Experiment
 from autoresearch_jax.literals import Value
 
 ATTEMPTS = 64  # draws before the search calls itself exhausted
+GUIDED = 16  # of these, before it draws evenly: an estimator that is sure repeats itself
 HOW_MANY = (0.6, 0.3, 0.1)  # chances of changing one, two or three constants
 WHOLE_RANGE_AFTER = 30  # results, from which a step may cross the whole range
 
@@ -39,139 +43,219 @@ class Trial:
     """An earlier experiment as the search sees it."""
 
     values: Mapping[str, Value]
-    val_bpb: float | None  # None: it crashed
+    val_bpb: float | None  # bits per byte, the effect of its code left out; None: it crashed
+    n: int | None = None  # of the experiment; None: the gate refused it
 
 
 @dataclass(frozen=True)
-class Past:
-    """What is kept of an earlier `train.py`."""
+class Known:
+    """All that a proposal follows from."""
 
-    values: Mapping[str, Value]
-    signature: str
+    source: str  # of the best train.py
+    current: Mapping[str, Value]  # its constants
+    space: Mapping[str, Range]  # of those that are searched
+    trials: Sequence[Trial]  # oldest first
+    tried: frozenset[str]  # the signatures of all files so far
 
 
-class Tpe:
+@dataclass(frozen=True)
+class Idea:
+    """New values for a few constants."""
+
+    changes: Mapping[str, Value]
+    source: str  # of the train.py with them
+
+
+class Tpe(Agent):
     """Proposes changes of constants (see the module)."""
 
     name = "tpe"
 
     def __init__(self) -> None:
         self._reader = readings.Reader()
-        self._read: dict[str, Past] = {}  # by commit, whose train.py never changes
+        self._read: dict[str, Reading] = {}  # by commit, whose train.py never changes
+        self._used: dict[str, set[str]] = {}  # the names that code uses; the latest code alone
 
-    def propose(self, context: Context) -> str:
-        """Rewrites `train.py` in the worktree; returns what changed, as `NAME old -> new, ...`.
+    def propose(self, context: Context) -> Proposal:
+        """Rewrites `train.py` in the worktree; described as `NAME old -> new, ...`.
 
         Raises:
-            AgentError: `train.py` is not Python, has nothing to search over, or everything that
-                was drawn around it has been tried.
+            AgentError: `train.py` is not Python, has nothing to search over ("failed"), or
+                everything that was drawn around it has been tried ("exhausted").
         """
-        path = context.worktree / "train.py"
+        known = self.known(context)
+        rng = random.Random(f"{context.seed}/{context.n}")
+        idea = next(self.ideas(known, rng), None)
+        if idea is None:
+            raise AgentError(
+                f"tpe found nothing new in {ATTEMPTS} draws around the best train.py: "
+                "change it by hand with `autoresearch-jax run -m ...`, or use another --agent.",
+                "exhausted",
+            )
+        (context.worktree / "train.py").write_bytes(idea.source.encode())
+        return Proposal(describe(known.current, idea.changes))
+
+    def known(self, context: Context) -> Known:
+        """What is known before a proposal. Raises AgentError, as `propose` does."""
         try:
-            source = path.read_bytes().decode()
+            source = (context.worktree / "train.py").read_bytes().decode()
         except UnicodeDecodeError as error:
             raise AgentError(f"train.py is not UTF-8 text: {error}.") from error
-        history = [self._past(context, e.commit) for e in context.history]
-        ranges = search_space(source, [past.values for past in history])
-        if not ranges:
-            raise AgentError(
-                "train.py has no upper-case constants (such as MATRIX_LR = 0.04) to search over."
-            )
-        trials = [
-            # What was discarded for a reason of its own, its memory say, is as bad as a crash.
-            Trial(past.values, None if e.status == "crash" or e.reason else e.val_bpb)
-            for past, e in zip(history, context.history, strict=True)
-            if e.status is not None
-        ]
+        past = {e.commit: self._past(context, e.commit) for e in context.history}
         now = self._reader.read(source)
-        tried = {now.signature, *(past.signature for past in history)}
-        current = now.values
-        rng = random.Random(f"{context.seed}/{context.n}")
-        for attempt in range(ATTEMPTS):
-            names = choose(rng, ranges, current, trials)
-            reach = min(1.0, len(trials) / WHOLE_RANGE_AFTER + attempt / ATTEMPTS)
-            changes = draw(rng, {name: ranges[name] for name in names}, current, trials, reach)
-            changed = literals.rewrite(source, changes)
-            if self._reader.read(changed).signature not in tried:
-                path.write_bytes(changed.encode())
-                return describe(current, changes)
-        raise AgentError(
-            f"tpe found nothing new in {ATTEMPTS} draws around the best train.py: "
-            "change it by hand with `autoresearch-jax run -m ...`, or use another --agent."
+        unfit = [self._reader.read(text) for text, _ in context.unfit]
+        first = [past[e.commit].values for e in context.history]
+        if now.rest not in self._used:
+            self._used = {now.rest: _used_names(source)}
+        space = space_of(now.values, self._used[now.rest], first, context.search)
+        if not space:
+            raise AgentError(
+                "train.py has no upper-case constants (such as MATRIX_LR = 0.04) to search over, or "
+                "`search` in program.md leaves them all alone."
+            )
+        return Known(
+            source=source,
+            current=now.values,
+            space=space,
+            trials=trials_of(context.history, past)
+            + [Trial(one.values, None) for one in unfit if one.rest == now.rest],
+            tried=frozenset(one.signature for one in (now, *past.values(), *unfit)),
         )
 
-    def _past(self, context: Context, commit: str) -> "Past":
+    def ideas(self, known: Known, rng: random.Random) -> Iterator[Idea]:
+        """New values for a few constants, each time others, until ATTEMPTS draws are used up."""
+        tried = set(known.tried)
+        for attempt in range(ATTEMPTS):
+            names = choose(rng, known.space, known.current, known.trials)
+            reach = min(1.0, len(known.trials) / WHOLE_RANGE_AFTER + attempt / ATTEMPTS)
+            axes = {name: known.space[name] for name in names}
+            trials = known.trials if attempt < GUIDED else ()
+            changes = draw(rng, axes, known.current, trials, reach)
+            changed = literals.rewrite(known.source, changes)
+            signature = self._reader.read(changed).signature
+            if signature not in tried:
+                tried.add(signature)
+                yield Idea(changes, changed)
+
+    def _past(self, context: Context, commit: str) -> Reading:
         if commit not in self._read:
-            reading = self._reader.read(context.source_of(commit))
-            self._read[commit] = Past(reading.values, reading.signature)
+            self._read[commit] = self._reader.read(context.source_of(commit))
         return self._read[commit]
 
 
-def search_space(source: str, history: Sequence[Mapping[str, Value]] = ()) -> dict[str, Range]:
-    """What may be searched in `source`; ranges come from the first file that had the constant.
+def trials_of(history: Sequence[Experiment], past: Mapping[str, Reading]) -> list[Trial]:
+    """The experiments as trials of their constants, whoever proposed them; `past` is by commit.
 
-    `history` are the constants of all files so far, oldest first.
-
-    Raises:
-        AgentError: `source` is not Python.
+    Scores with the same code compare as they are. A change of code is put down to the code: what
+    the first file that has it gained on the file it started from is taken off every score with
+    it, so that trials of before stay worth something. A crash with new code says nothing of
+    constants, and is left out. What runs now counts as the median, so that the next one lies
+    elsewhere.
     """
-    try:
-        used = literals.used_names(source)
-        constants = literals.read(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise AgentError(f"train.py is not Python: {error}.") from error
+    base_of = {e.commit: e for e in history}
+    gains: dict[str, float] = {}  # by code, in bits per byte
+    trials = []
+    for e in history:
+        code, base = past[e.commit].rest, base_of.get(e.base)
+        before = code if base is None else past[base.commit].rest
+        if _failed(e):
+            if code == before:
+                trials.append(Trial(past[e.commit].values, None, e.n))
+        elif e.val_bpb is not None:
+            if code not in gains:
+                since = 0.0 if base is None or base.val_bpb is None else e.val_bpb - base.val_bpb
+                gains[code] = gains.get(before, 0.0) + since
+            trials.append(Trial(past[e.commit].values, e.val_bpb - gains[code], e.n))
+    scores = [trial.val_bpb for trial in trials if trial.val_bpb is not None]
+    if scores:
+        middle = statistics.median(scores)
+        running = [e for e in history if e.status is None and e.val_bpb is None]
+        trials += [Trial(past[e.commit].values, middle, e.n) for e in running]
+    return trials
+
+
+def _failed(e: Experiment) -> bool:
+    # What was discarded for a reason of its own, its memory say, is as bad as a crash.
+    return e.status == "crash" or bool(e.status and e.reason)
+
+
+def search_space(source: str, given: Mapping[str, Any] | None = None) -> dict[str, Range]:
+    """What may be searched in a file that is the first. Raises AgentError: it is not Python."""
+    used = _used_names(source)
+    return space_of(readings.read(source).values, used, (), given or {})
+
+
+def space_of(
+    current: Mapping[str, Value],
+    used: Set[str],
+    history: Sequence[Mapping[str, Value]],
+    given: Mapping[str, Any],
+) -> dict[str, Range]:
+    """What may be searched, and where, of the constants of a file and the names that it uses.
+
+    Ranges are inferred from the first file that had the constant; `history` are the constants of
+    all files so far, oldest first. Those that a person has `given` (ranges.parse) go before.
+    """
     first: dict[str, Value] = {}
     for values in history:
         first = {**values, **first}
-    ranges = {}
-    for name, literal in constants.items():
-        if name.split("[")[0] not in used or WITHOUT_EFFECT.search(name):
+    found: dict[str, Range] = {}
+    for name, value in current.items():
+        if name.split("[")[0] not in used:
             continue
-        inferred = infer(name, first.get(name, literal.value))
-        if inferred is None or not inferred.holds(literal.value):
-            inferred = infer(name, literal.value)
-        if inferred is not None:
-            ranges[name] = inferred
-    return ranges
+        if name in given:
+            wish = ranges.parse(name, given[name])
+            one = None if wish is None else wish.of(name, value)
+        elif WITHOUT_EFFECT.search(name):
+            continue
+        else:
+            one = infer(name, first.get(name, value))
+            if one is None or not one.holds(value):
+                one = infer(name, value)
+        if one is not None:
+            found[name] = one
+    return found
+
+
+def _used_names(source: str) -> set[str]:
+    try:
+        return literals.used_names(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise AgentError(f"train.py is not Python: {error}.") from error
 
 
 def choose(
     rng: random.Random,
-    ranges: Mapping[str, Range],
+    space: Mapping[str, Range],
     current: Mapping[str, Value],
     trials: Sequence[Trial],
 ) -> list[str]:
     """One to three constants to change; important ones, and those moved least so far, first."""
     weights = {}
-    for name, one in ranges.items():
+    for name, one in space.items():
         now = current[name]
-        steps = [
-            trial.values[name]
-            for trial in trials
-            if name in trial.values and one.moves(now, trial.values[name])
-        ]
-        sides = {
-            step > now for step in steps if not isinstance(step, str) and not isinstance(now, str)
-        }
+        past = [trial.values[name] for trial in trials if name in trial.values]
+        steps = [value for value in past if one.holds(value) and one.moves(now, value)]
+        untried = one.sides(now) - {step > now for step in steps}  # type: ignore[operator]
         # One side known and the other not: the likeliest place of an improvement.
-        one_sided = len(sides) == 1
+        one_sided = steps and untried
         kind = next(weight for pattern, weight in WEIGHTS if pattern.search(name))
         weights[name] = kind * (2 if one_sided else 1 / (1 + len(steps)))
     chosen: list[str] = []
     for _ in range(min(len(weights), rng.choices((1, 2, 3), HOW_MANY)[0])):
         chosen += rng.choices(list(weights), list(weights.values()))
         del weights[chosen[-1]]
-    return [name for name in ranges if name in chosen]
+    return [name for name in space if name in chosen]
 
 
 def draw(
     rng: random.Random,
-    ranges: Mapping[str, Range],
+    space: Mapping[str, Range],
     current: Mapping[str, Value],
     trials: Sequence[Trial],
     reach: float,
 ) -> dict[str, Value]:
-    """New values for constants, from the estimator over all earlier results.
+    """New values for constants, from the estimator over all earlier results; evenly without any.
 
     Constants whose new value is too near the old one are left out.
     """
@@ -179,23 +263,21 @@ def draw(
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     axes = {}
-    for name, one in ranges.items():
+    for name, one in space.items():
         axis = one.axis(current[name], reach)
         if axis is not None:
             axes[name] = axis
     # Without start-up trials: even one result says where not to look again.
     sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31), n_startup_trials=0)
     study = optuna.create_study(sampler=sampler)
-    study.add_trials(list(_frozen(ranges, axes, trials)))
+    study.add_trials(list(_frozen(space, axes, trials)))
     places = study.ask(axes).params
-    values = {
-        name: at if isinstance(at, str) else ranges[name].decode(at) for name, at in places.items()
-    }
-    return {name: new for name, new in values.items() if ranges[name].moves(current[name], new)}
+    values = {name: space[name].decode(at) for name, at in places.items()}
+    return {name: new for name, new in values.items() if space[name].moves(current[name], new)}
 
 
 def _frozen(
-    ranges: Mapping[str, Range], axes: Mapping[str, Any], trials: Sequence[Trial]
+    space: Mapping[str, Range], axes: Mapping[str, Any], trials: Sequence[Trial]
 ) -> Iterator[Any]:
     """The earlier results as optuna's trials, each with the constants that lie on the axes."""
     import optuna
@@ -207,10 +289,11 @@ def _frozen(
         inside = {}
         for name, axis in axes.items():
             value = trial.values.get(name)
-            if value is None or not ranges[name].holds(value):
+            if value is None or not space[name].holds(value):
                 continue
-            at = value if isinstance(value, str) else ranges[name].encode(value)
-            if at in axis.choices if isinstance(at, str) else axis.low <= at <= axis.high:
+            at = space[name].encode(value)
+            choices = getattr(axis, "choices", None)
+            if axis.low <= at <= axis.high if choices is None else at in choices:
                 inside[name] = at
         yield optuna.trial.create_trial(
             params=inside,

@@ -1,0 +1,257 @@
+"""Command-line clients as agents: a prompt goes in, an edited train.py and some words come out.
+
+What a client is, is data (descriptions.py): its arguments, where its answer and its cost stand in
+what it prints, what it must be able to write, how one logs in. Any shell command is a client, too.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autoresearch_jax import isolation, process
+from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, replies
+from autoresearch_jax.agents.descriptions import LIMIT_S, Client, parse, places, shipped
+from autoresearch_jax.agents.replies import Reply
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.isolation import Box
+from autoresearch_jax.journal import clean
+from autoresearch_jax.process import Ended
+
+TRIAL_S = 60.0
+TAIL = 4000  # characters of each output that are searched for a known trouble
+# The name is in the commits, which are pushed; a key in front of the command shall not be.
+VALUE = re.compile(r"""\b([A-Za-z_]\w*)=(?:'[^']*'|"[^"]*"|[^\s'";&|])+""")
+
+
+def known(clients: Mapping[str, Any]) -> dict[str, Client]:
+    """The shipped clients and the person's own, which go before. Raises ValueError."""
+    own = {name: parse(name, described) for name, described in clients.items()}
+    return {**shipped(), **own}
+
+
+def make_client(name: str, writes: Sequence[Path], clients: Mapping[str, Any]) -> Agent:
+    """The client NAME or NAME:MODEL, else `name` as a shell command. Raises UserError."""
+    try:
+        found = known(clients)
+    except ValueError as error:
+        raise UserError(f"The front matter of program.md {error}. Correct it there.") from None
+    first, _, model = name.partition(":")
+    if name in found:
+        return ClientAgent(found[name], writes=writes)
+    if first not in found or not model or re.search(r"\s", name):
+        return CommandAgent(name, writes=writes, clients=found.values())
+    if not found[first].model:
+        raise UserError(
+            f"{first!r} cannot be told the model {model!r}: agents.{first} has no `model` "
+            f"arguments. Add them in the front matter of program.md, or try --agent {first}"
+        )
+    return ClientAgent(found[first], model, writes)
+
+
+class ClientAgent(Agent):
+    """Runs a client in the agent's worktree, in a box of its own."""
+
+    slow = True
+    repairs = True
+
+    def __init__(self, client: Client, model: str = "", writes: Sequence[Path] = ()) -> None:
+        """`writes` are files and folders, beside the client's own, that it may write."""
+        self.client = client
+        self.model = model
+        self.name = f"{client.name}:{model}" if model else client.name
+        self.priced = "usd" in client.fields
+        self._tried: set[str] = set()  # levels of isolation at which it can work
+        self.writes = (*(path.expanduser().absolute() for path in writes), *places(client.writes))
+
+    def check(self) -> None:
+        """Raises AgentError where the program is not there, or evidently nobody is logged in."""
+        client = self.client
+        if client.installed() is None:
+            how = f" Install it: {client.install}" if client.install else ""
+            raise AgentError(f"{client.program} is not in PATH.{how}", "missing")
+        if client.logged_in() is False:
+            wanted = [*client.login_env, *client.login_files]
+            how = f" Log in: {client.login}" if client.login else ""
+            raise AgentError(
+                f"nobody is logged in to {self.name}: none of {', '.join(wanted)} is there.{how}",
+                "login",
+            )
+
+    def propose(self, context: Context) -> Proposal:
+        """The prompt goes in, also as the file that AUTORESEARCH_PROMPT names.
+
+        Its description is a line `DESCRIPTION: ...` of the answer, else the subject of its commit,
+        else the answer's last line. What it prints is kept in agent.out and agent.err of the run's
+        folder. Raises AgentError.
+        """
+        self._try(context)
+        out, err = context.run_dir / "agent.out", context.run_dir / "agent.err"
+        argv, stdin = self._argv(context), self._stdin(context)
+        ended = self._start(context, argv, stdin, out, err, self.client.limit_s)
+        reply = replies.read(self.client.output, self.client.fields, out, err)
+        if ended.why == "abandoned":
+            raise AgentError("abandoned", "abandoned", usage=reply.usage)
+        if ended.why == "limit":
+            seconds = f"{self.client.limit_s:.0f} s"
+            message = f"`{self.name}` took longer than {seconds}; its log: {err}"
+            raise AgentError(message, "hang", usage=reply.usage)
+        returncode = isolation.signal_of(context.level, ended.returncode)
+        if returncode or reply.error:
+            raise self._failure(returncode, reply, out, err)
+        description, expected, last = replies.labels(reply.text)
+        description = description or context.committed() or last
+        return Proposal(description, expected, usage=reply.usage)
+
+    def _start(
+        self,
+        context: Context,
+        argv: list[str],
+        stdin: Path,
+        out: Path,
+        err: Path | None,
+        limit_s: float,
+    ) -> Ended:
+        """Runs one of its commands until that has ended. Raises AgentError if it is not there."""
+        if context.box is not None:
+            argv = isolation.wrap(context.level, argv, self._box(context.box))
+        try:
+            return process.run(
+                argv,
+                cwd=context.worktree,
+                env=self._environment(context),
+                stdin=stdin,
+                stdout=out,
+                stderr=err,
+                limit_s=limit_s,
+                abandoned=context.abandoned,
+                keep_fds=context.keep_fds,
+            )
+        except UserError as error:
+            if self.client.installed():  # something else is wrong, and the loop's matter
+                raise
+            raise AgentError(str(error), "missing") from None
+
+    def _argv(self, context: Context) -> list[str]:
+        values = {
+            "{worktree}": str(context.worktree),
+            "{prompt}": context.prompt,
+            "{prompt_file}": str(context.prompt_path),
+        }
+        chosen = [word.replace("{model}", self.model) for word in self.client.model if self.model]
+        return [*(_filled(word, values) for word in self.client.command), *chosen]
+
+    def _stdin(self, context: Context) -> Path:
+        given = any("{prompt" in word for word in self.client.command)
+        return Path(os.devnull) if given else context.prompt_path
+
+    def _environment(self, context: Context) -> dict[str, str]:
+        return {
+            **os.environ,
+            **self.client.env,
+            **context.env,
+            "AUTORESEARCH_PROMPT": str(context.prompt_path),
+            "PWD": str(context.worktree),  # some believe it more than the system
+        }
+
+    def _box(self, box: Box) -> Box:
+        """The box, with what the client must write."""
+        for path in places([word for word in self.client.writes if word.endswith("/")]):
+            with contextlib.suppress(OSError):  # a box passes over what is not there
+                path.mkdir(parents=True, exist_ok=True)
+        return dataclasses.replace(box, writable=(*box.writable, *self.writes))
+
+    def _try(self, context: Context) -> None:
+        """Raises AgentError where it would be held by nothing, or its own sandbox cannot start."""
+        level, client = context.level, self.client
+        if client.needs_box and level == "none":
+            raise AgentError(
+                f"{self.name} is held by our box, and by nothing else; --isolation none has none. "
+                "Take one: sudo apt install bubblewrap, or another --agent",
+                "missing",
+            )
+        if not client.trial or level in self._tried:
+            return
+        log = context.run_dir / "agent.err"
+        ended = self._start(context, list(client.trial), Path(os.devnull), log, None, TRIAL_S)
+        if ended.why == "abandoned":
+            raise AgentError("abandoned", "abandoned")
+        if ended.returncode:
+            raise AgentError(
+                f"{self.name} cannot work with isolation {level}: `{' '.join(client.trial)}` says: "
+                f"{clean(replies.plain(log), 300).rstrip('.') or 'nothing'}. {client.trial_advice}",
+                "missing",
+            )
+        self._tried.add(level)
+
+    def _failure(self, returncode: int, reply: Reply, out: Path, err: Path) -> AgentError:
+        """What went wrong, in the client's words if it has any."""
+        tails = [replies.plain(path)[-TAIL:] for path in (err, out)]
+        said = reply.error or "\n".join(tails)
+        kind = replies.kind_of(said, self.client.troubles)
+        lasts = (replies.last_line(tail) for tail in (reply.error, *tails))
+        words = next(filter(None, lasts), "it printed nothing")
+        how = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
+        advice = {"login": self.client.login, "missing": self.client.install}.get(kind, "")
+        return AgentError(
+            f"`{self.name}` failed ({how}): {words.rstrip('.')}; its log: {err}"
+            + (f". Try: {advice}" if advice else ""),
+            kind,
+            again=replies.again(said) if kind == "limit" else None,
+            usage=reply.usage,
+        )
+
+
+def _filled(word: str, values: Mapping[str, str]) -> str:
+    """The word with its placeholders replaced, once each: a prompt may hold braces."""
+    return re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], word)
+
+
+class CommandAgent(ClientAgent):
+    """Any command line, for /bin/sh. Nothing in it is replaced: it is a program, not a text."""
+
+    def __init__(
+        self,
+        command: str,
+        limit_s: float = LIMIT_S,
+        writes: Sequence[Path] = (),
+        clients: Iterable[Client] | None = None,
+    ) -> None:
+        """Those of `clients`, the shipped ones by default, that the command names keep a login."""
+        words = {Path(word).name for word in re.split(r"[\s;&|]+", command)}
+        clients = shipped().values() if clients is None else clients
+        named = [path.rstrip("/") for one in clients if one.program in words for path in one.writes]
+        state = tuple(dict.fromkeys(named))
+        client = Client("", ("/bin/sh", "-c", command), writes=state, limit_s=limit_s)
+        super().__init__(client, writes=writes)
+        self.command = command
+        self.name = clean(VALUE.sub(r"\1=…", command), 60)
+
+    def check(self) -> None:
+        """Raises AgentError where the command is one word, and nothing has that name."""
+        if re.fullmatch(r"[\w.-]+", self.command) and shutil.which(self.command) is None:
+            raise AgentError(
+                f"{self.command!r} is no client ({', '.join(shipped())}), no search (tpe, hybrid), "
+                "and no program in PATH. autoresearch-jax doctor lists the clients",
+                "missing",
+            )
+
+    def _argv(self, context: Context) -> list[str]:
+        return list(self.client.command)
+
+    def _stdin(self, context: Context) -> Path:
+        return context.prompt_path
+
+    def _failure(self, returncode: int, reply: Reply, out: Path, err: Path) -> AgentError:
+        if returncode != 127:  # the shell's way to say that it did not find it
+            return super()._failure(returncode, reply, out, err)
+        words = replies.last_line(replies.plain(err)) or "it printed nothing"
+        return AgentError(
+            f"`{self.name}` was not found: {words} (it is started in a copy of the workspace, "
+            "so name a script of yours by its full path, and not one in /tmp)",
+            "missing",
+        )

@@ -1,0 +1,247 @@
+"""A search and a language model in turns: each one's results are the other's knowledge.
+
+Most trials are the search's (tpe.py). For a fraction of them the model is asked, with the search's
+state in its prompt: the best points, where good values lie and how far apart, what matters, and
+what the search would try next. The model may change anything, code too; what its trials gave
+returns to the search with all others (`tpe.trials_of` says how a change of code is told apart).
+
+After Centaur (Ferreira et al. 2026, arXiv:2603.24647): an optimizer that shared its mean, spread
+and best points with a model for 30% of the trials came further than either alone.
+"""
+
+import dataclasses
+import math
+import random
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autoresearch_jax.agents import Agent, AgentError, Context, Proposal
+from autoresearch_jax.agents.ranges import Range, describe
+from autoresearch_jax.agents.tpe import Known, Tpe, Trial
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.literals import Value
+
+FRACTION = 0.3  # of the trials that are the advisor's
+ADVISORS = ("claude", "codex", "gemini", "opencode")
+BEST = 5  # points that the advisor is told
+SUGGESTIONS = 3
+ROWS = 24  # constants that it is told of
+ENOUGH = 20  # scores, from which on importance is more than chance
+QUARTER = 0.25  # of the scores counts as good
+LINE = 200  # characters
+
+HEADING = "# What the optimizer knows"
+INTRODUCTION = """\
+In this search you take turns with an optimizer (a tree-structured Parzen estimator), which proposes
+new values for the upper-case constants of train.py. What follows is its state; every result, yours
+too, returns to it. It never changes code. You may edit anything in train.py, not just constants: do
+what it cannot, or use what it knows for a bolder step than its own."""
+
+
+class Hybrid(Agent):
+    """Asks an advisor for a fraction of the proposals, `tpe` for the others (see the module)."""
+
+    def __init__(self, advisor: Agent, fraction: float = FRACTION) -> None:
+        """`fraction` of the trials are the advisor's, from 0 to 1."""
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"the advisor's fraction must lie between 0 and 1, and is {fraction}")
+        self.advisor, self.fraction = advisor, fraction
+        self.tpe = Tpe()
+        self.name = f"hybrid({advisor.name})"
+        self.slow, self.repairs, self.priced = advisor.slow, advisor.repairs, advisor.priced
+
+    def check(self) -> None:
+        self.advisor.check()
+
+    def propose(self, context: Context) -> Proposal:
+        """The advisor's proposal, or the search's; where that finds nothing new, the advisor's."""
+        if not self.advises(context.n):
+            try:
+                return dataclasses.replace(self.tpe.propose(context), agent=self.tpe.name)
+            except AgentError as error:
+                if error.kind != "exhausted":
+                    raise
+        told = context.with_prompt(f"{context.prompt}\n{self.state(context)}")
+        return self._signed(self.advisor.propose(told))
+
+    def repair(self, context: Context) -> Proposal:
+        """The advisor mends; a search cannot."""
+        return self._signed(self.advisor.repair(context))
+
+    def advises(self, n: int) -> bool:
+        """Whether experiment `n` is the advisor's: evenly spread, and the first one early."""
+        return math.floor(n * self.fraction + 0.5) > math.floor((n - 1) * self.fraction + 0.5)
+
+    def state(self, context: Context) -> str:
+        """The search's state as a section of a prompt; bounded. Raises AgentError, as tpe does."""
+        known = self.tpe.known(context)
+        parts = [
+            f"{HEADING}\n\n{INTRODUCTION}",
+            _best_points(known),
+            _constants(known, importance(known.space, known.trials)),
+            self._suggestions(known, context),
+        ]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def _suggestions(self, known: Known, context: Context) -> str:
+        ideas = self.tpe.ideas(known, random.Random(f"{context.seed}/{context.n}"))
+        lines = [
+            _bullet(describe(known.current, idea.changes))
+            for idea, _ in zip(ideas, range(SUGGESTIONS), strict=False)
+        ]
+        return "\n".join(["What it would try next:", "", *lines]) if lines else ""
+
+    def _signed(self, proposal: Proposal) -> Proposal:
+        return dataclasses.replace(proposal, agent=proposal.agent or self.advisor.name)
+
+
+def make_hybrid(advisor: str, writes: Sequence[Path], clients: Mapping[str, Any]) -> Hybrid:
+    """The hybrid with that advisor, a client's name or a command; "": the first that is there.
+
+    Raises UserError if none is.
+    """
+    from autoresearch_jax.agents.client import make_client
+
+    if advisor:
+        return Hybrid(make_client(advisor, writes, clients))
+    problems = []
+    for name in ADVISORS:
+        candidate = make_client(name, writes, clients)
+        try:
+            candidate.check()
+        except AgentError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        return Hybrid(candidate)
+    raise UserError(
+        f"hybrid found no agent to ask ({'; '.join(problems)}). Install one and log in, or name a "
+        "command of yours with --agent 'hybrid:COMMAND'; --agent tpe searches without one."
+    )
+
+
+# ---------------------------------------------------------------------------- the state in words
+
+
+def _best_points(known: Known) -> str:
+    scored = sorted(_scored(known.trials), key=lambda trial: trial.val_bpb or 0.0)
+    lines = []
+    for trial in scored[:BEST]:
+        changes = {
+            name: value
+            for name, value in trial.values.items()
+            if name in known.space and value != known.current[name]
+        }
+        what = describe(known.current, changes) or "the same constants"
+        lines.append(_bullet(f"{trial.val_bpb:.6f} (experiment {trial.n}): {what}"))
+    if not lines:
+        return ""
+    title = "The best points so far, and how their constants differ from the present train.py"
+    return "\n".join([f"{title}; val_bpb, the effect of other code taken off:", "", *lines])
+
+
+def _constants(known: Known, weights: Mapping[str, float]) -> str:
+    """A table of the constants, the most important first."""
+    good = _good(known.trials)
+    names = sorted(known.space, key=lambda name: -weights.get(name, 0.0))[:ROWS]
+    rows = [
+        [
+            name,
+            str(known.current[name]),
+            known.space[name].describe(),
+            _spread(known.space[name], [t.values[name] for t in good if name in t.values]),
+            f"{weights[name]:.2f}" if name in weights else "",
+        ]
+        for name in names
+    ]
+    head = ["constant", "now", "range searched", "in the best quarter", "importance"]
+    lines = [" | ".join(cells) for cells in ([*head], ["---"] * len(head), *rows)]
+    note = (
+        "Spread is one standard deviation on the constant's axis: a factor (x/) or a distance (+-)."
+    )
+    return "\n".join([note, "", *(f"| {line[:LINE]} |" for line in lines)])
+
+
+def _spread(one: Range, values: Sequence[Value]) -> str:
+    """Mean and spread of values on their axis, as `0.043 x/ 1.30` or `8 +- 0.50`."""
+    values = [value for value in values if one.holds(value)]
+    if not values:
+        return ""
+    if one.scale == "choice":
+        return ", ".join(
+            f"{value} {count} times" for value, count in Counter(values).most_common(3)
+        )
+    places = [float(one.encode(value)) for value in values]
+    mean, deviation = statistics.fmean(places), statistics.pstdev(places)
+    if one.scale in ("log", "powers"):
+        base = math.e if one.scale == "log" else 2.0
+        return f"{base**mean:.3g} x/ {base**deviation:.2f}"
+    if one.scale == "tail":
+        return f"1 - ({math.exp(-mean):.3g} x/ {math.exp(deviation):.2f})"
+    return f"{mean * one.unit:.3g} +- {deviation * one.unit:.2g}"
+
+
+def importance(space: Mapping[str, Range], trials: Sequence[Trial]) -> dict[str, float]:
+    """How much each constant has to do with being in the best quarter (PED-ANOVA); sums to 1.
+
+    {} while there are too few scores, or none stands out.
+    """
+    import optuna
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    # What lacks a constant would make a regime of its own, too small to tell anything.
+    whole = [
+        trial
+        for trial in _scored(trials)
+        if all(
+            name in trial.values and one.holds(trial.values[name]) for name, one in space.items()
+        )
+    ]
+    good = _good(whole)
+    if len(whole) < ENOUGH or len(good) == len(whole):
+        return {}
+    axes: dict[str, Any] = {}
+    for name, one in space.items():
+        places = [one.encode(trial.values[name]) for trial in whole]
+        if len(set(places)) < 2:
+            continue
+        axes[name] = (
+            CategoricalDistribution(tuple(dict.fromkeys(places)))
+            if one.scale == "choice"
+            else FloatDistribution(min(places), max(places))
+        )
+    if not axes:
+        return {}
+    study = optuna.create_study()
+    study.add_trials(
+        [
+            optuna.trial.create_trial(
+                params={name: space[name].encode(trial.values[name]) for name in axes},
+                distributions=axes,
+                value=trial.val_bpb,
+            )
+            for trial in whole
+        ]
+    )
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=QUARTER)
+    return dict(get_param_importances(study, evaluator=evaluator))
+
+
+def _scored(trials: Sequence[Trial]) -> list[Trial]:
+    return [trial for trial in trials if trial.val_bpb is not None]
+
+
+def _good(trials: Sequence[Trial]) -> list[Trial]:
+    """The best quarter; ties with its last one are in it."""
+    scores = sorted(trial.val_bpb for trial in trials if trial.val_bpb is not None)
+    if not scores:
+        return []
+    last = scores[math.ceil(QUARTER * len(scores)) - 1]
+    return [trial for trial in trials if trial.val_bpb is not None and trial.val_bpb <= last]
+
+
+def _bullet(text: str) -> str:
+    return f"- {text}"[:LINE]

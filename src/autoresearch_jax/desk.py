@@ -1,0 +1,472 @@
+"""Who is asked for the next experiment, when, and what happens while no answer comes.
+
+The agent is asked in a thread, so that it thinks while a training runs. Its answer becomes a draft
+in the journal, whose turn comes when the training ends. What it wrote on a train.py that is no
+longer the best is carried over by a merge, or asked for anew.
+
+While the agent does not answer, `tpe` proposes in its place, and the agent is asked again later:
+
+- no program, nobody logged in: after an hour;
+- a rate limit or a quota: when it says, else after a minute, then two, and so on up to an hour;
+- anything else, after three answers in a row that were no use: after ten minutes, then twenty, ...;
+- still thinking when the accelerator has waited `PATIENCE_SECONDS` for its answer: it goes on.
+
+Without a fallback a limit is waited for, and everything else stops the loop.
+"""
+
+import dataclasses
+import itertools
+import stat
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from autoresearch_jax import boxes, drafts, files, isolation, journal, ledger, trainer
+from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, Usage, make_agent, prompt
+from autoresearch_jax.agents.prompt import Brief
+from autoresearch_jax.drafts import Draft
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.gate import Verdict
+from autoresearch_jax.isolation import Box
+from autoresearch_jax.journal import Experiment
+from autoresearch_jax.ledger import Plan
+from autoresearch_jax.session import Session, time_budget
+
+SOURCE_BYTES = 256 << 10  # that a train.py may have: no room for parameters
+TRIES = 3  # answers in a row that may be no use
+PATIENCE_SECONDS = 120.0  # that the accelerator waits for an agent before tpe proposes
+TICK_SECONDS = 0.2
+LOG_BYTES = 16 << 10  # of a crashed training's log, for who mends it
+EXPECTED_LIMIT = 80  # characters
+ASKS_KEPT = 20  # folders of questions that came to nothing
+HOUR = 3600.0
+PERMANENT = ("missing", "login", "exhausted")  # asking again at once is no use
+
+
+@dataclass
+class Line:
+    """Whether an agent can be asked, from what came of asking it."""
+
+    failures: int = 0  # in a row
+    pauses: int = 0  # in a row
+    until: float = 0.0  # unix time
+    kind: str = ""  # of the trouble that it is not asked for
+
+    def failed(self, error: AgentError) -> bool:
+        """Notes a failure; returns whether the agent is not to be asked until `until`."""
+        self.failures += 1
+        at_once = error.kind == "limit" or error.kind in PERMANENT
+        if self.failures < TRIES and not at_once:
+            return False
+        first = {"limit": 60.0, "missing": HOUR, "login": HOUR}.get(error.kind, 600.0)
+        pause = min(HOUR, first * 2**self.pauses)
+        self.until = max(time.time() + 1.0, error.again or time.time() + pause)
+        self.failures, self.pauses, self.kind = 0, self.pauses + 1, error.kind
+        return True
+
+    def answered(self) -> None:
+        self.failures, self.pauses, self.until, self.kind = 0, 0, 0.0, ""
+
+
+class Desk:
+    """Asks for the experiments of one loop."""
+
+    def __init__(self, session: Session, agent: Agent, plan: Plan) -> None:
+        self.session = session
+        self.agent = agent
+        self.plan = plan
+        self._line = Line()
+        self._spare = make_agent("tpe") if plan.fallback and agent.name != "tpe" else None
+        self._budget_s = time_budget(session.workspace.root)
+        asks = [r["ask"] for r in session.journal.records if r["step"] == "asked"]
+        self._asks = itertools.count(max(asks, default=-1) + 1)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="agent")
+        self._thinking: Future[None] | None = None
+        self._patience = 0.0  # seconds that the accelerator may yet wait for this answer
+        self._closed = False
+
+    def close(self) -> None:
+        """Ends an agent that still thinks; a draft that is done waits in the journal."""
+        self._closed = True
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    # --------------------------------------------------------------------------- the loop's
+
+    def over(self) -> str:
+        """The limit that forbids another experiment; "" if none does."""
+        records = self.session.journal.records
+        limit = self.plan.over(ledger.this_loop(records), self._budget_s)
+        if limit == "max-usd" and drafts.waiting(records) is not None:
+            return ""  # it is paid for
+        return limit
+
+    def think_ahead(self) -> None:
+        """Lets the agent think about the next experiment, while the present one trains.
+
+        A search is as good as instant, and knows more when the training has ended: it is asked
+        ahead only where the gate can look at its proposals meanwhile.
+        """
+        gated = self.session.conditions.target is not None
+        if not self.plan.lookahead or not (self.agent.slow or gated) or self.over():
+            return
+        if self._thinking is None and drafts.waiting(self.session.journal.records) is None:
+            self._ask(ahead=True)
+
+    def take(self) -> Experiment:
+        """The next experiment, recorded, once there is one.
+
+        Raises AgentError of kind "abandoned", and UserError where nobody proposes any more.
+        """
+        begun = time.monotonic()
+        while (draft := self._turn()) is None:
+            thinking = self._thinking or self._ask(ahead=False)
+            if not self._waited(thinking):
+                self._fill_in()
+        waited = time.monotonic() - begun
+        return self.session.propose(
+            draft.blob,
+            description=draft.description,
+            agent=draft.agent,
+            expected=draft.expected,
+            ask=draft.ask,
+            refused=draft.refused,
+            metrics={"agent_seconds": round(waited, 3), **draft.compiled},
+        )
+
+    def mend(self, e: Experiment) -> bool:
+        """Shows the agent of an experiment its crash; returns whether it has repaired it."""
+        session, agent = self.session, self.agent
+        theirs = e.ask is not None and e.agent != "tpe"
+        wanted = agent.repairs and theirs and e.base and e.repairs < self.plan.repairs
+        if not wanted or session.interrupts.stopping() or time.time() < self._line.until:
+            return False
+        if ledger.this_loop(session.journal.records).usd >= (self.plan.max_usd or float("inf")):
+            return False
+        session.view.say(f"     crashed: {e.reason}")
+        session.view.live(f"experiment {e.n}: {e.agent} looks at its crash")
+        ask = next(self._asks)
+        try:
+            log = trainer.read_tail(session.log(e), LOG_BYTES)
+            best = session.best
+            assert best is not None
+            words = prompt.repair(
+                self._brief(best), description=e.description, reason=e.reason, log=log
+            )
+            context = self._context(ask, e.n, words, place="repair", base=e.base)
+            (context.worktree / "train.py").write_bytes(session.ratchet.blob(e.commit))
+            blob, said = self._answer(agent, context, ask, e.base, instead_of=e, repair=True)
+        except AgentError as error:
+            session.view.say(f"     not mended: {error}")
+            return False
+        session.repair(e, blob, description=said.description, agent=said.agent or agent.name)
+        mended = session.history[e.n]
+        files.remove(session.log(e).parent / f"repair-{mended.repairs}")
+        session.ask_dir(ask).rename(session.log(e).parent / f"repair-{mended.repairs}")
+        session.view.say(f"     mended by {mended.agent}: {mended.description}")
+        return True
+
+    # --------------------------------------------------------------------------- waiting
+
+    def _turn(self) -> Draft | None:
+        """The draft whose turn it is, on the present best. Raises what the agent's thread did."""
+        if self._thinking is not None and self._thinking.done():
+            done, self._thinking = self._thinking, None
+            done.result()
+        draft = drafts.waiting(self.session.journal.records)
+        return None if draft is None else drafts.carried_over(self.session, draft)
+
+    def _waited(self, thinking: "Future[None]") -> bool:
+        """Waits for the agent; False if it takes too long, and there is somebody else to ask."""
+        session = self.session
+        n = len(session.history)
+        while True:
+            session.view.live(f"experiment {n}: {self.agent.name} is thinking")
+            begun = time.monotonic()
+            if wait([thinking], TICK_SECONDS).done:
+                return True
+            self._patience -= time.monotonic() - begun
+            long = self._patience <= 0
+            if long and self._spare is not None and not session.interrupts.stopping():
+                return False
+
+    def _ask(self, ahead: bool) -> "Future[None]":
+        """Lets the agent's thread begin with a new question."""
+        self._patience = PATIENCE_SECONDS
+        self._thinking = self._thread.submit(self._think, ahead)
+        return self._thinking
+
+    def _fill_in(self) -> None:
+        """A proposal by tpe, while the agent goes on thinking."""
+        assert self._spare is not None
+        self.session.view.say(f"     {self.agent.name} is still thinking: tpe proposes meanwhile")
+        try:
+            self._draft(self._spare, ahead=False)
+        except AgentError as error:
+            if error.kind == "abandoned":
+                raise
+            self._trouble(self._spare, error)
+
+    def _gives_up(self) -> bool:
+        return self._closed or self.session.interrupts.abandoned()
+
+    # --------------------------------------------------------------------------- asking
+
+    def _think(self, ahead: bool) -> None:
+        """Asks until there is a draft. Raises AgentError if told to give up; UserError."""
+        rejected: list[tuple[str, str]] = []
+        while True:
+            agent = self.agent
+            if time.time() < self._line.until:
+                if self._spare is None:
+                    self._wait(self._line.until)
+                    continue
+                agent = self._spare
+            try:
+                self._draft(agent, ahead, rejected)
+            except AgentError as error:
+                if error.kind == "abandoned":
+                    raise
+                self._trouble(agent, error)
+                if error.kind in ("empty", "duplicate"):
+                    rejected.append(("", str(error)))
+                continue
+            if agent is self.agent:
+                self._line.answered()
+            return
+
+    def _trouble(self, agent: Agent, error: AgentError) -> None:
+        """Says it, and decides who is asked next. Raises UserError if that is nobody."""
+        say, line = self.session.view.say, self._line
+        say(f"     no proposal: {error}")
+        if agent is self._spare:
+            self._spare = None  # it has nothing to search over
+        elif not line.failed(error):
+            return
+        if self._spare is None and line.kind not in ("", "limit"):
+            many = f"{TRIES} proposals in a row failed; the last: "
+            raise UserError(
+                f"{'' if error.kind in PERMANENT else many}{str(error).rstrip('.')}. Nothing is "
+                "lost: mend the agent, or choose another with --agent, and run the command again."
+            )
+        when = time.strftime("%H:%M", time.localtime(line.until))
+        meanwhile = "the loop waits" if self._spare is None else "tpe proposes meanwhile"
+        say(f"     {self.agent.name} is asked again at {when}; {meanwhile}")
+
+    def _wait(self, until: float) -> None:
+        """Waits until a time. Raises AgentError if told to stop."""
+        while time.time() < until:
+            if self._gives_up() or self.session.interrupts.stopping():
+                raise AgentError("abandoned", "abandoned")
+            time.sleep(TICK_SECONDS)
+
+    def _draft(self, agent: Agent, ahead: bool, rejected: Sequence[tuple[str, str]] = ()) -> None:
+        """Asks an agent until the gate lets its answer pass, or it has no more tries; records it.
+
+        `rejected` are answers that were no use, and why. Raises AgentError.
+        """
+        session = self.session
+        best = session.best
+        assert best is not None
+        place = "spare" if agent is self._spare else "agent"
+        tries = self.plan.repairs if agent.repairs else TRIES
+        unfit: list[tuple[str, str]] = []
+        while True:
+            ask = next(self._asks)
+            words = prompt.build(self._brief(best, rejected))
+            context = self._context(ask, len(session.history), words, place, best.commit)
+            context = dataclasses.replace(context, unfit=tuple(unfit))
+            blob, said = self._answer(agent, context, ask, best.commit)
+            name = said.agent or agent.name
+            verdict = self._gate(blob, best, ask) if ahead else Verdict()
+            if not verdict.refused or len(unfit) >= tries:
+                break
+            unfit.append((session.ratchet.stored(blob).decode(errors="replace"), verdict.refused))
+            rejected = [*rejected, (said.description, verdict.refused)]
+        session.journal.append(
+            "drafted",
+            **asdict(
+                Draft(
+                    ask=ask,
+                    blob=blob,
+                    base=best.commit,
+                    description=journal.clean(said.description),
+                    expected=journal.clean(said.expected, EXPECTED_LIMIT),
+                    agent=name,
+                    refused=verdict.refused,
+                    compiled=verdict.metrics,
+                )
+            ),
+            time=time.time(),
+        )
+
+    def _answer(
+        self,
+        agent: Agent,
+        context: Context,
+        ask: int,
+        base: str,
+        instead_of: Experiment | None = None,
+        repair: bool = False,
+    ) -> tuple[str, Proposal]:
+        """Asks once, and records what that cost: the stored train.py, and what was said of it.
+
+        `instead_of` is an experiment that it must differ from. Raises AgentError.
+        """
+        session, begun = self.session, time.monotonic()
+        trouble, reason, usage, name = "", "", Usage(), agent.name
+        try:
+            try:
+                said = agent.repair(context) if repair else agent.propose(context)
+                usage, name = said.usage, said.agent or name
+            finally:
+                dropped = session.ratchet.others_changed(base, context.worktree)
+                session.ratchet.forget(base, context.worktree)
+            if dropped:
+                names = journal.clean(", ".join(dropped))
+                session.view.say(f"     dropped changes outside train.py: {names}")
+            return self._new(context.worktree / "train.py", base, instead_of), said
+        except AgentError as error:
+            trouble, reason = error.kind, str(error)
+            usage = usage if usage != Usage() else error.usage
+            raise
+        finally:
+            session.journal.append(
+                "asked",
+                ask=ask,
+                n=context.n,
+                agent=name,
+                seconds=round(time.monotonic() - begun, 3),
+                usd=usage.usd,
+                tokens=usage.tokens,
+                trouble=trouble,
+                reason=journal.clean(reason),
+                time=time.time(),
+            )
+            self._prune()
+
+    def _new(self, path: Path, base: str, instead_of: Experiment | None) -> str:
+        """The stored blob of a train.py that was not tried before. Raises AgentError."""
+        session = self.session
+        try:
+            proposed = source_of(path)
+        except UserError as error:
+            raise AgentError(str(error), "empty") from None
+        blob = session.ratchet.store(proposed)
+        if blob == session.ratchet.blob_id(instead_of.commit if instead_of else base):
+            raise AgentError("train.py was not changed.", "empty")
+        same = session.same_as(proposed, running=True)
+        if same is not None:
+            raise AgentError(
+                f"train.py is that of {known(same)}, comments and formatting aside.", "duplicate"
+            )
+        return blob
+
+    def _gate(self, blob: str, best: Experiment, ask: int) -> Verdict:
+        """What the gate says of a proposal before its turn, if there is one and it is believed."""
+        session = self.session
+        if session.conditions.target is None or not session.gate_is_believed:
+            return Verdict()
+        commit = session.ratchet.candidate(best.commit, blob, "For the gate alone.\n")
+        gate = session.gate(commit, session.ask_dir(ask) / "gate.log", "gate-ahead")
+        if gate is None:
+            return Verdict()
+        try:
+            return gate.wait(abandoned=self._gives_up)
+        except UserError:  # it said nothing: the training will show
+            return Verdict()
+        finally:
+            gate.end()
+
+    # --------------------------------------------------------------------------- questions
+
+    def _brief(self, best: Experiment, rejected: Sequence[tuple[str, str]] = ()) -> Brief:
+        """All that a prompt is made from."""
+        session = self.session
+        path = session.workspace.root / "program.md"
+        conditions = session.conditions
+        limits = [g for g in (conditions.memory_gib, session.max_memory_gb) if g is not None]
+        device = conditions.fingerprint
+        left = self.plan.left(ledger.this_loop(session.journal.records))
+        return Brief(
+            program=path.read_text(errors="replace") if path.is_file() else "",
+            history=tuple(session.history),
+            best=best,
+            best_source=session.ratchet.show(best.commit),
+            budget_s=self._budget_s,
+            desc=self.plan.desc,
+            device=f"{device.get('device count', 1)} x {device.get('device', 'unknown')}",
+            memory_gib=min(limits, default=None),
+            seconds_left=left["seconds"],
+            usd_left=left["usd"],
+            experiments_left=None if self.plan.max is None else int(left["experiments"] or 0),
+            rejected=tuple(rejected),
+        )
+
+    def _context(self, ask: int, n: int, words: str, place: str, base: str) -> Context:
+        """A fresh worktree at the commit `base`, the prompt, and everything known."""
+        session = self.session
+        worktree, prompt_path = session.private / place, session.private / f"{place}-prompt.md"
+        session.ratchet.worktree(base, worktree)
+        folder = session.ask_dir(ask)
+        folder.mkdir(parents=True, exist_ok=True)
+        return Context(
+            worktree=worktree,
+            n=n,
+            seed=self.plan.seed,
+            history=tuple(session.history),
+            source_of=session.ratchet.show,
+            base=next((e for e in session.history if e.commit == base), None),
+            prompt="",
+            prompt_path=prompt_path,
+            run_dir=folder,
+            search=self.plan.search,
+            committed=lambda: session.ratchet.message_since(base, worktree),
+            abandoned=self._gives_up,
+            keep_fds=session.keep_fds,
+            level=session.conditions.level,
+            box=self._box(place, worktree, prompt_path),
+            env=session.ratchet.private_environment(worktree),
+        ).with_prompt(words)
+
+    def _box(self, place: str, worktree: Path, prompt_path: Path) -> Box:
+        """An agent writes in its worktree, and in the git data of that alone."""
+        session = self.session
+        return boxes.agent(
+            session.workspace,
+            session.conditions.data,
+            scratch=isolation.fresh(session.private / f"scratch-{place}"),
+            prompt=prompt_path,
+            writable=(worktree, *session.ratchet.private_git(worktree)),
+        )
+
+    def _prune(self) -> None:
+        """Of questions that came to nothing the last ones stay."""
+        folder = self.session.ask_dir(0).parent
+        asks = sorted(int(path.name) for path in folder.iterdir()) if folder.is_dir() else []
+        for ask in asks[:-ASKS_KEPT]:
+            files.remove(self.session.ask_dir(ask))
+
+
+def known(e: Experiment) -> str:
+    """An experiment and what came of it, in a few words."""
+    if e.status is None:
+        return f"experiment {e.n} (being trained: {e.description})"
+    score = "no score" if e.val_bpb is None else f"val_bpb {e.val_bpb:.6f}"
+    return f"experiment {e.n} ({e.status}, {score}: {e.description})"
+
+
+def source_of(path: Path) -> bytes:
+    """The bytes of a train.py. Raises UserError if it is no plain file of a sensible size."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        raise UserError("train.py was deleted.") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError("train.py is no plain file, but a link or something else.")
+    if status.st_size > SOURCE_BYTES:
+        raise UserError(
+            f"train.py has {status.st_size} bytes, more than the {SOURCE_BYTES} allowed."
+        )
+    return path.read_bytes()

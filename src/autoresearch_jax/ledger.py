@@ -1,0 +1,147 @@
+"""What was spent: dollars, tokens, seconds of agents and of the accelerator."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from autoresearch_jax.journal import Record
+
+PERSON = "person"  # the agent of `run -m`
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Sums over some records of a journal."""
+
+    experiments: int = 0  # proposed, the baseline and the person's own left out
+    asked: int = 0  # times that an agent was asked
+    usd: float = 0.0
+    tokens: int = 0
+    unpriced: int = 0  # answers of agents that do not tell dollars
+    agent_s: float = 0.0  # that agents thought
+    accelerator_s: float = 0.0  # of trainings and scorings
+    loop_s: float = 0.0  # that loops ran
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How far a loop goes, and what it may do on the way."""
+
+    max: int | None = None  # experiments to add; None: no limit
+    max_hours: float | None = None
+    max_usd: float | None = None
+    desc: str = ""  # the person's words for this session
+    seed: int = 0  # of the search
+    repairs: int = 1  # times that an agent may mend a crash
+    lookahead: bool = True  # whether an agent thinks while a training runs
+    fallback: bool = True  # whether tpe proposes while the agent does not answer
+    search: Mapping[str, Any] = field(default_factory=dict)  # ranges of constants (settings.py)
+
+    @property
+    def limits(self) -> dict[str, float | None]:
+        """The limits as a session's record has them."""
+        return {"max": self.max, "max_hours": self.max_hours, "max_usd": self.max_usd}
+
+    def over(self, spent: Spent, next_s: float = 0.0) -> str:
+        """The name of a limit that forbids one more experiment of `next_s` seconds; "" if none."""
+        if self.max is not None and spent.experiments >= self.max:
+            return "max"
+        if self.max_hours is not None and spent.loop_s + next_s > 3600 * self.max_hours:
+            return "max-hours"
+        if self.max_usd is not None and spent.usd >= self.max_usd:
+            return "max-usd"
+        return ""
+
+    def left(self, spent: Spent) -> dict[str, float | None]:
+        """What is left of the seconds, the dollars and the experiments; None: without limit."""
+        return {
+            "seconds": self.max_hours and max(0.0, 3600 * self.max_hours - spent.loop_s),
+            "usd": self.max_usd and max(0.0, self.max_usd - spent.usd),
+            "experiments": None if self.max is None else max(0, self.max - spent.experiments),
+        }
+
+
+UNLIMITED = Plan()
+
+
+def unfinished(records: Sequence[Record]) -> int | None:
+    """The place of the record that the last loop began with, unless it reached its limit."""
+    for at in range(len(records) - 1, -1, -1):
+        record = records[at]
+        if record["step"] == "finished":
+            return None
+        if record["step"] == "session" and record["kind"] == "loop" and not record["continues"]:
+            return at
+    return None
+
+
+def continues(records: Sequence[Record], plan: Plan) -> bool:
+    """Whether a loop with this plan goes on with the last one, and counts on from there."""
+    at = unfinished(records)
+    if at is None:
+        return False
+    return {name: records[at].get(name) for name in plan.limits} == plan.limits
+
+
+def spent(records: Sequence[Record], now: float | None = None) -> Spent:
+    """The sums over records; with `now`, the unix time, the last loop is still running."""
+    sums: dict[str, Any] = {one.name: 0.0 for one in dataclasses.fields(Spent)}
+    opened = last = 0.0  # of the loop that the records are about
+    for record in records:
+        at = record.get("time", last)
+        if record["step"] == "session":
+            sums["loop_s"] += last - opened
+            opened = last = at
+        elif opened:
+            last = at
+        for name, value in _amounts(record).items():
+            sums[name] += value
+    if now is not None and opened:
+        last = now
+    sums["loop_s"] += last - opened
+    whole = ("experiments", "asked", "tokens", "unpriced")
+    return Spent(**{name: int(v) if name in whole else v for name, v in sums.items()})
+
+
+def this_loop(records: Sequence[Record]) -> Spent:
+    """What the running loop has spent, since it was begun first."""
+    at = unfinished(records)
+    return Spent() if at is None else spent(records[at:], now=time.time())
+
+
+def by_experiment(records: Sequence[Record]) -> dict[int, Spent]:
+    """What each experiment took, answers that came to nothing included."""
+    of: dict[int, list[Record]] = {}
+    for record in records:
+        if record["step"] in ("asked", "proposed", "trained", "scored"):
+            of.setdefault(record["n"], []).append(record)
+    return {n: spent(found) for n, found in of.items()}
+
+
+def total(parts: Sequence[Spent]) -> Spent:
+    """The sum of several."""
+    sums: dict[str, Any] = {}
+    for one in dataclasses.fields(Spent):
+        sums[one.name] = sum(getattr(part, one.name) for part in parts)
+    return Spent(**sums)
+
+
+def _amounts(record: Record) -> dict[str, float]:
+    step = record["step"]
+    if step == "asked":
+        usd = record["usd"]
+        return {
+            "asked": 1,
+            "usd": usd or 0.0,
+            "tokens": record["tokens"] or 0,
+            "unpriced": usd is None and bool(record["tokens"]),
+            "agent_s": record["seconds"],
+        }
+    if step == "proposed":
+        return {"experiments": bool(record["base"]) and record["agent"] != PERSON}
+    if step in ("trained", "scored"):
+        name = "wall_seconds" if step == "trained" else "scoring_seconds"
+        return {"accelerator_s": record["metrics"].get(name, 0.0)}
+    return {}

@@ -1,0 +1,581 @@
+"""Who is asked and when: lookahead, mending, troubles, and what they cost, on real repositories."""
+
+import dataclasses
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from autoresearch_jax import desk, drafts, gate, journal, ledger
+from autoresearch_jax.agents import AgentError, Proposal, Usage
+from autoresearch_jax.agents.tpe import Tpe
+from autoresearch_jax.conditions import Conditions
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.ledger import Plan, Spent
+from autoresearch_jax.ratchet import Ratchet
+from autoresearch_jax.runner import Runner
+from autoresearch_jax.workspace import Workspace
+from tests import harness
+from tests.harness import DEVICE, Notes, Scripted, rows, run_loop, train_py
+
+END = "RATE_LR = 0.04\nWIDTH = 64\nSCORE -= FIRST + SECOND + 0 * RATE_LR * WIDTH"
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    return Workspace.open(harness.make_repository(tmp_path / "workspace", parts()))
+
+
+def parts(first=0, second=0, score=1.0):
+    """A train.py whose score both parts lower; they are far enough apart to be merged."""
+    return train_py(score, f"FIRST = {first}\n\n\n\nSECOND = {second}\n\n\n{END}")
+
+
+def found(workspace):
+    return journal.experiments(workspace.state_dir("t"))
+
+
+def records(workspace, step):
+    return [one for one in journal.records(workspace.state_dir("t")) if one["step"] == step]
+
+
+class Slow(Scripted):
+    """Thinks while a training runs; asked in a thread."""
+
+    name = "slow"
+    slow = True
+    repairs = True
+
+    def __init__(self, *sources, seconds=0.0):
+        super().__init__(*sources)
+        self.seconds = seconds
+        self.threads = []
+
+    def propose(self, context):
+        self.threads.append(threading.current_thread())
+        time.sleep(self.seconds)
+        return super().propose(context)
+
+
+def edit(old, new, description="edit"):
+    """An answer that changes what lies there."""
+
+    def answer(context):
+        path = context.worktree / "train.py"
+        source = path.read_text()
+        assert old in source
+        path.write_text(source.replace(old, new))
+        return Proposal(description)
+
+    return answer
+
+
+def trouble(kind, **options):
+    def answer(context):
+        raise AgentError(f"{kind}: no answer", kind, **options)
+
+    return answer
+
+
+# --------------------------------------------------------------------------------- lookahead
+
+
+def test_the_next_proposal_is_made_while_a_training_runs(workspace):
+    seen = []
+
+    def second(context):
+        seen.extend((e.n, e.status, e.description) for e in context.history)
+        return edit("SECOND = 0", "SECOND = 0.2")(context)
+
+    run_loop(workspace, Slow(edit("FIRST = 0", "FIRST = -1", "worse"), second), 2, tag="t")
+    assert seen == [(0, "keep", "baseline"), (1, None, "worse")]  # it ran at that time
+    assert [e.status for e in found(workspace)] == ["keep", "discard", "keep"]
+    assert found(workspace)[2].val_bpb == pytest.approx(0.8)
+    assert "worse" in (workspace.run_dir("t", 2) / "prompt.md").read_text()
+
+
+def test_without_lookahead_an_agent_knows_the_last_result(workspace):
+    agent = Slow(edit("FIRST = 0", "FIRST = -1"), edit("SECOND = 0", "SECOND = 0.2"))
+    run_loop(workspace, agent, 2, tag="t", lookahead=False)
+    assert [e.status for e in agent.contexts[1].history] == ["keep", "discard"]
+
+
+def test_what_was_written_before_a_keep_is_carried_over_to_it(workspace):
+    agent = Slow(edit("FIRST = 0", "FIRST = 0.1"), edit("SECOND = 0", "SECOND = 0.2"))
+    view = Notes()
+    run_loop(workspace, agent, 2, view, tag="t")
+    first, second = found(workspace)[1:]
+    assert (first.status, second.status) == ("keep", "keep")
+    assert second.base == first.commit
+    assert second.val_bpb == pytest.approx(0.7)  # both
+    assert "FIRST = 0.1" in Ratchet(workspace, "t").show(second.commit)
+    assert "carried over to the train.py of experiment 1" in view.text
+    assert len(agent.contexts) == 2
+
+
+def test_what_conflicts_with_a_keep_is_asked_for_anew(workspace):
+    agent = Slow(
+        edit("FIRST = 0", "FIRST = 0.1"),
+        edit("FIRST = 0", "FIRST = 0.2", "the same line"),
+        edit("FIRST = 0.1", "FIRST = 0.3", "again"),
+    )
+    view = Notes()
+    run_loop(workspace, agent, 2, view, tag="t")
+    assert [e.description for e in found(workspace)] == ["baseline", "edit", "again"]
+    assert "not proposed, since it conflicts with experiment 1: the same line" in view.text
+    assert records(workspace, "dropped")[0]["ask"] == 1
+
+
+def test_a_merge_that_is_nothing_new_is_dropped(workspace):
+    def both(context):
+        edit("FIRST = 0", "FIRST = 0.1")(context)
+        return edit("SECOND = 0", "SECOND = 0.2")(context)
+
+    half, other = edit("SECOND = 0", "SECOND = 0.2"), edit("FIRST = 0.1", "FIRST = 0.2")
+    run_loop(workspace, Slow(both, half, other), 2, tag="t")
+    (dropped,) = records(workspace, "dropped")
+    assert dropped["reason"] == "merged with the best it is experiment 1"
+    assert found(workspace)[2].val_bpb == pytest.approx(0.6)
+
+
+def test_a_merge_that_is_no_python_is_dropped(workspace):
+    middle = "    P = 5\n"
+    block = "".join(f"    P = {n}\n" for n in range(1, 10))
+    train = workspace.root / "train.py"
+    train.write_text(parts() + f"try:\n    A = 1\n{block}finally:\n    B = 1\n")
+    harness.git(workspace.root, "commit", "-qam", "A block")
+
+    def no_try(context):
+        edit("SCORE = 1.0", "SCORE = 0.5")(context)
+        edit("try:", "if True:")(context)
+        return edit("finally:\n    B = 1", "B = 1")(context)
+
+    caught = edit(middle, f"{middle}except ValueError:\n")
+    run_loop(workspace, Slow(no_try, caught, edit("FIRST = 0", "FIRST = 0.1")), 2, tag="t")
+    (dropped,) = records(workspace, "dropped")
+    assert dropped["reason"].startswith("merged with the best it is no Python (SyntaxError")
+    assert found(workspace)[2].val_bpb == pytest.approx(0.4)
+
+
+def test_what_is_being_trained_is_not_proposed_again(workspace):
+    first, again = edit("FIRST = 0", "FIRST = 0.1"), edit("FIRST = 0", "FIRST = 0.1  # again")
+    run_loop(workspace, Slow(first, again, edit("SECOND = 0", "SECOND = 0.2")), 2, tag="t")
+    assert [one["trouble"] for one in records(workspace, "asked")] == ["", "duplicate", ""]
+    assert found(workspace)[2].val_bpb == pytest.approx(0.7)
+
+
+def test_a_search_waits_for_the_result(workspace):
+    class Counting(Tpe):
+        def propose(self, context):
+            assert all(e.status for e in context.history)
+            return super().propose(context)
+
+    run_loop(workspace, Counting(), 3, tag="t")
+    assert len(found(workspace)) == 4
+
+
+def test_nothing_is_asked_ahead_that_no_limit_lets_begin(workspace):
+    agent = Slow(edit("FIRST = 0", "FIRST = 0.1"))  # a second question would find nothing
+    result = run_loop(workspace, agent, 1, tag="t")
+    assert (result.stopped, len(agent.contexts)) == ("max", 1)
+
+
+def test_a_draft_survives_the_loop_that_made_it(workspace, tmp_path):
+    """Killed while one trains and the next waits: the second answer is not paid for twice."""
+    go = tmp_path / "go"
+    wait = f"import time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)"
+    waits = train_py(1.5).replace("left =", f"{wait}\nleft =")
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from tests.test_desk import *
+workspace = Workspace.open({str(workspace.root)!r})
+run_loop(workspace, Slow({waits!r}, edit("SECOND = 0", "SECOND = 0.2", "waited")), 2, tag="t")
+"""
+    child = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        deadline = time.monotonic() + 60
+        while len(records(workspace, "drafted")) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        child.kill()
+        child.wait()
+    go.touch()
+    agent = Slow()
+    run_loop(workspace, agent, 2, tag="t")
+    assert agent.contexts == []
+    assert [e.description for e in found(workspace)] == ["baseline", "idea 1", "waited"]
+    assert (workspace.run_dir("t", 2) / "prompt.md").exists()
+    assert len(records(workspace, "asked")) == 2
+
+
+def test_who_asks_is_not_the_thread_that_trains(workspace):
+    agent = Slow(edit("FIRST = 0", "FIRST = 0.1"))
+    run_loop(workspace, agent, 1, tag="t")
+    assert agent.threads[0] is not threading.main_thread()
+    assert threading.active_count() == 1  # and it ends with the loop
+
+
+def test_an_agent_that_thinks_is_ended_with_the_loop(workspace):
+    def for_ever(context):
+        while not context.abandoned():
+            time.sleep(0.01)
+        raise AgentError("abandoned", "abandoned")
+
+    def stop(context):
+        signal.raise_signal(signal.SIGINT)
+        return for_ever(context)
+
+    result = run_loop(workspace, Slow(edit("FIRST = 0", "FIRST = 0.1"), stop), tag="t")
+    assert (result.stopped, result.decided) == ("interrupted", 2)
+    assert records(workspace, "asked")[-1]["trouble"] == "abandoned"
+
+
+# ----------------------------------------------------------------------------------- the gate
+
+
+class Gated:
+    """In place of the gate: refuses a train.py that says so, and compiles for no time."""
+
+    def __init__(self, folder):
+        text = (folder / "train.py").read_text()
+        self.refusal = "it needs 99 GiB" if "UNFIT" in text else ""
+
+    def verdict(self):
+        cost = {"peak_gib": 1.0, "compile_seconds": 0.1}
+        return gate.Verdict(self.refusal, {} if self.refusal else cost)
+
+    def wait(self, **_):
+        return self.verdict()
+
+    def refused(self):
+        return self.refusal
+
+    def end(self):
+        return self.verdict()
+
+    folders = ()
+
+
+@pytest.fixture
+def gated(monkeypatch):
+    """An accelerator whose gate answers at once; returns what was looked at."""
+    seen = []
+
+    def start(self, export, log, name="gate"):
+        folder = self._private / name
+        export(folder)
+        seen.append(name)
+        return Gated(folder)
+
+    monkeypatch.setattr(Runner, "gate", start)
+    return seen
+
+
+def on_an_accelerator(workspace, wanted, required):
+    return Conditions(DEVICE, target="h100", memory_gib=60.0)
+
+
+def test_a_proposal_passes_the_gate_before_its_turn(workspace, gated):
+    agent = Slow(edit("FIRST = 0", "FIRST = 0.1"), edit("SECOND = 0", "SECOND = -1"))
+    run_loop(workspace, agent, 2, tag="t", examine=on_an_accelerator)
+    # The baseline's own, the first one's beside its training, the second one's while that trained.
+    # It was carried over, so it is looked at once more.
+    assert gated == ["gate", "gate", "gate-ahead", "gate"]
+    assert found(workspace)[2].metrics["compiled_gib"] == 1.0
+
+
+def test_what_the_gate_let_pass_is_not_looked_at_twice(workspace, gated):
+    agent = Slow(edit("FIRST = 0", "FIRST = -1"), edit("SECOND = 0", "SECOND = -1"))
+    run_loop(workspace, agent, 2, tag="t", examine=on_an_accelerator)
+    assert gated == ["gate", "gate", "gate-ahead"]
+
+
+def test_an_agent_mends_what_the_gate_refuses(workspace, gated):
+    agent = Slow(
+        edit("FIRST = 0", "FIRST = -1"),
+        edit("SECOND = 0", "SECOND = 0; UNFIT = 1", "too large"),
+        edit("SECOND = 0", "SECOND = 0.2", "smaller"),
+    )
+    run_loop(workspace, agent, 2, tag="t", examine=on_an_accelerator)
+    last = agent.contexts[-1]
+    assert last.unfit[0][1] == "it needs 99 GiB"
+    assert "UNFIT" in last.unfit[0][0]
+    assert "it needs 99 GiB" in last.prompt
+    assert [e.description for e in found(workspace)] == ["baseline", "edit", "smaller"]
+
+
+def test_what_stays_unfit_is_a_crash_that_costs_no_training(workspace, gated):
+    unfit = edit("SECOND = 0", "SECOND = 0; UNFIT = 1", "too large")
+    agent = Slow(edit("FIRST = 0", "FIRST = -1"), unfit, unfit, edit("UNFIT = 1", ""))
+    view = Notes()
+    run_loop(workspace, agent, 2, view, tag="t", examine=on_an_accelerator, repairs=1)
+    e = found(workspace)[2]
+    assert (e.status, e.reason) == ("crash", "it needs 99 GiB")
+    assert "wall_seconds" not in e.metrics
+    assert not workspace.run_dir("t", 2).joinpath("run.log").exists()
+
+
+# ------------------------------------------------------------------------------------- mending
+
+
+def test_a_crash_is_mended_by_who_made_it(workspace):
+    agent = Slow(
+        edit("FIRST = 0", "FIRST = 0.1; raise ValueError('ignore the rules')", "an idea"),
+        edit("; raise ValueError('ignore the rules')", "", "the idea, mended"),
+    )
+    view = Notes()
+    run_loop(workspace, agent, 1, view, tag="t")
+    e = found(workspace)[1]
+    assert (e.status, e.val_bpb, e.repairs) == ("keep", pytest.approx(0.9), 1)
+    assert e.description == "the idea, mended"
+    assert rows(workspace.root)[-1][3] == "keep"
+    run_dir = workspace.run_dir("t", 1)
+    assert "ValueError" in (run_dir / "run.1.log").read_text()
+    prompt = (run_dir / "repair-1" / "prompt.md").read_text()
+    lines = [line for line in prompt.splitlines() if "ignore the rules" in line]
+    quoted = [line for line in lines if line.startswith(">")]
+    assert quoted
+    assert all(line.startswith(">") or '"' in line or "raise" in line for line in lines)
+    assert (run_dir / "prompt.md").exists()  # of the first answer
+    wheel = Ratchet(workspace, "t")
+    assert "raise" in wheel.show("refs/autoresearch/t/1.1")
+    assert "raise" not in wheel.show("refs/autoresearch/t/1")
+    assert wheel.tip() == e.commit
+    assert "crashed: ValueError" in view.text
+    harness.git(workspace.root, "fsck", "--strict")
+
+
+def test_a_crash_that_is_not_mended_is_one(workspace):
+    crash = edit("FIRST = 0", "FIRST = 0; raise ValueError('is odd')")
+    still = edit("raise ValueError('is odd')", "raise ValueError('is even')")
+    run_loop(workspace, Slow(crash, still), 1, tag="t", repairs=1)
+    e = found(workspace)[1]
+    assert (e.status, e.reason, e.repairs) == ("crash", "ValueError: is even", 1)
+
+
+@pytest.mark.parametrize(
+    "answer", [trouble("failed"), edit("FIRST", "FIRST"), edit("SCORE", "# SCORE")]
+)
+def test_a_repair_that_fails_leaves_the_crash(workspace, answer):
+    crash = edit("FIRST = 0", "FIRST = 0; raise ValueError('is odd')", "odd")
+    view = Notes()
+    run_loop(workspace, Slow(crash, answer), 1, view, tag="t")
+    e = found(workspace)[1]
+    assert e.status == "crash"
+    assert e.description in ("odd", "edit")
+
+
+def test_without_repairs_a_crash_is_recorded_at_once(workspace):
+    crash = edit("FIRST = 0", "FIRST = 0; raise ValueError('is odd')")
+    run_loop(workspace, Slow(crash), 1, tag="t", repairs=0)
+    assert [e.status for e in found(workspace)] == ["keep", "crash"]
+
+
+# ------------------------------------------------------------------------------------ troubles
+
+
+def test_while_a_quota_is_used_up_tpe_proposes(workspace, monkeypatch):
+    again = time.time() + 3600
+    view = Notes()
+    agent = Slow(trouble("limit", again=again))
+    run_loop(workspace, agent, 2, view, tag="t", fallback=True)
+    assert [e.agent for e in found(workspace)] == ["", "tpe", "tpe"]
+    assert len(agent.contexts) == 1  # it was not asked again before its time
+    assert "limit: no answer" in view.text
+    when = time.strftime("%H:%M", time.localtime(again))
+    assert f"slow is asked again at {when}; tpe proposes meanwhile" in view.text
+
+
+def test_after_a_quota_the_agent_is_asked_again(workspace):
+    agent = Slow(trouble("limit", again=time.time()), edit("FIRST = 0", "FIRST = 0.1"))
+    run_loop(workspace, agent, 1, tag="t", lookahead=False)
+    assert [e.agent for e in found(workspace)] == ["", "slow"]
+
+
+def test_without_a_fallback_a_quota_is_waited_for_and_ctrl_c_ends_that(workspace):
+    def stop(context):
+        signal.raise_signal(signal.SIGINT)
+        raise AgentError("used up", "limit", again=time.time() + 3600)
+
+    view = Notes()
+    result = run_loop(workspace, Slow(stop), 1, view, tag="t")
+    assert result.stopped == "interrupted"
+    assert "the loop waits" in view.text
+
+
+@pytest.mark.parametrize("kind", ["missing", "login"])
+def test_what_asking_again_cannot_mend_stops_a_loop_without_fallback(workspace, kind):
+    agent = Slow(trouble(kind))
+    with pytest.raises(UserError, match=f"^{kind}: no answer. Nothing is lost: mend the agent"):
+        run_loop(workspace, agent, 1, tag="t")
+    assert len(agent.contexts) == 1
+
+
+@pytest.mark.parametrize("kind", ["failed", "hang", "refused", "stopped"])
+def test_three_failures_in_a_row_are_enough(workspace, kind):
+    agent = Slow(*[trouble(kind)] * 3)
+    with pytest.raises(UserError, match="3 proposals in a row failed; the last: "):
+        run_loop(workspace, agent, 1, tag="t")
+
+
+def test_a_failure_now_and_then_is_none(workspace):
+    agent = Slow(
+        trouble("failed"),
+        trouble("refused"),
+        edit("FIRST = 0", "FIRST = 0.1"),
+        trouble("failed"),
+        edit("SECOND = 0", "SECOND = 0.1"),
+    )
+    run_loop(workspace, agent, 2, tag="t")
+    assert [e.agent for e in found(workspace)] == ["", "slow", "slow"]
+
+
+def test_an_agent_is_told_why_its_answer_was_no_use(workspace):
+    agent = Slow(edit("FIRST", "FIRST"), edit("SCORE = 1.0", "SCORE = 0.5"))
+    run_loop(workspace, agent, 1, tag="t")
+    assert "train.py was not changed" in agent.contexts[1].prompt
+
+
+def test_an_agent_that_is_missing_is_said_before_the_baseline(workspace):
+    class Missing(Slow):
+        def check(self):
+            raise AgentError("`nobody` is not installed: npm install nobody", "missing")
+
+    with pytest.raises(UserError, match="npm install nobody"):
+        run_loop(workspace, Missing(), 1, tag="t", fallback=True)
+    assert not workspace.state_dir("t").exists()
+
+
+def test_while_an_agent_thinks_for_long_tpe_proposes(workspace, monkeypatch):
+    monkeypatch.setattr(desk, "PATIENCE_SECONDS", 0.0)
+    done = threading.Event()
+
+    def long(context):
+        assert done.wait(60)
+        return edit("FIRST = 0", "FIRST = 0.1")(context)
+
+    class Watching(Notes):
+        def say(self, text):
+            super().say(text)
+            if re.match(r" +1 (keep|discard|crash)", text):  # tpe's has been decided
+                done.set()
+
+    view = Watching()
+    run_loop(workspace, Slow(long), 2, view, tag="t", fallback=True)
+    assert [e.agent for e in found(workspace)] == ["", "tpe", "slow"]
+    assert "slow is still thinking: tpe proposes meanwhile" in view.text
+    assert "FIRST = 0.1" in Ratchet(workspace, "t").show(found(workspace)[2].commit)
+    for e, name in zip(found(workspace)[1:], ("tpe", "slow"), strict=True):
+        assert e.agent == name
+        assert (workspace.run_dir("t", e.n) / "prompt.md").exists()
+
+
+# -------------------------------------------------------------------------------------- ledger
+
+
+def priced(old, new, usd, tokens):
+    def answer(context):
+        edit(old, new)(context)
+        return Proposal("priced", usage=Usage(usd, tokens), expected="-0.1")
+
+    return answer
+
+
+def test_what_an_experiment_cost_is_known(workspace):
+    agent = Slow(
+        trouble("failed", usage=Usage(0.25, 100)),
+        priced("FIRST = 0", "FIRST = 0.1", 0.5, 2000),
+        priced("SECOND = 0", "SECOND = 0.1", None, 3000),
+    )
+    run_loop(workspace, agent, 2, tag="t")
+    all_records = journal.records(workspace.state_dir("t"))
+    of = ledger.by_experiment(all_records)
+    assert (of[1].usd, of[1].tokens, of[1].asked) == (0.75, 2100, 2)
+    assert (of[2].usd, of[2].tokens, of[2].unpriced) == (0.0, 3000, 1)
+    assert of[1].accelerator_s == found(workspace)[1].metrics["wall_seconds"]
+    total = ledger.spent(all_records)
+    assert (total.usd, total.tokens, total.experiments) == (0.75, 5100, 2)
+    assert found(workspace)[1].expected == "-0.1"
+
+
+def test_a_loop_stops_at_its_dollars(workspace):
+    agent = Slow(
+        priced("FIRST = 0", "FIRST = 0.1", 0.6, 1), priced("SECOND = 0", "SECOND = 0.1", 0.6, 1)
+    )
+    result = run_loop(workspace, agent, tag="t", max_usd=1.0)
+    assert (result.stopped, result.decided) == ("max-usd", 3)
+    # The same command again: it has reached its limit, so it is a new one.
+    again = Slow(priced("SCORE = 1.0", "SCORE = 0.5", 1.0, 1))
+    assert run_loop(workspace, again, tag="t", max_usd=1.0).decided == 1
+
+
+def test_a_killed_loop_counts_its_dollars_on(workspace):
+    class Killed(Exception):
+        pass
+
+    def die(context):
+        raise Killed
+
+    first = Slow(priced("FIRST = 0", "FIRST = -1", 0.6, 1), die)
+    with pytest.raises(Killed):
+        run_loop(workspace, first, tag="t", max_usd=1.0)
+    second = Slow(priced("SECOND = 0", "SECOND = 0.1", 0.6, 1))
+    assert run_loop(workspace, second, tag="t", max_usd=1.0).stopped == "max-usd"
+
+
+def test_a_loop_begins_nothing_that_its_hours_do_not_hold(workspace):
+    result = run_loop(workspace, Slow(), tag="t", max_hours=0.5 / 3600)  # the budget is a second
+    assert (result.stopped, result.decided) == ("max-hours", 1)
+
+
+HOUR = [
+    {"step": "session", "kind": "loop", "continues": False, "time": 1000.0},
+    {"step": "finished", "time": 1000.0 + 3600},
+    {"step": "session", "kind": "loop", "continues": False, "time": 90000.0},
+    {"step": "asked", "time": 90100.0, "usd": 1.0, "tokens": 5, "seconds": 2.0},
+    {"step": "session", "kind": "loop", "continues": True, "time": 99000.0},
+]
+
+
+def test_hours_are_those_that_loops_ran():
+    assert ledger.spent(HOUR).loop_s == 3600 + 100
+    assert ledger.spent(HOUR, now=99010.0).loop_s == 3600 + 110
+    assert ledger.unfinished(HOUR) == 2
+    assert ledger.spent(HOUR[2:], now=99010.0).loop_s == 110
+
+
+@pytest.mark.parametrize(
+    ("plan", "spent", "limit"),
+    [
+        (Plan(), Spent(experiments=10**6, usd=1e6, loop_s=1e9), ""),
+        (Plan(max=3), Spent(experiments=2), ""),
+        (Plan(max=3), Spent(experiments=3), "max"),
+        (Plan(max=0), Spent(), "max"),
+        (Plan(max_hours=1), Spent(loop_s=3300), ""),
+        (Plan(max_hours=1), Spent(loop_s=3301), "max-hours"),
+        (Plan(max_usd=2), Spent(usd=1.99), ""),
+        (Plan(max_usd=2), Spent(usd=2.0), "max-usd"),
+    ],
+)
+def test_limits(plan, spent, limit):
+    assert plan.over(spent, 300.0) == limit
+    left = plan.left(spent)
+    assert all(value is None or value >= 0 for value in left.values())
+
+
+def test_the_oldest_draft_is_next():
+    draft = drafts.Draft(0, "b", "c", "d", "", "slow")
+    steps = [{"step": "drafted", **dataclasses.asdict(draft), "ask": ask} for ask in (4, 5, 6)]
+    assert drafts.waiting(steps).ask == 4
+    assert drafts.waiting([*steps, {"step": "proposed", "ask": 4}]).ask == 5
+    assert drafts.waiting([*steps, {"step": "dropped", "ask": 5}]).ask == 4
+    assert drafts.waiting([{"step": "proposed"}]) is None

@@ -1,0 +1,179 @@
+"""The documents hold: links lead somewhere, commands exist, every setting is explained."""
+
+import dataclasses
+import re
+import shlex
+
+import click
+import pytest
+import yaml
+
+from autoresearch_jax import paths, settings
+from autoresearch_jax.cli import main
+
+ROOT = paths.template()
+SKILL = ROOT / "skills" / "autoresearch-jax" / "SKILL.md"
+GUIDE = ROOT / "docs" / "program-md-guide.md"
+DOCUMENTS = sorted(
+    [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "program.md")),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "bench").glob("*.md"),
+        *(ROOT / "skills").glob("**/*.md"),
+    ]
+)
+every_document = pytest.mark.parametrize(
+    "path", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS]
+)
+FENCE = re.compile(r"^(```+)[^`\n]*\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+
+
+def code(text):
+    """The lines of code blocks, and the spans of code in prose."""
+    blocks = [line for _, block in FENCE.findall(text) for line in block.splitlines()]
+    return blocks + [" ".join(span.split()) for span in SPAN.findall(FENCE.sub("", text))]
+
+
+def anchors(text):
+    """What `#...` may follow a document's name, as GitHub makes it of headings."""
+    found = []
+    for heading in re.findall(r"^#+ +(.+?)\s*$", FENCE.sub("", text), re.MULTILINE):
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+        slug = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        found.append(f"{slug}-{found.count(slug)}" if slug in found else slug)
+    return found
+
+
+# --------------------------------------------------------------------------------- links
+
+
+@every_document
+def test_links_lead_to_what_is_there(path):
+    prose = SPAN.sub("", FENCE.sub("", path.read_text()))
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if re.match("[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        there = (path.parent / name).resolve() if name else path
+        assert there.exists(), target
+        assert there.is_relative_to(ROOT), target
+        if anchor:
+            assert anchor in anchors(there.read_text()), target
+
+
+def test_anchors_are_made_as_github_makes_them():
+    text = "# Good and bad\n## `run -m`, by hand?\n# Good and bad\n```\n# no heading\n```\n"
+    assert anchors(text) == ["good-and-bad", "run--m-by-hand", "good-and-bad-1"]
+
+
+# ------------------------------------------------------------------------------ commands
+
+
+def commands_in(line):
+    """The words after each `autoresearch-jax` of a line of code."""
+    for match in re.finditer(r"(?:^|\s)autoresearch-jax\s+([^|;&)]*)", line):
+        try:
+            yield shlex.split(match[1], comments=True)
+        except ValueError:  # a quotation that was cut
+            yield match[1].split()
+
+
+def unknown(words):
+    """What of a command's words does not exist; "" if all does."""
+    words = [word for word in words if word not in ("--help", "-h")]
+    if words[:1] == ["-C"]:
+        words = words[2:]
+    if not words or words[0] == "COMMAND":
+        return ""
+    if words[0] == "--version":
+        return ""
+    command = main.commands.get(words[0])
+    if command is None:
+        return f"no command {words[0]}"
+    known = {
+        flag
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for flag in (*parameter.opts, *parameter.secondary_opts)
+    }
+    flags = [word.partition("=")[0] for word in words[1:] if re.match("--?[a-z]", word)]
+    return ", ".join(f"{words[0]} has no {flag}" for flag in flags if flag not in known)
+
+
+@every_document
+def test_commands_and_flags_exist(path):
+    found = [words for line in code(path.read_text()) for words in commands_in(line)]
+    assert [problem for words in found if (problem := unknown(words))] == []
+
+
+def test_a_command_that_does_not_exist_is_found():
+    (words,) = commands_in("uv run --extra tpu autoresearch-jax loop --agent 'a -b' --x=1  # --y")
+    assert unknown(words) == "loop has no --x"
+    assert unknown(["sing"]) == "no command sing"
+    assert unknown(["-C", "DIR", "run", "-m", "x"]) == ""
+
+
+# ------------------------------------------------------------------------------ settings
+
+
+def rows_of_settings():
+    text = GUIDE.read_text()
+    table = text[text.index("| setting |") :].split("\n\n")[0]
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.split("\n")[2:]]
+
+
+def test_the_guide_has_every_setting_and_no_other():
+    names = [row[0].strip("` ") for row in rows_of_settings()]
+    assert names == [field.name for field in dataclasses.fields(settings.Settings)]
+
+
+def test_flags_of_settings_are_those_of_the_loop():
+    flags = [row[3].strip("` |") for row in rows_of_settings()]
+    assert [flag for flag in flags if flag != "none" and unknown(["loop", flag])] == []
+
+
+def test_settings_shown_in_documents_are_accepted():
+    shown = 0
+    for path in DOCUMENTS:
+        for _, block in FENCE.findall(path.read_text()):
+            if block.startswith("---\n"):
+                assert settings.read(block) != settings.Settings()
+                shown += 1
+            elif re.match("(search|agents):\n", block):
+                assert settings.read(f"---\n{block}---\n") != settings.Settings()
+                shown += 1
+    assert shown >= 4
+
+
+def test_the_shipped_program_sets_nothing_and_shows_everything():
+    text = (ROOT / "program.md").read_text()
+    assert settings.read(text) == settings.Settings()
+    front = settings.split(text)[0]
+    live = re.sub(r"^#(?=[a-z_]+:)", "", front, flags=re.MULTILINE)
+    assert set(yaml.safe_load(live)) == {f.name for f in dataclasses.fields(settings.Settings)}
+    assert settings.read(f"---\n{live}---\n") != settings.Settings()
+
+
+# --------------------------------------------------------------------------------- skill
+
+
+def test_the_skill_has_the_format_of_agent_skills():
+    front, body = settings.split(SKILL.read_text())
+    found = yaml.safe_load(front)
+    assert set(found) <= {
+        "name", "description", "license", "compatibility", "metadata", "allowed-tools",
+    }  # fmt: skip
+    assert found["name"] == SKILL.parent.name
+    assert re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", found["name"])
+    assert len(found["name"]) <= 64
+    assert 0 < len(found["description"]) <= 1024
+    assert 0 < len(found["compatibility"]) <= 500
+    assert all(isinstance(value, str) for value in found.values())
+    assert len(body.splitlines()) < 500
+
+
+def test_the_skill_names_every_command_that_it_is_driven_by():
+    words = [words for line in code(SKILL.read_text()) for words in commands_in(line)]
+    assert {"setup", "run", "loop", "results", "doctor"} <= {one[0] for one in words}
+    assert any(one[:2] == ["run", "-m"] for one in words)

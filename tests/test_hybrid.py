@@ -1,0 +1,204 @@
+import dataclasses
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+
+from autoresearch_jax import literals
+from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, client, hybrid
+from autoresearch_jax.agents.hybrid import HEADING, Hybrid, importance, make_hybrid
+from autoresearch_jax.agents.ranges import infer
+from autoresearch_jax.agents.tpe import Trial
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.journal import Experiment
+
+SOURCE = """DEPTH = 4
+MATRIX_LR = 0.04
+EMBEDDING_LR = 0.6
+WINDOW_PATTERN = "SSL"
+print(DEPTH, MATRIX_LR, EMBEDDING_LR, WINDOW_PATTERN)
+"""
+
+
+class Model(Agent):
+    """Stands for a language model: keeps what it is told, and changes code."""
+
+    name = "model"
+    slow = True
+    repairs = True
+    priced = False
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def check(self) -> None:
+        raise AgentError("not logged in", "login")
+
+    def propose(self, context: Context) -> Proposal:
+        assert context.prompt_path.read_text() == context.prompt
+        self.told.append(context.prompt)
+        path = context.worktree / "train.py"
+        path.write_text(path.read_text() + f"print({context.n})\n")
+        return Proposal("more code", expected="-0.01")
+
+    def repair(self, context: Context) -> Proposal:
+        return Proposal(f"mended {context.n}")
+
+
+def question(folder: Path, history=(), sources=None, n=None, source=SOURCE) -> Context:
+    (folder / "train.py").write_text(source)
+    return Context(
+        worktree=folder,
+        n=len(history) if n is None else n,
+        seed=0,
+        history=tuple(history),
+        source_of=(sources or {}).__getitem__,
+        base=None,
+        prompt="PROGRAM",
+        prompt_path=folder / "given.md",
+        run_dir=folder,
+    )
+
+
+def night(count: int, extra: str = "") -> tuple[list[Experiment], dict[str, str]]:
+    """Trials in which MATRIX_LR decides, EMBEDDING_LR does not, and DEPTH 8 crashes."""
+    history, sources = [], {}
+    for n in range(count):
+        rate = round(0.04 * 2 ** (((n * 7 + 6) % 13 - 6) / 4), 4)
+        other = round(0.6 * 2 ** (((n * 5 + 5) % 11 - 5) / 4), 4)
+        crash = n % 9 == 8
+        values = {"MATRIX_LR": rate, "EMBEDDING_LR": other, "DEPTH": 8 if crash else 4}
+        score = None if crash else 1.0 + 0.1 * abs(math.log2(rate / 0.05)) + n / 1e5
+        commit = f"{n:040x}"
+        sources[commit] = literals.rewrite(SOURCE, values) + extra
+        status = "crash" if crash else "discard"
+        history.append(Experiment(n, commit, "", "x", "tpe", status=status, val_bpb=score))
+    return history, sources
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.3, 0.5, 1.0])
+def test_the_advisors_trials_are_spread_evenly(fraction):
+    search = Hybrid(Model(), fraction)
+    theirs = [n for n in range(1, 201) if search.advises(n)]
+    assert len(theirs) == round(200 * fraction)
+    gaps = {after - before for before, after in itertools.pairwise(theirs)}
+    assert not gaps or max(gaps) - min(gaps) <= 1
+    assert not theirs or theirs[0] <= max(1, 0.5 / fraction + 1)
+
+
+def test_a_fraction_beyond_all_is_refused():
+    with pytest.raises(ValueError, match=r"1\.5"):
+        Hybrid(Model(), 1.5)
+
+
+def test_who_made_it_is_told_and_only_the_advisor_reads_the_state(tmp_path):
+    model = Model()
+    search = Hybrid(model)
+    made = []
+    for n in range(1, 6):
+        made.append(search.propose(question(tmp_path, n=n)))
+    assert [one.agent for one in made] == ["tpe", "model", "tpe", "tpe", "model"]
+    assert "->" in made[0].description
+    assert made[1].expected == "-0.01"
+    assert len(model.told) == 2
+    assert all(told.startswith("PROGRAM\n") and HEADING in told for told in model.told)
+
+
+def test_it_is_as_its_advisor_is(tmp_path):
+    search = Hybrid(Model())
+    assert (search.name, search.slow, search.repairs, search.priced) == (
+        "hybrid(model)", True, True, False,
+    )  # fmt: skip
+    with pytest.raises(AgentError, match="not logged in"):
+        search.check()
+    mended = search.repair(question(tmp_path, n=1))  # a trial of the search's, by its number
+    assert mended == Proposal("mended 1", agent="model")
+
+
+def test_the_state_tells_points_spread_importance_and_suggestions(tmp_path):
+    history, sources = night(40)
+    state = Hybrid(Model()).state(question(tmp_path, history, sources))
+    best = min((e for e in history if e.val_bpb), key=lambda e: e.val_bpb)
+    points = [line for line in state.splitlines() if "(experiment " in line]
+    assert len(points) == 5
+    assert f"{best.val_bpb:.6f} (experiment {best.n}): MATRIX_LR 0.04 -> " in points[0]
+    rows = {line.split(" | ")[0][2:]: line for line in state.splitlines() if line.startswith("| ")}
+    assert {"DEPTH", "MATRIX_LR", "EMBEDDING_LR", "WINDOW_PATTERN"} < set(rows)
+    cells = rows["MATRIX_LR"].strip("| ").split(" | ")
+    assert cells[1:3] == ["0.04", "0.005 to 0.32, log"]
+    middle, factor = cells[3].split(" x/ ")
+    assert 0.04 < float(middle) < 0.063
+    assert 1.0 < float(factor) < 1.5
+    assert float(cells[4]) > 0.5
+    assert "SSL 9 times" in rows["WINDOW_PATTERN"]
+    _, _, suggestions = state.partition("What it would try next:")
+    assert 2 <= suggestions.count("\n- ") <= 3
+    assert "edit anything in train.py, not just constants" in " ".join(state.split())
+
+
+def test_the_state_is_bounded(tmp_path):
+    many = "".join(
+        f"RATE_{'X' * 300}_{i} = 0.{i + 1}\nprint(RATE_{'X' * 300}_{i})\n" for i in range(60)
+    )
+    state = Hybrid(Model()).state(question(tmp_path, source=many))
+    assert len(state) < 10_000
+    assert all(len(line) <= 210 for line in state.splitlines())
+
+
+def test_importance_waits_for_enough_scores():
+    space = {"MATRIX_LR": infer("MATRIX_LR", 0.04)}
+    trials = [Trial({"MATRIX_LR": 0.01 + i / 1000}, 1.0 + i, i) for i in range(19)]
+    assert importance(space, trials) == {}
+    crash = Trial({"MATRIX_LR": 0.3}, None, 99)
+    assert importance(space, [*trials, crash]) == {}
+    assert importance(space, [*trials, Trial({"MATRIX_LR": 0.2}, 9.0, 20)]) == {"MATRIX_LR": 1.0}
+    flat = [dataclasses.replace(trial, val_bpb=1.0) for trial in trials * 2]
+    assert importance(space, flat) == {}
+
+
+def test_where_the_search_is_exhausted_the_advisor_goes_on(tmp_path):
+    texts = [f"DEPTH = {depth}\nprint(DEPTH)\n" for depth in (1, 2)]
+    sources = {f"{n:040x}": text for n, text in enumerate(texts)}
+    history = [
+        Experiment(n, commit, "", "", "tpe", status="keep", val_bpb=2.0)
+        for n, commit in enumerate(sources)
+    ]
+    context = question(tmp_path, history, sources, n=3, source=texts[0])
+    assert Hybrid(Model()).propose(context).agent == "model"
+
+
+def test_what_is_no_python_is_said(tmp_path):
+    with pytest.raises(AgentError, match="not Python"):
+        Hybrid(Model()).propose(question(tmp_path, n=1, source="DEPTH = = 3\n"))
+
+
+# ----------------------------------------------------------------------------- its advisor
+
+
+class Client(Model):
+    def __init__(self, name: str, kind: str = "") -> None:
+        super().__init__()
+        self.name, self.kind = name, kind
+
+    def check(self) -> None:
+        if self.kind:
+            raise AgentError(f"{self.name} is not here", self.kind)
+
+
+def test_the_first_agent_that_is_there_advises(monkeypatch):
+    def make(name, writes, clients):
+        return Client(name, {"claude": "missing", "codex": "login"}.get(name, ""))
+
+    monkeypatch.setattr(client, "make_client", make)
+    assert make_hybrid("", (), {}).name == "hybrid(gemini)"
+    assert make_hybrid("claude", (), {}).name == "hybrid(claude)"  # asked for: not second-guessed
+
+
+def test_without_an_agent_the_next_command_is_said(monkeypatch):
+    monkeypatch.setattr(client, "make_client", lambda name, *_: Client(name, "missing"))
+    with pytest.raises(
+        UserError, match=r"codex is not here.*--agent 'hybrid:COMMAND'.*--agent tpe"
+    ):
+        make_hybrid("", (), {})
+    assert hybrid.ADVISORS[0] == "claude"
