@@ -1,6 +1,6 @@
-"""How long the demo takes from nothing, and how often its five experiments improve the baseline.
+"""How long the demo takes from nothing, and how often its experiments improve the baseline.
 
-    uv run bench/demo.py [--seeds 3] [--json]
+    uv run bench/demo.py [--seeds 3] [--experiments 5] [--json]
 
 Every seed has a folder and a data home of its own, as a newcomer's first run has.
 """
@@ -19,14 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 
-def demo(seed: int) -> dict:
+def demo(seed: int, experiments: int) -> dict:
     """Run one demo; its seconds and scores."""
     with tempfile.TemporaryDirectory() as folder:
         workspace = Path(folder, "autoresearch-demo")
         command = [Path(sys.executable).with_name("autoresearch-jax"), "demo"]
         start = time.perf_counter()
         subprocess.run(
-            [*command, "--dir", workspace, "--seed", str(seed)],
+            [*command, "--dir", workspace, "--seed", str(seed), "--experiments", str(experiments)],
             env=os.environ | {"AUTORESEARCH_HOME": str(Path(folder, "home"))},
             stdout=sys.stderr,
             check=True,
@@ -34,23 +34,29 @@ def demo(seed: int) -> dict:
         seconds = time.perf_counter() - start
         with (workspace / "results.tsv").open(newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
-    kept = [float(row["val_bpb"]) for row in rows if row["status"] == "keep"]
+    steps = [
+        {"n": n, "val_bpb": float(row["val_bpb"]), "description": row["description"]}
+        for n, row in enumerate(rows)
+        if row["status"] == "keep"
+    ]
     return {
         "seed": seed,
         "seconds": round(seconds, 1),
         "experiments": len(rows) - 1,
-        "improvements": len(kept) - 1,
+        "improvements": len(steps) - 1,
         "crashes": sum(row["status"] == "crash" for row in rows),
-        "baseline_bpb": kept[0],
-        "best_bpb": min(kept),
+        "baseline_bpb": steps[0]["val_bpb"],
+        "best_bpb": steps[-1]["val_bpb"],
+        "steps": steps,
     }
 
 
 @click.command()
 @click.option("--seeds", default=3, show_default=True)
+@click.option("--experiments", default=5, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
-def main(seeds: int, as_json: bool):
-    runs = [demo(seed) for seed in range(seeds)]
+def main(seeds: int, experiments: int, as_json: bool):
+    runs = [demo(seed, experiments) for seed in range(seeds)]
     summary = {
         "runs": runs,
         "slowest_seconds": max(run["seconds"] for run in runs),
@@ -59,10 +65,16 @@ def main(seeds: int, as_json: bool):
     if as_json:
         click.echo(json.dumps(summary))
         return
-    table = Table(*runs[0])
-    for run in runs:
+    numbers = [{name: value for name, value in run.items() if name != "steps"} for run in runs]
+    table = Table(*numbers[0])
+    for run in numbers:
         table.add_row(*map(str, run.values()))
     Console().print(table)
+    for run in runs:
+        table = Table("n", "val_bpb", "kept", title=f"seed {run['seed']}")
+        for step in run["steps"]:
+            table.add_row(str(step["n"]), f"{step['val_bpb']:.6f}", step["description"])
+        Console().print(table)
 
 
 if __name__ == "__main__":
