@@ -101,6 +101,27 @@ def test_the_next_proposal_is_made_while_a_training_runs(workspace):
     assert "worse" in (workspace.run_dir("t", 2) / "prompt.md").read_text()
 
 
+def test_the_first_proposal_is_made_while_the_baseline_trains(workspace):
+    agent = Slow(edit("FIRST = 0", "FIRST = 0.1"))
+    run_loop(workspace, agent, 1, tag="t")
+    assert [e.status for e in agent.contexts[0].history] == [None]
+    assert "0 being trained, so without a score yet" in agent.contexts[0].prompt
+    assert found(workspace)[1].val_bpb == pytest.approx(0.9)
+
+
+def test_what_was_written_for_a_baseline_that_crashed_waits_for_the_mended_one(workspace):
+    train = workspace.root / "train.py"
+    train.write_text(parts().replace("import json", "import jsom"))
+    harness.git(workspace.root, "commit", "-qam", "A slip")
+    with pytest.raises(UserError, match="gave no score"):
+        run_loop(workspace, Slow(edit("FIRST = 0", "FIRST = 0.1", "paid for")), 1, tag="t")
+    train.write_text(parts())
+    harness.git(workspace.root, "commit", "-qam", "Mended")
+    run_loop(workspace, Slow(), 1, tag="t")
+    assert found(workspace)[2].description == "paid for"
+    assert found(workspace)[2].val_bpb == pytest.approx(0.9)
+
+
 def test_without_lookahead_an_agent_knows_the_last_result(workspace):
     agent = Slow(edit("FIRST = 0", "FIRST = -1"), edit("SECOND = 0", "SECOND = 0.2"))
     run_loop(workspace, agent, 2, tag="t", lookahead=False)

@@ -267,8 +267,7 @@ class Desk:
         `rejected` are answers that were no use, and why. Raises AgentError.
         """
         session = self.session
-        best = session.best
-        assert best is not None
+        best = session.best or session.history[-1]  # the baseline, that trains at the moment
         place = "spare" if agent is self._spare else "agent"
         tries = self.plan.repairs if agent.repairs else TRIES
         unfit: list[tuple[str, str]] = []

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def _repeat(session: Session, desk: Desk) -> str:
     session.settle()
     if session.interrupts.stopping():
         return "interrupted"
-    _baseline(session)
+    _baseline(session, desk.think_ahead)
     while not (limit := desk.over()):
         if session.interrupts.stopping():
             return "interrupted"
@@ -154,14 +155,18 @@ def _repeat(session: Session, desk: Desk) -> str:
     return limit
 
 
-def _baseline(session: Session) -> None:
-    """Measures the checkout's commit if the tag has no score yet. Raises UserError on a crash."""
+def _baseline(session: Session, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Measures the checkout's commit if the tag has no score yet. Raises UserError on a crash.
+
+    `meanwhile` is called before its training begins.
+    """
     if session.best is not None:
         return
     e = session.propose_baseline()
     where = session.workspace.git("rev-parse", "--abbrev-ref", "HEAD")
     where = "a detached HEAD" if where == "HEAD" else f"branch {where}"
     session.view.say(f"Measuring the baseline: train.py of commit {e.commit[:7]} ({where}).")
+    meanwhile()
     e = session.run(e)
     if e.status == "crash":
         raise UserError(

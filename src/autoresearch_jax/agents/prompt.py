@@ -265,7 +265,7 @@ def _experiments(decided: Sequence[Experiment], change: Mapping[int, float]) -> 
 def line(e: Experiment, change: Mapping[int, float]) -> str:
     """One experiment: `- 17 keep 0.997900, change -0.002100, expected -0.001, 44.0 GiB: "..."`."""
     score = None if e.status == "crash" else e.val_bpb
-    parts = [f"{e.n} {e.status}"]
+    parts = [f"{e.n} {e.status or 'being trained, so without a score yet'}"]
     if score is not None:
         parts[0] += f" {_number(score, '.6f')}"
         if e.n in change:
