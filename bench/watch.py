@@ -1,0 +1,109 @@
+"""What the page of `watch --web` costs with many experiments, in a headless browser.
+
+    uv run bench/watch.py [--experiments 2000] [--updates 20] [--json]
+
+`first_view_s`: from asking for the page to a frame with every mark in it. `update_ms`: what one
+more decided experiment costs the browser's main thread, script, layout and paint together; the
+median, and the largest. `redraw_ms`: the same where the axes change, so that all is drawn anew.
+`tick_ms`: a new line in the log of the running experiment. `look_ms`: what an update costs the
+server. Needs chromium and chromedriver.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+TOP = Path(__file__).parents[1]
+sys.path.insert(0, str(TOP))
+
+from autoresearch_jax.watch import plain, story  # noqa: E402
+from tests import watch_helpers  # noqa: E402
+
+SETTLE_SECONDS = 1.2  # until an update is told, drawn and painted
+WATCHER = """
+(function look() {
+  if (document.querySelectorAll(".chart .mark").length < %d) requestAnimationFrame(look);
+  else requestAnimationFrame(() => { window.seenAfter = performance.now() / 1000; });
+})();
+"""
+
+
+@click.command()
+@click.option("--experiments", default=2000, show_default=True)
+@click.option("--updates", default=20, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def main(experiments: int, updates: int, as_json: bool) -> None:
+    """Measures, and prints."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder), experiments, updates)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for name, value in found.items():
+        click.echo(f"{name:<16}{value:g}")
+
+
+def measure(folder: Path, experiments: int, updates: int) -> dict[str, float]:
+    night = watch_helpers.Night(folder / "w", experiments)
+    for n in (0, 1):
+        night.log(n)
+    reader = story.open_story(night.workspace.root)
+    begun = time.perf_counter()
+    reader.look()
+    found = {"experiments": float(experiments), "start_s": time.perf_counter() - begun}
+    with watch_helpers.serving(reader) as port, watch_helpers.browser(folder) as driver:
+        found["first_view_s"] = first_view(driver, port, experiments)
+        found["look_ms"] = statistics.median(look(night, reader) for _ in range(updates))
+        costs = [cost(driver, night.add) for _ in range(updates)]
+        found |= {"update_ms": statistics.median(costs), "update_ms_max": max(costs)}
+        redraw = [cost(driver, lambda: driver.execute_script("chart.layout()")) for _ in range(5)]
+        found["redraw_ms"] = statistics.median(redraw)
+        night.live()
+        n = night.propose("the next idea")
+        time.sleep(SETTLE_SECONDS)
+        ticks = [cost(driver, lambda at=at: night.log(n, percent=at)) for at in range(10, 20)]
+        found["tick_ms"] = statistics.median(ticks)
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def first_view(driver: Any, port: int, experiments: int) -> float:
+    """Seconds from the navigation to the frame after the last mark."""
+    script = {"source": WATCHER % experiments}
+    driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
+    driver.get(f"http://127.0.0.1:{port}/")
+    return watch_helpers.until(driver, "return window.seenAfter")
+
+
+def look(night: watch_helpers.Night, reader: story.Reader) -> float:
+    """Milliseconds of reading one more experiment, and of telling it."""
+    before = len(reader.look().entries)
+    night.add()
+    begun = time.perf_counter()
+    json.dumps(plain.of(reader.look(), before))
+    return 1000 * (time.perf_counter() - begun)
+
+
+def cost(driver: Any, act: Any) -> float:
+    """Milliseconds of the browser's main thread that something costs, all in all."""
+    time.sleep(SETTLE_SECONDS)
+    before = busy(driver)
+    act()
+    time.sleep(SETTLE_SECONDS)
+    return 1000 * (busy(driver) - before)
+
+
+def busy(driver: Any) -> float:
+    """Seconds that the page's main thread has worked."""
+    driver.execute_cdp_cmd("Performance.enable", {})
+    metrics = driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    return next(one["value"] for one in metrics if one["name"] == "TaskDuration")
+
+
+if __name__ == "__main__":
+    main()

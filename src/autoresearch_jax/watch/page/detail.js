@@ -1,0 +1,152 @@
+"use strict";
+// Words and elements, and one experiment in full. Every text goes in as text, never as markup.
+
+const WORDS = {keep: "kept", discard: "discarded", crash: "crashed"};
+
+const $ = (id) => document.getElementById(id);
+
+/** An element with a class and children; texts stay texts. */
+function make(name, className, ...children) {
+  const made = document.createElement(name);
+  if (className) made.className = className;
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+const isReport = () => document.body.dataset.report !== undefined;
+const known = (value) => value !== null && value !== undefined;
+const minus = (text) => text.replace("-", "−");
+/** What became of the score: minus is better. */
+const change = (gain) => (known(gain) ? minus((-gain || 0).toLocaleString("en", {minimumFractionDigits: 6, maximumFractionDigits: 6, signDisplay: "exceptZero"})) : "");
+const count = (value) => Math.round(value).toLocaleString("en");
+
+function duration(seconds) {
+  if (!known(seconds)) return "—";
+  if (seconds >= 3600) return `${(seconds / 3600).toFixed(1)} h`;
+  return seconds >= 60 ? `${(seconds / 60).toFixed(1)} min` : `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
+}
+
+/** Terms and what they are, in a list; those without a value are left out. */
+function terms(place, pairs) {
+  place.replaceChildren(...pairs.filter(([, value]) => known(value) && value !== "").map(([name, value, className]) =>
+    make("div", className, make("dt", "", name), make("dd", "", ...[value].flat()))));
+}
+
+// ----------------------------------------------------------------------------- one experiment
+
+function showDetail(found) {
+  const kind = found.status === "crash" || (found.status && !known(found.val_bpb)) ? "crash" : found.status === "keep" ? "keep" : "discard";
+  const base = known(found.base) ? make("a", "", `experiment ${found.base}`) : null;
+  if (base) base.href = `#${found.base}`;
+  const title = make("h2", "", sample(kind), ` ${found.n} `, make("span", "status", WORDS[found.status] || found.status || "undecided"));
+  const effect = make("dl", "effect");
+  terms(effect, [
+    ["val_bpb", known(found.val_bpb) ? found.val_bpb.toFixed(6) : "none"],
+    ["expected", minus(found.expected || "")],
+    [found.expected ? "became" : "change", change(found.gain), found.gain > 0 ? "better" : ""],
+    ["memory", known(found.memory_gb) ? `${found.memory_gb.toFixed(2)} GiB` : ""],
+    ["cost", cost(found.spent)],
+    ["against", base],
+  ]);
+  const parts = [title, make("p", "words", found.description || "")];
+  if (found.reason) parts.push(make("p", "reason", found.reason));
+  if (found.note) parts.push(make("p", "reason", `Look at it: ${found.note}`));
+  parts.push(effect, ...phases(found.phases || {}), facts(found));
+  const loss = make("figure", "loss");
+  if (found.curve?.length) parts.push(section("loss", "Training loss", lossWords(found), loss));
+  if (found.diff) parts.push(section("diff", "train.py", diffWords(found.diff), ...diff(found.diff)));
+  if (found.log) parts.push(section("log", "Log", "its last lines", make("pre", "", found.log)));
+  if (found.prompt) parts.push(section("prompt", "Prompt", `${count(found.prompt.length)} characters`, make("pre", "", found.prompt)));
+  if (found.numbers) parts.push(section("numbers", "Numbers", "and what they rest on", numbers({...found.numbers, ...found.facts, commit: found.commit})));
+  $("detail").replaceChildren(...parts);
+  const names = [`${found.n}`, `${found.base}, the best before`];
+  const sketch = () => { if (found.curve?.length) drawLoss(loss, found.curve, found.base_curve || [], names); };
+  loss.parentElement?.addEventListener("toggle", sketch);
+  sketch();
+  view.sketch = sketch;
+}
+
+function cost(spent) {
+  if (!spent) return "";
+  if (spent.usd) return `$${spent.usd.toFixed(2)}`;
+  return spent.tokens ? `${count(spent.tokens)} tokens` : "";
+}
+
+function phases(found) {
+  const pairs = Object.entries(found).filter(([, seconds]) => seconds > 0);
+  if (!pairs.length) return [];
+  const bar = make("div", "phases");
+  for (const [name, seconds] of pairs) {
+    const part = make("div", `p-${name}`);
+    part.style.flexGrow = seconds;
+    part.title = `${name} ${duration(seconds)}`;
+    bar.append(part);
+  }
+  const words = make("dl", "facts");
+  terms(words, pairs.map(([name, seconds]) => [name, duration(seconds), `key p-${name}`]));
+  return [bar, words];
+}
+
+function facts(found) {
+  const list = make("dl", "facts");
+  const spent = found.spent || {};
+  terms(list, [
+    ["by", found.agent],
+    ["answers", spent.asked ? `${spent.asked} in ${duration(spent.agent_s)}` : ""],
+    ["tokens", spent.tokens && spent.usd ? count(spent.tokens) : ""],
+    ["accelerator", spent.accelerator_s ? duration(spent.accelerator_s) : ""],
+    ["mended", found.repairs ? `${found.repairs} times` : ""],
+    ["at", found.finished ? new Date(1000 * found.finished).toLocaleString() : ""],
+    ["commit", found.commit ? found.commit.slice(0, 7) : ""],
+  ]);
+  return list;
+}
+
+/** A part that opens and closes, and stays so for the next experiment. */
+function section(name, title, words, ...content) {
+  const made = make("details", `part-${name}`, make("summary", "", title, make("small", "", words)), ...content);
+  made.open = Boolean(view.open[name]);
+  made.addEventListener("toggle", () => { view.open[name] = made.open; });
+  return made;
+}
+
+function lossWords(found) {
+  const last = found.curve[found.curve.length - 1][1], other = found.base_curve || [];
+  if (!other.length) return `${last.toFixed(4)} at the end`;
+  const base = other[other.length - 1][1];
+  const apart = minus((last - base).toLocaleString("en", {minimumFractionDigits: 4, maximumFractionDigits: 4, signDisplay: "exceptZero"}));
+  return `${last.toFixed(4)} at the end, ${apart} against ${found.base}`;
+}
+
+function diffWords(found) {
+  if (found.problem) return "";
+  const number = (kind) => found.lines.filter(([one]) => one === kind).length;
+  return `+${number("+")} −${number("-")}${found.cut ? ", cut" : ""}`;
+}
+
+const KINDS = {"+": "plus", "-": "minus", "@": "at", " ": ""};
+
+function diff(found) {
+  if (found.problem) return [make("p", "note", found.problem)];
+  if (!found.lines.length) return [make("p", "note", "It changed nothing.")];
+  const code = make("code", "");
+  for (const [kind, old, now, words] of found.lines) {
+    const spans = words.map(([name, text]) => (name ? make("span", `t-${name}`, text) : text));
+    const numbers = kind === "@" ? [] : [make("i", "", String(now ?? old)), `${kind} `];
+    code.append(make("div", KINDS[kind], ...numbers, ...spans));
+  }
+  const box = make("div", "diff", code);
+  box.tabIndex = 0;  // it scrolls
+  box.setAttribute("role", "region");
+  box.setAttribute("aria-label", "What it changed in train.py");
+  return [box, ...(found.cut ? [make("p", "note", "The rest is left out here: autoresearch-jax show prints all.")] : [])];
+}
+
+function numbers(pairs) {
+  const body = make("tbody", "");
+  for (const [name, value] of Object.entries(pairs)) {
+    const text = typeof value === "number" ? String(Number(value.toPrecision(7))) : value ?? "—";
+    body.append(make("tr", "", make("td", "", name), make("td", "", text)));
+  }
+  return make("table", "numbers", body);
+}

@@ -1,0 +1,287 @@
+"use strict";
+// The page: what a server tells as it happens, or what a report carries within itself.
+
+const ROWS = 60;  // of the table at once
+const KEPT_DETAILS = 50;  // experiments whose details stay in memory
+const STATES = {
+  running: "running", thinking: "the agent is thinking", idle: "no loop is running",
+  interrupted: "interrupted: the same loop command goes on", lost: "connection lost, trying again", table: "from results.tsv",
+};
+
+const LEGEND = {keep: "kept", discard: "discarded", beyond: "worse than shown", crash: "crashed"};
+
+const story = {points: [], summary: {}, running: null, state: "idle"};
+const details = new Map();
+const view = {chosen: null, follows: true, show: "", words: "", rows: ROWS, open: {loss: true, diff: true}};
+const chart = new Staircase($("chart"), (point) => choose(point.n));
+
+// ----------------------------------------------------------------------------------- events
+
+/** Takes in what is new: points from number `from` on, and everything else as it is now. */
+function take(told) {
+  const whole = told.from === 0 || told.from !== story.points.length;
+  story.points.length = Math.min(story.points.length, told.from);
+  story.points.push(...told.points);
+  Object.assign(story, {...told, points: story.points});
+  chart.points = story.points;
+  const noise = told.noise_sd, pending = told.running ? told.running.n : null;
+  const moved = noise !== chart.noise || pending !== chart.pending;
+  if (noise !== chart.noise || !$("legend").childElementCount) showLegend(noise);
+  Object.assign(chart, {noise, pending});
+  if (whole) { details.clear(); chart.layout(); } else if (told.points.length) chart.add(told.points);
+  else if (moved && chart.svg) chart.drawStairs();
+  showHead();
+  showRunning();
+  if (whole) showRows(); else addRows(told.points);
+  if (!whole && told.points.length) announce(told.points[told.points.length - 1]);
+  follow(told, whole);
+}
+
+/** Shows the best until somebody has chosen another; that one again once more is known of it. */
+function follow(told, whole) {
+  if (!view.follows) {
+    if (!whole && !told.points.some((point) => point.n === view.chosen)) return;
+    details.delete(view.chosen);
+    show(view.chosen);
+    return;
+  }
+  const best = told.summary.best_n ?? (story.points.length ? story.points.length - 1 : null);
+  if (best !== null && (whole || best !== view.chosen)) show(best);
+}
+
+function showLegend(noise) {
+  const marks = Object.entries(LEGEND).map(([kind, name]) => make("li", "", sample(kind), name));
+  const band = known(noise) ? [make("li", "band", `noise: ± ${noise.toFixed(6)}`)] : [];
+  $("legend").replaceChildren(...marks, ...band);
+}
+
+function announce(point) {
+  $("said").textContent = `Experiment ${point.n}: ${point.status}${known(point.bpb) ? `, ${point.bpb}` : ""}. ${point.text}`;
+}
+
+function listen() {
+  const source = new EventSource("events");
+  source.addEventListener("story", (event) => take(JSON.parse(event.data)));
+  source.onerror = () => setState("lost");
+}
+
+// ------------------------------------------------------------------------------------- head
+
+function setState(state) {
+  $("state").dataset.state = state;
+  $("state").textContent = STATES[state] || state;
+}
+
+function showHead() {
+  const {summary} = story;
+  document.title = known(summary.best) ? `${summary.best.toFixed(4)} · ${story.title}` : story.title;
+  $("title").textContent = story.title;
+  setState(story.state);
+  if (isReport()) $("state").textContent = `as of ${new Date(1000 * story.now).toLocaleString()}`;
+  $("problem").hidden = !story.problem;
+  $("problem").textContent = story.problem || "";
+  const share = known(summary.start) && known(summary.best) ? 100 * (summary.best / summary.start - 1) : 0;
+  const cost = summary.usd ? `$${summary.usd.toFixed(2)}` : summary.tokens ? `${count(summary.tokens)} tokens` : "";
+  terms($("figures"), [
+    ["best val_bpb", known(summary.best) ? [summary.best.toFixed(6), share < 0 ? make("small", "", minus(`${share.toFixed(2)}%`)) : null].filter(Boolean) : "", share < 0 ? "good" : ""],
+    ["experiments", known(summary.experiments) ? count(summary.experiments) : ""],
+    ["kept", known(summary.kept) ? String(summary.kept) : ""],
+    ["crashed", known(summary.crashes) ? String(summary.crashes) : ""],
+    ["an hour", known(summary.per_hour) ? summary.per_hour.toFixed(1) : ""],
+    ["time", known(summary.seconds) ? duration(summary.seconds) : ""],
+    ["cost", cost],
+  ]);
+}
+
+function showRunning() {
+  const {running} = story;
+  $("running").hidden = !running;
+  if (!running) return;
+  const {progress} = running;
+  $("run-name").textContent = `${running.n} ${running.phase}`;
+  $("run-text").textContent = running.description;
+  $("run-done").style.width = `${running.phase === "scoring" ? 100 : progress.percent || 0}%`;
+  terms($("run-facts"), [
+    ["step", known(progress.step) ? count(progress.step) : ""],
+    ["loss", known(progress.loss) ? progress.loss.toFixed(4) : ""],
+    ["tok/s", known(progress.tokens_per_s) ? count(progress.tokens_per_s) : ""],
+    ["MFU", known(progress.mfu) ? `${progress.mfu.toFixed(1)}%` : ""],
+    ["memory", known(progress.memory_gb) ? `${progress.memory_gb.toFixed(2)} GiB` : ""],
+    ["left", known(progress.left_s) && running.phase === "training" ? duration(progress.left_s) : ""],
+    ["expected", minus(running.expected)],
+    ["by", running.agent],
+  ]);
+  const sketch = (base) => { if (story.running === running) drawLoss($("run-curve"), progress.curve, base, [], true); };
+  sketch([]);
+  if (known(running.base)) detail(running.base).then((found) => sketch(found?.curve || []));
+}
+
+// ------------------------------------------------------------------------------------ table
+
+/** Whether a point is among those that the person wants to see. */
+function wanted(point) {
+  const words = view.words.toLowerCase();
+  return (!view.show || point.status === view.show)
+    && (!words || `${point.n} ${point.text} ${point.agent || ""}`.toLowerCase().includes(words));
+}
+
+function showRows() {
+  const rows = story.points.filter(wanted).reverse();
+  $("rows").replaceChildren(...rows.slice(0, view.rows).map(row));
+  $("rows").parentElement.classList.toggle("unexpected", !story.points.some((point) => point.expected));
+  countRows(rows.length);
+}
+
+/** New ones go on top; the others stay as they are. */
+function addRows(points) {
+  $("rows").prepend(...points.filter(wanted).reverse().map(row));
+  while ($("rows").childElementCount > view.rows) $("rows").lastElementChild.remove();
+  if (points.some((point) => point.expected)) $("rows").parentElement.classList.remove("unexpected");
+  countRows(story.points.filter(wanted).length);
+}
+
+function countRows(count) {
+  $("more").hidden = count <= view.rows;
+  const all = count === story.points.length;
+  $("rows-title").textContent = !story.points.length ? "No experiment is decided yet"
+    : all ? "Experiments" : `${count} of ${story.points.length} experiments`;
+}
+
+function row(point) {
+  const kind = kindOf(point);
+  const link = make("a", "", String(point.n));
+  link.href = `#${point.n}`;
+  const cell = (className, ...children) => make("td", className, ...children);
+  const status = cell("", sample(kind));
+  status.title = point.status;
+  status.append(make("span", "sr", point.status));
+  const made = make("tr", `is-${kind}`,
+    cell("", link), status, cell("score", kind === "crash" ? "crash" : point.bpb.toFixed(6)),
+    cell("gain", change(point.gain)), cell("expected", minus(point.expected || "")),
+    cell("gib", known(point.memory) ? point.memory.toFixed(1) : ""), cell("text", point.text || ""));
+  made.dataset.n = point.n;
+  if (point.n === view.chosen) made.setAttribute("aria-current", "true");
+  return made;
+}
+
+// ----------------------------------------------------------------------------- one experiment
+
+/** All about an experiment: from this file, or from the server. */
+async function detail(n) {
+  if (details.has(n)) return details.get(n);
+  const within = $(`experiment-${n}`);
+  let found = within ? JSON.parse(within.textContent) : null;
+  if (!within && !isReport()) {
+    const answer = await fetch(`experiment/${n}`);
+    found = answer.ok ? await answer.json() : null;
+  }
+  if (found && known(found.status)) details.set(n, found);
+  if (details.size > KEPT_DETAILS) details.delete(details.keys().next().value);
+  return found;
+}
+
+/** Somebody chose it. */
+function choose(n) {
+  view.follows = false;
+  history.replaceState(null, "", `#${n}`);  // at once: the next key may follow before an event does
+  show(n);
+}
+
+async function show(n) {
+  view.chosen = n;
+  chart.choose(n);
+  tellChart(n);
+  for (const one of $("rows").children) one.toggleAttribute("aria-current", Number(one.dataset.n) === n);
+  let found = null;
+  try { found = await detail(n); } catch { /* the server is away: what is known is shown */ }
+  if (view.chosen !== n) return;
+  const point = story.points[n];
+  if (!found && point) found = {n, status: point.status, description: point.text, val_bpb: point.bpb, gain: point.gain, memory_gb: point.memory};
+  if (found) showDetail(found);
+}
+
+function tellChart(n) {
+  const point = story.points[n], place = $("chart");
+  place.setAttribute("aria-valuemin", "0");
+  place.setAttribute("aria-valuemax", String(Math.max(0, story.points.length - 1)));
+  place.setAttribute("aria-valuenow", String(n));
+  if (point) place.setAttribute("aria-valuetext", `Experiment ${n}, ${point.status}${known(point.bpb) ? `, ${point.bpb}` : ""}: ${point.text}`);
+}
+
+// --------------------------------------------------------------------------------- the person
+
+/** One step through the experiments, or through those that were kept. */
+function step(from, by, kept) {
+  for (let n = from + by; n >= 0 && n < story.points.length; n += by) {
+    if (!kept || story.points[n].status === "keep") return n;
+  }
+  return null;
+}
+
+$("chart").addEventListener("keydown", (event) => {
+  const last = story.points.length - 1, from = view.chosen ?? last;
+  const moves = {
+    ArrowLeft: () => step(from, -1, event.shiftKey), ArrowRight: () => step(from, 1, event.shiftKey),
+    ArrowDown: () => step(from, -1, true), ArrowUp: () => step(from, 1, true),
+    Home: () => 0, End: () => last, Enter: () => { $("detail").focus(); return null; },
+  };
+  if (!moves[event.key] || last < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
+  event.preventDefault();
+  const n = moves[event.key]();
+  if (n !== null) choose(n);
+});
+
+document.addEventListener("keydown", (event) => {
+  const search = $("search"), typing = event.target === search;
+  if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey) { event.preventDefault(); search.focus(); }
+  if (typing && event.key === "Enter") { event.preventDefault(); $("rows").querySelector("a")?.focus(); }
+  if (typing && event.key === "Escape") { search.textContent = ""; filter(); $("chart").focus(); }
+});
+
+function filter() {
+  view.words = $("search").textContent.replace(/\s+/g, " ").trim();
+  view.rows = ROWS;
+  showRows();
+}
+
+$("rows").addEventListener("click", (event) => {
+  const at = event.target.closest("tr");
+  if (!at || event.target.closest("a")) return;
+  choose(Number(at.dataset.n));
+  revealDetail();
+});
+
+/** Where one column holds all, what was chosen in the table may be out of sight. */
+function revealDetail() {
+  if (matchMedia("(max-width: 900px)").matches) $("detail").scrollIntoView({block: "start"});
+}
+
+$("search").addEventListener("input", filter);
+$("more").addEventListener("click", () => { view.rows += ROWS; showRows(); });
+for (const one of document.querySelectorAll("input[name=show]")) {
+  one.addEventListener("change", () => { view.show = one.value; view.rows = ROWS; showRows(); });
+}
+for (const one of document.querySelectorAll("input[name=by]")) {
+  one.addEventListener("change", () => { chart.by = one.value; chart.layout(); });
+}
+window.addEventListener("hashchange", () => {
+  if (!/^#\d+$/.test(location.hash)) return;
+  view.follows = false;
+  show(Number(location.hash.slice(1)));
+});
+window.addEventListener("resize", () => view.sketch?.());
+
+// ------------------------------------------------------------------------------------ start
+
+$("footer").append("In the chart ", make("kbd", "", "←"), " ", make("kbd", "", "→"), " step through the experiments, ",
+  make("kbd", "", "↑"), " ", make("kbd", "", "↓"), " through those that were kept; ", make("kbd", "", "/"), " filters the table.");
+if (/^#\d+$/.test(location.hash)) {
+  view.follows = false;
+  view.chosen = Number(location.hash.slice(1));
+}
+if ($("story")) {
+  document.body.dataset.report = "";
+  take(JSON.parse($("story").textContent));
+} else {
+  listen();
+}

@@ -1,0 +1,161 @@
+import base64
+import csv
+import hashlib
+import io
+import json
+import re
+
+import pytest
+from click.testing import CliRunner
+
+from autoresearch_jax import cli, report
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.watch import report_file, story
+from tests import harness, watch_helpers
+from tests.watch_helpers import HOSTILE, TAG, Night, until
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory):
+    night = Night(tmp_path_factory.mktemp("night") / "w", 30)
+    night.log(0)
+    night.log(1)
+    (night.workspace.run_dir(TAG, 1) / "prompt.md").write_text(f"# Prompt {HOSTILE}")
+    return night
+
+
+def written(night, folder, **options):
+    return report_file.write(story.open_story(night.workspace.root), folder, **options)
+
+
+def blocks(page):
+    """The data in a page, by its name."""
+    found = re.findall(r'<script type="application/json" id="([^"]+)">([^<]*)</script>', page)
+    return {name: json.loads(text) for name, text in found}
+
+
+# -------------------------------------------------------------------------------------- page
+
+
+def test_one_file_holds_everything_and_runs_nothing_else(night, tmp_path):
+    page, picture = written(night, tmp_path / "a" / "b")
+    text = page.read_text()
+    assert (page.name, picture.name) == ("report.html", "progress.svg")
+    assert picture.read_text().lstrip().startswith("<?xml")
+    assert re.findall(r'\b(?:src|href)="(?!data:|#)[^"]*"', text) == []
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', text)[1]
+    allowed = set(re.findall(r"'sha256-([^']+)'", policy))
+    inlined = re.findall(r"<(?:style|script)>(.*?)</(?:style|script)>", text, re.DOTALL)
+    hashes = {base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in inlined}
+    assert len(inlined) == 4
+    assert allowed == hashes
+    assert "unsafe" not in policy
+    assert "default-src 'none'" in policy
+
+
+def test_no_text_of_an_agent_gets_out_of_its_block(night, tmp_path):
+    text = written(night, tmp_path)[0].read_text()
+    assert HOSTILE not in text
+    assert "<img" not in text
+    found = blocks(text)
+    assert set(found) == {"story", *(f"experiment-{n}" for n in range(30))}
+    assert found["experiment-6"]["reason"] == f"it broke: {HOSTILE}"
+    assert len(found["story"]["points"]) == 30
+    assert len(found["experiment-1"]["curve"]) == 101
+
+
+def test_prompts_are_in_it_only_if_wanted(night, tmp_path):
+    assert "prompt" not in blocks(written(night, tmp_path)[0].read_text())["experiment-1"]
+    found = blocks(written(night, tmp_path, prompts=True)[0].read_text())["experiment-1"]
+    assert found["prompt"] == f"# Prompt {HOSTILE}"
+
+
+def test_the_picture_as_png_too(night, tmp_path):
+    paths = written(night, tmp_path, png=True)
+    assert [path.name for path in paths] == ["report.html", "progress.svg", "progress.png"]
+    assert paths[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_to_tell_and_nowhere_to_write(night, tmp_path):
+    root = harness.make_repository(tmp_path / "w")
+    with pytest.raises(UserError, match="no experiment is recorded here yet"):
+        report_file.write(story.open_story(root), tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        written(night, tmp_path / "file" / "below")
+
+
+def test_the_command_says_what_it_wrote(night, tmp_path, monkeypatch):
+    monkeypatch.chdir(night.workspace.root)
+    done = CliRunner().invoke(cli.main, ["report", "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert done.output.split() == [str(tmp_path / "out" / name) for name in
+                                   ("report.html", "progress.svg")]  # fmt: skip
+
+
+@pytest.mark.browser
+def test_it_opens_without_a_server(night, tmp_path):
+    page = written(night, tmp_path / "out")[0]
+    with watch_helpers.browser(tmp_path) as driver:
+        driver.get(page.as_uri() + "#1")
+        until(driver, "return document.querySelectorAll('.chart .mark').length === 30")
+        until(driver, "return !!document.querySelector('.part-diff .plus')")
+        assert driver.find_element("css selector", ".detail h2").text.split() == ["1", "discarded"]
+        assert f'NOTE = "{HOSTILE}"' in driver.find_element("css selector", ".diff").text
+        assert len(driver.find_elements("css selector", ".loss path[d^=M]")) == 2
+        assert driver.find_element("id", "state").text.startswith("as of ")
+        assert driver.get_log("browser") == []
+    asked = watch_helpers.asked_for(tmp_path / "net.json")
+    assert {url for url in asked if not url.startswith("file:")} == set()
+
+
+# ----------------------------------------------------------------------------------- results
+
+
+def results(*arguments):
+    done = CliRunner().invoke(cli.main, ["results", *arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_results_as_json(night, monkeypatch):
+    monkeypatch.chdir(night.workspace.root)
+    rows = json.loads(results("--json"))
+    listed = report.load(night.workspace.root)
+    assert [row["n"] for row in rows] == list(range(30))
+    assert [row["val_bpb"] for row in rows] == [entry.val_bpb for entry in listed]
+    assert (rows[6]["val_bpb"], rows[6]["status"], rows[1]["usd"]) == (None, "crash", 0.05)
+    assert rows[1]["training_seconds"] == 280.0
+    kept = json.loads(results("--json", "--kept-only", "--sort", "gain"))
+    assert [row["n"] for row in kept] == [21, 0]
+
+
+def test_results_as_csv(night, monkeypatch):
+    monkeypatch.chdir(night.workspace.root)
+    rows = list(csv.DictReader(io.StringIO(results("--csv"))))
+    listed = report.load(night.workspace.root)
+    assert [row["description"] for row in rows] == [entry.description for entry in listed]
+    assert [float(row["val_bpb"]) for row in rows if row["val_bpb"]] == [
+        entry.val_bpb for entry in listed if entry.val_bpb is not None
+    ]
+    assert rows[1]["expected"] == "'-0.001"  # a spreadsheet would compute it
+
+
+def test_a_foreign_table_as_json_and_csv(tmp_path, monkeypatch):
+    (tmp_path / "results.tsv").write_text(
+        "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
+        'a\t1e999\t44.0\tkeep\t=HYPERLINK("http://evil","x"), one\nb\t0\t0\tcrash\tOOM\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    first, second = json.loads(results("--json"))
+    assert (first["val_bpb"], first["memory_gb"], second["val_bpb"]) == (None, 44.0, None)
+    assert first["started"] is None
+    first, _ = csv.DictReader(io.StringIO(results("--csv")))
+    assert first["description"] == "'=HYPERLINK('http://evil','x'), one"
+
+
+def test_one_form_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli.main, ["results", "--json", "--csv"])
+    assert done.exit_code == 2
+    assert "Choose one" in done.output

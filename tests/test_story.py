@@ -1,0 +1,370 @@
+import json
+import os
+
+import pytest
+
+from autoresearch_jax import journal, report
+from autoresearch_jax.watch import diffs, logs, plain, story
+from autoresearch_jax.workspace import Workspace
+from tests import harness, watch_helpers
+from tests.watch_helpers import HOSTILE, TAG, Night
+
+ORIGINAL = """commit\tval_bpb\tmemory_gb\tstatus\tdescription
+a1b2c3d\t0.997900\t44.0\tkeep\tbaseline
+b2c3d4e\t0.993200\t44.2\tkeep\tincrease LR to 0.04
+c3d4e5f\t1.005000\t44.0\tdiscard\tswitch to GeLU activation
+d4e5f6a\t0.000000\t0.0\tcrash\tdouble model width (OOM)
+"""
+
+
+@pytest.fixture
+def night(tmp_path):
+    return Night(tmp_path / "w", 30)
+
+
+def read(night):
+    return story.open_story(night.workspace.root)
+
+
+# ---------------------------------------------------------------------------------- journals
+
+
+def test_a_story_is_what_results_shows(night):
+    told = read(night).look()
+    assert told.title == f"autoresearch/{TAG}"
+    assert list(told.entries) == report.load(night.workspace.root)
+    assert told.summary == report.summarize(told.entries)
+    assert (told.running, told.state, told.noise_sd, told.problem) == (None, "idle", None, "")
+
+
+def test_one_that_grows_is_the_same_as_one_read_at_once(night):
+    reader = read(night)
+    early = reader.look()
+    for _ in range(30):
+        night.add()
+        reader.look()
+    assert len(early.entries) == 30  # what was handed out stays as it was
+    told, whole = reader.look(), read(night).look()
+    assert told == whole
+    assert list(told.entries) == report.load(night.workspace.root)
+
+
+def test_each_record_is_read_once(night, monkeypatch):
+    counted = []
+    monkeypatch.setattr(journal, "unseal", lambda line, real=journal.unseal: (
+        counted.append(line), real(line))[1])  # fmt: skip
+    reader = read(night)
+    reader.look()
+    before = len(counted)
+    reader.look()
+    assert len(counted) == before
+    night.add()
+    reader.look()
+    reader.look()
+    assert len(counted) == before + 5  # asked, proposed, trained, scored, decided
+
+
+def test_a_record_that_is_being_written_is_waited_for(night):
+    reader = read(night)
+    reader.look()
+    whole = night.path.read_bytes()
+    night.add()
+    added = night.path.read_bytes()[len(whole) :]
+    night.path.write_bytes(whole + added[:-20])
+    assert len(reader.look().entries) == 30
+    night.path.write_bytes(whole + added)
+    assert len(reader.look().entries) == 31
+
+
+def test_a_record_that_was_taken_back_is_forgotten(night):
+    """An append whose fsync failed leaves the journal as it was."""
+    reader = read(night)
+    whole = night.path.read_bytes()
+    night.propose("the first try")
+    assert reader.look().running.description == "the first try"
+    with night.path.open("r+b") as file:
+        file.truncate(len(whole))
+    night.count -= 1
+    night.propose("another one, of a length that the first did not have: " + "x" * 300)
+    told = reader.look()
+    assert told.running.description.startswith("another one")
+    assert told == story.dataclasses.replace(read(night).look(), generation=told.generation)
+    assert told.generation == 1
+
+
+def test_another_file_in_its_place_is_read_from_the_start(night, tmp_path):
+    reader = read(night)
+    first = reader.look()
+    other = Night(tmp_path / "other", 3)
+    other.path.replace(night.path)
+    told = reader.look()
+    assert (first.generation, told.generation, len(told.entries)) == (0, 1, 3)
+    assert told.summary.experiments == 3
+
+
+def test_a_damaged_journal_is_said_and_what_was_known_stays(night):
+    reader = read(night)
+    reader.look()
+    good = night.path.read_bytes()
+    night.path.write_bytes(good + b'{"step": "decided", "crc": "00000000"}\n')
+    for _ in range(2):
+        told = reader.look()
+        assert "is damaged" in told.problem
+        assert len(told.entries) == 30
+    night.path.write_bytes(good)
+    night.add()
+    told = reader.look()
+    assert (told.problem, len(told.entries)) == ("", 31)
+    assert list(told.entries) == report.load(night.workspace.root)
+
+
+def test_the_running_experiment(night):
+    reader = read(night)
+    night.live()
+    assert reader.look().state == "thinking"
+    n = night.propose(HOSTILE)
+    told = reader.look()
+    assert (told.state, told.running.n, told.running.phase) == ("running", n, "starting")
+    assert (told.running.base, told.running.expected) == (0, "-0.001")
+    night.log(n, percent=40)
+    running = reader.look().running
+    progress = running.progress
+    assert running.phase == "training"
+    assert (progress.step, progress.percent, progress.left_s) == (400, 40.0, 180.0)
+    assert (progress.tokens_per_s, progress.mfu, progress.memory_gb) == (10667.0, 41.5, 0.5)
+    assert progress.curve[-1] == (40.0, progress.loss)
+    night.log(n, percent=50)
+    assert reader.look().running.progress.step == 500
+    night.decide(0.5)
+    told = reader.look()
+    assert (told.running, told.state, told.summary.best.n) == (None, "thinking", n)
+
+
+def test_one_that_a_killed_loop_left_is_interrupted(night):
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    night.live(pid)
+    night.propose()
+    assert read(night).look().state == "interrupted"
+
+
+def test_it_waits_for_the_first_tag(tmp_path):
+    root = harness.make_repository(tmp_path / "w")
+    reader = story.open_story(root)
+    told = reader.look()
+    assert (told.title, list(told.entries), reader.detail(0)) == ("w", [], None)
+    json.dumps(plain.of(told), allow_nan=False)
+    state = Workspace.open(root).state_dir("first")
+    record = journal.Journal(state)
+    record.append("proposed", n=0, commit="c" * 40, base="", description="baseline", agent="",
+                  metrics={}, time=1.0)  # fmt: skip
+    record.close()
+    assert reader.look().title == "autoresearch/first"
+
+
+def test_plain_data_begins_where_a_view_ends(night):
+    told = read(night).look()
+    whole, rest = plain.of(told), plain.of(told, 28)
+    assert json.loads(json.dumps(whole, allow_nan=False)) == whole
+    assert (len(whole["points"]), rest["from"]) == (30, 28)
+    assert rest["points"] == whole["points"][28:]
+    assert [one["n"] for one in rest["points"]] == [28, 29]
+    assert whole["summary"]["usd"] == pytest.approx(29 * 0.05)
+    assert whole["summary"]["best_n"] == 21
+    assert "bpb" not in whole["points"][6]  # a crash
+
+
+# ------------------------------------------------------------------------------------ tables
+
+
+def test_the_originals_table_is_a_story_too(tmp_path):
+    path = tmp_path / "results.tsv"
+    path.write_text(ORIGINAL)
+    reader = story.open_story(tmp_path)
+    told = reader.look()
+    assert list(told.entries) == report.load(tmp_path)
+    assert told.state == "table"
+    with path.open("a") as file:
+        file.write("e5f6a7b\t0.992200\t44.2\tkeep\twarm down longer\n")
+    grown = reader.look()
+    assert (len(grown.entries), grown.generation) == (5, told.generation)
+    assert reader.detail(4)["description"] == "warm down longer"
+    assert reader.detail(5) is None
+    path.write_text(ORIGINAL.replace("0.997900", "1e999"))
+    replaced = reader.look()
+    assert replaced.generation == told.generation + 1
+    json.dumps([plain.of(replaced), reader.detail(0)], allow_nan=False)
+    path.unlink()
+    assert reader.look().problem
+    assert len(reader.look().entries) == 4
+
+
+def test_a_workspaces_table_counts_until_there_is_a_tag(tmp_path):
+    root = harness.make_repository(tmp_path / "w")
+    (root / "results.tsv").write_text(ORIGINAL)
+    assert len(story.open_story(root).look().entries) == 4
+
+
+# ------------------------------------------------------------------------------------ detail
+
+
+def test_one_experiment_in_full(night):
+    night.log(0)
+    night.log(1)
+    run_dir = night.workspace.run_dir(TAG, 1)
+    (run_dir / "prompt.md").write_text(f"# The program\n\x1b[2J{HOSTILE}\n")
+    found = read_detail(night, 1)
+    assert (found["n"], found["base"], found["status"]) == (1, 0, "discard")
+    assert (found["expected"], found["gain"]) == ("-0.001", pytest.approx(1.0 - found["val_bpb"]))
+    assert found["phases"]["training"] == 280.0
+    assert found["spent"]["usd"] == 0.05
+    assert found["memory_gb"] == 2.0
+    assert found["prompt"] == f"# The program\n{HOSTILE}\n"
+    assert found["log"].endswith("dt: 384ms")
+    assert len(found["curve"]) == len(found["base_curve"]) == 101
+    assert [line[0] for line in found["diff"]["lines"]] == ["@", "-", "+", "+"]
+    text = "".join(word for _, word in found["diff"]["lines"][3][3])
+    assert text == f'NOTE = "{HOSTILE}"'
+
+
+def read_detail(night, n):
+    return read(night).detail(n)
+
+
+def test_a_crash_and_a_baseline_have_what_they_have(night):
+    crash, baseline = read_detail(night, 6), read_detail(night, 0)
+    assert (crash["status"], crash["val_bpb"], crash["log"]) == ("crash", None, "")
+    assert crash["reason"].startswith("it broke")
+    assert (baseline["diff"], baseline["base"], baseline["base_curve"]) == (None, None, [])
+    assert read_detail(night, 30) is None
+    assert read_detail(night, -1) is None
+
+
+def test_what_git_does_not_have_any_more_is_said(night):
+    night.commits[1] = "f" * 40
+    night.add()
+    found = read_detail(night, 30)
+    assert found["diff"]["lines"] == []
+    assert "failed" in found["diff"]["problem"]
+
+
+# -------------------------------------------------------------------------------------- logs
+
+
+def test_a_curve_is_thinned_and_keeps_its_end():
+    lines = [f"step {n:05d} ({n / 100:.2f}%) | loss: {9 - n / 2000:.4f}" for n in range(10_001)]
+    curve = logs.curve("\n".join(lines))
+    assert logs.CURVE_POINTS / 2 < len(curve) <= logs.CURVE_POINTS
+    assert curve[-1] == (100.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "step 00001 (1.0%) | loss: nan | tok/s: 1 | mfu: n/a | left: 9s | dt: 1ms",
+        "step 00001 (1.0%) | loss: 1.2.3 | tok/s: ,,, | mfu: n/a",
+        "step 00001 (..%)" + " | loss: 9" * 1000,
+        "step 99999999999999 (1.0%) | loss: 1",
+        "A step needs .. MiB of a device's memory",
+    ],
+)
+def test_what_is_no_number_is_not_known(line):
+    assert logs.curve(line) == []
+    assert logs.progress(line).loss in (None, 9.0)
+
+
+def test_the_originals_lines_are_read():
+    line = (
+        "step 00953 (99.8%) | loss: 2.997821 | lrm: 0.00 | dt: 314ms | tok/sec: 1,668,432 | "
+        "mfu: 39.9% | epoch: 1 | remaining: 0s"
+    )
+    found = logs.progress(line)
+    assert (found.step, found.loss, found.mfu, found.left_s) == (953, 2.997821, 39.9, 0.0)
+
+
+def test_a_flooded_log_is_read_at_both_ends(tmp_path):
+    path = tmp_path / "run.log"
+    path.write_text("first\n" + "x" * 100 * logs.HALF_BYTES + "\nlast\n")
+    text = logs.both_ends(path)
+    assert len(text) < 3 * logs.HALF_BYTES
+    assert text.startswith("first")
+    assert logs.tail(text).endswith("last")
+    assert max(map(len, logs.tail(text).split("\n"))) <= logs.TAIL_LINE_LIMIT
+
+
+def test_only_plain_files_are_read(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    (tmp_path / "link").symlink_to(secret)
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe", ".", "missing"):
+        assert logs.read(tmp_path / name, 100) == b""
+    assert logs.read(secret, 3) == b"sec"
+    assert logs.read(secret, 3, from_end=True) == b"ret"
+
+
+# ------------------------------------------------------------------------------------- diffs
+
+DIFF = '''diff --git a/train.py b/train.py
+index 1..2 100644
+--- a/train.py
++++ b/train.py
+@@ -10,4 +10,5 @@ def main():
+ text = """one
+-two
++2
++three
+ four"""
+ # end
+\\ No newline at end of file
+@@ -40 +41 @@
+-x = 1
++x = 2  # more
+'''
+
+
+def test_a_diff_has_numbers_and_colours():
+    lines, cut = diffs.lines(DIFF)
+    assert not cut
+    assert [(kind, old, new) for kind, old, new, _ in lines] == [
+        ("@", None, None), (" ", 10, 10), ("-", 11, None), ("+", None, 11), ("+", None, 12),
+        (" ", 12, 13), (" ", 13, 14), ("@", None, None), ("-", 40, None), ("+", None, 41),
+    ]  # fmt: skip
+    # A text over several lines is one, on either side.
+    assert lines[2][3] == [("string", "two")]
+    assert lines[4][3] == [("string", "three")]
+    assert lines[6][3] == [("comment", "# end")]
+    assert lines[9][3] == [("", "x = "), ("number", "2"), ("", "  "), ("comment", "# more")]
+
+
+@pytest.mark.parametrize(
+    "added",
+    [HOSTILE, "a\tb", "'''", '"\u2028 \x85 \x0c', "\ufeff", "x" * 5000, "\x1b[31mred", "¬ é 你"],
+)
+def test_no_line_is_lost_whatever_it_holds(added):
+    lines, _ = diffs.lines(f"@@ -1 +1,2 @@\n-a\n+{added}\n+b\n")
+    assert [line[0] for line in lines] == ["@", "-", "+", "+"]
+    assert "".join(word for _, word in lines[3][3]) == "b"
+    if added == HOSTILE:
+        assert "".join(word for _, word in lines[2][3]) == HOSTILE
+
+
+def test_a_huge_diff_is_cut():
+    lines, cut = diffs.lines("@@ -0,0 +1,99999 @@\n" + "+x = 1\n" * 99_999)
+    assert cut
+    assert len(lines) == diffs.LINES
+    lines, cut = diffs.lines("@@ -0,0 +1,99999 @@\n+" + "y" * 10**6)
+    assert cut
+    assert sum(len(word) for line in lines for _, word in line[3]) <= diffs.LIMIT
+
+
+def test_nothing_is_written(night):
+    night.log(1)
+    before = watch_helpers.everything(night.workspace.root)
+    reader = read(night)
+    reader.look()
+    for n in range(3):
+        reader.detail(n)
+    assert watch_helpers.everything(night.workspace.root) == before
