@@ -37,6 +37,7 @@ HEAD_DIM = 128  # width of an attention head
 WINDOW_PATTERN = "SSSL"  # by layer, repeated: L sees all positions, S half; the last is L
 SOFTCAP = 15.0  # bound of a logit's magnitude
 ACTIVATION_DTYPE = "bfloat16"  # of activations and products; parameters are float32
+REMAT = "none"  # or "layer", which the gradient computes again: half the memory, slower
 
 # Optimization
 TOTAL_BATCH_SIZE = 2**19  # tokens an optimizer step sees
@@ -67,7 +68,8 @@ class GPTConfig:
     n_embd: int  # width
     window_pattern: str  # of "S" and "L"
     dtype: str  # of activations
-    platform: str  # of the devices it is compiled for: picks the attention kernel
+    platform: str  # of the devices it is compiled for, as kit.platform: picks attention's kernel
+    remat: str = "none"  # what the gradient computes again
 
     @property
     def head_dim(self) -> int:
@@ -93,8 +95,9 @@ def model_config(platform: str) -> GPTConfig:
         n_kv_head=heads,
         n_embd=heads * HEAD_DIM,
         window_pattern=WINDOW_PATTERN,
-        dtype=ACTIVATION_DTYPE,
+        dtype=kit.supported(ACTIVATION_DTYPE, platform),
         platform=platform,
+        remat=REMAT,
     )
 
 
@@ -207,7 +210,8 @@ class GPT(nn.Module):
             for i in range(c.n_layer)
             if has_value_embedding(i, c.n_layer)
         }
-        self.h = [Block(c, i) for i in range(c.n_layer)]
+        block = nn.remat(Block) if c.remat == "layer" else Block
+        self.h = [block(c, i) for i in range(c.n_layer)]
         self.lm_head = self.param(
             "lm_head", nn.initializers.normal(0.001), (c.n_embd, c.vocab_size)
         )
@@ -456,8 +460,8 @@ def abstract_step(devices):
       device. `step(params, opt_state, rows, schedule) -> (params, opt_state, loss)`, where
       rows are the tokens [ROWS_PER_STEP, MAX_SEQ_LEN + 1] of one step.
     """
-    config = model_config(devices[0].platform)
-    model, optimizer = GPT(config), make_optimizer()
+    config = model_config(kit.platform(devices[0]))
+    model, optimizer = GPT(config), make_optimizer(kit.supported("bfloat16", config.platform))
     replicated, by_row = data_mesh(devices)
     passes = microbatches(len(devices))
 
@@ -521,9 +525,9 @@ def check(loss: jax.Array, step: int) -> float:
 def main():
     kit.initialize_distributed()
     devices = jax.devices()
-    config = model_config(devices[0].platform)
+    config = model_config(kit.platform(devices[0]))
     replicated, by_row = data_mesh(devices)
-    print(f"{len(devices)} x {devices[0].device_kind} | {config}")
+    print(f"{kit.describe(devices)} | {config}")
     loader = prepare.make_loader("train", ROWS_PER_STEP, sharding=by_row)
 
     jitted_step, abstract_args = abstract_step(devices)

@@ -136,8 +136,15 @@ def test_a_gpu_that_jax_does_not_see_is_said(monkeypatch, tmp_path):
     cpu = hardware.Device("cpu", "cpu", 1, 1000.0, "0.10.2", "0.10.2")
     (problem,) = doctor._unused_accelerator(cpu)
     assert problem.command == "uv run --extra cuda12 autoresearch-jax doctor"
-    tool.write_text("#!/bin/sh\necho 580.65.06\n")
-    assert doctor.cuda_extra() == "cuda13"
+    for said, extra in {
+        "580.65.06": "cuda13",
+        "580.65.06, 7.5": "cuda13",
+        "580.65.06, 7.0": "cuda12",  # CUDA 13 has left Volta behind
+        "595.10, 12.0": "cuda13",
+        "570.1, 9.0": "cuda12",
+    }.items():
+        tool.write_text(f"#!/bin/sh\necho {said}\n")
+        assert doctor.cuda_extra() == extra
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert not list(doctor._unused_accelerator(cpu))
 

@@ -37,7 +37,7 @@ import jax, jax.numpy as jnp, jaxlib
 hidden, protected = sys.argv[1:]
 devices = jax.local_devices()
 stats = devices[0].memory_stats() or {}
-ones = jnp.ones((128, 128), jnp.bfloat16)
+ones = jnp.ones((128, 128))
 assert float(jax.jit(lambda x: (x @ x).sum())(ones)) == 128.0**3
 leaks = []
 try:
@@ -56,6 +56,7 @@ print("PROBE " + json.dumps({
     "device_kind": devices[0].device_kind,
     "device_count": len(jax.devices()),
     "memory_mb": stats.get("bytes_limit", 0) / 2**20,
+    "compute_capability": str(getattr(devices[0], "compute_capability", "")),
     "jax_version": jax.__version__,
     "xla_version": jaxlib.__version__,
     "leaks": leaks,
@@ -73,6 +74,7 @@ class Device:
     memory_mb: float  # of one device; of the system where the device is a CPU
     jax_version: str
     xla_version: str  # of jaxlib, which carries XLA
+    compute_capability: str = ""  # of an NVIDIA GPU: "9.0"
     leaks: tuple[str, ...] = ()  # what a box around the look did not keep to
 
 

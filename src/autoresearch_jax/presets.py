@@ -1,7 +1,9 @@
 """Sizes for the machines that people have, and how they are written into a workspace's files."""
 
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from autoresearch_jax import literals
 from autoresearch_jax.errors import UserError
@@ -20,29 +22,62 @@ class Preset:
     description: str
     train: Mapping[str, Value] = field(default_factory=dict)  # of train.py
     constants: Mapping[str, Value] = field(default_factory=dict)  # of constants.py
+    fits: "Gpus | Tpus | None" = None  # None: chosen by name, or where there is no accelerator
+    why: str = ""  # of a suggestion for a machine that it was not made for
+
+    @property
+    def words(self) -> str:
+        """What it is for, and why it was suggested if that needs a reason."""
+        return f"{self.description}{f'. {self.why}' if self.why else ''}"
 
 
-def _full_size(name: str, description: str, device_batch: int) -> Preset:
+@dataclass(frozen=True)
+class Gpus:
+    """Cards by their memory in GiB, as CUDA reports it: a little less than they are sold by."""
+
+    least: float
+    most: float  # more fits as well, and leaves room
+    least_old: float  # of a card without bfloat16, whose float32 takes more: kit/devices.py
+
+
+@dataclass(frozen=True)
+class Tpus:
+    """The chips of one host."""
+
+    kinds: tuple[str, ...]  # what JAX calls a chip
+    count: int
+    least: float  # GiB of a chip
+
+
+def _gpu(name: str, cards: str, device_batch: int, *gib: float) -> Preset:
     """The full model, rows and score; only how much a device holds at once differs."""
-    return Preset(name, description, {"DEVICE_BATCH_SIZE": device_batch})
+    train = {"DEVICE_BATCH_SIZE": device_batch}
+    return Preset(name, f"NVIDIA GPUs of {cards}", train, fits=Gpus(*gib))
 
 
-# Device batches leave room by the compiler's account of the step (bench/README.md), on GPUs within
-# the three quarters of a card that JAX takes at first.
+def _tpu(name: str, chips: str, device_batch: int, fits: Tpus) -> Preset:
+    train = {"DEVICE_BATCH_SIZE": device_batch}
+    return Preset(name, f"Cloud TPU {name}: {chips}", train, fits=fits)
+
+
+V5E, V5P, V6E = ("TPU v5 lite", "TPU v5e"), ("TPU v5", "TPU v5p"), ("TPU v6 lite", "TPU v6e")
+
+# Device batches leave room by the compiler's account of the step (docs/hardware.md), on GPUs within
+# the three quarters of a card that JAX takes at first. GPUs from the largest to the smallest.
 PRESETS = {
     preset.name: preset
     for preset in (
-        _full_size("h100", "NVIDIA GPUs of 80 GB and more: H100, H200, A100 80 GB", 128),
-        _full_size("a100-40gb", "NVIDIA GPUs of 40 to 48 GB: A100 40 GB, L40S, A6000", 64),
-        _full_size("24gb", "NVIDIA GPUs of 24 GB: RTX 4090, RTX 3090, L4, A10G", 32),
-        _full_size("12gb", "NVIDIA GPUs of 12 to 16 GB: RTX 4070, RTX 3060", 16),
-        _full_size("6gb", "NVIDIA GPUs of 6 to 8 GB", 8),
-        _full_size("v4-8", "Cloud TPU v4-8: 4 chips of 32 GB", 64),
-        _full_size("v5e-1", "Cloud TPU v5e-1: 1 chip of 16 GB", 32),
-        _full_size("v5e-8", "Cloud TPU v5e-8: 8 chips of 16 GB", 32),
-        _full_size("v5p-8", "Cloud TPU v5p-8: 4 chips of 95 GB", 64),
-        _full_size("v6e-1", "Cloud TPU v6e-1: 1 chip of 32 GB", 64),
-        _full_size("v6e-8", "Cloud TPU v6e-8: 8 chips of 32 GB", 32),
+        _gpu("h100", "80 GB and more: H100, H200, A100 80 GB", 128, 75, 144, math.inf),
+        _gpu("a100-40gb", "40 to 48 GB: A100 40 GB, L40S, A6000", 64, 38, 49, 44),
+        _gpu("24gb", "24 GB: RTX 4090, RTX 3090, L4, A10G", 32, 21, 25, 21),
+        _gpu("12gb", "12 to 16 GB: RTX 4070, RTX 3060, T4", 16, 11, 17, 13),
+        _gpu("6gb", "4 to 8 GB, and 6 to 11 GB before RTX 30", 4, 3.6, 9, 5),
+        _tpu("v4-8", "4 chips of 32 GB", 64, Tpus(("TPU v4",), 4, 30)),
+        _tpu("v5e-1", "1 chip of 16 GB", 32, Tpus(V5E, 1, 15)),
+        _tpu("v5e-8", "8 chips of 16 GB", 32, Tpus(V5E, 8, 15)),
+        _tpu("v5p-8", "4 chips of 95 GB", 64, Tpus(V5P, 4, 90)),
+        _tpu("v6e-1", "1 chip of 32 GB", 64, Tpus(V6E, 1, 30)),
+        _tpu("v6e-8", "8 chips of 32 GB", 32, Tpus(V6E, 8, 30)),
         Preset(
             "cpu",
             "no accelerator: a small model on short rows, 5 minutes an experiment",
@@ -71,27 +106,86 @@ PRESETS = {
 }
 
 
+ALIASES = {"h200": "h100", "a100-80gb": "h100", "rtx4090": "24gb", "rtx3090": "24gb"}
+
+
 def get(name: str) -> Preset:
     """The preset of that name. Raises UserError."""
+    name = ALIASES.get(name, name)
     if name not in PRESETS:
         raise UserError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}.")
     return PRESETS[name]
 
 
-def suggest(platform: str, device_kind: str, device_count: int, memory_mb: float) -> Preset:
-    """The largest preset that fits the machine."""
+def suggest(
+    platform: str,
+    device_kind: str,
+    device_count: int,
+    memory_mb: float,
+    compute_capability: str = "",
+) -> Preset:
+    """The largest preset that fits the machine, or the smallest; its `why` says what does not."""
+    gib = memory_mb / 1024
     if platform == "tpu":
-        kinds = {"v4": "v4-8", "v5p": "v5p-8", "v6": "v6e", "v5 lite": "v5e", "v5e": "v5e"}
-        kind = device_kind.lower().replace("tpu v5", "tpu v5p", int(device_kind == "TPU v5"))
-        name = next((name for key, name in kinds.items() if key in kind), "v5e")
-        if name in ("v5e", "v6e"):
-            name += "-1" if device_count == 1 else "-8"
-        return PRESETS[name]
+        return _suggest_for_tpu(device_kind, device_count, gib)
     if platform in ("gpu", "cuda", "rocm"):
-        # A card reports a little less than the gigabytes it is sold by.
-        sizes = {"h100": 75, "a100-40gb": 38, "24gb": 21, "12gb": 11, "6gb": 0}
-        return PRESETS[next(name for name, least in sizes.items() if memory_mb / 1024 >= least)]
+        return _suggest_for_gpu(device_kind, gib, compute_capability)
     return PRESETS["cpu"]
+
+
+def _suggest_for_gpu(kind: str, gib: float, capability: str) -> Preset:
+    old = re.fullmatch(r"[1-7]\.\d+", capability) is not None
+    sizes = [
+        (preset, preset.fits, preset.fits.least_old if old else preset.fits.least)
+        for preset in PRESETS.values()
+        if isinstance(preset.fits, Gpus)
+    ]
+    preset, fits, least = next((one for one in sizes if gib >= one[2]), sizes[-1])
+    reasons = []
+    if old:
+        reasons.append(
+            f"{kind} has no bfloat16 and no flash attention: it computes in float32, which takes "
+            "more memory and time"
+        )
+    if gib < least:
+        reasons.append(
+            f"Its {gib:.1f} GiB are less than any preset takes: lower DEVICE_BATCH_SIZE in "
+            'train.py to 2 or 1, then set REMAT = "layer", and shorten the rows (--seq-len) last'
+        )
+    elif gib > fits.most:
+        reasons.append(
+            f"No preset is for the {gib:.1f} GiB of {kind}; {preset.name} comes next below and "
+            "leaves room: for a larger DEVICE_BATCH_SIZE or DEPTH in train.py"
+        )
+    return replace(preset, why=". ".join(reasons))
+
+
+def _suggest_for_tpu(kind: str, count: int, gib: float) -> Preset:
+    slices = [(p, p.fits) for p in PRESETS.values() if isinstance(p.fits, Tpus)]
+    own = [(p, fits) for p, fits in slices if kind in fits.kinds]
+    below = [(p, fits) for p, fits in slices if fits.least <= gib]
+
+    def nearness(one: tuple[Preset, Tpus]) -> tuple[float, int]:
+        """More memory first, then the most chips of those that the machine has."""
+        fits = one[1]
+        return fits.least, fits.count if fits.count <= count else -fits.count
+
+    preset, fits = max(own or below or slices[1:2], key=nearness)
+    if own and fits.count != count:
+        why = (
+            f"No preset is for {count} x {kind}: {preset.name} is for {fits.count}, and a chip "
+            "holds as much"
+        )
+    elif own:
+        why = ""
+    elif below:
+        why = f"No preset is for {kind}: {preset.name} comes next below its {gib:.1f} GiB a chip"
+    else:
+        why = (
+            f"No preset is for {kind}, whose {gib:.1f} GiB a chip are less than any takes: lower "
+            "DEVICE_BATCH_SIZE in train.py"
+        )
+    return replace(preset, why=why)
 
 
 def apply(

@@ -28,6 +28,7 @@ class Gpu:
     shared_bytes: int  # of a core
     cache_bytes: int  # level 2
     clock_ghz: float
+    threads: int = 1536  # that a core holds at once
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Target:
 
 V5E = Tpu({4: ("v5e:2x2", "v5litepod-4"), 8: ("v5e:2x4", "v5litepod-8")})
 V6E = Tpu({4: ("v6e:2x2", "v6e-4"), 8: ("v6e:2x4", "v6e-8")})
-HOPPER = Gpu((9, 0), 132, 233472, 50 << 20, 1.98)
-AMPERE = Gpu((8, 0), 108, 167936, 40 << 20, 1.41)
+HOPPER = Gpu((9, 0), 132, 233472, 50 << 20, 1.98, threads=2048)
+AMPERE = Gpu((8, 0), 108, 167936, 40 << 20, 1.41, threads=2048)
 TARGETS = {
     "v4": Target("TPU v4", 32, 1.228e12, Tpu({4: ("v4:2x2x1", "v4-8")})),
     "v5e": Target("TPU v5 lite", 15.75, 0.819e12, V5E),
@@ -60,6 +61,14 @@ TARGETS = {
     "l4": Target("L4", 22.0, 0.3e12, Gpu((8, 9), 58, 102400, 48 << 20, 2.04)),
     "rtx4090": Target("RTX 4090", 23.5, 1.008e12, Gpu((8, 9), 128, 102400, 72 << 20, 2.52)),
     "rtx3090": Target("RTX 3090", 23.6, 0.936e12, Gpu((8, 6), 82, 102400, 6 << 20, 1.7)),
+    "rtx3060": Target("RTX 3060", 11.7, 0.36e12, Gpu((8, 6), 28, 102400, 3 << 20, 1.78)),
+    "rtx3060-laptop": Target(
+        "RTX 3060 Laptop GPU", 5.8, 0.336e12, Gpu((8, 6), 30, 102400, 3 << 20, 1.7)
+    ),
+    "t4": Target("Tesla T4", 14.7, 0.32e12, Gpu((7, 5), 40, 65536, 4 << 20, 1.59, threads=1024)),
+    "gtx1660": Target(
+        "GTX 1660", 5.8, 0.192e12, Gpu((7, 5), 22, 65536, 3 << 19, 1.79, threads=1024)
+    ),
 }
 PACKAGES = {"tpu": ("libtpu",), "cuda": ("jax_cuda13_plugin", "jax_cuda12_plugin")}
 

@@ -76,10 +76,10 @@ def gpu_text(target: Target, chip: Gpu) -> str:
     return GPU_TEXT.format(
         kind=f"NVIDIA {target.kind}",
         shared_bytes=chip.shared_bytes,
-        shared_block=chip.shared_bytes - 1024,  # the driver keeps 1 KiB
-        threads=2048 if minor == 0 else 1536,
+        shared_block=chip.shared_bytes - (1024 if major >= 8 else 0),  # the driver keeps 1 KiB
+        threads=chip.threads,
         cores=chip.cores,
-        fpus=64 if chip.capability == (8, 0) else 128,
+        fpus=64 if chip.capability <= (8, 0) else 128,
         bandwidth=target.bandwidth,
         cache_bytes=chip.cache_bytes,
         clock_ghz=chip.clock_ghz,

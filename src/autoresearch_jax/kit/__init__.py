@@ -24,12 +24,15 @@ _avoid_slow_scatter()
 
 from autoresearch_jax.kit.attention import attention as attention  # noqa: E402
 from autoresearch_jax.kit.compiling import compile_step as compile_step  # noqa: E402
+from autoresearch_jax.kit.devices import describe as describe  # noqa: E402
 from autoresearch_jax.kit.devices import (  # noqa: E402
     initialize_distributed as initialize_distributed,
 )
 from autoresearch_jax.kit.devices import peak_flops as peak_flops  # noqa: E402
 from autoresearch_jax.kit.devices import peak_memory_mb as peak_memory_mb  # noqa: E402
+from autoresearch_jax.kit.devices import platform as platform  # noqa: E402
 from autoresearch_jax.kit.devices import same_on_all_processes as same_on_all_processes  # noqa: E402
+from autoresearch_jax.kit.devices import supported as supported  # noqa: E402
 from autoresearch_jax.kit.elementwise import rms_norm as rms_norm  # noqa: E402
 from autoresearch_jax.kit.elementwise import rotate as rotate  # noqa: E402
 from autoresearch_jax.kit.elementwise import squared_relu as squared_relu  # noqa: E402

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
+from autoresearch_jax.kit.devices import OLD_GPU
+
 _SPLASH_LANES = 128  # a TPU register's width: splash works on heads that are a multiple of it
 _SPLASH_BLOCK = 512  # positions a tile holds; compiles for v4 to v6e, not yet tuned on one
-_CPU_BLOCK = 128  # queries that are worked on together
-_CPU_BLOCKS = 8  # at most so many, as each is compiled by itself
+_BLOCK = 128  # queries that are worked on together, at least
+_BLOCKS = 8  # at most so many, as each is compiled by itself
 
 
 def attention(
@@ -24,10 +26,10 @@ def attention(
       k_BTKH: keys, `K` dividing `N`.
       v_BTKH: values.
       window: how many positions before its own a query sees; `T` or more means all of them.
-      platform: `Device.platform` of the devices it is compiled for, which need not be those
-        of this process. "gpu": cuDNN for 16-bit inputs; "tpu": splash where its tiles fit
-        (`T` and `H` multiples of 128); "cpu": blocks of queries with the keys that they see, where
-        those divide `T`; else XLA's own operations.
+      platform: `kit.platform` of the devices it is compiled for, which need not be those of
+        this process. "gpu": cuDNN for 16-bit inputs; "tpu": splash where its tiles fit
+        (`T` and `H` multiples of 128); "cpu" and old GPUs: blocks of queries with the keys that
+        they see, where those divide `T`; else XLA's own operations.
 
     Returns:
       y_BTNH in the dtype of the queries.
@@ -35,8 +37,9 @@ def attention(
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
     if platform == "tpu" and H % _SPLASH_LANES == 0 and T % _SPLASH_LANES == 0:
         return splash_attention(q_BTNH, k_BTKH, v_BTKH, window=window)
-    if platform == "cpu" and T % max(_CPU_BLOCK, T // _CPU_BLOCKS) == 0:
-        return blocked_attention(q_BTNH, k_BTKH, v_BTKH, window=window)
+    if platform in ("cpu", OLD_GPU) and T % _block(T) == 0:
+        recompute = platform == OLD_GPU  # the weights of a row are 30 MiB a layer at full size
+        return blocked_attention(q_BTNH, k_BTKH, v_BTKH, window=window, recompute=recompute)
     on_cudnn = platform in ("gpu", "cuda") and q_BTNH.dtype.itemsize == 2
     return jax.nn.dot_product_attention(
         q_BTNH,
@@ -48,12 +51,24 @@ def attention(
     )
 
 
+def _block(T: int) -> int:
+    return max(_BLOCK, T // _BLOCKS)
+
+
 def blocked_attention(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *, window: int
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    *,
+    window: int,
+    recompute: bool = False,
 ) -> jax.Array:
-    """`attention` by XLA's products, without most of those that the mask hides."""
+    """`attention` by XLA's products, without most of those that the mask hides.
+
+    `recompute` keeps no weights for the gradient, which computes them again, block by block.
+    """
     T, N, H = q_BTNH.shape[1:]
-    block = max(_CPU_BLOCK, T // _CPU_BLOCKS)
+    block = _block(T)
     q_BNTH = jnp.swapaxes(q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype), 1, 2)
     k_BNTH, v_BNTH = (
         jnp.repeat(jnp.swapaxes(x, 1, 2), N // x.shape[2], axis=1) for x in (k_BTKH, v_BTKH)
@@ -71,6 +86,8 @@ def blocked_attention(
         weights_BNQS = jax.nn.softmax(jnp.where(seen_QS, scores_BNQS, -jnp.inf), axis=-1)
         return jnp.einsum("bnqs,bnsh->bnqh", weights_BNQS.astype(q_BTNH.dtype), v_BNSH)
 
+    if recompute:
+        rows = jax.checkpoint(rows, static_argnums=0)
     y_BNTH = jnp.concatenate([rows(first) for first in range(0, T, block)], axis=2)
     return jnp.swapaxes(y_BNTH, 1, 2)
 

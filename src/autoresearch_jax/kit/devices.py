@@ -1,8 +1,10 @@
-"""What the accelerator is: peak arithmetic, memory used, other hosts."""
+"""What the accelerator is: its kernels, peak arithmetic, memory used, other hosts."""
 
 import os
+import re
 import resource
 import sys
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -10,8 +12,12 @@ from jax.experimental import multihost_utils
 
 from autoresearch_jax import hardware
 
-# Dense bfloat16 peak of one JAX device in TFLOP/s, from the vendors' data sheets; the first
-# name that a device kind contains decides, so the longer name stands before the shorter.
+OLD_GPU = "old-gpu"  # what `platform` says of an NVIDIA GPU before Ampere
+FLASH_SINCE = (8, 0)  # the compute capability that brought bfloat16, and that flash attention needs
+
+# Dense bfloat16 peak of one JAX device in TFLOP/s (float32 where it has no bfloat16), from the
+# vendors' data sheets; the first name that a device kind contains decides, so the longer name
+# stands before the shorter.
 _PEAK_TFLOPS = {
     "H100 PCIe": 756.0,
     "H100 NVL": 835.0,
@@ -27,6 +33,10 @@ _PEAK_TFLOPS = {
     "L4": 121.0,
     "RTX 4090": 165.2,
     "RTX 3090": 71.0,
+    "RTX 3060 Laptop": 26.1,  # as the 3090: 512 FLOP a clock and core
+    "RTX 3060": 25.5,
+    "Tesla T4": 8.1,
+    "GTX 1660": 5.0,
     "TPU v3": 61.5,  # a device is one of the chip's two cores
     "TPU v4": 275.0,
     "TPU v5 lite": 197.0,
@@ -36,8 +46,45 @@ _PEAK_TFLOPS = {
 }
 
 
+def platform(device: jax.Device) -> str:
+    """What picks a device's kernels: `device.platform`, or OLD_GPU.
+
+    That is an NVIDIA GPU of a compute capability below 8.0 (T4, RTX 20, GTX 16, V100 and older):
+    its bfloat16 is emulated, slower than float32, and no flash attention runs on it.
+    """
+    capability = _compute_capability(device)
+    return OLD_GPU if capability and capability < FLASH_SINCE else device.platform
+
+
+def _compute_capability(device: jax.Device) -> tuple[int, ...]:
+    """Of an NVIDIA GPU, also one that is only compiled for; () for other devices."""
+    said = str(getattr(device, "compute_capability", ""))
+    return tuple(map(int, said.split("."))) if re.fullmatch(r"\d+\.\d+", said) else ()
+
+
+def supported(dtype: str, platform: str) -> str:
+    """`dtype`, or what stands in for it on devices that do not have it."""
+    return "float32" if dtype == "bfloat16" and platform == OLD_GPU else dtype
+
+
+def describe(devices: Sequence[jax.Device]) -> str:
+    """What a run computes on, and what it does without there."""
+    one = devices[0]
+    words = f"{len(devices)} x {one.device_kind}"
+    if platform(one) != OLD_GPU:
+        return words
+    capability = ".".join(map(str, _compute_capability(one)))
+    return (
+        f"{words}, of compute capability {capability}: it has no bfloat16 and no flash attention, "
+        "so float32 and attention in blocks stand in for them"
+    )
+
+
 def peak_flops(device_kind: str) -> float | None:
-    """Peak bfloat16 FLOP/s of one device of this kind; None where it is not known."""
+    """Peak FLOP/s of one device of this kind, in bfloat16 or what stands in for it.
+
+    None where it is not known.
+    """
     for name, tflops in _PEAK_TFLOPS.items():
         if name in device_kind:
             return tflops * 1e12
