@@ -497,3 +497,37 @@ def test_a_client_that_is_typed_as_a_command_keeps_its_login(home):
     assert CommandAgent("python my_agent.py").writes == ()
     own = {"mine": {**DESCRIBED, "writes": ["~/.mine"]}}
     assert agents.make_agent("my-client -p", (), own).writes == (home / ".mine",)
+
+
+@pytest.mark.parametrize("words", ["resets 3am (PST)", "resets 3am (Nowhere/Land)"])
+def test_a_zone_that_is_not_known_is_this_machines(words):
+    assert replies.again(words, NOW.timestamp()) is not None
+
+
+@pytest.mark.parametrize(
+    "text", ['File "agent.py", line 401, in <module>', "line 429", "Disk quota exceeded"]
+)
+def test_numbers_of_lines_are_no_troubles(text):
+    assert replies.kind_of(text, {}) == "failed"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "my --api-key sk-1234 --fast",
+        "my --token=sk-1234",
+        "curl -H 'Authorization: Bearer sk-1234' here",
+        'K="a\\"sk-1234" my',
+        "K=sk-1234 my",
+    ],
+)
+def test_keys_are_not_in_the_name_of_a_command(command):
+    name = client.CommandAgent(command).name
+    assert "sk-1234" not in name
+    assert "…" in name
+
+
+def test_a_cost_that_no_number_holds_is_none():
+    assert replies._number(10**400) is None
+    assert replies._number(float("nan")) is None
+    assert replies._number(2) == 2.0

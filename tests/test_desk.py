@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch_jax import desk, drafts, gate, journal, ledger
+from autoresearch_jax import desk, drafts, gate, journal, ledger, loop
 from autoresearch_jax.agents import AgentError, Proposal, Usage
 from autoresearch_jax.agents.tpe import Tpe
 from autoresearch_jax.conditions import Conditions
@@ -141,6 +141,15 @@ def test_what_was_written_before_a_keep_is_carried_over_to_it(workspace):
     assert len(agent.contexts) == 2
 
 
+def test_changes_of_neighbouring_lines_are_carried_over(workspace):
+    train = workspace.root / "train.py"
+    train.write_text(train_py(1.0, "FIRST = 0\nSECOND = 0\nSCORE -= FIRST + SECOND"))
+    harness.git(workspace.root, "commit", "-qam", "Close together")
+    agent = Slow(edit("FIRST = 0", "FIRST = 0.1"), edit("SECOND = 0", "SECOND = 0.2"))
+    run_loop(workspace, agent, 2, tag="t")
+    assert found(workspace)[2].val_bpb == pytest.approx(0.7)
+
+
 def test_what_conflicts_with_a_keep_is_asked_for_anew(workspace):
     agent = Slow(
         edit("FIRST = 0", "FIRST = 0.1"),
@@ -162,7 +171,7 @@ def test_a_merge_that_is_nothing_new_is_dropped(workspace):
     half, other = edit("SECOND = 0", "SECOND = 0.2"), edit("FIRST = 0.1", "FIRST = 0.2")
     run_loop(workspace, Slow(both, half, other), 2, tag="t")
     (dropped,) = records(workspace, "dropped")
-    assert dropped["reason"] == "merged with the best it is experiment 1"
+    assert dropped["reason"] == "it is experiment 1"
     assert found(workspace)[2].val_bpb == pytest.approx(0.6)
 
 
@@ -181,7 +190,7 @@ def test_a_merge_that_is_no_python_is_dropped(workspace):
     caught = edit(middle, f"{middle}except ValueError:\n")
     run_loop(workspace, Slow(no_try, caught, edit("FIRST = 0", "FIRST = 0.1")), 2, tag="t")
     (dropped,) = records(workspace, "dropped")
-    assert dropped["reason"].startswith("merged with the best it is no Python (SyntaxError")
+    assert dropped["reason"].startswith("merged with experiment 1 it is no Python (SyntaxError")
     assert found(workspace)[2].val_bpb == pytest.approx(0.4)
 
 
@@ -500,6 +509,91 @@ def test_while_an_agent_thinks_for_long_tpe_proposes(workspace, monkeypatch):
         assert (workspace.run_dir("t", e.n) / "prompt.md").exists()
 
 
+def test_tpe_proposes_for_one_at_a_time(workspace, monkeypatch):
+    """The agent fails just when the accelerator has waited for long enough."""
+    monkeypatch.setattr(desk, "PATIENCE_SECONDS", 0.0)
+    inside, most = [], []
+
+    class Counting(Tpe):
+        def propose(self, context):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.3)
+            inside.pop()
+            return super().propose(context)
+
+    def late(context):
+        time.sleep(0.25)
+        raise AgentError("used up", "limit", again=time.time() + 3600)
+
+    monkeypatch.setattr(desk, "make_agent", lambda _: Counting())
+    run_loop(workspace, Slow(late), 3, tag="t", fallback=True)
+    assert max(most) == 1
+    assert len({e.program for e in found(workspace)}) == 4
+
+
+def test_a_search_that_finds_nothing_does_not_end_an_agent_that_thinks(workspace, monkeypatch):
+    monkeypatch.setattr(desk, "PATIENCE_SECONDS", 0.0)
+
+    class Barren(Tpe):
+        def propose(self, context):
+            raise AgentError("nothing new", "exhausted")
+
+    def long(context):
+        time.sleep(0.6)
+        return edit("FIRST = 0", "FIRST = 0.1")(context)
+
+    monkeypatch.setattr(desk, "make_agent", lambda _: Barren())
+    run_loop(workspace, Slow(long), 1, tag="t", fallback=True)
+    assert found(workspace)[1].agent == "slow"
+
+
+def test_a_limit_that_is_over_at_once_is_not_believed_for_ever():
+    line = desk.Line()
+    pauses = []
+    for _ in range(8):
+        assert line.failed(AgentError("try again in 20 ms", "limit", again=time.time() + 0.02))
+        pauses.append(line.until - time.time())
+    assert pauses[0] < 1.1
+    assert pauses[-1] > 60
+    line.answered()
+    assert line.until == 0
+
+
+def test_while_an_agent_is_paused_tpe_is_not_asked_ahead(workspace):
+    seen = []
+
+    class Watching(Tpe):
+        def propose(self, context):
+            seen.append([e.status for e in context.history])
+            return super().propose(context)
+
+    agent = Slow(trouble("limit", again=time.time() + 3600))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(desk, "make_agent", lambda _: Watching())
+        run_loop(workspace, agent, 3, tag="t", fallback=True)
+    assert all(status is not None for statuses in seen[1:] for status in statuses)
+
+
+def test_a_draft_that_the_person_tried_meanwhile_is_dropped(workspace):
+    idea = edit("FIRST = 0", "FIRST = -0.1", "waits")
+
+    def stop(context):
+        signal.raise_signal(signal.SIGINT)
+        return idea(context)
+
+    run_loop(workspace, Slow(stop), 1, tag="t")  # stopped, and its proposal recorded or waiting
+    path = workspace.root / "train.py"
+    path.write_text(parts(first=-0.1))
+    setup = harness.setup(tag="t")
+    log_path = workspace.root / "run.log"
+    if drafts.waiting(journal.records(workspace.state_dir("t"))) is None:
+        pytest.skip("it was recorded before the signal")
+    loop.run_proposal(workspace, setup, description="mine", log_path=log_path)
+    run_loop(workspace, Slow(edit("SECOND = 0", "SECOND = 0.2", "another")), 1, tag="t")
+    assert [e.description for e in found(workspace)[1:]] == ["mine", "another"]
+
+
 # -------------------------------------------------------------------------------------- ledger
 
 
@@ -558,11 +652,46 @@ def test_a_loop_begins_nothing_that_its_hours_do_not_hold(workspace):
     assert (result.stopped, result.decided) == ("max-hours", 1)
 
 
+def test_hours_end_a_wait(workspace):
+    def for_ever(context):
+        while not context.abandoned():
+            time.sleep(0.01)
+        raise AgentError("abandoned", "abandoned")
+
+    result = run_loop(workspace, Slow(for_ever), tag="t", max_hours=2.5 / 3600)
+    assert (result.stopped, result.decided) == ("max-hours", 1)
+
+
+def test_dollars_hold_where_a_paid_answer_was_no_use(workspace):
+    agent = Slow(
+        priced("FIRST = 0", "FIRST = 0.1", 0.4, 1), priced("FIRST = 0", "FIRST = 0.2", 0.7, 1)
+    )
+    result = run_loop(workspace, agent, tag="t", max_usd=1.0)
+    assert (result.stopped, len(agent.contexts)) == ("max-usd", 2)
+
+
+def test_what_a_late_answer_cost_is_its_own(workspace):
+    steps = [
+        {"step": "asked", "ask": 0, "n": 1, "usd": 3.0, "tokens": 1, "seconds": 1.0},
+        {"step": "proposed", "ask": 1, "n": 1, "base": "b", "agent": "tpe"},
+        {"step": "proposed", "ask": 0, "n": 2, "base": "b", "agent": "slow"},
+    ]
+    assert {n: spent.usd for n, spent in ledger.by_experiment(steps).items()} == {2: 3.0, 1: 0.0}
+
+
+def test_absurd_costs_end_nothing():
+    asked = {"step": "asked", "ask": 0, "n": 1, "usd": 1e308, "tokens": 10**308, "seconds": 1.0}
+    assert ledger.spent([asked, asked]).tokens == 2 * 10**15
+
+
 HOUR = [
     {"step": "session", "kind": "loop", "continues": False, "time": 1000.0},
     {"step": "finished", "time": 1000.0 + 3600},
     {"step": "session", "kind": "loop", "continues": False, "time": 90000.0},
     {"step": "asked", "time": 90100.0, "usd": 1.0, "tokens": 5, "seconds": 2.0},
+    {"step": "verified", "time": 95000.0},
+    {"step": "session", "kind": "run", "time": 96000.0},
+    {"step": "decided", "time": 97000.0},
     {"step": "session", "kind": "loop", "continues": True, "time": 99000.0},
 ]
 

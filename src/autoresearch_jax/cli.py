@@ -9,6 +9,7 @@ import functools
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,16 @@ if TYPE_CHECKING:
 SECTIONS = {
     "Start": ("demo", "setup", "doctor"),
     "Research": ("run", "loop"),
-    "Look": ("watch", "results", "show", "report", "verify"),
+    "Look": ("watch", "results", "show", "sample", "report", "verify"),
 }
+
+
+@dataclass(frozen=True)
+class Talk:
+    """How much a command says."""
+
+    quiet: bool = False  # only results and errors
+    verbose: bool = False
 
 
 class Sections(click.Group):
@@ -59,9 +68,12 @@ class Sections(click.Group):
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Act as if started in DIR, like git -C.",
 )
+@click.option("-q", "--quiet", is_flag=True, help="Only results and errors.")
+@click.option("-v", "--verbose", is_flag=True, help=(
+    "With the time on each line; off a terminal the passing lines, too."))  # fmt: skip
 @click.version_option(package_name="autoresearch-jax", message="%(prog)s %(version)s")
 @click.pass_context
-def main(ctx: click.Context, folder: Path | None) -> None:
+def main(ctx: click.Context, folder: Path | None, quiet: bool, verbose: bool) -> None:
     """Pretraining research overnight: an agent changes train.py, the harness trains and scores it,
     and what improves val_bpb is kept.
 
@@ -69,6 +81,9 @@ def main(ctx: click.Context, folder: Path | None) -> None:
     Begin with:
       autoresearch-jax demo
     """
+    if quiet and verbose:
+        raise click.UsageError("Choose one of --quiet and --verbose.")
+    ctx.obj = Talk(quiet, verbose)
     if folder is not None:
         ctx.call_on_close(functools.partial(os.chdir, Path.cwd()))
         os.chdir(folder)
@@ -163,9 +178,14 @@ def _fitting_preset(view: "View") -> str | None:
         view.say(f"{error} So the sizes stay those of an H100; another: --preset NAME.")
         return None
     fitting = presets.suggest(
-        found.platform, found.device_kind, found.device_count, found.memory_mb
+        found.platform,
+        found.device_kind,
+        found.device_count,
+        found.memory_mb,
+        found.compute_capability,
     )
-    view.say(f"Preset {fitting.name} fits this machine ({fitting.description}).")
+    verb = "comes nearest to" if fitting.why else "fits"
+    view.say(f"Preset {fitting.name} {verb} this machine ({fitting.words}).")
     return fitting.name
 
 
@@ -226,7 +246,8 @@ def _print_doctor(found: dict[str, Any]) -> None:
     }
     if found["preset"]:
         preset = presets.PRESETS[found["preset"]]
-        lines["preset"] = f"{preset.name}: {preset.description}"
+        why = f". {found['preset_why']}" if found["preset_why"] else ""
+        lines["preset"] = f"{preset.name}: {preset.description}{why}"
     for name, value in lines.items():
         click.echo(f"{name:<8}{value}")
     for index, (name, one) in enumerate(found["agents"].items()):
@@ -272,6 +293,30 @@ def _memory(command: Any) -> Any:
     return click.option("--max-memory-gb", type=click.FloatRange(min=0, max=1e15, min_open=True),
         metavar="GB", help="GiB that a training may use of a device.  [default: as program.md "
         "says, else all of it]")(command)  # fmt: skip
+
+
+def _told(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    from autoresearch_jax import notify
+
+    with _refusing(value):
+        return None if value is None else notify.target(value)
+
+
+def _told_of(
+    ctx: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[str, ...] | None:
+    from autoresearch_jax import notify
+
+    with _refusing(value):
+        return None if value is None else notify.events(value)
+
+
+@contextlib.contextmanager
+def _refusing(value: str | None) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r}: it {error}.") from None
 
 
 @main.command()
@@ -403,6 +448,11 @@ def _measured(score: float | None, trained: "TrainResult") -> str:
 ))  # fmt: skip
 @click.option("--fallback/--no-fallback", default=None, help=(
     "Whether tpe proposes while the agent does not answer.  [default: it does]"))  # fmt: skip
+@click.option("--notify", metavar="COMMAND-OR-URL", callback=_told, help=(
+    "Who is told of events: an address gets a POST of {\"text\": ...}, a shell command the text on "
+    "its standard input and as $AUTORESEARCH_TEXT."))  # fmt: skip
+@click.option("--notify-on", metavar="EVENTS", callback=_told_of, help=(
+    "Of these only: best, crashes (3 in a row), done, paused.  [default: all]"))  # fmt: skip
 @click.option("--desc", default="", metavar="TEXT", help="What this session is after.")
 @click.option("--tag", help=(
     "Work on branch autoresearch/TAG.  [default: the newest that fits, else a new one]"
@@ -422,6 +472,8 @@ def loop_command(
     repairs: int | None,
     lookahead: bool | None,
     fallback: bool | None,
+    notify: str | None,
+    notify_on: tuple[str, ...] | None,
     desc: str,
     tag: str | None,
     seed: int,
@@ -453,6 +505,8 @@ def loop_command(
         "repairs": repairs,
         "lookahead": lookahead,
         "fallback": fallback,
+        "notify": notify,
+        "notify_on": notify_on,
     }
     with _view() as (_, view):
         result = loop.run_loop(
@@ -468,10 +522,10 @@ def loop_command(
             plan=front_matter.plan(settings, flags, desc=desc, seed=seed),
         )
         view.live("")
-        _after_loop(workspace.root, result.tag, view)
+        _after_loop(workspace.root, result.tag)
 
 
-def _after_loop(root: Path, tag: str, view: "View") -> None:
+def _after_loop(root: Path, tag: str) -> None:
     from autoresearch_jax import plot, report
 
     listed = report.load(root, tag)
@@ -480,8 +534,8 @@ def _after_loop(root: Path, tag: str, view: "View") -> None:
     picture = root / "progress.png"
     plot.progress(listed, picture, title=f"autoresearch/{tag}")
     for line in report.summary_lines(report.summarize(listed)):
-        view.say(line)
-    view.say(f"picture: {picture}")
+        click.echo(line)
+    click.echo(f"picture: {picture}")
 
 
 # -------------------------------------------------------------------------------------- Look
@@ -496,20 +550,26 @@ def _after_loop(root: Path, tag: str, view: "View") -> None:
     "ssh -L is safer.  [default: 127.0.0.1]"))  # fmt: skip
 @click.option("--tag", help="Of another tag.  [default: the newest]")
 def watch(web: bool, port: int | None, host: str | None, tag: str | None) -> None:
-    """What a loop does, as it happens.
+    """What a loop does, as it happens: in this terminal until q, or as a page.
 
     It only reads, so it may be started and ended at any time. Also shows a results.tsv of the
-    original or its forks that lies here.
+    original or its forks that lies here. In a pipe it prints the present state once.
 
     \b
     Example:
+      autoresearch-jax watch
       autoresearch-jax watch --web
     """
     from autoresearch_jax.watch import story
 
-    if not web:
-        raise click.UsageError("Say how: autoresearch-jax watch --web")
+    if not web and (port is not None or host is not None):
+        raise click.UsageError("--port and --host go with --web.")
     reader = story.open_story(Path.cwd(), tag)
+    if not web:
+        from autoresearch_jax.watch import screen
+
+        screen.show(reader)
+        return
     from autoresearch_jax.watch import web as page
 
     with contextlib.suppress(KeyboardInterrupt):
@@ -581,6 +641,56 @@ def show(experiment: str, tag: str | None) -> None:
     report.show(_console(), Workspace.open(Path.cwd()), experiment, tag)
 
 
+@main.command()
+@click.argument("prompt", metavar="[PROMPT]", default="")
+@click.option("--experiment", "name", metavar="N|COMMIT", help="Whose model.  [default: the best]")
+@click.option("--tokens", type=click.IntRange(min=1), default=100, show_default=True, metavar="N",
+              help="How many to draw.")  # fmt: skip
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True,
+              metavar="T", help="0 takes the likeliest token each time.")  # fmt: skip
+@click.option("--top-k", type=click.IntRange(min=1), metavar="K", help=(
+    "Draw among the K likeliest tokens only.  [default: all]"))  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
+              metavar="N", help="The same one gives the same text.")  # fmt: skip
+@click.option("--tag", help="Of another tag.  [default: the newest]")
+@_isolated
+def sample(
+    prompt: str,
+    name: str | None,
+    tokens: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+    tag: str | None,
+    isolation: str,
+    required: str | None,
+) -> None:
+    """Text from the best model: PROMPT, and what it makes of it.
+
+    Written token by token, as it is drawn; Ctrl-C ends it. It holds the device, so it refuses
+    while a loop trains there.
+
+    \b
+    Example:
+      autoresearch-jax sample "The function returns" --tokens 200
+    """
+    from autoresearch_jax import sample as sampling
+    from autoresearch_jax.workspace import Workspace
+
+    workspace = Workspace.open(Path.cwd())
+    with _view() as (_, view), contextlib.suppress(KeyboardInterrupt):
+        sampling.sample(
+            workspace,
+            sampling.Draw(prompt, tokens, temperature, top_k, seed),
+            functools.partial(click.echo, nl=False),
+            view=view,
+            name=name,
+            tag=tag,
+            wanted=isolation,
+            required=required,
+        )
+
+
 @main.command(name="report")
 @click.option("-o", "--output", "folder", metavar="DIR", default="report", show_default=True,
               type=click.Path(file_okay=False, path_type=Path),
@@ -649,16 +759,23 @@ def _console() -> "Console":
 @contextlib.contextmanager
 def _view() -> "Iterator[tuple[Console, View]]":
     """A console, and a view that on a terminal has one passing status line."""
-    from autoresearch_jax.view import PlainView
+    from autoresearch_jax import view as views
 
+    talk = click.get_current_context().find_root().obj or Talk()
     console = _console()
-    if not console.is_terminal:
-        yield console, PlainView()
+    if talk.quiet:
+        yield console, views.QuietView()
+        return
+    # A colour that is asked for (FORCE_COLOR) makes no terminal of a file.
+    terminal = console.is_terminal and sys.stdout.isatty()
+    if not terminal:
+        plain = views.PlainView()
+        yield console, views.StampedView(plain, all_lines=True) if talk.verbose else plain
         return
     from autoresearch_jax.terminal import RichView
 
     with contextlib.closing(RichView(console)) as view:
-        yield console, view
+        yield console, views.StampedView(view, all_lines=False) if talk.verbose else view
 
 
 def _quoted(path: Path) -> str:

@@ -14,9 +14,11 @@ While the agent does not answer, `tpe` proposes in its place, and the agent is a
 Without a fallback a limit is waited for, and everything else stops the loop.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import stat
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -32,7 +34,7 @@ from autoresearch_jax.gate import Verdict
 from autoresearch_jax.isolation import Box
 from autoresearch_jax.journal import Experiment
 from autoresearch_jax.ledger import Plan
-from autoresearch_jax.session import Session, time_budget
+from autoresearch_jax.session import Abandoned, Session, time_budget
 
 SOURCE_BYTES = 256 << 10  # that a train.py may have: no room for parameters
 TRIES = 3  # answers in a row that may be no use
@@ -61,8 +63,10 @@ class Line:
         if self.failures < TRIES and not at_once:
             return False
         first = {"limit": 60.0, "missing": HOUR, "login": HOUR}.get(error.kind, 600.0)
-        pause = min(HOUR, first * 2**self.pauses)
-        self.until = max(time.time() + 1.0, error.again or time.time() + pause)
+        pause, now = min(HOUR, first * 2**self.pauses), time.time()
+        # An answer such as "try again in 20 ms" is not believed for ever.
+        least = min(HOUR, 2.0**self.pauses)
+        self.until = max(now + least, error.again or now + pause)
         self.failures, self.pauses, self.kind = 0, self.pauses + 1, error.kind
         return True
 
@@ -78,7 +82,9 @@ class Desk:
         self.agent = agent
         self.plan = plan
         self._line = Line()
-        self._spare = make_agent("tpe") if plan.fallback and agent.name != "tpe" else None
+        self._tpe = make_agent("tpe") if plan.fallback and agent.name != "tpe" else None
+        self._barren = ""  # the commit around which tpe found nothing
+        self._filling = threading.Lock()  # held while tpe proposes in the agent's place
         self._budget_s = time_budget(session.workspace.root)
         asks = [r["ask"] for r in session.journal.records if r["step"] == "asked"]
         self._asks = itertools.count(max(asks, default=-1) + 1)
@@ -90,17 +96,20 @@ class Desk:
     def close(self) -> None:
         """Ends an agent that still thinks; a draft that is done waits in the journal."""
         self._closed = True
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        try:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+        except KeyboardInterrupt:  # the thread ends by itself, and records what was spent
+            self._thread.shutdown(wait=True)
+            raise
 
     # --------------------------------------------------------------------------- the loop's
 
-    def over(self) -> str:
-        """The limit that forbids another experiment; "" if none does."""
+    def over(self, experiments: int = 1) -> str:
+        """The limit that forbids so many more experiments; "" if none does."""
         records = self.session.journal.records
-        limit = self.plan.over(ledger.this_loop(records), self._budget_s)
-        if limit == "max-usd" and drafts.waiting(records) is not None:
-            return ""  # it is paid for
-        return limit
+        limit = self.plan.over(ledger.this_loop(records), experiments * self._budget_s)
+        paid = drafts.waiting(records) is not None or self._thinking is not None
+        return "" if limit == "max-usd" and paid else limit
 
     def think_ahead(self) -> None:
         """Lets the agent think about the next experiment, while the present one trains.
@@ -109,7 +118,8 @@ class Desk:
         ahead only where the gate can look at its proposals meanwhile.
         """
         gated = self.session.conditions.target is not None
-        if not self.plan.lookahead or not (self.agent.slow or gated) or self.over():
+        slow = self.agent.slow and time.time() >= self._line.until  # else it is tpe's turn
+        if not self.plan.lookahead or not (slow or gated) or self.over(experiments=2):
             return
         if self._thinking is None and drafts.waiting(self.session.journal.records) is None:
             self._ask(ahead=True)
@@ -117,10 +127,15 @@ class Desk:
     def take(self) -> Experiment:
         """The next experiment, recorded, once there is one.
 
-        Raises AgentError of kind "abandoned", and UserError where nobody proposes any more.
+        Raises AgentError of kind "abandoned", also where a limit is reached meanwhile, and
+        UserError where nobody proposes any more.
         """
         begun = time.monotonic()
-        while (draft := self._turn()) is None:
+        while True:
+            self._refuse_over()
+            if (draft := self._turn()) is not None:
+                break
+            self._refuse_over()  # what waited and was paid for may have been dropped
             thinking = self._thinking or self._ask(ahead=False)
             if not self._waited(thinking):
                 self._fill_in()
@@ -140,9 +155,9 @@ class Desk:
         session, agent = self.session, self.agent
         theirs = e.ask is not None and e.agent != "tpe"
         wanted = agent.repairs and theirs and e.base and e.repairs < self.plan.repairs
-        if not wanted or session.interrupts.stopping() or time.time() < self._line.until:
+        if not wanted or e.refused or session.interrupts.stopping() or self._no_room_for(e):
             return False
-        if ledger.this_loop(session.journal.records).usd >= (self.plan.max_usd or float("inf")):
+        if time.time() < self._line.until:
             return False
         session.view.say(f"     crashed: {e.reason}")
         session.view.live(f"experiment {e.n}: {e.agent} looks at its crash")
@@ -158,16 +173,30 @@ class Desk:
             (context.worktree / "train.py").write_bytes(session.ratchet.blob(e.commit))
             blob, said = self._answer(agent, context, ask, e.base, instead_of=e, repair=True)
         except AgentError as error:
+            if self._gives_up():
+                raise Abandoned from None
             session.view.say(f"     not mended: {error}")
             return False
-        session.repair(e, blob, description=said.description, agent=said.agent or agent.name)
+        if self._no_room_for(e, paid=True):
+            return False
+        name = said.agent or agent.name
+        session.repair(e, blob, description=said.description, agent=name, ask=ask)
         mended = session.history[e.n]
-        files.remove(session.log(e).parent / f"repair-{mended.repairs}")
-        session.ask_dir(ask).rename(session.log(e).parent / f"repair-{mended.repairs}")
         session.view.say(f"     mended by {mended.agent}: {mended.description}")
         return True
 
+    def _no_room_for(self, e: Experiment, paid: bool = False) -> str:
+        """The limit that forbids to train an experiment, which has begun, once more."""
+        spent = ledger.this_loop(self.session.journal.records)
+        spent = dataclasses.replace(spent, experiments=0, usd=0.0 if paid else spent.usd)
+        return dataclasses.replace(self.plan, max=None).over(spent, self._budget_s)
+
     # --------------------------------------------------------------------------- waiting
+
+    def _refuse_over(self) -> None:
+        """Raises AgentError if a limit is reached."""
+        if limit := self.over():
+            raise AgentError(f"{limit} is reached", "abandoned")
 
     def _turn(self) -> Draft | None:
         """The draft whose turn it is, on the present best. Raises what the agent's thread did."""
@@ -184,11 +213,11 @@ class Desk:
         while True:
             session.view.live(f"experiment {n}: {self.agent.name} is thinking")
             begun = time.monotonic()
-            if wait([thinking], TICK_SECONDS).done:
+            if wait([thinking], TICK_SECONDS).done or self.over():
                 return True
             self._patience -= time.monotonic() - begun
             long = self._patience <= 0
-            if long and self._spare is not None and not session.interrupts.stopping():
+            if long and self._spare() is not None and not session.interrupts.stopping():
                 return False
 
     def _ask(self, ahead: bool) -> "Future[None]":
@@ -197,16 +226,31 @@ class Desk:
         self._thinking = self._thread.submit(self._think, ahead)
         return self._thinking
 
+    def _spare(self) -> Agent | None:
+        """Who proposes in the agent's place; None where it would find nothing."""
+        return None if self._base().commit == self._barren else self._tpe
+
+    def _base(self) -> Experiment:
+        """The best, or the baseline while it trains."""
+        return self.session.best or self.session.history[-1]
+
     def _fill_in(self) -> None:
         """A proposal by tpe, while the agent goes on thinking."""
-        assert self._spare is not None
-        self.session.view.say(f"     {self.agent.name} is still thinking: tpe proposes meanwhile")
+        assert self._tpe is not None
+        if not self._filling.acquire(blocking=False):
+            return  # the agent's thread lets it propose at the moment
         try:
-            self._draft(self._spare, ahead=False)
+            if drafts.waiting(self.session.journal.records) is not None:
+                return
+            name = self.agent.name
+            self.session.view.say(f"     {name} is still thinking: tpe proposes meanwhile")
+            self._draft(self._tpe, ahead=False)
         except AgentError as error:
             if error.kind == "abandoned":
                 raise
-            self._trouble(self._spare, error)
+            self._trouble(self._tpe, error)
+        finally:
+            self._filling.release()
 
     def _gives_up(self) -> bool:
         return self._closed or self.session.interrupts.abandoned()
@@ -219,16 +263,20 @@ class Desk:
         while True:
             agent = self.agent
             if time.time() < self._line.until:
-                if self._spare is None:
+                spare = self._spare()
+                if spare is None:
                     self._wait(self._line.until)
                     continue
-                agent = self._spare
+                agent = spare
             try:
-                self._draft(agent, ahead, rejected)
+                with self._filling if agent is self._tpe else contextlib.nullcontext():
+                    self._draft(agent, ahead, rejected)
             except AgentError as error:
                 if error.kind == "abandoned":
                     raise
                 self._trouble(agent, error)
+                if self.session.interrupts.stopping() or self._broke():
+                    raise AgentError("abandoned", "abandoned") from None
                 if error.kind in ("empty", "duplicate"):
                     rejected.append(("", str(error)))
                 continue
@@ -240,19 +288,27 @@ class Desk:
         """Says it, and decides who is asked next. Raises UserError if that is nobody."""
         say, line = self.session.view.say, self._line
         say(f"     no proposal: {error}")
-        if agent is self._spare:
-            self._spare = None  # it has nothing to search over
+        if agent is self._tpe:
+            self._barren = self._base().commit
+            if time.time() >= line.until:
+                return  # the agent itself can be asked
         elif not line.failed(error):
             return
-        if self._spare is None and line.kind not in ("", "limit"):
+        spare = self._spare()
+        if spare is None and line.kind not in ("", "limit"):
             many = f"{TRIES} proposals in a row failed; the last: "
             raise UserError(
                 f"{'' if error.kind in PERMANENT else many}{str(error).rstrip('.')}. Nothing is "
                 "lost: mend the agent, or choose another with --agent, and run the command again."
             )
         when = time.strftime("%H:%M", time.localtime(line.until))
-        meanwhile = "the loop waits" if self._spare is None else "tpe proposes meanwhile"
+        meanwhile = "the loop waits" if spare is None else "tpe proposes meanwhile"
         say(f"     {self.agent.name} is asked again at {when}; {meanwhile}")
+
+    def _broke(self) -> bool:
+        """Whether the dollars are used up."""
+        spent = ledger.this_loop(self.session.journal.records)
+        return self.plan.max_usd is not None and spent.usd >= self.plan.max_usd
 
     def _wait(self, until: float) -> None:
         """Waits until a time. Raises AgentError if told to stop."""
@@ -267,8 +323,8 @@ class Desk:
         `rejected` are answers that were no use, and why. Raises AgentError.
         """
         session = self.session
-        best = session.best or session.history[-1]  # the baseline, that trains at the moment
-        place = "spare" if agent is self._spare else "agent"
+        best = self._base()
+        place = "spare" if agent is self._tpe else "agent"
         tries = self.plan.repairs if agent.repairs else TRIES
         unfit: list[tuple[str, str]] = []
         while True:
@@ -279,7 +335,7 @@ class Desk:
             blob, said = self._answer(agent, context, ask, best.commit)
             name = said.agent or agent.name
             verdict = self._gate(blob, best, ask) if ahead else Verdict()
-            if not verdict.refused or len(unfit) >= tries:
+            if not verdict.refused or len(unfit) >= tries or self._broke():
                 break
             unfit.append((session.ratchet.stored(blob).decode(errors="replace"), verdict.refused))
             rejected = [*rejected, (said.description, verdict.refused)]
@@ -443,7 +499,8 @@ class Desk:
     def _prune(self) -> None:
         """Of questions that came to nothing the last ones stay."""
         folder = self.session.ask_dir(0).parent
-        asks = sorted(int(path.name) for path in folder.iterdir()) if folder.is_dir() else []
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        asks = sorted(int(name) for name in names if name.isdecimal())
         for ask in asks[:-ASKS_KEPT]:
             files.remove(self.session.ask_dir(ask))
 

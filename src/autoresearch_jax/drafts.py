@@ -5,9 +5,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from autoresearch_jax import source
-from autoresearch_jax.journal import Record
+from autoresearch_jax.journal import Experiment, Record
 from autoresearch_jax.session import Session
+from autoresearch_jax.source import unparsable
+from autoresearch_jax.workspace import GitError
 
 
 @dataclass(frozen=True)
@@ -39,26 +40,33 @@ def waiting(records: Sequence[Record]) -> Draft | None:
 
 
 def carried_over(session: Session, draft: Draft) -> Draft | None:
-    """The draft on the present best, by a three-way merge; None, and dropped, if that fails."""
+    """The draft on the present best, by a three-way merge; None, and dropped, if it is no use."""
     best = session.best
     assert best is not None
-    if draft.base == best.commit:
-        return draft
-    merged = session.ratchet.merge(best.commit, draft.base, draft.blob)
-    why = f"it conflicts with experiment {best.n}" if merged is None else _useless(session, merged)
-    if merged is None or why:
+    source, why = _on_best(session, draft, best)
+    if why:
         session.view.say(f"     not proposed, since {why}: {draft.description}")
         session.journal.append("dropped", ask=draft.ask, reason=why, time=time.time())
         return None
+    if draft.base == best.commit:
+        return draft
     session.view.say(f"     carried over to the train.py of experiment {best.n}")
-    blob = session.ratchet.store(merged)
+    blob = session.ratchet.store(source)
     return dataclasses.replace(draft, blob=blob, base=best.commit, refused="", compiled={})
 
 
-def _useless(session: Session, merged: bytes) -> str:
-    """Why a merged train.py is no proposal, or ""."""
-    if broken := source.unparsable(merged):
-        return f"merged with the best it is no Python ({broken})"
-    if (same := session.same_as(merged)) is not None:
-        return f"merged with the best it is experiment {same.n}"
-    return ""
+def _on_best(session: Session, draft: Draft, best: Experiment) -> tuple[bytes, str]:
+    """The draft's train.py on the present best, and why it cannot be proposed, or ""."""
+    try:
+        source = session.ratchet.stored(draft.blob)
+    except GitError:  # `git gc --prune=now` between two loops
+        return b"", "its train.py is not in the repository any more"
+    if draft.base != best.commit:
+        merged = session.ratchet.merge(best.commit, draft.base, source)
+        if merged is None:
+            return b"", f"it conflicts with experiment {best.n}"
+        source = merged
+        if broken := unparsable(source):
+            return b"", f"merged with experiment {best.n} it is no Python ({broken})"
+    same = session.same_as(source)
+    return source, f"it is experiment {same.n}" if same else ""

@@ -63,6 +63,8 @@ class Experiment:
     reason: str = ""  # why it crashed
     expected: str = ""  # the effect that its agent expects
     repairs: int = 0  # times that its agent has mended it
+    was: str = ""  # full hash of the attempt before the last repair
+    repair_ask: int | None = None  # the question that the last repair answers
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     provenance: Record = dataclasses.field(default_factory=dict)  # what its score rests on
     note: str = ""  # something about it that a person should look at
@@ -296,6 +298,8 @@ class Replay:
                 program=step["program"],
                 description=step["description"],
                 repairs=found[n].repairs + 1,
+                was=step["was"],
+                repair_ask=step.get("ask"),
                 refused="",
                 outcome=None,
                 scored=None,

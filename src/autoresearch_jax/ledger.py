@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autoresearch_jax.journal import Record
+from autoresearch_jax.notify import EVENTS
 
+LARGEST = 1e15  # that one answer is believed to have cost
 PERSON = "person"  # the agent of `run -m`
 
 
@@ -38,6 +40,8 @@ class Plan:
     lookahead: bool = True  # whether an agent thinks while a training runs
     fallback: bool = True  # whether tpe proposes while the agent does not answer
     search: Mapping[str, Any] = field(default_factory=dict)  # ranges of constants (settings.py)
+    notify: str = ""  # an address or a command that is told of events; "": nobody
+    notify_on: tuple[str, ...] = EVENTS
 
     @property
     def limits(self) -> dict[str, float | None]:
@@ -93,9 +97,9 @@ def spent(records: Sequence[Record], now: float | None = None) -> Spent:
         at = record.get("time", last)
         if record["step"] == "session":
             sums["loop_s"] += last - opened
-            opened = last = at
-        elif opened:
-            last = at
+            opened = last = at if record["kind"] == "loop" else 0.0
+        elif opened and record["step"] not in ("verified", "restored"):
+            last = max(last, at)
         for name, value in _amounts(record).items():
             sums[name] += value
     if now is not None and opened:
@@ -114,9 +118,14 @@ def this_loop(records: Sequence[Record]) -> Spent:
 def by_experiment(records: Sequence[Record]) -> dict[int, Spent]:
     """What each experiment took, answers that came to nothing included."""
     of: dict[int, list[Record]] = {}
+    proposed = [one for one in records if one["step"] == "proposed"]
+    became: dict[int, int] = {
+        one["ask"]: one["n"] for one in proposed if one.get("ask") is not None
+    }
     for record in records:
         if record["step"] in ("asked", "proposed", "trained", "scored"):
-            of.setdefault(record["n"], []).append(record)
+            n = became.get(record.get("ask", -1), int(record["n"]))
+            of.setdefault(n, []).append(record)
     return {n: spent(found) for n, found in of.items()}
 
 
@@ -134,8 +143,8 @@ def _amounts(record: Record) -> dict[str, float]:
         usd = record["usd"]
         return {
             "asked": 1,
-            "usd": usd or 0.0,
-            "tokens": record["tokens"] or 0,
+            "usd": min(usd or 0.0, LARGEST),
+            "tokens": min(record["tokens"] or 0, LARGEST),
             "unpriced": usd is None and bool(record["tokens"]),
             "agent_s": record["seconds"],
         }

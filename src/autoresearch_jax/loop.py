@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoresearch_jax import agents, journal, ledger
+from autoresearch_jax import agents, journal, ledger, notify
 from autoresearch_jax.agents import Agent, AgentError
 from autoresearch_jax.desk import Desk, known, source_of
 from autoresearch_jax.errors import UserError
@@ -44,7 +44,8 @@ def run_loop(
     """
     agent = agents.make_agent(agent) if isinstance(agent, str) else agent
     _check(agent, setup)
-    with held(workspace, setup, f"loop --agent {agent.name}") as (session, why):
+    what = f"loop --agent {agent.name}"
+    with held(workspace, setup, what) as (session, why), notify.telling(session, plan) as teller:
         records = session.journal.records
         continues = ledger.continues(records, plan)
         done = ledger.this_loop(records).experiments if continues else 0
@@ -61,12 +62,13 @@ def run_loop(
         before = sum(e.status is not None for e in session.history)
         desk = Desk(session, agent, plan)
         try:
-            stopped = _repeat(session, desk)
+            stopped = _repeat(session, desk, teller.decided)
         except Abandoned:
             stopped = "abandoned"
             session.view.say("Abandoned. The same command goes on with that experiment.")
         finally:
             desk.close()
+        teller.ended(stopped)
         decided = sum(e.status is not None for e in session.history) - before
         return LoopResult(session.tag, decided, session.best, stopped)
 
@@ -132,9 +134,12 @@ def log_place(workspace: Workspace, path: Path) -> Path:
 # ----------------------------------------------------------------------------------- the loop
 
 
-def _repeat(session: Session, desk: Desk) -> str:
-    """Experiments until there is a reason to stop, which is returned. Raises as run_loop does."""
-    session.settle()
+def _repeat(session: Session, desk: Desk, decided: Callable[[], None]) -> str:
+    """Experiments until there is a reason to stop, which is returned. Raises as run_loop does.
+
+    `decided` is called after each.
+    """
+    session.settle(desk.mend)
     if session.interrupts.stopping():
         return "interrupted"
     _baseline(session, desk.think_ahead)
@@ -144,12 +149,15 @@ def _repeat(session: Session, desk: Desk) -> str:
         try:
             e = desk.take()
         except AgentError:
+            if desk.over():
+                continue
             return "interrupted"
         if session.interrupts.stopping():  # it came while an agent thought; the proposal is kept
             session.view.say(f"Stopped. The same command trains {e.n}: {e.description}")
             return "interrupted"
         desk.think_ahead()
         session.run(e, desk.mend)
+        decided()
         _pause_if_broken(session)
     session.journal.append("finished", time=time.time())
     return limit

@@ -62,7 +62,13 @@ class Running:
         self._begun = time.monotonic()
         try:
             self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", supervisor.__file__, json.dumps(spec)],
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    supervisor.__file__,
+                    json.dumps(spec, ensure_ascii=False),
+                ],
                 env=dict(env),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

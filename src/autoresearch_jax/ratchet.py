@@ -25,6 +25,7 @@ IDENTITY = {
     for what, value in (("NAME", "autoresearch-jax"), ("EMAIL", "autoresearch-jax@localhost"))
 }
 
+BETWEEN = b"\n\x01\n"  # two lines, for a merge; no program has such a line
 HEAD_BYTES = 1000  # of an agent's HEAD, more than any branch's name
 
 
@@ -105,23 +106,29 @@ class Ratchet:
         arguments = ("commit-tree", tree, "-p", base, "-F", "-")
         return self.git(*arguments, stdin=message.encode(errors="replace"), env=IDENTITY)
 
-    def merge(self, ours: str, base: str, blob: str) -> bytes | None:
-        """train.py of commit `ours` with what `blob` changed in that of `base`.
+    def merge(self, ours: str, base: str, theirs: bytes) -> bytes | None:
+        """train.py of commit `ours` with what `theirs` changed in that of `base`.
 
-        None where both changed the same lines.
+        None where both changed the same lines. Changes of neighbouring lines, as constants often
+        are, conflict for git, and not with a line between each two.
         """
+        versions = [self.blob(ours), self.blob(base), theirs]
+        merged = self._merged(versions)
+        if merged is None:
+            apart = self._merged([text.replace(b"\n", BETWEEN) for text in versions])
+            merged = None if apart is None else apart.replace(BETWEEN, b"\n")
+        return merged
+
+    def _merged(self, versions: list[bytes]) -> bytes | None:
+        """What git makes of (ours, base, theirs); None for a conflict."""
         folder = self.workspace.private_dir(self.tag) / "merge"
         remove(folder)
         folder.mkdir(parents=True)
-        versions = {
-            "ours": self.blob(ours),
-            "base": self.blob(base),
-            "theirs": self.stored(blob),
-        }
-        for name, text in versions.items():
+        names = ("ours", "base", "theirs")
+        for name, text in zip(names, versions, strict=True):
             (folder / name).write_bytes(text)
         try:
-            self.git("merge-file", "--quiet", *versions, at=folder)
+            self.git("merge-file", "--quiet", *names, at=folder)
             return (folder / "ours").read_bytes()
         except GitError:  # its exit code is the number of conflicts
             return None

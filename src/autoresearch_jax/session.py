@@ -142,8 +142,11 @@ class Session:
             **fields,
         )
 
-    def settle(self) -> None:
-        """Finishes what an earlier process left unfinished. Raises UserError, Abandoned."""
+    def settle(self, mend: Callable[[Experiment], bool] = lambda _: False) -> None:
+        """Finishes what an earlier process left unfinished; `mend` as in `run`.
+
+        Raises UserError, Abandoned.
+        """
         self._refuse_checked_out()
         self.ratchet.clear_stale_locks(self._intended())
         self._move_branch()
@@ -153,7 +156,8 @@ class Session:
                 self.view.say(f"Resuming experiment {e.n}: {e.description}")
                 self.ratchet.name(e.n, e.commit)
                 self._adopt(e)
-                self.run(e)
+                self._keep_attempt(e)
+                self.run(e, mend)
             else:
                 self._prune(e)
         self._project()
@@ -162,7 +166,7 @@ class Session:
         """The refs that an earlier process may have been writing when it was killed."""
         named = [e for e in self.history if e.status is None] or self.history[-1:]
         refs = {self.ratchet.ref(e.n): e.commit for e in named}
-        refs |= {self.ratchet.ref(e.n, e.repairs + 1): e.commit for e in named}
+        refs |= {self.ratchet.ref(e.n, e.repairs): e.was for e in named if e.was}
         if self.best is not None:
             refs[f"refs/heads/{self.ratchet.branch}"] = self.best.commit
         return refs
@@ -193,15 +197,10 @@ class Session:
         commit, description = self._candidate(len(self.history), base, blob, description, agent)
         return self._record(commit, base, description=description, agent=agent, **fields)
 
-    def repair(self, e: Experiment, blob: str, *, description: str, agent: str) -> None:
+    def repair(self, e: Experiment, blob: str, *, description: str, agent: str, ask: int) -> None:
         """A stored train.py takes the place of one that crashed, which stays readable."""
         description = description or e.description
         commit, description = self._candidate(e.n, e.base, blob, description, agent)
-        attempt = e.repairs + 1
-        self.ratchet.name(e.n, e.commit, attempt)
-        log = self.log(e)
-        if log.exists():
-            log.rename(log.with_name(f"run.{attempt}.log"))
         self.journal.append(
             "repaired",
             n=e.n,
@@ -210,10 +209,26 @@ class Session:
             reason=e.reason,
             description=description,
             agent=agent,
+            ask=ask,
             program=source.meaning(self.ratchet.blob(commit)),
             time=time.time(),
         )
+        self._keep_attempt(self.history[e.n])
         self.ratchet.name(e.n, commit)
+
+    def _keep_attempt(self, e: Experiment) -> None:
+        """Keeps what is known of the attempt that was mended last: its commit, log and question."""
+        if not e.repairs:
+            return
+        self.ratchet.name(e.n, e.was, e.repairs)
+        log, run_dir = self.log(e), self.log(e).parent
+        kept = log.with_name(f"run.{e.repairs}.log")
+        if log.exists() and not kept.exists():
+            log.rename(kept)
+        asked = None if e.repair_ask is None else self.ask_dir(e.repair_ask)
+        if asked is not None and asked.is_dir():
+            files.remove(run_dir / f"repair-{e.repairs}")
+            asked.rename(run_dir / f"repair-{e.repairs}")
 
     def _candidate(
         self, n: int, base: str, blob: str, description: str, agent: str

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from autoresearch_jax import notify
 from autoresearch_jax.agents import client, ranges
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.ledger import Plan
@@ -37,6 +38,8 @@ class Settings:
     repairs: int | None = None  # times that an agent may mend a crash
     lookahead: bool | None = None  # whether an agent thinks while a training runs
     fallback: bool | None = None  # whether tpe proposes while no agent answers
+    notify: str | None = None  # an address or a command that is told of events
+    notify_on: tuple[str, ...] | None = None  # of which
     search: Mapping[str, Any] = field(default_factory=dict)  # ranges of constants, by name
     agents: Mapping[str, Any] = field(default_factory=dict)  # clients of the person's own, by name
 
@@ -68,6 +71,8 @@ def read(program: str) -> Settings:
         "repairs": _whole,
         "lookahead": _switch,
         "fallback": _switch,
+        "notify": _notify,
+        "notify_on": _events,
         "search": _mapping,
         "agents": _mapping,
     }
@@ -127,6 +132,20 @@ def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise _refused(f"sets {name} to {value!r}, and it must be a name or a command")
     return value
+
+
+def _notify(name: str, value: Any) -> str:
+    try:
+        return notify.target(_text(name, value))
+    except ValueError as error:
+        raise _refused(f"sets {name} to {value!r}, and it {error}") from None
+
+
+def _events(name: str, value: Any) -> tuple[str, ...]:
+    try:
+        return notify.events(_text(name, value))
+    except ValueError as error:
+        raise _refused(f"sets {name} to {value!r}, and it {error}") from None
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:

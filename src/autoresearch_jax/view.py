@@ -3,7 +3,11 @@
 import contextlib
 import os
 import re
+import sys
+import time
 from typing import Protocol
+
+PASSING_SECONDS = 5.0  # between two passing lines that are printed
 
 
 class View(Protocol):
@@ -26,6 +30,40 @@ class PlainView:
 
     def live(self, text: str) -> None:
         pass
+
+
+class QuietView:
+    """Says warnings only, where errors go."""
+
+    def say(self, text: str) -> None:
+        if text.startswith("Warning"):
+            print(text, file=sys.stderr, flush=True)
+
+    def live(self, text: str) -> None:
+        pass
+
+
+class StampedView:
+    """Passes on to another view, each lasting line with the time; passing ones too if `all_lines`.
+
+    Of passing lines that follow one another quickly, most are left out.
+    """
+
+    def __init__(self, view: View, *, all_lines: bool) -> None:
+        self._view = view
+        self._all = all_lines
+        self._passed = -PASSING_SECONDS
+        self._last = ""
+
+    def say(self, text: str) -> None:
+        self._view.say(f"{time.strftime('%H:%M:%S')} {text}")
+
+    def live(self, text: str) -> None:
+        if not self._all:
+            self._view.live(text)
+        elif text not in ("", self._last) and time.monotonic() - self._passed >= PASSING_SECONDS:
+            self._passed, self._last = time.monotonic(), text
+            self.say(f"  {text}")
 
 
 class SteadyView:

@@ -6,6 +6,7 @@ what it prints, what it must be able to write, how one logs in. Any shell comman
 
 import contextlib
 import dataclasses
+import errno
 import os
 import re
 import shutil
@@ -25,7 +26,9 @@ from autoresearch_jax.process import Ended
 TRIAL_S = 60.0
 TAIL = 4000  # characters of each output that are searched for a known trouble
 # The name is in the commits, which are pushed; a key in front of the command shall not be.
-VALUE = re.compile(r"""\b([A-Za-z_]\w*)=(?:'[^']*'|"[^"]*"|[^\s'";&|])+""")
+VALUE = re.compile(r"""\b([A-Za-z_]\w*)=(?:'[^']*'|"(?:\\.|[^"\\])*"|[^\s'";&|])+""")
+# Nor one among its arguments.
+SECRET = re.compile(r"(?i)(-[\w-]*(?:key|token|secret|password)[\w-]*[ =]|bearer )[^\s'\"]+")
 
 
 def known(clients: Mapping[str, Any]) -> dict[str, Client]:
@@ -131,6 +134,11 @@ class ClientAgent(Agent):
                 abandoned=context.abandoned,
                 keep_fds=context.keep_fds,
             )
+        except OSError as error:
+            if error.errno != errno.E2BIG:
+                raise
+            words = "the prompt is too long for an argument: use {prompt_file}, or standard input"
+            raise AgentError(f"`{self.name}` cannot be started: {words}.", "missing") from None
         except UserError as error:
             if self.client.installed():  # something else is wrong, and the loop's matter
                 raise
@@ -229,7 +237,7 @@ class CommandAgent(ClientAgent):
         client = Client("", ("/bin/sh", "-c", command), writes=state, limit_s=limit_s)
         super().__init__(client, writes=writes)
         self.command = command
-        self.name = clean(VALUE.sub(r"\1=…", command), 60)
+        self.name = clean(SECRET.sub(r"\1…", VALUE.sub(r"\1=…", command)), 60)
 
     def check(self) -> None:
         """Raises AgentError where the command is one word, and nothing has that name."""

@@ -86,7 +86,7 @@ def _parse(name: str, described: Any, others: Mapping[str, Client]) -> Client:
         raise _wrong(where, described, "lines such as command: [my-client, --quiet]")
     described = dict(described)
     like = described.pop("like", None)
-    if like is not None and like not in others:
+    if like is not None and (not isinstance(like, str) or like not in others):
         raise _wrong(f"{where}.like", like, f"one of {', '.join(others)}")
     for key in described:
         if key not in CHECKS:

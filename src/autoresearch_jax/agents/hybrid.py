@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoresearch_jax import journal
 from autoresearch_jax.agents import Agent, AgentError, Context, Proposal
 from autoresearch_jax.agents.ranges import Range, describe
 from autoresearch_jax.agents.tpe import Known, Tpe, Trial
@@ -29,6 +30,7 @@ ADVISORS = ("claude", "codex", "gemini", "opencode")
 BEST = 5  # points that the advisor is told
 SUGGESTIONS = 3
 ROWS = 24  # constants that it is told of
+CELL = 80  # characters of a cell in the table
 ENOUGH = 20  # scores, from which on importance is more than chance
 QUARTER = 0.25  # of the scores counts as good
 LINE = 200  # characters
@@ -62,7 +64,7 @@ class Hybrid(Agent):
             try:
                 return dataclasses.replace(self.tpe.propose(context), agent=self.tpe.name)
             except AgentError as error:
-                if error.kind != "exhausted":
+                if error.kind == "abandoned":
                     raise
         told = context.with_prompt(f"{context.prompt}\n{self.state(context)}")
         return self._signed(self.advisor.propose(told))
@@ -76,8 +78,11 @@ class Hybrid(Agent):
         return math.floor(n * self.fraction + 0.5) > math.floor((n - 1) * self.fraction + 0.5)
 
     def state(self, context: Context) -> str:
-        """The search's state as a section of a prompt; bounded. Raises AgentError, as tpe does."""
-        known = self.tpe.known(context)
+        """The search's state as a section of a prompt, bounded; "" where it knows nothing."""
+        try:
+            known = self.tpe.known(context)
+        except AgentError:  # no constants: the advisor may have taken them out
+            return ""
         parts = [
             f"{HEADING}\n\n{INTRODUCTION}",
             _best_points(known),
@@ -157,6 +162,8 @@ def _constants(known: Known, weights: Mapping[str, float]) -> str:
         for name in names
     ]
     head = ["constant", "now", "range searched", "in the best quarter", "importance"]
+    # A pattern of an agent's may hold anything.
+    rows = [[journal.clean(cell.replace("|", "/"), CELL) for cell in row] for row in rows]
     lines = [" | ".join(cells) for cells in ([*head], ["---"] * len(head), *rows)]
     note = (
         "Spread is one standard deviation on the constant's axis: a factor (x/) or a distance (+-)."
@@ -244,4 +251,4 @@ def _good(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _bullet(text: str) -> str:
-    return f"- {text}"[:LINE]
+    return f"- {journal.clean(text, LINE)}"

@@ -1,7 +1,6 @@
 """What a client has said: its proposal's words, what it cost, and what went wrong."""
 
 import json
-import math
 import re
 import time
 from collections.abc import Mapping
@@ -21,15 +20,17 @@ READ_BYTES = 16 << 20  # more than a log has
 
 # What the words of a client, or of its API, mean as a kind of AgentError; the first that is found.
 # A client's own patterns (`troubles` of clients.yaml) go before these.
+LARGEST = 1e15  # that a client is believed to have cost
 TROUBLES = {
     "missing": r"(execvp|env:) .*No such file|command not found|cannot be started",
-    "login": r"\b401\b|unauthori[sz]ed|unauthenticated|not logged in|authenticat|api key (is )?"
-    r"(not valid|invalid|missing|expired)|(invalid|incorrect|missing|no) (x-)?api.?key|auth method"
+    "login": r"(?<!line )\b401\b|unauthori[sz]ed|unauthenticated|not logged in|authenticat"
+    r"|api key (is )?(not valid|invalid|missing|expired)"
+    r"|(invalid|incorrect|missing|no) (x-)?api.?key|auth method"
     r"|missing environment variable|must specify the \w*KEY|(token|login) (has )?expired"
     r"|please (run|log|sign).{0,9}(login|in\b)|ProviderAuthError",
-    "limit": r"\b429\b|rate.?limit|(usage|session|weekly|daily|hourly|monthly) limit"
-    r"|hit your .*limit|too many requests|quota|credit balance|insufficient (credit|fund)"
-    r"|RESOURCE_EXHAUSTED|\b529\b|overloaded",
+    "limit": r"(?<!line )\b429\b|rate.?limit|(usage|session|weekly|daily|hourly|monthly) limit"
+    r"|hit your .*limit|too many requests|(?<!disk )quota|credit balance|insufficient (credit|fund)"
+    r"|RESOURCE_EXHAUSTED|(?<!line )\b529\b|overloaded",
     "stopped": r"max(imum)?[ _-](number of )?(session )?turns|output token maximum"
     r"|(prompt|context|input) .{0,20}too (long|large)|context (window|length)",
     "refused": r"usage policy|unable to respond to this request|content.?(filter|policy)|refusal"
@@ -133,7 +134,7 @@ def _clock(found: re.Match[str], now: float) -> float:
     """The next time that a clock, in the named zone or else this machine's, shows this."""
     try:
         zone = ZoneInfo(found["zone"]) if found["zone"] else None
-    except (OSError, ValueError):  # an unknown name
+    except (OSError, ValueError, KeyError):  # an unknown name, or no table of them
         zone = None
     here = datetime.fromtimestamp(now, zone)
     hour = int(found["hour"])
@@ -187,4 +188,4 @@ def _text(value: Any) -> str:
 
 def _number(value: Any) -> float | None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) and value >= 0 else None
+    return float(value) if number and 0 <= value < LARGEST else None

@@ -110,8 +110,8 @@ class Tpe(Agent):
         space = space_of(now.values, self._used[now.rest], first, context.search)
         if not space:
             raise AgentError(
-                "train.py has no upper-case constants (such as MATRIX_LR = 0.04) to search over, or "
-                "`search` in program.md leaves them all alone."
+                "train.py has no upper-case constants (such as MATRIX_LR = 0.04) to search over, "
+                "or `search` in program.md leaves them all alone."
             )
         return Known(
             source=source,

@@ -1,0 +1,201 @@
+"""Tells the person elsewhere what happened: an address gets JSON, a command gets the text.
+
+It happens in a thread beside the loop, which it never delays or ends: what fails is said once.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from autoresearch_jax import journal, process
+from autoresearch_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from autoresearch_jax.ledger import Plan
+    from autoresearch_jax.session import Session
+
+EVENTS = ("best", "crashes", "done", "paused")
+CRASHES = 3  # in a row
+COMMAND_SECONDS = 30.0
+ANSWER_SECONDS = 10.0  # that an address may keep silent
+CLOSE_SECONDS = 40.0  # that the end of a loop waits for its last words
+WAITING = 20  # texts that may wait; what is more is dropped
+TEXT_LIMIT = 600  # characters
+
+
+class Unsent(Exception):
+    """A text did not arrive; the message says why."""
+
+
+def target(text: str) -> str:
+    """An address or a command. Raises ValueError."""
+    text = text.strip()
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+    if not text or (scheme and scheme[1].lower() not in ("http", "https")):
+        raise ValueError("must be an http or https address, or a command")
+    if scheme and (not urlsplit(text).hostname or not text.isascii() or not text.isprintable()):
+        raise ValueError("must have a host, and nothing but plain characters")
+    if scheme and " " in text:
+        raise ValueError("must be one address")
+    return text
+
+
+def events(text: str) -> tuple[str, ...]:
+    """The events of a comma list. Raises ValueError."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names or not set(names) <= set(EVENTS):
+        raise ValueError(f"must be some of {','.join(EVENTS)}")
+    return names
+
+
+# ------------------------------------------------------------------------------------ telling
+
+
+@contextlib.contextmanager
+def telling(session: "Session", plan: "Plan") -> "Iterator[Teller]":
+    """Tells of a loop, also of the error that ends it."""
+    teller = Teller(session, plan)
+    try:
+        yield teller
+    except Exception as error:
+        teller.tell("paused", f"the loop has stopped: {error}")
+        raise
+    finally:
+        teller.close()
+
+
+class Teller:
+    """Tells what a loop's person wants to know, if anything."""
+
+    def __init__(self, session: "Session", plan: "Plan") -> None:
+        self._session = session
+        self._plan = plan
+        self._seen = sum(e.status is not None for e in session.history)
+        self._failed = False
+        self._texts: queue.Queue[tuple[str, str] | None] = queue.Queue(WAITING)
+        self._thread = threading.Thread(target=self._work, name="notify", daemon=True)
+        if plan.notify:
+            self._thread.start()
+
+    def decided(self) -> None:
+        """Looks at the experiments that were decided since the last time."""
+        found = [e for e in self._session.history if e.status is not None]
+        for at in range(self._seen, len(found)):
+            e, before = found[at], found[:at]
+            best = next((b.val_bpb for b in reversed(before) if b.status == "keep"), None)
+            if e.status == "keep" and best is not None and e.val_bpb is not None:
+                self.tell(
+                    "best",
+                    f"experiment {e.n} is the best so far, val_bpb {e.val_bpb:.6f} "
+                    f"({e.val_bpb - best:+.6f}): {e.description}",
+                )
+            last = [one.status for one in found[max(0, at - CRASHES) : at + 1]]
+            crashes = last[-CRASHES:] == ["crash"] * CRASHES
+            if crashes and (len(last) == CRASHES or last[0] != "crash"):
+                self.tell(
+                    "crashes", f"{CRASHES} experiments in a row crashed, the last: {e.reason}"
+                )
+        self._seen = len(found)
+
+    def ended(self, stopped: str) -> None:
+        """The loop is over; `stopped` as in a LoopResult."""
+        self.decided()
+        best = self._session.best
+        if stopped not in ("interrupted", "abandoned"):
+            known = best is not None and best.val_bpb is not None
+            score = f", best val_bpb {best.val_bpb:.6f}" if best and known else ""
+            self.tell("done", f"done ({stopped}): {self._seen} experiments{score}")
+
+    def tell(self, event: str, text: str) -> None:
+        """Sends it, if it is wanted, some time soon."""
+        if self._plan.notify and event in self._plan.notify_on:
+            words = journal.clean(f"autoresearch/{self._session.tag}: {text}", TEXT_LIMIT)
+            try:
+                self._texts.put_nowait((event, words))
+            except queue.Full:
+                self._fails("too many wait already")
+
+    def close(self) -> None:
+        """Waits for what is still to be sent, but not for ever."""
+        if self._thread.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._texts.put_nowait(None)
+                self._thread.join(CLOSE_SECONDS)
+
+    def _work(self) -> None:
+        while (found := self._texts.get()) is not None:
+            try:
+                send(self._plan.notify, *found)
+            except Unsent as error:
+                self._fails(str(error))
+
+    def _fails(self, why: str) -> None:
+        if not self._failed:
+            self._failed = True
+            self._session.view.say(f"     --notify: {why}. This is said once; the loop goes on.")
+
+
+# ------------------------------------------------------------------------------------ sending
+
+
+def send(to: str, event: str, text: str) -> None:
+    """Sends a text, and waits until it has arrived. Raises Unsent."""
+    if re.match("https?://", to, re.IGNORECASE):
+        _post(to, text)
+    else:
+        _command(to, event, text)
+
+
+def _post(address: str, text: str) -> None:
+    """The body is what Slack and its like take. An address is as good as a key, and not said."""
+    import urllib.error
+    import urllib.request
+
+    request = urllib.request.Request(
+        address,
+        data=json.dumps({"text": text}).encode(),
+        headers={"Content-Type": "application/json", "User-Agent": "autoresearch-jax"},
+    )
+    host = urlsplit(address).hostname
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS):
+            pass
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise Unsent(f"{host} answers {error.code}") from None
+    except Exception as error:  # an answer that is no HTTP has many names
+        why = getattr(error, "reason", error)
+        said = journal.clean(str(why)) or type(why).__name__
+        raise Unsent(f"{host} does not take it ({said})") from None
+
+
+def _command(command: str, event: str, text: str) -> None:
+    """The text is its standard input and a variable, and no part of what the shell reads."""
+    with tempfile.TemporaryDirectory(prefix="autoresearch-notify-") as folder:
+        words, said = Path(folder) / "text", Path(folder) / "said"
+        words.write_text(f"{text}\n", encoding="utf-8")
+        try:
+            ended = process.run(
+                ["/bin/sh", "-c", command],
+                cwd=Path.cwd(),
+                env={**os.environ, "AUTORESEARCH_EVENT": event, "AUTORESEARCH_TEXT": text},
+                stdin=words,
+                stdout=said,
+                limit_s=COMMAND_SECONDS,
+            )
+        except (UserError, OSError) as error:
+            raise Unsent(str(error).rstrip(".")) from None
+        if ended.why == "limit":
+            raise Unsent(f"the command took more than {COMMAND_SECONDS:.0f} s")
+        if ended.returncode:
+            last = said.read_text(errors="replace").strip().splitlines()[-1:]
+            why = f": {journal.clean(last[0])}" if last else ""
+            raise Unsent(f"the command ended with {ended.returncode}{why}")

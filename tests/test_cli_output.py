@@ -1,0 +1,144 @@
+"""How much commands say, how shells complete them, and that docs/cli.md tells all of it."""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from autoresearch_jax import cli, loop, paths, view
+from autoresearch_jax.loop import LoopResult
+from autoresearch_jax.workspace import Workspace
+from tests import harness
+from tests.harness import Notes
+
+CLI = (paths.template() / "docs" / "cli.md").read_text()
+
+
+# --------------------------------------------------------------------------- quiet, verbose
+
+
+@pytest.fixture
+def talking(tmp_path, monkeypatch):
+    """`loop` with an invented loop that says something."""
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(view, "PASSING_SECONDS", 0.0)
+    root = harness.make_repository(tmp_path / "w")
+    harness.run_loop(Workspace.open(root), harness.Scripted(), 0, tag="t")
+
+    def run_loop(workspace, setup, **_):
+        setup.view.say("a lasting line")
+        setup.view.say("Warning: no box.")
+        for _ in range(2):
+            setup.view.live("a passing line")
+        setup.view.live("")
+        return LoopResult("t", 1, None, "max")
+
+    monkeypatch.setattr(loop, "run_loop", run_loop)
+
+    def talk(*words):
+        done = CliRunner().invoke(cli.main, ["-C", str(root), *words])
+        assert "\x1b" not in done.output
+        return done
+
+    return talk
+
+
+def test_off_a_terminal_only_lasting_lines_are_printed(talking):
+    lines = talking("loop").stdout.splitlines()
+    assert lines[:2] == ["a lasting line", "Warning: no box."]
+    assert lines[2].startswith("1 experiment, 0 improvements, 0 crashes")
+
+
+def test_quiet_leaves_results_and_warnings(talking):
+    done = talking("--quiet", "loop")
+    assert done.stdout.startswith("1 experiment, 0 improvements, 0 crashes")
+    assert done.stderr == "Warning: no box.\n"
+
+
+def test_verbose_has_the_time_and_the_passing_lines(talking):
+    lines = talking("-v", "loop").stdout.splitlines()
+    said = [re.fullmatch(r"\d\d:\d\d:\d\d (.*)", line)[1] for line in lines[:3]]
+    assert said == ["a lasting line", "Warning: no box.", "  a passing line"]
+    assert lines[3].startswith("1 experiment")
+
+
+def test_quiet_and_verbose_exclude_one_another(talking):
+    done = talking("-q", "-v", "loop")
+    assert done.exit_code == 2
+    assert "Choose one of --quiet and --verbose." in done.output
+
+
+def test_on_a_terminal_passing_lines_stay_passing():
+    notes = Notes()
+    stamped = view.StampedView(notes, all_lines=False)
+    stamped.live("passes")
+    stamped.say("stays")
+    assert notes.shown == ["passes"]
+    assert re.fullmatch(r"\d\d:\d\d:\d\d stays", notes.text)
+
+
+def test_of_quick_passing_lines_most_are_left_out(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    notes = Notes()
+    stamped = view.StampedView(notes, all_lines=True)
+    for second in range(12):
+        now[0] = float(second)
+        stamped.live(f"step {second}")
+    assert [line.split()[-1] for line in notes.said] == ["0", "5", "10"]
+
+
+# -------------------------------------------------------------------------------- completion
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [(["wat"], ["watch"]), (["loop", "--notify"], ["--notify", "--notify-on"])],
+)
+def test_bash_completes(tmp_path, words, found):
+    program = tmp_path / "autoresearch-jax"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m autoresearch_jax "$@"\n')
+    program.chmod(0o755)
+    line = re.search(r"^eval .*$", CLI, re.MULTILINE)[0]
+    script = (
+        f'PATH={tmp_path}:$PATH\n{line}\nfunction="$(complete -p autoresearch-jax)"\n'
+        f"COMP_WORDS=(autoresearch-jax {' '.join(words)}) COMP_CWORD={len(words)}\n"
+        '[[ $function =~ -F\\ ([^ ]+) ]] && "${BASH_REMATCH[1]}" autoresearch-jax\n'
+        'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert done.stdout.split() == found
+
+
+# --------------------------------------------------------------------------------- documents
+
+
+def test_the_document_has_every_command():
+    table = CLI.split("## Commands")[1].split("\n\n`watch`")[0]
+    rows = re.findall(r"^\| `([a-z]+)", table, re.MULTILINE)
+    assert rows == [name for names in cli.SECTIONS.values() for name in names]
+
+
+def test_the_document_has_every_option_before_a_command():
+    table = CLI.split("## What every command takes")[1].split("## Exit codes")[0]
+    for parameter in cli.main.params:
+        if isinstance(parameter, click.Option):
+            for flag in parameter.opts:
+                assert f"`{flag}" in table
+
+
+def test_the_document_has_every_variable():
+    source = paths.template() / "src" / "autoresearch_jax"
+    text = "".join(path.read_text() for path in source.rglob("*.py"))
+    read = set(re.findall(r"[\"'](AUTORESEARCH_[A-Z_]+[A-Z])[\"']", text))
+    architecture = (paths.template() / "docs" / "architecture.md").read_text()
+    assert {name for name in read if f"`{name}" not in CLI + architecture} == set()

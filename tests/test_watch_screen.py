@@ -1,0 +1,356 @@
+"""`watch` in a terminal: what fits, and a real one (tmux) that is resized, stopped and lost."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+from rich.text import Text
+
+from autoresearch_jax.journal import Row
+from autoresearch_jax.report import entries, summarize
+from autoresearch_jax.watch import frame, story
+from tests import harness
+from tests.watch_helpers import Night, everything
+
+UNTRUSTED = (
+    "\x1b[31mred\x1b]0;title\x07 \u202eever\u202c\n漢字 👩\u200d👩\u200d👧 \ufeff\tcafé " * 2
+)
+ORIGINAL = (
+    "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
+    "a1b2c3d\t0.997900\t44.0\tkeep\tbaseline\n"
+    "b2c3d4e\t0.993200\t44.2\tkeep\tincrease LR to 0.04\n"
+    "c3d4e5f\t1.005000\t44.0\tdiscard\tswitch to GeLU activation\n"
+    "d4e5f6g\t0.000000\t0.0\tcrash\tdouble model width (OOM)\n"
+)
+COMMAND = [sys.executable, "-W", "error", "-m", "autoresearch_jax"]
+DEADLINE_SECONDS = 60.0  # after which a terminal hangs; no test waits for it
+needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+
+
+@pytest.fixture
+def night(tmp_path):
+    return Night(tmp_path / "w", 30)
+
+
+def look(night):
+    return story.open_story(night.workspace.root).look()
+
+
+def drawn(told, width=80, height=24):
+    return [line.plain for line in frame.lines(told, width, height, time.time())]
+
+
+# -------------------------------------------------------------------------------------- frames
+
+
+def test_a_frame_of_80_by_24_has_all_that_is_important(night):
+    night.live()
+    n = night.propose("the idea of now")
+    night.log(n, 57)
+    found = drawn(look(night))
+    assert len(found) == 24
+    text = "\n".join(found)
+    for words in (
+        "autoresearch/nov1  running",
+        f"experiment {n}  the idea of now",
+        "training 57%, 129 s left",
+        "step 570  loss 3.3524  10,667 tok/s  MFU 41.5%  0.5 GiB",
+        "by claude, on experiment 0, expects -0.001",
+        "best      0.997000  experiment 21, 0.30% below the start (1.000000)",
+        "so far    30 experiments, 1 improved, 4 crashes, 10.9 an hour",
+        "cost      1.45 dollars, 29,000 tokens",
+        "   29   1.009722  -0.012722  discard  MATRIX_LR 0.04 -> 0.04029 and some words",
+    ):
+        assert words in text
+    assert [line.split()[0] for line in found[-4:]] == ["27", "26", "25", "24"]
+
+
+def test_a_wide_frame_has_more_columns_and_rows(night):
+    found = drawn(look(night), 160, 50)
+    header = next(line for line in found if "val_bpb" in line)
+    names = ["n", "at", "commit", "val_bpb", "gain", "GiB", "status", "agent", "expected"]
+    assert header.split() == [*names, "description"]
+    assert len(found) - found.index(header) > 20
+    assert sum("│" in line or "└" in line for line in found) >= 1
+
+
+@pytest.mark.parametrize("state", ["thinking", "interrupted", "idle"])
+def test_where_nothing_runs_it_says_why(night, state):
+    if state == "thinking":
+        night.live()
+    if state == "interrupted":
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        night.live(pid)
+        night.propose("left behind")
+    found = "\n".join(drawn(look(night)))
+    words = {
+        "thinking": "experiment 30\n  is being thought about",
+        "interrupted": "interrupted: no loop runs",
+        "idle": "What goes on: autoresearch-jax loop",
+    }
+    assert words[state] in found
+
+
+@hypothesis.given(
+    words=st.text(max_size=200),
+    number=st.none() | st.floats() | st.floats(0, 10),
+    status=st.sampled_from(["keep", "discard", "crash"]) | st.text(max_size=20),
+    count=st.integers(0, 40),
+    width=st.integers(0, 200),
+    height=st.integers(0, 60),
+)
+@hypothesis.example(UNTRUSTED, 0.9, "keep", 30, 80, 24)
+@hypothesis.example(UNTRUSTED, 1e30, "keep", 3, 20, 40)
+def test_whatever_is_recorded_fits_a_terminal_of_any_size(
+    words, number, status, count, width, height
+):
+    listed = entries([Row(words, number, number, status, words)] * count)
+    running = story.Running(
+        n=count, description=words, expected=words, agent=words, base=0, phase="training",
+        started=0.0, progress=story.Progress(step=3, percent=number, loss=number),
+    )  # fmt: skip
+    told = story.Story(words, listed, summarize(listed), running, "running", problem=words)
+    for one in (told, dataclasses.replace(told, running=None, state="table", problem="")):
+        found = frame.lines(one, width, height, time.time())
+        assert len(found) <= height
+        for line in found:
+            assert line.cell_len <= width
+        for text in (*(line.plain for line in found), *frame.plain(one, time.time())):
+            assert not set(text) & set("\x1b\x07\n\r\t\u202e\u200d")
+
+
+def test_the_staircase_goes_down_as_the_best_does():
+    assert frame.staircase([4, 4, 3, 3, 1, 1], 6, 4) == [
+        "──┐   ",
+        "  └─┐ ",
+        "    │ ",
+        "    └─",
+    ]
+    assert frame.staircase([2.0, 2.0], 3, 2) == ["───", "   "]
+    rows = [(None, "crash"), (2.0, "x"), (3.0, "keep"), (1.0, "discard"), (1.5, "keep")]
+    listed = entries([Row("c", bpb, None, status, "") for bpb, status in rows])
+    assert frame.best_so_far(listed) == [2.0, 2.0, 2.0, 1.5]
+
+
+# ------------------------------------------------------------------------------- no terminal
+
+
+def piped(folder: Path, *words: str, **env: str) -> str:
+    done = subprocess.run(
+        [*COMMAND, "-C", str(folder), "watch", *words],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    return done.stdout
+
+
+def test_a_pipe_gets_the_present_state_once(night):
+    night.live()
+    night.propose(UNTRUSTED)
+    before = everything(night.workspace.root)
+    said = piped(night.workspace.root, FORCE_COLOR="1")
+    assert everything(night.workspace.root) == before
+    assert said.startswith("autoresearch/nov1, running\nexperiment 30  [31mred")
+    assert "best      0.997000  experiment 21" in said
+    assert len(said.splitlines()) == 20
+    assert "??" in piped(night.workspace.root, PYTHONIOENCODING="ascii")
+
+
+def test_a_table_of_the_original_and_an_empty_workspace_in_a_pipe(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "results.tsv").write_text(ORIGINAL)
+    said = piped(tmp_path / "theirs")
+    assert said.startswith("theirs\nbest      0.993200  experiment 1, 0.47% below the start")
+    assert "double model width (OOM)" in said
+    root = harness.make_repository(tmp_path / "w")
+    said = piped(root)
+    assert "Nothing has run here yet. What starts: autoresearch-jax loop" in said
+    assert "none yet" in said
+
+
+def test_options_of_the_page_need_the_page(tmp_path):
+    done = subprocess.run(
+        [*COMMAND, "watch", "--port", "1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--port and --host go with --web" in done.stderr
+
+
+# ------------------------------------------------------------------------------ real terminals
+
+
+class Terminal:
+    """A terminal of tmux's, with a shell in it."""
+
+    def __init__(self, folder: Path, width: int, height: int, **env: str) -> None:
+        self.folder = folder
+        self._socket = str(folder / "tmux")
+        shell = ["env", *(f"{name}={value}" for name, value in env.items()), "sh"]
+        size = ["-x", str(width), "-y", str(height)]
+        # A shell that a hang-up does not end can say how the program in it ended.
+        self("new-session", "-d", *size, *shell, "-c", "trap : HUP; PS1='$ ' sh -m; sleep 9")
+        self.until("$")
+
+    def __call__(self, *words: str) -> str:
+        env = {
+            name: value for name, value in os.environ.items() if name not in ("TMUX", "NO_COLOR")
+        }
+        done = subprocess.run(
+            ["tmux", "-u", "-f", "/dev/null", "-S", self._socket, *words],
+            env=env | {"LC_ALL": "C.UTF-8", "TERM": "xterm-256color"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    def watch(self, root: Path) -> None:
+        words = " ".join([*COMMAND, "-C", str(root), "watch"])
+        self.keys(f"{words}; echo ended $?")
+        self.keys("Enter")
+
+    def keys(self, keys: str) -> None:
+        self("send-keys", keys)
+
+    def lines(self) -> list[str]:
+        return self("capture-pane", "-p").rstrip("\n").split("\n")
+
+    def until(self, *words: str, gone: str = "") -> str:
+        """The screen, once it shows all of these, and no more what is to be gone."""
+        begun = time.monotonic()
+        while time.monotonic() < begun + DEADLINE_SECONDS:
+            text = "\n".join(self.lines())
+            if all(word in text for word in words) and not (gone and gone in text):
+                return text
+            time.sleep(0.05)
+        raise AssertionError(f"the terminal never showed {words}, but:\n{text}")
+
+
+@pytest.fixture
+def terminal(tmp_path):
+    """Opens terminals, and closes them."""
+    opened = []
+
+    def open_one(width=80, height=24, **env):
+        folder = tmp_path / f"terminal{len(opened)}"
+        folder.mkdir()
+        opened.append(Terminal(folder, width, height, **env))
+        return opened[-1]
+
+    yield open_one
+    for one in opened:
+        subprocess.run(["tmux", "-S", one._socket, "kill-server"], capture_output=True, check=False)
+
+
+@needs_tmux
+def test_a_terminal_shows_what_happens_through_a_resize_and_a_stop(night, terminal):
+    night.live()
+    n = night.propose(UNTRUSTED)
+    night.log(n, 57)
+    before = everything(night.workspace.root)
+    one = terminal()
+    one.watch(night.workspace.root)
+    text = one.until("training 57%", "q ends")
+    lines = text.split("\n")
+    assert len(lines) == 24
+    assert lines[0].startswith("autoresearch/nov1  running")
+    assert lines[-1].split()[0] == "24"  # nothing wrapped: the last row is where it belongs
+    assert "commit" not in text
+    assert everything(night.workspace.root) == before
+
+    night.log(n, 58)
+    one.until("training 58%")
+    night.decide(0.5)
+    night.propose("the next one")
+    text = one.until("0.500000  experiment 30", "experiment 31  the next one", "starting")
+    assert len(text.split("\n")) == 24
+
+    one("resize-window", "-x", "160", "-y", "50")
+    text = one.until("commit", "expected")
+    assert len(text.split("\n")) == 50
+    assert sum(line.startswith("autoresearch/nov1  running") for line in text.split("\n")) == 1
+    one("resize-window", "-x", "80", "-y", "24")
+    text = one.until("the next one", gone="commit")
+    assert len(text.split("\n")) == 24
+
+    one.keys("C-z")
+    one.until("Stopped", gone="q ends")
+    one.keys("fg; echo then $?")
+    one.keys("Enter")
+    one.until("the next one", "q ends")
+    one.keys("q")
+    one.until("then 0", gone="q ends")
+    one.keys("echo the shell has its keys back")
+    one.until("$ echo the shell has its keys back")
+
+
+@needs_tmux
+@pytest.mark.parametrize("keys", ["C-c", "Q"])
+def test_a_table_of_the_original_in_a_terminal(tmp_path, terminal, keys):
+    (tmp_path / "theirs").mkdir()
+    path = tmp_path / "theirs" / "results.tsv"
+    path.write_text(ORIGINAL)
+    one = terminal(NO_COLOR="1")
+    one.watch(tmp_path / "theirs")
+    one.until("0.993200  experiment 1", "switch to GeLU activation")
+    with path.open("a") as file:
+        file.write("e5f6a7b\t0.992100\t44.2\tkeep\twarm down longer\n")
+    one.until("0.992100  experiment 4", "warm down longer")
+    coloured = one("capture-pane", "-p", "-e")
+    assert "\x1b[32m" not in coloured
+    one.keys(keys)
+    one.until("ended 0", gone="q ends")
+
+
+@needs_tmux
+def test_an_empty_workspace_in_a_terminal_waits_for_its_first_experiment(tmp_path, terminal):
+    night = Night(tmp_path / "w")
+    hidden = night.state_dir.rename(tmp_path / "hidden")
+    one = terminal(60, 15)
+    one.watch(tmp_path / "w")
+    one.until("Nothing has run here yet")
+    hidden.rename(night.state_dir)
+    night.add()
+    one.until("autoresearch/nov1", "baseline", gone="Nothing has run here yet")
+
+
+@needs_tmux
+def test_a_lost_terminal_ends_it_quietly(night, terminal, tmp_path):
+    one = terminal()
+    told, err = tmp_path / "told", tmp_path / "err"
+    words = " ".join([*COMMAND, "-C", str(night.workspace.root), "watch"])
+    script = tmp_path / "script"
+    script.write_text(f"trap : HUP\n{words} 2>{err}\necho $? >{told}.new\nmv {told}.new {told}\n")
+    one.keys(f"exec sh {script}")
+    one.keys("Enter")
+    one.until("q ends")
+    one("kill-server")
+    begun = time.monotonic()
+    while not told.exists():
+        assert time.monotonic() < begun + DEADLINE_SECONDS
+        time.sleep(0.05)
+    assert told.read_text() == "0\n"
+    assert err.read_text() == ""
+
+
+def test_a_line_is_plain_text():
+    assert frame.shown("[bold]a\u200db[/bold]") == "[bold]ab[/bold]"
+    assert Text(frame.shown("[bold]")).plain == "[bold]"
