@@ -73,7 +73,15 @@ def test_help_loads_nothing_heavy(tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    [["doctor"], ["results"], ["show", "1"], ["loop", "--max", "1"], ["run"], ["run", "-m", "x"]],
+    [
+        ["doctor"],
+        ["sample"],
+        ["results"],
+        ["show", "1"],
+        ["loop", "--max", "1"],
+        ["run"],
+        ["run", "-m", "x"],
+    ],
 )
 def test_no_command_imports_jax_into_its_own_process(tmp_path, words):
     """A harness that holds the accelerator would leave none to a training."""

@@ -1,4 +1,4 @@
-"""Which box each kind of process gets: a training, the scorer, an agent."""
+"""Which box each kind of process gets: a training, the scorer, the sampler, an agent."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -40,6 +40,13 @@ def scorer(
     """It reads one split and what it scores, and writes its compile cache: no training can."""
     rows = () if data is None else (*_common(data), data.split_path(split))
     return Box(scratch, readable=(*rows, *readable), writable=(cache,))
+
+
+def sampler(
+    data: Manifest, *, scratch: Path, readable: Iterable[Path], writable: Iterable[Path]
+) -> Box:
+    """It reads the tokenizer and what it samples from, and no rows: no score comes of it."""
+    return Box(scratch, readable=(*_common(data), *readable), writable=tuple(writable))
 
 
 def agent(

@@ -1,0 +1,298 @@
+"""Text from a model: what it draws is what the model says, whatever else comes with it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from autoresearch_jax import boxes, conditions, files, manifest, sample, scoring
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.isolation import Chosen
+from autoresearch_jax.kit import artifacts
+from autoresearch_jax.sample import Draw
+from autoresearch_jax.workspace import Workspace
+from tests import data_helpers, harness
+from tests.levels import EVERY, STRONGEST
+
+T, V, ROWS = 64, 512, 64  # of the prepared data; rows that a CPU scores at a time
+TAG = "sampled"
+BYTES = 4  # the id of the token of byte 0
+TOP = Path(__file__).parents[1]
+
+
+def follow(cycle: bytes) -> np.ndarray:
+    """A table of logits [V, V] in which one byte of a cycle is likeliest after the other."""
+    table = np.zeros((V, V), np.float32)
+    for byte, successor in zip(cycle, cycle[1:] + cycle[:1], strict=True):
+        table[BYTES + byte, BYTES + successor] = 20.0
+    table[:, 0] = 30.0  # the start of a document, which is no text
+    return table
+
+
+def lookup(params, tokens):
+    return params["table"][tokens]
+
+
+def from_first(params, tokens):
+    """What the first token of a row foretells, everywhere in it."""
+    return params["table"][jnp.broadcast_to(tokens[:, :1], tokens.shape)]
+
+
+def with_lapack(params, tokens):
+    return params["table"][tokens] + jnp.linalg.cholesky(jnp.eye(V) + params["table"])[0]
+
+
+def not_finite(params, tokens):
+    return jnp.log(params["table"][tokens] - 1)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A workspace with a measured baseline whose model can be replaced."""
+
+    workspace: Workspace
+    home: Path
+
+    @property
+    def artifacts(self) -> Path:
+        return self.workspace.run_dir(TAG, 0) / "artifacts"
+
+    def leave(self, table, function=lookup) -> None:
+        files.remove(self.artifacts)
+        self.artifacts.mkdir()
+        params = {"table": jnp.asarray(table)}
+        checks = [jax.export.DisabledSafetyCheck.custom_call("lapack_spotrf_ffi")]
+        exported = jax.export.export(jax.jit(function), disabled_checks=checks)(
+            artifacts.abstract(params), jax.ShapeDtypeStruct((ROWS, T), np.int32)
+        )
+        (self.artifacts / "exported.bin").write_bytes(bytes(exported.serialize()))
+        artifacts.save_arrays(self.artifacts / "params", params)
+
+    def sample(self, prompt="", **options) -> str:
+        draw = {name: options.pop(name) for name in tuple(options) if name not in ("name", "tag")}
+        written: list[str] = []
+        sample.sample(
+            self.workspace, Draw(prompt, **draw), written.append, view=harness.Notes(), **options
+        )
+        return "".join(written)
+
+
+@pytest.fixture
+def ground(prepared_home, tmp_path, monkeypatch):
+    monkeypatch.setattr(conditions, "probe", lambda *_: (None, Chosen(STRONGEST, "")))
+    root, home = prepared_home
+    workspace = harness.make_repository(tmp_path / "workspace")
+    for name in manifest.FROZEN:
+        shutil.copy(root / name, workspace)
+    harness.git(workspace, "commit", "-q", "-a", "-m", "Frozen files with data")
+    workspace = Workspace.open(workspace)
+    return Ground(workspace, home)
+
+
+@pytest.fixture
+def measured(ground):
+    pinned = {**harness.DEVICE, "data": manifest.load(ground.workspace.root).fingerprint}
+    harness.run_loop(
+        ground.workspace,
+        harness.Scripted(harness.train_py(1.5)),
+        most=1,
+        tag=TAG,
+        fingerprint_of=lambda _: pinned,
+    )
+    return ground
+
+
+# ------------------------------------------------------------------------------------ the text
+
+
+@pytest.mark.parametrize("level", EVERY)
+def test_a_known_model_says_what_is_known(measured, monkeypatch, level):
+    monkeypatch.setattr(conditions, "probe", lambda *_: (None, Chosen(level, "")))
+    measured.leave(follow(b"abcdefg"))
+    assert measured.sample("c", tokens=9, temperature=0) == "cdefgabcde\n"
+
+
+def test_it_draws_by_seed_temperature_and_top_k(measured):
+    table = np.random.default_rng(0).normal(size=(V, V)).astype(np.float32)
+    measured.leave(3 * table)
+    first, again = (measured.sample("x", tokens=30, seed=1) for _ in range(2))
+    assert first == again
+    assert first != measured.sample("x", tokens=30, seed=2)
+    likeliest = measured.sample("x", tokens=30, temperature=0)
+    assert likeliest == measured.sample("x", tokens=30, top_k=1, seed=5)
+    assert likeliest != first
+
+
+@pytest.mark.parametrize("words", ["q", "quickly; 12 naïve 你好 " * 30])
+def test_a_full_row_moves_on(measured, words):
+    """The model says at every place what the first token of its row foretells."""
+    successors = np.random.default_rng(1).permutation(V - BYTES) + BYTES
+    table = np.zeros((V, V), np.float32)
+    table[np.arange(V), np.resize(successors, V)] = 20.0
+    measured.leave(table, from_first)
+    prepare = data_helpers.import_prepare(measured.workspace.root)
+    tokenizer = prepare.Tokenizer.load(measured.workspace.root)
+    tokens = [tokenizer.bos_id, *tokenizer.encode(words)]
+    start = len(tokens)
+    assert words == "q" or start > T
+    for _ in range(70):
+        tokens.append(int(table[tokens[-T:][0]].argmax()))
+    expected = sample.harmless(words + tokenizer.decode(tokens[start:]))
+    assert measured.sample(words, tokens=70, temperature=0) == expected + "\n"
+
+
+def test_bytes_become_text_and_nothing_steers_a_terminal(measured):
+    cycle = "你\n\t".encode() + b"\xff\x1b\xc3"
+    measured.leave(follow(cycle))
+    drawn = measured.sample("\n", tokens=len(cycle), temperature=0)
+    assert drawn == "\n\t���你\n" + "\n"
+    assert sample.harmless("a\u202eb\x9bc\u2028\x00\r") == "a�b�c���"
+    assert sample.harmless("\U0001f469\u200d\U0001f52c é") == "\U0001f469\u200d\U0001f52c é"
+
+
+def test_a_prompt_that_is_no_text_is_replaced(measured):
+    measured.leave(follow(b"ab"))
+    prompt = os.fsdecode(b"\xff\x1b[31m a")
+    assert measured.sample(prompt, tokens=1, temperature=0).startswith("��[31m a")
+
+
+# -------------------------------------------------------------------------------- the refusals
+
+
+@pytest.mark.parametrize(
+    ("function", "said"), [(with_lapack, "custom-call"), (not_finite, "not-finite")]
+)
+def test_a_model_that_would_not_be_scored_is_refused(measured, function, said):
+    measured.leave(follow(b"ab"), function)
+    with pytest.raises(UserError, match=f"experiment 0 left is not sampled from: {said}"):
+        measured.sample("a")
+
+
+def test_what_is_spoiled_is_refused(measured):
+    measured.leave(follow(b"ab"))
+    os.truncate(measured.artifacts / "exported.bin", 100)
+    with pytest.raises(UserError, match=r"truncated: exported\.bin cannot be read"):
+        measured.sample("a")
+    (measured.artifacts / "exported.bin").unlink()
+    (measured.artifacts / "exported.bin").symlink_to(measured.workspace.root / "train.py")
+    with pytest.raises(UserError, match="symlink"):
+        measured.sample("a")
+    assert not list(measured.home.glob("sample-*"))
+
+
+def test_a_crash_of_the_sampler_is_one_message(measured, monkeypatch):
+    measured.leave(follow(b"ab"))
+    environment = boxes.scorer_environment
+    wrong = {"JAX_PLATFORMS": "no-such-device"}
+    monkeypatch.setattr(boxes, "scorer_environment", lambda *a: environment(*a) | wrong)
+    with pytest.raises(UserError, match=r"sampling from experiment 0 failed: .*no-such-device"):
+        measured.sample("a")
+
+
+def test_where_there_is_no_model_it_says_what_to_type(ground, measured, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match=r"experiment 1 is a discard.*results --kept-only"):
+        measured.sample(name="1")
+    with pytest.raises(UserError, match="--temperature nan"):
+        measured.sample(temperature=float("nan"))
+    with pytest.raises(UserError, match="no experiment ran under the tag 'other'"):
+        measured.sample(tag="other")
+    files.remove(measured.artifacts)
+    with pytest.raises(UserError, match=r"experiment 0 was kept too long ago.*results --kept-only"):
+        measured.sample()
+    fresh = Workspace.open(harness.make_repository(tmp_path / "fresh"))
+    with pytest.raises(UserError, match=r"nothing was measured here yet.*: autoresearch-jax loop"):
+        Ground(fresh, measured.home).sample()
+
+
+def test_data_of_another_text_is_refused(ground):
+    pinned = {**harness.DEVICE, "data": "0" * 16}
+    harness.run_loop(
+        ground.workspace, harness.Scripted(), most=0, tag=TAG, fingerprint_of=lambda _: pinned
+    )
+    with pytest.raises(UserError, match=r"prepared anew.*`uv run prepare\.py --source \.\.\.` in "):
+        ground.sample()
+
+
+def test_frozen_files_may_have_changed_as_long_as_the_data_is_there(
+    measured, tmp_path, monkeypatch
+):
+    measured.leave(follow(b"ab"))
+    root = measured.workspace.root
+    with (root / "constants.py").open("a") as file:
+        file.write("# changed\n")
+    assert measured.sample("a", tokens=3, temperature=0) == "abab\n"
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "empty"))
+    with pytest.raises(UserError, match=r"is not what experiment 0 was trained with.* checkout "):
+        Ground(Workspace.open(root), measured.home).sample()
+
+
+# --------------------------------------------------------------------------------- the command
+
+MAIN = """
+import sys
+from autoresearch_jax.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print('LOADED', sorted({'jax', 'jaxlib', 'numpy'} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def command(ground, *words):
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", MAIN, "sample", *words],
+        cwd=ground.workspace.root,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_the_command_streams_until_it_is_interrupted(measured):
+    measured.leave(follow(b"abcdefg"))
+    process = command(measured, "a", "--tokens", "1000000", "--temperature", "0")
+    assert process.stdout.read(30) == (b"abcdefg" * 5)[:30]
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=60)
+    assert rest.endswith(b"\n")
+    assert set(rest[:-1]) <= set(b"abcdefg")
+    assert process.returncode == 0, errors
+    assert errors.decode().splitlines() == ["LOADED []"]
+    assert not list(measured.home.glob("sample-*"))
+
+
+def test_the_command_ends_when_nobody_reads(measured):
+    measured.leave(follow(b"abcdefg"))
+    process = command(measured, "a", "--tokens", "1000000")
+    assert process.stdout.read(5)
+    process.stdout.close()
+    with process.stderr:
+        errors = process.stderr.read().decode()
+    assert process.wait(timeout=60) == 0, errors
+    assert "Traceback" not in errors
+
+
+def test_a_training_is_not_disturbed(measured, monkeypatch):
+    """It holds the devices, as a training does; so while one is held it says who holds it."""
+    measured.leave(follow(b"ab"))
+    process = command(measured, "a", "--tokens", "1000000")
+    assert process.stdout.read(5)
+    with pytest.raises(UserError, match=r"is held by process .*autoresearch-jax sample"):
+        measured.sample("a")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+
+
+def test_no_score_rests_on_the_sampler():
+    """What it does can change without a new tag."""
+    covered = {path for rule in scoring.CODE for path in scoring.PACKAGE.glob(rule)}
+    assert not [path for path in covered if "sampl" in str(path.relative_to(scoring.PACKAGE))]
