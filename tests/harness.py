@@ -143,6 +143,13 @@ def alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
+def ended_pid() -> int:
+    """The number of a process that has ended; forking would warn where a test has imported JAX."""
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    return process.pid
+
+
 def rows(root: Path) -> list[list[str]]:
     lines = (root / "results.tsv").read_text(encoding="utf-8").splitlines()[1:]
     return [line.split("\t") for line in lines]

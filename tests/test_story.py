@@ -141,11 +141,7 @@ def test_the_running_experiment(night):
 
 
 def test_one_that_a_killed_loop_left_is_interrupted(night):
-    pid = os.fork()
-    if not pid:
-        os._exit(0)
-    os.waitpid(pid, 0)
-    night.live(pid)
+    night.live(harness.ended_pid())
     night.propose()
     assert read(night).look().state == "interrupted"
 

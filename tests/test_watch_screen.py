@@ -86,11 +86,7 @@ def test_where_nothing_runs_it_says_why(night, state):
     if state == "thinking":
         night.live()
     if state == "interrupted":
-        pid = os.fork()
-        if not pid:
-            os._exit(0)
-        os.waitpid(pid, 0)
-        night.live(pid)
+        night.live(harness.ended_pid())
         night.propose("left behind")
     found = "\n".join(drawn(look(night)))
     words = {
