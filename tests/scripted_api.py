@@ -8,6 +8,7 @@ request carries says which step of the script comes next, so a client may ask tw
 import json
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -131,26 +132,28 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-class Protocol:
+class Protocol(ABC):
     """How one of the APIs says it."""
 
+    @abstractmethod
     def owns(self, path: str) -> bool:
-        raise NotImplementedError
+        """Whether a request to that path is one of its."""
 
     def is_turn(self, path: str, body: dict[str, Any]) -> bool:
         """Whether it is the conversation itself, and not a title or the like."""
         return bool(body.get("tools"))
 
+    @abstractmethod
     def results(self, body: dict[str, Any]) -> int:
         """How many tool results the request carries."""
-        raise NotImplementedError
 
+    @abstractmethod
     def events(self, step: Call | Say, body: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         """(event, data) of the answer's stream."""
-        raise NotImplementedError
 
+    @abstractmethod
     def error(self, step: Fail) -> dict[str, Any]:
-        raise NotImplementedError
+        """The body of a failure."""
 
 
 class Anthropic(Protocol):

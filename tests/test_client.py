@@ -531,3 +531,20 @@ def test_a_cost_that_no_number_holds_is_none():
     assert replies._number(10**400) is None
     assert replies._number(float("nan")) is None
     assert replies._number(2) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("cluade:opus", "claude"), ("tpe:opus", "tpe"), ("nosuch:model", "")]
+)
+def test_a_mistyped_name_with_a_model_is_no_command(name, meant):
+    with pytest.raises(AgentError, match="is no client") as caught:
+        client.make_client(name, (), {}).check()
+    assert caught.value.kind == "missing"
+    assert str(caught.value).endswith(f"Did you mean {meant}?" if meant else "the clients")
+
+
+def test_a_line_end_in_the_words_of_json_is_read(tmp_path):
+    (tmp_path / "out").write_text('{"result": "a\nb", "cost": 0.5}')
+    fields = {"reply": "result", "usd": "cost"}
+    reply = replies.read("json", fields, tmp_path / "out", tmp_path / "err")
+    assert (reply.text, reply.usage.usd) == ("a\nb", 0.5)

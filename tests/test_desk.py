@@ -670,6 +670,13 @@ def test_dollars_hold_where_a_paid_answer_was_no_use(workspace):
     assert (result.stopped, len(agent.contexts)) == ("max-usd", 2)
 
 
+def test_an_answer_without_a_price_is_said_where_dollars_are_limited(workspace):
+    view = Notes()
+    agent = Slow(priced("FIRST = 0", "FIRST = 0.1", None, 5))
+    run_loop(workspace, agent, 1, view, tag="t", max_usd=1.0)
+    assert "slow did not say what that cost: --max-usd misses it" in view.text
+
+
 def test_what_a_late_answer_cost_is_its_own(workspace):
     steps = [
         {"step": "asked", "ask": 0, "n": 1, "usd": 3.0, "tokens": 1, "seconds": 1.0},

@@ -94,6 +94,22 @@ def test_what_cannot_run_ends_in_seconds(workspace, size, reason):
     assert rows[1][1] == "crash"
 
 
+def test_a_proposal_is_compiled_while_the_one_before_it_trains(workspace):
+    """Looked at by the real compiler before its turn, and so refused without a training."""
+
+    class Slow(harness.Scripted):
+        slow = True
+
+    unfit = [gated(size=size, seconds=59.0) for size in (8192, 8193, 8194, 8195)]
+    agent = Slow(gated(waits=True, score=2.0), *unfit)
+    options = {"examine": beside, "max_memory_gb": 0.25}
+    harness.run_loop(workspace, agent, 2, harness.Notes(), **options)
+    second = journal_of(workspace)[2]
+    assert second.refused.startswith("out of memory")
+    assert (second.status, second.reason) == ("crash", second.refused)
+    assert "wall_seconds" not in second.metrics
+
+
 def test_what_the_gate_says_is_recorded(workspace):
     run(workspace, gated(waits=True))
     for e in journal_of(workspace):

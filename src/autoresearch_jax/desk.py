@@ -378,6 +378,8 @@ class Desk:
             finally:
                 dropped = session.ratchet.others_changed(base, context.worktree)
                 session.ratchet.forget(base, context.worktree)
+            if self.plan.max_usd is not None and agent.slow and agent.priced and usage.usd is None:
+                session.view.say(f"     {name} did not say what that cost: --max-usd misses it")
             if dropped:
                 names = journal.clean(", ".join(dropped))
                 session.view.say(f"     dropped changes outside train.py: {names}")

@@ -146,10 +146,13 @@ def _unused_accelerator(device: Device) -> Iterator[Problem]:
 
 def _data(root: Path) -> tuple[bool, list[Problem]]:
     if not all((root / name).is_file() for name in manifest.FROZEN):
-        return False, [Problem(f"{root} is not a workspace.", "autoresearch-jax setup")]
+        return False, [Problem(f"{root} is not a workspace.", "autoresearch-jax setup ~/research")]
     try:
         manifest.load(root)
     except UserError as error:
+        if (root / "src" / "autoresearch_jax").is_dir():  # ours, with the sizes of an H100
+            why = f"no data is prepared in {root}, the program's own checkout: make a workspace"
+            return False, [Problem(f"{why}.", "autoresearch-jax setup ~/research")]
         return False, [Problem(str(error), "uv run prepare.py")]
     return True, []
 

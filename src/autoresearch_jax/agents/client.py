@@ -6,6 +6,7 @@ what it prints, what it must be able to write, how one logs in. Any shell comman
 
 import contextlib
 import dataclasses
+import difflib
 import errno
 import os
 import re
@@ -214,6 +215,12 @@ class ClientAgent(Agent):
         )
 
 
+def _meant(name: str) -> str:
+    """The client or search whose name is nearest, as a question; "" if none is near."""
+    near = difflib.get_close_matches(name.lower(), [*shipped(), "tpe", "hybrid"], n=1)
+    return f". Did you mean {near[0]}?" if near else ""
+
+
 def _filled(word: str, values: Mapping[str, str]) -> str:
     """The word with its placeholders replaced, once each: a prompt may hold braces."""
     return re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], word)
@@ -240,11 +247,13 @@ class CommandAgent(ClientAgent):
         self.name = clean(SECRET.sub(r"\1…", VALUE.sub(r"\1=…", command)), 60)
 
     def check(self) -> None:
-        """Raises AgentError where the command is one word, and nothing has that name."""
-        if re.fullmatch(r"[\w.-]+", self.command) and shutil.which(self.command) is None:
+        """Raises AgentError where it reads as NAME or NAME:MODEL, and nothing has that name."""
+        if re.fullmatch(r"[\w.-]+(:\S*)?", self.command) and shutil.which(self.command) is None:
+            name = self.command.partition(":")[0]
             raise AgentError(
-                f"{self.command!r} is no client ({', '.join(shipped())}), no search (tpe, hybrid), "
-                "and no program in PATH. autoresearch-jax doctor lists the clients",
+                f"{self.command!r} is no client ({', '.join(shipped())}), alone or with :MODEL, no "
+                f"search (tpe, hybrid) and no program in PATH. `autoresearch-jax doctor` lists the "
+                f"clients{_meant(name)}",
                 "missing",
             )
 

@@ -167,7 +167,7 @@ def _load(output: str, path: Path) -> Any:
 
 def _json(text: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(text)
+        found = json.loads(text, strict=False)  # a script's `echo` writes line ends into words
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
