@@ -1,18 +1,13 @@
 """The step at full default size compiled for an H100, on a machine without a GPU."""
 
 import importlib.util
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from autoresearch_jax.compiler import hlo
+from tests import bench_rows
 
-ROOT = Path(__file__).parents[1]
 WINDOW = 1025  # positions that an S layer sees, its own included
 LAYERS, LONG = 8, 2  # the long ones see all of the row
 
@@ -27,18 +22,8 @@ pytestmark = [
 
 
 def compiled(device_batch, flags=""):
-    command = [sys.executable, "bench/compiled.py", "--target", "h100", "--json"]
-    command += ["--device-batch", str(device_batch)]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    batch = ("--device-batch", str(device_batch))
+    return bench_rows.last("compiled.py", "--target", "h100", *batch, flags=flags)
 
 
 @pytest.fixture(scope="module")

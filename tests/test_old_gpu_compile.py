@@ -4,8 +4,6 @@ They have neither bfloat16 nor flash attention: what is compiled must do without
 """
 
 import importlib.util
-import json
-import os
 import re
 import subprocess
 import sys
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from autoresearch_jax.compiler import hlo
+from tests import bench_rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,17 +29,7 @@ pytestmark = [
 
 def preset(name, target, flags=""):
     """What bench/presets.py says of a preset on a device."""
-    command = [sys.executable, "bench/presets.py", "--preset", name, "--target", target, "--json"]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return bench_rows.last("presets.py", "--preset", name, "--target", target, flags=flags)
 
 
 @pytest.fixture(scope="module")
