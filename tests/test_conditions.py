@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from autoresearch_jax import conditions, isolation, landlock, manifest, scoring
+from autoresearch_jax import conditions, hardware, isolation, landlock, manifest, scoring
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.workspace import Workspace
 from tests import data_helpers, harness, levels
@@ -101,6 +101,31 @@ def test_an_isolation_that_is_required_is_reached_or_refused(workspace, monkeypa
     found = conditions.examine(workspace)
     assert (found.level, found.watched) == ("none", True)
     assert "bwrap is not in PATH" in found.warning
+
+
+@levels.boxed
+def test_a_box_that_hides_the_accelerator_is_not_taken(workspace, monkeypatch):
+    found, probe = [], hardware.probe
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(hardware, "accelerator_present", lambda: "nvidia")
+
+    def outside_on_a_gpu(**options):
+        device = probe(
+            **{**options, "environment": lambda given: {**given, "JAX_PLATFORMS": "cpu"}}
+        )
+        found.append("wrap" in options)
+        kind = {} if found[-1] else {"platform": "gpu", "device_kind": "NVIDIA H100"}
+        return dataclasses.replace(device, **kind)
+
+    monkeypatch.setattr(hardware, "probe", outside_on_a_gpu)
+    device, chosen = conditions.probe(workspace.home)
+    assert (device.platform, chosen.level) == ("gpu", "none")
+    assert "in a box of it JAX does not find the NVIDIA H100" in chosen.warning
+    # Where JAX has no GPU outside either, the box is not at fault, and a person is told once.
+    monkeypatch.setattr(hardware, "probe", probe)
+    found = conditions.examine(workspace)
+    assert found.level == levels.STRONGEST
+    assert "this machine has an NVIDIA GPU, but JAX sees only the CPU" in found.warning
 
 
 @levels.boxed

@@ -144,7 +144,7 @@ def test_a_gpu_that_jax_does_not_see_is_said(monkeypatch, tmp_path):
         "570.1, 9.0": "cuda12",
     }.items():
         tool.write_text(f"#!/bin/sh\necho {said}\n")
-        assert doctor.cuda_extra() == extra
+        assert hardware.cuda_extra() == extra
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert not list(doctor._unused_accelerator(cpu))
 

@@ -548,6 +548,28 @@ def test_every_version_of_landlock_holds_what_it_can(version, tmp_path):
     }
 
 
+@pytest.mark.parametrize("level", BOXES)
+def test_threads_can_be_given_names(ask, level):
+    """CUDA does that when it starts; where it cannot, a training would not find its GPU."""
+    found = ask(
+        level,
+        """
+        import threading
+        def name():
+            place = f"/proc/self/task/{threading.get_native_id()}/comm"
+            with open(place, "w") as file:
+                file.write("cuda")
+            return open(place).read().strip()
+        names = []
+        thread = threading.Thread(target=lambda: names.append(tried(name)))
+        thread.start()
+        thread.join()
+        answer(names=names)
+        """,
+    )
+    assert found == {"names": ["cuda"]}
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has what is taken from root here")
 @pytest.mark.parametrize("level", BOXES)
 def test_root_cannot_take_the_box_apart(ask, level, tmp_path):
@@ -565,12 +587,19 @@ def test_root_cannot_take_the_box_apart(ask, level, tmp_path):
                                                 device) or "made"),
             core=tried(lambda: open("/proc/sys/kernel/core_pattern", "r+").close() or "open"),
             irq=tried(lambda: open("/proc/irq/default_smp_affinity", "r+").close() or "open"),
+            kernel=[
+                name for name in os.listdir("/proc")
+                if not name.isdigit() and not os.path.isdir(f"/proc/{name}")
+                and os.stat(f"/proc/{name}").st_mode & 0o222
+                and tried(lambda: open(f"/proc/{name}", "r+").close() or "open") == "open"
+            ],
             held=[line for line in open("/proc/self/status") if line.startswith("CapEff")][0],
         )
         """,
     )
     assert int(found.pop("held").split()[1], 16) & ~(1 << 1 | 1 << 14) == 0
     assert found["unmounted"] == found["mounted"] == -1
+    assert found["kernel"] == []
     for name in ("node", "node_at_home", "core", "irq"):
         assert found[name] in ("PermissionError", "OSError")
 

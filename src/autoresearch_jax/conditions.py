@@ -92,13 +92,21 @@ def examine(workspace: Workspace, wanted: str = "auto", required: str | None = N
         "box": chosen.level,
     }
     watched = chosen.level == "none"
+    warnings = [chosen.warning]
+    if unused := hardware.unused_accelerator(device):
+        name, extra = unused
+        warnings.append(
+            f"this machine has {name}, but JAX sees only the CPU: end this, and start it with "
+            f"`uv run --extra {extra} autoresearch-jax`, or say that it is meant: "
+            "export JAX_PLATFORMS=cpu"
+        )
     return Conditions(
         fingerprint,
         provenance,
         chosen.level,
         data,
         watched,
-        chosen.warning,
+        "; ".join(filter(None, warnings)),
         platform=device.platform,
         target=_target(device),
         memory_gib=usable_gib(device),
@@ -170,4 +178,9 @@ def _probe_in_box(home: Path, level: str, overrides: Mapping[str, str]) -> hardw
         )
     if device.leaks:
         raise UserError(f"a box of it {' and '.join(device.leaks)}")
+    if hardware.unused_accelerator(device):
+        # Where JAX computes on the CPU outside as well, it is not the box that is in its way.
+        outside = hardware.probe(environment=lambda given: {**given, **overrides})
+        if outside.platform != "cpu":
+            raise UserError(f"in a box of it JAX does not find the {outside.device_kind}")
     return device

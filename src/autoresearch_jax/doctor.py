@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import os
-import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ from autoresearch_jax import (
 )
 from autoresearch_jax.agents import AgentError, client, make_agent
 from autoresearch_jax.errors import UserError
-from autoresearch_jax.hardware import Device, accelerator_present
+from autoresearch_jax.hardware import Device
 from autoresearch_jax.settings import Settings
 from autoresearch_jax.workspace import Workspace
 
@@ -114,34 +112,13 @@ def report(root: Path) -> dict[str, Any]:
     }
 
 
-def cuda_extra() -> str:
-    """The extra for the installed driver and card: CUDA 13 needs 580, and no GPU before Turing."""
-    try:
-        said = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version,compute_cap", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return "cuda12"
-    found = re.match(r"\s*(\d+)\.[\d.]+(?:, *(\d+)\.(\d+))?", said)
-    if not found or int(found[1]) < 580:
-        return "cuda12"
-    before_turing = found[2] and (int(found[2]), int(found[3])) < (7, 5)
-    return "cuda12" if before_turing else "cuda13"
-
-
 def _unused_accelerator(device: Device) -> Iterator[Problem]:
-    present = accelerator_present()
-    if device.platform != "cpu" or not present or os.environ.get("JAX_PLATFORMS") == "cpu":
-        return
-    extra, name = ("tpu", "a TPU") if present == "tpu" else (cuda_extra(), "an NVIDIA GPU")
-    yield Problem(
-        f"this machine has {name}, but JAX sees only the CPU: the {extra} extra is missing.",
-        f"uv run --extra {extra} autoresearch-jax doctor",
-    )
+    if unused := hardware.unused_accelerator(device):
+        name, extra = unused
+        yield Problem(
+            f"this machine has {name}, but JAX sees only the CPU: the {extra} extra is missing.",
+            f"uv run --extra {extra} autoresearch-jax doctor",
+        )
 
 
 def _data(root: Path) -> tuple[bool, list[Problem]]:

@@ -192,6 +192,34 @@ def accelerator_present() -> str | None:
     return None
 
 
+def unused_accelerator(device: Device) -> tuple[str, str] | None:
+    """What this machine has and JAX does not see, and the extra it takes; None: it sees it, or
+    shall not."""
+    present = accelerator_present()
+    if device.platform != "cpu" or not present or _only_cpu():
+        return None
+    return ("a TPU", "tpu") if present == "tpu" else ("an NVIDIA GPU", cuda_extra())
+
+
+def cuda_extra() -> str:
+    """The extra for the installed driver and card: CUDA 13 needs 580, and no GPU before Turing."""
+    try:
+        said = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version,compute_cap", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return "cuda12"
+    found = re.match(r"\s*(\d+)\.[\d.]+(?:, *(\d+)\.(\d+))?", said)
+    if not found or int(found[1]) < 580:
+        return "cuda12"
+    before_turing = found[2] and (int(found[2]), int(found[3])) < (7, 5)
+    return "cuda12" if before_turing else "cuda13"
+
+
 def device_names(dev: Path = Path("/dev")) -> list[str]:
     """What a training here would take, found without JAX and at once: names to lock.
 

@@ -228,8 +228,8 @@ def _bwrap(box: Box) -> list[str]:
     # Nobody shall think that something was saved where nothing is.
     read_only = [path for path, kind in done.items() if kind == "--hide" and path.is_dir()]
     read_only += [] if box.everything else [Path("/")]
-    read_only += [Path("/proc")] if os.geteuid() == 0 else []  # root could set the kernel
-    return command + [word for path in read_only for word in ("--remount-ro", str(path))]
+    command += [word for path in read_only for word in ("--remount-ro", str(path))]
+    return command + [word for path in _kernel() for word in ("--ro-bind", str(path), str(path))]
 
 
 def _mounts(box: Box) -> tuple[dict[Path, str], dict[Path, str]]:
@@ -249,6 +249,21 @@ def _mounts(box: Box) -> tuple[dict[Path, str], dict[Path, str]]:
     shared = (Path("/tmp"), Path("/var/tmp"))
     mounts |= {_trace(path)[0]: "--tmp" for path in shared if _exists(path)}
     return mounts, links
+
+
+def _kernel() -> list[Path]:
+    """What root could set the kernel by in /proc, which as a whole must stay writable.
+
+    CUDA gives its threads names there, and does not start where it cannot (error 304).
+    """
+    if os.geteuid() != 0:
+        return []
+    plain = (path for path in Path("/proc").iterdir() if not path.is_symlink())
+    return sorted(
+        path
+        for path in plain
+        if not path.name.isdigit() and (path.is_dir() or path.stat().st_mode & 0o222)
+    )
 
 
 def _option(kind: str, path: Path, target: str, scratch: Path) -> list[str]:
