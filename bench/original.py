@@ -5,10 +5,11 @@ standard input. The script runs as it stands, except that
 
 - `prepare` hands out random tokens, and ends the training when it was long enough;
 - the constants that the job names have the job's values;
-- on a CPU "cuda" reads "cpu", attention is torch's own within the same window, and in float32
-  bfloat16 reads float32.
+- on a CPU "cuda" reads "cpu", and in float32 bfloat16 reads float32;
+- attention is torch's own within the same window, on a CPU, and on a GPU where the job says so: the
+  original downloads its kernel (FlashAttention 3) when it starts, which takes a network.
 
-Needs torch and numpy, and on a GPU kernels: the original's own environment has them.
+Needs torch and numpy, and for the original's own attention kernels: its environment has them.
 """
 
 import ast
@@ -108,14 +109,25 @@ class Adapted(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def attention_module() -> types.ModuleType:
-    """Stands in for `kernels` on a CPU."""
+def attention_module(on_gpu: bool) -> types.ModuleType:
+    """Stands in for `kernels`, with what torch brings."""
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     def flash_attn_func(q, k, v, causal, window_size):
         assert causal
         T, window = q.shape[1], window_size[0]
         local = window < T
+        if on_gpu and local:  # FlashAttention 2
+            return torch.ops.aten._flash_attention_forward(
+                q, k, v, None, None, T, T, 0.0, True, False,
+                window_size_left=window, window_size_right=0,
+            )[0]  # fmt: skip
+        if on_gpu:
+            with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):
+                q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+                y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return y.transpose(1, 2)
         mask = torch.ones(T, T, dtype=torch.bool).tril().triu(-window) if local else None
         y = torch.nn.functional.scaled_dot_product_attention(
             *(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask, is_causal=not local
@@ -172,7 +184,8 @@ def measure(job: dict) -> dict:
     if not on_gpu:
         torch.cuda.get_device_capability = lambda: (9, 0)
         torch.cuda.synchronize = lambda: None
-        sys.modules["kernels"] = attention_module()
+    if job["attention"] == "torch":
+        sys.modules["kernels"] = attention_module(on_gpu)
     script = types.ModuleType("original_train")
     steps: list[tuple[float, float]] = []
     sys.modules |= {

@@ -3,8 +3,9 @@
     uv run bench/overhead.py [--part loop|phases|help] [--json]
 
 `loop`: experiments with a train.py that does nothing and a score that takes no time, on git
-repositories with more and more experiments behind them. `phases`: a baseline and experiments at the
-demo's size. `help`: the command's start. Seconds; the median, and the smallest and largest.
+repositories with more and more experiments behind them. `phases`: a baseline and experiments, at
+the demo's size or another preset's. `help`: the command's start. Seconds; the median, and the
+smallest and largest.
 """
 
 import itertools
@@ -253,15 +254,15 @@ def counted(owner: type, name: str) -> Iterator[list[int]]:
 # ------------------------------------------------------------------------------ the phases
 
 
-def measure_phases(count: int, budget: int) -> dict:
+def measure_phases(count: int, budget: int, preset: str, source: str) -> dict:
     """The phases of a baseline (cold) and of `count` experiments that change a number (warm)."""
     with fresh_home() as folder:
         root, view = folder / "workspace", harness.Notes()
-        create.setup(root, view, preset="demo", skip_data=True)
+        create.setup(root, view, preset=preset, skip_data=True)
         constants = root / "constants.py"
         constants.write_text(literals.rewrite(constants.read_text(), {"TIME_BUDGET": budget}))
         harness.git(root, "commit", "-q", "-a", "--allow-empty", "-m", "A budget for measuring")
-        prepare = [sys.executable, "prepare.py", "--source", "pydocs"]
+        prepare = [sys.executable, "prepare.py", "--source", source]
         subprocess.run(prepare, cwd=root, stdout=sys.stderr, check=True)
         workspace = Workspace.open(root)
         begun = time.time()
@@ -337,7 +338,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence]) -> Table
     return made
 
 
-def loop_part(sizes: Sequence[int], count: int, budget: int) -> tuple[dict, list[Table]]:
+def loop_part(*, sizes: Sequence[int], count: int, **_) -> tuple[dict, list[Table]]:
     rows = [measure_loop(behind, count) for behind in sizes]
     started = measure_process(count)
     keys = {
@@ -352,14 +353,16 @@ def loop_part(sizes: Sequence[int], count: int, budget: int) -> tuple[dict, list
     return found, [table(title, columns, [list(row.values()) for row in rows])]
 
 
-def phases_part(sizes: Sequence[int], count: int, budget: int) -> tuple[dict, list[Table]]:
-    found = measure_phases(count, budget)
+def phases_part(
+    *, count: int, budget: int, preset: str, source: str, **_
+) -> tuple[dict, list[Table]]:
+    found = measure_phases(count, budget, preset, source)
     rows = [[name, found["cold"][name], warm] for name, warm in found["warm"].items()]
     title = f"Beside {budget} s, after {found['examination_s']} s of looking at the machine"
     return {"phases": found}, [table(title, ("phase", "baseline", "then"), rows)]
 
 
-def help_part(sizes: Sequence[int], count: int, budget: int) -> tuple[dict, list[Table]]:
+def help_part(*, count: int, **_) -> tuple[dict, list[Table]]:
     found = measure_help(2 * count)
     keys = {name: value["median"] for name, value in found.items()}
     return {**keys, "help": found}, [table("The start", ("what", "seconds"), [*found.items()])]
@@ -377,11 +380,13 @@ PARTS: dict[str, Callable[..., tuple[dict, list[Table]]]] = {
 @click.option("--behind", "sizes", type=int, multiple=True, default=SIZES, show_default=True)
 @click.option("--count", default=10, show_default=True, help="Experiments that are timed.")
 @click.option("--budget", default=10, show_default=True, help="Seconds, of `phases`.")
+@click.option("--preset", default="demo", show_default=True, help="Size, of `phases`.")
+@click.option("--source", default="pydocs", show_default=True, help="Text, of `phases`.")
 @click.option("--json", "as_json", is_flag=True)
-def main(parts, sizes, count, budget, as_json):
+def main(parts, as_json, **options):
     found = {}
     for name in parts or PARTS:
-        values, tables = PARTS[name](sizes, count, budget)
+        values, tables = PARTS[name](**options)
         found |= values
         if not as_json:
             for one in tables:

@@ -234,9 +234,10 @@ def cell(value) -> str:
 @click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="[default: all]")
 @click.option("--seconds", default=10.0, show_default=True, help="Of steps, a repeat.")
 @click.option("--repeats", default=5, show_default=True)
+@click.option("--attention", type=click.Choice(["own", "torch"]), help="Of the original on a GPU.")
 @click.option("--set", "sizes", multiple=True, callback=assignment, metavar="NAME=NUMBER")
 @click.option("--json", "as_json", is_flag=True)
-def main(checkout, python, device, dtypes, seconds, repeats, sizes, as_json):
+def main(checkout, python, device, dtypes, seconds, repeats, attention, sizes, as_json):
     try:
         original.parse(checkout)
     except original.Unrecognised as error:
@@ -246,7 +247,8 @@ def main(checkout, python, device, dtypes, seconds, repeats, sizes, as_json):
     device = device or ("gpu" if hardware.accelerator_present() == "nvidia" else "cpu")
     if device == "gpu" and "float32" in dtypes:
         raise click.UsageError("the original's attention kernel on a GPU has no float32")
-    check_interpreter(python, ["torch", "numpy", *(["kernels"] if device == "gpu" else [])])
+    attention = attention or ("own" if device == "gpu" else "torch")
+    check_interpreter(python, ["torch", "numpy", *(["kernels"] if attention == "own" else [])])
 
     constants = (SMALL if device == "cpu" else {}) | sizes
     seq_len = constants.pop("MAX_SEQ_LEN", MAX_SEQ_LEN)
@@ -260,6 +262,7 @@ def main(checkout, python, device, dtypes, seconds, repeats, sizes, as_json):
                     "python": python,
                     "device": device,
                     "dtype": dtype,
+                    "attention": attention,
                     "constants": constants,
                     "seq_len": seq_len,
                     "vocab_size": vocab_size,
@@ -273,6 +276,7 @@ def main(checkout, python, device, dtypes, seconds, repeats, sizes, as_json):
         "device": device,
         "device_kind": runs[0].pop("device_kind"),
         "versions": runs[0].pop("versions"),
+        "attention": attention,
         "sizes": constants | {"MAX_SEQ_LEN": seq_len, "VOCAB_SIZE": vocab_size},
         "repeats": repeats,
         "runs": runs,

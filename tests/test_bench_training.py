@@ -19,6 +19,7 @@ dt = step = train_loss_f = num_params = num_flops_per_token = 0
 """
 TINY_JOB = {
     "device": "cpu",
+    "attention": "torch",
     "dtype": "float32",
     "seconds": 0.0,
     "seq_len": 32,

@@ -122,8 +122,8 @@ def restrict(spec: dict[str, Any]) -> None:
         for root in roots:
             for path, whole in expand(root, without):
                 allow(ruleset, path, (access if whole else READ_DIR) & attr.handled_access_fs)
-    # CUDA names its threads there, and does not start where it cannot (error 304). The command takes
-    # this process over, so the place is the command's; processes that it starts have none.
+    # CUDA names its threads there, and does not start where it cannot (error 304). The command
+    # takes this process over, so the place is its own; processes that it starts have none.
     allow(ruleset, Path("/proc/self/task"), (WRITE_FILE | TRUNCATE) & attr.handled_access_fs)
     _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     drop_capabilities()
