@@ -160,7 +160,9 @@ class CausalSelfAttention(nn.Module):
             # Value residual (ResFormer): a gate of zero weights lets it through unchanged.
             gate_BTK = 2 * nn.sigmoid(product(x_BTD[..., : self.GATE_CHANNELS], self.ve_gate))
             v_BTKH += gate_BTK[..., None] * ve_BTD.reshape(v_BTKH.shape)
-        q_BTNH, k_BTKH = (kit.rms_norm(kit.rotate(x, *tables)) for x in (q_BTNH, k_BTKH))
+        q_BTNH, k_BTKH = (
+            kit.rotate_and_normalize(x, *tables, c.platform) for x in (q_BTNH, k_BTKH)
+        )
         y_BTNH = kit.attention(
             q_BTNH, k_BTKH, v_BTKH, window=c.windows[self.layer], platform=c.platform
         )

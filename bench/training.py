@@ -2,6 +2,7 @@
 
     uv run --extra cuda13 bench/training.py --original CHECKOUT [--set DEVICE_BATCH_SIZE=64]
     uv run bench/training.py --original CHECKOUT --device cpu [--dtype float32] [--json]
+    uv run --extra cuda13 bench/training.py        # ours alone
 
 CHECKOUT is a clone of karpathy/autoresearch. After `uv sync` in it, its own environment has its
 torch and attention kernel; `--python` names another interpreter with torch. Both train on the same
@@ -145,7 +146,7 @@ def summary(runs: list[dict], peak: float | None) -> dict:
 
 
 def compare(job: dict, repeats: int) -> dict:
-    """Both sides at one job.
+    """Both sides at one job, or ours alone where it names no original.
 
     Raises:
       ClickException: the original does not run, or the two do not do the same work.
@@ -154,8 +155,18 @@ def compare(job: dict, repeats: int) -> dict:
     for i in range(repeats):
         click.echo(f"{job['dtype']}, repeat {i + 1} of {repeats}", err=True)
         ours.append(measure_ours_alone(job))
-        theirs.append(measure_original(job))
-    a, b = ours[0], theirs[0]
+        theirs += [measure_original(job)] if job["original"] else []
+    a = ours[0]
+    found = {
+        "dtype": job["dtype"],
+        **{name: a[name] for name in WORK},
+        "ours": summary(ours, a["peak_flops"]),
+        "device_kind": a["device_kind"],
+        "versions": a["versions"],
+    }
+    if not theirs:
+        return found
+    b = theirs[0]
     if any(a[name] != b[name] for name in WORK):
         values = ", ".join(f"{a[name]:,} against {b[name]:,} {WORK[name]}" for name in WORK)
         raise click.ClickException(f"not the same work, ours against the original's: {values}")
@@ -166,14 +177,10 @@ def compare(job: dict, repeats: int) -> dict:
         )
     medians = [[statistics.median(run["step_seconds"]) for run in runs] for runs in (ours, theirs)]
     ratios = [b / a for a, b in zip(*medians, strict=True)]
-    return {
-        "dtype": job["dtype"],
-        **{name: a[name] for name in WORK},
-        "ours": summary(ours, a["peak_flops"]),
+    return found | {
         "original": summary(theirs, a["peak_flops"]),
         "ratio": round(statistics.median(ratios), 3),
         "ratio_least_and_most": [round(min(ratios), 3), round(max(ratios), 3)],
-        "device_kind": a["device_kind"],
         "versions": a["versions"] | b["versions"],
     }
 
@@ -208,16 +215,17 @@ def check_interpreter(python: str, modules: list[str]) -> None:
 def show(report: dict) -> None:
     console = Console()
     for run in report["runs"]:
-        ours, theirs = run["ours"], run["original"]
-        table = Table(run["dtype"], "ours", "original")
-        for name, value in ours.items():
-            table.add_row(name, *(cell(side) for side in (value, theirs[name])))
-        table.add_row("ratio", cell(run["ratio"]), "1")
-        table.add_row("ratio_least_and_most", cell(run["ratio_least_and_most"]), "")
+        sides = [name for name in ("ours", "original") if name in run]
+        table = Table(run["dtype"], *sides)
+        for name in run["ours"]:
+            table.add_row(name, *(cell(run[side][name]) for side in sides))
+        if "ratio" in run:
+            table.add_row("ratio", cell(run["ratio"]), "1")
+            table.add_row("ratio_least_and_most", cell(run["ratio_least_and_most"]), "")
         console.print(table)
     work = (f"{run[name]:,} {what}" for name, what in WORK.items())
     versions = (f"{name} {version}" for name, version in report["versions"].items())
-    console.print(f"both: {', '.join(work)}; {report['device_kind']}; {', '.join(versions)}")
+    console.print(f"{', '.join(work)}; {report['device_kind']}; {', '.join(versions)}")
 
 
 def cell(value) -> str:
@@ -228,7 +236,7 @@ def cell(value) -> str:
 
 
 @click.command(help=__doc__.partition("\n")[0])
-@click.option("--original", "checkout", type=click.Path(path_type=Path), required=True)
+@click.option("--original", "checkout", type=click.Path(path_type=Path))
 @click.option("--python", help="An interpreter with torch.  [default: the checkout's, or this one]")
 @click.option("--device", type=click.Choice(list(PLATFORMS)), help="[default: gpu if there is one]")
 @click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="[default: all]")
@@ -238,17 +246,18 @@ def cell(value) -> str:
 @click.option("--set", "sizes", multiple=True, callback=assignment, metavar="NAME=NUMBER")
 @click.option("--json", "as_json", is_flag=True)
 def main(checkout, python, device, dtypes, seconds, repeats, attention, sizes, as_json):
-    try:
-        original.parse(checkout)
-    except original.Unrecognised as error:
-        raise click.ClickException(str(error)) from error
-    own = checkout / ".venv" / "bin" / "python"
-    python = python or (str(own) if own.exists() else sys.executable)
     device = device or ("gpu" if hardware.accelerator_present() == "nvidia" else "cpu")
     if device == "gpu" and "float32" in dtypes:
         raise click.UsageError("the original's attention kernel on a GPU has no float32")
     attention = attention or ("own" if device == "gpu" else "torch")
-    check_interpreter(python, ["torch", "numpy", *(["kernels"] if attention == "own" else [])])
+    if checkout:
+        try:
+            original.parse(checkout)
+        except original.Unrecognised as error:
+            raise click.ClickException(str(error)) from error
+        own = checkout / ".venv" / "bin" / "python"
+        python = python or (str(own) if own.exists() else sys.executable)
+        check_interpreter(python, ["torch", "numpy", *(["kernels"] if attention == "own" else [])])
 
     constants = (SMALL if device == "cpu" else {}) | sizes
     seq_len = constants.pop("MAX_SEQ_LEN", MAX_SEQ_LEN)
@@ -258,7 +267,7 @@ def main(checkout, python, device, dtypes, seconds, repeats, attention, sizes, a
         runs = [
             compare(
                 {
-                    "original": str(checkout),
+                    "original": checkout and str(checkout),
                     "python": python,
                     "device": device,
                     "dtype": dtype,

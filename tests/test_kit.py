@@ -162,10 +162,13 @@ ANGLES = np.linspace(0, 9, 7 * 8, dtype=np.float32).reshape(1, 7, 1, 8)
 BETWEEN = {
     "rms_norm": (kit.rms_norm, plain_rms_norm),
     "squared_relu": (kit.squared_relu, lambda x: jnp.maximum(x, 0) ** 2),
-    "rotate": (
-        lambda x: kit.rotate(x, np.cos(ANGLES), np.sin(ANGLES)),
-        lambda x: plain_rotate(x, np.cos(ANGLES), np.sin(ANGLES)),
-    ),
+    **{
+        f"rotate_and_normalize on a {platform}": (
+            lambda x, on=platform: kit.rotate_and_normalize(x, np.cos(ANGLES), np.sin(ANGLES), on),
+            lambda x: plain_rms_norm(plain_rotate(x, np.cos(ANGLES), np.sin(ANGLES))),
+        )
+        for platform in ("gpu", "tpu")
+    },
 }
 
 

@@ -34,7 +34,9 @@ from autoresearch_jax.kit.devices import platform as platform  # noqa: E402
 from autoresearch_jax.kit.devices import same_on_all_processes as same_on_all_processes  # noqa: E402
 from autoresearch_jax.kit.devices import supported as supported  # noqa: E402
 from autoresearch_jax.kit.elementwise import rms_norm as rms_norm  # noqa: E402
-from autoresearch_jax.kit.elementwise import rotate as rotate  # noqa: E402
+from autoresearch_jax.kit.elementwise import (  # noqa: E402
+    rotate_and_normalize as rotate_and_normalize,
+)
 from autoresearch_jax.kit.elementwise import squared_relu as squared_relu  # noqa: E402
 from autoresearch_jax.kit.loss import (  # noqa: E402
     softcapped_cross_entropy as softcapped_cross_entropy,

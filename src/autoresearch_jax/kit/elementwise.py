@@ -6,6 +6,8 @@ training step, and less to read. A barrier in the gradient keeps XLA from going 
 inputs; it would, as it may drop the rounding of a result to bfloat16.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -67,32 +69,56 @@ def _squared_relu_gradient(stored, dy):
 squared_relu.defvjp(_squared_relu, _squared_relu_gradient)
 
 
-@jax.custom_vjp
-def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turns each head's first half against its second, by angles of the position.
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def rotate_and_normalize(
+    x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array, platform: str
+) -> jax.Array:
+    """Turns each head's first half against its second, by angles of the position; then `rms_norm`.
 
-    Its gradient is a turn back, written as one, since XLA would take the transposed halves apart.
-    The angles get none: they are constants here.
+    The angles get no gradient: they are constants here.
 
     Args:
       x_BTNH: queries or keys.
       cos: cosines, [1, T, 1, H/2].
       sin: sines, likewise.
+      platform: `kit.platform` of the devices it is compiled for.
+
+    Returns:
+      The same shape and dtype.
 
     References:
       Su et al., `RoFormer <https://arxiv.org/abs/2104.09864>`_, 2021
+      Henry et al., `Query-Key Normalization <https://arxiv.org/abs/2010.04245>`_, 2020
     """
+    return _rotate_and_normalize(x_BTNH, cos, sin, platform)[0]
+
+
+def _rotate_and_normalize(x_BTNH, cos, sin, platform):
+    del platform
+    turned = [half.astype(jnp.float32) for half in _turned_halves(x_BTNH, cos, sin)]
+    # Summed before they are joined: of the whole, a GPU's kernel computes each half twice.
+    square_sum = jnp.sum(sum(map(jnp.square, turned)), axis=-1, keepdims=True)
+    scale = jax.lax.rsqrt(square_sum / x_BTNH.shape[-1] + jnp.finfo(jnp.float32).eps)
+    halves = [(half * scale).astype(x_BTNH.dtype) for half in turned]
+    y_BTNH = jnp.concatenate(halves, axis=-1)
+    return y_BTNH, (y_BTNH, scale, cos, sin)
+
+
+def _rotate_and_normalize_gradient(platform, stored, dy_BTNH):
+    y_BTNH, scale, cos, sin = jax.lax.optimization_barrier(stored)
+    (dy_BTNH,) = _rms_norm_gradient((y_BTNH, scale), dy_BTNH)  # of what was turned: to turn back
+    if platform != "gpu":
+        return jnp.concatenate(_turned_halves(dy_BTNH, cos, -sin), axis=-1), None, None
+    # Joined halves would stand within the joined gradients of queries, keys and values, which a
+    # GPU writes a third slower; an axis reversed is none to it, though to a TPU it is a copy.
+    swapped_BTNH = jnp.flip(dy_BTNH.reshape(*dy_BTNH.shape[:-1], 2, -1), -2).reshape(dy_BTNH.shape)
+    cos, sin = (jnp.concatenate(pair, axis=-1) for pair in ((cos, cos), (-sin, sin)))
+    return dy_BTNH * cos + swapped_BTNH * sin, None, None
+
+
+def _turned_halves(x_BTNH, cos, sin):
     a, b = jnp.split(x_BTNH, 2, axis=-1)
-    return jnp.concatenate([a * cos + b * sin, b * cos - a * sin], axis=-1)
+    return a * cos + b * sin, b * cos - a * sin
 
 
-def _rotate(x_BTNH, cos, sin):
-    return rotate(x_BTNH, cos, sin), (cos, sin)
-
-
-def _rotate_gradient(tables, dy_BTNH):
-    cos, sin = tables
-    return rotate(dy_BTNH, cos, -sin), None, None
-
-
-rotate.defvjp(_rotate, _rotate_gradient)
+rotate_and_normalize.defvjp(_rotate_and_normalize, _rotate_and_normalize_gradient)

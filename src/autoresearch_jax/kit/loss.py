@@ -12,7 +12,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-# Float32 logits of a chunk are 256 MiB at a vocabulary of 8192. On a TPU 64 MiB, which stay in its
+# At a vocabulary of 8192 the logits of a chunk are 128 MiB on a GPU, which stores them in the dtype
+# of the activations, as the original does. On a TPU they are 64 MiB of float32, which stay in its
 # vector memory and are never written out; on a CPU 16 MiB, which stay in its cache.
 CHUNK_TOKENS = {"tpu": 2048, "cpu": 512}
 DEFAULT_CHUNK_TOKENS = 8192
@@ -46,20 +47,31 @@ def _forward(x_BTD, w_DV, targets_BT, softcap, platform):
     x_CND = x_BTD.reshape(-1, chunk, D)
     targets_CN = targets_BT.reshape(-1, chunk)
     w_cast_DV = w_DV.astype(x_BTD.dtype)
+    on_gpu = platform == "gpu"
 
     def body(dw_DV, inputs):
         x_ND, targets_N = inputs
-        logits_NV = jnp.dot(x_ND, w_cast_DV, preferred_element_type=jnp.float32)
-        tanh_NV = jnp.tanh(logits_NV / softcap)
-        capped_NV = softcap * tanh_NV
-        is_target_NV = jnp.arange(w_DV.shape[1])[None, :] == targets_N[:, None]
+        stored = x_BTD.dtype if on_gpu else jnp.float32
+        logits_NV = jnp.dot(x_ND, w_cast_DV, preferred_element_type=stored)
+        if on_gpu:
+            logits_NV = jax.lax.optimization_barrier(logits_NV)  # XLA would store float32
+        tanh_NV = jnp.tanh(logits_NV.astype(jnp.float32) / softcap)
         # Capped logits need no pass for their maximum, unless the cap is far up.
-        top_N1 = 0.0 if softcap < EXPONENT_LIMIT else jnp.max(capped_NV, axis=-1, keepdims=True)
-        exp_NV = jnp.exp(capped_NV - top_N1)
+        capped = softcap < EXPONENT_LIMIT
+        top_N1 = 0.0 if capped else softcap * jnp.max(tanh_NV, axis=-1, keepdims=True)
+        exp_NV = jnp.exp(softcap * tanh_NV - top_N1)
         sum_N1 = jnp.sum(exp_NV, axis=-1, keepdims=True)
-        # In the pass that sums anyway: to be picked from, the logits would have to be stored.
-        target_N1 = jnp.sum(jnp.where(is_target_NV, capped_NV, 0.0), axis=-1, keepdims=True)
+        if on_gpu:  # computed again: from one pass to the next XLA would store it, in float32
+            logits_NV, sum_N1 = jax.lax.optimization_barrier((logits_NV, sum_N1))
+            tanh_NV = jnp.tanh(logits_NV.astype(jnp.float32) / softcap)
+            exp_NV = jnp.exp(softcap * tanh_NV - top_N1)
+        target_ND = w_cast_DV.T[targets_N]
+        target_N1 = jnp.sum(
+            x_ND.astype(jnp.float32) * target_ND.astype(jnp.float32), axis=-1, keepdims=True
+        )
+        target_N1 = softcap * jnp.tanh(target_N1 / softcap)
         nats = jnp.sum(jnp.log(sum_N1) + top_N1 - target_N1)
+        is_target_NV = jnp.arange(w_DV.shape[1])[None, :] == targets_N[:, None]
         dcapped_NV = (exp_NV * (1 / sum_N1) - is_target_NV) / tokens
         dlogits_NV = (dcapped_NV * (1.0 - tanh_NV**2)).astype(x_BTD.dtype)
         dx_ND = jnp.dot(dlogits_NV, w_cast_DV.T)
