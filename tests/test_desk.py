@@ -77,6 +77,12 @@ def edit(old, new, description="edit"):
     return answer
 
 
+def for_ever(context):
+    while not context.abandoned():
+        time.sleep(0.01)
+    raise AgentError("abandoned", "abandoned")
+
+
 def trouble(kind, **options):
     def answer(context):
         raise AgentError(f"{kind}: no answer", kind, **options)
@@ -247,6 +253,20 @@ run_loop(workspace, Slow({waits!r}, edit("SECOND = 0", "SECOND = 0.2", "waited")
     assert len(records(workspace, "asked")) == 2
 
 
+def test_a_draft_outlives_the_repositorys_clean_up(workspace):
+    def stop(context):
+        signal.raise_signal(signal.SIGINT)
+        return edit("SECOND = 0", "SECOND = 0.2", "waits")(context)
+
+    run_loop(workspace, Slow(edit("FIRST = 0", "FIRST = 0.1"), stop), tag="t")
+    (draft,) = (one for one in records(workspace, "drafted") if one["description"] == "waits")
+    harness.git(workspace.root, "gc", "-q", "--prune=now")
+    with pytest.raises(subprocess.CalledProcessError):
+        harness.git(workspace.root, "cat-file", "-e", draft["blob"])
+    run_loop(workspace, Slow(), 1, tag="t")
+    assert [e.description for e in found(workspace)] == ["baseline", "edit", "waits"]
+
+
 def test_who_asks_is_not_the_thread_that_trains(workspace):
     agent = Slow(edit("FIRST = 0", "FIRST = 0.1"))
     run_loop(workspace, agent, 1, tag="t")
@@ -255,11 +275,6 @@ def test_who_asks_is_not_the_thread_that_trains(workspace):
 
 
 def test_an_agent_that_thinks_is_ended_with_the_loop(workspace):
-    def for_ever(context):
-        while not context.abandoned():
-            time.sleep(0.01)
-        raise AgentError("abandoned", "abandoned")
-
     def stop(context):
         signal.raise_signal(signal.SIGINT)
         return for_ever(context)
@@ -410,6 +425,76 @@ def test_without_repairs_a_crash_is_recorded_at_once(workspace):
     assert [e.status for e in found(workspace)] == ["keep", "crash"]
 
 
+class Mending(Slow):
+    """Mends for as long as the experiment after the crash is not decided."""
+
+    def __init__(self, *sources):
+        super().__init__(*sources)
+        self.go = threading.Event()
+
+    def repair(self, context):
+        assert self.go.wait(60)
+        return edit("; raise ValueError('odd')", "", "mended")(context)
+
+
+CRASH = edit("FIRST = 0", "FIRST = 0.1; raise ValueError('odd')", "odd")
+
+
+@pytest.mark.parametrize("instead", ["draft", "tpe"])
+def test_while_an_agent_mends_for_long_something_else_is_trained(workspace, monkeypatch, instead):
+    monkeypatch.setattr(desk, "PATIENCE_SECONDS", 0.0)
+    waits = instead == "draft"
+    others = [edit("SECOND = 0", "SECOND = 0.2"), for_ever] if waits else [trouble("login")]
+    agent = Mending(CRASH, *others)
+
+    class Deciding(Notes):
+        """Lets it mend once experiment 2 is decided, and waits until it has."""
+
+        def say(self, text):
+            super().say(text)
+            if re.match(r" +2 (keep|discard)", text):
+                agent.go.set()
+                while not any(
+                    one["description"] == "mended" for one in records(workspace, "drafted")
+                ):
+                    time.sleep(0.01)
+
+    view = Deciding()
+    run_loop(workspace, agent, 3, view, tag="t", lookahead=waits, fallback=not waits)
+    e = found(workspace)
+    assert [one.agent for one in e] == ["", "slow", "slow" if waits else "tpe", "slow"]
+    assert (e[1].status, e[1].reason) == ("crash", "ValueError: odd")
+    assert "not mended yet: the crash is recorded, and slow goes on mending" in view.text
+    assert (e[3].description, e[3].status) == ("mended", "keep")
+    source = Ratchet(workspace, "t").show(e[3].commit)
+    assert "FIRST = 0.1\n" in source
+    assert "SECOND = 0.2" in source or not waits  # carried over to what was kept meanwhile
+    assert not records(workspace, "repaired")
+    prompt = (workspace.run_dir("t", 3) / "prompt.md").read_text()
+    assert "ValueError: odd" in prompt  # the question that it answers
+
+
+def test_where_nothing_else_can_be_trained_mending_is_waited_for(workspace, monkeypatch):
+    monkeypatch.setattr(desk, "PATIENCE_SECONDS", 0.0)
+    agent = Mending(CRASH)
+    threading.Timer(0.6, agent.go.set).start()
+    run_loop(workspace, agent, 1, tag="t")
+    assert [(one.status, one.repairs) for one in found(workspace)] == [("keep", 0), ("keep", 1)]
+
+
+def test_an_agent_that_mends_is_ended_with_the_loop(workspace, monkeypatch):
+    monkeypatch.setattr(desk, "PATIENCE_SECONDS", 0.0)
+
+    class ForEver(Slow):
+        def repair(self, context):
+            return for_ever(context)
+
+    agent = ForEver(CRASH, trouble("login"))
+    run_loop(workspace, agent, 2, tag="t", lookahead=False, fallback=True)
+    assert [one.status for one in found(workspace)][1] == "crash"
+    assert [one["trouble"] for one in records(workspace, "asked")] == ["", "login", "", "abandoned"]
+
+
 # ------------------------------------------------------------------------------------ troubles
 
 
@@ -502,7 +587,7 @@ def test_while_an_agent_thinks_for_long_tpe_proposes(workspace, monkeypatch):
     view = Watching()
     run_loop(workspace, Slow(long), 2, view, tag="t", fallback=True)
     assert [e.agent for e in found(workspace)] == ["", "tpe", "slow"]
-    assert "slow is still thinking: tpe proposes meanwhile" in view.text
+    assert "slow has no proposal yet: tpe proposes meanwhile" in view.text
     assert "FIRST = 0.1" in Ratchet(workspace, "t").show(found(workspace)[2].commit)
     for e, name in zip(found(workspace)[1:], ("tpe", "slow"), strict=True):
         assert e.agent == name
@@ -653,11 +738,6 @@ def test_a_loop_begins_nothing_that_its_hours_do_not_hold(workspace):
 
 
 def test_hours_end_a_wait(workspace):
-    def for_ever(context):
-        while not context.abandoned():
-            time.sleep(0.01)
-        raise AgentError("abandoned", "abandoned")
-
     result = run_loop(workspace, Slow(for_ever), tag="t", max_hours=2.5 / 3600)
     assert (result.stopped, result.decided) == ("max-hours", 1)
 

@@ -9,7 +9,10 @@ While the agent does not answer, `tpe` proposes in its place, and the agent is a
 - no program, nobody logged in: after an hour;
 - a rate limit or a quota: when it says, else after a minute, then two, and so on up to an hour;
 - anything else, after three answers in a row that were no use: after ten minutes, then twenty, ...;
-- still thinking when the accelerator has waited `PATIENCE_SECONDS` for its answer: it goes on.
+- no answer yet when the accelerator has waited `PATIENCE_SECONDS` for it: it goes on.
+
+An agent that mends a crash is waited for as long, if something else can be trained. Then the crash
+is recorded, and the mended train.py becomes a draft like any other.
 
 Without a fallback a limit is waited for, and everything else stops the loop.
 """
@@ -21,8 +24,9 @@ import stat
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from autoresearch_jax import boxes, drafts, files, isolation, journal, ledger, trainer
@@ -38,7 +42,7 @@ from autoresearch_jax.session import Abandoned, Session, time_budget
 
 SOURCE_BYTES = 256 << 10  # that a train.py may have: no room for parameters
 TRIES = 3  # answers in a row that may be no use
-PATIENCE_SECONDS = 120.0  # that the accelerator waits for an agent before tpe proposes
+PATIENCE_SECONDS = 120.0  # that the accelerator waits for an agent before something else is trained
 TICK_SECONDS = 0.2
 LOG_BYTES = 16 << 10  # of a crashed training's log, for who mends it
 EXPECTED_LIMIT = 80  # characters
@@ -91,15 +95,20 @@ class Desk:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="agent")
         self._thinking: Future[None] | None = None
         self._patience = 0.0  # seconds that the accelerator may yet wait for this answer
+        self._mender = ThreadPoolExecutor(1, thread_name_prefix="mender")
+        self._late: Future[None] | None = None  # makes a draft of a repair that came too late
         self._closed = False
 
     def close(self) -> None:
         """Ends an agent that still thinks; a draft that is done waits in the journal."""
         self._closed = True
+        threads = (self._thread, self._mender)
         try:
-            self._thread.shutdown(wait=True, cancel_futures=True)
-        except KeyboardInterrupt:  # the thread ends by itself, and records what was spent
-            self._thread.shutdown(wait=True)
+            for one in threads:
+                one.shutdown(wait=True, cancel_futures=True)
+        except KeyboardInterrupt:  # they end by themselves, and record what was spent
+            for one in threads:
+                one.shutdown(wait=True, cancel_futures=True)
             raise
 
     # --------------------------------------------------------------------------- the loop's
@@ -151,27 +160,36 @@ class Desk:
         )
 
     def mend(self, e: Experiment) -> bool:
-        """Shows the agent of an experiment its crash; returns whether it has repaired it."""
+        """Shows the agent of an experiment its crash; returns whether it has repaired it.
+
+        If that takes too long, the repair will be a draft, on top of what is the best by then.
+        """
         session, agent = self.session, self.agent
         theirs = e.ask is not None and e.agent != "tpe"
         wanted = agent.repairs and theirs and e.base and e.repairs < self.plan.repairs
         if not wanted or e.refused or session.interrupts.stopping() or self._no_room_for(e):
             return False
-        if time.time() < self._line.until:
+        if time.time() < self._line.until or self._late is not None:
             return False
         session.view.say(f"     crashed: {e.reason}")
-        session.view.live(f"experiment {e.n}: {e.agent} looks at its crash")
         ask = next(self._asks)
+        log = trainer.read_tail(session.log(e), LOG_BYTES)
+        best = session.best
+        assert best is not None
+        words = prompt.repair(
+            self._brief(best), description=e.description, reason=e.reason, log=log
+        )
+        context = self._context(ask, e.n, words, place="repair", base=e.base)
+        (context.worktree / "train.py").write_bytes(session.ratchet.blob(e.commit))
+        answer = partial(self._answer, agent, context, ask, e.base, instead_of=e, repair=True)
+        mending = self._mender.submit(answer)
+        if not self._mended_in_time(e, mending):
+            words = f"the crash is recorded, and {e.agent} goes on mending"
+            session.view.say(f"     not mended yet: {words}")
+            self._late = self._mender.submit(self._draft_late, e, ask, mending)
+            return False
         try:
-            log = trainer.read_tail(session.log(e), LOG_BYTES)
-            best = session.best
-            assert best is not None
-            words = prompt.repair(
-                self._brief(best), description=e.description, reason=e.reason, log=log
-            )
-            context = self._context(ask, e.n, words, place="repair", base=e.base)
-            (context.worktree / "train.py").write_bytes(session.ratchet.blob(e.commit))
-            blob, said = self._answer(agent, context, ask, e.base, instead_of=e, repair=True)
+            blob, said = mending.result()
         except AgentError as error:
             if self._gives_up():
                 raise Abandoned from None
@@ -184,6 +202,29 @@ class Desk:
         mended = session.history[e.n]
         session.view.say(f"     mended by {mended.agent}: {mended.description}")
         return True
+
+    def _mended_in_time(self, e: Experiment, mending: "Future[tuple[str, Proposal]]") -> bool:
+        """Waits for a repair; False if it takes too long, and something else can be trained."""
+        until = time.monotonic() + PATIENCE_SECONDS
+        self.session.view.live(f"experiment {e.n}: {e.agent} looks at its crash")
+        while not wait([mending], TICK_SECONDS).done:
+            waiting = drafts.waiting(self.session.journal.records) is not None
+            long = time.monotonic() >= until and (waiting or self._spare() is not None)
+            if long or self._no_room_for(e, paid=True):
+                return False
+        return True
+
+    def _draft_late(self, e: Experiment, ask: int, mending: "Future[tuple[str, Proposal]]") -> None:
+        """Makes a draft of a repair whose crash has been recorded; runs after it in its thread."""
+        try:
+            blob, said = mending.result()
+        except AgentError as error:
+            if not self._gives_up():
+                self.session.view.say(f"     experiment {e.n} is not mended: {error}")
+            return
+        said = dataclasses.replace(said, description=said.description or e.description)
+        self._drafted(ask, blob, e.base, said, said.agent or self.agent.name, Verdict())
+        self.session.view.say(f"     experiment {e.n} is mended, and waits: {said.description}")
 
     def _no_room_for(self, e: Experiment, paid: bool = False) -> str:
         """The limit that forbids to train an experiment, which has begun, once more."""
@@ -203,6 +244,9 @@ class Desk:
         if self._thinking is not None and self._thinking.done():
             done, self._thinking = self._thinking, None
             done.result()
+        if self._late is not None and self._late.done():
+            done, self._late = self._late, None
+            done.result()
         draft = drafts.waiting(self.session.journal.records)
         return None if draft is None else drafts.carried_over(self.session, draft)
 
@@ -210,10 +254,11 @@ class Desk:
         """Waits for the agent; False if it takes too long, and there is somebody else to ask."""
         session = self.session
         n = len(session.history)
+        asked = [thinking, *([] if self._late is None else [self._late])]
         while True:
             session.view.live(f"experiment {n}: {self.agent.name} is thinking")
             begun = time.monotonic()
-            if wait([thinking], TICK_SECONDS).done or self.over():
+            if wait(asked, TICK_SECONDS, FIRST_COMPLETED).done or self.over():
                 return True
             self._patience -= time.monotonic() - begun
             long = self._patience <= 0
@@ -243,7 +288,7 @@ class Desk:
             if drafts.waiting(self.session.journal.records) is not None:
                 return
             name = self.agent.name
-            self.session.view.say(f"     {name} is still thinking: tpe proposes meanwhile")
+            self.session.view.say(f"     {name} has no proposal yet: tpe proposes meanwhile")
             self._draft(self._tpe, ahead=False)
         except AgentError as error:
             if error.kind == "abandoned":
@@ -339,22 +384,25 @@ class Desk:
                 break
             unfit.append((session.ratchet.stored(blob).decode(errors="replace"), verdict.refused))
             rejected = [*rejected, (said.description, verdict.refused)]
-        session.journal.append(
-            "drafted",
-            **asdict(
-                Draft(
-                    ask=ask,
-                    blob=blob,
-                    base=best.commit,
-                    description=journal.clean(said.description),
-                    expected=journal.clean(said.expected, EXPECTED_LIMIT),
-                    agent=name,
-                    refused=verdict.refused,
-                    compiled=verdict.metrics,
-                )
-            ),
-            time=time.time(),
+        words = said.description or drafts.changes(session, best.commit, blob)
+        said = dataclasses.replace(said, description=words)
+        self._drafted(ask, blob, best.commit, said, name, verdict)
+
+    def _drafted(
+        self, ask: int, blob: str, base: str, said: Proposal, agent: str, verdict: Verdict
+    ) -> None:
+        """Records a proposal that waits for its turn."""
+        draft = Draft(
+            ask=ask,
+            blob=blob,
+            base=base,
+            description=journal.clean(said.description),
+            expected=journal.clean(said.expected, EXPECTED_LIMIT),
+            agent=agent,
+            refused=verdict.refused,
+            compiled=verdict.metrics,
         )
+        drafts.record(self.session, draft)
 
     def _answer(
         self,

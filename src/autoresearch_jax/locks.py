@@ -26,6 +26,8 @@ RETRY_SECONDS = 0.05
 NOTE_BYTES = 500  # of "PID what"
 FOLDER = "AUTORESEARCH_LOCK_DIR"  # the variable that moves the locks of devices
 IN_THE_WAY = (EACCES, EISDIR, ELOOP, ENXIO, EPERM)  # of opening what is no file of ours
+# How a command is told which devices of a kind to use.
+CHOICE = {"nvidia": "CUDA_VISIBLE_DEVICES=", "tpu": "TPU_VISIBLE_CHIPS=", "cpu": "taskset -c "}
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,100}")
 
 
@@ -113,7 +115,8 @@ def devices(names: Sequence[str], what: str, view: View) -> list[int]:
             try:
                 taken.append(hold(folder / f"{name}.lock", what, waiting=partial(_say, view, name)))
             except Held as held:
-                raise UserError(_refusal(name, held)) from None
+                free = [one for one in names if _is_free(folder / f"{one}.lock")]
+                raise UserError(_refusal(name, held, free)) from None
     except BaseException:
         for handle in taken:
             os.close(handle)
@@ -125,14 +128,28 @@ def _say(view: View, name: str) -> None:
     view.live(f"waiting until what a killed process left on {name} has ended")
 
 
-def _refusal(name: str, held: Held) -> str:
+def _is_free(path: Path) -> bool:
+    """Whether no other process holds the lock."""
+    try:
+        refuse_held(path)
+    except Held as held:
+        return held.pid == os.getpid()  # taken for the request that is refused
+    return True
+
+
+def _refusal(name: str, held: Held, free: Sequence[str]) -> str:
+    """`free` are those of the wanted devices that nobody holds."""
     who = f"process {held.pid}" if held.pid else "an unknown process"
     does = f" ({held.what})" if held.what else ""
+    kind, _, _ = name.partition("-")
+    numbers = ",".join(one.partition("-")[2] for one in free)
+    others = ""
+    if free and kind in CHOICE:
+        others = f", or take what is free: put {CHOICE[kind]}{numbers} before the command"
     return (
         f"device {name} is held by {who}{does}, and two trainings on one device spoil each "
-        f"other's scores. Wait until that one has ended, stop it (kill {held.pid or 'PID'}), or "
-        "choose another device: put CUDA_VISIBLE_DEVICES=1 (NVIDIA), TPU_VISIBLE_CHIPS=1 (TPU) or "
-        "taskset -c 2,3 (CPU cores) before the command"
+        "other's scores. Wait until that one has ended, or stop it: kill "
+        f"{held.pid or 'PID'}{others}"
     )
 
 

@@ -72,6 +72,12 @@ class Ratchet:
         """What `commit` changed in train.py against `base`, as a unified diff."""
         return self.git("diff", "--no-color", "--no-ext-diff", base, commit, "--", "train.py")
 
+    def lines_changed(self, base: str, blob: str) -> tuple[str, str]:
+        """How many lines a stored train.py has beside those of `base`, and how many it lacks."""
+        asked = ("diff", "--numstat", "--no-ext-diff", "--no-textconv", f"{base}:train.py", blob)
+        added, removed, _ = self.git(*asked).split("\t", 2)
+        return added, removed
+
     def tip(self) -> str | None:
         """The commit that the branch is at; None where there is no such branch."""
         try:
