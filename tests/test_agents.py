@@ -62,9 +62,16 @@ def test_a_commit_message_is_the_description(workspace):
     assert harness.git(workspace.root, "rev-list", "--count", "autoresearch/t") == "2"
 
 
-def test_no_words_are_no_error(workspace):
-    run_loop(workspace, BETTER, 1, tag="t")
-    assert experiment(workspace).description == "no description"
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (BETTER, "SCORE 1.0 -> 0.5"),
+        ("echo 'SCORE = 0.5' >> train.py", "lines added: 1, removed: 0"),
+    ],
+)
+def test_without_words_the_change_is_the_description(workspace, command, said):
+    run_loop(workspace, command, 1, tag="t")
+    assert experiment(workspace).description == said
 
 
 def test_changes_to_other_files_are_dropped_and_named(workspace):

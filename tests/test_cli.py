@@ -289,3 +289,21 @@ def test_commands_are_spelled_as_they_are_typed(monkeypatch, text, under_uv):
     assert view.typed(text) == text
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
     assert view.typed(text) == under_uv
+
+
+def test_outside_of_a_project_the_command_names_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "its project" / ".venv"))
+    for name in ("its project", "below", "another"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "its project" / "pyproject.toml").write_text('name = "autoresearch-jax"')
+    named = f"uv run --project '{tmp_path}/its project' autoresearch-jax loop"
+    monkeypatch.chdir(tmp_path / "below")
+    assert view.typed("Next: autoresearch-jax loop") == f"Next: {named}"
+    extra = named.replace(" autoresearch", " --extra tpu autoresearch")
+    assert view.typed("Next: uv run --extra tpu autoresearch-jax loop") == f"Next: {extra}"
+    (tmp_path / "another" / "pyproject.toml").write_text('name = "another"')
+    monkeypatch.chdir(tmp_path / "another")
+    assert view.typed("Next: autoresearch-jax loop") == f"Next: {named}"
+    (tmp_path / "another" / "pyproject.toml").write_text('dependencies = ["autoresearch-jax"]')
+    assert view.typed("Next: autoresearch-jax loop") == "Next: uv run autoresearch-jax loop"

@@ -13,7 +13,15 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from autoresearch_jax import agents, cli, doctor, settings
-from autoresearch_jax.agents import TROUBLES, AgentError, Context, Usage, client, replies
+from autoresearch_jax.agents import (
+    TROUBLES,
+    AgentError,
+    Context,
+    Proposal,
+    Usage,
+    client,
+    replies,
+)
 from autoresearch_jax.agents.client import ClientAgent, CommandAgent
 from autoresearch_jax.errors import UserError
 from tests.scripted_api import LEADING
@@ -165,11 +173,13 @@ def test_one_word_that_is_nothing_is_no_command(home):
     with pytest.raises(AgentError, match=r"'cluade' is no client \(claude, codex") as caught:
         agents.make_agent("cluade").check()
     assert caught.value.kind == "missing"
+    with pytest.raises(AgentError, match=r"boxed, gemini, opencode, mine\), .* mean mine\?$"):
+        agents.make_agent("mien", (), {"mine": DESCRIBED}).check()
     for command in ("ls", "cd x && cluade", "exit; true", "./agent.sh"):
         agents.make_agent(command).check()
 
 
-@pytest.mark.parametrize("evidence", ["variable", "file", "elsewhere", None])
+@pytest.mark.parametrize("evidence", ["variable", "file", "elsewhere", "settings", None])
 def test_a_login_is_looked_for_in_variables_and_files(home, program, monkeypatch, evidence):
     program("codex", "")
     one = agents.make_agent("codex")
@@ -180,13 +190,16 @@ def test_a_login_is_looked_for_in_variables_and_files(home, program, monkeypatch
         (home / ".codex" / "auth.json").touch()
     elif evidence == "elsewhere":
         monkeypatch.setenv("CODEX_HOME", str(home))
+        (home / "auth.json").touch()
+    elif evidence == "settings":  # which may name a login, and are none
+        (home / ".codex").mkdir()
+        (home / ".codex" / "config.toml").touch()
     if evidence:
         one.check()
-        assert one.client.logged_in() is True
+        assert one.client.logged_in() is (None if evidence == "settings" else True)
     else:
-        with pytest.raises(
-            AgentError, match=r"nobody is logged in to codex: .*codex login"
-        ) as caught:
+        said = r"^nobody is logged in to codex\. Log in: codex login, or export CODEX_API_KEY$"
+        with pytest.raises(AgentError, match=said) as caught:
             one.check()
         assert caught.value.kind == "login"
 
@@ -214,7 +227,7 @@ def test_doctor_lists_the_clients(home, program, tmp_path, monkeypatch):
     assert lines["codex"].startswith("not logged in: codex login")
     assert lines["yours"] == lines["codex-boxed"] == lines["codex"]
     assert lines["gemini"] == "not installed: npm install -g @google/gemini-cli"
-    assert lines["opencode"] == "installed; its login is not looked at"
+    assert lines["opencode"] == "installed; its login cannot be seen"
     assert lines["mine"] == "not installed: my-client is not in PATH"
     assert not problems  # none of them is chosen
 
@@ -320,10 +333,28 @@ def test_a_cost_that_is_no_number_is_none(program, context, cost):
     assert ClientAgent(described(**JSON)).propose(context).usage == Usage()
 
 
-@pytest.mark.parametrize("text", ["[1]", "5", "{", "[" * 100_000, "", '{"answer": 5}'])
-def test_an_answer_of_another_shape_is_no_error(program, context, text):
+DEBRIS = ["[1]", "5", "{", "[" * 100_000, "", "usage: my-client\nDESCRIPTION: one line"]
+
+
+@pytest.mark.parametrize("text", DEBRIS)
+def test_what_is_no_json_is_no_answer(program, context, text):
     printing(program, text)
-    assert ClientAgent(described(**JSON)).propose(context).usage == Usage()
+    with pytest.raises(AgentError, match=r"`mine` failed \(exit code 0, no JSON\): ") as caught:
+        ClientAgent(described(**JSON)).propose(context)
+    assert caught.value.kind == "failed"
+
+
+def test_what_is_no_json_may_tell_of_a_trouble(program, context):
+    printing(program, "Not logged in. Run my-client login")
+    with pytest.raises(AgentError, match=r"no JSON.*Not logged in") as caught:
+        ClientAgent(described(**JSON)).propose(context)
+    assert caught.value.kind == "login"
+
+
+@pytest.mark.parametrize("text", [*DEBRIS, '{"answer": 5}'])
+def test_an_edit_counts_whatever_was_printed_and_debris_is_not_its_words(program, context, text):
+    program("my-client", f"open('train.py', 'w').write('x')\nprint({text!r})")
+    assert ClientAgent(described(**JSON)).propose(context) == Proposal()
 
 
 def test_an_error_is_one_whatever_the_exit_code_and_costs_what_it_says(program, context):

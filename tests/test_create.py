@@ -124,7 +124,9 @@ def test_only_the_persons_branches_are_committed_to(tmp_path, state):
     assert (files(root), git(root, "rev-parse", "HEAD")) == before
 
 
-@pytest.mark.parametrize("kind", ["file", "full", "repository", "mistyped", "unwritable"])
+@pytest.mark.parametrize(
+    "kind", ["file", "full", "repository", "mistyped", "source", "shards", "unwritable"]
+)
 def test_what_stands_in_the_way_is_left_as_it_is(tmp_path, kind):
     parent = tmp_path / "place"
     target, options = parent / "w", {}
@@ -142,6 +144,12 @@ def test_what_stands_in_the_way_is_left_as_it_is(tmp_path, kind):
     elif kind == "mistyped":
         options = {"preset": "h10"}
         said = "no preset 'h10'.*h100"
+    elif kind == "source":
+        options = {"source": "fineweb"}
+        said = "no source is named 'fineweb'.*--source takes fineweb-edu, climbmix, pydocs"
+    elif kind == "shards":
+        options = {"source": str(parent)}
+        said = "has 0 parquet shards, and needs at least 2"
     else:
         target = Path("/proc/new/w")
         said = "cannot be made"
@@ -171,8 +179,12 @@ def test_the_data_is_prepared_and_not_twice(tmp_path, capsys):
 
 
 def test_data_that_cannot_be_prepared_is_said(tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for n in range(2):
+        (shards / f"{n}.parquet").write_text("damaged")
     with pytest.raises(UserError, match="exited with 1"):
-        create.setup(tmp_path / "w", VIEW, preset="demo", source=str(tmp_path / "nothing.here"))
+        create.setup(tmp_path / "w", VIEW, preset="demo", source=str(shards))
     assert create.is_workspace(tmp_path / "w")
 
 

@@ -210,10 +210,24 @@ def test_the_first_agent_that_is_there_advises(monkeypatch):
     assert make_hybrid("claude", (), {}).name == "hybrid(claude)"  # asked for: not second-guessed
 
 
+def test_a_login_that_is_known_goes_before_one_that_cannot_be_seen(monkeypatch):
+    ask = {"login_env": ["OWN_KEY"], "login_maybe": ["/"]}
+    clients = {name: {"command": ["true"], **ask} for name in ("claude", "codex", "gemini")}
+    clients["opencode"] = {"command": ["true"]}
+    assert make_hybrid("", (), clients).name == "hybrid(claude)"  # of none is it known
+    clients["gemini"]["login_files"] = ["/"]
+    assert make_hybrid("", (), clients).name == "hybrid(gemini)"
+
+
+@pytest.mark.parametrize("name", ["tpe", "tpe:x", "hybrid", "hybrid:claude"])
+def test_a_search_does_not_advise_itself(name):
+    with pytest.raises(UserError, match=f"hybrid:{name} names no client.*--agent hybrid:claude"):
+        make_hybrid(name, (), {})
+
+
 def test_without_an_agent_the_next_command_is_said(monkeypatch):
     monkeypatch.setattr(client, "make_client", lambda name, *_: Client(name, "missing"))
-    with pytest.raises(
-        UserError, match=r"codex is not here.*--agent 'hybrid:COMMAND'.*--agent tpe"
-    ):
-        make_hybrid("", (), {})
+    said = r"; codex is not here; .*--agent 'hybrid:COMMAND', --agent hybrid:mine; --agent tpe"
+    with pytest.raises(UserError, match=said):
+        make_hybrid("", (), {"mine": {"command": ["mine"]}})
     assert hybrid.ADVISORS[0] == "claude"

@@ -85,7 +85,7 @@ def test_a_session_keeps_what_improves_and_records_the_rest(workspace):
     assert [(run / "run.log").exists() for run in runs] == [True, True, True, False, True]
     assert "Make it better." in (runs[4] / "prompt.md").read_text()
     assert view.said[0] == (
-        "Agent scripted, tag t (new: named by --tag), 4 experiments. "
+        "Agent scripted, tag t (new: named by --tag), 4 experiments after the baseline. "
         "Ctrl-C finishes the running one."
     )
     git(workspace.root, "fsck", "--strict")

@@ -1,4 +1,6 @@
+import csv
 import io
+import json
 import subprocess
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from rich.console import Console
 from autoresearch_jax import journal, plot, report
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.journal import Experiment, Journal
+from autoresearch_jax.ledger import Spent
 
 ORIGINAL = """commit\tval_bpb\tmemory_gb\tstatus\tdescription
 a1b2c3d\t0.997900\t44.0\tkeep\tbaseline
@@ -223,6 +226,30 @@ def test_show_tells_all_of_a_discarded_experiment(night, name):
     assert "step 49" in text
     assert "step 29" not in text
     assert "\x1b" not in text
+
+
+def test_what_no_box_hides_is_said_without_a_contradiction():
+    def facts(**provenance):
+        return report.rests_on(Experiment(0, "c", "", "", "", provenance=provenance))
+
+    again = "counts as none: anybody can make the validation text again from what is installed"
+    assert facts(isolation="none", box="bwrap") == {"isolation": again, "box": "bwrap"}
+    for level in ("none", "bwrap"):
+        assert facts(isolation=level, box=level) == {"isolation": level, "box": level}
+
+
+def test_what_is_not_known_is_no_number_and_nothing_is_cut_but_in_a_table():
+    words = "e" * 70
+    found = [Experiment(n, "c", "", "", "a" * 50, "keep", 1.0, expected=words) for n in range(3)]
+    told = {0: Spent(asked=1), 1: Spent(asked=1, priced=1), 2: Spent(priced=2, usd=0.5, tokens=7)}
+    listed = report.entries(found, told)
+    rows = json.loads(report.as_json(listed))
+    assert [(row["usd"], row["tokens"]) for row in rows] == [(None, None), (0.0, None), (0.5, 7)]
+    table = list(csv.DictReader(io.StringIO(report.as_csv(listed))))
+    assert [row["usd"] for row in table] == ["", "0.0", "0.5"]
+    assert [(row["agent"], row["expected"]) for row in rows] == [("a" * 50, words)] * 3
+    assert listed[0].costs()[1:3] == ("a" * 29 + "…", "—")
+    assert listed[0].cells()[6] == "e" * 39 + "…"
 
 
 def test_show_of_what_is_not_there(night):

@@ -3,10 +3,12 @@
 import pytest
 from click.testing import CliRunner
 
-from autoresearch_jax import cli, loop, settings
+from autoresearch_jax import cli, doctor, loop, settings
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.ledger import Plan
+from autoresearch_jax.workspace import Workspace
 from tests import harness
+from tests.harness import Notes
 
 FULL = """---
 agent: claude
@@ -75,7 +77,42 @@ def test_a_setting_that_is_wrong_is_named(line, says):
     with pytest.raises(UserError, match=r"^The front matter of program\.md") as caught:
         settings.read(f"---\n{line}\n---\n")
     assert says in str(caught.value)
-    assert "Correct it in an editor" in str(caught.value)
+    assert str(caught.value).endswith(". Correct it: $EDITOR program.md")
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("max: 1\nagent: tpe\nmax: 2", "sets 'max' twice, in line 2 and in line 4"),
+        ("search:\n  A: [1, 2]\n  A: [2, 3]", "sets 'A' twice, in line 3 and in line 4"),
+        ("search: {A: [1, 2], A: false}", "sets 'A' twice, in line 2 and in line 2"),
+        ("max: 1\nagent: [", "is not YAML: while parsing a flow node expected the node content"),
+        ("search: {A_LR: [3, 1]}", "gives A_LR the range [3, 1], and it must have a low below"),
+    ],
+)
+def test_what_is_wrong_is_named_as_it_was_typed_with_its_place(tmp_path, lines, says):
+    root = harness.make_repository(tmp_path / "work space")
+    (root / "program.md").write_text(f"---\n{lines}\n---\n")
+    with pytest.raises(UserError) as caught:
+        settings.of(Workspace.open(root))
+    assert str(caught.value).startswith(f"The front matter of {root}/program.md {says}")
+    assert str(caught.value).endswith(f"$EDITOR '{root}/program.md'")
+
+
+def test_a_range_without_its_constant_is_said_once_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    train = harness.train_py(1.0, "DEPTH = 4\nMATRIX_LR = 0.1")
+    root = harness.make_repository(tmp_path / "w", train)
+    search = {"DEPTH": [2, 8], "MATRX_LR": [0.01, 0.1], "GONE": False}
+    view = Notes()
+    harness.run_loop(Workspace.open(root), harness.Scripted(), 0, view, tag="t", search=search)
+    said = "names what train.py does not set: MATRX_LR (did you mean MATRIX_LR?), GONE"
+    assert [said in line for line in view.said if line.startswith("Warning")] == [True]
+    assert "0 experiments after the baseline. Ctrl-C" in view.text
+    (root / "program.md").write_text("---\nsearch: {MATRX_LR: [0.01, 0.1]}\n---\n")
+    assert "MATRX_LR (did" in doctor._passed_over(root)
+    (root / "program.md").write_text("---\nsearch: {MATRIX_LR: [0.01, 0.1]}\n---\n")
+    assert doctor._passed_over(root) == ""
 
 
 def test_what_follows_the_front_matter_is_the_program():

@@ -248,6 +248,8 @@ def _print_doctor(found: dict[str, Any]) -> None:
         preset = presets.PRESETS[found["preset"]]
         why = f". {found['preset_why']}" if found["preset_why"] else ""
         lines["preset"] = f"{preset.name}: {preset.description}{why}"
+    if found["search"]:
+        lines["search"] = found["search"]
     for name, value in lines.items():
         click.echo(f"{name:<8}{value}")
     for index, (name, one) in enumerate(found["agents"].items()):
@@ -262,7 +264,7 @@ def _agent(one: dict[str, Any]) -> str:
     """Whether a client can be asked, and the command that mends it if not."""
     if not one["installed"]:
         return f"not installed: {one['install'] or one['program'] + ' is not in PATH'}"
-    states = {True: "ready", False: "not logged in", None: "installed; its login is not looked at"}
+    states = {True: "ready", False: "not logged in", None: "installed; its login cannot be seen"}
     said = states[one["logged_in"]]
     return f"{said}: {one['login']}" if one["logged_in"] is False and one["login"] else said
 

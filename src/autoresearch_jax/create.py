@@ -22,6 +22,7 @@ SIZED = ("train.py", "constants.py")  # what a preset rewrites
 GIT_LOCAL = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR"}
 IGNORED = """__pycache__/
 .venv/
+uv.lock
 run.log
 progress.png
 """
@@ -67,13 +68,15 @@ def setup(
             data could not be prepared. Nothing of the person's is lost.
     """
     chosen = presets.get(preset) if preset else None
+    if source is not None:
+        _check_source(source)
     target = target.absolute()
     if is_workspace(target):
         view.say(f"{target} is a workspace already.")
         resize(target, chosen, seq_len, view)
     else:
         check_free(target)
-        # Sizes are checked before anything is made, so that a mistyped one leaves nothing behind.
+        # Like the source they are checked before anything is made: a slip leaves nothing behind.
         presets.apply(*_template_texts(), chosen, seq_len)
         make(target)
         view.say(f"Made a workspace in {target}.")
@@ -191,6 +194,12 @@ def prepare(
             f"the data is not prepared (prepare.py exited with {done.returncode}); the workspace "
             f"stands. What is done is kept: go on with `cd {shlex.quote(str(root))} && {again}`."
         )
+
+
+def _check_source(source: str) -> None:
+    from autoresearch_jax import sources  # pyarrow takes its time
+
+    sources.check(source)
 
 
 def _from_anywhere(source: str) -> str:

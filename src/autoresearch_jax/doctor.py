@@ -22,7 +22,7 @@ from autoresearch_jax import (
     settings,
     trainer,
 )
-from autoresearch_jax.agents import AgentError, client, make_agent
+from autoresearch_jax.agents import AgentError, client, make_agent, ranges
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.hardware import Device
 from autoresearch_jax.settings import Settings
@@ -102,11 +102,12 @@ def report(root: Path) -> dict[str, Any]:
         "disk_free_gb": round(free_gb, 1),
         "night_gb": round(night_gb, 1),
         "agents": agents,
+        "search": _passed_over(root) or None,
         "isolation": chosen and chosen.level,
-        "isolation_why": chosen and (chosen.why or chosen.warning),
+        "isolation_why": chosen and (chosen.why or chosen.warning or None),
         "home": str(paths.home()),
         "preset": preset and preset.name,
-        "preset_why": preset and preset.why,
+        "preset_why": (preset and preset.why) or None,
         "ready": not problems,
         "problems": [dataclasses.asdict(problem) for problem in problems],
     }
@@ -139,7 +140,7 @@ def _agents(root: Path) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
     chosen, problems, program = Settings(), [], root / "program.md"
     try:
         if program.is_file():
-            chosen = settings.read(program.read_text(errors="replace"))
+            chosen = settings.read(program.read_text(errors="replace"), str(program))
     except UserError as error:
         problems.append(Problem(str(error), f"$EDITOR {program}"))
     try:
@@ -159,6 +160,16 @@ def _agents(root: Path) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
         for name, one in client.known(chosen.agents).items()
     }
     return found, problems
+
+
+def _passed_over(root: Path) -> str:
+    """What is said of ranges in program.md for which train.py has no constant; "" if it has all."""
+    with contextlib.suppress(OSError, UserError):  # what is wrong there is said elsewhere
+        program, train = (
+            (root / name).read_text(errors="replace") for name in ("program.md", "train.py")
+        )
+        return ranges.passed_over(settings.read(program).search, train)
+    return ""
 
 
 def _night_gb(root: Path) -> float:

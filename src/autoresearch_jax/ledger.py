@@ -21,7 +21,8 @@ class Spent:
     asked: int = 0  # times that an agent was asked
     usd: float = 0.0
     tokens: int = 0
-    unpriced: int = 0  # answers of agents that do not tell dollars
+    priced: int = 0  # answers of agents that tell dollars
+    unpriced: int = 0  # answers of agents that do not, and are no search
     agent_s: float = 0.0  # that agents thought
     accelerator_s: float = 0.0  # of trainings and scorings
     loop_s: float = 0.0  # that loops ran
@@ -105,7 +106,7 @@ def spent(records: Sequence[Record], now: float | None = None) -> Spent:
     if now is not None and opened:
         last = now
     sums["loop_s"] += last - opened
-    whole = ("experiments", "asked", "tokens", "unpriced")
+    whole = ("experiments", "asked", "tokens", "priced", "unpriced")
     return Spent(**{name: int(v) if name in whole else v for name, v in sums.items()})
 
 
@@ -145,6 +146,7 @@ def _amounts(record: Record) -> dict[str, float]:
             "asked": 1,
             "usd": min(usd or 0.0, LARGEST),
             "tokens": min(record["tokens"] or 0, LARGEST),
+            "priced": usd is not None,
             "unpriced": usd is None and bool(record["tokens"]),
             "agent_s": record["seconds"],
         }

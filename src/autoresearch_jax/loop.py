@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch_jax import agents, journal, ledger, notify
-from autoresearch_jax.agents import Agent, AgentError
+from autoresearch_jax.agents import Agent, AgentError, ranges
 from autoresearch_jax.desk import Desk, known, source_of
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.held import Setup, held
@@ -50,13 +50,14 @@ def run_loop(
         continues = ledger.continues(records, plan)
         done = ledger.this_loop(records).experiments if continues else 0
         session.view.say(
-            f"Agent {agent.name}, tag {session.tag} ({why}), {_limits(plan)}"
+            f"Agent {agent.name}, tag {session.tag} ({why}), {_limits(plan, session.best is None)}"
             + (f", {done} of them begun already" if done else "")
             + ". Ctrl-C finishes the running one."
         )
         if plan.max_usd is not None and not agent.priced and agent.name != "tpe":
             session.view.say(f"{agent.name} does not say what it costs: --max-usd cannot hold it.")
         _say_unused_edits(session)
+        _say_passed_over(session, plan)
         fields = {"agent": agent.name, "desc": plan.desc, "seed": plan.seed, **plan.limits}
         session.begin("loop", continues=continues, **fields)
         before = sum(e.status is not None for e in session.history)
@@ -78,20 +79,21 @@ def _check(agent: Agent, setup: Setup) -> None:
     try:
         agent.check()
     except AgentError as error:
-        raise UserError(
-            f"{str(error).rstrip('.')}. Without it: autoresearch-jax loop --agent tpe"
-        ) from None
+        said = str(error).rstrip(".")
+        end = "" if said.endswith("?") else "."
+        raise UserError(f"{said}{end} Without it: autoresearch-jax loop --agent tpe") from None
 
 
-def _limits(plan: Plan) -> str:
-    """How far a plan goes, in words."""
+def _limits(plan: Plan, new: bool) -> str:
+    """How far a plan goes, in words; `new`: the baseline comes first, and is not counted."""
     said = []
     if plan.max is not None:
-        said.append(f"{plan.max} experiment{'' if plan.max == 1 else 's'}")
+        after = " after the baseline" if new else ""
+        said.append(f"{plan.max} experiment{'' if plan.max == 1 else 's'}{after}")
     if plan.max_hours is not None:
-        said.append(f"{plan.max_hours:g} hours")
+        said.append(f"{plan.max_hours:g} hour{'' if plan.max_hours == 1 else 's'}")
     if plan.max_usd is not None:
-        said.append(f"{plan.max_usd:g} dollars")
+        said.append(f"{plan.max_usd:g} dollar{'' if plan.max_usd == 1 else 's'}")
     return f"at most {', '.join(said)}" if len(said) > 1 else "".join(said) or "until stopped"
 
 
@@ -234,6 +236,12 @@ def _say_unused_edits(session: Session) -> None:
             "train.py in the checkout has uncommitted edits: the committed one is used. "
             "`autoresearch-jax run -m DESCRIPTION` proposes the edited one."
         )
+
+
+def _say_passed_over(session: Session, plan: Plan) -> None:
+    commit = session.best.commit if session.best else session.workspace.head()
+    if said := ranges.passed_over(plan.search, session.ratchet.show(commit)):
+        session.view.say(f"Warning: {said}. That is passed over.")
 
 
 # --------------------------------------------------------------------------------- run -m

@@ -10,8 +10,10 @@ search:
 ---
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,24 +49,29 @@ class Settings:
 def of(workspace: Workspace) -> Settings:
     """The settings in the workspace's program.md. Raises UserError if one is not as it must be."""
     path = workspace.root / "program.md"
-    return read(path.read_text(errors="replace")) if path.is_file() else Settings()
+    return read(path.read_text(errors="replace"), str(path)) if path.is_file() else Settings()
 
 
-def read(program: str) -> Settings:
-    """The settings in a program's front matter, a YAML mapping. Raises UserError."""
-    front, _ = split(program)
-    try:
-        found = yaml.safe_load(front)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 13, say
-        raise _refused(f"is not YAML: {' '.join(str(error).split())}") from None
+def read(program: str, place: str = "program.md") -> Settings:
+    """The settings in a program's front matter, a YAML mapping. Raises UserError.
+
+    `place` is where it lies, for the message.
+    """
+    with _refusing(place):
+        return _read(program)
+
+
+def _read(program: str) -> Settings:
+    """The same. Raises ValueError, which says what the front matter does wrong."""
+    found = _load(_split(program)[0])
     if found is None:
         return Settings()
     if not isinstance(found, dict):
-        raise _refused(f"is {found!r}, and must be lines such as max_memory_gb: 40")
+        raise ValueError(f"is {found!r}, and must be lines such as max_memory_gb: 40")
     known = [one.name for one in dataclasses.fields(Settings)]
     for name in found:
         if name not in known:
-            raise _refused(f"sets {name!r}, which is no setting: {', '.join(known)}")
+            raise ValueError(f"sets {name!r}, which is no setting: {', '.join(known)}")
     checks: Mapping[str, Callable[[str, Any], Any]] = {
         "agent": _text,
         "max": _whole,
@@ -78,12 +85,9 @@ def read(program: str) -> Settings:
     }
     given = {n: checks.get(n, _positive)(n, v) for n, v in found.items() if v is not None}
     settings = Settings(**given)
-    try:
-        ranges.check(settings.search)
-        for name, described in settings.agents.items():
-            client.parse(name, described)
-    except ValueError as error:
-        raise _refused(str(error)) from None
+    ranges.check(settings.search)
+    for name, described in settings.agents.items():
+        client.parse(name, described)
     return settings
 
 
@@ -97,40 +101,78 @@ def plan(settings: Settings, flags: Mapping[str, Any], **others: Any) -> Plan:
     return Plan(**chosen, search=settings.search, **others)
 
 
+class _Twice(ValueError):
+    """A name is set twice."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that sets each name once: of two values the first would be passed over in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                where = f"in line {lines[key.value]} and in line {line}"
+                raise _Twice(f"sets {key.value!r} twice, {where}")
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def _load(front: str) -> Any:
+    """What the YAML holds. Raises ValueError; the lines that it names are those of the file."""
+    try:
+        return _Loader(f"\n{front}").get_single_data()  # after a line for the fence
+    except _Twice:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 13, say
+        why = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
+        raise ValueError(f"is not YAML: {why}") from None
+
+
 def split(program: str) -> tuple[str, str]:
     """The front matter of a program and the text after it. Raises UserError if it has no end."""
+    with _refusing("program.md"):
+        return _split(program)
+
+
+def _split(program: str) -> tuple[str, str]:
     text = program.removeprefix("\ufeff")
     lines = text.splitlines(keepends=True)
     if not lines or lines[0].rstrip() != FENCE:
         return "", text
     ends = [number for number, line in enumerate(lines) if number and line.rstrip() == FENCE]
     if not ends:
-        raise _refused(f"begins with {FENCE} and has no second one: end the settings with {FENCE}")
+        raise ValueError(
+            f"begins with {FENCE} and has no second one: end the settings with {FENCE}"
+        )
     return "".join(lines[1 : ends[0]]), "".join(lines[ends[0] + 1 :])
 
 
 def _positive(name: str, value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value < 1e15:
-        raise _refused(f"sets {name} to {value!r}, and it must be a number above 0")
+        raise ValueError(f"sets {name} to {value!r}, and it must be a number above 0")
     return float(value)
 
 
 def _whole(name: str, value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 31:
-        raise _refused(f"sets {name} to {value!r}, and it must be a whole number, 0 or more")
+        raise ValueError(f"sets {name} to {value!r}, and it must be a whole number, 0 or more")
     return value
 
 
 def _switch(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise _refused(f"sets {name} to {value!r}, and it must be true or false")
+        raise ValueError(f"sets {name} to {value!r}, and it must be true or false")
     return value
 
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise _refused(f"sets {name} to {value!r}, and it must be a name or a command")
+        raise ValueError(f"sets {name} to {value!r}, and it must be a name or a command")
     return value
 
 
@@ -138,21 +180,28 @@ def _notify(name: str, value: Any) -> str:
     try:
         return notify.target(_text(name, value))
     except ValueError as error:
-        raise _refused(f"sets {name} to {value!r}, and it {error}") from None
+        raise ValueError(f"sets {name} to {value!r}, and it {error}") from None
 
 
 def _events(name: str, value: Any) -> tuple[str, ...]:
     try:
         return notify.events(_text(name, value))
     except ValueError as error:
-        raise _refused(f"sets {name} to {value!r}, and it {error}") from None
+        raise ValueError(f"sets {name} to {value!r}, and it {error}") from None
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise _refused(f"sets {name} to {value!r}, and it must be names with something for each")
+        raise ValueError(f"sets {name} to {value!r}, and it must be names with something for each")
     return value
 
 
-def _refused(what: str) -> UserError:
-    return UserError(f"The front matter of program.md {what}. Correct it in an editor.")
+@contextlib.contextmanager
+def _refusing(place: str) -> Iterator[None]:
+    """What is wrong with the front matter is a message to the person. Raises UserError."""
+    try:
+        yield
+    except ValueError as error:
+        why = str(error).rstrip(".")
+        edit = f"Correct it: $EDITOR {shlex.quote(place)}"
+        raise UserError(f"The front matter of {place} {why}. {edit}") from None

@@ -55,6 +55,7 @@ def fetch(source: str, num_shards: int, workers: int, progress: Progress) -> Fou
     Raises:
         UserError: an unknown source, one that is refused, out of reach, incomplete or damaged.
     """
+    check(source)
     if source in DATASETS:
         repo, count = DATASETS[source]
         names = [f"shard_{index:05d}.parquet" for index in range(count)]
@@ -64,20 +65,26 @@ def fetch(source: str, num_shards: int, workers: int, progress: Progress) -> Fou
         found = _from_hub(source, repo, _list_shards(source, repo), num_shards, workers, progress)
     elif source == "pydocs":
         found = _choose(source, _pydocs(progress), num_shards)
-    elif Path(source).expanduser().is_dir():
-        folder = Path(source).expanduser().resolve()
-        found = _choose(str(folder), sorted(folder.glob("*.parquet")), num_shards)
     else:
-        raise UserError(
-            f"no source is named {source!r}, and it is no folder: --source takes "
-            f"{', '.join(NAMED)}, hf:ORG/NAME, or a folder of parquet files"
-        )
+        found = _from_folder(source, num_shards)
     if len(found.train) < num_shards:
         progress.console.print(f"{source} has {len(found.train)} shards to train on; taking all.")
     for _, shards in found.splits():
         for shard in shards:
             check_shard(shard)
     return found
+
+
+def check(source: str) -> None:
+    """Raise UserError if it shows without the network that there is no such source."""
+    if source in NAMED or source.startswith("hf:"):
+        return
+    if not Path(source).expanduser().is_dir():
+        raise UserError(
+            f"no source is named {source!r}, and it is no folder: --source takes "
+            f"{', '.join(NAMED)}, hf:ORG/NAME, or a folder of parquet files"
+        )
+    _from_folder(source, num_shards=1)
 
 
 # --- Shards -------------------------------------------------------------------------------------
@@ -169,6 +176,12 @@ def _choose(source: str, shards: list[Any], num_shards: int) -> Any:
     *rest, val = shards
     sealed = rest.pop() if len(rest) > 1 else None
     return Found(source, rest[:num_shards], val, sealed)
+
+
+def _from_folder(source: str, num_shards: int) -> Found:
+    folder = Path(source).expanduser().resolve()
+    found: Found = _choose(str(folder), sorted(folder.glob("*.parquet")), num_shards)
+    return found
 
 
 def _pydocs(progress: Progress) -> list[Path]:

@@ -3,8 +3,10 @@
 import contextlib
 import os
 import re
+import shlex
 import sys
 import time
+from pathlib import Path
 from typing import Protocol
 
 PASSING_SECONDS = 5.0  # between two passing lines that are printed
@@ -85,5 +87,19 @@ def typed(text: str) -> str:
     """The text with commands of ours spelled as they are typed here: `uv run` put before them."""
     if "UV_RUN_RECURSION_DEPTH" not in os.environ:
         return text
-    start = r"(?m)(^ *|`|: )autoresearch-jax (?=[a-z-])"
-    return re.sub(start, r"\1uv run autoresearch-jax ", text)
+    start, uv_run = r"(?m)(^ *|`|: )autoresearch-jax (?=[a-z-])", _uv_run()
+    text = text.replace("uv run --extra ", f"{uv_run} --extra ")
+    return re.sub(start, lambda found: f"{found[1]}{uv_run} autoresearch-jax ", text)
+
+
+def _uv_run() -> str:
+    """`uv run` as it finds this program from here: outside of a project with it that is named."""
+    project = Path(sys.prefix).parent  # the environment is its .venv
+    with contextlib.suppress(OSError):
+        here = Path.cwd()
+        found = (folder / "pyproject.toml" for folder in (here, *here.parents))
+        nearest = next((path for path in found if path.is_file()), None)
+        knows = nearest and "autoresearch-jax" in nearest.read_text(errors="replace")
+        if not knows and (project / "pyproject.toml").is_file():
+            return f"uv run --project {shlex.quote(str(project))}"
+    return "uv run"

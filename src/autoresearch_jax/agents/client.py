@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,21 +80,19 @@ class ClientAgent(Agent):
             how = f" Install it: {client.install}" if client.install else ""
             raise AgentError(f"{client.program} is not in PATH.{how}", "missing")
         if client.logged_in() is False:
-            wanted = [*client.login_env, *client.login_files]
-            how = f" Log in: {client.login}" if client.login else ""
-            raise AgentError(
-                f"nobody is logged in to {self.name}: none of {', '.join(wanted)} is there.{how}",
-                "login",
-            )
+            wanted = ", ".join([*client.login_env, *client.login_files])
+            how = f"Log in: {client.login}" if client.login else f"None of {wanted} is there."
+            raise AgentError(f"nobody is logged in to {self.name}. {how}", "login")
 
     def propose(self, context: Context) -> Proposal:
         """The prompt goes in, also as the file that AUTORESEARCH_PROMPT names.
 
         Its description is a line `DESCRIPTION: ...` of the answer, else the subject of its commit,
         else the answer's last line. What it prints is kept in agent.out and agent.err of the run's
-        folder. Raises AgentError.
+        folder. Raises AgentError, also where it printed no JSON, as it should, and changed nothing.
         """
         self._try(context)
+        before = _content(context.worktree / "train.py")
         out, err = context.run_dir / "agent.out", context.run_dir / "agent.err"
         argv, stdin = self._argv(context), self._stdin(context)
         ended = self._start(context, argv, stdin, out, err, self.client.limit_s)
@@ -105,7 +104,8 @@ class ClientAgent(Agent):
             message = f"`{self.name}` took longer than {seconds}; its log: {err}"
             raise AgentError(message, "hang", usage=reply.usage)
         returncode = isolation.signal_of(context.level, ended.returncode)
-        if returncode or reply.error:
+        idle = not reply.understood and _content(context.worktree / "train.py") == before
+        if returncode or reply.error or idle:
             raise self._failure(returncode, reply, out, err)
         description, expected, last = replies.labels(reply.text)
         description = description or context.committed() or last
@@ -205,9 +205,11 @@ class ClientAgent(Agent):
         lasts = (replies.last_line(tail) for tail in (reply.error, *tails))
         words = next(filter(None, lasts), "it printed nothing")
         how = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
+        how += "" if returncode or reply.understood else ", no JSON"
         advice = {"login": self.client.login, "missing": self.client.install}.get(kind, "")
+        log = err if tails[0].strip() else out
         return AgentError(
-            f"`{self.name}` failed ({how}): {words.rstrip('.')}; its log: {err}"
+            f"`{self.name}` failed ({how}): {words.rstrip('.')}; its log: {log}"
             + (f". Try: {advice}" if advice else ""),
             kind,
             again=replies.again(said) if kind == "limit" else None,
@@ -215,9 +217,18 @@ class ClientAgent(Agent):
         )
 
 
-def _meant(name: str) -> str:
+def _content(path: Path) -> bytes | None:
+    """What a file holds; None of what an agent may leave instead: a link, a pipe, a flood."""
+    with contextlib.suppress(OSError):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_size <= replies.READ_BYTES:
+            return path.read_bytes()
+    return None
+
+
+def _meant(name: str, clients: Iterable[str]) -> str:
     """The client or search whose name is nearest, as a question; "" if none is near."""
-    near = difflib.get_close_matches(name.lower(), [*shipped(), "tpe", "hybrid"], n=1)
+    near = difflib.get_close_matches(name.lower(), [*clients, "tpe", "hybrid"], n=1)
     return f". Did you mean {near[0]}?" if near else ""
 
 
@@ -238,7 +249,8 @@ class CommandAgent(ClientAgent):
     ) -> None:
         """Those of `clients`, the shipped ones by default, that the command names keep a login."""
         words = {Path(word).name for word in re.split(r"[\s;&|]+", command)}
-        clients = shipped().values() if clients is None else clients
+        clients = list(shipped().values() if clients is None else clients)
+        self._clients = [one.name for one in clients]
         named = [path.rstrip("/") for one in clients if one.program in words for path in one.writes]
         state = tuple(dict.fromkeys(named))
         client = Client("", ("/bin/sh", "-c", command), writes=state, limit_s=limit_s)
@@ -251,9 +263,9 @@ class CommandAgent(ClientAgent):
         if re.fullmatch(r"[\w.-]+(:\S*)?", self.command) and shutil.which(self.command) is None:
             name = self.command.partition(":")[0]
             raise AgentError(
-                f"{self.command!r} is no client ({', '.join(shipped())}), alone or with :MODEL, no "
-                f"search (tpe, hybrid) and no program in PATH. `autoresearch-jax doctor` lists the "
-                f"clients{_meant(name)}",
+                f"{self.command!r} is no client ({', '.join(self._clients)}), alone or with "
+                ":MODEL, no search (tpe, hybrid) and no program in PATH. `autoresearch-jax doctor` "
+                f"lists the clients{_meant(name, self._clients)}",
                 "missing",
             )
 

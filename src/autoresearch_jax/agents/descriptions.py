@@ -41,6 +41,7 @@ class Client:
     login: str = ""  # likewise
     login_env: tuple[str, ...] = ()  # any of these variables, or of these files, is a login;
     login_files: tuple[str, ...] = ()  # without any named here, who is logged in is not known
+    login_maybe: tuple[str, ...] = ()  # nor with these files alone: settings that may name a login
     limit_s: float = LIMIT_S
 
     @property
@@ -53,10 +54,12 @@ class Client:
 
     def logged_in(self) -> bool | None:
         """Whether somebody is, as far as files and variables tell; None where they do not."""
-        if not self.login_env and not self.login_files:
-            return None
         variables = any(os.environ.get(name) for name in self.login_env)
-        return variables or any(path.exists() for path in places(self.login_files))
+        if variables or any(path.exists() for path in places(self.login_files)):
+            return True
+        looked = bool(self.login_env or self.login_files)
+        maybe = any(path.exists() for path in places(self.login_maybe))
+        return False if looked and not maybe else None
 
 
 @functools.cache
@@ -191,6 +194,7 @@ CHECKS: dict[str, Any] = {
     "login": _line,
     "login_env": _words,
     "login_files": _words,
+    "login_maybe": _words,
     "limit_s": _seconds,
 }
 

@@ -106,24 +106,36 @@ class Hybrid(Agent):
 def make_hybrid(advisor: str, writes: Sequence[Path], clients: Mapping[str, Any]) -> Hybrid:
     """The hybrid with that advisor, a client's name or a command; "": the first that is there.
 
-    Raises UserError if none is.
+    One whose login is known to be there goes before one where that cannot be seen. Raises UserError
+    if none is there.
     """
-    from autoresearch_jax.agents.client import make_client
+    from autoresearch_jax.agents.client import known, make_client
 
+    if advisor.partition(":")[0] in ("tpe", "hybrid"):
+        raise UserError(
+            f"hybrid:{advisor} names no client, and tpe is in hybrid anyway. Name who shall share "
+            "the trials with it, such as --agent hybrid:claude, or try --agent hybrid"
+        )
     if advisor:
         return Hybrid(make_client(advisor, writes, clients))
+    there: dict[str, Agent] = {}
     problems = []
     for name in ADVISORS:
         candidate = make_client(name, writes, clients)
         try:
             candidate.check()
+            there[name] = candidate
         except AgentError as error:
-            problems.append(f"{name}: {error}")
-            continue
-        return Hybrid(candidate)
+            problems.append(str(error).partition(". ")[0])
+    if there:
+        described = known(clients)
+        sure = (name for name in there if described[name].logged_in())
+        return Hybrid(there[next(sure, next(iter(there)))])
+    own = "".join(f", --agent hybrid:{name}" for name in clients if name not in ADVISORS)
     raise UserError(
-        f"hybrid found no agent to ask ({'; '.join(problems)}). Install one and log in, or name a "
-        "command of yours with --agent 'hybrid:COMMAND'; --agent tpe searches without one."
+        f"hybrid found no agent to ask ({'; '.join(problems)}). `autoresearch-jax doctor` says how "
+        f"to install one and log in. Or name another: --agent 'hybrid:COMMAND'{own}; --agent tpe "
+        "searches without one."
     )
 
 

@@ -4,12 +4,14 @@ They are told from its name and value, or given by the person in the front matte
 (docs/search.md has the forms).
 """
 
+import difflib
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from autoresearch_jax import literals
 from autoresearch_jax.literals import Value
 
 if TYPE_CHECKING:
@@ -242,6 +244,25 @@ def check(search: Mapping[str, Any]) -> None:
         parse(name, described)
 
 
+def passed_over(search: Mapping[str, Any], source: str) -> str:
+    """What is said of ranges for which a file has no constant; "" if it has all.
+
+    An agent may rename constants, so they stop nothing; but it may be a slip.
+    """
+    try:
+        found = list(literals.read(source))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # no Python: others will say so
+        return ""
+    said = []
+    for name in search:
+        near = difflib.get_close_matches(name, found, n=1)
+        if name not in found:
+            said.append(f"{name} (did you mean {near[0]}?)" if near else name)
+    if not said:
+        return ""
+    return f"`search` in program.md names what train.py does not set: {', '.join(said)}"
+
+
 def parse(name: str, described: Any) -> Wish | None:
     """A range that a person gives; None for `false`, which leaves the constant alone.
 
@@ -250,7 +271,7 @@ def parse(name: str, described: Any) -> Wish | None:
     """
     if described is False:
         return None
-    described = _numbered(described)
+    given, described = described, _numbered(described)
     if isinstance(described, list):
         words = any(isinstance(one, str) for one in described)
         if words:
@@ -258,14 +279,14 @@ def parse(name: str, described: Any) -> Wish | None:
         elif len(described) == 2:
             described = {"low": described[0], "high": described[1]}
     if not isinstance(described, dict):
-        raise _refused(name, described, f"must be {FORMS}")
+        raise _refused(name, given, f"must be {FORMS}")
     if "choices" in described:
         return _parse_choices(name, described)
     if unknown := [key for key in described if key not in ("low", "high", "scale", "unit")]:
-        raise _refused(name, described, f"has {unknown[0]!r}, and must be {FORMS}")
+        raise _refused(name, given, f"has {unknown[0]!r}, and must be {FORMS}")
     wish = Wish(**described)
     if problem := _problem(wish):
-        raise _refused(name, described, problem)
+        raise _refused(name, given, problem)
     return wish
 
 

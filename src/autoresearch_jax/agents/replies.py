@@ -68,6 +68,7 @@ class Reply:
     text: str  # its answer, all of it
     error: str  # what it says went wrong, "" if nothing did
     usage: Usage
+    understood: bool = True  # False: it printed nothing of the form that it is described to print
 
 
 def read(output: str, fields: Mapping[str, str], out: Path, err: Path) -> Reply:
@@ -77,8 +78,10 @@ def read(output: str, fields: Mapping[str, str], out: Path, err: Path) -> Reply:
     json-lines over the list of events: `reply`, `error`, `usd`, `tokens`.
     """
     said = _load(output, out) or _load(output, err)
-    if said is None:
+    if output == "text":
         return Reply(plain(out), "", Usage())
+    if said is None:  # usage text, say: none of it is an answer
+        return Reply("", "", Usage(), understood=False)
     found = {name: _search(expression, said) for name, expression in fields.items()}
     tokens = _number(found.get("tokens"))
     return Reply(

@@ -58,7 +58,6 @@ def of_entry(entry: Entry) -> dict[str, Any]:
 
 
 def _words(one: Experiment) -> dict[str, Any]:
-    facts = {k: v for k, v in one.provenance.items() if isinstance(v, str | int)}
     return {
         "n": one.n,
         "commit": one.commit,
@@ -74,7 +73,9 @@ def _words(one: Experiment) -> dict[str, Any]:
         "started": one.started,
         "finished": one.finished,
         "numbers": {journal.clean(k, 60): finite(v) for k, v in one.metrics.items()},
-        "facts": {journal.clean(k, 60): journal.clean(str(v)) for k, v in facts.items()},
+        "facts": {
+            journal.clean(k, 60): journal.clean(str(v)) for k, v in report.rests_on(one).items()
+        },
     }
 
 

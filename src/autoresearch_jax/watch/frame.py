@@ -143,7 +143,9 @@ def _summary_lines(summary: Summary) -> list[Text]:
     cost = [
         f"{spent.usd:,.2f} dollars" if spent.usd else "",
         f"{spent.tokens:,} tokens" if spent.tokens else "",
-        f"{spent.unpriced:,} answers without a price" if spent.unpriced else "",
+        f"{spent.unpriced:,} answer{'' if spent.unpriced == 1 else 's'} without a price"
+        if spent.unpriced
+        else "",
     ]
     for label, words in (("so far", counts), ("cost", cost)):
         said = ", ".join(filter(None, words))

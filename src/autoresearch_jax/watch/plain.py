@@ -7,7 +7,7 @@ from typing import Any
 
 from autoresearch_jax import journal
 from autoresearch_jax.ledger import Spent
-from autoresearch_jax.report import Entry
+from autoresearch_jax.report import AGENT_SHOWN, EXPECTED_SHOWN, Entry
 from autoresearch_jax.watch.story import Running, Story
 
 PLACES = 6  # digits of a score after the point
@@ -38,8 +38,8 @@ def point(entry: Entry) -> dict[str, Any]:
         "memory": finite(entry.memory_gb, 2),
         "status": journal.clean(entry.status, 10),
         "text": entry.description,
-        "expected": entry.expected,
-        "agent": entry.agent,
+        "expected": journal.clean(entry.expected, EXPECTED_SHOWN),
+        "agent": journal.clean(entry.agent, AGENT_SHOWN),
         "at": finite(entry.finished, 0),
     }
     return {name: value for name, value in known.items() if value not in (None, "")}
