@@ -33,7 +33,9 @@ def test_a_story_is_what_results_shows(night):
     told = read(night).look()
     assert told.title == f"autoresearch/{TAG}"
     assert list(told.entries) == report.load(night.workspace.root)
-    assert told.summary == report.summarize(told.entries)
+    claims = report.claims(night.workspace.root)
+    assert told.summary == report.summarize(told.entries, claims)
+    assert claims.words == "not audited"
     assert (told.running, told.state, told.noise_sd, told.problem) == (None, "idle", None, "")
 
 
@@ -158,6 +160,47 @@ def test_it_waits_for_the_first_tag(tmp_path):
                   metrics={}, time=1.0)  # fmt: skip
     record.close()
     assert reader.look().title == "autoresearch/first"
+
+
+def test_a_newer_tag_is_followed_once_a_loop_begins_it(night):
+    reader = story.open_story(night.workspace.root, follow=True)
+    night.live()
+    first = reader.look()
+    night.begin("nov2")
+    night.add()
+    assert reader.look() == first  # its loop goes on: two loops take turns in being the newest
+    os.utime(night.path, (0, 0))
+    record = {"step": "session", "kind": "loop", "continues": True, "time": 0, "pid": 0}
+    with journal.path_of(night.workspace.state_dir(TAG)).open("ab") as file:
+        file.write(journal.seal(record))
+    assert reader.look().state == "idle"
+    night.add()
+    told = reader.look()
+    assert (told.title, told.before) == ("autoresearch/nov2", TAG)
+    assert (len(told.entries), told.generation) == (2, first.generation + 1)
+    assert plain.of(told)["before"] == TAG
+    assert reader.detail(1)["n"] == 1
+    whole = read(night).look()
+    assert told == story.dataclasses.replace(whole, generation=told.generation, before=TAG)
+
+
+def test_a_tag_that_was_named_is_not_left(night):
+    readers = [
+        story.open_story(night.workspace.root, TAG, follow=True),
+        story.open_story(night.workspace.root),
+    ]
+    night.begin("nov2")
+    for reader in readers:
+        assert (reader.look().title, reader.look().before) == (f"autoresearch/{TAG}", "")
+
+
+def test_a_tag_without_a_record_is_none(night):
+    """A loop that was refused before it began leaves one."""
+    reader = story.open_story(night.workspace.root, follow=True)
+    empty = night.workspace.state_dir("nov2")
+    empty.mkdir()
+    journal.path_of(empty).touch()
+    assert reader.look().title == read(night).look().title == f"autoresearch/{TAG}"
 
 
 def test_plain_data_begins_where_a_view_ends(night):

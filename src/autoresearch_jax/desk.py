@@ -116,7 +116,8 @@ class Desk:
     def over(self, experiments: int = 1) -> str:
         """The limit that forbids so many more experiments; "" if none does."""
         records = self.session.journal.records
-        limit = self.plan.over(ledger.this_loop(records), experiments * self._budget_s)
+        runs = experiments + 2 * self.plan.audit  # which comes when all is done
+        limit = self.plan.over(ledger.this_loop(records), runs * self._budget_s)
         paid = drafts.waiting(records) is not None or self._thinking is not None
         return "" if limit == "max-usd" and paid else limit
 

@@ -38,10 +38,16 @@ class Setup:
     examine: Callable[[Workspace, str, str | None], Conditions] = conditions.examine
     scorer: Scorer = scoring.score
     max_memory_gb: float | None = None  # GiB of a device; None: as program.md says, else all of it
+    policy: str | None = None  # of evidence.POLICIES; None: as program.md says, else strict
 
     def memory_limit(self, workspace: Workspace) -> float | None:
         """GiB of a device that a training may use. Raises UserError."""
         return self.max_memory_gb or settings.of(workspace).max_memory_gb
+
+    def keeping(self, workspace: Workspace) -> tuple[str, bool]:
+        """The policy, and whether less code counts. Raises UserError."""
+        found = settings.of(workspace)
+        return self.policy or found.policy or "strict", bool(found.less_code)
 
 
 @contextmanager
@@ -52,7 +58,7 @@ def held(
 
     Raises UserError, also where `begun` asks for a tag that has run and there is none.
     """
-    max_memory_gb = setup.memory_limit(workspace)
+    max_memory_gb, keeping = setup.memory_limit(workspace), setup.keeping(workspace)
     with device_held(workspace, setup, what) as (view, interrupts, found, device_locks):
         workspace.head()  # a repository without a commit is refused before anything is written
         chosen, new, why = tags.choose(workspace, setup.tag, found.fingerprint)
@@ -70,6 +76,7 @@ def held(
             limits=setup.limits,
             scorer=setup.scorer,
             max_memory_gb=max_memory_gb,
+            keeping=keeping,
             device_locks=device_locks,
         )
         try:

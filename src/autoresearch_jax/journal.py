@@ -14,6 +14,8 @@ before the step's effect is carried out. Reading it again is resuming. Steps:
 - `decided`: keep, discard or crash. Written before the branch moves.
 - `control`: after crashes alike, the best was started again, to see whether it still runs.
 - `verified`: a score was computed again, or on the sealed split.
+- `repeated`: an experiment was trained and scored once more, with another seed (evidence.py).
+- `audited`: baseline and best were compared by new runs: the gain and its interval.
 - `finished`: a loop did as many experiments as `--max` asked for.
 - `restored`: after `run -m`, the person's train.py is the best known again.
 
@@ -49,6 +51,27 @@ class JournalError(UserError):
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """One more training of an experiment, with another seed."""
+
+    seed: int
+    purpose: str  # evidence.py says which there are
+    split: str  # that was scored
+    outcome: str  # "ok", or how it failed
+    reason: str
+    score: float | None  # bits per byte of that split
+
+    @property
+    def counts(self) -> bool:
+        """Whether it has a score that compares with others of the tag."""
+        return self.outcome == "ok" and self.split == "val"
+
+    @property
+    def val_bpb(self) -> float | None:
+        return self.score if self.counts else None
+
+
+@dataclass(frozen=True)
 class Experiment:
     """What the journal says of one experiment."""
 
@@ -76,6 +99,8 @@ class Experiment:
     refused: str = ""  # why it cannot run, as the gate found before its turn
     program: str = ""  # what its train.py means (source.meaning); "" if that is not known
     scored: str | None = None  # of the scoring (scoring.Score); None while it is to be done
+    repeats: tuple[Repeat, ...] = ()  # what was measured of it again
+    verdict: str = ""  # why a policy that measures again has kept or discarded it
 
 
 @dataclass(frozen=True)
@@ -329,9 +354,18 @@ class Replay:
                 metrics=metrics,
                 val_bpb=step["metrics"].get("val_bpb") if step["outcome"] == "ok" else None,
             )
+        elif step["step"] == "repeated" and n in found:
+            score = step["metrics"].get("val_bpb") if step["outcome"] == "ok" else None
+            fields = {name: step[name] for name in ("seed", "purpose", "split", "outcome")}
+            repeat = Repeat(**fields, reason=step["reason"], score=score)
+            found[n] = dataclasses.replace(found[n], repeats=(*found[n].repeats, repeat))
         elif step["step"] == "decided" and n in found:
             found[n] = dataclasses.replace(
-                found[n], status=step["status"], reason=step["reason"], finished=step["time"]
+                found[n],
+                status=step["status"],
+                reason=step["reason"],
+                verdict=step.get("verdict", ""),
+                finished=step["time"],
             )
 
 

@@ -40,6 +40,7 @@ class Plan:
     repairs: int = 1  # times that an agent may mend a crash
     lookahead: bool = True  # whether an agent thinks while a training runs
     fallback: bool = True  # whether tpe proposes while the agent does not answer
+    audit: int = 0  # new runs of baseline and best, each, when it has done all; 0: none
     search: Mapping[str, Any] = field(default_factory=dict)  # ranges of constants (settings.py)
     notify: str = ""  # an address or a command that is told of events; "": nobody
     notify_on: tuple[str, ...] = EVENTS
@@ -124,7 +125,7 @@ def by_experiment(records: Sequence[Record]) -> dict[int, Spent]:
         one["ask"]: one["n"] for one in proposed if one.get("ask") is not None
     }
     for record in records:
-        if record["step"] in ("asked", "proposed", "trained", "scored"):
+        if record["step"] in ("asked", "proposed", "trained", "scored", "repeated"):
             n = became.get(record.get("ask", -1), int(record["n"]))
             of.setdefault(n, []).append(record)
     return {n: spent(found) for n, found in of.items()}
@@ -152,6 +153,9 @@ def _amounts(record: Record) -> dict[str, float]:
         }
     if step == "proposed":
         return {"experiments": bool(record["base"]) and record["agent"] != PERSON}
+    if step == "repeated":
+        took = (record["metrics"].get(name, 0.0) for name in ("wall_seconds", "scoring_seconds"))
+        return {"accelerator_s": sum(took)}
     if step in ("trained", "scored"):
         name = "wall_seconds" if step == "trained" else "scoring_seconds"
         return {"accelerator_s": record["metrics"].get(name, 0.0)}

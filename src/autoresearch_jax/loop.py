@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoresearch_jax import agents, journal, ledger, notify
+from autoresearch_jax import agents, evidence, journal, ledger, notify
 from autoresearch_jax.agents import Agent, AgentError, ranges
 from autoresearch_jax.desk import Desk, known, source_of
 from autoresearch_jax.errors import UserError
@@ -59,6 +59,7 @@ def run_loop(
         _say_unused_edits(session)
         _say_passed_over(session, plan)
         fields = {"agent": agent.name, "desc": plan.desc, "seed": plan.seed, **plan.limits}
+        fields["policy"] = session.policy_name
         session.begin("loop", continues=continues, **fields)
         before = sum(e.status is not None for e in session.history)
         desk = Desk(session, agent, plan)
@@ -145,6 +146,8 @@ def _repeat(session: Session, desk: Desk, decided: Callable[[], None]) -> str:
     if session.interrupts.stopping():
         return "interrupted"
     _baseline(session, desk.think_ahead)
+    if not _knows_noise(session):
+        return "interrupted"
     while not (limit := desk.over()):
         if session.interrupts.stopping():
             return "interrupted"
@@ -161,8 +164,56 @@ def _repeat(session: Session, desk: Desk, decided: Callable[[], None]) -> str:
         session.run(e, desk.mend)
         decided()
         _pause_if_broken(session)
+    if desk.plan.audit and not _audited(session, desk.plan.audit):
+        return "interrupted"
     session.journal.append("finished", time=time.time())
     return limit
+
+
+def _knows_noise(session: Session) -> bool:
+    """Measures the noise of a score, by more runs of the baseline, where the policy needs it.
+
+    False if it was told to stop. Raises Abandoned, UserError.
+    """
+    if session.policy_name != "confirm":
+        return True
+    for done in range(1, evidence.NOISE_RUNS):
+        baseline = session.baseline
+        assert baseline is not None
+        if sum(one.purpose == "noise" and one.counts for one in baseline.repeats) >= done:
+            continue
+        if session.interrupts.stopping():
+            return False
+        session.view.say(
+            f"     measuring the noise: the baseline again, run {done + 1} of {evidence.NOISE_RUNS}"
+        )
+        if session.repeat(baseline, "noise").score is None:
+            why = session.history[baseline.n].repeats[-1].reason.rstrip(".")
+            raise UserError(
+                f"The baseline failed when it was run again: {why}. Nothing is lost. Look with "
+                "`autoresearch-jax doctor`, then run the same command again."
+            )
+    evidence.rule(session.policy_name, session.noise)  # refuses a noise of nothing
+    if session.noise is not None:
+        session.view.say(f"     {evidence.noise_words(session.noise)}")
+    return True
+
+
+def _audited(session: Session, runs: int) -> bool:
+    """Audits the best, unless it is the baseline or was audited. False if told to stop."""
+    baseline, best = session.baseline, session.best
+    last = evidence.audited(session.journal.records)
+    if baseline is None or best is None or best.n == baseline.n:
+        return True
+    if last is not None and last.best == best.n:
+        return True
+    if session.interrupts.stopping():
+        return False
+    session.view.say(
+        f"Auditing experiment {best.n}: {runs} new runs of it and {runs} of the baseline."
+    )
+    session.view.say(evidence.audit_words(session.audit(runs)))
+    return True
 
 
 def _baseline(session: Session, meanwhile: Callable[[], None] = lambda: None) -> None:

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from autoresearch_jax import journal, ledger
+from autoresearch_jax import evidence, journal, ledger
 from autoresearch_jax.errors import UserError
+from autoresearch_jax.evidence import NOTHING, Claims
 from autoresearch_jax.journal import Experiment, Row
 from autoresearch_jax.ledger import Spent
+from autoresearch_jax.view import typed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -106,6 +108,7 @@ class Summary:
     training: float  # of them
     phases: Mapping[str, float]  # seconds of each, the median of all experiments that reached it
     spent: Spent | None = None  # in all, where a journal tells
+    claims: Claims = NOTHING  # what may be said of the gain
 
 
 def phases(one: Experiment) -> dict[str, float]:
@@ -183,6 +186,21 @@ def load(folder: Path, tag: str | None = None) -> list[Entry]:
     return entries(journal.read_results(table)) if table.is_file() else []
 
 
+def claims(folder: Path, tag: str | None = None) -> Claims:
+    """What may be said of the gain of a tag (evidence.claims); nothing of a bare results.tsv."""
+    from autoresearch_jax.workspace import Workspace
+
+    try:
+        workspace = Workspace.open(folder)
+    except UserError:
+        return NOTHING
+    tag = pick_tag(workspace, tag)
+    if tag is None:
+        return NOTHING
+    records = journal.records(workspace.state_dir(tag))
+    return evidence.claims(journal.replay(records), records)
+
+
 def pick_tag(workspace: "Workspace", tag: str | None) -> str | None:
     """The tag itself, or the newest; None where nothing has run. Raises UserError."""
     tags = workspace.tags()
@@ -224,7 +242,7 @@ def select(
     return chosen[:top]
 
 
-def summarize(listed: Sequence[Entry]) -> Summary:
+def summarize(listed: Sequence[Entry], claims: Claims = NOTHING) -> Summary:
     """The numbers under the table, always of all experiments."""
     seconds, timed = _time(listed)
     scored = [entry for entry in listed if entry.val_bpb is not None]
@@ -248,6 +266,7 @@ def summarize(listed: Sequence[Entry]) -> Summary:
             if (found := [entry.phases[name] for entry in listed if name in entry.phases])
         },
         spent=ledger.total([entry.spent for entry in listed if entry.spent is not None]),
+        claims=claims,
     )
 
 
@@ -272,7 +291,7 @@ def summary_lines(summary: Summary) -> list[str]:
     if summary.top:
         lines.append("top improvements:")
         lines += [f"  {entry.gain:+.6f}  {entry.description}" for entry in summary.top]
-    return lines
+    return [*lines, *map(typed, summary.claims.lines)]
 
 
 def print_table(console: "Console", rows: Sequence[Entry], costs: bool = False) -> None:
@@ -359,16 +378,21 @@ def _csv_cell(value: str | float | None) -> str | float | None:
 
 
 def print_results(
-    console: "Console", rows: Sequence[Entry], listed: Sequence[Entry], costs: bool = False
+    console: "Console",
+    rows: Sequence[Entry],
+    listed: Sequence[Entry],
+    costs: bool = False,
+    claims: Claims = NOTHING,
 ) -> None:
     """The chosen rows, and under them the summary of all."""
     print_table(console, rows, costs)
+    lines = summary_lines(summarize(listed, claims))
     if console.is_terminal:
-        first, *rest = summary_lines(summarize(listed))
+        first, *rest = lines
         console.print(first, style="bold", highlight=False, markup=False)
     else:
         print(file=console.file)
-        rest = summary_lines(summarize(listed))
+        rest = lines
     for line in rest:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -420,6 +444,11 @@ def show(console: "Console", workspace: "Workspace", name: str, tag: str | None 
         say(f"cost      {cost}")
     if one.reason:
         say(f"reason    {journal.clean(one.reason, limit=1000)}")
+    if one.verdict:
+        say(f"decision  {journal.clean(one.verdict)}")
+    for repeat in one.repeats:
+        found = repeat.reason if repeat.score is None else f"{repeat.split} {repeat.score:.6f}"
+        say(f"again     {found} (seed {repeat.seed}, {repeat.purpose})")
     if one.note:
         say(f"note      {journal.clean(one.note)}", "yellow")
     if spent := phases(one):

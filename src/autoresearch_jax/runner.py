@@ -24,7 +24,7 @@ from autoresearch_jax.manifest import Manifest
 from autoresearch_jax.view import View
 from autoresearch_jax.workspace import Workspace
 
-SEED = "42"  # of every training of a loop: scores of one seed compare
+SEED = 42  # of the first training of each experiment: scores of one seed compare
 
 SPARE_BYTES = 256 << 20  # of a disk, that a training leaves free
 
@@ -75,6 +75,7 @@ class Runner:
         budget_s: float,
         limits: trainer.Limits,
         title: str,
+        seed: int = SEED,
         enough: Callable[[], bool] = lambda: False,
         frozen: Callable[[], Path] | None = None,
         also_written: tuple[Path, ...] = (),
@@ -103,7 +104,7 @@ class Runner:
             self._workspace.home,
             artifacts,
             cache,
-            seed=SEED,
+            seed=str(seed),
             data=self._conditions.data_fingerprint,
             max_memory_gb=self._max_memory_gb,
         )
@@ -259,7 +260,7 @@ class Runner:
             self._workspace.home,
             scratch,
             scratch / "cache",
-            seed=SEED,
+            seed=str(SEED),
             data=conditions.data_fingerprint,
             max_memory_gb=self._max_memory_gb,
         )

@@ -4,6 +4,7 @@ Every step is in the journal before its effect is carried out, and every effect 
 twice. So `settle` brings whatever state a killed process left to where it would have been.
 """
 
+import dataclasses
 import math
 import os
 import shutil
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch_jax import (
+    evidence,
     files,
     interrupts,
     journal,
     manifest,
     paths,
+    policy,
     projection,
     ratchet,
     scoring,
@@ -29,7 +32,7 @@ from autoresearch_jax.conditions import Conditions
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.gate import Gate, Verdict
 from autoresearch_jax.interrupts import Interrupts
-from autoresearch_jax.journal import Experiment, Journal, Record
+from autoresearch_jax.journal import Experiment, Journal, Record, Repeat
 from autoresearch_jax.ratchet import Ratchet
 from autoresearch_jax.runner import SEED, Runner, Scorer
 from autoresearch_jax.tags import lock as lock_tag
@@ -59,12 +62,15 @@ class Session:
         limits: trainer.Limits,
         scorer: Scorer = scoring.score,
         max_memory_gb: float | None = None,
+        keeping: tuple[str, bool] = ("strict", False),
         device_locks: tuple[int, ...] = (),
     ) -> None:
         """Takes the tag. Raises UserError if its branch is checked out or another holds it.
 
-        `limits` are the baseline's; candidates get theirs from what the baseline took.
+        `limits` are the baseline's; candidates get theirs from what the baseline took. `keeping` is
+        the policy's name, and whether less code counts.
         """
+        self.policy_name, self.less_code = keeping
         self.workspace = workspace
         self.tag = tag
         self.view = view
@@ -281,12 +287,11 @@ class Session:
         while self._score_of(e) is None and mend(e):
             e = self._measured(self.history[e.n])
         best = self.best
-        status = ratchet.strict(self._score_of(e), best.val_bpb if best else None)
-        reason = e.reason
-        too_much = self._too_much_memory(e)
-        if too_much and status != "crash":
-            status, reason = "discard" if best else "crash", too_much
-        self.journal.append("decided", n=e.n, status=status, reason=reason, time=time.time())
+        status, reason, verdict = self._decision(e)
+        said = {"verdict": verdict} if verdict else {}
+        self.journal.append(
+            "decided", n=e.n, status=status, reason=reason, **said, time=time.time()
+        )
         self._move_branch()
         e = self.history[e.n]
         self._prune(e)
@@ -298,6 +303,147 @@ class Session:
         if e.note:
             self.view.say(f"     look at it: {e.note}")
         return e
+
+    def _decision(self, e: Experiment) -> tuple[str, str, str]:
+        """The status of a measured experiment, why it is none by its score, and why it is.
+
+        Measures it, or what it is compared with, again where the policy wants to know more. Raises
+        Abandoned, UserError.
+        """
+        if self._score_of(e) is None:
+            return "crash", e.reason, ""
+        too_much = self._too_much_memory(e)
+        if too_much:
+            return "discard" if self.best else "crash", too_much, ""
+        if self.best is None:
+            return "keep", "", ""
+        rule = evidence.rule(self.policy_name, self.noise, self.less_code)
+        while True:
+            verdict = policy.ask(rule, self._as_measured(e))
+            if verdict.action in ("keep", "discard"):
+                return verdict.action, "", verdict.reason if rule.name == "confirm" else ""
+            again = e if verdict.action == "again" else self.best
+            self.view.say(f"     measuring experiment {again.n} again: {verdict.reason}")
+            repeat = self.repeat(again, "decide")
+            if repeat.score is None and again is e:
+                return "crash", f"measured again, it failed: {repeat.reason}", ""
+            if repeat.score is None:
+                raise UserError(
+                    f"The best one, experiment {again.n}, failed when it was measured again: "
+                    f"{repeat.reason.rstrip('.')}. Nothing is lost. Look with `autoresearch-jax "
+                    "doctor`, then run the same command again."
+                )
+
+    def _as_measured(self, e: Experiment) -> list[policy.Measured]:
+        """What was decided, and an experiment that is to be, as the policy sees them."""
+        listed = [one for one in self.history if one.status is not None and one.n != e.n]
+        return [evidence.measured(one, self._lines(one)) for one in (*listed, self.history[e.n])]
+
+    def _lines(self, e: Experiment) -> int | None:
+        """Lines of an experiment's code, where less of it counts."""
+        return source.code_lines(self.ratchet.blob(e.commit)) if self.less_code else None
+
+    @property
+    def noise(self) -> policy.Noise | None:
+        """How far the scores of one train.py differ under this tag, if that was measured."""
+        return evidence.noise(self.history)
+
+    def repeat(
+        self, e: Experiment, purpose: str, *, split: str = "val", seed: int | None = None
+    ) -> Repeat:
+        """Trains and scores an experiment once more, with a seed of its own, and records it.
+
+        Raises Abandoned, UserError.
+        """
+        seed = SEED + 1 + len(e.repeats) if seed is None else seed
+        run_dir = self.log(e).parent
+        artifacts, log = run_dir / "repeat", run_dir / "repeat.log"
+        frozen = partial(self._frozen, e.base or e.commit, "frozen-early")
+        try:
+            result = self._run_training(
+                e, artifacts, log, seed=seed, frozen=frozen if split == "val" else None
+            )
+            outcome, reason, metrics = result.outcome, result.reason, dict(result.metrics)
+            if outcome == "ok":
+                score_log = log.with_name("repeat-score.log")
+                score = self._score_of_artifacts(e, artifacts, score_log, split)
+                outcome, reason = score.outcome, score.reason
+                metrics |= score.metrics
+        finally:
+            self.runner.end_early()
+            files.remove(artifacts)
+        self.journal.append(
+            "repeated",
+            n=e.n,
+            seed=seed,
+            purpose=purpose,
+            split=split,
+            outcome=outcome,
+            reason=reason,
+            metrics=metrics,
+            time=time.time(),
+        )
+        self.view.live("")
+        return self.history[e.n].repeats[-1]
+
+    def audit(self, runs: int) -> evidence.Audited:
+        """Compares baseline and best by new runs of each, on the sealed text if there is some.
+
+        One that was interrupted goes on. Raises Abandoned, UserError.
+        """
+        baseline, best = self.baseline, self.best
+        assert baseline is not None
+        assert best is not None
+        split = "sealed" if self._has_sealed() else "val"
+        since = self._repeats_before_audit()
+        for _ in range(runs):
+            for n in (baseline.n, best.n):
+                done = self._audit_scores(n, since.get(n, 0), split)
+                if len(done) < runs:
+                    repeat = self.repeat(self.history[n], "audit", split=split)
+                    if repeat.score is None:
+                        raise UserError(
+                            f"The audit's run of experiment {n} failed: "
+                            f"{repeat.reason.rstrip('.')}. Nothing is lost. Look with "
+                            "`autoresearch-jax doctor`, then run the same command again."
+                        )
+                    self.view.say(f"     audit: experiment {n} {split} {repeat.score:.6f}")
+        found = policy.audit(
+            self._audit_scores(baseline.n, since.get(baseline.n, 0), split),
+            self._audit_scores(best.n, since.get(best.n, 0), split),
+        )
+        self.journal.append(
+            "audited",
+            baseline=baseline.n,
+            best=best.n,
+            split=split,
+            **dataclasses.asdict(found),
+            time=time.time(),
+        )
+        audited = evidence.audited(self.journal.records)
+        assert audited is not None
+        return audited
+
+    def _has_sealed(self) -> bool:
+        data = self.conditions.data
+        return data is not None and "sealed" in data.splits
+
+    def _repeats_before_audit(self) -> dict[int, int]:
+        """How many repeats each experiment had when the last audit was recorded."""
+        counts: dict[int, int] = {}
+        found: dict[int, int] = {}
+        for record in self.journal.records:
+            if record["step"] == "repeated":
+                counts[record["n"]] = counts.get(record["n"], 0) + 1
+            elif record["step"] == "audited":
+                found = dict(counts)
+        return found
+
+    def _audit_scores(self, n: int, since: int, split: str) -> list[float]:
+        """The scores of an experiment's runs for an audit that is not recorded yet."""
+        repeats = self.history[n].repeats[since:]
+        fresh = [one for one in repeats if one.purpose == "audit" and one.split == split]
+        return [one.score for one in fresh if one.score is not None]
 
     def _measured(self, e: Experiment) -> Experiment:
         """Trains and scores it, as far as the journal says that it is not yet."""
@@ -342,7 +488,7 @@ class Session:
             if result.outcome == "abandoned":  # by the gate: what else abandons does not come here
                 found |= {"outcome": "crash", "reason": verdict.refused or "the gate refused it"}
             found["left"] = scoring.seal(self.artifacts(e)) if result.outcome == "ok" else ""
-        provenance = {**self.conditions.provenance, "seed": int(SEED)}
+        provenance = {**self.conditions.provenance, "seed": SEED}
         self.journal.append("trained", n=e.n, **found, provenance=provenance, time=time.time())
 
     def _train_gated(self, e: Experiment) -> tuple[trainer.TrainResult, Verdict]:
@@ -394,6 +540,7 @@ class Session:
         enough: Callable[[], bool] = lambda: False,
         frozen: Callable[[], Path] | None = None,
         also_written: tuple[Path, ...] = (),
+        seed: int = SEED,
     ) -> trainer.TrainResult:
         """One training of an experiment's commit; `enough` may end it; `frozen` if it is scored.
 
@@ -411,6 +558,7 @@ class Session:
             budget_s=budget_s,
             limits=self.limits_for(e, budget_s),
             title=_title(e),
+            seed=seed,
             enough=enough,
             frozen=frozen,
             also_written=also_written,
@@ -442,11 +590,17 @@ class Session:
 
     def score(self, e: Experiment, split: str = "val") -> scoring.Score:
         """The score of what an experiment's training left. Raises Abandoned, UserError."""
+        log = self.log(e).with_name("score.log")
+        return self._score_of_artifacts(e, self.artifacts(e), log, split)
+
+    def _score_of_artifacts(
+        self, e: Experiment, artifacts: Path, log: Path, split: str
+    ) -> scoring.Score:
         limits = self.limits_for(e)
         score = self.runner.score(
             self._frozen(e.base or e.commit),
-            self.artifacts(e),
-            log=self.log(e).with_name("score.log"),
+            artifacts,
+            log=log,
             limits=limits,
             title=_title(e),
             split=split,
@@ -564,5 +718,5 @@ def _verdict(e: Experiment, best: Experiment | None) -> str:
         expected = f", expected {e.expected}" if e.expected else ""
         gain = f" ({e.val_bpb - best.val_bpb:+.6f}{expected})"
     memory = "" if e.memory_gb is None else f"  {e.memory_gb:.1f} GB"
-    reason = f": {e.reason}" if e.reason else ""
+    reason = f": {e.reason or e.verdict}" if e.reason or e.verdict else ""
     return f"{e.n:4} {e.status:8} {e.val_bpb:.6f}{gain}{memory}  {e.description}{reason}"

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from autoresearch_jax import notify
+from autoresearch_jax import evidence, notify
 from autoresearch_jax.agents import client, ranges
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.ledger import Plan
@@ -40,6 +40,9 @@ class Settings:
     repairs: int | None = None  # times that an agent may mend a crash
     lookahead: bool | None = None  # whether an agent thinks while a training runs
     fallback: bool | None = None  # whether tpe proposes while no agent answers
+    policy: str | None = None  # what is kept: evidence.POLICIES
+    less_code: bool | None = None  # whether an equal score with less code is kept (confirm)
+    audit: int | None = None  # new runs of baseline and best, each, at a loop's end
     notify: str | None = None  # an address or a command that is told of events
     notify_on: tuple[str, ...] | None = None  # of which
     search: Mapping[str, Any] = field(default_factory=dict)  # ranges of constants, by name
@@ -78,6 +81,9 @@ def _read(program: str) -> Settings:
         "repairs": _whole,
         "lookahead": _switch,
         "fallback": _switch,
+        "policy": _policy,
+        "less_code": _switch,
+        "audit": _runs,
         "notify": _notify,
         "notify_on": _events,
         "search": _mapping,
@@ -174,6 +180,19 @@ def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"sets {name} to {value!r}, and it must be a name or a command")
     return value
+
+
+def _policy(name: str, value: Any) -> str:
+    if value not in evidence.POLICIES:
+        known = " or ".join(evidence.POLICIES)
+        raise ValueError(f"sets {name} to {value!r}, and it must be {known}")
+    return str(value)
+
+
+def _runs(name: str, value: Any) -> int:
+    if _whole(name, value) == 1:
+        raise ValueError(f"sets {name} to 1, and one run tells nothing of noise: 0, or 2 and more")
+    return int(value)
 
 
 def _notify(name: str, value: Any) -> str:

@@ -22,14 +22,31 @@ def meaning(source: bytes) -> str:
     "" for what is not Python. It may differ between versions of Python.
     """
     try:
-        tree = _parse(source)
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                node.body = [one for one in body if not _says_only(one)]  # type: ignore[attr-defined]
+        tree = _without_words(source)
         return hashlib.sha256(ast.dump(tree).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
+
+
+def code_lines(source: bytes) -> int | None:
+    """How many lines it has, written plainly: comments, docstrings and formatting do not count.
+
+    None for what is not Python.
+    """
+    try:
+        return len(ast.unparse(_without_words(source)).splitlines())
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _without_words(source: bytes) -> ast.Module:
+    """The syntax tree without docstrings."""
+    tree = _parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [one for one in body if not _says_only(one)]  # type: ignore[attr-defined]
+    return tree
 
 
 def _parse(source: bytes) -> ast.Module:

@@ -1,12 +1,16 @@
-"""Scores computed again, at any later time, and on text that nothing was decided on."""
+"""Scores had again, at any later time: computed anew from what is left, or trained anew."""
 
+import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from autoresearch_jax import report
+from autoresearch_jax import evidence, report
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.held import Setup, held
-from autoresearch_jax.journal import Experiment
+from autoresearch_jax.journal import Experiment, Repeat
+from autoresearch_jax.runner import SEED
 from autoresearch_jax.session import Abandoned, Session
 from autoresearch_jax.workspace import Workspace
 
@@ -72,6 +76,107 @@ def verify(
         for e in chosen:
             _refuse_unkept(session, e)
         return [_scored(session, e, split) for e in chosen]
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """One experiment, trained again with the seed that is recorded."""
+
+    experiment: Experiment
+    val_bpb: float
+    low: float  # where it lies if nothing but noise is between
+    high: float
+
+    @property
+    def same(self) -> bool:
+        return self.low <= self.val_bpb <= self.high
+
+
+def seeds(workspace: Workspace, setup: Setup, *, name: str | None, runs: int) -> list[str]:
+    """Trains an experiment (the baseline by default) with that many new seeds: what is told of it.
+
+    Raises UserError, also where it is stopped; the runs until then are recorded.
+    """
+    with _measuring(workspace, setup) as session:
+        e = _chosen(session, name, session.baseline)
+        for _ in range(runs):
+            repeat = _repeated(session, e, "noise")
+            session.view.say(f"experiment {e.n}, seed {repeat.seed}: {repeat.score:.6f}")
+        scores = [one.score for one in session.history[e.n].repeats if one.purpose == "noise"]
+        found = [score for score in scores if score is not None]
+        told = [
+            f"experiment {e.n}, {e.commit[:7]}: {statistics.fmean(found):.6f} on average of "
+            f"{len(found)} runs with seeds of their own, {min(found):.6f} to {max(found):.6f}"
+        ]
+        return told + ([evidence.noise_words(session.noise)] if session.noise else [])
+
+
+def audit(workspace: Workspace, setup: Setup, *, runs: int) -> list[str]:
+    """Compares baseline and best by new runs of each: what is told of it. Raises UserError."""
+    with _measuring(workspace, setup) as session:
+        assert session.best is not None
+        assert session.baseline is not None
+        if session.best.n == session.baseline.n:
+            raise UserError("nothing was kept but the baseline, so there is no gain to audit.")
+        return [evidence.audit_words(session.audit(runs))]
+
+
+def retrain(workspace: Workspace, setup: Setup, *, name: str | None) -> Retrained:
+    """Trains an experiment (the best by default) again as it was recorded. Raises UserError."""
+    with _measuring(workspace, setup) as session:
+        e = _chosen(session, name, session.best)
+        if session.noise is None:
+            raise UserError(
+                "how far a score may differ is not known: the noise was not measured. Measure it: "
+                f"autoresearch-jax verify --seeds {evidence.NOISE_RUNS}"
+            )
+        assert e.val_bpb is not None
+        low, high = evidence.expected_again(e.val_bpb, session.noise)
+        score = _repeated(session, e, "retrain", seed=SEED).score
+        assert score is not None
+        return Retrained(e, score, low, high)
+
+
+@contextmanager
+def _measuring(workspace: Workspace, setup: Setup) -> Iterator[Session]:
+    """A session to train in again. Raises UserError where nothing was scored, or if stopped."""
+    with held(workspace, setup, "verify", begun=True) as (session, _):
+        if session.best is None or session.baseline is None:
+            raise UserError(f"tag {session.tag} has no score yet: autoresearch-jax loop")
+        if undecided := [e.n for e in session.history if e.status is None]:
+            raise UserError(
+                f"experiment {undecided[0]} is not decided yet. Finish it first: autoresearch-jax "
+                "loop --max 0"
+            )
+        session.begin("verify")
+        try:
+            yield session
+        except Abandoned:
+            raise UserError(
+                "Stopped. The runs until then are recorded; the same command makes new ones."
+            ) from None
+
+
+def _chosen(session: Session, name: str | None, default: Experiment | None) -> Experiment:
+    """The named experiment. Raises UserError where it has no score."""
+    e = default if name is None else report.find(session.history, name)
+    assert e is not None
+    if e.val_bpb is None:
+        raise UserError(
+            f"experiment {e.n} is a {e.status or 'proposal'} and has no score to compare with. "
+            f"`autoresearch-jax show {e.n}` says why."
+        )
+    return e
+
+
+def _repeated(session: Session, e: Experiment, purpose: str, seed: int | None = None) -> Repeat:
+    """One more run that has a score. Raises Abandoned, UserError."""
+    if session.interrupts.stopping():
+        raise Abandoned
+    repeat = session.repeat(e, purpose, seed=seed)
+    if repeat.score is None:
+        raise UserError(f"experiment {e.n} failed when it was run again: {repeat.reason}")
+    return repeat
 
 
 def _refuse_unkept(session: Session, e: Experiment) -> None:

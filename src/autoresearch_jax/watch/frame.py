@@ -68,6 +68,8 @@ def _head(story: Story, width: int, now: float) -> Text:
     left.append("  ").append(state, style=style)
     if story.problem:
         return left.append("  ").append(shown(story.problem), style="red")
+    if story.before:
+        left.append(f"  new; the one before: --tag {shown(story.before)}", style="dim")
     right = f"{time.strftime('%H:%M:%S', time.localtime(now))}  q ends"
     gap = width - left.cell_len - len(right)
     return left.append(" " * gap + right, style="not bold dim") if gap > 1 else left
@@ -133,6 +135,7 @@ def _summary_lines(summary: Summary) -> list[Text]:
     if best is not None:
         score = Text(f"{'best':<{LABEL}}").append(_score(best.val_bpb), style="bold green")
         score.append(f"  experiment {best.n}{_below(summary)}")
+        score.append(f"  {summary.claims.words}", style="not bold yellow")
         found = [score, Text(" " * LABEL + shown(best.description))]
     counts = [
         f"{summary.experiments:,} experiment{'' if summary.experiments == 1 else 's'}",

@@ -17,6 +17,7 @@ def of(story: Story, start: int = 0) -> dict[str, Any]:
     """A story as JSON-able data, its points from number `start` on."""
     return {
         "title": story.title,
+        "before": story.before,
         "now": time.time(),
         "from": start,
         "points": [point(entry) for entry in story.entries[start:]],
@@ -61,6 +62,7 @@ def _summary(story: Story) -> dict[str, Any]:
         "usd": finite(spent.usd, 4),
         "tokens": spent.tokens,
         "unpriced": spent.unpriced,
+        "claims": summary.claims.lines,
     }
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from autoresearch_jax import journal, ledger, report
+from autoresearch_jax import evidence, journal, ledger, report
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.journal import Experiment, Record
 from autoresearch_jax.ledger import Spent
@@ -51,6 +51,7 @@ class Story:
     state: str = "idle"
     noise_sd: float | None = None  # bits per byte, of one program's scores; None: not measured
     generation: int = 0  # another one: the record was replaced by another
+    before: str = ""  # the tag that was shown until a loop began this one
     problem: str = ""  # why the record cannot be read now
 
 
@@ -66,9 +67,10 @@ class Reader(Protocol):
         ...
 
 
-def open_story(folder: Path, tag: str | None = None) -> Reader:
+def open_story(folder: Path, tag: str | None = None, *, follow: bool = False) -> Reader:
     """The story of a tag (the newest by default), else of a results.tsv that lies in `folder`.
 
+    With `follow`, and without a `tag`, it turns to a newer one once that is begun.
     Raises UserError where there is neither a workspace nor such a file.
     """
     table = folder / "results.tsv"
@@ -78,11 +80,12 @@ def open_story(folder: Path, tag: str | None = None) -> Reader:
         if tag is None and table.is_file():
             return TableReader(table)
         raise
+    follow = follow and tag is None
     tag = report.pick_tag(workspace, tag)
     table = workspace.root / "results.tsv"
     if tag is None and table.is_file() and journal.read_results(table):
         return TableReader(table)
-    return JournalReader(workspace, tag)
+    return JournalReader(workspace, tag, follow=follow)
 
 
 # --------------------------------------------------------------------------------- journals
@@ -91,10 +94,10 @@ def open_story(folder: Path, tag: str | None = None) -> Reader:
 class Growing:
     """The records of a journal that another process appends to; each is read once."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, generation: int = 0) -> None:
         self.path = path
         self.records: list[Record] = []
-        self.generation = 0  # of `records`; in one they are only added to
+        self.generation = generation  # of `records`; in one they are only added to
         self._size = 0  # bytes that the records take
         self._file: tuple[int, int] | None = None  # device and inode
 
@@ -131,11 +134,13 @@ class Growing:
 
 
 class JournalReader:
-    """The story of a tag. Without one it waits for the first."""
+    """The story of a tag. Without one it waits for the first; with `follow` also for newer ones."""
 
-    def __init__(self, workspace: Workspace, tag: str | None) -> None:
+    def __init__(self, workspace: Workspace, tag: str | None, *, follow: bool = False) -> None:
         self.workspace = workspace
         self.tag = tag
+        self._follow = follow
+        self._before = ""
         self._one = threading.Lock()
         self._journal: Growing | None = None
         self._clear(generation=0)
@@ -148,6 +153,7 @@ class JournalReader:
         self._best: list[Experiment] = []  # what gains are counted from; one at most
         self._spent: dict[int, Spent] = {}
         self._summary = report.summarize([])
+        self._noise_sd: float | None = None
         self._session: Record | None = None  # the last one
         self._numbers: dict[str, int] = {}  # of the experiments, by commit
         self._log: tuple[object, Progress] = (None, Progress())  # and of what it is
@@ -167,8 +173,10 @@ class JournalReader:
                 summary=self._summary,
                 running=running,
                 state=self._state(running),
+                noise_sd=self._noise_sd,
                 generation=self._generation,
                 problem=problem,
+                before=self._before,
             )
 
     def experiment(self, n: int) -> Experiment | None:
@@ -204,16 +212,29 @@ class JournalReader:
         return detail.of_experiment(self, n)
 
     def _catch_up(self) -> None:
-        if self._journal is None:
-            self.tag = self.tag or report.pick_tag(self.workspace, None)
-            if self.tag is None:
-                return
-            self._journal = Growing(journal.path_of(self.workspace.state_dir(self.tag)))
+        if (tag := self._tag_to_read()) is None:
+            return
+        if self._journal is None or tag != self.tag:
+            was, self.tag = self.tag, tag
+            self._before = was if self._journal and was else ""
+            generation = self._generation + (self._journal is not None)
+            self._journal = Growing(journal.path_of(self.workspace.state_dir(tag)), generation)
         added = self._journal.read()
         if self._journal.generation != self._generation:
             self._clear(self._journal.generation)
         if added:
             self._add(added)
+
+    def _tag_to_read(self) -> str | None:
+        """The tag that is shown, or a newer one, if it is followed: not while a loop goes on here.
+
+        Of two loops at a time the journals are written in turn, and each is the newest by turns.
+        """
+        if self.tag is not None and not self._follow:
+            return self.tag
+        newest = report.pick_tag(self.workspace, None)
+        stays = newest is None or (self._session is not None and _lives(self._session))
+        return self.tag if self.tag is not None and stays else newest
 
     def _add(self, added: list[Record]) -> None:
         assert self._journal is not None
@@ -232,7 +253,11 @@ class JournalReader:
             listed = report.entries([*self._best, *fresh], self._spent)[len(self._best) :]
             self._entries = [*self._entries, *listed]  # a Story that was handed out keeps its own
             self._best = _best([*self._best, *fresh])
-            self._summary = report.summarize(self._entries)
+        if fresh or any(record["step"] in ("repeated", "audited") for record in added):
+            noise = evidence.noise(self._history)
+            self._noise_sd = None if noise is None else noise.sd
+            claims = evidence.claims(self._history, self._journal.records)
+            self._summary = report.summarize(self._entries, claims)
 
     def _running(self) -> Running | None:
         one = next((e for e in self._history[len(self._entries) :] if e.status is None), None)

@@ -1,0 +1,223 @@
+"""Runs again: the policy that confirms, the noise, the audit, and what is claimed of them."""
+
+import math
+
+import pytest
+from click.testing import CliRunner
+
+from autoresearch_jax import cli, evidence, journal, ledger, report, source, verify
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.session import Abandoned
+from autoresearch_jax.workspace import Workspace
+from tests import harness
+from tests.harness import Scripted
+
+# A score that differs from seed to seed, by up to 0.01 either way.
+NOISY = """\
+import os
+SCORE += 0.002 * ((int(os.environ["AUTORESEARCH_SEED"]) * 7) % 11 - 5)
+"""
+# Of the baseline's five runs the mean is 0.9988 and the standard deviation 0.0065, so the first run
+# of CLOSE, 0.9846, is better by two standard errors.
+CLEAR, CLOSE, WORSE = 0.9, 0.9786, 1.1
+
+
+def noisy(score, extra=""):
+    return harness.train_py(score, NOISY + extra)
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("AUTORESEARCH_LOCK_DIR", str(tmp_path / "locks"))
+    return Workspace.open(harness.make_repository(tmp_path / "w", noisy(1.0)))
+
+
+def loop(workspace, *sources, view=None, **options):
+    options = {"tag": "t", "policy": "confirm", **options}
+    return harness.run_loop(workspace, Scripted(*sources), len(sources), view, **options)
+
+
+def records(workspace, step=""):
+    found = journal.records(workspace.state_dir("t"))
+    return [one for one in found if one["step"] == step] if step else found
+
+
+def history(workspace):
+    return journal.experiments(workspace.state_dir("t"))
+
+
+def test_a_confirming_loop_learns_the_noise_and_measures_what_is_close_again(workspace):
+    view = harness.Notes()
+    loop(workspace, noisy(CLEAR), noisy(WORSE), noisy(CLEAR - 0.020), view=view)
+    baseline, clear, worse, close = history(workspace)
+    assert [one.purpose for one in baseline.repeats] == ["noise"] * (evidence.NOISE_RUNS - 1)
+    assert len({one.seed for one in baseline.repeats}) == evidence.NOISE_RUNS - 1
+    assert (clear.status, worse.status) == ("keep", "discard")
+    assert not worse.repeats
+    # The incumbent was measured again, as was what came close to it.
+    assert [one.purpose for one in clear.repeats] == ["decide"]
+    assert close.repeats
+    assert "standard errors" in close.verdict
+    assert "measuring the noise" in view.text
+    assert "noise of a score: 0.0" in view.text
+    known = evidence.noise(history(workspace))
+    assert known.df == evidence.NOISE_RUNS - 1
+    shown = CliRunner().invoke(cli.main, ["-C", str(workspace.root), "show", "3"])
+    assert "decision  " in shown.output
+    assert "again     val 0." in shown.output
+
+
+def test_strict_measures_once_and_needs_no_noise(workspace):
+    loop(workspace, noisy(CLEAR), noisy(CLEAR + 0.001), policy="strict")
+    assert not records(workspace, "repeated")
+    assert all("verdict" not in one for one in records(workspace, "decided"))
+
+
+def test_program_md_chooses_the_policy(workspace):
+    program = workspace.root / "program.md"
+    program.write_text("---\npolicy: confirm\naudit: 2\nless_code: true\n---\nGo.\n")
+    loop(workspace, noisy(CLEAR), policy=None)
+    assert records(workspace, "session")[0]["policy"] == "confirm"
+    for wrong, said in (("policy: luck", "strict or confirm"), ("audit: 1", "0, or 2 and more")):
+        program.write_text(f"---\n{wrong}\n---\nGo.\n")
+        with pytest.raises(UserError, match=said):
+            loop(workspace, noisy(CLEAR), policy=None)
+
+
+def test_what_is_equal_with_less_code_is_kept_if_that_counts(workspace):
+    long = "".join(f"unused_{i} = {i}\n" for i in range(40))
+    program = workspace.root / "program.md"
+    (workspace.root / "train.py").write_text(noisy(1.0, long))
+    harness.git(workspace.root, "commit", "-q", "-a", "-m", "Long")
+    program.write_text("---\nless_code: true\n---\nGo.\n")
+    loop(workspace, noisy(0.996, "unused = 1\n"))
+    short = history(workspace)[1]
+    assert short.status == "keep"
+    assert "lines less" in short.verdict
+    assert source.code_lines(b"'''doc'''\n# comment\nx = (1,\n     2)\n") == 1
+    assert source.code_lines(b"x = (") is None
+
+
+def test_a_run_that_is_stopped_is_made_again_and_decides_the_same(workspace, monkeypatch):
+    from autoresearch_jax import session
+
+    repeat, calls = session.Session.repeat, []
+
+    def stopped(self, e, purpose, **options):
+        calls.append(purpose)
+        if len(calls) in (3, 6):
+            raise Abandoned
+        return repeat(self, e, purpose, **options)
+
+    monkeypatch.setattr(session.Session, "repeat", stopped)
+    sources = [noisy(CLEAR), noisy(CLEAR - 0.020)]
+    plan = {"max": 2, "tag": "t", "policy": "confirm"}
+    agent = harness.BySeries(*sources)
+    ends = [harness.run_loop(workspace, agent, **plan).stopped for _ in range(3)]
+    assert ends == ["abandoned", "abandoned", "max"]
+    found = history(workspace)
+    assert [one.purpose for one in found[0].repeats] == ["noise"] * 4
+    assert all(one.status for one in found)
+    assert len(found) == 3
+
+
+def test_a_candidate_that_fails_when_measured_again_is_a_crash(workspace):
+    broken = 'if os.environ["AUTORESEARCH_SEED"] != "42": raise SystemExit("unlucky")\n'
+    loop(workspace, noisy(CLOSE, broken))
+    one = history(workspace)[1]
+    assert one.status == "crash"
+    assert "measured again, it failed" in one.reason
+    # The best of all fails: that is no fault of the candidate.
+    with pytest.raises(UserError, match=r"experiment 2, failed when it was measured again"):
+        loop(workspace, noisy(0.8, broken), noisy(0.79))
+    assert history(workspace)[3].status is None
+
+
+def test_a_loop_ends_with_an_audit_that_nothing_was_decided_on(workspace):
+    view = harness.Notes()
+    loop(workspace, noisy(CLEAR), view=view, audit=3)
+    (found,) = records(workspace, "audited")
+    assert (found["baseline"], found["best"], found["baseline_runs"]) == (0, 1, 3)
+    assert found["low"] < 0.1 < found["high"]
+    assert "audited gain of experiment 1 over the baseline: +0." in view.text
+    # Nothing new was kept, so nothing is audited again.
+    loop(workspace, noisy(WORSE), audit=3)
+    assert len(records(workspace, "audited")) == 1
+    # What is kept later is not covered by it.
+    loop(workspace, noisy(0.8))
+    said = "\n".join(report.claims(workspace.root).lines)
+    assert "what was kept since then, up to experiment 3, is not audited" in said
+    assert "noise of a score" in said
+    results = CliRunner().invoke(cli.main, ["-C", str(workspace.root), "results"])
+    assert "audited gain of experiment 1" in results.output
+
+
+def test_an_audit_that_was_stopped_goes_on_with_its_runs(workspace, monkeypatch):
+    from autoresearch_jax import session
+
+    repeat, calls = session.Session.repeat, []
+
+    def stopped(self, e, purpose, **options):
+        calls.append(purpose)
+        if calls.count("audit") == 3:
+            raise Abandoned
+        return repeat(self, e, purpose, **options)
+
+    monkeypatch.setattr(session.Session, "repeat", stopped)
+    agent = harness.BySeries(noisy(CLEAR))
+    ends = [
+        harness.run_loop(workspace, agent, 1, tag="t", policy="strict", audit=2).stopped
+        for _ in range(2)
+    ]
+    assert ends == ["abandoned", "max"]
+    assert [one.purpose for one in history(workspace)[0].repeats] == ["audit"] * 2
+    (found,) = records(workspace, "audited")
+    assert (found["baseline_runs"], found["best_runs"]) == (2, 2)
+
+
+def test_hours_leave_room_for_the_audit(workspace):
+    plan = ledger.Plan(max_hours=1.0, audit=3)
+    assert plan.audit == 3
+    one = loop(workspace, noisy(CLEAR), max_hours=6 / 3600, audit=3, policy="strict")
+    assert one.stopped == "max-hours"  # a second each: six for the audit leave none
+
+
+def test_verify_trains_again(workspace):
+    with pytest.raises(UserError, match="nothing was measured here"):
+        verify.seeds(workspace, harness.setup(tag="t"), name=None, runs=2)
+    loop(workspace, noisy(CLEAR), policy="strict")
+    setup = harness.setup(tag="t")
+    with pytest.raises(UserError, match="verify --seeds 5"):
+        verify.retrain(workspace, setup, name=None)
+    told = verify.seeds(workspace, setup, name=None, runs=3)
+    assert "of 3 runs with seeds of their own" in told[0]
+    assert "noise of a score" in told[1]
+    again = verify.retrain(workspace, setup, name=None)
+    assert (again.experiment.n, again.same) == (1, True)
+    assert again.val_bpb == history(workspace)[1].val_bpb
+    (told,) = verify.audit(workspace, setup, runs=2)
+    assert "2 and 2 new runs" in told
+    with pytest.raises(UserError, match="no experiment '7'"):
+        verify.seeds(workspace, setup, name="7", runs=1)
+
+
+def test_noise_takes_only_runs_that_nothing_was_chosen_on():
+    def repeat(score, purpose, split="val"):
+        return journal.Repeat(1, purpose, split, "ok", "", score)
+
+    baseline = journal.Experiment(
+        0, "a", "", "", "", scored="ok", val_bpb=1.0, repeats=(repeat(1.2, "noise"),)
+    )
+    chosen = journal.Experiment(
+        1, "b", "a", "", "", scored="ok", val_bpb=0.5,
+        repeats=(repeat(0.9, "decide"), repeat(0.7, "audit", "sealed")),
+    )  # fmt: skip
+    assert evidence.noise([chosen]) is None
+    known = evidence.noise([baseline, chosen])
+    assert known.df == 1
+    assert math.isclose(known.sd, math.sqrt(0.02))
+    low, high = evidence.expected_again(1.0, known)
+    assert low < 1.0 < high
+    with pytest.raises(UserError, match="verify --seeds"):
+        evidence.rule("confirm", None)

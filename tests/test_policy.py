@@ -1,0 +1,305 @@
+"""The rules of keeping, the noise and the audit; and their bench at a small size."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoresearch_jax import policy
+from autoresearch_jax.policy import Confirm, Measured, Policy, Strict, ask, audit, noise
+
+TOP = Path(__file__).parents[1]
+SD = 0.001
+
+scores = st.floats(0.5, 3.0)
+runs = st.lists(scores, min_size=1, max_size=4)
+confirms = st.builds(
+    lambda low, more, runs, incumbent_runs: Confirm(SD, low, low + more, runs, incumbent_runs),
+    st.floats(0, 3),
+    st.floats(0, 2),
+    st.integers(1, 4),
+    st.integers(1, 3),
+)
+
+
+def decide(rule: Policy, incumbent: list[float], candidate: list[float]) -> str:
+    return ask(rule, [Measured(incumbent, "keep"), Measured(candidate)]).action
+
+
+# ------------------------------------------------------------------------------------ rules
+
+
+@given(scores, scores)
+def test_strict_keeps_what_is_lower(incumbent, candidate):
+    found = decide(Strict(), [incumbent], [candidate])
+    assert found == ("keep" if candidate < incumbent else "discard")
+
+
+@given(confirms, runs, runs)
+def test_confirm_keeps_nothing_without_evidence(rule, incumbent, candidate):
+    action = decide(rule, incumbent, candidate)
+    error = SD * math.sqrt(1 / len(incumbent) + 1 / len(candidate))
+    errors = (np.mean(incumbent) - np.mean(candidate)) / error
+    if len(incumbent) < rule.incumbent_runs:
+        assert action == "remeasure"
+    elif errors < rule.promising - 1e-6:
+        assert action == "discard"
+    elif errors >= rule.clear + 1e-6 or len(candidate) >= rule.runs:
+        assert action in ("keep", "discard" if errors < rule.promising + 1e-6 else "keep")
+    elif rule.promising + 1e-6 < errors < rule.clear - 1e-6:
+        assert action == "again"
+
+
+@given(confirms, runs, st.integers(0, 2))
+def test_it_never_asks_for_more_runs_than_it_says(rule, incumbent, more):
+    candidate = [np.mean(incumbent) - rule.promising * SD] * (rule.runs + more)
+    assert decide(rule, incumbent, candidate) != "again"
+
+
+def test_a_session_from_its_baseline_on():
+    rule = Confirm(SD)
+    history = []
+    assert ask(rule, history).action == "propose"
+    history.append(Measured([]))
+    assert ask(rule, history).action == "again"
+    history[-1] = Measured([1.0])
+    assert ask(rule, history).action == "keep"  # the baseline
+    history[-1] = Measured([1.0], "keep")
+    assert ask(rule, history).action == "remeasure"
+    history[-1] = Measured([1.0, 1.0], "keep")
+    assert ask(rule, history).action == "propose"
+    history.append(Measured([], "crash"))
+    assert ask(rule, history).action == "propose"
+    history.append(Measured([1.001]))
+    assert ask(rule, history).action == "discard"
+    history[-1] = Measured([1.001], "discard")
+    history.append(Measured([0.998]))  # 1.6 standard errors
+    assert ask(rule, history) == policy.Verdict(
+        "again", "close: +1.6 standard errors, 1 against 2 runs"
+    )
+    history[-1] = Measured([0.998, 0.996])
+    assert ask(rule, history).action == "keep"
+    history[-1] = Measured([0.998, 0.996], "keep")
+    assert ask(rule, history).action == "propose"
+    history.append(Measured([0.990]))
+    assert ask(rule, history).action == "keep"  # at once
+    history[-1] = Measured([0.990], "keep")
+    assert ask(rule, history).action == "remeasure"  # it was kept on one run
+
+
+def test_a_baseline_that_crashed_is_none():
+    assert ask(Strict(), [Measured([], "crash")]).action == "propose"
+    assert ask(Strict(), [Measured([], "crash"), Measured([1.0])]).action == "keep"
+
+
+@given(st.integers(0, 1 << 32), st.sampled_from([Strict(), Confirm(SD), Confirm(SD, shorter=True)]))
+def test_the_same_record_gives_the_same_decisions(seed, rule):
+    """A session, and then each of its decisions again from the record of what came before it."""
+    dice = np.random.default_rng(seed)
+    history: list[Measured] = []
+    asked: list[tuple[list[Measured], policy.Verdict]] = []
+    for _ in range(40):
+        verdict = ask(rule, history)
+        asked.append((list(history), verdict))
+        if verdict.action in ("keep", "discard"):
+            history[-1] = dataclasses.replace(history[-1], status=verdict.action)
+            continue
+        if verdict.action == "propose":
+            history.append(Measured([], lines=int(dice.integers(90, 110))))
+        kept = [n for n, one in enumerate(history) if one.status == "keep"]
+        at = kept[-1] if verdict.action == "remeasure" else -1
+        measured = [*history[at].scores, 1 + dice.normal(0, SD)]
+        history[at] = dataclasses.replace(history[at], scores=measured)
+    for record, verdict in asked:
+        read = [Measured(tuple(one.scores), one.status, one.lines) for one in record]
+        assert ask(rule, read) == verdict
+
+
+def test_the_bars_follow_what_proposals_do():
+    rule = Confirm(SD)
+
+    def after(size: float, count: int = 20) -> list[Measured]:
+        """Proposals that were worse by so many times the noise, and one that is a little better."""
+        error = SD * math.sqrt(1 + 1 / 2)
+        others = [Measured([1 + size * error], "discard")] * count
+        return [Measured([1.0, 1.0], "keep"), *others, Measured([1 - 1.2 * error])]
+
+    assert rule.spread(after(2.0)[:-1]) == pytest.approx(2.0)
+    assert rule.spread(after(0.1)[:-1]) == 0.67
+    assert rule.spread(after(9.0)[:-1]) == 3.0
+    assert rule.spread(after(9.0, count=9)[:-1]) == 1.0
+    assert ask(rule, after(0.1)).action == "discard"
+    assert ask(rule, after(1.0)).action == "discard"
+    assert ask(rule, after(1.5)).action == "again"
+    assert ask(rule, after(9.0)).action == "keep"
+
+
+def test_the_spread_is_of_the_last_fifty_against_the_incumbent_of_their_time():
+    rule = Confirm(SD)
+    error = SD * math.sqrt(1 + 1 / 2)
+    early = [Measured([2.0, 2.0], "keep"), *[Measured([2 + 9 * error], "discard")] * 60]
+    late = [Measured([1.0, 1.0], "keep"), *[Measured([1 + 2 * error], "discard")] * 50]
+    crashes = [Measured([], "crash")] * 60
+    assert rule.spread([*early, *late, *crashes]) == pytest.approx(2.0)
+    assert rule.spread([*early, *late[:30]]) == pytest.approx(2.0)  # 29, one kept, 20 early
+    assert rule.spread([*early, *late[:20]]) == 3.0
+
+
+def test_less_code_need_only_be_no_worse():
+    equal = [Measured([1.0, 1.0], "keep", lines=100), Measured([1.0002] * 3, lines=90)]
+    assert ask(Confirm(SD), equal).action == "discard"
+    found = ask(Confirm(SD, shorter=True), equal)
+    assert found.action == "keep"
+    assert "10 lines less" in found.reason
+    once = [equal[0], dataclasses.replace(equal[1], scores=[1.0002])]
+    assert ask(Confirm(SD, shorter=True), once).action == "again"
+    worse = [equal[0], Measured([1.002], lines=90)]
+    assert ask(Confirm(SD, shorter=True), worse).action == "discard"
+    for lines in (None, 100, 110):
+        more = [equal[0], dataclasses.replace(equal[1], lines=lines)]
+        assert ask(Confirm(SD, shorter=True), more).action == "discard"
+    unknown = [dataclasses.replace(equal[0], lines=None), equal[1]]
+    assert ask(Confirm(SD, shorter=True), unknown).action == "discard"
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"noise": 0.0},
+        {"noise": math.nan},
+        {"noise": math.inf},
+        {"promising": 3.0},
+        {"promising": -1.0},
+        {"runs": 0},
+        {"incumbent_runs": 0},
+        {"no_worse": 0.5},
+    ],
+)
+def test_numbers_that_make_no_rule_are_refused(numbers):
+    with pytest.raises(ValueError, match=r"must be|<="):
+        Confirm(**{"noise": SD, **numbers})
+
+
+def test_what_a_decision_costs():
+    few = [Measured([1.0, 1.0], "keep"), *[Measured([1.1], "discard")] * 9]
+    assert policy.runs_a_proposal(Confirm(SD), few) == 1.1
+    assert policy.runs_a_proposal(Strict(), few) == 1.0
+    crashes = [Measured([], "crash")] * 3
+    many = [*few, *crashes, Measured([0.9, 0.9], "keep"), Measured([0.8])]
+    assert policy.runs_a_proposal(Confirm(SD), many) == pytest.approx(13 / 10)
+
+
+# -------------------------------------------------------------------------- noise and audit
+
+several = st.lists(scores, min_size=2, max_size=6)
+
+
+@given(several, several)
+def test_the_audit_is_symmetric(one, other):
+    there, back = audit(one, other), audit(other, one)
+    assert there.gain == -back.gain
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low), nan_ok=True)
+    assert (there.baseline_runs, there.best_runs) == (len(one), len(other))
+    assert there.low <= there.gain <= there.high
+
+
+def test_the_audits_interval_is_welchs():
+    """The example with unequal variances of R's t.test(extra ~ group, data = sleep)."""
+    second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    found = audit(second, first)
+    assert found.gain == pytest.approx(1.58)
+    assert (found.low, found.high) == pytest.approx((-0.2054832, 3.3654832), abs=1e-7)
+
+
+def test_the_audits_interval_holds_the_truth():
+    dice = np.random.default_rng(0)
+    holds = []
+    for _ in range(2000):
+        found = audit(dice.normal(1.0, SD, 4), dice.normal(0.99, 2 * SD, 4))
+        holds.append(found.low <= 0.01 <= found.high)
+    assert 0.935 <= np.mean(holds) <= 0.97
+
+
+def test_an_audit_of_a_training_that_does_not_scatter():
+    found = audit([1.0, 1.0], [0.9, 0.9])
+    assert found.low == found.gain == found.high == pytest.approx(0.1)
+
+
+def test_an_audit_takes_two_runs_of_each():
+    with pytest.raises(ValueError, match=r"1 of the baseline, 3 of the best"):
+        audit([1.0], [0.9, 0.9, 0.9])
+
+
+@given(st.lists(several, min_size=1, max_size=3), st.floats(-1, 1))
+def test_the_noise_is_that_within_commits(repeats, shift):
+    found = noise(repeats)
+    assert found.df == sum(len(one) - 1 for one in repeats)
+    assert found.low <= found.sd <= found.high
+    if len(repeats) == 1:
+        assert found.sd == pytest.approx(np.std(repeats[0], ddof=1), abs=1e-12)
+    moved = [[x + n * shift for x in one] for n, one in enumerate(repeats)]
+    assert noise(moved).sd == pytest.approx(found.sd, abs=1e-9)
+    assert noise([*repeats, [1.0], []]).df == found.df
+
+
+def test_the_noises_interval_holds_the_truth():
+    dice = np.random.default_rng(0)
+    found = [noise([dice.normal(1, SD, 3), dice.normal(2, SD, 3)]) for _ in range(2000)]
+    assert 0.935 <= np.mean([one.low <= SD <= one.high for one in found]) <= 0.965
+
+
+def test_the_noise_takes_repeats():
+    with pytest.raises(ValueError, match="two scores of one commit"):
+        noise([[1.0], [2.0], []])
+
+
+# ------------------------------------------------------------------------------------ bench
+
+
+def bench(*options: str) -> dict:
+    command = [sys.executable, "-W", "error", TOP / "bench" / "keep_policy.py", "--json", *options]
+    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+def test_confirm_keeps_less_that_is_worse_and_claims_what_is_true():
+    found = bench("--sessions", "100", "--no-frontier")
+    assert (found["runs"], found["sessions"], found["frontier"]) == (150, 100, [])
+    for kind, noises in found["policies"].items():
+        assert set(noises) == {"0.0005", "0.001", "0.002"}
+        for sd, policies in noises.items():
+            strict, confirm, paired = (policies[name] for name in ("strict", "confirm", "paired"))
+            assert strict["progress_vs_strict"] == 1
+            assert strict["overclaim"] > 0.8 * float(sd)
+            assert confirm["false_keep_rate"] < 0.5 * strict["false_keep_rate"]
+            assert confirm["no_gain_rate"] < 0.6 * strict["no_gain_rate"]
+            assert abs(confirm["overclaim"]) < 4 * confirm["overclaim_se"]
+            assert confirm["audit_covers"] > 0.9
+            assert confirm["progress_vs_strict"] > paired["progress_vs_strict"] + 0.2
+            assert confirm["progress_vs_strict"] >= (0.75 if kind == "log" else 0.7)
+            assert 1 < confirm["runs_a_proposal"] < 1.25
+            assert policies["confirm_8_devices"]["progress_vs_strict"] > 1
+
+
+def test_the_bench_draws_the_frontier_and_repeats_itself(tmp_path):
+    size = ("--sessions", "10", "--noise", "0.001", "--mixture", "log", "--policy", "confirm")
+    picture = tmp_path / "frontier.png"
+    found = bench(*size, "--plot", str(picture))
+    assert picture.stat().st_size > 10_000
+    (default,) = [
+        row
+        for row in found["frontier"]
+        if all(row[name] == getattr(Confirm(SD), name) for name in ("promising", "clear", "runs"))
+    ]
+    same = found["policies"]["log"]["0.001"]["confirm"]
+    assert {name: default[name] for name in same} == same
+    assert bench(*size, "--no-frontier")["policies"] == found["policies"]
+    other = bench(*size, "--no-frontier", "--seed", "1", "--repeats", "5")
+    assert other["policies"] != found["policies"]
