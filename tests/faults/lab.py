@@ -143,6 +143,8 @@ def everything(workspace):
         "experiments": [
             (e.n, e.commit, e.status, e.val_bpb, e.description, e.reason) for e in found
         ],
+        "repeats": [[(one.seed, one.purpose, one.score) for one in e.repeats] for e in found],
+        "audited": steps(workspace).count("audited"),
         "finished": steps(workspace).count("finished"),
         "branch": [e.n for commit in chain for e in found if e.commit == commit],
         "rows": [row[1:] for row in rows(workspace.root)],
@@ -154,10 +156,10 @@ def everything(workspace):
     }
 
 
-def complaint(lab, workspace, expected, where):
+def complaint(lab, workspace, expected, where, command="repeat"):
     """What is wrong after the command was given again, or ""."""
     if steps(workspace).count("finished") < expected["finished"]:  # else all had been done
-        reply = lab.run(workspace, Request("repeat"))
+        reply = lab.run(workspace, Request(command))
         if reply.ended != "done":
             return f"{where}: then {reply.ended}: {reply.words}"
     try:

@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 
 import git  # noqa: F401 - Workspace.open imports it, and every child would do so again
+import scipy.stats  # noqa: F401 - likewise the audit
 
 from autoresearch_jax import journal, loop, session
 from autoresearch_jax.agents import Proposal
@@ -51,6 +52,11 @@ def repeat(workspace):
     run_loop(workspace, BySeries(*SERIES), _most(workspace), tag="t")
 
 
+def confirm(workspace):
+    agent, most = BySeries(*SERIES), _most(workspace)
+    run_loop(workspace, agent, most, tag="t", policy="confirm", audit=2)
+
+
 def _most(workspace):
     return int((workspace.root.parent / "most").read_text())
 
@@ -77,7 +83,7 @@ def score_of(n: int) -> float:
     return round(1.0 - 0.0005 * n + random.Random(n).uniform(-0.1, 0.1), 6)
 
 
-COMMANDS = {"repeat": repeat, "propose": propose, "night": night}
+COMMANDS = {"repeat": repeat, "confirm": confirm, "propose": propose, "night": night}
 
 
 # --------------------------------------------------------------------------------- one child

@@ -59,6 +59,28 @@ def test_a_loop_killed_before_or_after_any_effect_ends_as_if_it_had_not_been(lab
     verdict("kills around effects", len(points), each(one, points))
 
 
+def test_a_loop_that_measures_again_ends_as_if_it_had_not_been_killed(lab, verdict):
+    workspace = lab.new()
+    whole = lab.run(workspace, Request("confirm"))
+    assert whole.ended == "done", whole
+    expected = everything(workspace)
+    purposes = [[purpose for _, purpose, _ in e] for e in expected["repeats"]]
+    assert purposes == [["noise"] * 4 + ["audit"] * 2, ["decide", "audit", "audit"], [], []]
+    assert expected["audited"] == 1
+
+    def one(kill):
+        workspace = lab.new()
+        reply = lab.run(workspace, Request("confirm", kill=kill))
+        assert reply.ended == "killed", (kill, reply)
+        found = complaint(lab, workspace, expected, f"killed {kill[0]} {kill[1]}", "confirm")
+        shutil.rmtree(workspace.root.parent)
+        return found
+
+    every = [(when, n) for n in range(1, whole.effects + 1) for when in ("before", "after")]
+    points = every[::7]  # all would take minutes, and most are those of the test above
+    verdict("kills around effects, measuring again", len(points), each(one, points))
+
+
 def test_a_loop_killed_again_and_again_ends_as_if_it_had_not_been(lab, whole, verdict):
     workspace, kills = lab.new(), 0
     while lab.run(workspace, Request("repeat", kill=("after", 3 + kills))).ended == "killed":
