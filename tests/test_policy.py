@@ -21,7 +21,7 @@ SD = 0.001
 scores = st.floats(0.5, 3.0)
 runs = st.lists(scores, min_size=1, max_size=4)
 confirms = st.builds(
-    lambda low, more, runs, incumbent_runs: Confirm(SD, low, low + more, runs, incumbent_runs),
+    lambda low, more, *runs: Confirm(SD, math.inf, low, low + more, *runs),
     st.floats(0, 3),
     st.floats(0, 2),
     st.integers(1, 4),
@@ -139,6 +139,9 @@ def test_the_bars_follow_what_proposals_do():
     assert ask(rule, after(1.0)).action == "discard"
     assert ask(rule, after(1.5)).action == "again"
     assert ask(rule, after(9.0)).action == "keep"
+    assert ask(Confirm(SD, df=100), after(9.0)).action == "keep"
+    assert ask(Confirm(SD, df=10), after(9.0)).action == "again"  # half as much
+    assert ask(Confirm(SD, df=1), after(9.0)).action == "discard"
 
 
 def test_the_spread_is_of_the_last_fifty_against_the_incumbent_of_their_time():
@@ -175,6 +178,7 @@ def test_less_code_need_only_be_no_worse():
         {"noise": 0.0},
         {"noise": math.nan},
         {"noise": math.inf},
+        {"df": 0},
         {"promising": 3.0},
         {"promising": -1.0},
         {"runs": 0},

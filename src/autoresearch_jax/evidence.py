@@ -42,11 +42,14 @@ class Claims:
     noise: Noise | None = None
     audit: Audited | None = None
     best: int | None = None  # the present best; None: the baseline is
+    runs: float = 1.0  # that a decision took, incumbents' included
 
     @property
     def lines(self) -> list[str]:
         """In full: the noise, and the audit or that there is none."""
         said = [] if self.noise is None else [noise_words(self.noise)]
+        if self.runs > 1:
+            said.append(f"a decision took {self.runs:.2f} runs on average")
         if self.audit is not None:
             said.append(audit_words(self.audit, self.best))
         elif self.best is not None:
@@ -101,12 +104,12 @@ def rule(name: str, known: Noise | None, less_code: bool = False) -> Policy:
             "--policy confirm is of no use here: the runs of one train.py score exactly alike. Go "
             "on with --policy strict"
         )
-    return Confirm(known.sd, shorter=less_code)
+    return Confirm(known.sd, df=known.df, shorter=less_code)
 
 
 def expected_again(val_bpb: float, known: Noise) -> tuple[float, float]:
     """Where the score of one more run lies in 95 of 100 cases, if nothing but noise is between."""
-    from scipy import stats  # type: ignore[import-untyped]  # takes 0.5 s: not for --help
+    from scipy import stats  # takes 0.5 s: not for --help
 
     reach = stats.t.ppf(0.975, known.df) * known.sd * math.sqrt(2)
     return val_bpb - reach, val_bpb + reach
@@ -125,7 +128,10 @@ def audited(records: Sequence[Record]) -> Audited | None:
 def claims(history: Sequence[Experiment], records: Sequence[Record]) -> Claims:
     """What may be said of a tag's gain."""
     kept = [e.n for e in history if e.status == "keep"]
-    return Claims(noise(history), audited(records), kept[-1] if kept[1:] else None)
+    decided = [e for e in history if e.base and e.status in ("keep", "discard")]
+    again = sum(one.purpose == "decide" for e in history for one in e.repeats)
+    runs = 1 + again / len(decided) if decided else 1.0
+    return Claims(noise(history), audited(records), kept[-1] if kept[1:] else None, runs)
 
 
 def noise_words(found: Noise) -> str:

@@ -99,8 +99,10 @@ class Confirm:
     after its last run. Against three runs of the incumbent and at the default that keeps 55% of
     those without effect, 35% of those worse by half of `noise`, 16% by `noise`, 1% by twice.
 
-    The noise has to be known well, since it enters both a candidate's standard errors and the
-    spread: estimated from five runs, false keeps double. Pool what there is, audits too (`noise`).
+    A noise that is taken too low makes every difference look large, to the bars as well. So the
+    less is known about it (`df`), the less they follow the spread: by half at ten degrees of
+    freedom. Estimated from five runs there still are up to twice the false keeps of a known noise,
+    so pool what there is, audits too (`noise`).
 
     It is a group-sequential test of means with known noise. Its bars are not those of a textbook's
     error rate: they are where bench/keep_policy.py finds most progress for a false keep. Raises
@@ -108,6 +110,7 @@ class Confirm:
     """
 
     noise: float  # standard deviation of one run
+    df: float = math.inf  # degrees of freedom that it rests on; inf: it is known
     promising: float = 1.5  # standard errors of the difference, where the spread is 1
     clear: float = 2.5  # likewise
     runs: int = 3  # of a candidate, at most
@@ -121,6 +124,8 @@ class Confirm:
     def __post_init__(self) -> None:
         if not 0 < self.noise < math.inf:
             raise ValueError(f"noise is {self.noise!r}, and must be above 0 and finite")
+        if not self.df > 0:
+            raise ValueError(f"df is {self.df}, and must be above 0")
         if not 0 <= self.promising <= self.clear:
             raise ValueError(
                 f"promising is {self.promising}, clear {self.clear}: 0 <= promising <= clear"
@@ -146,7 +151,7 @@ class Confirm:
         less = _lines_less(incumbent, candidate) if self.shorter else 0
         if errors < (self.no_worse if less > 0 else 0):
             return Verdict("discard", f"not better: {found}")
-        spread = self.spread(decided)
+        spread = self.spread(decided) ** (1 / (1 + 10 / self.df))
         promising, clear = self.promising / spread, self.clear / spread
         if errors >= clear:
             return Verdict("keep", f"clearly better: {found}")
@@ -245,7 +250,7 @@ def noise(repeats: Sequence[Sequence[float]], confidence: float = 0.95) -> Noise
     Only repeats that no decision was made on: a score that led to a keep is one of the lucky ones.
     Raises ValueError without two scores of any commit.
     """
-    from scipy import stats  # type: ignore[import-untyped]  # takes a second: not for --help
+    from scipy import stats  # takes a second: not for --help
 
     repeats = [scores for scores in repeats if len(scores)]
     df = sum(len(scores) - 1 for scores in repeats)
