@@ -202,6 +202,28 @@ def test_verify_trains_again(workspace):
         verify.seeds(workspace, setup, name="7", runs=1)
 
 
+def test_a_gain_is_tried_at_another_depth(workspace):
+    def at_depth(score, a_layer):
+        return harness.train_py(score, f"DEPTH = 3\nSCORE -= {a_layer} * DEPTH")
+
+    loop(workspace, at_depth(0.9, 0.01), harness.train_py(0.8), policy="strict")
+    setup = harness.setup(tag="t")
+    with pytest.raises(UserError, match="no constant DEPTH"):
+        verify.scale(workspace, setup, name="1", depth=6, budget_s=None)  # the baseline's
+    (workspace.root / "train.py").write_text(at_depth(1.0, 0.02))
+    harness.git(workspace.root, "commit", "-q", "-a", "-m", "With a depth")
+    loop(workspace, at_depth(0.95, 0.01), at_depth(0.93, 0.03), tag="u", policy="strict")
+    setup = harness.setup(tag="u")
+    # 1.0 - 0.02 x 12 against 0.95 - 0.01 x 12, and 0.93 - 0.03 x 12.
+    told = verify.scale(workspace, setup, name="1", depth=12, budget_s=None)
+    assert "0.830000, the baseline 0.760000: gain -0.070000, of +0.020000" in told
+    assert "scale-bound" in told
+    assert "scale-stable" in verify.scale(workspace, setup, name=None, depth=12, budget_s=2)
+    found = [one for one in journal.records(workspace.state_dir("u")) if one["step"] == "scaled"]
+    assert [one["tag"] for one in found] == ["scale-bound", "scale-stable"]
+    assert workspace.constants()["TIME_BUDGET"] == 1
+
+
 def test_noise_takes_only_runs_that_nothing_was_chosen_on():
     def repeat(score, purpose, split="val"):
         return journal.Repeat(1, purpose, split, "ok", "", score)

@@ -15,6 +15,7 @@ before the step's effect is carried out. Reading it again is resuming. Steps:
 - `control`: after crashes alike, the best was started again, to see whether it still runs.
 - `verified`: a score was computed again, or on the sealed split.
 - `repeated`: an experiment was trained and scored once more, with another seed (evidence.py).
+- `scaled`: a gain was measured at another depth: whether it holds there.
 - `audited`: baseline and best were compared by new runs: the gain and its interval.
 - `finished`: a loop did as many experiments as `--max` asked for.
 - `restored`: after `run -m`, the person's train.py is the best known again.

@@ -449,6 +449,10 @@ def show(console: "Console", workspace: "Workspace", name: str, tag: str | None 
     for repeat in one.repeats:
         found = repeat.reason if repeat.score is None else f"{repeat.split} {repeat.score:.6f}"
         say(f"again     {found} (seed {repeat.seed}, {repeat.purpose})")
+    for record in records:
+        if record["step"] == "scaled" and record["n"] == one.n:
+            scores = f"{record['val_bpb']:.6f}, the baseline {record['baseline_bpb']:.6f}"
+            say(f"scale     {record['tag']}: {scores} at depth {record['depth']}")
     if one.note:
         say(f"note      {journal.clean(one.note)}", "yellow")
     if spent := phases(one):

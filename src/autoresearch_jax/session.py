@@ -19,6 +19,7 @@ from autoresearch_jax import (
     files,
     interrupts,
     journal,
+    literals,
     manifest,
     paths,
     policy,
@@ -386,6 +387,31 @@ class Session:
         self.view.live("")
         return self.history[e.n].repeats[-1]
 
+    def scaled(self, e: Experiment, depth: int, budget_s: int | None) -> scoring.Score:
+        """The score of an experiment at another depth, and with another budget if one is given.
+
+        Raises Abandoned, UserError.
+        """
+        run_dir = self.log(e).parent
+        artifacts, log = run_dir / "scaled", run_dir / "scaled.log"
+
+        def resize(folder: Path) -> None:
+            _rewrite(folder / "train.py", {"DEPTH": depth})
+            if budget_s is not None:
+                _rewrite(folder / "constants.py", {"TIME_BUDGET": budget_s})
+
+        try:
+            # Another size compiles and scores for another while: a baseline's limits.
+            result = self._run_training(e, artifacts, log, resize=resize, limits=self._limits)
+            if result.outcome != "ok":
+                return scoring.Score(result.outcome, result.reason, dict(result.metrics))
+            score_log = log.with_name("scaled-score.log")
+            return self._score_of_artifacts(e, artifacts, score_log, "val", self._limits)
+        finally:
+            self.runner.end_early()
+            files.remove(artifacts)
+            self.view.live("")
+
     def audit(self, runs: int) -> evidence.Audited:
         """Compares baseline and best by new runs of each, on the sealed text if there is some.
 
@@ -541,8 +567,12 @@ class Session:
         frozen: Callable[[], Path] | None = None,
         also_written: tuple[Path, ...] = (),
         seed: int = SEED,
+        resize: Callable[[Path], None] = lambda _: None,
+        limits: trainer.Limits | None = None,
     ) -> trainer.TrainResult:
         """One training of an experiment's commit; `enough` may end it; `frozen` if it is scored.
+
+        `resize` may change the files before.
 
         Raises Abandoned, UserError.
         """
@@ -550,13 +580,14 @@ class Session:
         files.remove(artifacts)  # of the same training, abandoned or out of disk
         self._check_disk()
         self.ratchet.export(e.commit, folder)
+        resize(folder)
         budget_s = time_budget(folder)
         result = self.runner.train(
             folder,
             artifacts=artifacts,
             log=log,
             budget_s=budget_s,
-            limits=self.limits_for(e, budget_s),
+            limits=limits or self.limits_for(e, budget_s),
             title=_title(e),
             seed=seed,
             enough=enough,
@@ -594,14 +625,18 @@ class Session:
         return self._score_of_artifacts(e, self.artifacts(e), log, split)
 
     def _score_of_artifacts(
-        self, e: Experiment, artifacts: Path, log: Path, split: str
+        self,
+        e: Experiment,
+        artifacts: Path,
+        log: Path,
+        split: str,
+        limits: trainer.Limits | None = None,
     ) -> scoring.Score:
-        limits = self.limits_for(e)
         score = self.runner.score(
             self._frozen(e.base or e.commit),
             artifacts,
             log=log,
-            limits=limits,
+            limits=limits or self.limits_for(e),
             title=_title(e),
             split=split,
         )
@@ -708,6 +743,14 @@ def time_budget(folder: Path) -> float:
     if budget is None:
         raise UserError(f"{folder / 'constants.py'} has no line such as TIME_BUDGET = 300.")
     return float(budget)
+
+
+def _rewrite(path: Path, values: dict[str, literals.Value]) -> None:
+    """Gives constants of a file other values. Raises UserError where it has none of that name."""
+    text = path.read_text()
+    if missing := sorted(values.keys() - literals.read(text).keys()):
+        raise UserError(f"{path.name} of that experiment has no constant {', '.join(missing)}.")
+    path.write_text(literals.rewrite(text, values))
 
 
 def _verdict(e: Experiment, best: Experiment | None) -> str:

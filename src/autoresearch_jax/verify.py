@@ -1,5 +1,6 @@
 """Scores had again, at any later time: computed anew from what is left, or trained anew."""
 
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from autoresearch_jax import evidence, report
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.held import Setup, held
 from autoresearch_jax.journal import Experiment, Repeat
+from autoresearch_jax.policy import Noise
 from autoresearch_jax.runner import SEED
 from autoresearch_jax.session import Abandoned, Session
 from autoresearch_jax.workspace import Workspace
@@ -135,6 +137,69 @@ def retrain(workspace: Workspace, setup: Setup, *, name: str | None) -> Retraine
         score = _repeated(session, e, "retrain", seed=SEED).score
         assert score is not None
         return Retrained(e, score, low, high)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Whether a gain holds at another depth."""
+
+    experiment: Experiment
+    depth: int
+    baseline_bpb: float  # at that depth
+    val_bpb: float
+
+    @property
+    def tag(self) -> str:
+        return "scale-stable" if self.val_bpb < self.baseline_bpb else "scale-bound"
+
+    def words(self, baseline: Experiment, known: Noise | None) -> str:
+        """What a person is told of it."""
+        assert self.experiment.val_bpb is not None
+        assert baseline.val_bpb is not None
+        gain = self.baseline_bpb - self.val_bpb
+        within = known is not None and abs(gain) < known.sd * math.sqrt(2)
+        return (
+            f"experiment {self.experiment.n} at depth {self.depth}: {self.val_bpb:.6f}, the "
+            f"baseline {self.baseline_bpb:.6f}: gain {gain:+.6f}, of "
+            f"{baseline.val_bpb - self.experiment.val_bpb:+.6f} as recorded: {self.tag}"
+            + (", within the noise of two runs" if within else "")
+        )
+
+
+def scale(
+    workspace: Workspace, setup: Setup, *, name: str | None, depth: int, budget_s: int | None
+) -> str:
+    """Trains an experiment (the best by default) and the baseline at another depth, and tells.
+
+    Raises UserError, also where one of both gives no score there.
+    """
+    with _measuring(workspace, setup) as session:
+        e, baseline = _chosen(session, name, session.best), session.baseline
+        assert baseline is not None
+        if e.n == baseline.n:
+            raise UserError("that is the baseline, which has no gain: name an experiment.")
+        scores = []
+        for one in (baseline, e):
+            if session.interrupts.stopping():
+                raise Abandoned
+            score = session.scaled(one, depth, budget_s)
+            if score.outcome != "ok":
+                reason = score.reason.rstrip(".")
+                raise UserError(f"experiment {one.n} gives no score at depth {depth}: {reason}.")
+            scores.append(score.metrics["val_bpb"])
+        found = Scaled(e, depth, *scores)
+        session.journal.append(
+            "scaled",
+            n=e.n,
+            baseline=baseline.n,
+            depth=depth,
+            budget=budget_s,
+            baseline_bpb=found.baseline_bpb,
+            val_bpb=found.val_bpb,
+            tag=found.tag,
+            time=time.time(),
+        )
+        return found.words(baseline, session.noise)
 
 
 @contextmanager
