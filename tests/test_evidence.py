@@ -202,6 +202,26 @@ def test_verify_trains_again(workspace):
         verify.seeds(workspace, setup, name="7", runs=1)
 
 
+def test_a_disturbed_training_is_repeated_once(workspace, monkeypatch):
+    from autoresearch_jax import session, trainer
+
+    monkeypatch.setattr(session, "LEAST_TRAINING_S", 0.0)
+    told = []
+
+    def disturbed(self, *trusted):
+        told.append([bool(metrics) for metrics in trusted])
+        return "a miner took 30% of the device" if len(told) > 1 else ""
+
+    monkeypatch.setattr(trainer.TrainResult, "disturbed", disturbed)
+    view = harness.Notes()
+    loop(workspace, noisy(CLEAR), policy="strict", view=view)
+    assert told == [[], [True, True]]  # the baseline has none to compare with
+    (found,) = records(workspace, "disturbed")
+    assert (found["n"], found["reason"]) == (1, "a miner took 30% of the device")
+    assert "trained again: a miner took 30%" in view.text
+    assert history(workspace)[1].status == "keep"  # believed the second time
+
+
 def test_a_gain_is_tried_at_another_depth(workspace):
     def at_depth(score, a_layer):
         return harness.train_py(score, f"DEPTH = 3\nSCORE -= {a_layer} * DEPTH")

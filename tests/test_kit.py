@@ -288,8 +288,10 @@ def test_progress_in_a_file_is_a_plain_line_now_and_then():
     line = kit.ProgressLine(10.0, 1000, 2e6, None, stream)
     for step in range(100):
         line.update(step, 0.001 * step, 0.001, 5.0)
-    line.close()
     assert stream.getvalue().count("\n") == 1
+    line.close()
+    assert stream.getvalue().endswith("\nlost to unusually long steps: 0.0%\n")
+    assert stream.getvalue().count("\n") == 2
     assert "\r" not in stream.getvalue()
     assert "mfu: n/a" in stream.getvalue()
 

@@ -9,6 +9,7 @@ before the step's effect is carried out. Reading it again is resuming. Steps:
 - `dropped`: a draft that is not going to be proposed, and why.
 - `proposed`: experiment `n` exists: its commit, base, description, agent; the `ask` it answers.
 - `repaired`: its agent has seen its crash and mended it: the new commit, before it trains again.
+- `disturbed`: something else took from its training (disturbance.py), so it is trained again.
 - `trained`: its training ended: outcome, reason, metrics, provenance, the hash of what it left.
 - `scored`: the scorer has read that: outcome, reason, metrics, `val_bpb` among them.
 - `decided`: keep, discard or crash. Written before the branch moves.

@@ -9,6 +9,7 @@ from typing import Any
 
 from autoresearch_jax import (
     boxes,
+    disturbance,
     files,
     hardware,
     installed,
@@ -136,6 +137,7 @@ class Runner:
                 exported=exported,
                 abandoned=lambda: self._stop() or enough(),
                 keep_fds=self._keep_fds,
+                watch=disturbance.watch(self._conditions.platform, self._others or ()),
             )
             files.remove(box.scratch)
             if before:

@@ -42,6 +42,7 @@ from autoresearch_jax.workspace import FROZEN, Workspace
 
 MIN_FREE_BYTES = 512 << 20  # below it nothing is started: it would fail for want of disk
 ARTIFACTS_KEPT = 20  # kept experiments whose parameters stay, the baseline's and the best's aside
+LEAST_TRAINING_S = 60.0  # of a shorter one, a share of its time tells nothing
 CONTROL_SECONDS = 20.0  # of training after which the best counts as running
 
 
@@ -509,6 +510,10 @@ class Session:
         found |= {"note": "", "left": ""}
         if not broken:
             result, verdict = self._train_gated(e)
+            if why := self._disturbed(e, result):
+                self.view.say(f"     not believed, and trained again: {why}")
+                self.journal.append("disturbed", n=e.n, reason=why, time=time.time())
+                result, verdict = self._train_gated(e)
             found |= {"outcome": result.outcome, "reason": result.reason, "note": result.note}
             found["metrics"] = {**result.metrics, **verdict.metrics}
             if result.outcome == "abandoned":  # by the gate: what else abandons does not come here
@@ -516,6 +521,16 @@ class Session:
             found["left"] = scoring.seal(self.artifacts(e)) if result.outcome == "ok" else ""
         provenance = {**self.conditions.provenance, "seed": SEED}
         self.journal.append("trained", n=e.n, **found, provenance=provenance, time=time.time())
+
+    def _disturbed(self, e: Experiment, result: trainer.TrainResult) -> str:
+        """Why a training is to be repeated, which it is once; "" if it is believed."""
+        if result.outcome != "ok" or result.metrics.get("training_seconds", 0.0) < LEAST_TRAINING_S:
+            return ""
+        if any(one["step"] == "disturbed" and one["n"] == e.n for one in self.journal.records):
+            return ""
+        base = next((one for one in self.history if one.commit == e.base), None)
+        others = (one for one in (self.baseline, base) if one is not None and one.n != e.n)
+        return result.disturbed(*(one.metrics for one in others))
 
     def _train_gated(self, e: Experiment) -> tuple[trainer.TrainResult, Verdict]:
         """A training, and beside it the gate, which may end it. Raises Abandoned, UserError.

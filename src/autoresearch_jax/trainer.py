@@ -8,11 +8,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax import files, isolation, journal, paths, process
+from autoresearch_jax import disturbance, files, isolation, journal, paths, process
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.isolation import Box
 
@@ -24,11 +24,13 @@ TAIL_BYTES = 1 << 16  # a traceback lies in the last of the log
 SUMMARY_BYTES = 1 << 16
 # What the harness measures itself, and no training says of itself.
 MEASURED = re.compile(
-    "val_bpb$|compiled_gib$|(agent|startup|checkpoint|wall|gate|scoring|score|score_ahead|probe)_"
+    "val_bpb$|compiled_gib$|"
+    "(agent|startup|checkpoint|wall|gate|scoring|score|score_ahead|probe|throttled|shared|crowded)_"
 )
 LOG_BYTES = 1 << 19  # of each log, once an experiment is decided
 DISK_BYTES = 16 << 30  # that a training may write; the parameters at full size are 0.2 GB
 DISK_SECONDS = 2.0  # between two looks at what it has written
+_LOST = re.compile(r"(?m)^lost to unusually long steps: (\d{1,3}\.\d)%$")  # kit/progress.py
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 
 
@@ -76,6 +78,11 @@ class TrainResult:
     log: Path
     signal: int = 0  # that ended it, if one did
     note: str = ""  # something that a person should look at
+    words: Mapping[str, str] = field(default_factory=dict)  # of a disturbance.Watch
+
+    def disturbed(self, *trusted: Mapping[str, float]) -> str:
+        """Why it is not believed, or "": `disturbance.reason`."""
+        return disturbance.reason(self.metrics, self.words, *trusted)
 
     @property
     def seconds(self) -> float:
@@ -98,6 +105,7 @@ def train(
     exported: Callable[[], None] = lambda: None,
     abandoned: Callable[[], bool] = lambda: False,
     keep_fds: tuple[int, ...] = (),
+    watch: disturbance.Watch | None = None,
 ) -> TrainResult:
     """Runs train.py of `folder` there, until it and all it started has ended.
 
@@ -112,25 +120,33 @@ def train(
     written = (*box.writable, box.scratch, *also_written)
     clock = Clock(artifacts, limits, budget_s, written=written, disk_bytes=disk_bytes)
 
+    watch = disturbance.Watch() if watch is None else watch
     news = [exported]
 
     def tick() -> str:
         live(last_line(log))
         over = clock.look()
+        if clock.training:
+            watch.begin()
+        else:
+            watch.end()
         if clock.training and not over and news:
             news.pop()()
         return over
 
-    ended = process.run(
-        isolation.wrap(level, [sys.executable, "train.py"], box),
-        cwd=folder,
-        env=env,
-        stdout=log,
-        limit_s=math.inf,  # the clock's are tighter
-        abandoned=abandoned,
-        tick=tick,
-        keep_fds=keep_fds,
-    )
+    try:
+        ended = process.run(
+            isolation.wrap(level, [sys.executable, "train.py"], box),
+            cwd=folder,
+            env=env,
+            stdout=log,
+            limit_s=math.inf,  # the clock's are tighter
+            abandoned=abandoned,
+            tick=tick,
+            keep_fds=keep_fds,
+        )
+    finally:
+        watch.end()
     over = clock.look(last=True)
     returncode = isolation.signal_of(level, ended.returncode)
     if ended.why == "abandoned":
@@ -139,7 +155,9 @@ def train(
         outcome, reason = "timeout", over
     else:
         outcome, reason = judge(returncode, read_tail(log))
-    metrics = read_summary(artifacts / paths.SUMMARY) | clock.seconds()
+    metrics = read_summary(artifacts / paths.SUMMARY) | clock.seconds() | watch.metrics
+    if lost := _LOST.findall(read_tail(log)):
+        metrics["lost_percent"] = float(lost[-1])
     metrics["wall_seconds"] = round(ended.seconds, 3)
     return TrainResult(
         outcome,
@@ -148,6 +166,7 @@ def train(
         log,
         max(0, -returncode),
         clock.note(),
+        watch.words,
     )
 
 

@@ -1,9 +1,15 @@
 """The line that says how training goes."""
 
+import itertools
 import shutil
+import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import TextIO
+
+PARTS, PART_STEPS = 20, 5  # of a training, compared with each other: the most; their least steps
+LEAST_PARTS = 4
 
 
 class ProgressLine:
@@ -36,10 +42,12 @@ class ProgressLine:
         self._seconds_between_lines = 0.0 if self._live else max(1.0, budget / 100)
         self._next_line = 0.0
         self._width = 0
+        self._seconds: list[float] = []  # of each step
 
     def update(self, step: int, elapsed: float, step_seconds: float, loss: float) -> None:
         """Show step number `step`, which took `step_seconds` and ended after `elapsed` seconds."""
         self._updates += 1
+        self._seconds.append(step_seconds)
         self._smooth_loss = 0.9 * self._smooth_loss + 0.1 * loss
         if time.monotonic() < self._next_line:
             return
@@ -64,7 +72,31 @@ class ProgressLine:
         self._stream.flush()
 
     def close(self) -> None:
-        """End the live line."""
+        """End the live line, and say whether something took time from some of the steps."""
         if self._live and self._width:
             self._stream.write("\n")
-            self._stream.flush()
+        lost = lost_percent(self._seconds)
+        if lost is not None:
+            self._stream.write(
+                f"lost to unusually long steps: {lost:.1f}%\n"
+            )  # trainer.py reads it
+        self._stream.flush()
+
+
+def lost_percent(seconds: Sequence[float]) -> float | None:
+    """The share of a training that it lost while steps took longer than usual in it.
+
+    Compared are parts of several steps, so that long steps which come again and again, as those
+    with an evaluation do, make no part unusual. What is usual is the median and a tenth of it. The
+    first step always takes longer, and does not count. None: there are too few.
+    """
+    seconds = seconds[1:]
+    count = min(PARTS, len(seconds) // PART_STEPS)
+    if count < LEAST_PARTS:
+        return None
+    bounds = [i * len(seconds) // count for i in range(count + 1)]
+    parts = [seconds[a:b] for a, b in itertools.pairwise(bounds)]
+    means = [sum(part) / len(part) for part in parts]
+    usual = 1.1 * statistics.median_low(means)
+    lost = sum(len(part) * max(0.0, mean - usual) for part, mean in zip(parts, means, strict=True))
+    return 100 * lost / sum(seconds)
