@@ -28,7 +28,7 @@ from tests import watch_helpers  # noqa: E402
 SETTLE_SECONDS = 1.2  # until an update is told, drawn and painted
 WATCHER = """
 (function look() {
-  if (document.querySelectorAll(".chart .mark").length < %d) requestAnimationFrame(look);
+  if ((%s) < %d) requestAnimationFrame(look);
   else requestAnimationFrame(() => { window.seenAfter = performance.now() / 1000; });
 })();
 """
@@ -62,7 +62,7 @@ def measure(folder: Path, experiments: int, updates: int) -> dict[str, float]:
         found["look_ms"] = statistics.median(look(night, reader) for _ in range(updates))
         costs = [cost(driver, night.add) for _ in range(updates)]
         found |= {"update_ms": statistics.median(costs), "update_ms_max": max(costs)}
-        redraw = [cost(driver, lambda: driver.execute_script("chart.layout()")) for _ in range(5)]
+        redraw = [cost(driver, lambda: driver.execute_script("chart.layout()")) for _ in range(10)]
         found["redraw_ms"] = statistics.median(redraw)
         night.live()
         n = night.propose("the next idea")
@@ -74,7 +74,7 @@ def measure(folder: Path, experiments: int, updates: int) -> dict[str, float]:
 
 def first_view(driver: Any, port: int, experiments: int) -> float:
     """Seconds from the navigation to the frame after the last mark."""
-    script = {"source": WATCHER % experiments}
+    script = {"source": WATCHER % (watch_helpers.marks(), experiments)}
     driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
     driver.get(f"http://127.0.0.1:{port}/")
     return watch_helpers.until(driver, "return window.seenAfter")

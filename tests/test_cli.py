@@ -291,6 +291,19 @@ def test_commands_are_spelled_as_they_are_typed(monkeypatch, text, under_uv):
     assert view.typed(text) == under_uv
 
 
+def test_a_command_that_was_given_a_folder_names_it(tmp_path):
+    root = harness.make_repository(tmp_path / "a folder")
+    named = "autoresearch-jax -C 'a folder' loop"
+    done = run("-C", "a folder", "watch", cwd=tmp_path)
+    assert f"What starts: {named}" in done.stdout
+    done = run("-C", "a folder", "results", cwd=tmp_path)
+    assert f"`{named}` starts" in done.stderr
+    done = run("results", cwd=root)
+    assert "`autoresearch-jax loop` starts" in done.stderr
+    done = run("-C", "a folder", "watch", cwd=tmp_path, UV_RUN_RECURSION_DEPTH="1")
+    assert re.search(f"uv run (--project .* )?{named}", done.stdout)
+
+
 def test_outside_of_a_project_the_command_names_it(tmp_path, monkeypatch):
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "its project" / ".venv"))

@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from autoresearch_jax import cli, loop, paths, view
+from autoresearch_jax import cli, held, loop, paths, view
 from autoresearch_jax.loop import LoopResult
 from autoresearch_jax.workspace import Workspace
 from tests import harness
@@ -58,6 +58,22 @@ def test_quiet_leaves_results_and_warnings(talking):
     done = talking("--quiet", "loop")
     assert done.stdout.startswith("1 experiment, 0 improvements, 0 crashes")
     assert done.stderr == "Warning: no box.\n"
+
+
+def test_quiet_leaves_one_line_of_a_proposal(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(held, "Setup", lambda view, **_: harness.setup(view, tag="t"))
+    root = harness.make_repository(tmp_path / "w")
+    for source, code, printed, error in (
+        (harness.train_py(0.9), 0, "1\tkeep\t0.900000\n", ""),
+        (harness.train_py(0.95), 0, "2\tdiscard\t0.950000\n", ""),
+        ("width = (", 1, "3\tcrash\tn/a\n", "Error: no val_bpb: SyntaxError"),
+    ):
+        (root / "train.py").write_text(source)
+        done = CliRunner().invoke(cli.main, ["-C", str(root), "-q", "run", "-m", "an idea"])
+        assert (done.exit_code, done.stdout) == (code, printed)
+        assert done.stderr.startswith(error)
+        assert bool(done.stderr) is bool(error)
 
 
 def test_verbose_has_the_time_and_the_passing_lines(talking):

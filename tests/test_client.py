@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from autoresearch_jax import agents, cli, doctor, settings
+from autoresearch_jax import agents, doctor, settings
 from autoresearch_jax.agents import (
     TROUBLES,
     AgentError,
@@ -214,7 +214,7 @@ def doctors(tmp_path, program):
     """What doctor says of the clients for a program.md: its lines, and the problems."""
     (tmp_path / "program.md").write_text(program)
     found, problems = doctor._agents(tmp_path)
-    return {name: cli._agent(one) for name, one in found.items()}, problems
+    return {name: doctor._agent_words(one) for name, one in found.items()}, problems
 
 
 def test_doctor_lists_the_clients(home, program, tmp_path, monkeypatch):

@@ -98,7 +98,7 @@ def test_it_opens_without_a_server(night, tmp_path):
     page = written(night, tmp_path / "out")[0]
     with watch_helpers.browser(tmp_path) as driver:
         driver.get(page.as_uri() + "#1")
-        until(driver, "return document.querySelectorAll('.chart .mark').length === 30")
+        until(driver, f"return {watch_helpers.marks()} === 30")
         until(driver, "return !!document.querySelector('.part-diff .plus')")
         assert driver.find_element("css selector", ".detail h2").text.split() == ["1", "discarded"]
         assert f'NOTE = "{HOSTILE}"' in driver.find_element("css selector", ".diff").text

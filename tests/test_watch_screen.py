@@ -17,7 +17,7 @@ from autoresearch_jax.journal import Row
 from autoresearch_jax.report import entries, summarize
 from autoresearch_jax.watch import frame, story
 from tests import harness
-from tests.watch_helpers import Night, everything
+from tests.watch_helpers import TAG, Night, everything
 
 UNTRUSTED = (
     "\x1b[31mred\x1b]0;title\x07 \u202eever\u202c\n漢字 👩\u200d👩\u200d👧 \ufeff\tcafé " * 2
@@ -174,7 +174,7 @@ def test_a_table_of_the_original_and_an_empty_workspace_in_a_pipe(tmp_path):
     assert "double model width (OOM)" in said
     root = harness.make_repository(tmp_path / "w")
     said = piped(root)
-    assert "Nothing has run here yet. What starts: autoresearch-jax loop" in said
+    assert f"Nothing has run here yet. What starts: autoresearch-jax -C {root} loop" in said
     assert "none yet" in said
 
 
@@ -218,8 +218,8 @@ class Terminal:
         )
         return done.stdout
 
-    def watch(self, root: Path) -> None:
-        words = " ".join([*COMMAND, "-C", str(root), "watch"])
+    def watch(self, root: Path, *options: str) -> None:
+        words = " ".join([*COMMAND, "-C", str(root), "watch", *options])
         self.keys(f"{words}; echo ended $?")
         self.keys("Enter")
 
@@ -296,6 +296,20 @@ def test_a_terminal_shows_what_happens_through_a_resize_and_a_stop(night, termin
     one.until("then 0", gone="q ends")
     one.keys("echo the shell has its keys back")
     one.until("$ echo the shell has its keys back")
+
+
+@needs_tmux
+def test_a_terminal_turns_to_the_tag_that_a_loop_begins(night, terminal):
+    one, named = terminal(100), terminal(100)
+    one.watch(night.workspace.root)
+    named.watch(night.workspace.root, "--tag", TAG)
+    for each in (one, named):
+        each.until("autoresearch/nov1  no loop runs", "30 experiments")
+    night.begin("nov2")
+    night.live()
+    night.propose("the first of a new tag")
+    one.until("autoresearch/nov2  running  new; the one before: --tag nov1", "the first of a new")
+    assert "autoresearch/nov1" in named.until("30 experiments")
 
 
 @needs_tmux

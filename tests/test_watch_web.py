@@ -226,7 +226,7 @@ def test_it_imports_no_jax(night):
 
 # ----------------------------------------------------------------------------------- browser
 
-MARKS = "return document.querySelectorAll('.chart .mark').length"
+MARKS = f"return {watch_helpers.marks()}"
 READY = f"{MARKS} === arguments[0] && document.querySelector('.detail h2') !== null"
 
 
@@ -250,7 +250,7 @@ def test_the_page_lives(night, port, tmp_path):
     with watch_helpers.browser(tmp_path) as driver:
         opened(driver, port, 60)
         marks = {
-            kind: len(driver.find_elements("css selector", f".chart .mark.{kind}"))
+            kind: driver.execute_script(f"return {watch_helpers.marks(kind)}")
             for kind in ("keep", "discard", "crash", "beyond")
         }
         told = story.open_story(night.workspace.root).look()
@@ -365,6 +365,26 @@ def test_two_thousand_experiments_and_the_table_of_the_original(tmp_path):
     ):
         opened(driver, port, 2)
         assert driver.find_element("css selector", ".detail .words").text == f"baseline {HOSTILE}"
+        assert console(driver) == []
+
+
+@pytest.mark.browser
+def test_the_page_turns_to_the_tag_that_a_loop_begins(night, tmp_path):
+    reader = story.open_story(night.workspace.root, follow=True)
+    with watch_helpers.serving(reader) as port, watch_helpers.browser(tmp_path) as driver:
+        opened(driver, port, 60, "#1")
+        until(driver, "return document.querySelector('.detail h2').textContent.includes(' 1')")
+        night.begin("nov2")
+        night.live()
+        night.propose("the baseline")
+        until(driver, "return document.getElementById('title').textContent.includes('nov2')")
+        assert "--tag nov1" in driver.find_element("id", "before").text
+        assert "nov2" in driver.find_element("id", "said").get_attribute("textContent")
+        assert driver.find_element("id", "rows-title").text == "No experiment is decided yet"
+        assert driver.find_element("id", "detail").text == ""
+        assert driver.current_url == f"http://127.0.0.1:{port}/"
+        night.decide(0.9)
+        until(driver, READY, 1)  # its best, whatever was chosen under the other tag
         assert console(driver) == []
 
 

@@ -48,7 +48,13 @@ class Night:
         harness.git(root, "commit", "-q", "-a", "-m", "Another")
         self.workspace = Workspace.open(root)
         self.commits = harness.git(root, "rev-list", "--reverse", "HEAD").split()
-        self.state_dir = self.workspace.state_dir(TAG)
+        self.begin(TAG)
+        self._write([record for _ in range(count) for record in self._experiment()])
+
+    def begin(self, tag: str) -> None:
+        """A loop begins a tag, and all that follows is under it."""
+        self.tag = tag
+        self.state_dir = self.workspace.state_dir(tag)
         self.state_dir.mkdir(parents=True)
         self.path = journal.path_of(self.state_dir)
         self.count = 0
@@ -56,7 +62,6 @@ class Night:
         self._write(
             [{"step": "session", "kind": "loop", "continues": False, "pid": 0, "time": BEGAN}]
         )
-        self._write([record for _ in range(count) for record in self._experiment()])
 
     def _write(self, records: list[dict[str, Any]]) -> None:
         with self.path.open("ab") as file:
@@ -83,7 +88,7 @@ class Night:
 
     def log(self, n: int, percent: float = 100.0, text: str | None = None) -> Path:
         """Writes its run.log, up to so many percent of the budget."""
-        path = self.workspace.run_dir(TAG, n) / "run.log"
+        path = self.workspace.run_dir(self.tag, n) / "run.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(log_text(n, percent) if text is None else text)
         return path
@@ -248,6 +253,13 @@ def until(driver: Any, script: str, *arguments: Any) -> Any:
     return WebDriverWait(driver, 30, 0.05).until(
         lambda one: one.execute_script(script, *arguments), script
     )
+
+
+def marks(kind: str = "") -> str:
+    """A script's expression: how many marks the chart shows, of one kind or of all."""
+    layers = f".chart .{kind}-marks[d]" if kind else ".chart .marks[d]"
+    bends = "count + line.getAttribute('d').split('L').length - 2"
+    return f"[...document.querySelectorAll('{layers}')].reduce((count, line) => {bends}, 0)"
 
 
 def asked_for(net_log: Path) -> set[str]:

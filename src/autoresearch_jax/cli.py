@@ -10,19 +10,22 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from autoresearch_jax.errors import UserError
-from autoresearch_jax.view import typed
+from autoresearch_jax.view import TYPED, typed
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from autoresearch_jax.held import Setup
+    from autoresearch_jax.settings import Settings
     from autoresearch_jax.trainer import TrainResult
+    from autoresearch_jax.verify import Retrained
     from autoresearch_jax.view import View
     from autoresearch_jax.workspace import Workspace
 
@@ -85,6 +88,7 @@ def main(ctx: click.Context, folder: Path | None, quiet: bool, verbose: bool) ->
         raise click.UsageError("Choose one of --quiet and --verbose.")
     ctx.obj = Talk(quiet, verbose)
     if folder is not None:
+        ctx.meta[TYPED] = (Path.cwd(), folder)
         ctx.call_on_close(functools.partial(os.chdir, Path.cwd()))
         os.chdir(folder)
 
@@ -190,17 +194,20 @@ def _fitting_preset(view: "View") -> str | None:
 
 
 @main.command()
+@click.option("--first-step", is_flag=True, help=(
+    "Also start train.py as a loop does, for some seconds: how long its first step takes, and what "
+    "the device says under load."))  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def doctor(as_json: bool) -> None:
-    """Is this machine ready? Device, data, disk and a preset that fits.
+def doctor(first_step: bool, as_json: bool) -> None:
+    """Is this machine ready for a night? Device, memory, clocks, data, disk, box, agents.
 
     Exits with 0 when it is ready, else 1.
 
     \b
     Example:
-      autoresearch-jax doctor
+      autoresearch-jax doctor --first-step
     """
-    _doctor(as_json)
+    _doctor(first_step, as_json)
 
 
 @main.command(name="check-hardware", hidden=True)
@@ -211,66 +218,25 @@ def check_hardware() -> None:
     Example:
       autoresearch-jax check-hardware
     """
-    _doctor(as_json=True)
+    _doctor(first_step=False, as_json=True)
 
 
-def _doctor(as_json: bool) -> None:
+def _doctor(first_step: bool, as_json: bool) -> None:
     from autoresearch_jax import doctor as examination
+    from autoresearch_jax import view as views
 
-    found = examination.report(Path.cwd())
+    with _view() as (_, view):
+        # Words that are not its answer would be in the way of who reads the JSON.
+        told = views.QuietView() if as_json else view
+        found = examination.report(Path.cwd(), told if first_step else None)
     if as_json:
         import json
 
         click.echo(json.dumps(found, indent=2))
     else:
-        _print_doctor(found)
+        click.echo("\n".join(examination.lines(found)))
     if not found["ready"]:
         sys.exit(1)
-
-
-def _print_doctor(found: dict[str, Any]) -> None:
-    from autoresearch_jax import presets
-
-    device = "none"
-    if found["platform"]:
-        device = f"{found['device_count']} x {found['device_kind']} ({found['platform']})"
-        device += f", {found['memory_mb'] / 1024:.1f} GB each, JAX {found['jax_version']}"
-    lines = {
-        "device": device,
-        "python": f"{found['python_version']}{'' if found['python_ok'] else ', too old'}",
-        "uv": "found" if found["uv_ok"] else "missing",
-        "data": "ready" if found["data_ready"] else "not prepared",
-        "disk": f"{found['disk_free_gb']:.0f} GB free in {found['home']}, "
-        f"a night takes up to {found['night_gb']:.1f} GB",
-        "box": _box(found["isolation"], found["isolation_why"]),
-    }
-    if found["preset"]:
-        preset = presets.PRESETS[found["preset"]]
-        why = f". {found['preset_why']}" if found["preset_why"] else ""
-        lines["preset"] = f"{preset.name}: {preset.description}{why}"
-    if found["search"]:
-        lines["search"] = found["search"]
-    for name, value in lines.items():
-        click.echo(f"{name:<8}{value}")
-    for index, (name, one) in enumerate(found["agents"].items()):
-        click.echo(f"{'' if index else 'agents':<8}{name:<12}{_agent(one)}")
-    click.echo()
-    for one in found["problems"]:
-        click.echo(typed(f"- {one['problem']}\n  Next: {one['command']}"))
-    click.echo(typed("Ready: autoresearch-jax loop") if found["ready"] else "Not ready.")
-
-
-def _agent(one: dict[str, Any]) -> str:
-    """Whether a client can be asked, and the command that mends it if not."""
-    if not one["installed"]:
-        return f"not installed: {one['install'] or one['program'] + ' is not in PATH'}"
-    states = {True: "ready", False: "not logged in", None: "installed; its login cannot be seen"}
-    said = states[one["logged_in"]]
-    return f"{said}: {one['login']}" if one["logged_in"] is False and one["login"] else said
-
-
-def _box(level: str | None, why: str | None) -> str:
-    return f"{level or 'unknown'}{f' ({why})' if why else ''}"
 
 
 # ---------------------------------------------------------------------------------- Research
@@ -352,7 +318,8 @@ def run(
 
     Without -m it is measured and nothing is decided; the line printed holds val_bpb, peak memory
     in MB, seconds and the log's path, separated by tabs. With -m it goes through the ratchet like
-    any other proposal; afterwards train.py is the best known again.
+    any other proposal; afterwards train.py is the best known again. With --quiet its line holds
+    its number, what became of it and val_bpb.
 
     Exits with 0 when there is a score, 1 when there is none, 2 when it ran out of time.
 
@@ -384,8 +351,11 @@ def run(
             one = loop.run_proposal(workspace, setup, description=description, log_path=log_path)
             outcome, reason = one.outcome or "", one.reason
             score = one.val_bpb if one.status != "crash" else None
+            if _talk().quiet:
+                known = "n/a" if score is None else f"{score:.6f}"
+                click.echo(f"{one.n}\t{one.status}\t{known}")
     if score is None:
-        if description is None:
+        if description is None or _talk().quiet:  # else it has been said
             why = (reason or outcome).rstrip(".")
             click.echo(f"Error: no val_bpb: {why}. See {log_path}", err=True)
         sys.exit(2 if outcome == "timeout" else 1)
@@ -455,6 +425,12 @@ def _measured(score: float | None, trained: "TrainResult") -> str:
     "its standard input and as $AUTORESEARCH_TEXT."))  # fmt: skip
 @click.option("--notify-on", metavar="EVENTS", callback=_told_of, help=(
     "Of these only: best, crashes (3 in a row), done, paused.  [default: all]"))  # fmt: skip
+@click.option("--policy", type=click.Choice(["strict", "confirm"]), help=(
+    "What is kept: a lower score, or what is better when measured again.  [default: strict]"
+))  # fmt: skip
+@click.option("--audit", type=click.IntRange(min=0), metavar="K", help=(
+    "When all is done, K new runs of baseline and best each: the gain with its interval.  "
+    "[default: 3 with confirm, else none]"))  # fmt: skip
 @click.option("--desc", default="", metavar="TEXT", help="What this session is after.")
 @click.option("--tag", help=(
     "Work on branch autoresearch/TAG.  [default: the newest that fits, else a new one]"
@@ -476,6 +452,8 @@ def loop_command(
     fallback: bool | None,
     notify: str | None,
     notify_on: tuple[str, ...] | None,
+    policy: str | None,
+    audit: int | None,
     desc: str,
     tag: str | None,
     seed: int,
@@ -509,6 +487,7 @@ def loop_command(
         "fallback": fallback,
         "notify": notify,
         "notify_on": notify_on,
+        "audit": _audit_runs(audit, settings, policy),
     }
     with _view() as (_, view):
         result = loop.run_loop(
@@ -519,6 +498,7 @@ def loop_command(
                 isolation=isolation,
                 required=required,
                 max_memory_gb=max_memory_gb,
+                policy=policy,
             ),
             agent=agents.make_agent(agent or settings.agent or "tpe", writes, settings.agents),
             plan=front_matter.plan(settings, flags, desc=desc, seed=seed),
@@ -535,7 +515,7 @@ def _after_loop(root: Path, tag: str) -> None:
         return
     picture = root / "progress.png"
     plot.progress(listed, picture, title=f"autoresearch/{tag}")
-    for line in report.summary_lines(report.summarize(listed)):
+    for line in report.summary_lines(report.summarize(listed, report.claims(root, tag))):
         click.echo(line)
     click.echo(f"picture: {picture}")
 
@@ -550,7 +530,7 @@ def _after_loop(root: Path, tag: str) -> None:
 @click.option("--host", metavar="ADDRESS", help=(
     "Where the page is served. Beyond this machine, only to who has the printed link, unencrypted: "
     "ssh -L is safer.  [default: 127.0.0.1]"))  # fmt: skip
-@click.option("--tag", help="Of another tag.  [default: the newest]")
+@click.option("--tag", help="Of this tag only.  [default: the newest, and later a newer one]")
 def watch(web: bool, port: int | None, host: str | None, tag: str | None) -> None:
     """What a loop does, as it happens: in this terminal until q, or as a page.
 
@@ -566,7 +546,7 @@ def watch(web: bool, port: int | None, host: str | None, tag: str | None) -> Non
 
     if not web and (port is not None or host is not None):
         raise click.UsageError("--port and --host go with --web.")
-    reader = story.open_story(Path.cwd(), tag)
+    reader = story.open_story(Path.cwd(), tag, follow=True)
     if not web:
         from autoresearch_jax.watch import screen
 
@@ -624,7 +604,8 @@ def results(
     if as_json or as_csv:
         click.echo(report.as_json(rows) if as_json else report.as_csv(rows), nl=False)
         return
-    report.print_results(_console(), rows, listed, costs=ledger)
+    claims = report.claims(Path.cwd(), tag)
+    report.print_results(_console(), rows, listed, costs=ledger, claims=claims)
 
 
 @main.command()
@@ -714,33 +695,79 @@ def report_command(folder: Path, png: bool, prompts: bool, tag: str | None) -> N
 
     reader = story.open_story(Path.cwd(), tag)
     for path in report_file.write(reader, folder, png=png, prompts=prompts):
-        click.echo(str(path))
+        click.echo(str(path.absolute()))  # with -C it lies elsewhere than the person does
 
 
 @main.command()
 @click.argument("experiment", metavar="[N|COMMIT]", required=False)
 @click.option("--sealed", is_flag=True, help=(
     "Score baseline and best on the sealed split, which no decision has ever used."))  # fmt: skip
+@click.option("--retrain", is_flag=True, help=(
+    "Train it again as recorded; its score must lie within the noise."))  # fmt: skip
+@click.option("--seeds", type=click.IntRange(min=1), metavar="K", help=(
+    "Train it (by default the baseline) with K new seeds, and tell the noise of a score."
+))  # fmt: skip
+@click.option("--audit", type=click.IntRange(min=2), metavar="K", help=(
+    "K new runs of baseline and best each: the gain with its interval."))  # fmt: skip
+@click.option("--depth", type=click.IntRange(min=1), metavar="D", help=(
+    "Train it and the baseline at DEPTH = D: does the gain hold?"))  # fmt: skip
+@click.option("--budget", type=click.IntRange(min=1), metavar="S", help=(
+    "Seconds of --depth's trainings.  [default: TIME_BUDGET]"))  # fmt: skip
 @click.option("--tag", help="Of another tag.  [default: the newest]")
 @_isolated
 def verify(
-    experiment: str | None, sealed: bool, tag: str | None, isolation: str, required: str | None
+    experiment: str | None,
+    sealed: bool,
+    retrain: bool,
+    seeds: int | None,
+    audit: int | None,
+    depth: int | None,
+    budget: int | None,
+    tag: str | None,
+    isolation: str,
+    required: str | None,
 ) -> None:
-    """Compute a score again, from what the training left.
+    """Compute a score again, from what the training left; or train again.
 
     The best one's by default. Exits with 1 if it is not the recorded one.
 
     \b
     Example:
       autoresearch-jax verify --sealed
+      autoresearch-jax verify --audit 3
     """
     from autoresearch_jax import verify as verification
     from autoresearch_jax.held import Setup
     from autoresearch_jax.workspace import Workspace
 
+    flags = {"sealed": sealed, "retrain": retrain, "seeds": seeds, "audit": audit, "depth": depth}
+    given = [f"--{name}" for name, value in flags.items() if value]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} are two questions: ask one at a time.")
+    if audit and experiment:
+        raise click.UsageError("--audit compares baseline and best, and takes no experiment.")
+    if budget and not depth:
+        raise click.UsageError("--budget is of --depth: --depth 12 --budget 600")
     workspace = Workspace.open(Path.cwd())
     with _view() as (_, view):
         setup = Setup(view, tag=tag, isolation=isolation, required=required)
+        told: list[str] = []
+        if seeds:
+            told = verification.seeds(workspace, setup, name=experiment, runs=seeds)
+        elif audit:
+            told = verification.audit(workspace, setup, runs=audit)
+        elif depth:
+            scale = partial(verification.scale, depth=depth, budget_s=budget)
+            told = [scale(workspace, setup, name=experiment)]
+        if told:
+            view.live("")
+            click.echo("\n".join(told))
+            return
+        if retrain:
+            again = verification.retrain(workspace, setup, name=experiment)
+            view.live("")
+            _say_retrained(again)
+            return
         found = verification.verify(workspace, setup, name=experiment, sealed=sealed)
         view.live("")
     for line in verification.lines(found):
@@ -749,7 +776,33 @@ def verify(
         sys.exit(1)
 
 
+def _audit_runs(flag: int | None, settings: "Settings", policy: str | None) -> int:
+    """How many runs each side of a loop's audit gets: what was chosen on luck is not claimed."""
+    from autoresearch_jax import evidence
+
+    if flag == 1:
+        raise click.UsageError("--audit 1 tells nothing of noise: 0, or 2 and more.")
+    chosen = settings.audit if flag is None else flag
+    if chosen is not None:
+        return chosen
+    return evidence.AUDIT_RUNS if (policy or settings.policy) == "confirm" else 0
+
+
+def _say_retrained(again: "Retrained") -> None:
+    e, within = again.experiment, "within" if again.same else "NOT within"
+    click.echo(
+        f"experiment {e.n}, {e.commit[:7]}: recorded {e.val_bpb:.6f}, trained again "
+        f"{again.val_bpb:.6f}: {within} {again.low:.6f} to {again.high:.6f}, the noise's interval"
+    )
+    if not again.same:
+        sys.exit(1)
+
+
 # ------------------------------------------------------------------------------------ output
+
+
+def _talk() -> Talk:
+    return click.get_current_context().find_root().obj or Talk()
 
 
 def _console() -> "Console":
@@ -763,8 +816,7 @@ def _view() -> "Iterator[tuple[Console, View]]":
     """A console, and a view that on a terminal has one passing status line."""
     from autoresearch_jax import view as views
 
-    talk = click.get_current_context().find_root().obj or Talk()
-    console = _console()
+    talk, console = _talk(), _console()
     if talk.quiet:
         yield console, views.QuietView()
         return

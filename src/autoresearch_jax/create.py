@@ -25,6 +25,7 @@ IGNORED = """__pycache__/
 uv.lock
 run.log
 progress.png
+report/
 """
 PYPROJECT = """[project]
 name = "{name}"

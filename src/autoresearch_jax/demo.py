@@ -34,7 +34,8 @@ def demo(target: Path, console: Console, view: View, *, seed: int, experiments: 
     workspace = Workspace.open(target)
     budget = workspace.constants()["TIME_BUDGET"]
     view.say(
-        f"[3/4] The baseline and {experiments} experiments of {budget} s each: a search changes "
+        f"[3/4] The baseline and {experiments} experiment{'' if experiments == 1 else 's'} of "
+        f"{budget} s each: a search changes "
         "train.py, and what lowers val_bpb is kept"
     )
     done = _decided(workspace)

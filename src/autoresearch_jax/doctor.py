@@ -1,11 +1,14 @@
-"""Is the machine ready for a night of experiments? What `doctor` says."""
+"""Is the machine ready for a night of experiments? What `doctor` says.
+
+A problem keeps a loop from starting or would end it at night; a note is what a person should know.
+"""
 
 import contextlib
 import dataclasses
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,9 @@ from autoresearch_jax import (
     conditions,
     files,
     hardware,
+    journal,
     manifest,
+    measure,
     paths,
     presets,
     session,
@@ -24,8 +29,11 @@ from autoresearch_jax import (
 )
 from autoresearch_jax.agents import AgentError, client, make_agent, ranges
 from autoresearch_jax.errors import UserError
-from autoresearch_jax.hardware import Device
+from autoresearch_jax.hardware import Device, Gpu
+from autoresearch_jax.held import Setup
+from autoresearch_jax.isolation import Chosen
 from autoresearch_jax.settings import Settings
+from autoresearch_jax.view import View, typed
 from autoresearch_jax.workspace import Workspace
 
 NIGHT_SECONDS = 12 * 3600
@@ -38,17 +46,21 @@ LOGS = 4  # of an experiment: the training's, the scorer's, the agent's two
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that stands between the machine and a night of experiments."""
+    """Something that a person should see to, or know."""
 
     problem: str
     command: str  # what to type next
 
 
-def report(root: Path) -> dict[str, Any]:
-    """Everything `doctor` says about this machine and the workspace at `root`."""
+def report(root: Path, view: View | None = None) -> dict[str, Any]:
+    """Everything `doctor` says about this machine and the workspace at `root`.
+
+    With a `view`, which is told what happens, the workspace's train.py is also started.
+    """
     root = root.absolute()
     problems: list[Problem] = []
     device = chosen = None
+    gpus, holders = hardware.gpus(), hardware.device_holders()
     try:
         hardware.refuse_several_hosts()
         device, chosen = conditions.probe(paths.home())
@@ -56,6 +68,7 @@ def report(root: Path) -> dict[str, Any]:
         problems.append(Problem(str(error), "autoresearch-jax doctor"))
     if device:
         problems.extend(_unused_accelerator(device))
+    problems.extend(_held(device, gpus, holders))
     data_ready, data_problems = _data(root)
     problems.extend(data_problems)
     free_gb, night_gb = _free_gb(paths.home()), _night_gb(root)
@@ -82,6 +95,10 @@ def report(root: Path) -> dict[str, Any]:
         problems.append(Problem("git is not installed.", "sudo apt install git"))
     agents, agent_problems = _agents(root)
     problems.extend(agent_problems)
+    first_step = _last_first_step(root)
+    if view is not None and device and data_ready:
+        first_step, gpus, step_problems = _first_step(root, view, gpus)
+        problems.extend(step_problems)
     preset = device and presets.suggest(
         device.platform,
         device.device_kind,
@@ -89,12 +106,16 @@ def report(root: Path) -> dict[str, Any]:
         device.memory_mb,
         device.compute_capability,
     )
+    notes = [*_slow(gpus), *_weak_box(chosen), *_passing_machine()]
     return {
         "platform": device and device.platform,
         "device_kind": device and device.device_kind,
         "device_count": device and device.device_count,
         "memory_mb": device and device.memory_mb,
+        "memory_free_mb": device and _memory_free_mb(device, gpus),
+        "gpus": [dataclasses.asdict(gpu) for gpu in gpus],
         "jax_version": device and device.jax_version,
+        "first_step": first_step and dataclasses.asdict(first_step),
         "python_version": sys.version.split()[0],
         "python_ok": python_ok,
         "uv_ok": uv_ok,
@@ -110,7 +131,11 @@ def report(root: Path) -> dict[str, Any]:
         "preset_why": (preset and preset.why) or None,
         "ready": not problems,
         "problems": [dataclasses.asdict(problem) for problem in problems],
+        "notes": [dataclasses.asdict(note) for note in notes],
     }
+
+
+# ----------------------------------------------------------------------------- the accelerator
 
 
 def _unused_accelerator(device: Device) -> Iterator[Problem]:
@@ -120,6 +145,118 @@ def _unused_accelerator(device: Device) -> Iterator[Problem]:
             f"this machine has {name}, but JAX sees only the CPU: the {extra} extra is missing.",
             f"uv run --extra {extra} autoresearch-jax doctor",
         )
+
+
+def _held(
+    device: Device | None, gpus: Sequence[Gpu], holders: Mapping[int, str]
+) -> Iterator[Problem]:
+    """Who has the memory that a training needs. A desktop's few hundred MiB are let pass."""
+    ids = [str(pid) for pid in sorted(holders)]
+    by = f": held by {', '.join(holders[pid] for pid in sorted(holders))}" if holders else ""
+    look = f"ps -fp {','.join(ids)}  # then: kill {' '.join(ids)}" if holders else "nvidia-smi"
+    if device is None and holders:  # a TPU has one process at a time
+        yield Problem(f"the accelerator is not free{by}.", look)
+    if device is None or device.platform == "cpu":
+        return
+    needed = conditions.usable_gib(device)
+    for gpu in gpus:
+        if gpu.free_gib is not None and gpu.free_gib < needed:
+            yield Problem(
+                f"GPU {gpu.index} has {gpu.free_gib:.1f} GiB free, and a training takes up to "
+                f"{needed:.1f}{by}.",
+                look,
+            )
+
+
+def _slow(gpus: Sequence[Gpu]) -> Iterator[Problem]:
+    for gpu in gpus:
+        if gpu.unusual:
+            yield Problem(
+                f"GPU {gpu.index} is {' and '.join(gpu.slowed)}: scores of a slow night do not "
+                "compare with those of a fast one.",
+                "nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER",
+            )
+
+
+def _memory_free_mb(device: Device, gpus: Sequence[Gpu]) -> float | None:
+    """Of the device that has least; None where it is not known."""
+    if device.platform == "cpu":
+        return round(hardware.system_memory_free_mb(), 1)
+    free = [gpu.free_gib * 1024 for gpu in gpus if gpu.free_gib is not None]
+    return round(min(free), 1) if free else None
+
+
+# -------------------------------------------------------------------------------- the first step
+
+
+@dataclass(frozen=True)
+class FirstStep:
+    """How long a training takes until its first step is done, compilation included."""
+
+    seconds: float
+    source: str  # "now", or whose baseline: autoresearch/TAG
+    tokens_per_s: float | None = None
+
+
+def _last_first_step(root: Path) -> FirstStep | None:
+    """What the last baseline here took, if there is one."""
+    with contextlib.suppress(OSError, UserError):
+        workspace = Workspace.open(root)
+        for tag in reversed(workspace.tags()):
+            for one in journal.experiments(workspace.state_dir(tag)):
+                if one.status == "keep" and "startup_seconds" in one.metrics:
+                    seconds = round(one.metrics["startup_seconds"], 1)
+                    return FirstStep(seconds, f"autoresearch/{tag}")
+    return None
+
+
+def _first_step(
+    root: Path, view: View, gpus: list[Gpu]
+) -> tuple[FirstStep | None, list[Gpu], list[Problem]]:
+    """Starts train.py as a loop does: the time, the GPUs under that load, and what went wrong."""
+    loaded: list[Gpu] = []
+    try:
+        found = measure.begin(
+            Workspace.open(root), Setup(view), under_load=lambda: loaded.extend(hardware.gpus())
+        )
+    except UserError as error:  # a loop trains there, say
+        return None, gpus, [Problem(str(error), "autoresearch-jax doctor --first-step")]
+    finally:
+        view.live("")
+    if found.reason:
+        said = f"train.py does not come to its first step: {found.reason.rstrip('.')}."
+        return None, gpus, [Problem(said, "autoresearch-jax run")]
+    return FirstStep(found.first_step_s, "now", found.tokens_per_s), loaded or gpus, []
+
+
+# ------------------------------------------------------------------------------- the machine
+
+
+def _weak_box(chosen: Chosen | None) -> Iterator[Problem]:
+    install = "sudo apt install bubblewrap"
+    if chosen is not None and chosen.level == "none":
+        way = "autoresearch-jax loop --agent tpe" if shutil.which("bwrap") else install
+        yield Problem(f"{chosen.warning}.", way)
+    elif chosen is not None and chosen.level == "landlock" and not shutil.which("bwrap"):
+        yield Problem("a box by landlock holds back less than one by bwrap.", install)
+
+
+def _passing_machine() -> Iterator[Problem]:
+    """What may take the machine away in the night: a battery, a connection."""
+    charge = hardware.battery()
+    if charge is not None and not charge[1]:
+        said = f"this machine runs on its battery, {charge[0]:.0f}% full: a night needs the mains."
+        yield Problem(said, "autoresearch-jax doctor  # once it is plugged in")
+    if charge is not None and charge[1]:
+        awake = "caffeinate -i" if sys.platform == "darwin" else "systemd-inhibit"
+        yield Problem(
+            "a laptop that falls asleep pauses the loop.", f"{awake} autoresearch-jax loop"
+        )
+    if os.environ.get("SSH_CONNECTION") and not {"TMUX", "STY", "ZELLIJ"} & set(os.environ):
+        yield Problem("a loop in this shell stops when the connection is lost.", "tmux")
+
+
+# ----------------------------------------------------------------------------- the workspace
 
 
 def _data(root: Path) -> tuple[bool, list[Problem]]:
@@ -199,3 +336,75 @@ def _free_gb(folder: Path) -> float:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free / 1e9
+
+
+# -------------------------------------------------------------------------------------- words
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """What `report` found, for a person to read."""
+    device = "none"
+    if found["platform"]:
+        device = f"{found['device_count']} x {found['device_kind']} ({found['platform']})"
+        device += f", {found['memory_mb'] / 1024:.1f} GiB each, JAX {found['jax_version']}"
+    said = {"device": device}
+    said |= {f"GPU {gpu['index']}": _gpu_words(gpu) for gpu in found["gpus"]}
+    if found["platform"] == "cpu":
+        said["memory"] = f"{found['memory_free_mb'] / 1024:.1f} GiB free"
+    said |= {
+        "start": _first_step_words(found["first_step"]),
+        "python": f"{found['python_version']}{'' if found['python_ok'] else ', too old'}",
+        "uv": "found" if found["uv_ok"] else "missing",
+        "data": "ready" if found["data_ready"] else "not prepared",
+        "disk": f"{found['disk_free_gb']:.0f} GB free in {found['home']}, "
+        f"a night takes up to {found['night_gb']:.1f} GB",
+        "box": _box_words(found["isolation"], found["isolation_why"]),
+    }
+    if found["preset"]:
+        preset = presets.PRESETS[found["preset"]]
+        why = f". {found['preset_why']}" if found["preset_why"] else ""
+        said["preset"] = f"{preset.name}: {preset.description}{why}"
+    if found["search"]:
+        said["search"] = found["search"]
+    listed = [f"{name:<8}{words}" for name, words in said.items()]
+    for index, (name, one) in enumerate(found["agents"].items()):
+        listed.append(f"{'' if index else 'agents':<8}{name:<12}{_agent_words(one)}")
+    listed.append("")
+    for mark, some in (("- ", found["problems"]), ("Note: ", found["notes"])):
+        listed += [typed(f"{mark}{one['problem']}\n  Next: {one['command']}") for one in some]
+    return [*listed, typed("Ready: autoresearch-jax loop") if found["ready"] else "Not ready."]
+
+
+def _gpu_words(gpu: Mapping[str, Any]) -> str:
+    forms = (
+        ("{free_gib:.1f} of {memory_gib:.1f} GiB free", ("free_gib", "memory_gib")),
+        ("{clock_mhz:,.0f} of {most_mhz:,.0f} MHz", ("clock_mhz", "most_mhz")),
+        ("{temperature_c:.0f} °C", ("temperature_c",)),
+        ("at most {power_limit_w:.0f} W", ("power_limit_w",)),
+    )
+    known = [form.format(**gpu) for form, names in forms if all(gpu[n] is not None for n in names)]
+    return ", ".join([*known, *gpu["slowed"]]) or "its driver does not say"
+
+
+def _first_step_words(first: Mapping[str, Any] | None) -> str:
+    if first is None:
+        return typed("not measured yet: autoresearch-jax doctor --first-step")
+    if first["source"] == "now":
+        speed = first["tokens_per_s"]
+        then = "" if speed is None else f", then {speed:,.0f} tokens/s"
+        return f"{first['seconds']:.1f} s until the first step is done{then}"
+    took = f"{first['seconds']:.1f} s until the first step by the baseline of {first['source']}"
+    return typed(f"{took}; now: autoresearch-jax doctor --first-step")
+
+
+def _agent_words(one: Mapping[str, Any]) -> str:
+    """Whether a client can be asked, and the command that mends it if not."""
+    if not one["installed"]:
+        return f"not installed: {one['install'] or one['program'] + ' is not in PATH'}"
+    states = {True: "ready", False: "not logged in", None: "installed; its login cannot be seen"}
+    said = states[one["logged_in"]]
+    return f"{said}: {one['login']}" if one["logged_in"] is False and one["login"] else said
+
+
+def _box_words(level: str | None, why: str | None) -> str:
+    return f"{level or 'unknown'}{f' ({why})' if why else ''}"

@@ -21,6 +21,16 @@ from autoresearch_jax.errors import UserError
 PROBE_SECONDS = 120  # a TPU that another process holds can keep JAX waiting for ever
 FREE_SECONDS = 30.0  # a driver takes moments to release the memory of a process that has ended
 TPU_NODES = ("/dev/accel[0-9]*", "/dev/accel/accel[0-9]*", "/dev/vfio/[0-9]*")
+# What holds a GPU's clock back, by the driver's bits; idle (0x1) and the like are not said.
+SLOWED = {
+    0x2: "its clock was set by hand",
+    0x4: "at its power limit",
+    0x8: "slowed down by the hardware",
+    0x20: "slowed down because it is hot",
+    0x40: "slowed down by the hardware because it is too hot",
+    0x80: "slowed down by its power supply",
+}
+USUAL = 0x2 | 0x4  # under load, or because somebody wanted it
 GOOGLE = "0x1ae0"  # PCI vendor
 GOOGLE_TPUS = {"0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076"}
 
@@ -76,6 +86,21 @@ class Device:
     xla_version: str  # of jaxlib, which carries XLA
     compute_capability: str = ""  # of an NVIDIA GPU: "9.0"
     leaks: tuple[str, ...] = ()  # what a box around the look did not keep to
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU as it is now; None: the driver does not say."""
+
+    index: str
+    memory_gib: float | None
+    free_gib: float | None
+    clock_mhz: float | None
+    most_mhz: float | None  # that the clock can be
+    temperature_c: float | None
+    power_limit_w: float | None
+    slowed: tuple[str, ...]  # what holds its clock back
+    unusual: bool  # whether some of that should not be
 
 
 def probe(
@@ -269,23 +294,64 @@ def device_holders(nodes: Collection[str] = TPU_NODES) -> dict[int, str]:
 
 def _nvidia_holders() -> dict[int, str]:
     """The processes that compute on the visible GPUs, as the driver tells."""
-    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory,process_name"]
-    command.append("--format=csv,noheader,nounits")
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        gpus = _chosen("CUDA_VISIBLE_DEVICES", [])
-        if not gpus:
-            return {}
-        command.append(f"--id={','.join(gpus)}")
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    rows = [line.split(",", 2) for line in said.stdout.splitlines()] if not said.returncode else []
+    lines = _nvidia_smi("--query-compute-apps=pid,used_memory,process_name")
+    rows = [line.split(",", 2) for line in lines]
     return {
         int(row[0]): f"process {row[0].strip()} ({row[2].strip()}, {row[1].strip()} MiB)"
         for row in rows
         if len(row) == 3 and row[0].strip().isdigit()
     }
+
+
+def _nvidia_smi(query: str) -> list[str]:
+    """The lines that the driver answers about the visible GPUs; none where it does not."""
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        gpus = _chosen("CUDA_VISIBLE_DEVICES", [])
+        if not gpus:
+            return []
+        command.append(f"--id={','.join(gpus)}")
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [] if said.returncode else said.stdout.splitlines()
+
+
+def gpus() -> list[Gpu]:
+    """The NVIDIA GPUs that a training would take, as they are now."""
+    if _only_cpu():
+        return []
+    asked = "index,memory.total,memory.free,clocks.sm,clocks.max.sm,temperature.gpu,power.limit"
+    for reasons in ("clocks_event_reasons", "clocks_throttle_reasons"):  # the older drivers' name
+        lines = _nvidia_smi(f"--query-gpu={asked},{reasons}.active")
+        rows = [[cell.strip() for cell in line.split(",")] for line in lines]
+        if found := [_gpu(row) for row in rows if len(row) == 8]:
+            return found
+    return []
+
+
+def _gpu(row: list[str]) -> Gpu:
+    memory, free, clock, most, temperature, power = map(_number, row[1:7])
+    bits = int(row[7], 16) if re.fullmatch("0x[0-9a-fA-F]+", row[7]) else 0
+    return Gpu(
+        index=row[0],
+        memory_gib=None if memory is None else memory / 1024,
+        free_gib=None if free is None else free / 1024,
+        clock_mhz=clock,
+        most_mhz=most,
+        temperature_c=temperature,
+        power_limit_w=power,
+        slowed=tuple(words for bit, words in SLOWED.items() if bits & bit),
+        unusual=any(bits & bit for bit in SLOWED if not bit & USUAL),
+    )
+
+
+def _number(cell: str) -> float | None:
+    """A number of the driver's; None for what it writes where it has none: [N/A]."""
+    with contextlib.suppress(ValueError):
+        return float(cell)
+    return None
 
 
 def _node_holders(nodes: Collection[str]) -> dict[int, str]:
@@ -344,3 +410,20 @@ def _system_memory_mb() -> float:
     import psutil
 
     return psutil.virtual_memory().total / 2**20
+
+
+def system_memory_free_mb() -> float:
+    """What the system could give to a training on the CPU now."""
+    import psutil
+
+    return psutil.virtual_memory().available / 2**20
+
+
+def battery() -> tuple[float, bool] | None:
+    """A laptop's charge in percent, and whether it is on the mains; None for another machine."""
+    import psutil
+
+    if sys.platform == "linux" and not list(Path("/sys/class/power_supply").glob("BAT*")):
+        return None  # a mouse has one, too
+    found = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    return None if found is None else (found.percent, found.power_plugged is not False)

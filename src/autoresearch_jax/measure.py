@@ -3,12 +3,13 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoresearch_jax import boxes, compiler, conditions, files, gate, isolation, locks
+from autoresearch_jax import boxes, compiler, conditions, files, gate, isolation, locks, trainer
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.held import Setup, device_held, disk_errors
 from autoresearch_jax.interrupts import Interrupts
@@ -18,9 +19,11 @@ from autoresearch_jax.runner import Runner
 from autoresearch_jax.scoring import Score
 from autoresearch_jax.session import time_budget
 from autoresearch_jax.trainer import TrainResult
+from autoresearch_jax.watch import logs
 from autoresearch_jax.workspace import FILES, Workspace
 
 LOCK = "lock"  # in the folder of a measurement, held while it lasts
+LOOK_SECONDS = 5.0  # of training, after which a device is under load
 
 
 @dataclass(frozen=True)
@@ -40,30 +43,22 @@ class Measured:
         return self.trained.reason or (self.scored.reason if self.scored else "")
 
 
+@dataclass(frozen=True)
+class Begun:
+    """The first moments of a training, which was ended then."""
+
+    first_step_s: float  # from its start
+    tokens_per_s: float | None
+    reason: str  # why it came to nothing, else ""
+
+
 def measure(workspace: Workspace, setup: Setup, *, log_path: Path) -> Measured:
     """Trains a copy of the checkout's files as they are now. Raises UserError."""
     log_path = log_place(workspace, log_path)
-    runs = workspace.home / "runs"
-    max_memory_gb = setup.memory_limit(workspace)
-    with (
-        device_held(workspace, setup, "run") as (view, interrupts, found, device_locks),
-        _own_folder(runs) as (here, lock),
-    ):
-        folder, frozen = here / "train", here / "frozen"
-        _copy(workspace, _files(workspace), folder)
-        _copy(workspace, FROZEN, frozen)  # before other people's code runs
-        runner = Runner(
-            workspace,
-            here,
-            found,
-            view=view,
-            scorer=setup.scorer,
-            max_memory_gb=max_memory_gb,
-            keep_fds=(*device_locks, lock),
-            stop=interrupts.stopping,  # there is no loop to finish
-        )
+    with _ready(workspace, setup, "run") as (runner, _, here):
+        frozen = here / "frozen"
         trained = runner.train(
-            folder,
+            here / "train",
             artifacts=here / "artifacts",
             log=log_path,
             budget_s=time_budget(frozen),
@@ -81,6 +76,68 @@ def measure(workspace: Workspace, setup: Setup, *, log_path: Path) -> Measured:
             title="train.py",
         )
     return Measured(trained, scored)
+
+
+def begin(
+    workspace: Workspace, setup: Setup, *, under_load: Callable[[], None] = lambda: None
+) -> Begun:
+    """Starts a copy of the checkout's files as a baseline is, and ends it after its first steps.
+
+    `under_load` is called while it trains. Raises UserError.
+    """
+    with _ready(workspace, setup, "doctor --first-step") as (runner, interrupts, here):
+        log, started = here / "run.log", time.monotonic()
+        seen: list[float] = []
+
+        def enough() -> bool:
+            if not seen and logs.progress(trainer.read_tail(log)).step is not None:
+                seen.append(time.monotonic())
+            if not seen or time.monotonic() - seen[0] < LOOK_SECONDS:
+                return False
+            under_load()
+            return True
+
+        trained = runner.train(
+            here / "train",
+            artifacts=here / "artifacts",
+            log=log,
+            budget_s=time_budget(here / "frozen"),
+            limits=setup.limits,
+            title="the first step",
+            enough=enough,
+        )
+        if interrupts.stopping():
+            raise UserError("Stopped before it was known how long the first step takes.")
+        # A train.py with lines of its own is known to train once it has exported its model.
+        first = seen[0] - started if seen else trained.metrics["startup_seconds"]
+        speed = logs.progress(trainer.read_tail(log)).tokens_per_s
+        reason = "" if trained.outcome in ("ok", "abandoned") else trained.reason
+        return Begun(round(first, 1), speed, reason)
+
+
+@contextmanager
+def _ready(
+    workspace: Workspace, setup: Setup, what: str
+) -> Iterator[tuple[Runner, Interrupts, Path]]:
+    """The devices are held, and a folder has the checkout's files in `train` and `frozen`."""
+    max_memory_gb = setup.memory_limit(workspace)
+    with (
+        device_held(workspace, setup, what) as (view, interrupts, found, device_locks),
+        _own_folder(workspace.home / "runs") as (here, lock),
+    ):
+        _copy(workspace, _files(workspace), here / "train")
+        _copy(workspace, FROZEN, here / "frozen")  # before other people's code runs
+        runner = Runner(
+            workspace,
+            here,
+            found,
+            view=view,
+            scorer=setup.scorer,
+            max_memory_gb=max_memory_gb,
+            keep_fds=(*device_locks, lock),
+            stop=interrupts.stopping,  # there is no loop to finish
+        )
+        yield runner, interrupts, here
 
 
 def compile_only(

@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+import click
+
 PASSING_SECONDS = 5.0  # between two passing lines that are printed
+TYPED = "autoresearch_jax.typed"
 
 
 class View(Protocol):
@@ -84,19 +87,26 @@ class SteadyView:
 
 
 def typed(text: str) -> str:
-    """The text with commands of ours spelled as they are typed here: `uv run` put before them."""
-    if "UV_RUN_RECURSION_DEPTH" not in os.environ:
-        return text
-    start, uv_run = r"(?m)(^ *|`|: )autoresearch-jax (?=[a-z-])", _uv_run()
-    text = text.replace("uv run --extra ", f"{uv_run} --extra ")
-    return re.sub(start, lambda found: f"{found[1]}{uv_run} autoresearch-jax ", text)
+    """The text with commands of ours spelled as they are typed here: `uv run` before them, and -C.
+
+    A command that was given -C notes in its context, under TYPED, where it was typed and what DIR.
+    """
+    context = click.get_current_context(silent=True)
+    here, folder = context.meta.get(TYPED, (None, None)) if context else (None, None)
+    program = f"autoresearch-jax -C {shlex.quote(str(folder))} " if folder else "autoresearch-jax "
+    if "UV_RUN_RECURSION_DEPTH" in os.environ:
+        uv_run = _uv_run(here)
+        text = text.replace("uv run --extra ", f"{uv_run} --extra ")
+        program = f"{uv_run} {program}"
+    start = r"(?m)(^ *|`|: )autoresearch-jax (?=[a-z-])"
+    return re.sub(start, lambda found: f"{found[1]}{program}", text)
 
 
-def _uv_run() -> str:
-    """`uv run` as it finds this program from here: outside of a project with it that is named."""
+def _uv_run(here: Path | None) -> str:
+    """`uv run` as it finds this program from there: outside of a project with it that is named."""
     project = Path(sys.prefix).parent  # the environment is its .venv
     with contextlib.suppress(OSError):
-        here = Path.cwd()
+        here = here or Path.cwd()
         found = (folder / "pyproject.toml" for folder in (here, *here.parents))
         nearest = next((path for path in found if path.is_file()), None)
         knows = nearest and "autoresearch-jax" in nearest.read_text(errors="replace")

@@ -152,10 +152,10 @@ class Workspace:
         return manifest.read_constants(self.root / "constants.py")
 
     def tags(self) -> list[str]:
-        """The tags that have a journal, the last used one last."""
-        found = (self.common_dir / "autoresearch").glob("*/journal.jsonl")
-        used = [(path.stat().st_mtime_ns, path.parent.name) for path in found]
-        return [name for _, name in sorted(used)]
+        """The tags that something is recorded under, the last used one last."""
+        paths = (self.common_dir / "autoresearch").glob("*/journal.jsonl")
+        found = [(path.stat(), path.parent.name) for path in paths]
+        return [name for _, name in sorted((f.st_mtime_ns, name) for f, name in found if f.st_size)]
 
     def state_dir(self, tag: str) -> Path:
         return self.common_dir / "autoresearch" / check_tag(tag)

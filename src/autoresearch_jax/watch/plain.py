@@ -62,7 +62,7 @@ def _summary(story: Story) -> dict[str, Any]:
         "usd": finite(spent.usd, 4),
         "tokens": spent.tokens,
         "unpriced": spent.unpriced,
-        "claims": summary.claims.lines,
+        "claim": summary.claims.words,
     }
 
 

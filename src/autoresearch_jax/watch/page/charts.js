@@ -2,11 +2,11 @@
 // Charts in SVG. Every text goes in as text, never as markup.
 
 const SVG = "http://www.w3.org/2000/svg";
-const MARKS = {  // as paths around (0, 0): the shapes tell as much as the colours
-  keep: "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0",
+const MARKS = {  // as paths around (0, 0): the shapes tell as much as the colours; the last lie on top
   discard: "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0",
   beyond: "M0-3.4L3.6 3H-3.6Z",
   crash: "M-3.4-3.4L3.4 3.4M-3.4 3.4L3.4-3.4",
+  keep: "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0",
 };
 const NEAR = 30;  // pixels from a mark that still mean it
 const NUMBERED = 14;  // kept experiments with their number under them, at most
@@ -23,6 +23,26 @@ function draw(name, attributes = {}, ...children) {
 function sample(kind) {
   return draw("svg", {viewBox: "-6 -6 12 12", "aria-hidden": "true"},
     draw("path", {class: kind, d: MARKS[kind]}));
+}
+
+/** Many marks of a kind as one element: a line that nobody sees, with a mark at each of its bends. */
+class Layer {
+  constructor(kind, size) {
+    const mark = draw("path", {class: kind, d: MARKS[kind], transform: `scale(${size})`});
+    const marker = draw("marker", {id: `mark-${kind}`, markerUnits: "userSpaceOnUse", markerWidth: 1, markerHeight: 1, overflow: "visible"}, mark);
+    this.line = draw("path", {class: `marks ${kind}-marks`, fill: "none", "marker-mid": `url(#mark-${kind})`});
+    this.element = draw("g", {}, marker, this.line);
+    this.bends = [];
+  }
+
+  add(x, y) {
+    this.bends.push(`L${x.toFixed(1)} ${y.toFixed(1)}`);
+  }
+
+  /** Shows what was added. The ends of the line are no bends. */
+  draw() {
+    if (this.bends.length) this.line.setAttribute("d", `M0 0${this.bends.join("")}L0 0`);
+  }
 }
 
 /** Round numbers from `low` to `high`, about `count` of them. */
@@ -72,12 +92,12 @@ class Staircase {
     this.setScales();
     this.svg = draw("svg", {"aria-hidden": "true"});
     this.under = draw("g");
-    this.layers = {discard: draw("g"), crash: draw("g"), keep: draw("g")};
+    this.layers = Object.fromEntries(Object.keys(MARKS).map((kind) => [kind, new Layer(kind, this.size)]));
     this.over = draw("g");
     this.drawAxes();
-    this.svg.append(this.under, this.layers.discard, this.layers.crash, this.layers.keep, this.over);
+    this.svg.append(this.under, ...Object.values(this.layers).map((layer) => layer.element), this.over);
     this.marks = [];
-    for (const point of this.points) this.mark(point);
+    this.drawMarks(this.points);
     this.drawStairs();
     this.place.replaceChildren(this.svg, this.tip);
   }
@@ -88,7 +108,7 @@ class Staircase {
       this.layout();
       return;
     }
-    for (const point of points) this.mark(point);
+    this.drawMarks(points);
     this.drawStairs();
   }
 
@@ -152,6 +172,11 @@ class Staircase {
     this.under.append(draw("text", {x: (left + right) / 2, y: bottom + 32, "text-anchor": "middle"}, words));
   }
 
+  drawMarks(points) {
+    for (const point of points) this.mark(point);
+    for (const layer of Object.values(this.layers)) layer.draw();
+  }
+
   mark(point) {
     const value = this.value(point);
     if (value === null) return;
@@ -159,7 +184,7 @@ class Staircase {
     const shown = kind === "discard" && point.bpb > this.high ? "beyond" : kind;
     const y = shown === "beyond" || kind === "crash" ? this.inner.top : this.y(point.bpb);
     const x = this.x(value);
-    this.layers[kind].append(draw("path", {class: `mark ${shown}`, d: MARKS[shown], transform: `translate(${x.toFixed(1)} ${y.toFixed(1)}) scale(${this.size})`}));
+    this.layers[shown].add(x, y);
     this.marks.push({x, y, point});
   }
 

@@ -20,6 +20,7 @@ const chart = new Staircase($("chart"), (point) => choose(point.n));
 /** Takes in what is new: points from number `from` on, and everything else as it is now. */
 function take(told) {
   const whole = told.from === 0 || told.from !== story.points.length;
+  const turned = story.title !== undefined && told.title !== story.title;
   story.points.length = Math.min(story.points.length, told.from);
   story.points.push(...told.points);
   Object.assign(story, {...told, points: story.points});
@@ -33,8 +34,18 @@ function take(told) {
   showHead();
   showRunning();
   if (whole) showRows(); else addRows(told.points);
+  if (turned) turn(told);
   if (!whole && told.points.length) announce(told.points[told.points.length - 1]);
   follow(told, whole);
+}
+
+/** Another tag is shown from now on: what was chosen was of the one before. */
+function turn(told) {
+  Object.assign(view, {follows: true, chosen: null});
+  chart.choose(null);
+  history.replaceState(null, "", location.pathname);
+  $("detail").replaceChildren();
+  if (told.before) $("said").textContent = `A loop has begun ${told.title}.`;
 }
 
 /** Shows the best until somebody has chosen another; that one again once more is known of it. */
@@ -76,6 +87,7 @@ function showHead() {
   const {summary} = story;
   document.title = known(summary.best) ? `${summary.best.toFixed(4)} · ${story.title}` : story.title;
   $("title").textContent = story.title;
+  $("before").textContent = story.before ? `new; the one before: autoresearch-jax watch --web --tag ${story.before}` : "";
   setState(story.state);
   if (isReport()) $("state").textContent = `as of ${new Date(1000 * story.now).toLocaleString()}`;
   $("problem").hidden = !story.problem;
@@ -90,6 +102,7 @@ function showHead() {
     ["an hour", known(summary.per_hour) ? summary.per_hour.toFixed(1) : ""],
     ["time", known(summary.seconds) ? duration(summary.seconds) : ""],
     ["cost", cost],
+    ["gain", summary.claim || ""],
   ]);
 }
 
@@ -169,12 +182,13 @@ function row(point) {
 /** All about an experiment: from this file, or from the server. */
 async function detail(n) {
   if (details.has(n)) return details.get(n);
-  const within = $(`experiment-${n}`);
+  const within = $(`experiment-${n}`), {title} = story;
   let found = within ? JSON.parse(within.textContent) : null;
   if (!within && !isReport()) {
     const answer = await fetch(`experiment/${n}`);
     found = answer.ok ? await answer.json() : null;
   }
+  if (title !== story.title) return null;  // it was asked about another tag
   if (found && known(found.status)) details.set(n, found);
   if (details.size > KEPT_DETAILS) details.delete(details.keys().next().value);
   return found;

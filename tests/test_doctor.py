@@ -1,0 +1,252 @@
+"""The pre-flight of a night: what `doctor` says of an accelerator, a first step, a machine."""
+
+import json
+import os
+
+import pytest
+from click.testing import CliRunner
+
+from autoresearch_jax import cli, conditions, doctor, hardware, locks, measure
+from autoresearch_jax.isolation import Chosen
+from autoresearch_jax.workspace import Workspace
+from tests import harness
+from tests.harness import Notes, Scripted, train_py
+
+H100 = "0, 81559, 81004, 345, 1980, 33, 700.00, 0x0000000000000001\n"
+UNDER_LOAD = "0, 81559, 20200, 1410, 1980, 86, 700.00, 0x0000000000000024\n"
+HOLDER = "4711, 61002, /usr/bin/python3\n"
+# The driver, as far as it is asked. An older one has another name for what holds the clock back.
+DRIVER = """\
+#!/bin/sh
+case "$*" in
+  *compute-apps*) cat holders ;;
+  *clocks_event_reasons*) test ! -e old && cat gpus || exit 2 ;;
+  *clocks_throttle_reasons*) cat gpus ;;
+esac
+"""
+STEPS = """\
+import os, pathlib, time
+(pathlib.Path(os.environ["AUTORESEARCH_RUN_DIR"]) / "exported.bin").touch()
+print("step 00001 (0.1%) | loss: 9.0112 | tok/s: 10,667 | mfu: n/a | left: 9s", flush=True)
+time.sleep(120)
+"""
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    """A machine of one's own: no variable, no battery and no connection of this one counts."""
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "SSH_CONNECTION", "TMUX", "STY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(hardware, "battery", lambda: None)
+
+
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """Sets what `nvidia-smi` answers; JAX computes on an H100."""
+    folder = tmp_path / "driver"
+    folder.mkdir()
+    tool = folder / "nvidia-smi"
+    tool.write_text(DRIVER.replace("cat ", f"cat {folder}/").replace("-e old", f"-e {folder}/old"))
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    device = hardware.Device("gpu", "NVIDIA H100 80GB HBM3", 1, 81_000.0, "0.10.2", "0.10.2", "9.0")
+    monkeypatch.setattr(conditions, "probe", lambda home: (device, Chosen("bwrap", "")))
+
+    def answer(gpus, holders="", old=False):
+        (folder / "gpus").write_text(gpus)
+        (folder / "holders").write_text(holders)
+        if old:
+            (folder / "old").touch()
+
+    return answer
+
+
+def words(found, start):
+    """The line of what doctor prints that begins so."""
+    return next(line for line in doctor.lines(found) if line.startswith(start))
+
+
+def said(found, kind):
+    return [one["problem"] for one in found[kind]]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_gpu_is_described_as_its_driver_does(driver, tmp_path, old):
+    driver(H100, old=old)
+    found = doctor.report(tmp_path)
+    assert words(found, "GPU 0") == (
+        "GPU 0   79.1 of 79.6 GiB free, 345 of 1,980 MHz, 33 °C, at most 700 W"
+    )
+    assert found["memory_free_mb"] == 81004
+    assert found["notes"] == []
+    assert not any("GPU" in problem for problem in said(found, "problems"))
+    json.dumps(found)
+
+
+def test_a_gpu_that_is_held_and_slow_is_said(driver, tmp_path):
+    driver(UNDER_LOAD, HOLDER)
+    found = doctor.report(tmp_path)
+    line = words(found, "GPU 0")
+    assert line.endswith("at its power limit, slowed down because it is hot")
+    assert (
+        "GPU 0 has 19.7 GiB free, and a training takes up to 59.3: held by process 4711 "
+        "(/usr/bin/python3, 61002 MiB)."
+    ) in said(found, "problems")
+    assert found["problems"][0]["command"] == "ps -fp 4711  # then: kill 4711"
+    (note,) = said(found, "notes")
+    assert "GPU 0 is at its power limit and slowed down because it is hot" in note
+    assert not found["ready"]
+
+
+@pytest.mark.parametrize(
+    ("reasons", "slowed", "unusual"),
+    [
+        ("0x0000000000000001", 0, False),  # idle
+        ("0x0000000000000004", 1, False),  # every full load
+        ("0x0000000000000002", 1, False),
+        ("0x0000000000000008", 1, True),
+        ("0x00000000000000C0", 2, True),
+        ("[N/A]", 0, False),
+        ("Not Active", 0, False),
+    ],
+)
+def test_what_holds_a_clock_back(driver, reasons, slowed, unusual):
+    driver(H100.replace("0x0000000000000001", reasons))
+    (gpu,) = hardware.gpus()
+    assert (len(gpu.slowed), gpu.unusual) == (slowed, unusual)
+
+
+def test_what_a_driver_does_not_say_is_not_known(driver, tmp_path, monkeypatch):
+    driver("0, [N/A], [N/A], [N/A], [N/A], [N/A], [N/A], [N/A]\n")
+    found = doctor.report(tmp_path)
+    assert words(found, "GPU 0") == "GPU 0   its driver does not say"
+    assert found["memory_free_mb"] is None
+    driver("NVIDIA-SMI has failed because it could not communicate with the driver\n")
+    assert hardware.gpus() == []
+    driver(H100)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert hardware.gpus() == []
+
+
+def test_who_holds_a_tpu_that_does_not_answer_is_named():
+    held = {12: "process 12 (python3, /dev/accel0)"}
+    (problem,) = doctor._held(None, [], held)
+    assert (
+        problem.problem == "the accelerator is not free: held by process 12 (python3, /dev/accel0)."
+    )
+    assert "ps -fp 12" in problem.command
+    assert not list(doctor._held(None, [], {}))
+
+
+# -------------------------------------------------------------------------------- the first step
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """One whose train.py does steps until it is ended."""
+    monkeypatch.setattr(measure, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(doctor, "Setup", harness.setup)
+    monkeypatch.setattr(doctor, "_data", lambda root: (True, []))
+    return Workspace.open(harness.make_repository(tmp_path / "w", STEPS))
+
+
+def test_the_first_step_is_timed_and_the_gpu_looked_at_under_load(workspace, driver):
+    driver(H100)
+    found = doctor.report(workspace.root, Notes())
+    first = found["first_step"]
+    assert 0 < first["seconds"] < 60
+    assert (first["source"], first["tokens_per_s"]) == ("now", 10667.0)
+    assert words(found, "start").endswith(" s until the first step is done, then 10,667 tokens/s")
+    seen = []
+    measure.begin(workspace, harness.setup(), under_load=lambda: seen.append(hardware.gpus()))
+    assert len(seen) == 1
+    assert not list((workspace.home / "runs").glob("measure-*"))
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_train_py_that_does_not_come_to_a_step_is_a_problem(workspace):
+    (workspace.root / "train.py").write_text("raise RuntimeError('no such device')\n")
+    found = doctor.report(workspace.root, Notes())
+    assert found["first_step"] is None
+    assert found["problems"][-1] == {
+        "problem": "train.py does not come to its first step: RuntimeError: no such device.",
+        "command": "autoresearch-jax run",
+    }
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_train_py_with_lines_of_its_own_is_timed_too(workspace):
+    (workspace.root / "train.py").write_text(train_py(1.0))
+    first = doctor.report(workspace.root, Notes())["first_step"]
+    assert first["seconds"] >= 0
+    assert first["tokens_per_s"] is None
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_device_at_work_is_left_alone(workspace):
+    handles = locks.devices(hardware.device_names(), "autoresearch-jax loop in /elsewhere", Notes())
+    try:
+        problem = doctor.report(workspace.root, Notes())["problems"][-1]
+    finally:
+        for handle in handles:
+            os.close(handle)
+    assert "is held by" in problem["problem"]
+    assert problem["command"] == "autoresearch-jax doctor --first-step"
+
+
+def test_without_it_the_last_baseline_tells(tmp_path, driver):
+    driver(H100)
+    root = harness.make_repository(tmp_path / "w")
+    assert words(doctor.report(root), "start").startswith("start   not measured yet: ")
+    harness.run_loop(Workspace.open(root), Scripted(), 0, tag="t")
+    found = doctor.report(root)
+    assert found["first_step"]["source"] == "autoresearch/t"
+    assert "until the first step by the baseline of autoresearch/t; now: " in words(found, "start")
+
+
+def test_the_command_starts_train_py_only_when_it_is_asked_to(workspace, driver):
+    driver(H100)
+    run = CliRunner()
+    plain = run.invoke(cli.main, ["-C", str(workspace.root), "doctor", "--json"])
+    assert json.loads(plain.stdout)["first_step"] is None
+    asked = run.invoke(cli.main, ["-C", str(workspace.root), "doctor", "--first-step", "--json"])
+    assert json.loads(asked.stdout)["first_step"]["source"] == "now"
+
+
+# ------------------------------------------------------------------------------- the machine
+
+
+def test_a_weak_box_is_a_note(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert not list(doctor._weak_box(Chosen("bwrap", "")))
+    (note,) = doctor._weak_box(Chosen("landlock", "bwrap: bwrap is not in PATH"))
+    assert note.command == "sudo apt install bubblewrap"
+    (note,) = doctor._weak_box(Chosen("none", "landlock: this kernel has no Landlock"))
+    assert note.problem.startswith("nothing isolates what is run")
+
+
+def test_what_may_take_the_machine_away_is_a_note(monkeypatch):
+    assert not list(doctor._passing_machine())
+    monkeypatch.setattr(hardware, "battery", lambda: (57.0, False))
+    (note,) = doctor._passing_machine()
+    assert "on its battery, 57% full" in note.problem
+    monkeypatch.setattr(hardware, "battery", lambda: (57.0, True))
+    (note,) = doctor._passing_machine()
+    assert note.command.endswith("autoresearch-jax loop")
+    monkeypatch.setattr(hardware, "battery", lambda: None)
+    monkeypatch.setenv("SSH_CONNECTION", "192.0.2.1 1 192.0.2.2 22")
+    (note,) = doctor._passing_machine()
+    assert (note.command, "connection" in note.problem) == ("tmux", True)
+    monkeypatch.setenv("TMUX", "/tmp/tmux-0/default,1,0")
+    assert not list(doctor._passing_machine())
+
+
+def test_a_note_is_printed_and_keeps_nothing_from_being_ready(driver, tmp_path, monkeypatch):
+    driver(H100)
+    monkeypatch.setenv("SSH_CONNECTION", "x")
+    printed = "\n".join(doctor.lines(doctor.report(tmp_path) | {"ready": True, "problems": []}))
+    assert printed.endswith(
+        "\n\nNote: a loop in this shell stops when the connection is lost.\n  Next: tmux\n"
+        "Ready: autoresearch-jax loop"
+    )
