@@ -200,12 +200,12 @@ def test_a_run_says_so_first_and_ends_well(prepared, tmp_path):
         "REMAT": "layer",
     }
     (tmp_path / "train.py").write_text(literals.rewrite((ROOT / "train.py").read_text(), small))
-    (tmp_path / "sitecustomize.py").write_text(
+    (tmp_path / "older_gpu.py").write_text(
         "from autoresearch_jax.kit import devices\n"
         "devices._compute_capability = lambda device: (7, 5)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", "import sitecustomize, train; train.TIME_BUDGET = 1; train.main()"],
+        [sys.executable, "-c", "import older_gpu, train; train.TIME_BUDGET = 1; train.main()"],
         cwd=tmp_path,
         env=data_helpers.environment(home, AUTORESEARCH_RUN_DIR=str(tmp_path / "run")),
         capture_output=True,
