@@ -334,14 +334,14 @@ def test_a_proposal_passes_the_gate_before_its_turn(workspace, gated):
     run_loop(workspace, agent, 2, tag="t", examine=on_an_accelerator)
     # The baseline's own, the first one's beside its training, the second one's while that trained.
     # It was carried over, so it is looked at once more.
-    assert gated == ["gate", "gate", "gate-ahead", "gate"]
+    assert gated == ["gate", "gate", "gate-ahead-agent", "gate"]
     assert found(workspace)[2].metrics["compiled_gib"] == 1.0
 
 
 def test_what_the_gate_let_pass_is_not_looked_at_twice(workspace, gated):
     agent = Slow(edit("FIRST = 0", "FIRST = -1"), edit("SECOND = 0", "SECOND = -1"))
     run_loop(workspace, agent, 2, tag="t", examine=on_an_accelerator)
-    assert gated == ["gate", "gate", "gate-ahead"]
+    assert gated == ["gate", "gate", "gate-ahead-agent"]
 
 
 def test_an_agent_mends_what_the_gate_refuses(workspace, gated):
@@ -672,7 +672,7 @@ def test_a_draft_that_the_person_tried_meanwhile_is_dropped(workspace):
     path.write_text(parts(first=-0.1))
     setup = harness.setup(tag="t")
     log_path = workspace.root / "run.log"
-    if drafts.waiting(journal.records(workspace.state_dir("t"))) is None:
+    if not drafts.waiting(journal.records(workspace.state_dir("t"))):
         pytest.skip("it was recorded before the signal")
     loop.run_proposal(workspace, setup, description="mine", log_path=log_path)
     run_loop(workspace, Slow(edit("SECOND = 0", "SECOND = 0.2", "another")), 1, tag="t")
@@ -812,7 +812,7 @@ def test_limits(plan, spent, limit):
 def test_the_oldest_draft_is_next():
     draft = drafts.Draft(0, "b", "c", "d", "", "slow")
     steps = [{"step": "drafted", **dataclasses.asdict(draft), "ask": ask} for ask in (4, 5, 6)]
-    assert drafts.waiting(steps).ask == 4
-    assert drafts.waiting([*steps, {"step": "proposed", "ask": 4}]).ask == 5
-    assert drafts.waiting([*steps, {"step": "dropped", "ask": 5}]).ask == 4
-    assert drafts.waiting([{"step": "proposed"}]) is None
+    assert drafts.waiting(steps)[0].ask == 4
+    assert drafts.waiting([*steps, {"step": "proposed", "ask": 4}])[0].ask == 5
+    assert drafts.waiting([*steps, {"step": "dropped", "ask": 5}])[0].ask == 4
+    assert not drafts.waiting([{"step": "proposed"}])

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from autoresearch_jax import cli, evidence, journal, ledger, report, source, verify
 from autoresearch_jax.errors import UserError
-from autoresearch_jax.session import Abandoned
+from autoresearch_jax.interrupts import Abandoned
 from autoresearch_jax.workspace import Workspace
 from tests import harness
 from tests.harness import Scripted
@@ -100,9 +100,9 @@ def test_what_is_equal_with_less_code_is_kept_if_that_counts(workspace):
 
 
 def test_a_run_that_is_stopped_is_made_again_and_decides_the_same(workspace, monkeypatch):
-    from autoresearch_jax import session
+    from autoresearch_jax import worker
 
-    repeat, calls = session.Session.repeat, []
+    repeat, calls = worker.Worker.repeat, []
 
     def stopped(self, e, purpose, **options):
         calls.append(purpose)
@@ -110,7 +110,7 @@ def test_a_run_that_is_stopped_is_made_again_and_decides_the_same(workspace, mon
             raise Abandoned
         return repeat(self, e, purpose, **options)
 
-    monkeypatch.setattr(session.Session, "repeat", stopped)
+    monkeypatch.setattr(worker.Worker, "repeat", stopped)
     sources = [noisy(CLEAR), noisy(CLEAR - 0.020)]
     plan = {"max": 2, "tag": "t", "policy": "confirm"}
     agent = harness.BySeries(*sources)
@@ -154,9 +154,9 @@ def test_a_loop_ends_with_an_audit_that_nothing_was_decided_on(workspace):
 
 
 def test_an_audit_that_was_stopped_goes_on_with_its_runs(workspace, monkeypatch):
-    from autoresearch_jax import session
+    from autoresearch_jax import worker
 
-    repeat, calls = session.Session.repeat, []
+    repeat, calls = worker.Worker.repeat, []
 
     def stopped(self, e, purpose, **options):
         calls.append(purpose)
@@ -164,7 +164,7 @@ def test_an_audit_that_was_stopped_goes_on_with_its_runs(workspace, monkeypatch)
             raise Abandoned
         return repeat(self, e, purpose, **options)
 
-    monkeypatch.setattr(session.Session, "repeat", stopped)
+    monkeypatch.setattr(worker.Worker, "repeat", stopped)
     agent = harness.BySeries(noisy(CLEAR))
     ends = [
         harness.run_loop(workspace, agent, 1, tag="t", policy="strict", audit=2).stopped
@@ -203,9 +203,9 @@ def test_verify_trains_again(workspace):
 
 
 def test_a_disturbed_training_is_repeated_once(workspace, monkeypatch):
-    from autoresearch_jax import session, trainer
+    from autoresearch_jax import trainer, worker
 
-    monkeypatch.setattr(session, "LEAST_TRAINING_S", 0.0)
+    monkeypatch.setattr(worker, "LEAST_TRAINING_S", 0.0)
     told = []
 
     def disturbed(self, *trusted):

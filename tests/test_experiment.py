@@ -5,7 +5,17 @@ import shutil
 
 import pytest
 
-from autoresearch_jax import hardware, journal, locks, measure, runner, session, trainer, verify
+from autoresearch_jax import (
+    hardware,
+    journal,
+    locks,
+    measure,
+    runner,
+    session,
+    trainer,
+    verify,
+    worker,
+)
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.scoring import Score
 from autoresearch_jax.workspace import Workspace
@@ -202,7 +212,7 @@ def test_a_broken_machine_pauses_the_loop_with_a_diagnosis(workspace, tmp_path):
 
 
 def test_a_control_is_ended_once_it_trains(workspace, monkeypatch):
-    monkeypatch.setattr(session, "CONTROL_SECONDS", 0.3)
+    monkeypatch.setattr(worker, "CONTROL_SECONDS", 0.3)
     slow = "import os, time\nlong = os.path.exists('slow')"
     (workspace.root / "slow").touch()
     harness.git(workspace.root, "add", "slow")

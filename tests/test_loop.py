@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from autoresearch_jax import journal, locks, loop, manifest, measure, session, tags
+from autoresearch_jax import journal, locks, loop, manifest, measure, tags, worker
 from autoresearch_jax.conditions import Conditions
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.interrupts import Interrupts
@@ -603,12 +603,12 @@ def test_a_full_disk_stops_with_a_clear_message_and_loses_nothing(workspace, mon
 def test_a_training_that_fills_the_disk_is_a_crash_and_leaves_room(workspace, monkeypatch):
     full = workspace.run_dir("t", 1) / "artifacts" / "large"
     idea = train_py(0.9, "import os\nopen(os.environ['AUTORESEARCH_RUN_DIR'] + '/large', 'w')")
-    usage = session.shutil.disk_usage
+    usage = worker.shutil.disk_usage
 
     def left(folder):
         return usage(folder)._replace(free=0 if full.exists() else 1 << 40)
 
-    monkeypatch.setattr(session.shutil, "disk_usage", left)
+    monkeypatch.setattr(worker.shutil, "disk_usage", left)
     agent = Scripted(idea + "raise OSError('no space')", train_py(0.8))
     run_loop(workspace, agent, 2, tag="t")
     assert [row[3] for row in rows(workspace.root)] == ["keep", "crash", "keep"]
@@ -617,19 +617,19 @@ def test_a_training_that_fills_the_disk_is_a_crash_and_leaves_room(workspace, mo
 
 def test_a_disk_that_others_fill_is_no_fault_of_the_proposal(workspace, monkeypatch):
     started = workspace.run_dir("t", 1) / "run.log"
-    usage = session.shutil.disk_usage
+    usage = worker.shutil.disk_usage
 
     def left(folder):
         return usage(folder)._replace(free=0 if started.exists() else 1 << 40)
 
-    monkeypatch.setattr(session.shutil, "disk_usage", left)
+    monkeypatch.setattr(worker.shutil, "disk_usage", left)
     with pytest.raises(UserError, match="0 MiB left"):
         run_loop(workspace, Scripted("raise OSError('no space')"), 1, tag="t")
     assert journal.experiments(workspace.state_dir("t"))[1].status is None
 
 
 def test_a_nearly_full_disk_starts_nothing(workspace, monkeypatch):
-    monkeypatch.setattr(session, "MIN_FREE_BYTES", 1 << 62)
+    monkeypatch.setattr(worker, "MIN_FREE_BYTES", 1 << 62)
     with pytest.raises(UserError, match=r"MiB left, of the .* needed"):
         run_loop(workspace, Scripted(), 1, tag="t")
     monkeypatch.undo()

@@ -263,6 +263,13 @@ def _memory(command: Any) -> Any:
         "says, else all of it]")(command)  # fmt: skip
 
 
+def _several(command: Any) -> Any:
+    """The option of every command that may train several at a time."""
+    return click.option("--workers", type=click.IntRange(min=1), metavar="N",
+        help="Trainings at a time, each on devices of its own.  [default: as program.md says, "
+        "else 1]")(command)  # fmt: skip
+
+
 def _told(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     from autoresearch_jax import notify
 
@@ -431,6 +438,7 @@ def _measured(score: float | None, trained: "TrainResult") -> str:
 @click.option("--audit", type=click.IntRange(min=0), metavar="K", help=(
     "When all is done, K new runs of baseline and best each: the gain with its interval.  "
     "[default: 3 with confirm, else none]"))  # fmt: skip
+@_several
 @click.option("--desc", default="", metavar="TEXT", help="What this session is after.")
 @click.option("--tag", help=(
     "Work on branch autoresearch/TAG.  [default: the newest that fits, else a new one]"
@@ -454,6 +462,7 @@ def loop_command(
     notify_on: tuple[str, ...] | None,
     policy: str | None,
     audit: int | None,
+    workers: int | None,
     desc: str,
     tag: str | None,
     seed: int,
@@ -499,6 +508,7 @@ def loop_command(
                 required=required,
                 max_memory_gb=max_memory_gb,
                 policy=policy,
+                workers=workers,
             ),
             agent=agents.make_agent(agent or settings.agent or "tpe", writes, settings.agents),
             plan=front_matter.plan(settings, flags, desc=desc, seed=seed),
@@ -713,6 +723,7 @@ def report_command(folder: Path, png: bool, prompts: bool, tag: str | None) -> N
     "Train it and the baseline at DEPTH = D: does the gain hold?"))  # fmt: skip
 @click.option("--budget", type=click.IntRange(min=1), metavar="S", help=(
     "Seconds of --depth's trainings.  [default: TIME_BUDGET]"))  # fmt: skip
+@_several
 @click.option("--tag", help="Of another tag.  [default: the newest]")
 @_isolated
 def verify(
@@ -723,6 +734,7 @@ def verify(
     audit: int | None,
     depth: int | None,
     budget: int | None,
+    workers: int | None,
     tag: str | None,
     isolation: str,
     required: str | None,
@@ -750,7 +762,7 @@ def verify(
         raise click.UsageError("--budget is of --depth: --depth 12 --budget 600")
     workspace = Workspace.open(Path.cwd())
     with _view() as (_, view):
-        setup = Setup(view, tag=tag, isolation=isolation, required=required)
+        setup = Setup(view, tag=tag, isolation=isolation, required=required, workers=workers)
         told: list[str] = []
         if seeds:
             told = verification.seeds(workspace, setup, name=experiment, runs=seeds)

@@ -51,17 +51,23 @@ class Conditions:
         return None if self.data is None else self.data.fingerprint
 
 
-def examine(workspace: Workspace, wanted: str = "auto", required: str | None = None) -> Conditions:
+def examine(
+    workspace: Workspace,
+    wanted: str = "auto",
+    required: str | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Conditions:
     """Looks at the data and, in a box, at the accelerator.
 
-    `wanted` and `required` are isolation levels, as `isolation.strongest` takes them. Raises
+    `wanted` and `required` are isolation levels, as `isolation.strongest` takes them; `overrides`
+    are variables by which JAX finds what one worker has of the machine. Raises
     UserError if the data is not prepared, the accelerator does not answer, this is one of several
     hosts, or the isolation is not to be had.
     """
     hardware.refuse_several_hosts()
     data = manifest.load(workspace.root)
     data.verify()
-    device, chosen = probe(workspace.home, wanted, required)
+    device, chosen = probe(workspace.home, wanted, required, overrides)
     claimed = chosen.level
     if data.source in REBUILT:
         claimed = "none"

@@ -35,10 +35,12 @@ from autoresearch_jax.agents.prompt import Brief
 from autoresearch_jax.drafts import Draft
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.gate import Verdict
+from autoresearch_jax.interrupts import Abandoned
 from autoresearch_jax.isolation import Box
 from autoresearch_jax.journal import Experiment
 from autoresearch_jax.ledger import Plan
-from autoresearch_jax.session import Abandoned, Session, time_budget
+from autoresearch_jax.session import Session
+from autoresearch_jax.workspace import time_budget
 
 SOURCE_BYTES = 256 << 10  # that a train.py may have: no room for parameters
 TRIES = 3  # answers in a row that may be no use
@@ -92,9 +94,12 @@ class Desk:
         self._budget_s = time_budget(session.workspace.root)
         asks = [r["ask"] for r in session.journal.records if r["step"] == "asked"]
         self._asks = itertools.count(max(asks, default=-1) + 1)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="agent")
-        self._thinking: Future[None] | None = None
+        # A search is as good as instant, and asked twice for the same it answers the same.
+        self._most = len(session.crew) if agent.slow else 1  # questions at a time
+        self._threads = ThreadPoolExecutor(self._most, thread_name_prefix="agent")
+        self._thinking: dict[int, Future[None]] = {}  # by the place where the agent works
         self._patience = 0.0  # seconds that the accelerator may yet wait for this answer
+        self._mending = threading.Lock()  # one crash at a time
         self._mender = ThreadPoolExecutor(1, thread_name_prefix="mender")
         self._late: Future[None] | None = None  # makes a draft of a repair that came too late
         self._closed = False
@@ -102,7 +107,7 @@ class Desk:
     def close(self) -> None:
         """Ends an agent that still thinks; a draft that is done waits in the journal."""
         self._closed = True
-        threads = (self._thread, self._mender)
+        threads = (self._threads, self._mender)
         try:
             for one in threads:
                 one.shutdown(wait=True, cancel_futures=True)
@@ -113,13 +118,22 @@ class Desk:
 
     # --------------------------------------------------------------------------- the loop's
 
-    def over(self, experiments: int = 1) -> str:
-        """The limit that forbids so many more experiments; "" if none does."""
+    def over(self, before: int = 0, ready: int = 0) -> str:
+        """The limit that forbids one more experiment; "" if none does.
+
+        With `before` trainings that come first, and `ready` proposals that nobody has begun.
+        """
         records = self.session.journal.records
-        runs = experiments + 2 * self.plan.audit  # which comes when all is done
-        limit = self.plan.over(ledger.this_loop(records), runs * self._budget_s)
-        paid = drafts.waiting(records) is not None or self._thinking is not None
-        return "" if limit == "max-usd" and paid else limit
+        runs = 1 + before + 2 * self.plan.audit  # which comes when all is done
+        spent = ledger.this_loop(records)
+        spent = dataclasses.replace(spent, experiments=spent.experiments + ready)
+        limit = self.plan.over(spent, runs * self._budget_s)
+        waiting = drafts.waiting(records)
+        if limit == "max-usd" and (waiting or self._thinking):
+            return ""  # that is paid for
+        if limit == "max" and any(draft.of is not None for draft in waiting):
+            return ""  # that was counted
+        return limit
 
     def think_ahead(self) -> None:
         """Lets the agent think about the next experiment, while the present one trains.
@@ -129,9 +143,12 @@ class Desk:
         """
         gated = self.session.conditions.target is not None
         slow = self.agent.slow and time.time() >= self._line.until  # else it is tpe's turn
-        if not self.plan.lookahead or not (slow or gated) or self.over(experiments=2):
+        if not self.plan.lookahead or not (slow or gated):
             return
-        if self._thinking is None and drafts.waiting(self.session.journal.records) is None:
+        while True:
+            ready = len(self._thinking) + len(drafts.waiting(self.session.journal.records))
+            if ready >= self._most or self.over(before=1, ready=ready):
+                return
             self._ask(ahead=True)
 
     def take(self) -> Experiment:
@@ -146,13 +163,16 @@ class Desk:
             if (draft := self._turn()) is not None:
                 break
             self._refuse_over()  # what waited and was paid for may have been dropped
-            thinking = self._thinking or self._ask(ahead=False)
-            if not self._waited(thinking):
+            if not self._thinking:
+                self._ask(ahead=False)
+            if not self._waited():
                 self._fill_in()
         waited = time.monotonic() - begun
         return self.session.propose(
             draft.blob,
-            description=draft.description,
+            base=draft.base,
+            of=draft.of,
+            description=self._described(draft),
             agent=draft.agent,
             expected=draft.expected,
             ask=draft.ask,
@@ -160,11 +180,23 @@ class Desk:
             metrics={"agent_seconds": round(waited, 3), **draft.compiled},
         )
 
+    def _described(self, draft: Draft) -> str:
+        """The description of the experiment that a draft becomes."""
+        if draft.of is None:
+            return draft.description
+        origin, on = self.session.history[draft.of], self.session.by_commit(draft.base)
+        words = self.session.origin(origin).description
+        return f"{words} (experiment {origin.n} on top of {on.n})" if on else words
+
     def mend(self, e: Experiment) -> bool:
         """Shows the agent of an experiment its crash; returns whether it has repaired it.
 
         If that takes too long, the repair will be a draft, on top of what is the best by then.
         """
+        with self._mending:
+            return self._mend(e)
+
+    def _mend(self, e: Experiment) -> bool:
         session, agent = self.session, self.agent
         theirs = e.ask is not None and e.agent != "tpe"
         wanted = agent.repairs and theirs and e.base and e.repairs < self.plan.repairs
@@ -209,7 +241,7 @@ class Desk:
         until = time.monotonic() + PATIENCE_SECONDS
         self.session.view.live(f"experiment {e.n}: {e.agent} looks at its crash")
         while not wait([mending], TICK_SECONDS).done:
-            waiting = drafts.waiting(self.session.journal.records) is not None
+            waiting = bool(drafts.waiting(self.session.journal.records))
             long = time.monotonic() >= until and (waiting or self._spare() is not None)
             if long or self._no_room_for(e, paid=True):
                 return False
@@ -242,35 +274,37 @@ class Desk:
 
     def _turn(self) -> Draft | None:
         """The draft whose turn it is, on the present best. Raises what the agent's thread did."""
-        if self._thinking is not None and self._thinking.done():
-            done, self._thinking = self._thinking, None
-            done.result()
+        for place in [place for place, one in self._thinking.items() if one.done()]:
+            self._thinking.pop(place).result()
         if self._late is not None and self._late.done():
             done, self._late = self._late, None
             done.result()
-        draft = drafts.waiting(self.session.journal.records)
-        return None if draft is None else drafts.carried_over(self.session, draft)
+        waiting = drafts.waiting(self.session.journal.records)
+        return drafts.carried_over(self.session, waiting[0]) if waiting else None
 
-    def _waited(self, thinking: "Future[None]") -> bool:
+    def _waited(self) -> bool:
         """Waits for the agent; False if it takes too long, and there is somebody else to ask."""
         session = self.session
         n = len(session.history)
-        asked = [thinking, *([] if self._late is None else [self._late])]
+        asked = [*self._thinking.values(), *([] if self._late is None else [self._late])]
         while True:
             session.view.live(f"experiment {n}: {self.agent.name} is thinking")
             begun = time.monotonic()
             if wait(asked, TICK_SECONDS, FIRST_COMPLETED).done or self.over():
+                return True
+            if drafts.waiting(session.journal.records):  # another worker has made it
                 return True
             self._patience -= time.monotonic() - begun
             long = self._patience <= 0
             if long and self._spare() is not None and not session.interrupts.stopping():
                 return False
 
-    def _ask(self, ahead: bool) -> "Future[None]":
-        """Lets the agent's thread begin with a new question."""
+    def _ask(self, ahead: bool) -> None:
+        """Lets one of the agent's threads begin with a new question."""
         self._patience = PATIENCE_SECONDS
-        self._thinking = self._thread.submit(self._think, ahead)
-        return self._thinking
+        place = next(at for at in itertools.count() if at not in self._thinking)
+        name = f"agent-{place}" if place else "agent"
+        self._thinking[place] = self._threads.submit(self._think, ahead, name)
 
     def _spare(self) -> Agent | None:
         """Who proposes in the agent's place; None where it would find nothing."""
@@ -286,7 +320,7 @@ class Desk:
         if not self._filling.acquire(blocking=False):
             return  # the agent's thread lets it propose at the moment
         try:
-            if drafts.waiting(self.session.journal.records) is not None:
+            if drafts.waiting(self.session.journal.records):
                 return
             name = self.agent.name
             self.session.view.say(f"     {name} has no proposal yet: tpe proposes meanwhile")
@@ -303,8 +337,11 @@ class Desk:
 
     # --------------------------------------------------------------------------- asking
 
-    def _think(self, ahead: bool) -> None:
-        """Asks until there is a draft. Raises AgentError if told to give up; UserError."""
+    def _think(self, ahead: bool, place: str) -> None:
+        """Asks until there is a draft. Raises AgentError if told to give up; UserError.
+
+        The agent works in the folder of that name.
+        """
         rejected: list[tuple[str, str]] = []
         while True:
             agent = self.agent
@@ -316,7 +353,7 @@ class Desk:
                 agent = spare
             try:
                 with self._filling if agent is self._tpe else contextlib.nullcontext():
-                    self._draft(agent, ahead, rejected)
+                    self._draft(agent, ahead, place, rejected)
             except AgentError as error:
                 if error.kind == "abandoned":
                     raise
@@ -363,14 +400,20 @@ class Desk:
                 raise AgentError("abandoned", "abandoned")
             time.sleep(TICK_SECONDS)
 
-    def _draft(self, agent: Agent, ahead: bool, rejected: Sequence[tuple[str, str]] = ()) -> None:
+    def _draft(
+        self,
+        agent: Agent,
+        ahead: bool,
+        place: str = "",
+        rejected: Sequence[tuple[str, str]] = (),
+    ) -> None:
         """Asks an agent until the gate lets its answer pass, or it has no more tries; records it.
 
         `rejected` are answers that were no use, and why. Raises AgentError.
         """
         session = self.session
         best = self._base()
-        place = "spare" if agent is self._tpe else "agent"
+        place = "spare" if agent is self._tpe else place
         tries = self.plan.repairs if agent.repairs else TRIES
         unfit: list[tuple[str, str]] = []
         while True:
@@ -380,7 +423,7 @@ class Desk:
             context = dataclasses.replace(context, unfit=tuple(unfit))
             blob, said = self._answer(agent, context, ask, best.commit)
             name = said.agent or agent.name
-            verdict = self._gate(blob, best, ask) if ahead else Verdict()
+            verdict = self._gate(blob, best, ask, place) if ahead else Verdict()
             if not verdict.refused or len(unfit) >= tries or self._broke():
                 break
             unfit.append((session.ratchet.stored(blob).decode(errors="replace"), verdict.refused))
@@ -469,13 +512,14 @@ class Desk:
             )
         return blob
 
-    def _gate(self, blob: str, best: Experiment, ask: int) -> Verdict:
+    def _gate(self, blob: str, best: Experiment, ask: int, place: str) -> Verdict:
         """What the gate says of a proposal before its turn, if there is one and it is believed."""
         session = self.session
         if session.conditions.target is None or not session.gate_is_believed:
             return Verdict()
         commit = session.ratchet.candidate(best.commit, blob, "For the gate alone.\n")
-        gate = session.gate(commit, session.ask_dir(ask) / "gate.log", "gate-ahead")
+        log = session.ask_dir(ask) / "gate.log"
+        gate = session.worker.gate(commit, log, f"gate-ahead-{place}")
         if gate is None:
             return Verdict()
         try:
@@ -508,6 +552,8 @@ class Desk:
             usd_left=left["usd"],
             experiments_left=None if self.plan.max is None else int(left["experiments"] or 0),
             rejected=tuple(rejected),
+            waiting=[one.description for one in drafts.waiting(session.journal.records)],
+            others=max(0, sum(not one.done() for one in list(self._thinking.values())) - 1),
         )
 
     def _context(self, ask: int, n: int, words: str, place: str, base: str) -> Context:

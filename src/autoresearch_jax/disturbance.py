@@ -63,13 +63,16 @@ def reason(
     return ""
 
 
-def watch(platform: str, known: Collection[int] = ()) -> "Watch":
+def watch(
+    platform: str, known: Collection[int] = (), environ: Mapping[str, str] = os.environ
+) -> "Watch":
     """A watch of the devices of this platform: cpu, gpu, tpu.
 
-    `known` are the processes that held memory of an accelerator before the first training.
+    `known` are the processes that held memory of an accelerator before the first training, which
+    finds its devices by `environ`.
     """
     if platform in ("gpu", "cuda"):
-        return Gpus(known)
+        return Gpus(known, environ)
     if platform == "cpu" and supervisor.LINUX:
         return Cores()
     return Watch()  # a TPU has one process at a time, and does not tell its clock
@@ -108,8 +111,14 @@ class Watch:
 class Gpus(Watch):
     """Asks the driver now and then, in a thread."""
 
-    def __init__(self, known: Collection[int] = (), every_s: float = SAMPLE_SECONDS) -> None:
+    def __init__(
+        self,
+        known: Collection[int] = (),
+        environ: Mapping[str, str] = os.environ,
+        every_s: float = SAMPLE_SECONDS,
+    ) -> None:
         super().__init__()
+        self._environ = environ
         self._known = frozenset(known)
         self._every_s = every_s
         self._own = {os.getpid()}  # and all that it started, as far as it was seen
@@ -128,7 +137,7 @@ class Gpus(Watch):
 
     def _look(self) -> None:
         self._see_own()
-        gpus, holders = hardware.gpus(), hardware.device_holders()
+        gpus, holders = hardware.gpus(self._environ), hardware.device_holders(self._environ)
         self._see_own()  # what has started meanwhile may be among the holders
         with self._lock:
             if self._over.is_set():

@@ -34,7 +34,7 @@ from autoresearch_jax.held import Setup
 from autoresearch_jax.isolation import Chosen
 from autoresearch_jax.settings import Settings
 from autoresearch_jax.view import View, typed
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.workspace import Workspace, time_budget
 
 NIGHT_SECONDS = 12 * 3600
 AROUND_SECONDS = 30  # that an experiment takes beside its budget, at least
@@ -316,7 +316,7 @@ def _night_gb(root: Path) -> float:
     """
     budget_s = 300.0
     with contextlib.suppress(UserError):
-        budget_s = session.time_budget(root)
+        budget_s = time_budget(root)
     logs = LOGS * trainer.LOG_BYTES * NIGHT_SECONDS / (budget_s + AROUND_SECONDS)
     left = (session.ARTIFACTS_KEPT + 2) * _left_bytes(root)
     return (logs + left + 2 * CACHE_BYTES + boxes.SCORER_CACHE_BYTES) / 1e9

@@ -5,19 +5,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoresearch_jax.agents import ranges, readings
 from autoresearch_jax.journal import Experiment, Record
-from autoresearch_jax.session import Session
 from autoresearch_jax.source import unparsable
 from autoresearch_jax.workspace import GitError
+
+if TYPE_CHECKING:
+    from autoresearch_jax.session import Session
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A train.py that an agent left, before it is an experiment."""
+    """A train.py that waits to be an experiment: an agent left it, or it is one already."""
 
-    ask: int  # the question that it answers: asks/<ask> has its prompt
+    ask: int | None  # the question that it answers: asks/<ask> has its prompt
     blob: str  # of its train.py
     base: str  # the commit that it started from
     description: str
@@ -25,35 +28,62 @@ class Draft:
     agent: str
     refused: str = ""  # why it cannot run, by the gate
     compiled: Mapping[str, float] = field(default_factory=dict)  # the gate's metrics of it
+    of: int | None = None  # the experiment that is carried over to another best
 
 
-def waiting(records: Sequence[Record]) -> Draft | None:
-    """The oldest draft that was neither proposed nor dropped."""
-    found: dict[int, Record] = {}
+def waiting(records: Sequence[Record]) -> list[Draft]:
+    """What was neither proposed nor dropped: first what was measured already, then the oldest."""
+    found: dict[tuple[int | None, int | None], Record] = {}
     for record in records:
+        key = (record.get("ask"), record.get("of"))
         if record["step"] == "drafted":
-            found[record["ask"]] = record
+            found[key] = record
         elif record["step"] in ("proposed", "dropped"):
-            found.pop(record.get("ask", -1), None)
-    if not found:
-        return None
-    oldest = next(iter(found.values()))
-    return Draft(**{field.name: oldest[field.name] for field in dataclasses.fields(Draft)})
+            found.pop(key, None)
+    names = {field.name for field in dataclasses.fields(Draft)}
+    drafts = [
+        Draft(**{name: value for name, value in one.items() if name in names})
+        for one in found.values()
+    ]
+    return sorted(drafts, key=lambda draft: draft.of is None)
 
 
-def record(session: Session, draft: Draft) -> None:
+def carry_on(session: "Session", e: Experiment, base: str) -> None:
+    """Lets a measured experiment wait for its turn on another best, unless it does already.
+
+    What it changed since the commit `base` is carried over; nothing is where that is the best.
+    """
+    if any(one.of == e.n and one.base == base for one in waiting(session.journal.records)):
+        return  # a killed process has recorded it, and not what comes next
+    session.journal.append(
+        "drafted",
+        ask=None,
+        blob=session.ratchet.blob_id(e.commit),
+        base=base,
+        description=e.description,
+        expected=e.expected,
+        agent=e.agent,
+        refused="",
+        compiled={},
+        of=e.n,
+        time=time.time(),
+    )
+
+
+def record(session: "Session", draft: Draft) -> None:
     """Writes a draft into the journal, from which it is taken when its turn comes."""
-    kept = _answer(session, draft)  # no ref names the blob: `git gc --prune=now` would drop it
+    assert draft.ask is not None
+    kept = _answer(session, draft.ask)  # no ref names the blob: `git gc --prune=now` would drop it
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_bytes(session.ratchet.stored(draft.blob))
     session.journal.append("drafted", **dataclasses.asdict(draft), time=time.time())
 
 
-def _answer(session: Session, draft: Draft) -> Path:
-    return session.ask_dir(draft.ask) / "answer.py"
+def _answer(session: "Session", ask: int) -> Path:
+    return session.ask_dir(ask) / "answer.py"
 
 
-def changes(session: Session, base: str, blob: str) -> str:
+def changes(session: "Session", base: str, blob: str) -> str:
     """What a train.py changes, for an agent that has not said it."""
     old = readings.read(session.ratchet.show(base))
     new = readings.read(session.ratchet.stored(blob).decode(errors="replace"))
@@ -65,37 +95,55 @@ def changes(session: Session, base: str, blob: str) -> str:
     return f"lines added: {added}, removed: {removed}"
 
 
-def carried_over(session: Session, draft: Draft) -> Draft | None:
+def carried_over(session: "Session", draft: Draft) -> Draft | None:
     """The draft on the present best, by a three-way merge; None, and dropped, if it is no use."""
     best = session.best
     assert best is not None
     source, why = _on_best(session, draft, best)
     if why:
         session.view.say(f"     not proposed, since {why}: {draft.description}")
-        session.journal.append("dropped", ask=draft.ask, reason=why, time=time.time())
+        said = {"ask": draft.ask, "of": draft.of, "reason": why}
+        session.journal.append("dropped", **said, time=time.time())
         return None
     blob = session.ratchet.store(source)  # it may have been dropped from the repository
     if draft.base == best.commit:
         return dataclasses.replace(draft, blob=blob)
-    session.view.say(f"     carried over to the train.py of experiment {best.n}")
+    if draft.of is None:
+        session.view.say(f"     carried over to the train.py of experiment {best.n}")
     return dataclasses.replace(draft, blob=blob, base=best.commit, refused="", compiled={})
 
 
-def _on_best(session: Session, draft: Draft, best: Experiment) -> tuple[bytes, str]:
+def _on_best(session: "Session", draft: Draft, best: Experiment) -> tuple[bytes, str]:
     """The draft's train.py on the present best, and why it cannot be proposed, or ""."""
     try:
         source = session.ratchet.stored(draft.blob)
     except GitError:  # `git gc --prune=now` between two loops
-        kept = _answer(session, draft)
-        if not kept.is_file():
+        kept = None if draft.ask is None else _answer(session, draft.ask)
+        if kept is None or not kept.is_file():
             return b"", "its train.py is not in the repository any more"
         source = kept.read_bytes()
     if draft.base != best.commit:
-        merged = session.ratchet.merge(best.commit, draft.base, source)
-        if merged is None:
-            return b"", f"it conflicts with experiment {best.n}"
-        source = merged
-        if broken := unparsable(source):
-            return b"", f"merged with experiment {best.n} it is no Python ({broken})"
-    same = session.same_as(source)
-    return source, f"it is experiment {same.n}" if same else ""
+        merged, why = _merged(session, draft, best, source)
+        if why and not _is_better_as_it_is(session, draft, best):
+            return b"", why
+        source = source if why else merged
+    same = session.same_as(source, running=True)
+    return source, f"it is experiment {same.n}" if same and same.n != draft.of else ""
+
+
+def _merged(session: "Session", draft: Draft, best: Experiment, source: bytes) -> tuple[bytes, str]:
+    """The draft's changes in the train.py of the best, and why they do not go there, or ""."""
+    merged = session.ratchet.merge(best.commit, draft.base, source)
+    if merged is None:
+        return b"", f"it conflicts with experiment {best.n}"
+    if broken := unparsable(merged):
+        return b"", f"merged with experiment {best.n} it is no Python ({broken})"
+    return merged, ""
+
+
+def _is_better_as_it_is(session: "Session", draft: Draft, best: Experiment) -> bool:
+    """Whether a draft was measured, and its score is lower than the best's."""
+    if draft.of is None or best.val_bpb is None:
+        return False
+    score = session.score_of(session.history[draft.of])
+    return score is not None and score < best.val_bpb

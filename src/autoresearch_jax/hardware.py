@@ -267,11 +267,11 @@ def _only_cpu() -> bool:
     return os.environ.get("JAX_PLATFORMS", "").split(",")[0] == "cpu"
 
 
-def _chosen(variable: str, every: list[str]) -> list[str]:
+def _chosen(variable: str, every: list[str], environ: Mapping[str, str] = os.environ) -> list[str]:
     """The devices that a variable names; `every` one where it is not set."""
-    if variable not in os.environ:
+    if variable not in environ:
         return every
-    names = [name.strip() for name in os.environ[variable].split(",")]
+    names = [name.strip() for name in environ[variable].split(",")]
     # CUDA takes the names in front of the first that is none.
     return list(itertools.takewhile(lambda name: name not in ("", "-1", "NoDevFiles"), names))
 
@@ -282,19 +282,22 @@ def _numbers(dev: Path, prefix: str) -> list[str]:
     return sorted((number for number in found if number.isdigit()), key=int)
 
 
-def device_holders(nodes: Collection[str] = TPU_NODES) -> dict[int, str]:
+def device_holders(
+    environ: Mapping[str, str] = os.environ, nodes: Collection[str] = TPU_NODES
+) -> dict[int, str]:
     """The processes that hold memory of the accelerators here, by id, each in words.
 
-    `nodes` are patterns of the device files that nobody opens who does not compute there.
+    Of GPUs, those that are visible with the variables of `environ`. `nodes` are patterns of the
+    device files that nobody opens who does not compute there.
     """
     if _only_cpu():
         return {}
-    return _nvidia_holders() | _node_holders(nodes)
+    return _nvidia_holders(environ) | _node_holders(nodes)
 
 
-def _nvidia_holders() -> dict[int, str]:
+def _nvidia_holders(environ: Mapping[str, str]) -> dict[int, str]:
     """The processes that compute on the visible GPUs, as the driver tells."""
-    lines = _nvidia_smi("--query-compute-apps=pid,used_memory,process_name")
+    lines = _nvidia_smi("--query-compute-apps=pid,used_memory,process_name", environ)
     rows = [line.split(",", 2) for line in lines]
     return {
         int(row[0]): f"process {row[0].strip()} ({row[2].strip()}, {row[1].strip()} MiB)"
@@ -303,11 +306,11 @@ def _nvidia_holders() -> dict[int, str]:
     }
 
 
-def _nvidia_smi(query: str) -> list[str]:
+def _nvidia_smi(query: str, environ: Mapping[str, str] = os.environ) -> list[str]:
     """The lines that the driver answers about the visible GPUs; none where it does not."""
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        gpus = _chosen("CUDA_VISIBLE_DEVICES", [])
+    if "CUDA_VISIBLE_DEVICES" in environ:
+        gpus = _chosen("CUDA_VISIBLE_DEVICES", [], environ)
         if not gpus:
             return []
         command.append(f"--id={','.join(gpus)}")
@@ -318,13 +321,18 @@ def _nvidia_smi(query: str) -> list[str]:
     return [] if said.returncode else said.stdout.splitlines()
 
 
-def gpus() -> list[Gpu]:
+def gpu_kinds() -> list[str]:
+    """The names of the visible GPUs, each once."""
+    return sorted({line.strip() for line in _nvidia_smi("--query-gpu=name")})
+
+
+def gpus(environ: Mapping[str, str] = os.environ) -> list[Gpu]:
     """The NVIDIA GPUs that a training would take, as they are now."""
     if _only_cpu():
         return []
     asked = "index,memory.total,memory.free,clocks.sm,clocks.max.sm,temperature.gpu,power.limit"
     for reasons in ("clocks_event_reasons", "clocks_throttle_reasons"):  # the older drivers' name
-        lines = _nvidia_smi(f"--query-gpu={asked},{reasons}.active")
+        lines = _nvidia_smi(f"--query-gpu={asked},{reasons}.active", environ)
         rows = [[cell.strip() for cell in line.split(",")] for line in lines]
         if found := [_gpu(row) for row in rows if len(row) == 8]:
             return found
@@ -376,9 +384,13 @@ def _target(link: Path) -> str:
         return ""
 
 
-def device_busy(known: Collection[int] = (), nodes: Collection[str] = TPU_NODES) -> str:
+def device_busy(
+    known: Collection[int] = (),
+    environ: Mapping[str, str] = os.environ,
+    nodes: Collection[str] = TPU_NODES,
+) -> str:
     """What to say if a process holds memory of the accelerators here, `known` ones aside; or ""."""
-    held = {pid: words for pid, words in device_holders(nodes).items() if pid not in known}
+    held = {pid: words for pid, words in device_holders(environ, nodes).items() if pid not in known}
     if not held:
         return ""
     ids = [str(pid) for pid in sorted(held)]
@@ -392,6 +404,7 @@ def device_busy(known: Collection[int] = (), nodes: Collection[str] = TPU_NODES)
 def wait_until_free(
     known: Collection[int] = (),
     seconds: float = FREE_SECONDS,
+    environ: Mapping[str, str] = os.environ,
     nodes: Collection[str] = TPU_NODES,
 ) -> None:
     """Waits until no process but those `known` before the first training holds an accelerator.
@@ -400,7 +413,7 @@ def wait_until_free(
         UserError: one still does after `seconds`: the next training would lack its memory.
     """
     deadline = time.monotonic() + seconds
-    while busy := device_busy(known, nodes):
+    while busy := device_busy(known, environ, nodes):
         if time.monotonic() >= deadline:
             raise UserError(f"{seconds:.0f} s after a training has ended, {busy}")
         time.sleep(min(0.5, seconds / 10))

@@ -3,15 +3,18 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from errno import EACCES, EDQUOT, EIO, ENOSPC, EROFS
+from functools import partial
+from typing import NamedTuple
 
-from autoresearch_jax import conditions, hardware, locks, scoring, settings, tags
+from autoresearch_jax import conditions, hardware, locks, scoring, settings, shares, tags
 from autoresearch_jax.conditions import Conditions
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.interrupts import Interrupts
-from autoresearch_jax.runner import Scorer
+from autoresearch_jax.runner import Runner, Scorer
 from autoresearch_jax.session import Session
+from autoresearch_jax.shares import Share
 from autoresearch_jax.trainer import Limits
 from autoresearch_jax.view import SteadyView, View
 from autoresearch_jax.workspace import GitError, Workspace
@@ -35,14 +38,19 @@ class Setup:
     isolation: str = "auto"  # of isolation.LEVELS, or the strongest that works
     required: str | None = None  # the weakest isolation that will do
     limits: Limits = field(default_factory=Limits)  # of a baseline
-    examine: Callable[[Workspace, str, str | None], Conditions] = conditions.examine
+    examine: Callable[..., Conditions] = conditions.examine
     scorer: Scorer = scoring.score
     max_memory_gb: float | None = None  # GiB of a device; None: as program.md says, else all of it
     policy: str | None = None  # of evidence.POLICIES; None: as program.md says, else strict
+    workers: int | None = None  # trainings at a time; None: as program.md says, else one
 
     def memory_limit(self, workspace: Workspace) -> float | None:
         """GiB of a device that a training may use. Raises UserError."""
         return self.max_memory_gb or settings.of(workspace).max_memory_gb
+
+    def workers_of(self, workspace: Workspace) -> int:
+        """How many trainings run at a time, each on devices of its own. Raises UserError."""
+        return self.workers or settings.of(workspace).workers or 1
 
     def keeping(self, workspace: Workspace) -> tuple[str, bool]:
         """The policy, and whether less code counts. Raises UserError."""
@@ -59,7 +67,7 @@ def held(
     Raises UserError, also where `begun` asks for a tag that has run and there is none.
     """
     max_memory_gb, keeping = setup.memory_limit(workspace), setup.keeping(workspace)
-    with device_held(workspace, setup, what) as (view, interrupts, found, device_locks):
+    with device_held(workspace, setup, what) as (view, interrupts, found, device_locks, places):
         workspace.head()  # a repository without a commit is refused before anything is written
         chosen, new, why = tags.choose(workspace, setup.tag, found.fingerprint)
         if new and begun:
@@ -78,6 +86,7 @@ def held(
             max_memory_gb=max_memory_gb,
             keeping=keeping,
             device_locks=device_locks,
+            runners=[partial(Runner, share=place) for place in places],
         )
         try:
             yield session, f"{'new' if new else 'resumed'}: {why}"
@@ -85,22 +94,35 @@ def held(
             session.close()
 
 
+class Devices(NamedTuple):
+    """The machine's devices, held."""
+
+    view: View
+    interrupts: Interrupts
+    conditions: Conditions  # of one worker
+    locks: tuple[int, ...]
+    shares: list[Share]  # one for each worker
+
+
 @contextmanager
-def device_held(
-    workspace: Workspace, setup: Setup, what: str
-) -> Iterator[tuple[View, Interrupts, Conditions, tuple[int, ...]]]:
+def device_held(workspace: Workspace, setup: Setup, what: str) -> Iterator[Devices]:
     """The machine's devices are this process's, and have been looked at. Raises UserError."""
     view = SteadyView(setup.view)
     with disk_errors(), Interrupts(view) as interrupts, ExitStack() as stack:
         if setup.tag is not None:
             tags.refuse_held(workspace, setup.tag)  # before the slow look at the accelerator
         what = f"autoresearch-jax {what} in {workspace.root}"
-        handles = tuple(locks.devices(hardware.device_names(), what, view))
+        names = hardware.device_names()
+        parts = shares.split(setup.workers_of(workspace), names)
+        handles = tuple(locks.devices(names, what, view))
         for handle in handles:
             stack.callback(os.close, handle)
         view.live("looking at the data and the accelerator")
         try:
-            found = setup.examine(workspace, setup.isolation, setup.required)
+            first = parts[0]
+            examine = partial(setup.examine, overrides=first.env) if first.env else setup.examine
+            found = examine(workspace, setup.isolation, setup.required)
+            found = replace(found, fingerprint={**found.fingerprint, **first.fingerprint})
         except UserError:
             if not interrupts.stopping():  # a terminal's Ctrl-C ends the look at the accelerator
                 raise
@@ -108,7 +130,7 @@ def device_held(
             raise UserError("Stopped before anything was begun.")
         if found.warning:
             view.say(f"Warning: {found.warning}.")
-        yield view, interrupts, found, handles
+        yield Devices(view, interrupts, found, handles, parts)
 
 
 @contextmanager

@@ -10,6 +10,10 @@ from autoresearch_jax.view import View
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class Abandoned(Exception):
+    """The person gave up what was running. The journal holds it undecided."""
+
+
 class Interrupts:
     """Counts signals while entered. Outside the main thread, where Python has none, it is idle."""
 

@@ -7,7 +7,8 @@ before the step's effect is carried out. Reading it again is resuming. Steps:
 - `asked`: an agent was asked once, for experiment `n`: what it cost, and why it gave nothing.
 - `drafted`: an agent's proposal that waits for its turn, made while another one trained.
 - `dropped`: a draft that is not going to be proposed, and why.
-- `proposed`: experiment `n` exists: its commit, base, description, agent; the `ask` it answers.
+- `proposed`: experiment `n` exists: its commit, base, description, agent; the `ask` it answers, or
+  the one that it is `of`, which was better than its base when that was not the best any more.
 - `repaired`: its agent has seen its crash and mended it: the new commit, before it trains again.
 - `disturbed`: something else took from its training (disturbance.py), so it is trained again.
 - `trained`: its training ended: outcome, reason, metrics, provenance, the hash of what it left.
@@ -98,6 +99,7 @@ class Experiment:
     outcome: str | None = None  # of the training (trainer.OUTCOMES); None while untrained
     left: str = ""  # SHA-256 of what the training left
     ask: int | None = None  # the question to an agent that it answers
+    of: int | None = None  # the experiment that was carried over to another best, which it is
     refused: str = ""  # why it cannot run, as the gate found before its turn
     program: str = ""  # what its train.py means (source.meaning); "" if that is not known
     scored: str | None = None  # of the scoring (scoring.Score); None while it is to be done
@@ -315,6 +317,7 @@ class Replay:
                 metrics=step["metrics"],
                 program=step.get("program", ""),
                 ask=step.get("ask"),
+                of=step.get("of"),
                 refused=step.get("refused", ""),
                 started=step["time"],
             )

@@ -152,7 +152,9 @@ def _amounts(record: Record) -> dict[str, float]:
             "agent_s": record["seconds"],
         }
     if step == "proposed":
-        return {"experiments": bool(record["base"]) and record["agent"] != PERSON}
+        # One that was carried over to another best was counted when it was proposed.
+        counts = record["base"] and record["agent"] != PERSON and record.get("of") is None
+        return {"experiments": bool(counts)}
     if step == "repeated":
         took = (record["metrics"].get(name, 0.0) for name in ("wall_seconds", "scoring_seconds"))
         return {"accelerator_s": sum(took)}

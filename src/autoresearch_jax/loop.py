@@ -1,23 +1,25 @@
 """One experiment after the other: propose, train, decide, record."""
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from autoresearch_jax import agents, evidence, journal, ledger, notify
 from autoresearch_jax.agents import Agent, AgentError, ranges
+from autoresearch_jax.coordinator import Coordinator
 from autoresearch_jax.desk import Desk, known, source_of
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.held import Setup, held
-from autoresearch_jax.journal import Experiment, Record
+from autoresearch_jax.interrupts import Abandoned
+from autoresearch_jax.journal import Experiment
 from autoresearch_jax.ledger import PERSON, UNLIMITED, Plan
-from autoresearch_jax.session import Abandoned, Session
+from autoresearch_jax.session import Session
+from autoresearch_jax.worker import Worker
 from autoresearch_jax.workspace import FILES, Workspace
 
 WORKSPACE_FILES = (*FILES, "program.md", "results.tsv")
-CRASHES = 3  # in a row and alike, after which the best is started again
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def run_loop(
         _say_unused_edits(session)
         _say_passed_over(session, plan)
         fields = {"agent": agent.name, "desc": plan.desc, "seed": plan.seed, **plan.limits}
-        fields["policy"] = session.policy_name
+        fields |= {"policy": session.policy_name, "workers": len(session.crew)}
         session.begin("loop", continues=continues, **fields)
         before = sum(e.status is not None for e in session.history)
         desk = Desk(session, agent, plan)
@@ -142,32 +144,21 @@ def _repeat(session: Session, desk: Desk, decided: Callable[[], None]) -> str:
 
     `decided` is called after each.
     """
-    session.settle(desk.mend)
+    left = session.settle()
+    if left and session.best is None:
+        session.run(left.pop(0))  # the baseline: the others' limits come from it
     if session.interrupts.stopping():
         return "interrupted"
     _baseline(session, desk.think_ahead)
     if not _knows_noise(session):
         return "interrupted"
-    while not (limit := desk.over()):
-        if session.interrupts.stopping():
-            return "interrupted"
-        try:
-            e = desk.take()
-        except AgentError:
-            if desk.over():
-                continue
-            return "interrupted"
-        if session.interrupts.stopping():  # it came while an agent thought; the proposal is kept
-            session.view.say(f"Stopped. The same command trains {e.n}: {e.description}")
-            return "interrupted"
-        desk.think_ahead()
-        session.run(e, desk.mend)
-        decided()
-        _pause_if_broken(session)
+    ended = Coordinator(session, desk, decided, left).run()
+    if ended == "interrupted":
+        return ended
     if desk.plan.audit and not _audited(session, desk.plan.audit):
         return "interrupted"
     session.journal.append("finished", time=time.time())
-    return limit
+    return ended
 
 
 def _knows_noise(session: Session) -> bool:
@@ -177,22 +168,26 @@ def _knows_noise(session: Session) -> bool:
     """
     if session.policy_name != "confirm":
         return True
-    for done in range(1, evidence.NOISE_RUNS):
-        baseline = session.baseline
-        assert baseline is not None
-        if sum(one.purpose == "noise" and one.counts for one in baseline.repeats) >= done:
-            continue
+    baseline = session.baseline
+    assert baseline is not None
+    done = 1 + sum(one.purpose == "noise" and one.counts for one in baseline.repeats)
+
+    def run(number: int, worker: Worker) -> None:
         if session.interrupts.stopping():
-            return False
+            return
         session.view.say(
-            f"     measuring the noise: the baseline again, run {done + 1} of {evidence.NOISE_RUNS}"
+            f"     measuring the noise: the baseline again, run {number} of {evidence.NOISE_RUNS}"
         )
-        if session.repeat(baseline, "noise").score is None:
-            why = session.history[baseline.n].repeats[-1].reason.rstrip(".")
+        repeat = worker.repeat(baseline, "noise")
+        if repeat.score is None:
             raise UserError(
-                f"The baseline failed when it was run again: {why}. Nothing is lost. Look with "
-                "`autoresearch-jax doctor`, then run the same command again."
+                f"The baseline failed when it was run again: {repeat.reason.rstrip('.')}. Nothing "
+                "is lost. Look with `autoresearch-jax doctor`, then run the same command again."
             )
+
+    session.crew.run([partial(run, at + 1) for at in range(done, evidence.NOISE_RUNS)])
+    if session.interrupts.stopping():
+        return False
     evidence.rule(session.policy_name, session.noise)  # refuses a noise of nothing
     if session.noise is not None:
         session.view.say(f"     {evidence.noise_words(session.noise)}")
@@ -235,47 +230,6 @@ def _baseline(session: Session, meanwhile: Callable[[], None] = lambda: None) ->
             f"{e.reason.rstrip('.')}. Its log: {session.log(e)}. Mend train.py, commit it, "
             "then run the same command again."
         )
-
-
-def _pause_if_broken(session: Session) -> None:
-    """After crashes alike, starts the best again. Raises UserError if that crashes as well."""
-    alike = _crashes_alike(session.journal.records, session.history)
-    best = session.best
-    if len(alike) < CRASHES or best is None:
-        return
-    session.view.say(
-        f"     {len(alike)} crashes in a row look alike. Does the best one, experiment {best.n}, "
-        "still run?"
-    )
-    reason = session.control(best)
-    if not reason:
-        session.view.say("     It does: the machine is fine, the proposals are not.")
-        return
-    raise UserError(
-        f"Paused: {len(alike)} experiments in a row crashed ({alike[-1].reason.rstrip('.')}), and "
-        f"the best one, experiment {best.n}, does not run any more either: {reason.rstrip('.')}. "
-        "So it is the machine, and nothing is lost. Look with `autoresearch-jax doctor`, mend it, "
-        "then run the same command again."
-    )
-
-
-def _crashes_alike(records: list[Record], history: list[Experiment]) -> list[Experiment]:
-    """The last experiments if they crashed with the same cause, since it was last looked into."""
-    found: list[Experiment] = []
-    for record in reversed(records):
-        if record["step"] in ("control", "session"):
-            break
-        if record["step"] == "decided":
-            e = history[record["n"]]
-            if e.status != "crash" or (found and _cause(e.reason) != _cause(found[0].reason)):
-                break
-            found.append(e)
-    return found[::-1]
-
-
-def _cause(reason: str) -> str:
-    """A reason without what differs from one time to the next: numbers, names, places."""
-    return re.sub(r"'[^']*'|/\S+|0x[0-9a-f]+|\d+(\.\d+)?", "#", reason)[:80]
 
 
 def _say_unused_edits(session: Session) -> None:
@@ -332,7 +286,8 @@ def _refuse_known(session: Session, train_py: bytes) -> None:
 
 def _decided_proposal(session: Session, blob: str, description: str) -> Experiment:
     """The decided experiment of the person's train.py, a new one or an interrupted one."""
-    session.settle()
+    for left in session.settle():
+        session.run(left)
     waiting = _waiting(session, blob)
     if waiting is not None:
         return waiting

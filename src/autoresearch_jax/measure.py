@@ -17,10 +17,9 @@ from autoresearch_jax.loop import log_place
 from autoresearch_jax.manifest import FROZEN
 from autoresearch_jax.runner import Runner
 from autoresearch_jax.scoring import Score
-from autoresearch_jax.session import time_budget
 from autoresearch_jax.trainer import TrainResult
 from autoresearch_jax.watch import logs
-from autoresearch_jax.workspace import FILES, Workspace
+from autoresearch_jax.workspace import FILES, Workspace, time_budget
 
 LOCK = "lock"  # in the folder of a measurement, held while it lasts
 LOOK_SECONDS = 5.0  # of training, after which a device is under load
@@ -122,7 +121,7 @@ def _ready(
     """The devices are held, and a folder has the checkout's files in `train` and `frozen`."""
     max_memory_gb = setup.memory_limit(workspace)
     with (
-        device_held(workspace, setup, what) as (view, interrupts, found, device_locks),
+        device_held(workspace, setup, what) as (view, interrupts, found, device_locks, _),
         _own_folder(workspace.home / "runs") as (here, lock),
     ):
         _copy(workspace, _files(workspace), here / "train")

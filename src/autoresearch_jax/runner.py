@@ -16,12 +16,14 @@ from autoresearch_jax import (
     isolation,
     manifest,
     scoring,
+    supervisor,
     trainer,
 )
 from autoresearch_jax.conditions import Conditions
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.gate import Gate
 from autoresearch_jax.manifest import Manifest
+from autoresearch_jax.shares import WHOLE, Share
 from autoresearch_jax.view import View
 from autoresearch_jax.workspace import Workspace
 
@@ -33,6 +35,10 @@ SPARE_BYTES = 256 << 20  # of a disk, that a training leaves free
 EARLY_ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 Scorer = Callable[..., scoring.Score]
+
+
+class Lost(UserError):
+    """What ran is gone along with its machine; it can run on another."""
 
 
 class Runner:
@@ -49,20 +55,26 @@ class Runner:
         scorer: Scorer = scoring.score,
         max_memory_gb: float | None = None,
         keep_fds: tuple[int, ...] = (),
+        trusted_cache: Path | None = None,
+        share: Share = WHOLE,
     ) -> None:
         """`private` is a folder for what is made anew each time; `keep_fds` are the locks.
 
         `stop` is asked whether to give up what runs; `max_memory_gb` is what a training may use
-        of a device, in GiB, None for all.
+        of a device, in GiB, None for all. `share` is what it has of the machine, and
+        `trusted_cache` where the baseline's compile cache lies: other runners may have it, too.
         """
         self._workspace = workspace
         self._private = private
         self._conditions = conditions
-        self._view = view
+        self.view = view
         self._stop = stop
         self._scorer = scorer
         self._max_memory_gb = max_memory_gb
         self._keep_fds = keep_fds
+        self.share = share
+        self._environ = os.environ | share.env
+        self._trusted_cache = trusted_cache or private / "baseline-cache"
         self._others: frozenset[int] | None = None  # who used the accelerator before us
         self._early: scoring.Started | None = None  # waits for the end of a training
         self._early_for: object = None  # what it scores
@@ -109,7 +121,7 @@ class Runner:
             data=self._conditions.data_fingerprint,
             max_memory_gb=self._max_memory_gb,
         )
-        self._view.live(f"{title}: starting")
+        self.view.live(f"{title}: starting")
         before = {}
         if self._conditions.watched:  # nothing keeps a training from changing what others use
             before = installed.state()
@@ -127,17 +139,19 @@ class Runner:
                 log=log,
                 artifacts=artifacts,
                 budget_s=budget_s,
-                env=boxes.environment(os.environ, box) | own,
+                env=boxes.environment(self._environ, box) | own,
                 level=self._conditions.level,
                 box=box,
                 limits=limits,
                 disk_bytes=_disk_bytes(artifacts, cache),
                 also_written=also_written,
-                live=lambda line: self._view.live(f"{title}: {line or 'starting'}"),
+                live=lambda line: self.view.live(f"{title}: {line or 'starting'}"),
                 exported=exported,
                 abandoned=lambda: self._stop() or enough(),
                 keep_fds=self._keep_fds,
-                watch=disturbance.watch(self._conditions.platform, self._others or ()),
+                watch=disturbance.watch(
+                    self._conditions.platform, self._others or (), self._environ
+                ),
             )
             files.remove(box.scratch)
             if before:
@@ -159,10 +173,10 @@ class Runner:
         split: str = "val",
     ) -> scoring.Score:
         """The score of what a training left; `frozen` holds the pinned files. Raises UserError."""
-        self._view.live(f"{title}: scoring")
+        self.view.live(f"{title}: scoring")
         asked: dict[str, Any] = {
             "limit_s": limits.scoring_s,
-            "live": lambda line: self._view.live(f"{title}: {line}"),
+            "live": lambda line: self.view.live(f"{title}: {line}"),
             "abandoned": self._stop,
         }
         score = self._ask_early((artifacts, split, limits.tolerance), asked)
@@ -190,7 +204,7 @@ class Runner:
             "tolerance": tolerance,
             "level": self._conditions.level,
             "box": box,
-            "env": boxes.environment(os.environ, box) | own,
+            "env": boxes.environment(self._environ, box) | own,
             "log": log,
             "keep_fds": self._keep_fds,
         }
@@ -274,7 +288,7 @@ class Runner:
             memory_gib=min(limits, default=None),
             level=conditions.level,
             box=box,
-            env=boxes.environment(os.environ, box) | own,
+            env=boxes.environment(self._environ, box) | own,
             log=log,
             keep_fds=self._keep_fds,
         )
@@ -298,10 +312,6 @@ class Runner:
             files.remove(self._trusted_cache)
             cache.rename(self._trusted_cache)
 
-    @property
-    def _trusted_cache(self) -> Path:
-        return self._private / "baseline-cache"
-
     # --------------------------------------------------------------------------- accelerator
 
     def _await_device(self, early: Collection[int] = ()) -> None:
@@ -310,9 +320,15 @@ class Runner:
         `early` are the processes of a scorer that has been waiting for it.
         """
         if self._others is None:
-            self._others = frozenset(hardware.device_holders())
+            self._others = frozenset(hardware.device_holders(self._environ))
         else:
-            hardware.wait_until_free(self._others.union(early))
+            # Of other runners, what still lives is on devices of its own.
+            own = self._others.union(early, self._relatives())
+            hardware.wait_until_free(own, environ=self._environ)
+
+    def _relatives(self) -> list[int]:
+        """What other runners of this process have running now."""
+        return supervisor.descendants(os.getpid()) if self.share.env and supervisor.LINUX else []
 
 
 def _disk_bytes(*folders: Path) -> int:

@@ -7,21 +7,18 @@ twice. So `settle` brings whatever state a killed process left to where it would
 import dataclasses
 import math
 import os
-import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from autoresearch_jax import (
+    drafts,
     evidence,
     files,
-    interrupts,
     journal,
-    literals,
-    manifest,
-    paths,
     policy,
     projection,
     ratchet,
@@ -30,24 +27,25 @@ from autoresearch_jax import (
     trainer,
 )
 from autoresearch_jax.conditions import Conditions
+from autoresearch_jax.crew import Crew
 from autoresearch_jax.errors import UserError
-from autoresearch_jax.gate import Gate, Verdict
 from autoresearch_jax.interrupts import Interrupts
-from autoresearch_jax.journal import Experiment, Journal, Record, Repeat
+from autoresearch_jax.journal import Experiment, Journal
 from autoresearch_jax.ratchet import Ratchet
 from autoresearch_jax.runner import SEED, Runner, Scorer
 from autoresearch_jax.tags import lock as lock_tag
-from autoresearch_jax.view import View
+from autoresearch_jax.view import Board, View
+from autoresearch_jax.worker import Worker
 from autoresearch_jax.workspace import FROZEN, Workspace
 
-MIN_FREE_BYTES = 512 << 20  # below it nothing is started: it would fail for want of disk
 ARTIFACTS_KEPT = 20  # kept experiments whose parameters stay, the baseline's and the best's aside
-LEAST_TRAINING_S = 60.0  # of a shorter one, a share of its time tells nothing
-CONTROL_SECONDS = 20.0  # of training after which the best counts as running
 
 
-class Abandoned(Exception):
-    """The person gave up what was running. The journal holds it undecided."""
+class Again(NamedTuple):
+    """What is to be measured once more before another one can be decided."""
+
+    experiment: Experiment
+    reason: str
 
 
 class Session:
@@ -66,11 +64,12 @@ class Session:
         max_memory_gb: float | None = None,
         keeping: tuple[str, bool] = ("strict", False),
         device_locks: tuple[int, ...] = (),
+        runners: Sequence[Callable[..., Runner]] = (Runner,),
     ) -> None:
         """Takes the tag. Raises UserError if its branch is checked out or another holds it.
 
         `limits` are the baseline's; candidates get theirs from what the baseline took. `keeping` is
-        the policy's name, and whether less code counts.
+        the policy's name, and whether less code counts. There is a worker for each of `runners`.
         """
         self.policy_name, self.less_code = keeping
         self.workspace = workspace
@@ -80,31 +79,43 @@ class Session:
         self.conditions = conditions
         self.ratchet = Ratchet(workspace, tag)
         self.private = workspace.private_dir(tag)
-        self._limits = limits
+        self.limits = limits
+        self._scorer = scorer
         self.max_memory_gb = max_memory_gb
         self._refuse_checked_out()
         self.lock = lock_tag(workspace.state_dir(tag) / "lock", tag, view)
         self.keep_fds = (self.lock, *device_locks)  # they outlive this process in what it started
         self.ratchet.keep_fds = self.keep_fds
-        self.runner = Runner(
-            workspace,
-            self.private,
-            conditions,
-            view=view,
-            stop=stop.abandoned,
-            scorer=scorer,
-            max_memory_gb=max_memory_gb,
-            keep_fds=self.keep_fds,
-        )
+        board = Board(view, len(runners))
+        self.crew = Crew([self._worker(make, at, board) for at, make in enumerate(runners)])
+        self.worker = self.crew.workers[0]
+        self._seeds: dict[int, int] = {}  # the last that was given away, by experiment
+        self._one = threading.Lock()  # at a time gives one away
         try:
             self.journal = Journal(workspace.state_dir(tag))
         except BaseException:
             os.close(self.lock)
             raise
 
+    def _worker(self, make: Callable[..., Runner], at: int, board: Board) -> Worker:
+        """The worker of that number, in folders of its own; the first has them in the tag's."""
+        private = self.private / f"worker-{at + 1}" if at else self.private
+        runner = make(
+            self.workspace,
+            private,
+            self.conditions,
+            view=board.place(at),
+            stop=self.interrupts.abandoned,
+            scorer=self._scorer,
+            max_memory_gb=self.max_memory_gb,
+            keep_fds=self.keep_fds,
+            trusted_cache=self.private / "baseline-cache",
+        )
+        return Worker(self, runner, private)
+
     def close(self) -> None:
         self.view.live("")
-        self.runner.end_early()
+        self.crew.close()
         self.journal.close()
         self.ratchet.keep_fds = ()
         os.close(self.lock)
@@ -150,10 +161,10 @@ class Session:
             **fields,
         )
 
-    def settle(self, mend: Callable[[Experiment], bool] = lambda _: False) -> None:
-        """Finishes what an earlier process left unfinished; `mend` as in `run`.
+    def settle(self) -> list[Experiment]:
+        """Carries out what an earlier process recorded; returns what it left undecided.
 
-        Raises UserError, Abandoned.
+        Raises UserError.
         """
         self._refuse_checked_out()
         self.ratchet.clear_stale_locks(self._intended())
@@ -165,10 +176,10 @@ class Session:
                 self.ratchet.name(e.n, e.commit)
                 self._adopt(e)
                 self._keep_attempt(e)
-                self.run(e, mend)
             else:
                 self._prune(e)
         self._project()
+        return [e for e in self.history if e.status is None]
 
     def _intended(self) -> dict[str, str]:
         """The refs that an earlier process may have been writing when it was killed."""
@@ -195,13 +206,15 @@ class Session:
         known += [e for e in alike if running and e.status is None]
         return known[0] if known else None
 
-    def propose(self, blob: str, *, description: str, agent: str, **fields: Any) -> Experiment:
-        """A stored train.py becomes the next experiment, on top of the best.
+    def propose(
+        self, blob: str, *, description: str, agent: str, base: str | None = None, **fields: Any
+    ) -> Experiment:
+        """A stored train.py becomes the next experiment, on top of `base`: the best by default.
 
-        `fields` are what the record has beside: metrics, expected, ask, refused.
+        `fields` are what the record has beside: metrics, expected, ask, of, refused.
         """
         assert self.best is not None
-        base = self.best.commit
+        base = base or self.best.commit
         commit, description = self._candidate(len(self.history), base, blob, description, agent)
         return self._record(commit, base, description=description, agent=agent, **fields)
 
@@ -285,11 +298,40 @@ class Session:
         `mend` is asked about one that crashed, and returns whether it has repaired it. Raises
         Abandoned, and UserError where the loop cannot go on; `e` is undecided then.
         """
-        e = self._measured(e)
-        while self._score_of(e) is None and mend(e):
-            e = self._measured(self.history[e.n])
+        e = self.worker.measured(e)
+        while self.score_of(e) is None and mend(e):
+            e = self.worker.measured(self.history[e.n])
+        while (again := self.decide(e)) is not None:
+            self.say_again(again)
+            self.measure_again(again.experiment, self.worker)
+            e = self.history[e.n]
+        return self.history[e.n]
+
+    def say_again(self, again: Again) -> None:
+        self.view.say(f"     measuring experiment {again.experiment.n} again: {again.reason}")
+
+    def measure_again(self, e: Experiment, worker: Worker) -> None:
+        """Once more, for a decision. Raises Abandoned, UserError: the best fails."""
+        repeat = worker.repeat(e, "decide")
+        if repeat.score is None and e.status is not None:
+            raise UserError(
+                f"The best one, experiment {e.n}, failed when it was measured again: "
+                f"{repeat.reason.rstrip('.')}. Nothing is lost. Look with `autoresearch-jax "
+                "doctor`, then run the same command again."
+            )
+
+    def decide(self, e: Experiment) -> Again | None:
+        """Decides a measured experiment, or says what must be measured again before.
+
+        For one thread at a time. Raises UserError.
+        """
         best = self.best
-        status, reason, verdict = self._decision(e)
+        found = self._decision(e)
+        if isinstance(found, Again):
+            return found
+        status, reason, verdict = found
+        if status != "keep":
+            self._go_back_to_its_origin(e)
         said = {"verdict": verdict} if verdict else {}
         self.journal.append(
             "decided", n=e.n, status=status, reason=reason, **said, time=time.time()
@@ -304,41 +346,88 @@ class Session:
         self.view.say(_verdict(e, best))
         if e.note:
             self.view.say(f"     look at it: {e.note}")
-        return e
+        return None
 
-    def _decision(self, e: Experiment) -> tuple[str, str, str]:
+    def _decision(self, e: Experiment) -> Again | tuple[str, str, str]:
         """The status of a measured experiment, why it is none by its score, and why it is.
 
-        Measures it, or what it is compared with, again where the policy wants to know more. Raises
-        Abandoned, UserError.
+        Or what is to be measured again, where the policy wants to know more. Raises UserError.
         """
-        if self._score_of(e) is None:
+        if self.score_of(e) is None:
             return "crash", e.reason, ""
+        failed = [one for one in e.repeats if one.purpose == "decide" and one.score is None]
+        if failed:
+            return "crash", f"measured again, it failed: {failed[0].reason}", ""
+        best = self.best
         too_much = self._too_much_memory(e)
         if too_much:
-            return "discard" if self.best else "crash", too_much, ""
-        if self.best is None:
+            return "discard" if best else "crash", too_much, ""
+        if best is None:
             return "keep", "", ""
         rule = evidence.rule(self.policy_name, self.noise, self.less_code)
-        while True:
-            verdict = policy.ask(rule, self._as_measured(e))
-            if verdict.action in ("keep", "discard"):
-                return verdict.action, "", verdict.reason if rule.name == "confirm" else ""
-            again = e if verdict.action == "again" else self.best
-            self.view.say(f"     measuring experiment {again.n} again: {verdict.reason}")
-            repeat = self.repeat(again, "decide")
-            if repeat.score is None and again is e:
-                return "crash", f"measured again, it failed: {repeat.reason}", ""
-            if repeat.score is None:
-                raise UserError(
-                    f"The best one, experiment {again.n}, failed when it was measured again: "
-                    f"{repeat.reason.rstrip('.')}. Nothing is lost. Look with `autoresearch-jax "
-                    "doctor`, then run the same command again."
-                )
+        if e.base != best.commit:
+            return self._decision_behind(e, best, rule)
+        verdict = policy.ask(rule, self._as_measured(e))
+        if verdict.action in ("keep", "discard"):
+            return verdict.action, "", verdict.reason if rule.name == "confirm" else ""
+        return Again(e if verdict.action == "again" else best, verdict.reason)
 
-    def _as_measured(self, e: Experiment) -> list[policy.Measured]:
-        """What was decided, and an experiment that is to be, as the policy sees them."""
+    # ------------------------------------------------------------------- behind the best
+
+    def _decision_behind(
+        self, e: Experiment, best: Experiment, rule: policy.Policy
+    ) -> tuple[str, str, str]:
+        """The decision on an experiment whose base is not the best any more.
+
+        What looks better than its base, or than the best, waits as a draft: it is carried over to
+        the best, and measured again before it counts.
+        """
+        base = self.by_commit(e.base)
+        if base is None or not self._looks_better(e, base, best, rule):
+            where = "" if base is None else f"not better than its base, experiment {base.n}"
+            return "discard", "", where
+        drafts.carry_on(self, e, e.base)
+        return "discard", "", f"goes on, on top of experiment {best.n}, the best by now"
+
+    def _looks_better(
+        self, e: Experiment, base: Experiment, best: Experiment, rule: policy.Policy
+    ) -> bool:
+        score = self.score_of(e)
+        assert score is not None
+        if best.val_bpb is not None and score < best.val_bpb:
+            return True
+        verdict = policy.ask(rule, self._as_measured(e, base))
+        if verdict.action == "remeasure":  # that would tell of the base alone
+            return base.val_bpb is not None and score < base.val_bpb
+        return verdict.action != "discard"
+
+    def _go_back_to_its_origin(self, e: Experiment) -> None:
+        """What was carried over, and was no better there, may have been better as it was."""
+        origin, best = self.origin(e), self.best
+        if origin.n == e.n or best is None or e.program == origin.program:
+            return
+        score = self.score_of(origin)
+        if score is not None and best.val_bpb is not None and score < best.val_bpb:
+            drafts.carry_on(self, origin, best.commit)
+
+    def origin(self, e: Experiment) -> Experiment:
+        """The proposal that an experiment has carried over to another best; else itself."""
+        while e.of is not None:
+            e = self.history[e.of]
+        return e
+
+    def by_commit(self, commit: str) -> Experiment | None:
+        """The experiment that a commit is of."""
+        return next((one for one in reversed(self.history) if one.commit == commit), None)
+
+    def _as_measured(self, e: Experiment, base: Experiment | None = None) -> list[policy.Measured]:
+        """What was decided, and an experiment that is to be, as the policy sees them.
+
+        With `base`, as if nothing had been kept since that.
+        """
         listed = [one for one in self.history if one.status is not None and one.n != e.n]
+        if base is not None:
+            listed = [one for one in listed if one.status != "keep" or one.n <= base.n]
         return [evidence.measured(one, self._lines(one)) for one in (*listed, self.history[e.n])]
 
     def _lines(self, e: Experiment) -> int | None:
@@ -350,69 +439,6 @@ class Session:
         """How far the scores of one train.py differ under this tag, if that was measured."""
         return evidence.noise(self.history)
 
-    def repeat(
-        self, e: Experiment, purpose: str, *, split: str = "val", seed: int | None = None
-    ) -> Repeat:
-        """Trains and scores an experiment once more, with a seed of its own, and records it.
-
-        Raises Abandoned, UserError.
-        """
-        seed = SEED + 1 + len(e.repeats) if seed is None else seed
-        run_dir = self.log(e).parent
-        artifacts, log = run_dir / "repeat", run_dir / "repeat.log"
-        frozen = partial(self._frozen, e.base or e.commit, "frozen-early")
-        try:
-            result = self._run_training(
-                e, artifacts, log, seed=seed, frozen=frozen if split == "val" else None
-            )
-            outcome, reason, metrics = result.outcome, result.reason, dict(result.metrics)
-            if outcome == "ok":
-                score_log = log.with_name("repeat-score.log")
-                score = self._score_of_artifacts(e, artifacts, score_log, split)
-                outcome, reason = score.outcome, score.reason
-                metrics |= score.metrics
-        finally:
-            self.runner.end_early()
-            files.remove(artifacts)
-        self.journal.append(
-            "repeated",
-            n=e.n,
-            seed=seed,
-            purpose=purpose,
-            split=split,
-            outcome=outcome,
-            reason=reason,
-            metrics=metrics,
-            time=time.time(),
-        )
-        self.view.live("")
-        return self.history[e.n].repeats[-1]
-
-    def scaled(self, e: Experiment, depth: int, budget_s: int | None) -> scoring.Score:
-        """The score of an experiment at another depth, and with another budget if one is given.
-
-        Raises Abandoned, UserError.
-        """
-        run_dir = self.log(e).parent
-        artifacts, log = run_dir / "scaled", run_dir / "scaled.log"
-
-        def resize(folder: Path) -> None:
-            _rewrite(folder / "train.py", {"DEPTH": depth})
-            if budget_s is not None:
-                _rewrite(folder / "constants.py", {"TIME_BUDGET": budget_s})
-
-        try:
-            # Another size compiles and scores for another while: a baseline's limits.
-            result = self._run_training(e, artifacts, log, resize=resize, limits=self._limits)
-            if result.outcome != "ok":
-                return scoring.Score(result.outcome, result.reason, dict(result.metrics))
-            score_log = log.with_name("scaled-score.log")
-            return self._score_of_artifacts(e, artifacts, score_log, "val", self._limits)
-        finally:
-            self.runner.end_early()
-            files.remove(artifacts)
-            self.view.live("")
-
     def audit(self, runs: int) -> evidence.Audited:
         """Compares baseline and best by new runs of each, on the sealed text if there is some.
 
@@ -423,18 +449,20 @@ class Session:
         assert best is not None
         split = "sealed" if self._has_sealed() else "val"
         since = self._repeats_before_audit()
-        for _ in range(runs):
-            for n in (baseline.n, best.n):
-                done = self._audit_scores(n, since.get(n, 0), split)
-                if len(done) < runs:
-                    repeat = self.repeat(self.history[n], "audit", split=split)
-                    if repeat.score is None:
-                        raise UserError(
-                            f"The audit's run of experiment {n} failed: "
-                            f"{repeat.reason.rstrip('.')}. Nothing is lost. Look with "
-                            "`autoresearch-jax doctor`, then run the same command again."
-                        )
-                    self.view.say(f"     audit: experiment {n} {split} {repeat.score:.6f}")
+
+        def run(n: int, worker: Worker) -> None:
+            repeat = worker.repeat(self.history[n], "audit", split=split)
+            if repeat.score is None:
+                raise UserError(
+                    f"The audit's run of experiment {n} failed: "
+                    f"{repeat.reason.rstrip('.')}. Nothing is lost. Look with "
+                    "`autoresearch-jax doctor`, then run the same command again."
+                )
+            self.view.say(f"     audit: experiment {n} {split} {repeat.score:.6f}")
+
+        done = {n: len(self._audit_scores(n, since.get(n, 0), split)) for n in (baseline.n, best.n)}
+        missing = [n for at in range(runs) for n in done if at >= done[n]]
+        self.crew.run([partial(run, n) for n in missing])
         found = policy.audit(
             self._audit_scores(baseline.n, since.get(baseline.n, 0), split),
             self._audit_scores(best.n, since.get(best.n, 0), split),
@@ -472,18 +500,7 @@ class Session:
         fresh = [one for one in repeats if one.purpose == "audit" and one.split == split]
         return [one.score for one in fresh if one.score is not None]
 
-    def _measured(self, e: Experiment) -> Experiment:
-        """Trains and scores it, as far as the journal says that it is not yet."""
-        if e.outcome is None or not self._still_there(e):
-            self._train(e)
-            e = self.history[e.n]
-        if e.outcome == "ok" and e.scored is None:
-            self._score(e)
-            e = self.history[e.n]
-        self.runner.end_early()  # if this one needs no score
-        return e
-
-    def _score_of(self, e: Experiment) -> float | None:
+    def score_of(self, e: Experiment) -> float | None:
         """The score that counts; None for a crash."""
         score = e.val_bpb if e.scored == "ok" else None
         return score if score is not None and math.isfinite(score) else None
@@ -495,209 +512,27 @@ class Session:
             return ""
         return f"it used {e.memory_gb:.2f} GiB of a device, and may use {most:g}"
 
-    def _still_there(self, e: Experiment) -> bool:
-        """Whether a trained experiment that is to be scored has what its training left."""
-        waits = e.outcome == "ok" and e.scored is None
-        return not waits or scoring.seal(self.artifacts(e)) == e.left
-
     def artifacts(self, e: Experiment) -> Path:
         return self.workspace.run_dir(self.tag, e.n) / "artifacts"
-
-    def _train(self, e: Experiment) -> None:
-        """Trains and records it. Raises Abandoned, UserError."""
-        broken = e.refused or source.unparsable(self.ratchet.blob(e.commit))
-        found: Record = {"outcome": "crash", "reason": broken, "metrics": {}}
-        found |= {"note": "", "left": ""}
-        if not broken:
-            result, verdict = self._train_gated(e)
-            if why := self._disturbed(e, result):
-                self.view.say(f"     not believed, and trained again: {why}")
-                self.journal.append("disturbed", n=e.n, reason=why, time=time.time())
-                result, verdict = self._train_gated(e)
-            found |= {"outcome": result.outcome, "reason": result.reason, "note": result.note}
-            found["metrics"] = {**result.metrics, **verdict.metrics}
-            if result.outcome == "abandoned":  # by the gate: what else abandons does not come here
-                found |= {"outcome": "crash", "reason": verdict.refused or "the gate refused it"}
-            found["left"] = scoring.seal(self.artifacts(e)) if result.outcome == "ok" else ""
-        provenance = {**self.conditions.provenance, "seed": SEED}
-        self.journal.append("trained", n=e.n, **found, provenance=provenance, time=time.time())
-
-    def _disturbed(self, e: Experiment, result: trainer.TrainResult) -> str:
-        """Why a training is to be repeated, which it is once; "" if it is believed."""
-        if result.outcome != "ok" or result.metrics.get("training_seconds", 0.0) < LEAST_TRAINING_S:
-            return ""
-        if any(one["step"] == "disturbed" and one["n"] == e.n for one in self.journal.records):
-            return ""
-        base = next((one for one in self.history if one.commit == e.base), None)
-        others = (one for one in (self.baseline, base) if one is not None and one.n != e.n)
-        return result.disturbed(*(one.metrics for one in others))
-
-    def _train_gated(self, e: Experiment) -> tuple[trainer.TrainResult, Verdict]:
-        """A training, and beside it the gate, which may end it. Raises Abandoned, UserError.
-
-        The gate is believed once it has let the baseline pass: that shows that it can compile here.
-        """
-        log = self.log(e)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        passed = "compiled_gib" in e.metrics and not e.repairs  # before its turn
-        gate = None if passed else self.gate(e.commit, log.with_name("gate.log"))
-        believed = self.gate_is_believed
-        verdict = Verdict()
-        try:
-            result = self._run_training(
-                e,
-                self.artifacts(e),
-                log,
-                enough=lambda: believed and gate is not None and bool(gate.refused()),
-                frozen=partial(self._frozen, e.base or e.commit, "frozen-early"),
-                also_written=() if gate is None else gate.folders,
-            )
-        finally:
-            if gate is not None:
-                verdict = gate.end()
-        return result, verdict
-
-    def gate(self, commit: str, log: Path, name: str = "gate") -> Gate | None:
-        """Starts the gate for a commit, where there is one."""
-        return self.runner.gate(partial(self.ratchet.export, commit), log, name)
 
     @property
     def gate_is_believed(self) -> bool:
         """Whether the gate has let the baseline pass, which shows that it can compile here."""
         return self.baseline is not None and "compiled_gib" in self.baseline.metrics
 
+    def new_seed(self, e: Experiment) -> int:
+        """A seed that no run of an experiment has had, those that run now included."""
+        with self._one:
+            known = [SEED, *(one.seed for one in self.history[e.n].repeats)]
+            self._seeds[e.n] = 1 + max(*known, self._seeds.get(e.n, SEED))
+            return self._seeds[e.n]
+
     def limits_for(self, e: Experiment, budget_s: float = 0.0) -> trainer.Limits:
         """The baseline's own, or those that come from what the baseline took."""
         baseline = self.baseline
         if baseline is None or baseline.n == e.n:
-            return self._limits
+            return self.limits
         return trainer.Limits.after(baseline.metrics, budget_s)
-
-    def _run_training(
-        self,
-        e: Experiment,
-        artifacts: Path,
-        log: Path,
-        enough: Callable[[], bool] = lambda: False,
-        frozen: Callable[[], Path] | None = None,
-        also_written: tuple[Path, ...] = (),
-        seed: int = SEED,
-        resize: Callable[[Path], None] = lambda _: None,
-        limits: trainer.Limits | None = None,
-    ) -> trainer.TrainResult:
-        """One training of an experiment's commit; `enough` may end it; `frozen` if it is scored.
-
-        `resize` may change the files before.
-
-        Raises Abandoned, UserError.
-        """
-        folder = self.private / "train"
-        files.remove(artifacts)  # of the same training, abandoned or out of disk
-        self._check_disk()
-        self.ratchet.export(e.commit, folder)
-        resize(folder)
-        budget_s = time_budget(folder)
-        result = self.runner.train(
-            folder,
-            artifacts=artifacts,
-            log=log,
-            budget_s=budget_s,
-            limits=limits or self.limits_for(e, budget_s),
-            title=_title(e),
-            seed=seed,
-            enough=enough,
-            frozen=frozen,
-            also_written=also_written,
-        )
-        # A service manager signals every process, so a training may be ended along with the loop.
-        if (result.outcome == "abandoned" and self.interrupts.abandoned()) or (
-            result.signal in interrupts.SIGNALS and self.interrupts.stopping()
-        ):
-            raise Abandoned
-        if result.outcome not in ("ok", "abandoned"):
-            for made in (artifacts, folder):
-                files.remove(made)
-            self._check_disk()  # a full disk is no fault of the proposal
-        return result
-
-    def _score(self, e: Experiment) -> None:
-        """Scores what a training left, and records it. Raises Abandoned, UserError."""
-        score = self.score(e)
-        if not e.base and score.outcome == "ok":
-            self.runner.trust_cache()  # before the record, after which nobody comes back to it
-        self.journal.append(
-            "scored",
-            n=e.n,
-            outcome=score.outcome,
-            reason=score.reason,
-            metrics=dict(score.metrics),
-            time=time.time(),
-        )
-
-    def score(self, e: Experiment, split: str = "val") -> scoring.Score:
-        """The score of what an experiment's training left. Raises Abandoned, UserError."""
-        log = self.log(e).with_name("score.log")
-        return self._score_of_artifacts(e, self.artifacts(e), log, split)
-
-    def _score_of_artifacts(
-        self,
-        e: Experiment,
-        artifacts: Path,
-        log: Path,
-        split: str,
-        limits: trainer.Limits | None = None,
-    ) -> scoring.Score:
-        score = self.runner.score(
-            self._frozen(e.base or e.commit),
-            artifacts,
-            log=log,
-            limits=limits or self.limits_for(e),
-            title=_title(e),
-            split=split,
-        )
-        if score.outcome == "abandoned" or (
-            score.signal in interrupts.SIGNALS and self.interrupts.stopping()
-        ):
-            raise Abandoned
-        return score
-
-    def _frozen(self, commit: str, name: str = "frozen") -> Path:
-        """A folder with the pinned frozen files and nothing else. Raises UserError."""
-        folder = self.private / name
-        files.remove(folder)
-        folder.mkdir(parents=True)
-        for file in FROZEN:
-            (folder / file).write_bytes(self.ratchet.blob(commit, file))
-        pinned = self.conditions.fingerprint.get("frozen files")
-        if self.conditions.data is not None and manifest.frozen_fingerprint(folder) != pinned:
-            raise UserError(
-                f"{' and '.join(FROZEN)} of commit {commit[:7]} are not those that tag {self.tag} "
-                f"was measured with ({pinned}). Start a new tag: --tag {self.tag}-2"
-            )
-        return folder
-
-    def control(self, e: Experiment) -> str:
-        """Starts the best again for a little while: why it fails, or "" if it still runs.
-
-        After crashes alike it tells a broken machine from bad proposals. Raises Abandoned,
-        UserError.
-        """
-        run_dir = self.workspace.run_dir(self.tag, e.n)
-        artifacts = run_dir / "control"
-        begun: list[float] = []
-
-        def enough() -> bool:
-            if not begun and (artifacts / paths.EXPORTED).exists():
-                begun.append(time.monotonic())
-            return bool(begun) and time.monotonic() - begun[0] > CONTROL_SECONDS
-
-        try:
-            result = self._run_training(e, artifacts, run_dir / "control.log", enough)
-        finally:
-            files.remove(artifacts)
-        reason = "" if result.outcome in ("ok", "abandoned") else result.reason
-        self.journal.append("control", n=e.n, reason=reason, time=time.time())
-        return reason
 
     # ------------------------------------------------------------------------------ effects
 
@@ -736,36 +571,6 @@ class Session:
             f"branch {self.ratchet.branch} is checked out at {where}, and moving it would leave "
             f"that checkout looking like a revert. Leave it there: git -C {where} switch --detach"
         )
-
-    def _check_disk(self) -> None:
-        for folder in (self.workspace.common_dir, self.workspace.home):
-            folder.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(folder).free
-            if free < MIN_FREE_BYTES:
-                raise UserError(
-                    f"{folder} has {free >> 20} MiB left, of the {MIN_FREE_BYTES >> 20} needed. "
-                    "Nothing is lost: make room, then run the same command again."
-                )
-
-
-def _title(e: Experiment) -> str:
-    return f"experiment {e.n}, {e.description}"
-
-
-def time_budget(folder: Path) -> float:
-    """TIME_BUDGET of a folder's constants.py, in seconds. Raises UserError."""
-    budget = manifest.read_constants(folder / "constants.py").get("TIME_BUDGET")
-    if budget is None:
-        raise UserError(f"{folder / 'constants.py'} has no line such as TIME_BUDGET = 300.")
-    return float(budget)
-
-
-def _rewrite(path: Path, values: dict[str, literals.Value]) -> None:
-    """Gives constants of a file other values. Raises UserError where it has none of that name."""
-    text = path.read_text()
-    if missing := sorted(values.keys() - literals.read(text).keys()):
-        raise UserError(f"{path.name} of that experiment has no constant {', '.join(missing)}.")
-    path.write_text(literals.rewrite(text, values))
 
 
 def _verdict(e: Experiment, best: Experiment | None) -> str:

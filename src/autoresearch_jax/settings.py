@@ -43,6 +43,7 @@ class Settings:
     policy: str | None = None  # what is kept: evidence.POLICIES
     less_code: bool | None = None  # whether an equal score with less code is kept (confirm)
     audit: int | None = None  # new runs of baseline and best, each, at a loop's end
+    workers: int | None = None  # trainings at a time, each on devices of its own
     notify: str | None = None  # an address or a command that is told of events
     notify_on: tuple[str, ...] | None = None  # of which
     search: Mapping[str, Any] = field(default_factory=dict)  # ranges of constants, by name
@@ -84,6 +85,7 @@ def _read(program: str) -> Settings:
         "policy": _policy,
         "less_code": _switch,
         "audit": _runs,
+        "workers": _at_least_one,
         "notify": _notify,
         "notify_on": _events,
         "search": _mapping,
@@ -168,6 +170,13 @@ def _whole(name: str, value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 31:
         raise ValueError(f"sets {name} to {value!r}, and it must be a whole number, 0 or more")
     return value
+
+
+def _at_least_one(name: str, value: Any) -> int:
+    number = _whole(name, value)
+    if number < 1:
+        raise ValueError(f"sets {name} to {number}, and it must be 1 or more")
+    return number
 
 
 def _switch(name: str, value: Any) -> bool:

@@ -70,8 +70,8 @@ def _named(workspace: Workspace, tag: str, fingerprint: Record) -> tuple[str, bo
 
 def _differences(workspace: Workspace, tag: str, fingerprint: Record) -> str:
     known = journal.records(workspace.state_dir(tag))[0]["fingerprint"]
-    names = [name for name in fingerprint if fingerprint[name] != known.get(name)]
-    return ", ".join(f"{n} ({known.get(n)}, now {fingerprint[n]})" for n in names)
+    names = [name for name in fingerprint | known if fingerprint.get(name) != known.get(name)]
+    return ", ".join(f"{n} ({known.get(n)}, now {fingerprint.get(n)})" for n in names)
 
 
 def _taken(workspace: Workspace, tag: str) -> bool:

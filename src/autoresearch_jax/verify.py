@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from autoresearch_jax import evidence, report
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.held import Setup, held
+from autoresearch_jax.interrupts import Abandoned
 from autoresearch_jax.journal import Experiment, Repeat
 from autoresearch_jax.policy import Noise
 from autoresearch_jax.runner import SEED
-from autoresearch_jax.session import Abandoned, Session
+from autoresearch_jax.session import Session
+from autoresearch_jax.worker import Worker
 from autoresearch_jax.workspace import Workspace
 
 SAME_BPB = 1e-5  # kernels of some GPUs do not add in the same order twice
@@ -101,9 +103,12 @@ def seeds(workspace: Workspace, setup: Setup, *, name: str | None, runs: int) ->
     """
     with _measuring(workspace, setup) as session:
         e = _chosen(session, name, session.baseline)
-        for _ in range(runs):
-            repeat = _repeated(session, e, "noise")
+
+        def run(worker: Worker) -> None:
+            repeat = _repeated(session, e, "noise", worker=worker)
             session.view.say(f"experiment {e.n}, seed {repeat.seed}: {repeat.score:.6f}")
+
+        session.crew.run([run] * runs)
         scores = [one.score for one in session.history[e.n].repeats if one.purpose == "noise"]
         found = [score for score in scores if score is not None]
         told = [
@@ -182,7 +187,7 @@ def scale(
         for one in (baseline, e):
             if session.interrupts.stopping():
                 raise Abandoned
-            score = session.scaled(one, depth, budget_s)
+            score = session.worker.scaled(one, depth, budget_s)
             if score.outcome != "ok":
                 reason = score.reason.rstrip(".")
                 raise UserError(f"experiment {one.n} gives no score at depth {depth}: {reason}.")
@@ -234,11 +239,17 @@ def _chosen(session: Session, name: str | None, default: Experiment | None) -> E
     return e
 
 
-def _repeated(session: Session, e: Experiment, purpose: str, seed: int | None = None) -> Repeat:
+def _repeated(
+    session: Session,
+    e: Experiment,
+    purpose: str,
+    seed: int | None = None,
+    worker: Worker | None = None,
+) -> Repeat:
     """One more run that has a score. Raises Abandoned, UserError."""
     if session.interrupts.stopping():
         raise Abandoned
-    repeat = session.repeat(e, purpose, seed=seed)
+    repeat = (worker or session.worker).repeat(e, purpose, seed=seed)
     if repeat.score is None:
         raise UserError(f"experiment {e.n} failed when it was run again: {repeat.reason}")
     return repeat
@@ -257,7 +268,7 @@ def _scored(session: Session, e: Experiment, split: str) -> Verified:
     try:
         if session.interrupts.stopping():
             raise Abandoned
-        score = session.score(e, split)
+        score = session.worker.score(e, split)
     except Abandoned:
         raise UserError("Stopped. The same command starts again.") from None
     if score.outcome != "ok":

@@ -5,12 +5,14 @@ import os
 import re
 import shlex
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Protocol
 
 import click
 
+TURN_SECONDS = 3.0  # that one of several is shown
 PASSING_SECONDS = 5.0  # between two passing lines that are printed
 TYPED = "autoresearch_jax.typed"
 
@@ -84,6 +86,43 @@ class SteadyView:
     def live(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):
             self._view.live(text)
+
+
+class Board:
+    """Gives several at a time a view each; what each does now is shown by turns."""
+
+    def __init__(self, view: View, places: int) -> None:
+        self._view = view
+        self._now = [""] * places
+        self._one = threading.Lock()
+
+    def place(self, at: int) -> View:
+        """The view of one of them."""
+        return self._view if len(self._now) == 1 else _Place(self, at)
+
+    def say(self, text: str) -> None:
+        with self._one:
+            self._view.say(text)
+
+    def live(self, at: int, text: str) -> None:
+        with self._one:
+            self._now[at] = text
+            busy = [one for one in self._now if one]
+            turn = int(time.monotonic() / TURN_SECONDS) % max(1, len(busy))
+            self._view.live(f"{turn + 1}/{len(busy)} {busy[turn]}" if busy else "")
+
+
+class _Place:
+    """One place on a board."""
+
+    def __init__(self, board: Board, at: int) -> None:
+        self._board, self._at = board, at
+
+    def say(self, text: str) -> None:
+        self._board.say(text)
+
+    def live(self, text: str) -> None:
+        self._board.live(self._at, text)
 
 
 def typed(text: str) -> str:

@@ -186,6 +186,14 @@ def _text(output: str | bytes) -> str:
     return output if isinstance(output, str) else output.decode(errors="replace")
 
 
+def time_budget(folder: Path) -> float:
+    """TIME_BUDGET of a folder's constants.py, in seconds. Raises UserError."""
+    budget = manifest.read_constants(folder / "constants.py").get("TIME_BUDGET")
+    if budget is None:
+        raise UserError(f"{folder / 'constants.py'} has no line such as TIME_BUDGET = 300.")
+    return float(budget)
+
+
 def check_tag(tag: str) -> str:
     """The tag, if a branch, a folder and a ref can be named by it. Raises UserError."""
     plain = re.fullmatch(r"[A-Za-z0-9._-]{1,100}", tag)

@@ -26,7 +26,7 @@ SOURCE_LIMIT = 50_000
 DESC_LIMIT = 2_000  # the person's words for a session
 LAST = 20  # experiments, in a line each
 TOP = 10  # the best ones before these
-RUNNING = 3  # experiments that wait for a result
+RUNNING = 16  # experiments that wait for a result
 REJECTED = 5  # answers
 REASON_LIMIT = 160  # characters in the line of an experiment
 EXPECTED_LIMIT = 80
@@ -94,6 +94,8 @@ class Brief:
     experiments_left: int | None = None
     # Answers to this very question that were no use: (description, why).
     rejected: Sequence[tuple[str, str]] = ()
+    waiting: Sequence[str] = ()  # descriptions of proposals that wait for a device
+    others: int = 0  # that are asked for a proposal now, too
 
 
 def build(brief: Brief) -> str:
@@ -211,7 +213,8 @@ def _known(brief: Brief) -> str:
         "",
         f"So far {len(decided)} experiments: {kept} kept, {crashed} crashed.",
         *_quiet(decided),
-        *_running(brief.history),
+        *_running(brief.history, brief.waiting),
+        *_others(brief.others),
         *_experiments(decided, themes.changes(brief.history)),
         *_totals(brief.history),
     ]
@@ -228,9 +231,9 @@ def _quiet(decided: Sequence[Experiment]) -> list[str]:
     ]
 
 
-def _running(history: Sequence[Experiment]) -> list[str]:
+def _running(history: Sequence[Experiment], waiting: Sequence[str]) -> list[str]:
     running = [e for e in history if e.status is None][-RUNNING:]
-    if not running:
+    if not running and not waiting:
         return []
     lines = [
         "",
@@ -241,7 +244,18 @@ def _running(history: Sequence[Experiment]) -> list[str]:
     for e in running:
         expected = f", expected {_expected(e)}" if e.expected else ""
         lines.append(f'- {e.n}{expected}: "{clean(e.description)}"')
+    lines += [f'- waits for a device: "{clean(words)}"' for words in waiting[:RUNNING]]
     return lines
+
+
+def _others(count: int) -> list[str]:
+    if not count:
+        return []
+    return [
+        "",
+        f"The same is asked {count} more time{'s' if count > 1 else ''} at this moment, of others "
+        "who read what you read. Do not take the first idea that this suggests: they will.",
+    ]
 
 
 def _experiments(decided: Sequence[Experiment], change: Mapping[int, float]) -> list[str]:
