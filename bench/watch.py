@@ -6,7 +6,8 @@
 more decided experiment costs the browser's main thread, script, layout and paint together; the
 median, and the largest. `redraw_ms`: the same where the axes change, so that all is drawn anew.
 `tick_ms`: a new line in the log of the running experiment. `look_ms`: what an update costs the
-server. Needs chromium and chromedriver.
+server. Milliseconds of the browser are its main thread's own: other jobs do not add to them. Needs
+chromium and chromedriver.
 """
 
 import json
@@ -99,8 +100,8 @@ def cost(driver: Any, act: Any) -> float:
 
 
 def busy(driver: Any) -> float:
-    """Seconds that the page's main thread has worked."""
-    driver.execute_cdp_cmd("Performance.enable", {})
+    """Seconds that the page's main thread has worked, waits for a core left out."""
+    driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     metrics = driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
     return next(one["value"] for one in metrics if one["name"] == "TaskDuration")
 

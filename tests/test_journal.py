@@ -62,8 +62,19 @@ def test_experiments_come_back_as_they_were_recorded(tmp_path):
             outcome="ok",
             left="h",
             scored="ok",
+            place=0,
         )
     ]
+
+
+def test_what_is_decided_comes_in_the_order_of_the_decisions(tmp_path):
+    proposed, decided = steps()[1], steps()[-1]
+    assert (proposed["step"], decided["step"]) == ("proposed", "decided")
+    begun = [{"step": "session", "workers": 2}, *(proposed | {"n": n} for n in range(3))]
+    write(tmp_path, [*begun, decided | {"n": 2}, decided | {"n": 0}])
+    found = journal.experiments(tmp_path)
+    assert [(e.n, e.workers) for e in journal.decided(found)] == [(2, 2), (0, 2)]
+    assert found[1].place is None
 
 
 def test_what_is_trained_again_is_scored_again(tmp_path):

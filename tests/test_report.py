@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import io
 import json
@@ -226,6 +227,18 @@ def test_show_tells_all_of_a_discarded_experiment(night, name):
     assert "step 49" in text
     assert "step 29" not in text
     assert "\x1b" not in text
+
+
+def test_what_is_carried_over_is_said(night):
+    with contextlib.closing(Journal(night.state_dir("nov1"))) as record:
+        commit = record.experiments()[1].commit
+        record.append("proposed", n=2, commit=commit, base="", description="again", agent="tpe",
+                      metrics={}, of=1, time=200.0)  # fmt: skip
+        record.append("decided", n=2, status="crash", reason="boom", time=300.0)
+    assert "\ncarries   over experiment 1\n" in printed(report.show, night, "2")
+    assert [row["of"] for row in json.loads(report.as_json(report.load(night.root)))] == [
+        None, None, 1,
+    ]  # fmt: skip
 
 
 def test_what_no_box_hides_is_said_without_a_contradiction():

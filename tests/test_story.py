@@ -1,10 +1,12 @@
 import json
 import os
+import time
 
 import pytest
 
 from autoresearch_jax import journal, report
-from autoresearch_jax.watch import diffs, logs, plain, story
+from autoresearch_jax.journal import Journal
+from autoresearch_jax.watch import diffs, frame, logs, plain, story
 from autoresearch_jax.workspace import Workspace
 from tests import harness, watch_helpers
 from tests.watch_helpers import HOSTILE, TAG, Night
@@ -36,7 +38,7 @@ def test_a_story_is_what_results_shows(night):
     claims = report.claims(night.workspace.root)
     assert told.summary == report.summarize(told.entries, claims)
     assert claims.words == "not audited"
-    assert (told.running, told.state, told.noise_sd, told.problem) == (None, "idle", None, "")
+    assert (told.running, told.state, told.noise_sd, told.problem) == ((), "idle", None, "")
 
 
 def test_one_that_grows_is_the_same_as_one_read_at_once(night):
@@ -83,13 +85,13 @@ def test_a_record_that_was_taken_back_is_forgotten(night):
     reader = read(night)
     whole = night.path.read_bytes()
     night.propose("the first try")
-    assert reader.look().running.description == "the first try"
+    assert reader.look().running[0].description == "the first try"
     with night.path.open("r+b") as file:
         file.truncate(len(whole))
     night.count -= 1
     night.propose("another one, of a length that the first did not have: " + "x" * 300)
     told = reader.look()
-    assert told.running.description.startswith("another one")
+    assert told.running[0].description.startswith("another one")
     assert told == story.dataclasses.replace(read(night).look(), generation=told.generation)
     assert told.generation == 1
 
@@ -126,20 +128,138 @@ def test_the_running_experiment(night):
     assert reader.look().state == "thinking"
     n = night.propose(HOSTILE)
     told = reader.look()
-    assert (told.state, told.running.n, told.running.phase) == ("running", n, "starting")
-    assert (told.running.base, told.running.expected) == (0, "-0.001")
+    (running,) = told.running
+    assert (told.state, running.n, running.phase) == ("running", n, "starting")
+    assert (running.base, running.of, running.expected) == (0, None, "-0.001")
     night.log(n, percent=40)
-    running = reader.look().running
+    (running,) = reader.look().running
     progress = running.progress
     assert running.phase == "training"
     assert (progress.step, progress.percent, progress.left_s) == (400, 40.0, 180.0)
     assert (progress.tokens_per_s, progress.mfu, progress.memory_gb) == (10667.0, 41.5, 0.5)
     assert progress.curve[-1] == (40.0, progress.loss)
     night.log(n, percent=50)
-    assert reader.look().running.progress.step == 500
+    assert reader.look().running[0].progress.step == 500
     night.decide(0.5)
     told = reader.look()
-    assert (told.running, told.state, told.summary.best.n) == (None, "thinking", n)
+    assert (told.running, told.state, told.summary.best.n) == ((), "thinking", n)
+
+
+class Loop:
+    """A loop of two workers, as its journal tells of it; seconds are counted from its start."""
+
+    def __init__(self, night):
+        self.journal = Journal(night.state_dir)
+        self.commits = [digit * 40 for digit in "0123456789"]
+        self.append("session", 0, kind="loop", continues=False, pid=os.getpid(), workers=2)
+
+    def append(self, step, at, **fields):
+        self.journal.append(step, time=time.time() + at, **fields)
+
+    def propose(self, n, at, base=0, **fields):
+        self.append(
+            "proposed", at, n=n, commit=self.commits[n], base=self.commits[base] if n else "",
+            description=f"idea {n}", agent="claude" if n else "", metrics={}, **fields,
+        )  # fmt: skip
+
+    def train(self, n, at, outcome="ok"):
+        fields = {"outcome": outcome, "reason": "", "metrics": {"training_seconds": 300.0}}
+        self.append("trained", at, n=n, **fields)
+
+    def decide(self, n, at, status, val_bpb):
+        self.train(n, at)
+        self.append("scored", at, n=n, outcome="ok", reason="", metrics={"val_bpb": val_bpb})
+        self.append("decided", at, n=n, status=status, reason="")
+
+
+@pytest.fixture
+def several(tmp_path):
+    """Experiments 1 and 2 run side by side; 2 is the first to be decided, and the new best."""
+    night = Night(tmp_path / "w")
+    found = Loop(night)
+    found.propose(0, 0)
+    found.decide(0, 300, "keep", 1.0)
+    found.propose(1, 310)
+    found.propose(2, 310)
+    found.decide(2, 600, "keep", 0.9)
+    yield night, found
+    found.journal.close()
+
+
+def test_several_that_run_are_all_told(several):
+    night, found = several
+    found.propose(3, 610, base=2)
+    night.log(1, percent=90)
+    night.log(3, percent=10)
+    told = read(night).look()
+    assert (told.state, told.workers) == ("running", 2)
+    assert [(one.n, one.phase, one.base) for one in told.running] == [
+        (1, "training", 0),
+        (3, "training", 2),
+    ]
+    assert [one.progress.step for one in told.running] == [900, 100]
+    found.train(1, 620)
+    assert [one.phase for one in read(night).look().running] == ["scoring", "training"]
+    found.append("scored", 630, n=1, outcome="ok", reason="", metrics={"val_bpb": 0.95})
+    found.train(3, 630, "crash")
+    assert [one.phase for one in read(night).look().running] == ["measured", "measured"]
+    listed = plain.of(read(night).look())["running"]
+    assert [one["n"] for one in listed] == [1, 3]
+
+
+def test_what_is_decided_is_told_in_the_order_of_the_decisions(several):
+    night, found = several
+    reader = read(night)
+    early = reader.look()
+    assert [entry.n for entry in early.entries] == [0, 2]
+    found.decide(1, 620, "discard", 0.85)
+    found.propose(3, 620, base=2, of=1)
+    told = reader.look()
+    assert told.running[0].of == 1
+    found.decide(3, 900, "keep", 0.8)
+    told = reader.look()
+    assert [entry.n for entry in told.entries] == [0, 2, 1, 3]
+    assert (early.entries, early.generation) == (told.entries[:2], told.generation)
+    assert list(told.entries) == report.load(night.workspace.root)
+    assert [entry.gain for entry in told.entries] == [
+        None, *map(pytest.approx, (0.1, 0.05, 0.1)),
+    ]  # fmt: skip
+    assert frame.best_so_far(told.entries) == [1.0, 0.9, 0.9, 0.8]
+    assert [one.get("of") for one in plain.of(told)["points"]] == [None, None, None, 1]
+    assert [one["n"] for one in plain.of(told, 2)["points"]] == [1, 3]
+    detail = reader.detail(1)
+    assert (detail["of"], detail["gain"]) == (None, pytest.approx(0.05))
+    assert reader.detail(3)["of"] == 1
+
+
+def test_an_answer_costs_the_experiment_that_it_becomes(several):
+    night, found = several
+    reader = read(night)
+    asked = {"agent": "claude", "seconds": 9.0, "tokens": 10, "trouble": "", "reason": ""}
+    found.append("asked", 610, ask=7, n=3, usd=0.5, **asked)
+    found.append("asked", 610, ask=8, n=3, usd=0.25, **asked)
+    reader.look()
+    found.propose(3, 620, base=2, ask=8)
+    found.decide(3, 900, "discard", 1.0)
+    reader.look()
+    found.propose(4, 910, base=2, ask=7)
+    found.decide(4, 1200, "discard", 1.0)
+    told = reader.look()
+    assert told == read(night).look()
+    costs = {entry.n: entry.spent.usd for entry in told.entries}
+    assert costs == {0: 0.0, 2: 0.0, 3: 0.25, 4: 0.5}
+    assert reader.detail(4)["spent"]["usd"] == 0.5
+
+
+def test_time_that_several_shared_counts_once(several):
+    night, found = several
+    found.decide(1, 610, "discard", 1.1)
+    summary = read(night).look().summary
+    assert summary.seconds == pytest.approx(610, abs=5)
+    assert summary.per_hour == pytest.approx(3 / 610 * 3600, rel=0.02)
+    assert (summary.worked, summary.training) == (2 * summary.seconds, 900.0)
+    time_line = report.summary_lines(summary)[1]
+    assert time_line.startswith("time: 10.2 min, of the workers' time training 74%")
 
 
 def test_one_that_a_killed_loop_left_is_interrupted(night):

@@ -81,6 +81,49 @@ def test_a_wide_frame_has_more_columns_and_rows(night):
     assert sum("│" in line or "└" in line for line in found) >= 1
 
 
+@pytest.mark.parametrize("count", [2, 8])
+def test_several_that_run_fit_80_by_24(night, count):
+    night.live(workers=count)
+    numbers = [
+        night.propose(f"idea {at} of several, in many words that are more than fit in a line", of=3)
+        for at in range(count)
+    ]
+    for n in numbers[1:]:
+        night.log(n, 57)
+    told = look(night)
+    found = drawn(told)
+    assert len(found) == 24
+    assert all(len(line) <= 80 for line in found)
+    if count == 2:
+        assert found[2].startswith("experiment 30  idea 0 of several, in many")
+        assert found[3:6] == [
+            "  ──────────  starting  carries over experiment 3",
+            "experiment 31  idea 1 of several, in many words that are more than fit in a line",
+            "  ━━━━━━────  training 57%, 129 s left  loss 3.3534  carries over experiment 3",
+        ]
+    else:
+        assert found[2].startswith("   30  ──────────  starting                       idea 0 of")
+        assert found[6].startswith("   34  ━━━━━━────  training 57%      loss 3.3564  idea 4 of")
+        assert found[7] == "       and 3 more"
+    best = found.index(next(line for line in found if line.startswith("best")))
+    for n in numbers[1:]:
+        night.decide(2.0, n)
+    lines = drawn(look(night))
+    assert lines[best].startswith("best")  # nothing moves while the loop goes on
+    assert "by claude, carries over experiment 3, on experiment 0, expects -0.001" in lines[5]
+    everything_else = frame.plain(told, time.time())
+    assert sum("idea" in line for line in everything_else) == count
+
+
+def test_a_high_frame_has_room_for_all_that_runs(night):
+    night.live(workers=8)
+    for at in range(8):
+        night.propose(f"idea {at} of several")
+    found = "\n".join(drawn(look(night), 160, 50))
+    assert all(f"idea {at} of several" in found for at in range(8))
+    assert "more" not in found
+
+
 @pytest.mark.parametrize("state", ["thinking", "interrupted", "idle"])
 def test_where_nothing_runs_it_says_why(night, state):
     if state == "thinking":
@@ -112,11 +155,14 @@ def test_whatever_is_recorded_fits_a_terminal_of_any_size(
 ):
     listed = entries([Row(words, number, number, status, words)] * count)
     running = story.Running(
-        n=count, description=words, expected=words, agent=words, base=0, phase="training",
+        n=count, description=words, expected=words, agent=words, base=0, of=1, phase="training",
         started=0.0, progress=story.Progress(step=3, percent=number, loss=number),
     )  # fmt: skip
-    told = story.Story(words, listed, summarize(listed), running, "running", problem=words)
-    for one in (told, dataclasses.replace(told, running=None, state="table", problem="")):
+    summary = summarize(listed)
+    told = story.Story(words, listed, summary, (running,), 1, "running", problem=words)
+    others = [dataclasses.replace(told, running=(running,) * many) for many in (2, 5, 40)]
+    table = dataclasses.replace(told, running=(), state="table", problem="")
+    for one in (told, *others, table):
         found = frame.lines(one, width, height, time.time())
         assert len(found) <= height
         for line in found:

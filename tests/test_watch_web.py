@@ -103,19 +103,19 @@ def test_a_name_that_was_made_to_mean_this_machine_gets_nothing(still, host, all
 def test_what_is_new_is_told_at_once_and_alone(night, port):
     with watch_helpers.told(port) as events:
         whole = next(events)
-        assert (whole["from"], len(whole["points"]), whole["running"]) == (0, 60, None)
+        assert (whole["from"], len(whole["points"]), whole["running"]) == (0, 60, [])
         night.live()
         n = night.propose(HOSTILE)
         while not (event := next(events))["running"]:
             pass
         assert (event["from"], event["points"]) == (60, [])
-        assert event["running"]["description"] == HOSTILE
+        assert event["running"][0]["description"] == HOSTILE
         night.log(n, percent=30)
-        assert next(events)["running"]["progress"]["percent"] == 30.0
+        assert next(events)["running"][0]["progress"]["percent"] == 30.0
         night.decide(0.9)
         event = next(events)
         assert [one["n"] for one in event["points"]] == [n]
-        assert event["running"] is None
+        assert event["running"] == []
         with watch_helpers.told(port) as others:
             assert len(next(others)["points"]) == 61
 
@@ -267,9 +267,9 @@ def test_the_page_lives(night, port, tmp_path):
         night.live()
         n = night.propose(f"the next {HOSTILE}")
         night.log(n, percent=40)
-        until(driver, "return document.getElementById('run-facts').textContent.includes('400')")
-        assert HOSTILE in driver.find_element("id", "run-text").text
-        assert driver.find_elements("css selector", "#run-curve .own")
+        until(driver, "return document.querySelector('.run .facts')?.textContent.includes('400')")
+        assert HOSTILE in driver.find_element("css selector", ".run .now").text
+        assert driver.find_elements("css selector", ".run .spark .own")
         night.decide(0.5)
         until(driver, READY, 61)
         until(driver, "return document.querySelector('.detail h2').textContent.includes('60')")
@@ -316,6 +316,45 @@ def test_the_page_lives(night, port, tmp_path):
     asked = watch_helpers.asked_for(tmp_path / "net.json")
     assert asked
     assert all(url.startswith(f"http://127.0.0.1:{port}/") for url in asked)
+
+
+@pytest.mark.browser
+def test_several_that_run_are_shown_and_what_is_decided_first_stands_first(night, port, tmp_path):
+    from selenium.webdriver import ActionChains, Keys
+
+    night.live(workers=2)
+    first, second = night.propose("one"), night.propose("another", of=3)
+    night.log(first, percent=40)
+    night.log(second, percent=70)
+    with watch_helpers.browser(tmp_path) as driver:
+        opened(driver, port, 60)
+        texts = [one.text for one in driver.find_elements("css selector", ".run")]
+        assert len(texts) == 2
+        assert texts[0].startswith("60 training one")
+        assert texts[1].startswith("61 training another")
+        assert "carries over" not in texts[0]
+        assert re.search(r"carries over\s+3\b", texts[1])
+        lines = "return document.querySelector('.pending').getAttribute('d').split('M').length - 1"
+        assert driver.execute_script(lines) == 2
+        card = "return document.querySelector('.run b').textContent"
+        night.decide(0.5, second)
+        until(driver, READY, 61)
+        until(driver, "return document.querySelector('.detail h2').textContent.includes('61')")
+        assert len(driver.find_elements("css selector", ".run")) == 1
+        assert driver.execute_script(card) == "60 training"
+        assert "carries over" in driver.find_element("css selector", ".effect").text
+        night.decide(0.6, first)
+        until(driver, READY, 62)
+        assert [one.text for one in driver.find_elements("css selector", "#rows a")][:3] == [
+            "60", "61", "59",
+        ]  # fmt: skip
+        driver.find_element("id", "chart").click()
+        for key, hash in ((Keys.END, "#60"), (Keys.ARROW_LEFT, "#61"), (Keys.ARROW_LEFT, "#59")):
+            ActionChains(driver).send_keys(key).perform()
+            until(driver, "return location.hash === arguments[0]", hash)
+        stairs = "return document.querySelector('.stairs').getAttribute('d').match(/V/g).length"
+        assert driver.execute_script(stairs) == 3  # 21, 42 and 61: each is lower than the last
+        assert console(driver) == []
 
 
 @pytest.mark.browser

@@ -67,20 +67,21 @@ class Night:
         with self.path.open("ab") as file:
             file.write(b"".join(map(journal.seal, records)))
 
-    def live(self, pid: int | None = None) -> None:
+    def live(self, pid: int | None = None, workers: int = 1) -> None:
         """A loop of this very process goes on."""
         record = {"step": "session", "kind": "loop", "continues": True, "time": time.time() + 5}
-        self._write([record | {"pid": pid or os.getpid()}])
+        self._write([record | {"pid": pid or os.getpid(), "workers": workers}])
 
-    def propose(self, description: str = "", agent: str = "claude") -> int:
-        """A new experiment, undecided."""
+    def propose(self, description: str = "", agent: str = "claude", of: int | None = None) -> int:
+        """A new experiment, undecided; it may carry over the one that it is `of`."""
         n = self.count
-        self._write(self._proposed(description, agent))
+        *asked, proposed = self._proposed(description, agent)
+        self._write([*asked, proposed | {"of": of}])
         return n
 
-    def decide(self, val_bpb: float | None) -> None:
-        """The end of the one that was proposed."""
-        self._write(self._decided(val_bpb))
+    def decide(self, val_bpb: float | None, n: int | None = None) -> None:
+        """The end of an experiment: of the one that was proposed last, or of number `n`."""
+        self._write(self._decided(val_bpb, n))
 
     def add(self) -> None:
         """A whole experiment."""
@@ -112,8 +113,8 @@ class Night:
         }  # fmt: skip
         return [asked, proposed] if n else [proposed]
 
-    def _decided(self, val_bpb: float | None) -> list[dict[str, Any]]:
-        n = self.count - 1
+    def _decided(self, val_bpb: float | None, n: int | None = None) -> list[dict[str, Any]]:
+        n = self.count - 1 if n is None else n
         at = BEGAN + n * SECONDS + SECONDS
         outcome = "crash" if val_bpb is None else "ok"
         reason = f"it broke: {HOSTILE}" if val_bpb is None else ""
@@ -257,9 +258,9 @@ def until(driver: Any, script: str, *arguments: Any) -> Any:
 
 def marks(kind: str = "") -> str:
     """A script's expression: how many marks the chart shows, of one kind or of all."""
-    layers = f".chart .{kind}-marks[d]" if kind else ".chart .marks[d]"
-    bends = "count + line.getAttribute('d').split('L').length - 2"
-    return f"[...document.querySelectorAll('{layers}')].reduce((count, line) => {bends}, 0)"
+    layers = f".chart .marks.{kind}" if kind else ".chart .marks"
+    moves = "count + path.getAttribute('d').split('M').length - 1"
+    return f"[...document.querySelectorAll('{layers}')].reduce((count, path) => {moves}, 0)"
 
 
 def asked_for(net_log: Path) -> set[str]:

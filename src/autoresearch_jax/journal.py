@@ -34,6 +34,7 @@ import shutil
 import threading
 import unicodedata
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,8 @@ class Experiment:
     scored: str | None = None  # of the scoring (scoring.Score); None while it is to be done
     repeats: tuple[Repeat, ...] = ()  # what was measured of it again
     verdict: str = ""  # why a policy that measures again has kept or discarded it
+    place: int | None = None  # among the decided ones, in the order of their decisions
+    workers: int = 1  # that measured side by side when it was decided
 
 
 @dataclass(frozen=True)
@@ -294,6 +297,8 @@ class Replay:
         self._seen = 0  # records
         self._found: dict[int, Experiment] = {}
         self._listed: list[Experiment] = []
+        self._decided = 0
+        self._workers = 1  # of the session that the last record is of
 
     def up_to(self, records: list[Record]) -> list[Experiment]:
         """The experiments by their number. A list that was returned does not change any more."""
@@ -306,7 +311,9 @@ class Replay:
 
     def _apply(self, step: Record) -> None:
         n, found = step.get("n"), self._found
-        if step["step"] == "proposed":
+        if step["step"] == "session":
+            self._workers = step.get("workers") or 1
+        elif step["step"] == "proposed":
             found[step["n"]] = Experiment(
                 n=step["n"],
                 commit=step["commit"],
@@ -371,7 +378,16 @@ class Replay:
                 reason=step["reason"],
                 verdict=step.get("verdict", ""),
                 finished=step["time"],
+                place=self._decided,
+                workers=self._workers,
             )
+            self._decided += 1
+
+
+def decided(history: Sequence[Experiment]) -> list[Experiment]:
+    """Those that are decided, in the order of their decisions: not of their numbers."""
+    placed = [(e.place, e) for e in history if e.place is not None]
+    return [e for _, e in sorted(placed, key=lambda pair: pair[0])]
 
 
 # ----------------------------------------------------------------------------- results.tsv

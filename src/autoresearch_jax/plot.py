@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ LINE = 40  # characters of a description
 
 
 def progress(listed: Sequence[Entry], path: Path, title: str = "autoresearch-jax") -> None:
-    """Draws val_bpb over experiments: the staircase of the best, and what led to each step.
+    """Draws val_bpb over experiments as decided: the staircase of the best, and what led to it.
 
     Experiments far worse than the first are marked at the upper edge, crashes above it.
     """
@@ -66,8 +66,14 @@ def _limits(listed: Sequence[Entry]) -> tuple[float, float]:
     return best - 0.12 * reach, highest + 0.15 * reach
 
 
+def _places(listed: Sequence[Entry]) -> dict[int, int]:
+    """Where each experiment stands, by its number."""
+    return {entry.n: place for place, entry in enumerate(listed)}
+
+
 def _draw_chart(chart: Any, listed: Sequence[Entry]) -> None:
     low, high = _limits(listed)
+    at = _places(listed)
     crowd = max(1.0, len(listed) / 40)
     size = max(14, 46 / crowd**0.5)
     top = high - 0.02 * (high - low)
@@ -79,38 +85,38 @@ def _draw_chart(chart: Any, listed: Sequence[Entry]) -> None:
     crashed = [entry for entry in listed if entry.status == "crash"]
 
     chart.scatter(
-        [entry.n for entry in inside],
+        [at[entry.n] for entry in inside],
         [entry.val_bpb for entry in inside],
         s=size, color=FAINT, alpha=0.75, linewidths=0, zorder=2, label="discarded",
     )  # fmt: skip
     if beyond:
         chart.scatter(
-            [entry.n for entry in beyond], [top] * len(beyond),
+            [at[entry.n] for entry in beyond], [top] * len(beyond),
             s=size, marker="^", color=FAINT, alpha=0.75, linewidths=0, zorder=2,
             label="worse than shown",
         )  # fmt: skip
     if crashed:
         chart.scatter(
-            [entry.n for entry in crashed], [top] * len(crashed),
+            [at[entry.n] for entry in crashed], [top] * len(crashed),
             s=size, marker="x", color=CRASH, linewidths=1.4, zorder=3, label="crash",
         )  # fmt: skip
     if kept:
-        last = max(entry.n for entry in listed)
+        last = len(listed) - 1
         best, stairs = float("inf"), []
         for entry in kept:
             best = min(best, entry.val_bpb or best)
             stairs.append(best)
         chart.step(
-            [*(entry.n for entry in kept), last + 0.5], [*stairs, stairs[-1]],
+            [*(at[entry.n] for entry in kept), last + 0.5], [*stairs, stairs[-1]],
             where="post", color=KEPT, linewidth=2, alpha=0.55, zorder=3, label="best so far",
         )  # fmt: skip
         chart.scatter(
-            [entry.n for entry in kept], [entry.val_bpb for entry in kept],
+            [at[entry.n] for entry in kept], [entry.val_bpb for entry in kept],
             s=size * 1.7, color=KEPT, edgecolors="white", linewidths=1, zorder=4, label="kept",
         )  # fmt: skip
-        for entry in _apart(_named(listed), last, high - low):
+        for entry in _apart(_named(listed), at, high - low):
             chart.annotate(
-                f"{entry.n}", (entry.n, entry.val_bpb or 0), xytext=(0, -8),
+                f"{entry.n}", (at[entry.n], entry.val_bpb or 0), xytext=(0, -8),
                 textcoords="offset points", ha="center", va="top", fontsize=8.5, color=KEPT,
                 fontweight="bold", zorder=5,
             )  # fmt: skip
@@ -120,7 +126,7 @@ def _draw_chart(chart: Any, listed: Sequence[Entry]) -> None:
 def _dress(chart: Any, listed: Sequence[Entry], low: float, high: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    last = max((entry.n for entry in listed), default=1)
+    last = len(listed) - 1 if listed else 1
     chart.set_ylim(low, high)
     chart.set_xlim(-0.5 - 0.015 * last, last + 0.5 + 0.015 * last)
     chart.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -129,7 +135,7 @@ def _dress(chart: Any, listed: Sequence[Entry], low: float, high: float) -> None
     chart.spines[["top", "right", "left"]].set_visible(False)
     chart.tick_params(colors="#52606d", length=0)
     chart.ticklabel_format(axis="y", useOffset=False)
-    chart.set_xlabel("experiment", color="#52606d")
+    chart.set_xlabel("experiments decided", color="#52606d")
     chart.set_ylabel("validation bits per byte, lower is better", color="#52606d")
     handles, _ = chart.get_legend_handles_labels()
     if handles:
@@ -142,16 +148,18 @@ def _dress(chart: Any, listed: Sequence[Entry], low: float, high: float) -> None
 def _named(listed: Sequence[Entry]) -> list[Entry]:
     """The improvements that the panel names, in the order they came."""
     improved = sorted((e for e in listed if e.improved), key=lambda e: -(e.gain or 0))
-    return sorted(improved[:LISTED], key=lambda entry: entry.n)
+    largest = {entry.n for entry in improved[:LISTED]}
+    return [entry for entry in listed if entry.n in largest]
 
 
-def _apart(named: Sequence[Entry], width: float, height: float) -> list[Entry]:
+def _apart(named: Sequence[Entry], at: Mapping[int, int], height: float) -> list[Entry]:
     """Those whose numbers would not overprint that of a larger step."""
     chosen: list[Entry] = []
     for entry in sorted(named, key=lambda entry: -(entry.gain or 0)):
         y = entry.val_bpb or 0
         if all(
-            abs(entry.n - other.n) > 0.035 * width or abs(y - (other.val_bpb or 0)) > 0.04 * height
+            abs(at[entry.n] - at[other.n]) > 0.035 * (len(at) - 1)
+            or abs(y - (other.val_bpb or 0)) > 0.04 * height
             for other in chosen
         ):
             chosen.append(entry)

@@ -60,6 +60,8 @@ class Entry:
     agent: str = ""
     expected: str = ""  # the effect that its agent expected
     spent: Spent | None = None
+    of: int | None = None  # the experiment that it carries over to another best
+    workers: int = 1  # that measured side by side then
 
     @property
     def improved(self) -> bool:
@@ -104,8 +106,9 @@ class Summary:
     best: Entry | None
     top: tuple[Entry, ...]  # by gain, the largest first
     per_hour: float | None
-    seconds: float | None  # that all experiments took, the time when nobody ran left out
-    training: float  # of them
+    seconds: float | None  # while experiments ran, those at the same time counted once
+    worked: float | None  # the same of each worker, together
+    training: float  # of `worked`
     phases: Mapping[str, float]  # seconds of each, the median of all experiments that reached it
     spent: Spent | None = None  # in all, where a journal tells
     claims: Claims = NOTHING  # what may be said of the gain
@@ -126,7 +129,7 @@ def phases(one: Experiment) -> dict[str, float]:
 def entries(
     found: Iterable[Experiment | Row], spent: Mapping[int, Spent] | None = None
 ) -> list[Entry]:
-    """Decided experiments in order, each with its gain over the best kept one before it.
+    """Decided experiments in this order, each with its gain over the best kept one before it.
 
     `spent` is what each cost, by number.
     """
@@ -158,11 +161,13 @@ def _with_story(entry: Entry, one: Experiment, spent: Spent | None) -> Entry:
         agent=journal.clean(one.agent),
         expected=journal.clean(one.expected),
         spent=spent,
+        of=one.of,
+        workers=one.workers,
     )
 
 
 def load(folder: Path, tag: str | None = None) -> list[Entry]:
-    """The experiments of a tag (the newest by default), else the rows of a results.tsv.
+    """The experiments of a tag (the newest by default) as decided, else the rows of a results.tsv.
 
     `folder` may be a workspace or any folder with the results.tsv of the original or a fork.
 
@@ -181,7 +186,7 @@ def load(folder: Path, tag: str | None = None) -> list[Entry]:
     tag = pick_tag(workspace, tag)
     if tag is not None:
         records = journal.records(workspace.state_dir(tag))
-        return entries(journal.replay(records), ledger.by_experiment(records))
+        return entries(journal.decided(journal.replay(records)), ledger.by_experiment(records))
     table = workspace.root / "results.tsv"
     return entries(journal.read_results(table)) if table.is_file() else []
 
@@ -244,7 +249,7 @@ def select(
 
 def summarize(listed: Sequence[Entry], claims: Claims = NOTHING) -> Summary:
     """The numbers under the table, always of all experiments."""
-    seconds, timed = _time(listed)
+    seconds, worked, timed = _time(listed)
     scored = [entry for entry in listed if entry.val_bpb is not None]
     kept = [entry for entry in scored if entry.status == "keep"]
     improved = sorted(
@@ -259,6 +264,7 @@ def summarize(listed: Sequence[Entry], claims: Claims = NOTHING) -> Summary:
         top=tuple(improved[:TOP]),
         per_hour=3600 * timed / seconds if seconds else None,
         seconds=seconds or None,
+        worked=worked or None,
         training=sum(entry.phases.get("training", 0.0) for entry in listed),
         phases={
             name: statistics.median(found)
@@ -360,6 +366,7 @@ def _fields(row: Entry) -> dict[str, str | float | None]:
         "description": row.description,
         "expected": row.expected,
         "agent": row.agent,
+        "of": row.of,
         "started": row.started,
         "finished": row.finished,
         "usd": spent.usd if spent.priced else None,
@@ -438,6 +445,8 @@ def show(console: "Console", workspace: "Workspace", name: str, tag: str | None 
         say(f"agent     {journal.clean(one.agent)}")
     if one.expected:
         say(f"expected  {journal.clean(one.expected)}; it became {_change(one, records)}")
+    if one.of is not None:
+        say(f"carries   over experiment {one.of}")
     if one.repairs:
         say(f"mended    {_count(one.repairs, 'time')} after a crash")
     if cost := _cost(ledger.by_experiment(records).get(one.n, Spent())):
@@ -516,30 +525,33 @@ def _diff_style(line: str) -> str:
     return {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
 
 
-def _time(listed: Sequence[Entry]) -> tuple[float, int]:
-    """The seconds of the experiments whose times are known, and how many these are."""
-    seconds, previous = 0.0, None
-    timed = [entry for entry in listed if entry.started and entry.finished]
-    for entry in timed:
-        assert entry.started is not None
-        assert entry.finished is not None
-        begins = entry.started
-        if previous is not None and 0 <= entry.started - previous < IDLE_SECONDS:
-            begins = previous
-        seconds += max(0.0, entry.finished - begins)
-        previous = entry.finished
-    return seconds, len(timed)
+def _time(listed: Sequence[Entry]) -> tuple[float, float, int]:
+    """The seconds while experiments ran, those times the workers, and how many experiments.
+
+    A moment at which several ran counts once, and a pause counts if it was short.
+    """
+    spans = [(e.started, e.finished, e.workers) for e in listed if e.started and e.finished]
+    seconds = worked = 0.0
+    until: float | None = None  # what is counted already
+    for started, finished, workers in sorted(spans):
+        idle = until is None or started - until >= IDLE_SECONDS
+        begins = started if idle or until is None else until
+        seconds += max(0.0, finished - begins)
+        worked += max(0.0, finished - begins) * workers
+        until = max(finished, until or finished)
+    return seconds, worked, len(spans)
 
 
 def _time_lines(summary: Summary) -> list[str]:
     """Where the night went, as one line; none of a results.tsv, which says nothing of it."""
-    if summary.seconds is None or not summary.phases:
+    if summary.seconds is None or summary.worked is None or not summary.phases:
         return []
-    share = min(1.0, summary.training / summary.seconds)
+    share = min(1.0, summary.training / summary.worked)
     others = ", ".join(
         f"{name} {seconds:.1f} s" for name, seconds in summary.phases.items() if name != "training"
     )
-    words = f"time: {_duration(summary.seconds)}, of it training {100 * share:.0f}%"
+    whose = "it" if summary.worked == summary.seconds else "the workers' time"
+    words = f"time: {_duration(summary.seconds)}, of {whose} training {100 * share:.0f}%"
     return [f"{words} ({others} an experiment)" if others else words]
 
 
@@ -566,7 +578,8 @@ def _cost(spent: Spent) -> str:
 
 def _change(one: Experiment, records: Sequence[journal.Record]) -> str:
     """What became of an experiment, against the best before it."""
-    entry = next((e for e in entries(journal.replay(list(records))) if e.n == one.n), None)
+    listed = entries(journal.decided(journal.replay(list(records))))
+    entry = next((e for e in listed if e.n == one.n), None)
     if entry is None or entry.gain is None:
         return one.status or "nothing yet"
     return f"{-entry.gain:+.6f}"

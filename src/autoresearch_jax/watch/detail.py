@@ -67,6 +67,7 @@ def _words(one: Experiment) -> dict[str, Any]:
         "agent": journal.clean(one.agent),
         "reason": journal.clean(one.reason, REASON_LIMIT),
         "note": journal.clean(one.note, REASON_LIMIT),
+        "of": one.of,
         "repairs": one.repairs,
         "val_bpb": None if one.status == "crash" else finite(one.val_bpb),
         "memory_gb": finite(one.memory_gb),

@@ -23,10 +23,12 @@ STATES = {
 }
 AIRY = 20  # lines from which on there is room for blank ones, and for a chart
 CHART_LINES = 10  # at most
-RUNNING_LINES = 4
-BAR = 40  # columns at most
+RUNNING_LINES = 4  # of a single one that runs
+SHARE = 4  # of so many lines several have one
+BAR, SHORT_BAR = 40, 10  # columns at most
 LAST_ROWS = 10  # where nobody says how many fit
 LABEL = 10  # columns before what is said
+NUMBER, PHASE, LOSS = 5, 16, 11  # columns of what runs, one in a line
 
 
 def lines(story: Story, width: int, height: int, now: float) -> list[Text]:
@@ -36,7 +38,7 @@ def lines(story: Story, width: int, height: int, now: float) -> list[Text]:
     airy = height >= AIRY
     blocks = [
         [_head(story, width, now)],
-        _now_lines(story, width, now),
+        _now_lines(story, width, now, _room(story, height)),
         _summary_lines(story.summary),
     ]
     bests = best_so_far(story.entries)
@@ -51,7 +53,7 @@ def lines(story: Story, width: int, height: int, now: float) -> list[Text]:
 
 def plain(story: Story, now: float) -> list[str]:
     """The present state in lines of any length, for a file or a pipe."""
-    running = [line for line in _now_lines(story, 80, now) if line.plain.strip()]
+    running = [line for line in _now_lines(story, 80, now, math.inf) if line.plain.strip()]
     state = STATES[story.state][0]
     head = Text(", ".join(filter(None, (shown(story.title), state))))
     found = [head, *([Text(shown(story.problem))] if story.problem else []), *running]
@@ -75,13 +77,19 @@ def _head(story: Story, width: int, now: float) -> Text:
     return left.append(" " * gap + right, style="not bold dim") if gap > 1 else left
 
 
-def _now_lines(story: Story, width: int, now: float) -> list[Text]:
-    """The experiment that runs, or why none does; always as many lines."""
+def _room(story: Story, height: int) -> int:
+    """Lines for what runs: as many while a loop runs, so that nothing below them moves."""
+    most, share = max(story.workers, len(story.running)), height // SHARE
+    return max(RUNNING_LINES, 2 * most if 2 * most <= share else min(most, share))
+
+
+def _now_lines(story: Story, width: int, now: float, room: float) -> list[Text]:
+    """What runs, or why nothing does; as many lines as there is room for, if that has an end."""
     found = []
-    if story.running is not None:
-        found = _running_lines(story.running, story.state == "interrupted", width, now)
+    if story.running:
+        found = _running_lines(story, width, now, room)
     elif story.state == "thinking":
-        n = story.entries[-1].n + 1 if story.entries else 0
+        n = max((entry.n for entry in story.entries), default=-1) + 1
         found = [Text(f"experiment {n}", style="bold"), Text("  is being thought about")]
     elif story.state == "idle":
         words = "goes on" if story.entries else "starts"
@@ -89,22 +97,26 @@ def _now_lines(story: Story, width: int, now: float) -> list[Text]:
         found = [Text(typed(f"{said}What {words}: autoresearch-jax loop"))]
     elif not story.entries:
         found = [Text("No experiment is recorded here yet.")]
-    return [*found, *(Text() for _ in range(RUNNING_LINES - len(found)))]
+    blank = 0 if room == math.inf else int(room) - len(found)
+    return [*found, *(Text() for _ in range(blank))]
 
 
-def _running_lines(running: Running, interrupted: bool, width: int, now: float) -> list[Text]:
+def _running_lines(story: Story, width: int, now: float, room: float) -> list[Text]:
+    """What runs, as fully as there is room for."""
+    found, interrupted = story.running, story.state == "interrupted"
+    if len(found) == 1:
+        return _alone(found[0], interrupted, width, now)
+    if 2 * len(found) <= room:
+        return [line for one in found for line in (_named(one), _measure(one, interrupted, width))]
+    fits = len(found) if len(found) <= room else int(room) - 1
+    lines = [_in_a_line(one, interrupted) for one in found[:fits]]
+    more = len(found) - fits
+    return [*lines, *([Text(f"{'':>{NUMBER}}  and {more} more", style="dim")] if more else [])]
+
+
+def _alone(running: Running, interrupted: bool, width: int, now: float) -> list[Text]:
+    """The only one that runs."""
     progress = running.progress
-    percent = 100.0 if running.phase == "scoring" else progress.percent or 0.0
-    percent = min(100.0, max(0.0, percent)) if math.isfinite(percent) else 0.0
-    size = max(0, min(BAR, width - LABEL - 24))
-    done = round(size * percent / 100)
-    bar = Text("  ").append("━" * done, style="green").append("─" * (size - done), style="dim")
-    phase = "interrupted" if interrupted else running.phase
-    bar.append(f"  {phase}", style="yellow" if interrupted else "")
-    if running.phase == "training":
-        bar.append(f" {percent:.0f}%")
-        if progress.left_s is not None and not interrupted:
-            bar.append(f", {progress.left_s:.0f} s left")
     known = [
         ("step {:,d}", progress.step),
         ("loss {:.4f}", progress.loss),
@@ -114,18 +126,75 @@ def _running_lines(running: Running, interrupted: bool, width: int, now: float) 
     ]
     about = [
         f"by {running.agent}" if running.agent else "",
+        "" if running.of is None else f"carries over experiment {running.of}",
         "" if running.base is None else f"on experiment {running.base}",
         f"expects {running.expected}" if running.expected else "",
         f"begun {_duration(now - running.started)} ago",
     ]
+    size = max(0, min(BAR, width - LABEL - 24))
     return [
-        Text(f"experiment {running.n}", style="bold")
-        .append("  ")
-        .append(shown(running.description), style="not bold"),
-        bar,
-        Text("  " + "  ".join(form.format(value) for form, value in known if value is not None)),
+        _named(running),
+        Text("  ").append(_bar(running, size)).append("  ").append(_phase(running, interrupted)),
+        Text("  " + _numbers(known)),
         Text("  " + shown(", ".join(filter(None, about))), style="dim"),
     ]
+
+
+def _named(running: Running) -> Text:
+    words = shown(running.description)
+    return Text(f"experiment {running.n}", style="bold").append(f"  {words}", style="not bold")
+
+
+def _measure(running: Running, interrupted: bool, width: int) -> Text:
+    """How far one of several is."""
+    progress = running.progress
+    speed = f"{progress.tokens_per_s:,.0f} tok/s" if progress.tokens_per_s is not None else ""
+    last = speed if running.of is None else f"carries over experiment {running.of}"
+    line = Text("  ").append(_bar(running, min(SHORT_BAR, width))).append("  ")
+    line.append(_phase(running, interrupted))
+    for words in filter(None, (_numbers([("loss {:.4f}", progress.loss)]), last)):
+        line.append(f"  {words}")
+    return line
+
+
+def _in_a_line(running: Running, interrupted: bool) -> Text:
+    """One of many, in columns."""
+    loss = _numbers([("loss {:.4f}", running.progress.loss)])
+    phase = _phase(running, interrupted, left=False)
+    line = Text(f"{running.n:>{NUMBER}}  ", style="bold")
+    line.append(_bar(running, SHORT_BAR)).append("  ")
+    line.append(phase).append(" " * (PHASE - phase.cell_len))
+    line.append(f"  {_fitted(loss, LOSS)}  ", style="not bold")
+    return line.append(shown(running.description), style="not bold")
+
+
+def _percent(running: Running) -> float:
+    """Of the budget."""
+    percent = running.progress.percent or 0.0
+    if running.phase in ("scoring", "measured"):
+        percent = 100.0
+    return min(100.0, max(0.0, percent)) if math.isfinite(percent) else 0.0
+
+
+def _bar(running: Running, size: int) -> Text:
+    done = round(size * _percent(running) / 100)
+    bar = Text("━" * done, style="not bold green")
+    return bar.append("─" * (size - done), style="not bold dim")
+
+
+def _phase(running: Running, interrupted: bool, left: bool = True) -> Text:
+    """What happens to it, in words; with what is `left` of the budget."""
+    phase = "interrupted" if interrupted else running.phase
+    words = Text(phase, style="not bold yellow" if interrupted else "not bold")
+    if running.phase == "training":
+        words.append(f" {_percent(running):.0f}%")
+        if left and running.progress.left_s is not None and not interrupted:
+            words.append(f", {running.progress.left_s:.0f} s left")
+    return words
+
+
+def _numbers(known: Sequence[tuple[str, float | None]]) -> str:
+    return "  ".join(form.format(value) for form, value in known if value is not None)
 
 
 def _summary_lines(summary: Summary) -> list[Text]:

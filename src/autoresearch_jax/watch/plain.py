@@ -8,7 +8,7 @@ from typing import Any
 from autoresearch_jax import journal
 from autoresearch_jax.ledger import Spent
 from autoresearch_jax.report import AGENT_SHOWN, EXPECTED_SHOWN, Entry
-from autoresearch_jax.watch.story import Running, Story
+from autoresearch_jax.watch.story import Story
 
 PLACES = 6  # digits of a score after the point
 
@@ -22,7 +22,7 @@ def of(story: Story, start: int = 0) -> dict[str, Any]:
         "from": start,
         "points": [point(entry) for entry in story.entries[start:]],
         "summary": _summary(story),
-        "running": _running(story.running),
+        "running": [dataclasses.asdict(one) for one in story.running],
         "state": story.state,
         "noise_sd": finite(story.noise_sd),
         "problem": story.problem,
@@ -33,6 +33,7 @@ def point(entry: Entry) -> dict[str, Any]:
     """What the chart and the table show of an experiment; what is not known is left out."""
     known = {
         "n": entry.n,
+        "of": entry.of,
         "commit": journal.clean(entry.commit[:7]),
         "bpb": finite(entry.val_bpb, PLACES),
         "gain": finite(entry.gain, PLACES),
@@ -64,10 +65,6 @@ def _summary(story: Story) -> dict[str, Any]:
         "unpriced": spent.unpriced,
         "claim": summary.claims.words,
     }
-
-
-def _running(running: Running | None) -> dict[str, Any] | None:
-    return None if running is None else dataclasses.asdict(running)
 
 
 def finite(value: float | None, places: int | None = None) -> float | None:

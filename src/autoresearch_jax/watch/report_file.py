@@ -28,7 +28,7 @@ def write(reader: Reader, folder: Path, *, png: bool = False, prompts: bool = Fa
     `prompts`: with what agents were told. Raises UserError where there is nothing to tell yet, or
     the folder cannot be written.
     """
-    told = dataclasses.replace(reader.look(), running=None, state="idle")
+    told = dataclasses.replace(reader.look(), running=(), state="idle")
     if told.problem:
         raise UserError(told.problem)
     if not told.entries:

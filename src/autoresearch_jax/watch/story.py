@@ -6,10 +6,9 @@ Nothing here takes a lock, writes, or starts a git that might.
 """
 
 import dataclasses
-import itertools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,14 +25,15 @@ from autoresearch_jax.workspace import Workspace
 
 @dataclass(frozen=True)
 class Running:
-    """The experiment that is not decided yet."""
+    """An experiment that is not decided yet."""
 
     n: int
     description: str
     expected: str  # the effect that its agent expects
     agent: str
     base: int | None  # the experiment that it was proposed against; None for a baseline
-    phase: str  # "starting" | "training" | "scoring"
+    of: int | None  # the experiment that it carries over to another best
+    phase: str  # "starting" | "training" | "scoring" | "measured", where its decision waits
     started: float  # unix time
     progress: Progress
 
@@ -43,9 +43,10 @@ class Story:
     """What happened under a tag, at one moment."""
 
     title: str  # such as "autoresearch/nov25", or the name of a results.tsv
-    entries: Sequence[Entry]  # decided, oldest first; it only grows within a generation
+    entries: Sequence[Entry]  # in the order of their decisions; only grows within a generation
     summary: Summary
-    running: Running | None = None
+    running: tuple[Running, ...] = ()  # by their numbers
+    workers: int = 1  # of the last loop: so many may run at a time
     # "running"; "thinking": a loop runs, and nothing is undecided; "interrupted": something is
     # undecided, and no loop runs; "idle"; "table": a results.tsv, which does not say
     state: str = "idle"
@@ -152,11 +153,12 @@ class JournalReader:
         self._entries: list[Entry] = []
         self._best: list[Experiment] = []  # what gains are counted from; one at most
         self._spent: dict[int, Spent] = {}
+        self._asks: dict[int, int] = {}  # which experiment each answer was thought to be for
         self._summary = report.summarize([])
         self._noise_sd: float | None = None
         self._session: Record | None = None  # the last one
         self._numbers: dict[str, int] = {}  # of the experiments, by commit
-        self._log: tuple[object, Progress] = (None, Progress())  # and of what it is
+        self._logs: dict[int, tuple[object, Progress]] = {}  # of what runs, and of what file
 
     def look(self) -> Story:
         """What is known by now."""
@@ -172,7 +174,8 @@ class JournalReader:
                 entries=self._entries,
                 summary=self._summary,
                 running=running,
-                state=self._state(running),
+                workers=(self._session or {}).get("workers") or 1,
+                state=self._state(bool(running)),
                 noise_sd=self._noise_sd,
                 generation=self._generation,
                 problem=problem,
@@ -187,7 +190,7 @@ class JournalReader:
     def entry(self, n: int) -> Entry | None:
         """One that is decided."""
         with self._one:
-            return self._entries[n] if 0 <= n < len(self._entries) else None
+            return next((one for one in self._entries if one.n == n), None)
 
     def number(self, commit: str) -> int | None:
         """The number of the experiment that a commit belongs to."""
@@ -243,15 +246,14 @@ class JournalReader:
                 self._session = record
             if record["step"] in ("proposed", "repaired"):
                 self._numbers[record["commit"]] = record["n"]
-        for n, part in ledger.by_experiment(added).items():
-            self._spent[n] = ledger.total([self._spent.get(n, Spent()), part])
+        self._add_spent(added)
         self._history = self._replay.up_to(self._journal.records)
-        decided = len(self._entries)
-        fresh = list(itertools.takewhile(lambda one: one.status, self._history[decided:]))
+        fresh = journal.decided(self._history)[len(self._entries) :]
         if fresh:
             # The best so far goes before them, so that their gains are counted from it.
             listed = report.entries([*self._best, *fresh], self._spent)[len(self._best) :]
-            self._entries = [*self._entries, *listed]  # a Story that was handed out keeps its own
+            # A Story that was handed out keeps its own.
+            self._entries = [*(_priced(one, self._spent) for one in self._entries), *listed]
             self._best = _best([*self._best, *fresh])
         if fresh or any(record["step"] in ("repeated", "audited") for record in added):
             noise = evidence.noise(self._history)
@@ -259,38 +261,67 @@ class JournalReader:
             claims = evidence.claims(self._history, self._journal.records)
             self._summary = report.summarize(self._entries, claims)
 
-    def _running(self) -> Running | None:
-        one = next((e for e in self._history[len(self._entries) :] if e.status is None), None)
-        if one is None:
-            return None
-        progress = self._progress(self.run_dir(one.n) / "run.log", one)
+    def _add_spent(self, added: list[Record]) -> None:
+        """Which experiment an answer is for shows only when it is used; mostly as was thought."""
+        assert self._journal is not None
+        moved = False
+        for record in added:
+            ask, n = record.get("ask"), record.get("n", -1)
+            if ask is not None and record["step"] == "asked":
+                self._asks[ask] = n
+            if ask is not None and record["step"] == "proposed":
+                moved |= self._asks.get(ask, n) != n
+        if moved:
+            self._spent = ledger.by_experiment(self._journal.records)
+            return
+        for n, part in ledger.by_experiment(added).items():
+            self._spent[n] = ledger.total([self._spent.get(n, Spent()), part])
+
+    def _running(self) -> tuple[Running, ...]:
+        found = [one for one in self._history if one.status is None]
+        self._logs = {one.n: self._log(one) for one in found}
+        return tuple(self._running_one(one) for one in found)
+
+    def _running_one(self, one: Experiment) -> Running:
+        progress = self._logs[one.n][1]
         phase = "training" if progress.step is not None else "starting"
+        if one.outcome is not None:
+            phase = "scoring" if one.outcome == "ok" and one.scored is None else "measured"
         return Running(
             n=one.n,
             description=journal.clean(one.description),
             expected=journal.clean(one.expected, 40),
             agent=journal.clean(one.agent, 30),
             base=self._numbers.get(one.base),
-            phase="scoring" if one.outcome == "ok" else phase,
+            of=one.of,
+            phase=phase,
             started=one.started,
             progress=progress,
         )
 
-    def _progress(self, log: Path, one: Experiment) -> Progress:
-        """What its log says, read again only if it has changed."""
+    def _log(self, one: Experiment) -> tuple[object, Progress]:
+        """What its log says, read again only if it has changed; and what tells that."""
+        log = self.run_dir(one.n) / "run.log"
         try:
             found = log.lstat()
         except OSError:
-            return Progress()
-        stamp = (one.n, one.repairs, found.st_ino, found.st_size, found.st_mtime_ns)
-        if self._log[0] != stamp:
-            self._log = (stamp, logs.progress(logs.both_ends(log)))
-        return self._log[1]
+            return None, Progress()
+        stamp = (one.repairs, found.st_ino, found.st_size, found.st_mtime_ns)
+        known = self._logs.get(one.n)
+        if known is not None and known[0] == stamp:
+            return known
+        return stamp, logs.progress(logs.both_ends(log))
 
-    def _state(self, running: Running | None) -> str:
+    def _state(self, running: bool) -> str:
         if self._session is not None and _lives(self._session):
             return "running" if running else "thinking"
         return "interrupted" if running else "idle"
+
+
+def _priced(entry: Entry, spent: Mapping[int, Spent]) -> Entry:
+    """The entry with what it cost."""
+    cost = spent.get(entry.n)
+    return entry if entry.spent == cost else dataclasses.replace(entry, spent=cost)
 
 
 def _best(found: Sequence[Experiment]) -> list[Experiment]:

@@ -2,12 +2,14 @@
 // Charts in SVG. Every text goes in as text, never as markup.
 
 const SVG = "http://www.w3.org/2000/svg";
-const MARKS = {  // as paths around (0, 0): the shapes tell as much as the colours; the last lie on top
-  discard: "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0",
-  beyond: "M0-3.4L3.6 3H-3.6Z",
-  crash: "M-3.4-3.4L3.4 3.4M-3.4 3.4L3.4-3.4",
-  keep: "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0",
+const MARKS = {  // as paths around a point: the shapes tell as much as the colours; the last lie on top
+  discard: "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0",
+  beyond: "m0-3.4l3.6 6.4h-7.2z",
+  crash: "m-3.4-3.4l6.8 6.8m-6.8 0l6.8-6.8",
+  keep: "m-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0",
 };
+const IN_A_PATH = 100;  // marks
+const SPARK = [240, 58];  // pixels, as page.css has it
 const NEAR = 30;  // pixels from a mark that still mean it
 const NUMBERED = 14;  // kept experiments with their number under them, at most
 
@@ -22,26 +24,31 @@ function draw(name, attributes = {}, ...children) {
 /** A mark by itself, for a legend. */
 function sample(kind) {
   return draw("svg", {viewBox: "-6 -6 12 12", "aria-hidden": "true"},
-    draw("path", {class: kind, d: MARKS[kind]}));
+    draw("path", {class: kind, d: `M0 0${MARKS[kind]}`}));
 }
 
-/** Many marks of a kind as one element: a line that nobody sees, with a mark at each of its bends. */
+/** The marks of a kind: a few paths of many marks, so that a new one draws few others anew. */
 class Layer {
   constructor(kind, size) {
-    const mark = draw("path", {class: kind, d: MARKS[kind], transform: `scale(${size})`});
-    const marker = draw("marker", {id: `mark-${kind}`, markerUnits: "userSpaceOnUse", markerWidth: 1, markerHeight: 1, overflow: "visible"}, mark);
-    this.line = draw("path", {class: `marks ${kind}-marks`, fill: "none", "marker-mid": `url(#mark-${kind})`});
-    this.element = draw("g", {}, marker, this.line);
-    this.bends = [];
+    this.kind = kind;
+    this.size = size;
+    this.element = draw("g", {transform: `scale(${size})`});
+    this.marks = [];  // of the last path, or yet to be drawn
   }
 
   add(x, y) {
-    this.bends.push(`L${x.toFixed(1)} ${y.toFixed(1)}`);
+    this.marks.push(`M${(x / this.size).toFixed(1)} ${(y / this.size).toFixed(1)}${MARKS[this.kind]}`);
   }
 
-  /** Shows what was added. The ends of the line are no bends. */
+  /** Shows what was added. */
   draw() {
-    if (this.bends.length) this.line.setAttribute("d", `M0 0${this.bends.join("")}L0 0`);
+    while (this.marks.length) {
+      this.path ??= this.element.appendChild(draw("path", {class: `marks ${this.kind}`}));
+      this.path.setAttribute("d", this.marks.slice(0, IN_A_PATH).join(""));
+      if (this.marks.length < IN_A_PATH) break;
+      this.marks.splice(0, IN_A_PATH);
+      this.path = null;
+    }
   }
 }
 
@@ -69,7 +76,7 @@ class Staircase {
     this.points = [];
     this.by = "n";
     this.noise = null;
-    this.pending = null;
+    this.running = 0;  // so many: they stand at the right of what is decided
     this.chosen = null;
     this.marks = [];
     this.tip = document.createElement("div");
@@ -93,12 +100,14 @@ class Staircase {
     this.svg = draw("svg", {"aria-hidden": "true"});
     this.under = draw("g");
     this.layers = Object.fromEntries(Object.keys(MARKS).map((kind) => [kind, new Layer(kind, this.size)]));
+    this.pending = draw("path", {class: "pending"});
     this.over = draw("g");
     this.drawAxes();
-    this.svg.append(this.under, ...Object.values(this.layers).map((layer) => layer.element), this.over);
+    this.svg.append(this.under, ...Object.values(this.layers).map((layer) => layer.element), this.pending, this.over);
     this.marks = [];
     this.drawMarks(this.points);
     this.drawStairs();
+    this.drawPending();
     this.place.replaceChildren(this.svg, this.tip);
   }
 
@@ -109,7 +118,8 @@ class Staircase {
       return;
     }
     this.drawMarks(points);
-    this.drawStairs();
+    if (points.some(({status}) => status === "keep")) this.drawStairs();
+    this.drawPending();
   }
 
   fits(point) {
@@ -126,7 +136,7 @@ class Staircase {
 
   /** Where a point stands on the horizontal axis, or null. */
   value(point) {
-    if (this.by === "n") return point.n;
+    if (this.by === "n") return point.place;
     return point.at === undefined ? null : (point.at - this.first) / 3600;
   }
 
@@ -136,7 +146,7 @@ class Staircase {
     const values = this.points.map((point) => this.value(point)).filter((value) => value !== null);
     const last = values.length ? values[values.length - 1] : 1;
     // Room to the right, so that not every experiment moves all others.
-    const room = this.by === "n" ? Math.max(1, Math.ceil(last * 0.04)) : last * 0.04 || 0.01;
+    const room = this.by === "n" ? Math.max(1, this.running, Math.ceil(last * 0.04)) : last * 0.04 || 0.01;
     this.left = this.by === "n" ? -0.5 : 0;
     this.right = last + room;
     [this.low, this.high] = limits(this.points);
@@ -168,7 +178,7 @@ class Staircase {
     for (const value of columns.at) {
       this.under.append(draw("text", {x: this.x(value), y: bottom + 17, "text-anchor": "middle"}, value.toFixed(unit)));
     }
-    const words = this.by === "n" ? "experiment" : "hours since the first result";
+    const words = this.by === "n" ? "experiments decided" : "hours since the first result";
     this.under.append(draw("text", {x: (left + right) / 2, y: bottom + 32, "text-anchor": "middle"}, words));
   }
 
@@ -188,7 +198,7 @@ class Staircase {
     this.marks.push({x, y, point});
   }
 
-  /** The staircase, the noise around it, numbers, what is running, and the chosen one. */
+  /** The staircase, the noise around it, numbers, and the chosen one. */
   drawStairs() {
     this.over.replaceChildren();
     this.band?.remove();
@@ -208,7 +218,6 @@ class Staircase {
     for (const {x, point} of this.numbered()) {
       this.over.append(draw("text", {class: "number", x, y: this.y(point.bpb) + 20}, String(point.n)));
     }
-    this.drawPending();
     this.drawChosen();
   }
 
@@ -231,9 +240,9 @@ class Staircase {
   }
 
   drawPending() {
-    if (this.pending === null || this.by !== "n" || this.pending > this.right) return;
-    const x = this.x(this.pending);
-    this.over.append(draw("line", {class: "pending", x1: x, x2: x, y1: this.inner.top, y2: this.inner.bottom}));
+    const {top, bottom} = this.inner, count = this.by === "n" ? this.running : 0;
+    const places = Array.from({length: count}, (_, i) => this.points.length + i).filter((one) => one <= this.right);
+    this.pending.setAttribute("d", places.map((one) => `M${this.x(one).toFixed(1)} ${top}V${bottom}`).join(""));
   }
 
   drawChosen() {
@@ -301,8 +310,9 @@ function limits(points) {
 }
 
 /** Training loss over the budget: one's own beside that of the experiment it was proposed against. */
-function drawLoss(place, own, other, names, small = false) {
-  const width = place.clientWidth, height = place.clientHeight;
+function drawLoss(place, own, other, names) {
+  const small = !names;  // then its size is known, and nothing is laid out to learn it
+  const [width, height] = small ? SPARK : [place.clientWidth, place.clientHeight];
   if (!width || !own.length) { place.replaceChildren(); return; }
   const inner = small ? {left: 0, right: width - 4, top: 4, bottom: height - 4}
     : {left: 44, right: width - 8, top: 8, bottom: height - 30};

@@ -32,12 +32,18 @@ function terms(place, pairs) {
     make("div", className, make("dt", "", name), make("dd", "", ...[value].flat()))));
 }
 
+/** A link to an experiment, or null. */
+function numberLink(n, words = "experiment ") {
+  if (!known(n)) return null;
+  const link = make("a", "", `${words}${n}`);
+  link.href = `#${n}`;
+  return link;
+}
+
 // ----------------------------------------------------------------------------- one experiment
 
 function showDetail(found) {
   const kind = found.status === "crash" || (found.status && !known(found.val_bpb)) ? "crash" : found.status === "keep" ? "keep" : "discard";
-  const base = known(found.base) ? make("a", "", `experiment ${found.base}`) : null;
-  if (base) base.href = `#${found.base}`;
   const title = make("h2", "", sample(kind), ` ${found.n} `, make("span", "status", WORDS[found.status] || found.status || "undecided"));
   const effect = make("dl", "effect");
   terms(effect, [
@@ -46,7 +52,8 @@ function showDetail(found) {
     [found.expected ? "became" : "change", change(found.gain), found.gain > 0 ? "better" : ""],
     ["memory", known(found.memory_gb) ? `${found.memory_gb.toFixed(2)} GiB` : ""],
     ["cost", cost(found.spent)],
-    ["against", base],
+    ["against", numberLink(found.base)],
+    ["carries over", numberLink(found.of)],
   ]);
   const parts = [title, make("p", "words", found.description || "")];
   if (found.reason) parts.push(make("p", "reason", found.reason));

@@ -10,27 +10,39 @@ const STATES = {
 
 const LEGEND = {keep: "kept", discard: "discarded", beyond: "worse than shown", crash: "crashed"};
 
-const story = {points: [], summary: {}, running: null, state: "idle"};
+const story = {points: [], summary: {}, running: [], state: "idle"};
+let numbered = new Map();  // the points by the numbers of their experiments
+const cards = new Map();  // of what runs, by number
 const details = new Map();
 const view = {chosen: null, follows: true, show: "", words: "", rows: ROWS, open: {loss: true, diff: true}};
 const chart = new Staircase($("chart"), (point) => choose(point.n));
 
 // ----------------------------------------------------------------------------------- events
 
-/** Takes in what is new: points from number `from` on, and everything else as it is now. */
+/** Takes in what is new: points from place `from` on, as they were decided, and all else as it is. */
 function take(told) {
   const whole = told.from === 0 || told.from !== story.points.length;
   const turned = story.title !== undefined && told.title !== story.title;
   story.points.length = Math.min(story.points.length, told.from);
-  story.points.push(...told.points);
+  if (whole) numbered = new Map();
+  for (const point of told.points) {
+    point.place = story.points.push(point) - 1;
+    numbered.set(point.n, point);
+  }
   Object.assign(story, {...told, points: story.points});
   chart.points = story.points;
-  const noise = told.noise_sd, pending = told.running ? told.running.n : null;
-  const moved = noise !== chart.noise || pending !== chart.pending;
-  if (noise !== chart.noise || !$("legend").childElementCount) showLegend(noise);
-  Object.assign(chart, {noise, pending});
-  if (whole) { details.clear(); chart.layout(); } else if (told.points.length) chart.add(told.points);
-  else if (moved && chart.svg) chart.drawStairs();
+  const noise = told.noise_sd, noisy = noise !== chart.noise, running = told.running.length;
+  const began = running !== chart.running;
+  if (noisy || !$("legend").childElementCount) showLegend(noise);
+  Object.assign(chart, {noise, running});
+  if (whole) {
+    details.clear();
+    cards.clear();
+    $("running").replaceChildren();
+    chart.layout();
+  } else if (told.points.length) chart.add(told.points);
+  if (noisy && chart.svg) chart.drawStairs();
+  if (began && chart.svg) chart.drawPending();
   showHead();
   showRunning();
   if (whole) showRows(); else addRows(told.points);
@@ -56,7 +68,7 @@ function follow(told, whole) {
     show(view.chosen);
     return;
   }
-  const best = told.summary.best_n ?? (story.points.length ? story.points.length - 1 : null);
+  const best = told.summary.best_n ?? story.points.at(-1)?.n ?? null;
   if (best !== null && (whole || best !== view.chosen)) show(best);
 }
 
@@ -106,27 +118,49 @@ function showHead() {
   ]);
 }
 
+/** A card for each that runs; those of which nothing is new stay as they are. */
 function showRunning() {
-  const {running} = story;
-  $("running").hidden = !running;
-  if (!running) return;
-  const {progress} = running;
-  $("run-name").textContent = `${running.n} ${running.phase}`;
-  $("run-text").textContent = running.description;
-  $("run-done").style.width = `${running.phase === "scoring" ? 100 : progress.percent || 0}%`;
-  terms($("run-facts"), [
-    ["step", known(progress.step) ? count(progress.step) : ""],
+  const {running} = story, place = $("running");
+  place.hidden = !running.length;
+  place.classList.toggle("several", running.length > 1);
+  for (const [n, card] of cards) {
+    if (running.some((one) => one.n === n)) continue;
+    card.remove();
+    cards.delete(n);
+  }
+  for (const one of running) {
+    if (!cards.has(one.n)) cards.set(one.n, place.appendChild(make("article", "run")));
+    fill(cards.get(one.n), one);
+  }
+}
+
+function fill(card, running) {
+  const {progress} = running, base = details.get(running.base)?.curve || [];
+  const now = JSON.stringify([running, base.length]);
+  if (card.now === now) return;
+  card.now = now;
+  if (!card.childElementCount) {
+    card.parts = {name: make("b"), text: make("span"), done: make("div"), facts: make("dl", "facts"), curve: make("figure", "spark")};
+    const {name, text, done, facts, curve} = card.parts;
+    card.append(make("div", "what", make("p", "now", name, " ", text), make("div", "track", done), facts), curve);
+    if (known(running.base)) detail(running.base).then(() => { if (card.isConnected) showRunning(); }, () => {});
+  }
+  const {name, text, done, facts, curve} = card.parts;
+  name.textContent = `${running.n} ${running.phase}`;
+  text.textContent = running.description;
+  done.style.width = `${["scoring", "measured"].includes(running.phase) ? 100 : progress.percent || 0}%`;
+  terms(facts, [
+    ["step", known(progress.step) ? count(progress.step) : "", "more"],
     ["loss", known(progress.loss) ? progress.loss.toFixed(4) : ""],
-    ["tok/s", known(progress.tokens_per_s) ? count(progress.tokens_per_s) : ""],
-    ["MFU", known(progress.mfu) ? `${progress.mfu.toFixed(1)}%` : ""],
-    ["memory", known(progress.memory_gb) ? `${progress.memory_gb.toFixed(2)} GiB` : ""],
+    ["tok/s", known(progress.tokens_per_s) ? count(progress.tokens_per_s) : "", "speed"],
+    ["MFU", known(progress.mfu) ? `${progress.mfu.toFixed(1)}%` : "", "more"],
+    ["memory", known(progress.memory_gb) ? `${progress.memory_gb.toFixed(2)} GiB` : "", "more"],
     ["left", known(progress.left_s) && running.phase === "training" ? duration(progress.left_s) : ""],
-    ["expected", minus(running.expected)],
-    ["by", running.agent],
+    ["expected", minus(running.expected), "more"],
+    ["carries over", numberLink(running.of, "")],
+    ["by", running.agent, "more"],
   ]);
-  const sketch = (base) => { if (story.running === running) drawLoss($("run-curve"), progress.curve, base, [], true); };
-  sketch([]);
-  if (known(running.base)) detail(running.base).then((found) => sketch(found?.curve || []));
+  drawLoss(curve, progress.curve, base);
 }
 
 // ------------------------------------------------------------------------------------ table
@@ -209,35 +243,35 @@ async function show(n) {
   let found = null;
   try { found = await detail(n); } catch { /* the server is away: what is known is shown */ }
   if (view.chosen !== n) return;
-  const point = story.points[n];
+  const point = numbered.get(n);
   if (!found && point) found = {n, status: point.status, description: point.text, val_bpb: point.bpb, gain: point.gain, memory_gb: point.memory};
   if (found) showDetail(found);
 }
 
 function tellChart(n) {
-  const point = story.points[n], place = $("chart");
+  const point = numbered.get(n), place = $("chart");
   place.setAttribute("aria-valuemin", "0");
   place.setAttribute("aria-valuemax", String(Math.max(0, story.points.length - 1)));
-  place.setAttribute("aria-valuenow", String(n));
+  place.setAttribute("aria-valuenow", String(point?.place ?? story.points.length));
   if (point) place.setAttribute("aria-valuetext", `Experiment ${n}, ${point.status}${known(point.bpb) ? `, ${point.bpb}` : ""}: ${point.text}`);
 }
 
 // --------------------------------------------------------------------------------- the person
 
-/** One step through the experiments, or through those that were kept. */
+/** One step from a place through the experiments, or through those that were kept: a number. */
 function step(from, by, kept) {
-  for (let n = from + by; n >= 0 && n < story.points.length; n += by) {
-    if (!kept || story.points[n].status === "keep") return n;
+  for (let at = from + by; at >= 0 && at < story.points.length; at += by) {
+    if (!kept || story.points[at].status === "keep") return story.points[at].n;
   }
   return null;
 }
 
 $("chart").addEventListener("keydown", (event) => {
-  const last = story.points.length - 1, from = view.chosen ?? last;
+  const last = story.points.length - 1, from = numbered.get(view.chosen)?.place ?? last;
   const moves = {
     ArrowLeft: () => step(from, -1, event.shiftKey), ArrowRight: () => step(from, 1, event.shiftKey),
     ArrowDown: () => step(from, -1, true), ArrowUp: () => step(from, 1, true),
-    Home: () => 0, End: () => last, Enter: () => { $("detail").focus(); return null; },
+    Home: () => story.points[0].n, End: () => story.points[last].n, Enter: () => { $("detail").focus(); return null; },
   };
   if (!moves[event.key] || last < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();
