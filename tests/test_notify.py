@@ -6,12 +6,16 @@ import json
 import socketserver
 import threading
 import time
+import types
 
 import pytest
 from click.testing import CliRunner
 
 from autoresearch_jax import cli, loop, notify, settings
+from autoresearch_jax.agents import AgentError
 from autoresearch_jax.errors import UserError
+from autoresearch_jax.journal import Experiment
+from autoresearch_jax.ledger import Plan
 from autoresearch_jax.workspace import Workspace
 from tests import harness
 from tests.harness import Notes, Scripted, run_loop, train_py
@@ -97,6 +101,68 @@ def test_a_loop_that_cannot_go_on_says_so(workspace):
         run_loop(workspace, Scripted(), 1, tag="t", notify=address)
     (text,) = [body["text"] for _, _, body in got]
     assert text.startswith("autoresearch/t: the loop has stopped: The baseline")
+
+
+def test_several_at_a_time_are_told_in_the_order_of_their_decisions(tmp_path):
+    def experiment(n, place, status, val_bpb):
+        return Experiment(
+            n, "c" * 40, "", f"idea {n}", "", status, val_bpb, reason="boom", place=place
+        )
+
+    session = types.SimpleNamespace(tag="t", view=Notes(), history=[
+        experiment(0, 0, "keep", 1.0), experiment(1, None, None, None),
+    ])  # fmt: skip
+    with server() as (address, got):
+        teller = notify.Teller(session, Plan(notify=address))
+        session.history = [
+            experiment(0, 0, "keep", 1.0), experiment(1, 2, "crash", None),
+            experiment(2, 1, "keep", 0.9), experiment(3, 3, "crash", None),
+            experiment(4, None, None, None), experiment(5, 4, "crash", None),
+        ]  # fmt: skip
+        teller.decided()
+        session.history[4] = experiment(4, 5, "keep", 0.8)
+        teller.decided()
+        teller.decided()
+        teller.close()
+    words = [body["text"].split(": ", 1)[1].split(",")[0] for _, _, body in got]
+    assert words == [
+        "experiment 2 is the best so far",
+        "3 experiments in a row crashed",
+        "experiment 4 is the best so far",
+    ]
+
+
+def limited(seconds):
+    """An answer that there is none for so many seconds."""
+
+    def answer(context):
+        raise AgentError("the quota is used up.", "limit", again=time.time() + seconds)
+
+    return answer
+
+
+def test_a_wait_for_an_agent_is_told_once_however_often_it_is_asked(workspace):
+    agent = Scripted(limited(0), limited(0), train_py(0.95), limited(0), train_py(0.9))
+    with server() as (address, got):
+        run_loop(workspace, agent, 2, tag="t", notify=address, notify_on=("paused",))
+    texts = [body["text"] for _, _, body in got]
+    assert len(texts) == 2
+    for text in texts:
+        begins = "autoresearch/t: no proposal (the quota is used up): scripted is asked again at "
+        assert text.startswith(begins)
+        assert text.endswith("; the loop waits")
+
+
+def test_that_tpe_stands_in_for_an_agent_is_told(workspace, tmp_path):
+    root = harness.make_repository(tmp_path / "other", train_py(1.0, "FIRST = 0.1"))
+    told = tmp_path / "told"
+    command = f'echo "$AUTORESEARCH_EVENT $(cat)" >>{told}'
+    agent = Scripted(limited(3600))
+    run_loop(Workspace.open(root), agent, 2, tag="t", fallback=True, notify=command)
+    first, *others = told.read_text().splitlines()
+    assert first.startswith("paused autoresearch/t: no proposal (the quota is used up): scripted")
+    assert first.endswith("; tpe proposes meanwhile")
+    assert not any(line.startswith("paused") for line in others)
 
 
 def test_a_command_gets_the_text_and_runs_nothing_of_it(workspace, tmp_path, monkeypatch):

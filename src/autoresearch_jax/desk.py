@@ -23,7 +23,7 @@ import itertools
 import stat
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -61,6 +61,7 @@ class Line:
     pauses: int = 0  # in a row
     until: float = 0.0  # unix time
     kind: str = ""  # of the trouble that it is not asked for
+    told: str = ""  # what the person was told that happens meanwhile
 
     def failed(self, error: AgentError) -> bool:
         """Notes a failure; returns whether the agent is not to be asked until `until`."""
@@ -77,16 +78,26 @@ class Line:
         return True
 
     def answered(self) -> None:
-        self.failures, self.pauses, self.until, self.kind = 0, 0, 0.0, ""
+        self.failures, self.pauses, self.until, self.kind, self.told = 0, 0, 0.0, "", ""
 
 
 class Desk:
     """Asks for the experiments of one loop."""
 
-    def __init__(self, session: Session, agent: Agent, plan: Plan) -> None:
+    def __init__(
+        self,
+        session: Session,
+        agent: Agent,
+        plan: Plan,
+        paused: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`paused` is told when the agent is not asked for a while, once until it answers."""
         self.session = session
         self.agent = agent
         self.plan = plan
+        self._paused = paused
+        self._so_far = ledger.ThisLoop()
+        self._drafts = drafts.Waiting()
         self._line = Line()
         self._tpe = make_agent("tpe") if plan.fallback and agent.name != "tpe" else None
         self._barren = ""  # the commit around which tpe found nothing
@@ -104,9 +115,13 @@ class Desk:
         self._late: Future[None] | None = None  # makes a draft of a repair that came too late
         self._closed = False
 
+    def give_up(self) -> None:
+        """Tells the agents to end what they think about, and whoever waits for them."""
+        self._closed = True
+
     def close(self) -> None:
         """Ends an agent that still thinks; a draft that is done waits in the journal."""
-        self._closed = True
+        self.give_up()
         threads = (self._threads, self._mender)
         try:
             for one in threads:
@@ -116,6 +131,14 @@ class Desk:
                 one.shutdown(wait=True, cancel_futures=True)
             raise
 
+    def _spent(self) -> ledger.Spent:
+        """What this loop has spent."""
+        return self._so_far.up_to(self.session.journal.records)
+
+    def _waiting(self) -> list[Draft]:
+        """What waits for its turn."""
+        return self._drafts.up_to(self.session.journal.records)
+
     # --------------------------------------------------------------------------- the loop's
 
     def over(self, before: int = 0, ready: int = 0) -> str:
@@ -123,12 +146,13 @@ class Desk:
 
         With `before` trainings that come first, and `ready` proposals that nobody has begun.
         """
-        records = self.session.journal.records
         runs = 1 + before + 2 * self.plan.audit  # which comes when all is done
-        spent = ledger.this_loop(records)
+        spent = self._spent()
         spent = dataclasses.replace(spent, experiments=spent.experiments + ready)
         limit = self.plan.over(spent, runs * self._budget_s)
-        waiting = drafts.waiting(records)
+        if before:
+            return limit  # what waits, or is thought about, does not call for more
+        waiting = self._waiting()
         if limit == "max-usd" and (waiting or self._thinking):
             return ""  # that is paid for
         if limit == "max" and any(draft.of is not None for draft in waiting):
@@ -146,8 +170,10 @@ class Desk:
         if not self.plan.lookahead or not (slow or gated):
             return
         while True:
-            ready = len(self._thinking) + len(drafts.waiting(self.session.journal.records))
-            if ready >= self._most or self.over(before=1, ready=ready):
+            waiting = self._waiting()
+            new = len(self._thinking) + sum(one.of is None for one in waiting)
+            full = len(self._thinking) + len(waiting) >= self._most
+            if full or self.over(before=1, ready=new):
                 return
             self._ask(ahead=True)
 
@@ -241,7 +267,7 @@ class Desk:
         until = time.monotonic() + PATIENCE_SECONDS
         self.session.view.live(f"experiment {e.n}: {e.agent} looks at its crash")
         while not wait([mending], TICK_SECONDS).done:
-            waiting = bool(drafts.waiting(self.session.journal.records))
+            waiting = bool(self._waiting())
             long = time.monotonic() >= until and (waiting or self._spare() is not None)
             if long or self._no_room_for(e, paid=True):
                 return False
@@ -261,14 +287,16 @@ class Desk:
 
     def _no_room_for(self, e: Experiment, paid: bool = False) -> str:
         """The limit that forbids to train an experiment, which has begun, once more."""
-        spent = ledger.this_loop(self.session.journal.records)
+        spent = self._spent()
         spent = dataclasses.replace(spent, experiments=0, usd=0.0 if paid else spent.usd)
         return dataclasses.replace(self.plan, max=None).over(spent, self._budget_s)
 
     # --------------------------------------------------------------------------- waiting
 
     def _refuse_over(self) -> None:
-        """Raises AgentError if a limit is reached."""
+        """Raises AgentError if a limit is reached, or nobody wants a proposal any more."""
+        if self._closed:
+            raise AgentError("the loop ends", "abandoned")
         if limit := self.over():
             raise AgentError(f"{limit} is reached", "abandoned")
 
@@ -279,7 +307,7 @@ class Desk:
         if self._late is not None and self._late.done():
             done, self._late = self._late, None
             done.result()
-        waiting = drafts.waiting(self.session.journal.records)
+        waiting = self._waiting()
         return drafts.carried_over(self.session, waiting[0]) if waiting else None
 
     def _waited(self) -> bool:
@@ -290,9 +318,9 @@ class Desk:
         while True:
             session.view.live(f"experiment {n}: {self.agent.name} is thinking")
             begun = time.monotonic()
-            if wait(asked, TICK_SECONDS, FIRST_COMPLETED).done or self.over():
+            if wait(asked, TICK_SECONDS, FIRST_COMPLETED).done or self._closed or self.over():
                 return True
-            if drafts.waiting(session.journal.records):  # another worker has made it
+            if self._waiting():  # another worker has made it
                 return True
             self._patience -= time.monotonic() - begun
             long = self._patience <= 0
@@ -320,7 +348,7 @@ class Desk:
         if not self._filling.acquire(blocking=False):
             return  # the agent's thread lets it propose at the moment
         try:
-            if drafts.waiting(self.session.journal.records):
+            if self._waiting():
                 return
             name = self.agent.name
             self.session.view.say(f"     {name} has no proposal yet: tpe proposes meanwhile")
@@ -386,11 +414,15 @@ class Desk:
             )
         when = time.strftime("%H:%M", time.localtime(line.until))
         meanwhile = "the loop waits" if spare is None else "tpe proposes meanwhile"
-        say(f"     {self.agent.name} is asked again at {when}; {meanwhile}")
+        words = f"{self.agent.name} is asked again at {when}; {meanwhile}"
+        say(f"     {words}")
+        if line.told != meanwhile:
+            line.told = meanwhile
+            self._paused(f"no proposal ({str(error).rstrip('.')}): {words}")
 
     def _broke(self) -> bool:
         """Whether the dollars are used up."""
-        spent = ledger.this_loop(self.session.journal.records)
+        spent = self._spent()
         return self.plan.max_usd is not None and spent.usd >= self.plan.max_usd
 
     def _wait(self, until: float) -> None:
@@ -538,7 +570,7 @@ class Desk:
         conditions = session.conditions
         limits = [g for g in (conditions.memory_gib, session.max_memory_gb) if g is not None]
         device = conditions.fingerprint
-        left = self.plan.left(ledger.this_loop(session.journal.records))
+        left = self.plan.left(self._spent())
         return Brief(
             program=path.read_text(errors="replace") if path.is_file() else "",
             history=tuple(session.history),
@@ -552,7 +584,7 @@ class Desk:
             usd_left=left["usd"],
             experiments_left=None if self.plan.max is None else int(left["experiments"] or 0),
             rejected=tuple(rejected),
-            waiting=[one.description for one in drafts.waiting(session.journal.records)],
+            waiting=[one.description for one in self._waiting()],
             others=max(0, sum(not one.done() for one in list(self._thinking.values())) - 1),
         )
 

@@ -64,7 +64,7 @@ def run_loop(
         fields |= {"policy": session.policy_name, "workers": len(session.crew)}
         session.begin("loop", continues=continues, **fields)
         before = sum(e.status is not None for e in session.history)
-        desk = Desk(session, agent, plan)
+        desk = Desk(session, agent, plan, partial(teller.tell, "paused"))
         try:
             stopped = _repeat(session, desk, teller.decided)
         except Abandoned:

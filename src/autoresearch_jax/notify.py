@@ -87,7 +87,7 @@ class Teller:
 
     def decided(self) -> None:
         """Looks at the experiments that were decided since the last time."""
-        found = [e for e in self._session.history if e.status is not None]
+        found = journal.decided(self._session.history)
         for at in range(self._seen, len(found)):
             e, before = found[at], found[:at]
             best = next((b.val_bpb for b in reversed(before) if b.status == "keep"), None)
