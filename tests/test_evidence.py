@@ -1,6 +1,7 @@
 """Runs again: the policy that confirms, the noise, the audit, and what is claimed of them."""
 
 import math
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -60,6 +61,9 @@ def test_a_confirming_loop_learns_the_noise_and_measures_what_is_close_again(wor
     assert close.repeats
     assert "standard errors" in close.verdict
     assert "measuring the noise" in view.text
+    assert re.search(
+        r"Policy confirm: about [\d.]+ experiments an hour, 1.10 runs each; strict: ", view.text
+    )
     assert "noise of a score: 0.0" in view.text
     known = evidence.noise(history(workspace))
     assert known.df == evidence.NOISE_RUNS - 1
@@ -242,6 +246,25 @@ def test_a_gain_is_tried_at_another_depth(workspace):
     found = [one for one in journal.records(workspace.state_dir("u")) if one["step"] == "scaled"]
     assert [one["tag"] for one in found] == ["scale-bound", "scale-stable"]
     assert workspace.constants()["TIME_BUDGET"] == 1
+
+
+def test_what_a_policy_costs_is_in_experiments_an_hour():
+    def run(n, scores=1, status="discard"):
+        again = (journal.Repeat(1, "decide", "val", "ok", "", 1.0),) * (scores - 1)
+        return journal.Experiment(
+            n, "a", "", "", "", scored="ok", val_bpb=1.0, status=status, repeats=again,
+            metrics={"wall_seconds": 320.0, "scoring_seconds": 40.0},
+        )  # fmt: skip
+
+    confirm = evidence.policy.Confirm(0.001)
+    done = [run(0, status="keep")] + [run(n, scores=1 + (n <= 2)) for n in range(1, 11)]
+    assert evidence.pace_words(evidence.policy.Strict(), done, 8) == (
+        "Policy strict: about 80.0 experiments an hour, one run each."
+    )
+    assert evidence.pace_words(confirm, done, 1) == (
+        "Policy confirm: about 8.3 experiments an hour, 1.20 runs each; strict: about 10.0."
+    )
+    assert evidence.pace_words(confirm, [], 1) == ""
 
 
 def test_noise_takes_only_runs_that_nothing_was_chosen_on():

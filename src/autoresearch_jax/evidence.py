@@ -12,6 +12,7 @@ Scores on which something was decided are too low by luck, so noise and gains co
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -105,6 +106,25 @@ def rule(name: str, known: Noise | None, less_code: bool = False) -> Policy:
             "on with --policy strict"
         )
     return Confirm(known.sd, df=known.df, shorter=less_code)
+
+
+def pace_words(rule: Policy, history: Sequence[Experiment], workers: int) -> str:
+    """What a policy costs in experiments an hour, by the runs so far; "" before the first."""
+    took = [
+        e.metrics.get("wall_seconds", 0.0) + e.metrics.get("scoring_seconds", 0.0)
+        for e in history
+        if e.scored == "ok"
+    ]
+    if not took or not (seconds := statistics.median(took)):
+        return ""
+    an_hour = 3600 * workers / seconds
+    if rule.name == "strict":
+        return f"Policy strict: about {an_hour:.1f} experiments an hour, one run each."
+    runs = policy.runs_a_proposal(rule, [measured(e) for e in history])
+    return (
+        f"Policy {rule.name}: about {an_hour / runs:.1f} experiments an hour, {runs:.2f} runs "
+        f"each; strict: about {an_hour:.1f}."
+    )
 
 
 def expected_again(val_bpb: float, known: Noise) -> tuple[float, float]:

@@ -152,6 +152,9 @@ def _repeat(session: Session, desk: Desk, decided: Callable[[], None]) -> str:
     _baseline(session, desk.think_ahead)
     if not _knows_noise(session):
         return "interrupted"
+    rule = evidence.rule(session.policy_name, session.noise)
+    if pace := evidence.pace_words(rule, session.history, len(session.crew)):
+        session.view.say(f"     {pace}")
     ended = Coordinator(session, desk, decided, left).run()
     if ended == "interrupted":
         return ended
