@@ -60,7 +60,7 @@ def scorers() -> list[int]:
     return found
 
 
-def device_holders(nodes=()) -> dict[int, str]:
+def device_holders(environ=os.environ, nodes=()) -> dict[int, str]:
     """In place of the driver's word: whatever scores holds memory of the accelerator."""
     return dict.fromkeys(scorers(), "a scorer")
 

@@ -7,13 +7,13 @@ from autoresearch_jax import hardware, isolation
 from autoresearch_jax.compiler.memory import LIMIT_VARIABLE
 from autoresearch_jax.isolation import Box
 from autoresearch_jax.manifest import Manifest
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.workspace import Place, Workspace
 
 SCORER_CACHE_BYTES = 1 << 30  # of compiled scorings, the oldest go first
 
 
 def training(
-    workspace: Workspace,
+    workspace: Place,
     data: Manifest | None,
     *,
     scratch: Path,

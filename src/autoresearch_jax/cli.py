@@ -264,7 +264,10 @@ def _memory(command: Any) -> Any:
 
 
 def _several(command: Any) -> Any:
-    """The option of every command that may train several at a time."""
+    """The options of every command that may train several at a time."""
+    command = click.option("--ray", metavar="ADDRESS", help=(
+        "Train on the machines of the Ray cluster at ADDRESS, or auto: the one that this machine "
+        "is in."))(command)  # fmt: skip
     return click.option("--workers", type=click.IntRange(min=1), metavar="N",
         help="Trainings at a time, each on devices of its own.  [default: as program.md says, "
         "else 1]")(command)  # fmt: skip
@@ -463,6 +466,7 @@ def loop_command(
     policy: str | None,
     audit: int | None,
     workers: int | None,
+    ray: str | None,
     desc: str,
     tag: str | None,
     seed: int,
@@ -509,6 +513,7 @@ def loop_command(
                 max_memory_gb=max_memory_gb,
                 policy=policy,
                 workers=workers,
+                ray=ray,
             ),
             agent=agents.make_agent(agent or settings.agent or "tpe", writes, settings.agents),
             plan=front_matter.plan(settings, flags, desc=desc, seed=seed),
@@ -735,6 +740,7 @@ def verify(
     depth: int | None,
     budget: int | None,
     workers: int | None,
+    ray: str | None,
     tag: str | None,
     isolation: str,
     required: str | None,
@@ -762,7 +768,9 @@ def verify(
         raise click.UsageError("--budget is of --depth: --depth 12 --budget 600")
     workspace = Workspace.open(Path.cwd())
     with _view() as (_, view):
-        setup = Setup(view, tag=tag, isolation=isolation, required=required, workers=workers)
+        setup = Setup(
+            view, tag=tag, isolation=isolation, required=required, workers=workers, ray=ray
+        )
         told: list[str] = []
         if seeds:
             told = verification.seeds(workspace, setup, name=experiment, runs=seeds)

@@ -14,7 +14,7 @@ from autoresearch_jax.errors import UserError
 from autoresearch_jax.isolation import Box
 from autoresearch_jax.journal import Record
 from autoresearch_jax.manifest import Manifest
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.workspace import Place
 
 REBUILT = ("pydocs",)  # sources whose held-out text anybody can make again
 
@@ -52,7 +52,7 @@ class Conditions:
 
 
 def examine(
-    workspace: Workspace,
+    workspace: Place,
     wanted: str = "auto",
     required: str | None = None,
     overrides: Mapping[str, str] | None = None,

@@ -1,7 +1,7 @@
 """What a command holds while it trains or scores: the devices, a tag, and a look at both."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from errno import EACCES, EDQUOT, EIO, ENOSPC, EROFS
@@ -14,7 +14,6 @@ from autoresearch_jax.errors import UserError
 from autoresearch_jax.interrupts import Interrupts
 from autoresearch_jax.runner import Runner, Scorer
 from autoresearch_jax.session import Session
-from autoresearch_jax.shares import Share
 from autoresearch_jax.trainer import Limits
 from autoresearch_jax.view import SteadyView, View
 from autoresearch_jax.workspace import GitError, Workspace
@@ -43,6 +42,7 @@ class Setup:
     max_memory_gb: float | None = None  # GiB of a device; None: as program.md says, else all of it
     policy: str | None = None  # of evidence.POLICIES; None: as program.md says, else strict
     workers: int | None = None  # trainings at a time; None: as program.md says, else one
+    ray: str | None = None  # the address of a cluster that trains, or "auto"; None: this machine
 
     def memory_limit(self, workspace: Workspace) -> float | None:
         """GiB of a device that a training may use. Raises UserError."""
@@ -67,7 +67,8 @@ def held(
     Raises UserError, also where `begun` asks for a tag that has run and there is none.
     """
     max_memory_gb, keeping = setup.memory_limit(workspace), setup.keeping(workspace)
-    with device_held(workspace, setup, what) as (view, interrupts, found, device_locks, places):
+    hold = device_held if setup.ray is None else cluster_held
+    with hold(workspace, setup, what) as (view, interrupts, found, device_locks, runners):
         workspace.head()  # a repository without a commit is refused before anything is written
         chosen, new, why = tags.choose(workspace, setup.tag, found.fingerprint)
         if new and begun:
@@ -86,7 +87,7 @@ def held(
             max_memory_gb=max_memory_gb,
             keeping=keeping,
             device_locks=device_locks,
-            runners=[partial(Runner, share=place) for place in places],
+            runners=runners,
         )
         try:
             yield session, f"{'new' if new else 'resumed'}: {why}"
@@ -95,13 +96,13 @@ def held(
 
 
 class Devices(NamedTuple):
-    """The machine's devices, held."""
+    """What trains, and is held: the machine's devices, or workers of a cluster."""
 
     view: View
     interrupts: Interrupts
     conditions: Conditions  # of one worker
     locks: tuple[int, ...]
-    shares: list[Share]  # one for each worker
+    runners: Sequence[Callable[..., Runner]]  # makes one for each worker
 
 
 @contextmanager
@@ -130,7 +131,37 @@ def device_held(workspace: Workspace, setup: Setup, what: str) -> Iterator[Devic
             raise UserError("Stopped before anything was begun.")
         if found.warning:
             view.say(f"Warning: {found.warning}.")
-        yield Devices(view, interrupts, found, handles, parts)
+        runners = [partial(Runner, share=part) for part in parts]
+        yield Devices(view, interrupts, found, handles, runners)
+
+
+@contextmanager
+def cluster_held(workspace: Workspace, setup: Setup, what: str) -> Iterator[Devices]:
+    """Workers of a Ray cluster, whose machines have been looked at. Raises UserError.
+
+    Each of them holds its devices while it trains. Here agents run, in the box that works here.
+    """
+    from autoresearch_jax.cluster import runner as cluster
+
+    assert setup.ray is not None
+    view, workers = SteadyView(setup.view), setup.workers_of(workspace)
+    with disk_errors(), Interrupts(view) as interrupts, ExitStack() as stack:
+        if setup.tag is not None:
+            tags.refuse_held(workspace, setup.tag)
+        view.live("looking at the data and the cluster")
+        connection = cluster.Cluster(setup.ray, workspace.home / "cluster" / "driver.log")
+        stack.callback(connection.close)
+        given = cluster.resources(connection.machines, workers)
+        here = setup.examine(
+            workspace, setup.isolation, setup.required, overrides={"JAX_PLATFORMS": "cpu"}
+        )
+        job = cluster.asked(workspace, given, here, setup.isolation, setup.required)
+        job, there = cluster.look(connection, job, view, interrupts)
+        found = replace(there, data=here.data, level=here.level, target=None)
+        for warning in filter(None, (there.warning, here.warning)):
+            view.say(f"Warning: {warning}.")
+        make = partial(cluster.ClusterRunner, cluster=connection, job=job)
+        yield Devices(view, interrupts, found, (), [make] * workers)
 
 
 @contextmanager

@@ -11,13 +11,14 @@ import re
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from errno import EACCES, EISDIR, ELOOP, ENXIO, EPERM
 from functools import partial
 from pathlib import Path
 
 import psutil
 
+from autoresearch_jax import files
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.view import View
 
@@ -98,6 +99,25 @@ def refuse_held(path: Path) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def own_folder(parent: Path, kind: str) -> Iterator[tuple[Path, int]]:
+    """A new folder and its lock, which keeps others from removing it; those of the dead go."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{kind}-*"):
+        with contextlib.suppress(UserError, FileNotFoundError):  # in use, or another was faster
+            lock = hold(left / "lock", "", wait=0.0)
+            files.remove(left)
+            os.close(lock)
+    made = Path(tempfile.mkdtemp(prefix="new-", dir=parent))
+    lock = hold(made / "lock", "")
+    here = made.rename(made.with_name(made.name.replace("new", kind, 1)))
+    try:
+        yield here, lock
+    finally:
+        files.remove(here)
+        os.close(lock)
+
+
 # --------------------------------------------------------------------------------- devices
 
 
@@ -122,6 +142,38 @@ def devices(names: Sequence[str], what: str, view: View) -> list[int]:
             os.close(handle)
         raise
     return taken
+
+
+def some(names: Sequence[str], count: int, what: str, view: View) -> dict[str, int]:
+    """Takes `count` of the machine's devices that are named; returns the file descriptors by name.
+
+    What others hold is waited for, for as long as a killed one may. Raises UserError.
+    """
+    folder, deadline = _lock_folder(), time.monotonic() + HANDOVER_SECONDS
+    while True:
+        taken: dict[str, int] = {}
+        try:
+            for name in names:
+                with contextlib.suppress(Held):
+                    taken[name] = hold(folder / f"{name}.lock", what, wait=0.0)
+                if len(taken) == count:
+                    return taken
+        except BaseException:
+            _release(taken)
+            raise
+        _release(taken)  # two that each keep a part would wait for each other
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{len(taken)} of {', '.join(names)} are free, of the {count} that a training "
+                "takes. See who holds the others: autoresearch-jax doctor"
+            )
+        view.live(f"waiting until {count} of {len(names)} devices are free")
+        time.sleep(RETRY_SECONDS)
+
+
+def _release(taken: Mapping[str, int]) -> None:
+    for handle in taken.values():
+        os.close(handle)
 
 
 def _say(view: View, name: str) -> None:

@@ -2,14 +2,13 @@
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoresearch_jax import boxes, compiler, conditions, files, gate, isolation, locks, trainer
+from autoresearch_jax import boxes, compiler, conditions, gate, isolation, locks, trainer
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.held import Setup, device_held, disk_errors
 from autoresearch_jax.interrupts import Interrupts
@@ -21,7 +20,6 @@ from autoresearch_jax.trainer import TrainResult
 from autoresearch_jax.watch import logs
 from autoresearch_jax.workspace import FILES, Workspace, time_budget
 
-LOCK = "lock"  # in the folder of a measurement, held while it lasts
 LOOK_SECONDS = 5.0  # of training, after which a device is under load
 
 
@@ -122,7 +120,7 @@ def _ready(
     max_memory_gb = setup.memory_limit(workspace)
     with (
         device_held(workspace, setup, what) as (view, interrupts, found, device_locks, _),
-        _own_folder(workspace.home / "runs") as (here, lock),
+        locks.own_folder(workspace.home / "runs", "measure") as (here, lock),
     ):
         _copy(workspace, _files(workspace), here / "train")
         _copy(workspace, FROZEN, here / "frozen")  # before other people's code runs
@@ -168,7 +166,7 @@ def compile_only(
     with (
         disk_errors(),
         Interrupts(setup.view) as interrupts,
-        _own_folder(workspace.home / "runs") as (here, lock),
+        locks.own_folder(workspace.home / "runs", "measure") as (here, lock),
     ):
         folder = here / "train"
         _copy(workspace, _files(workspace), folder)
@@ -187,25 +185,6 @@ def compile_only(
             keep_fds=(lock,),
         )
         return compilation.wait(abandoned=interrupts.stopping, live=setup.view.live)
-
-
-@contextmanager
-def _own_folder(runs: Path) -> Iterator[tuple[Path, int]]:
-    """A new folder and its lock, which keeps others from removing it; those of the dead go."""
-    runs.mkdir(parents=True, exist_ok=True)
-    for left in runs.glob("measure-*"):
-        with suppress(UserError, FileNotFoundError):  # in use, or another one was faster
-            lock = locks.hold(left / LOCK, "", wait=0.0)
-            files.remove(left)
-            os.close(lock)
-    made = Path(tempfile.mkdtemp(prefix="new-", dir=runs))
-    lock = locks.hold(made / LOCK, "")
-    here = made.rename(made.with_name(made.name.replace("new-", "measure-", 1)))
-    try:
-        yield here, lock
-    finally:
-        files.remove(here)
-        os.close(lock)
 
 
 def _files(workspace: Workspace) -> set[str]:

@@ -25,7 +25,7 @@ from autoresearch_jax.gate import Gate
 from autoresearch_jax.manifest import Manifest
 from autoresearch_jax.shares import WHOLE, Share
 from autoresearch_jax.view import View
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.workspace import Place
 
 SEED = 42  # of the first training of each experiment: scores of one seed compare
 
@@ -46,7 +46,7 @@ class Runner:
 
     def __init__(
         self,
-        workspace: Workspace,
+        workspace: Place,
         private: Path,
         conditions: Conditions,
         *,
@@ -73,6 +73,7 @@ class Runner:
         self._max_memory_gb = max_memory_gb
         self._keep_fds = keep_fds
         self.share = share
+        self.machine = ""  # that the last training was on, where that is not this one
         self._environ = os.environ | share.env
         self._trusted_cache = trusted_cache or private / "baseline-cache"
         self._others: frozenset[int] | None = None  # who used the accelerator before us
@@ -90,11 +91,13 @@ class Runner:
         title: str,
         seed: int = SEED,
         enough: Callable[[], bool] = lambda: False,
+        exported: Callable[[], None] = lambda: None,
         frozen: Callable[[], Path] | None = None,
         also_written: tuple[Path, ...] = (),
     ) -> trainer.TrainResult:
         """Trains train.py of `folder` there; `artifacts` is emptied first, `enough` may end it.
 
+        `exported` is called once it has begun to train.
         If it is scored next, `frozen` gives a folder with the pinned files: where the device can be
         shared, an early scorer starts as soon as the model is exported, and waits for `score`.
         What the same candidate writes elsewhere, in `also_written`, counts as its own.
@@ -128,7 +131,8 @@ class Runner:
             if data is not None:
                 data.verify(splits=("train",), shards=False)
 
-        def exported() -> None:
+        def begun() -> None:
+            exported()
             if frozen is not None and self._conditions.scores_early:
                 self._start_early(frozen, artifacts, limits.tolerance)
 
@@ -146,7 +150,7 @@ class Runner:
                 disk_bytes=_disk_bytes(artifacts, cache),
                 also_written=also_written,
                 live=lambda line: self.view.live(f"{title}: {line or 'starting'}"),
-                exported=exported,
+                exported=begun,
                 abandoned=lambda: self._stop() or enough(),
                 keep_fds=self._keep_fds,
                 watch=disturbance.watch(

@@ -13,7 +13,6 @@ from autoresearch_jax import (
     journal,
     literals,
     manifest,
-    paths,
     scoring,
     source,
     trainer,
@@ -70,6 +69,8 @@ class Worker:
 
     def _record_training(self, e: Experiment, found: Record) -> None:
         provenance = {**self.session.conditions.provenance, "seed": SEED}
+        if self.runner.machine:
+            provenance["machine"] = self.runner.machine
         self.session.journal.append(
             "trained", n=e.n, **found, provenance=provenance, time=time.time()
         )
@@ -100,19 +101,23 @@ class Worker:
         finally:
             self.runner.end_early()
             files.remove(artifacts)
-        self.session.journal.append(
-            "repeated",
-            n=e.n,
-            seed=seed,
-            purpose=purpose,
-            split=split,
-            outcome=outcome,
-            reason=reason,
-            metrics=metrics,
-            time=time.time(),
-        )
+        said = {"split": split, "outcome": outcome, "reason": reason, "metrics": metrics}
+        self._record_repeat(e, seed, purpose, said)
         self.view.live("")
-        return self.session.history[e.n].repeats[-1]
+        # Other workers may repeat the same one at the moment.
+        repeats = self.session.history[e.n].repeats
+        return next(one for one in reversed(repeats) if one.seed == seed)
+
+    def record_repeat_crash(self, e: Experiment, reason: str) -> None:
+        """Records a repeat for a decision that nothing came of."""
+        reason = journal.clean(reason, trainer.REASON_LIMIT)
+        said = {"split": "val", "outcome": "crash", "reason": reason, "metrics": {}}
+        self._record_repeat(e, self.session.new_seed(e), "decide", said)
+
+    def _record_repeat(self, e: Experiment, seed: int, purpose: str, said: Record) -> None:
+        self.session.journal.append(
+            "repeated", n=e.n, seed=seed, purpose=purpose, **said, time=time.time()
+        )
 
     def scaled(self, e: Experiment, depth: int, budget_s: int | None) -> scoring.Score:
         """The score of an experiment at another depth, and with another budget if one is given.
@@ -217,6 +222,7 @@ class Worker:
         artifacts: Path,
         log: Path,
         enough: Callable[[], bool] = lambda: False,
+        exported: Callable[[], None] = lambda: None,
         frozen: Callable[[], Path] | None = None,
         also_written: tuple[Path, ...] = (),
         seed: int = SEED,
@@ -244,6 +250,7 @@ class Worker:
             title=_title(e),
             seed=seed,
             enough=enough,
+            exported=exported,
             frozen=frozen,
             also_written=also_written,
         )
@@ -328,13 +335,14 @@ class Worker:
         artifacts = run_dir / "control"
         begun: list[float] = []
 
-        def enough() -> bool:
-            if not begun and (artifacts / paths.EXPORTED).exists():
-                begun.append(time.monotonic())
-            return bool(begun) and time.monotonic() - begun[0] > CONTROL_SECONDS
-
         try:
-            result = self._run_training(e, artifacts, run_dir / "control.log", enough)
+            result = self._run_training(
+                e,
+                artifacts,
+                run_dir / "control.log",
+                enough=lambda: bool(begun) and time.monotonic() - begun[0] > CONTROL_SECONDS,
+                exported=lambda: begun.append(time.monotonic()),
+            )
         finally:
             files.remove(artifacts)
         reason = "" if result.outcome in ("ok", "abandoned") else result.reason

@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from autoresearch_jax import journal, manifest, paths
 from autoresearch_jax.errors import UserError
@@ -41,6 +41,25 @@ SETTINGS = {
     "core.fsmonitor": "false",  # a daemon of git would keep the tag's lock for ever
     "gc.auto": "0",
 }
+
+
+class Place(Protocol):
+    """What trainings need to know of a workspace; a machine of a cluster has no more of one."""
+
+    @property
+    def root(self) -> Path:
+        """Where the frozen files are."""
+        ...
+
+    @property
+    def home(self) -> Path:
+        """Where data and caches are."""
+        ...
+
+    @property
+    def common_dir(self) -> Path:
+        """What holds autoresearch/, which no training may see."""
+        ...
 
 
 class GitError(UserError):

@@ -140,7 +140,10 @@ class Ground:
 
     @property
     def history(self) -> list[Experiment]:
-        return journal.experiments(self.workspace.state_dir(TAG))
+        return self.history_of(TAG)
+
+    def history_of(self, tag: str) -> list[Experiment]:
+        return journal.experiments(self.workspace.state_dir(tag))
 
     @property
     def baseline(self) -> float:
@@ -230,6 +233,15 @@ class Watching(harness.Notes):
 
 def make_ground(folder: Path) -> Ground:
     """Data prepared for real, a repository, and a measured baseline beside a worse proposal."""
+    ground = make_fresh_ground(folder)
+    ground.loop(train_py())
+    baseline, worse = ground.history
+    assert (baseline.status, worse.status) == ("keep", "discard"), (baseline, worse)
+    return ground
+
+
+def make_fresh_ground(folder: Path) -> Ground:
+    """Data prepared for real, and a repository; nothing is measured yet."""
     ground = Ground(folder, {})
     data_helpers.make_workspace(ground.root, CONSTANTS)
     shards = data_helpers.make_shards(folder / "shards")
@@ -240,9 +252,6 @@ def make_ground(folder: Path) -> Ground:
     harness.git(ground.root, "init", "-q", "-b", "main")
     harness.git(ground.root, "add", ".")
     harness.git(ground.root, "commit", "-q", "-m", "Start")
-    ground.loop(train_py())
-    baseline, worse = ground.history
-    assert (baseline.status, worse.status) == ("keep", "discard"), (baseline, worse)
     return ground
 
 

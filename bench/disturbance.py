@@ -1,0 +1,95 @@
+"""What quiet and crowded trainings measure of their disturbance, and which are not believed.
+
+    uv run bench/disturbance.py [--budget 60] [--count 4] [--json]
+
+Real trainings at the demo's size on this machine's CPU: every second one has a busy process beside
+it on each core. `crowded_percent` and `lost_percent` are those of `disturbance.py`, of each
+training; what is not believed is trained again, once, beside the same processes.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+TOP = Path(__file__).parents[1]
+sys.path.insert(0, str(TOP))
+
+from autoresearch_jax import create, disturbance, journal, literals, loop  # noqa: E402
+from autoresearch_jax.held import Setup  # noqa: E402
+from autoresearch_jax.ledger import Plan  # noqa: E402
+from autoresearch_jax.view import QuietView  # noqa: E402
+from autoresearch_jax.workspace import Workspace  # noqa: E402
+from bench.overhead import fresh_home  # noqa: E402
+from bench.speedup import Worse  # noqa: E402
+from tests import harness  # noqa: E402
+
+TAG = "t"
+BUSY = "while True: pass"
+
+
+class Crowding(Worse):
+    """Has busy processes beside every second experiment that it proposes."""
+
+    def __init__(self) -> None:
+        self.busy: list[subprocess.Popen] = []
+
+    def propose(self, context):
+        self.quiet()
+        if context.n % 2 == 0:
+            cores = range(len(os.sched_getaffinity(0)))
+            self.busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in cores]
+        return super().propose(context)
+
+    def quiet(self) -> None:
+        for process in self.busy:
+            process.kill()
+            process.wait()
+        self.busy = []
+
+
+@click.command()
+@click.option("--budget", default=60, show_default=True, help="Seconds of a training.")
+@click.option("--count", default=4, show_default=True, help="Trainings of each kind.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def main(budget: int, count: int, as_json: bool) -> None:
+    """What quiet and crowded trainings measure of their disturbance."""
+    with fresh_home() as folder:
+        root = folder / "workspace"
+        create.setup(root, QuietView(), preset="demo", skip_data=True)
+        constants = root / "constants.py"
+        constants.write_text(literals.rewrite(constants.read_text(), {"TIME_BUDGET": budget}))
+        harness.git(root, "commit", "-q", "-a", "--allow-empty", "-m", "The budget")
+        create.prepare(root, QuietView(), source="pydocs")
+        workspace, agent = Workspace.open(root), Crowding()
+        plan = Plan(max=2 * count, lookahead=False, fallback=False)
+        try:
+            loop.run_loop(workspace, Setup(QuietView(), tag=TAG), agent=agent, plan=plan)
+        finally:
+            agent.quiet()
+        state = workspace.state_dir(TAG)
+        _, *done = journal.experiments(state)
+        records = [one for one in journal.records(state) if one["step"] == "disturbed"]
+    found: dict = {"budget_s": budget}
+    for kind, rest in (("quiet", 1), ("crowded", 0)):
+        of_kind = [one for one in done if one.n % 2 == rest]
+        numbers = {one.n for one in of_kind}
+        found[kind] = {
+            name: [round(one.metrics.get(name, 0.0), 2) for one in of_kind]
+            for name in disturbance.LEAST
+            if any(name in one.metrics for one in of_kind)
+        }
+        found[kind]["trainings"] = len(of_kind)
+        found[kind]["not_believed"] = sum(one["n"] in numbers for one in records)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for kind in ("quiet", "crowded"):
+        click.echo(f"{kind}: {found[kind]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""How much faster several workers are than one, each with a core of its own.
+
+    uv run --extra ray bench/speedup.py [--workers 2] [--budget 30] [--count 8] [--local] [--json]
+
+Real trainings at the demo's size, on a Ray cluster of this machine that has as many machines of one
+core as there are workers; `--local` without Ray. The same proposals by one worker and by all, none
+of which is kept: what is carried over to another best would be another number of trainings.
+`speedup` is that of the time from the baseline's decision to the last one.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+TOP = Path(__file__).parents[1]
+sys.path.insert(0, str(TOP))
+
+from autoresearch_jax import create, journal, literals, loop  # noqa: E402
+from autoresearch_jax.agents import Agent, Proposal  # noqa: E402
+from autoresearch_jax.held import Setup  # noqa: E402
+from autoresearch_jax.ledger import Plan  # noqa: E402
+from autoresearch_jax.view import QuietView  # noqa: E402
+from autoresearch_jax.workspace import Workspace  # noqa: E402
+from bench.overhead import fresh_home  # noqa: E402
+from tests import harness  # noqa: E402
+
+TAG = "t"
+
+
+class Worse(Agent):
+    """An agent that makes a rate much too small, at once, each time another one."""
+
+    name = "worse"
+
+    def propose(self, context) -> Proposal:
+        path = context.worktree / "train.py"
+        source = path.read_text()
+        rate = literals.read(source)["MATRIX_LR"].value * (0.02 + context.n / 1e4)
+        path.write_text(literals.rewrite(source, {"MATRIX_LR": round(rate, 9)}))
+        return Proposal(f"MATRIX_LR {rate}")
+
+
+@contextmanager
+def cluster(machines: int) -> Iterator[str]:
+    """The address of a Ray cluster of machines with one core each."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 1, "include_dashboard": False}
+    found = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(machines - 1):
+            found.add_node(num_cpus=1)
+        found.wait_for_nodes()
+        yield found.address
+    finally:
+        found.shutdown()
+
+
+def measure(workspace: Workspace, workers: int, count: int, address: str | None) -> dict:
+    """One loop; seconds from the baseline's decision to the last one."""
+    tag = f"{TAG}-{workers}"
+    setup = Setup(QuietView(), tag=tag, workers=workers, ray=address)
+    loop.run_loop(workspace, setup, agent=Worse(), plan=Plan(max=count, fallback=False))
+    baseline, *done = journal.experiments(workspace.state_dir(tag))
+    assert len(done) == count
+    assert all(one.status == "discard" for one in done), [one.status for one in done]
+    spent = [one.metrics["wall_seconds"] + one.metrics["scoring_seconds"] for one in done]
+    return {
+        "seconds": round(max(one.finished for one in done) - baseline.finished, 2),
+        "seconds_each": round(sum(spent) / count, 2),
+        "tokens_each": round(sum(one.metrics.get("total_tokens", 0) for one in done) / count),
+    }
+
+
+@click.command()
+@click.option("--workers", default=2, show_default=True)
+@click.option("--budget", default=30, show_default=True, help="Seconds of a training.")
+@click.option("--count", default=8, show_default=True, help="Experiments of each loop.")
+@click.option("--local", is_flag=True, help="Without Ray.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def main(workers: int, budget: int, count: int, local: bool, as_json: bool) -> None:
+    """How much faster several workers are than one, each with a core of its own."""
+    cores = sorted(os.sched_getaffinity(0))[:workers]
+    if len(cores) < workers:
+        raise click.UsageError(
+            f"--workers {workers} takes as many cores, and here are {len(cores)}"
+        )
+    with fresh_home() as folder:
+        root = folder / "workspace"
+        create.setup(root, QuietView(), preset="demo", skip_data=True)
+        constants = root / "constants.py"
+        constants.write_text(literals.rewrite(constants.read_text(), {"TIME_BUDGET": budget}))
+        harness.git(root, "commit", "-q", "-a", "--allow-empty", "-m", "The budget")
+        create.prepare(root, QuietView(), source="pydocs")
+        workspace = Workspace.open(root)
+        if local:
+            found = {"several": measure(workspace, workers, count, None)}
+            os.sched_setaffinity(0, cores[:1])
+            found["one"] = measure(workspace, 1, count, None)
+            os.sched_setaffinity(0, cores)
+        else:
+            with cluster(workers) as address:
+                found = {"several": measure(workspace, workers, count, address)}
+                found["one"] = measure(workspace, 1, count, address)
+    found |= {
+        "workers": workers,
+        "budget_s": budget,
+        "count": count,
+        "by": "cores" if local else "Ray",
+        "speedup": round(found["one"]["seconds"] / found["several"]["seconds"], 3),
+    }
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for name in ("one", "several"):
+        click.echo(f"{name}: {found[name]}")
+    click.echo(f"speedup {found['speedup']} with {workers} workers by {found['by']}")
+
+
+if __name__ == "__main__":
+    main()

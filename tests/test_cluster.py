@@ -1,0 +1,311 @@
+"""What the coordinator and the machines of a cluster do, without Ray between them."""
+
+import io
+import json
+import os
+import tarfile
+import threading
+
+import psutil
+import pytest
+
+from autoresearch_jax import conditions, hardware, locks, manifest, paths
+from autoresearch_jax.cluster import machine, parcel, runner
+from autoresearch_jax.cluster.jobs import (
+    Look,
+    Machine,
+    News,
+    Rate,
+    Rated,
+    Resources,
+    Seen,
+    Train,
+    Trained,
+)
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.trainer import Limits
+from autoresearch_jax.workspace import FROZEN
+from tests import harness
+from tests.attacks import lab
+
+LIMITS = Limits(overrun_s=60.0)
+
+
+# ---------------------------------------------------------------------------------- parcels
+
+
+def test_a_folder_travels_without_its_links(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "file").write_bytes(b"\0content")
+    (folder / "link").symlink_to("/etc/passwd")
+    os.mkfifo(folder / "pipe")
+    parcel.unpack(parcel.pack(folder), tmp_path / "there")
+    found = sorted(path.relative_to(tmp_path / "there") for path in (tmp_path / "there").rglob("*"))
+    assert [str(path) for path in found] == ["deep", "deep/file"]
+    assert (tmp_path / "there" / "deep" / "file").read_bytes() == b"\0content"
+
+
+def test_only_what_is_scored_travels(tmp_path):
+    (tmp_path / "params").mkdir()
+    for name in (paths.EXPORTED, "params/0", "other"):
+        (tmp_path / name).write_bytes(b"x")
+    with tarfile.open(fileobj=io.BytesIO(parcel.pack_scored(tmp_path))) as tar:
+        assert sorted(tar.getnames()) == [paths.EXPORTED, "params", "params/0"]
+
+
+def test_what_is_too_large_does_not_travel(tmp_path, monkeypatch):
+    monkeypatch.setattr(parcel, "MOST_BYTES", 3)
+    (tmp_path / "file").write_bytes(b"four")
+    with pytest.raises(parcel.TooLarge):
+        parcel.pack(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside"])
+def test_nothing_is_unpacked_outside(tmp_path, name):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(entry)
+    with pytest.raises(tarfile.TarError):
+        parcel.unpack(packed.getvalue(), tmp_path / "there")
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+# -------------------------------------------------------------------------------- resources
+
+
+def machines(*found: dict[str, float]) -> list[Machine]:
+    return [Machine(str(at), "10.0.0.1", resources) for at, resources in enumerate(found)]
+
+
+H100 = {"CPU": 52.0, "GPU": 8.0, "accelerator_type:H100": 1.0}
+A100 = {"CPU": 12.0, "GPU": 4.0, "accelerator_type:A100": 1.0}
+V5E = {"CPU": 24.0, "TPU": 4.0, "accelerator_type:TPU-V5E": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("found", "workers", "each"),
+    [
+        ([H100], 8, Resources("GPU", 1, "H100")),
+        ([H100, {"CPU": 4.0}], 1, Resources("GPU", 8, "H100")),  # the head may have none
+        ([H100, H100], 4, Resources("GPU", 4, "H100")),
+        ([H100, H100], 3, Resources("GPU", 4, "H100")),
+        ([V5E, V5E], 3, Resources("TPU", 2, "TPU-V5E")),
+        ([{"CPU": 1.0}, {"CPU": 1.0}], 2, Resources("CPU", 1)),
+        ([{"CPU": 8.0}, {"CPU": 3.0}], 3, Resources("CPU", 3)),
+    ],
+)
+def test_each_worker_gets_the_most_that_all_can_have(found, workers, each):
+    assert runner.resources(machines(*found), workers) == each
+
+
+def test_too_few_devices_are_refused():
+    with pytest.raises(UserError, match="--workers 9: each takes a GPU of its own, and the clust"):
+        runner.resources(machines(H100), 9)
+    with pytest.raises(UserError, match="Try --workers 8"):
+        runner.resources(machines(H100), 9)
+
+
+def test_devices_of_several_kinds_are_refused():
+    with pytest.raises(UserError, match="several kinds \\(A100, H100\\), and their scores do not"):
+        runner.resources(machines(H100, A100), 2)
+
+
+def test_what_ray_is_asked_for():
+    assert runner._options(Resources("GPU", 2, "H100")) == {
+        "num_cpus": 0,
+        "num_gpus": 2,
+        "accelerator_type": "H100",
+    }
+    assert runner._options(Resources("TPU", 4, "TPU-V5E"))["resources"] == {"TPU": 4}
+    assert runner._options(Resources("CPU", 3)) == {"num_cpus": 3}
+
+
+# ------------------------------------------------------------------------------------ locks
+
+
+def test_some_free_cores_are_taken(monkeypatch, tmp_path):
+    notes = harness.Notes()
+    names = ["cpu-0", "cpu-1", "cpu-2"]
+    first = locks.some(names, 2, "one", notes)
+    assert list(first) == ["cpu-0", "cpu-1"]
+    monkeypatch.setattr(locks, "HANDOVER_SECONDS", 0.2)
+    with pytest.raises(UserError, match=r"1 of cpu-0, cpu-1, cpu-2 are free, of the 2 that a tra"):
+        locks.some(names, 2, "two", notes)
+    second = locks.some(names, 1, "three", notes)  # nothing is left taken by the one refused
+    assert list(second) == ["cpu-2"]
+    for handle in (*first.values(), *second.values()):
+        os.close(handle)
+
+
+# ---------------------------------------------------------------------------------- machine
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    return lab.make_fresh_ground(tmp_path_factory.mktemp("cluster"))
+
+
+@pytest.fixture
+def look(ground):
+    """What a machine is asked, in the environment of the ground."""
+    with ground.environment():
+        data = manifest.load(ground.root)
+        machine._seen.clear()
+        yield Look(
+            Resources("CPU", 1),
+            parcel.pack_files({name: (ground.root / name).read_bytes() for name in FROZEN}),
+            data.source,
+            data.num_shards,
+            data.fingerprint,
+            "auto",
+            None,
+            str(ground.workspace.common_dir),
+        )
+
+
+def train_job(look: Look, train_py: str, **options) -> Train:
+    options = {"scored": True, "cache": b"", "limits": LIMITS} | options
+
+    with tarfile.open(fileobj=io.BytesIO(look.frozen)) as tar:
+        frozen = {name: tar.extractfile(name).read() for name in FROZEN}
+    folder = parcel.pack_files({"train.py": train_py.encode(), **frozen})
+    return Train(look, folder, title="one", seed=42, budget_s=1.0, max_memory_gb=None, **options)
+
+
+def test_a_machine_trains_and_scores(look, tmp_path):
+    *news, done = machine.train(train_job(look, lab.train_py(begun="note(begun=1)")))
+    assert isinstance(done, Trained)
+    assert done.result.outcome == "ok", done.result
+    assert done.score.outcome == "ok", done.score_log
+    assert b'NOTE {"begun": 1}' in b"".join(one.log for one in news)
+    assert any(one.exported for one in news)
+    parcel.unpack(done.artifacts, tmp_path / "artifacts")
+    assert (tmp_path / "artifacts" / paths.EXPORTED).is_file()
+    assert done.cache  # of the baseline
+    *_, again = machine.rate(Rate(look, done.artifacts, "val", "one", LIMITS))
+    assert isinstance(again, Rated)
+    assert again.score.metrics["val_bpb"] == done.score.metrics["val_bpb"]
+    assert not list((paths.home() / "cluster").glob("task-*"))
+
+
+def test_its_processes_keep_to_their_cores(look):
+    begun = "note(cores=len(os.sched_getaffinity(0)))"
+    *news, done = machine.train(train_job(look, lab.train_py(begun=begun), scored=False))
+    assert done.result.outcome == "ok"
+    assert done.score is None
+    assert b'NOTE {"cores": 1}' in b"".join(one.log for one in news)
+
+
+def test_the_coordinator_s_earlier_trainings_are_hidden(look, ground):
+    kept = ground.workspace.common_dir / "autoresearch" / "tag" / "runs"
+    kept.mkdir(parents=True, exist_ok=True)
+    first = f"note(seen=tried(lambda: os.listdir({str(kept.parent)!r})))"
+    *news, done = machine.train(train_job(look, lab.train_py(first=first), scored=False))
+    assert done.result.outcome == "ok"
+    (line,) = [
+        line for line in b"".join(one.log for one in news).splitlines() if line.startswith(b"NOTE")
+    ]
+    assert json.loads(line[5:])["seen"] in ("FileNotFoundError", "PermissionError", "")
+
+
+def test_a_machine_of_another_kind_is_refused(look):
+    (seen,) = [one for one in machine.look(look) if isinstance(one, Seen)]
+    pinned = dict(seen.conditions.fingerprint)
+    assert pinned["cores"] == 1
+    for name, value in (("device", "NVIDIA H100"), ("JAX", "0.1"), ("cores", 2)):
+        changed = tuple({**pinned, name: value}.items())
+        job = train_job(machine.dataclasses.replace(look, pinned=changed), lab.train_py())
+        with pytest.raises(UserError, match=f"has {name} .*they would not compare"):
+            list(machine.train(job))
+
+
+def test_data_is_prepared_on_first_use(look, tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    (seen,) = [one for one in machine.look(look) if isinstance(one, Seen)]
+    assert seen.conditions.data_fingerprint == look.data
+    monkeypatch.setattr(machine, "_prepare", None)  # what it has looked at it knows
+    list(machine.look(look))
+
+
+def test_other_data_is_refused(look):
+    job = machine.dataclasses.replace(look, data="0" * 16)
+    with pytest.raises(UserError, match=r"is not the coordinator's \(0000.*prepare.py"):
+        list(machine.look(job))
+
+
+def test_data_that_cannot_be_prepared_is_refused(look, tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    job = machine.dataclasses.replace(look, source=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="cannot prepare the data"):
+        list(machine.look(job))
+
+
+def test_a_machine_without_the_device_is_refused(look):
+    job = machine.dataclasses.replace(look, resources=Resources("GPU", 1))
+    with pytest.raises(UserError, match="has no device file of a GPU, or JAX_PLATFORMS=cpu"):
+        list(machine.look(job))
+
+
+def test_a_task_that_is_given_up_leaves_nothing_running(look):
+    job = train_job(look, lab.train_py(begun="note(a=1)\ntime.sleep(600)"))
+    task = machine.train(job)
+    while b"NOTE" not in next(task).log:
+        pass
+    mine = psutil.Process().children(recursive=True)
+    assert mine
+    task.close()
+    assert not [one for one in mine if harness.alive(one.pid)]
+    assert not list((paths.home() / "cluster").glob("task-*"))
+    taken = locks.devices(hardware.device_names(), "afterwards", harness.Notes())
+    for handle in taken:
+        os.close(handle)
+
+
+def test_what_a_killed_task_left_goes(look):
+    left = paths.home() / "cluster" / "task-dead"
+    left.mkdir(parents=True)
+    (left / "big").write_bytes(b"x")
+    list(machine.look(look))
+    assert not left.exists()
+
+
+def test_news_come_as_they_happen():
+    go = threading.Event()
+
+    def work(desk):
+        desk.say("said")
+        desk.live("happens")
+        assert go.wait(20)
+        return "result"
+
+    task = machine._with_news(work)
+    assert next(task) == News(live="happens", said=("said",))
+    go.set()
+    *_, last = task
+    assert last == "result"
+
+
+def test_what_work_raises_is_raised():
+    def work(desk):
+        raise UserError("no disk")
+
+    with pytest.raises(UserError, match="no disk"):
+        list(machine._with_news(work))
+
+
+def test_a_coordinator_without_ray_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--ray needs the extra ray: uv run --extra ray"):
+        runner.Cluster("auto", tmp_path / "log")
+
+
+def test_conditions_can_travel(look):
+    import pickle
+
+    (seen,) = [one for one in machine.look(look) if isinstance(one, Seen)]
+    found = pickle.loads(pickle.dumps(seen)).conditions
+    assert isinstance(found, conditions.Conditions)
+    assert found.fingerprint == seen.conditions.fingerprint

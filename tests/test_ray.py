@@ -1,0 +1,362 @@
+"""A loop on a real Ray cluster: two machines, as Ray counts them, of this one.
+
+uv run --extra ray pytest -n0 tests/test_ray.py
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from autoresearch_jax import conditions, loop, scoring, trainer
+from autoresearch_jax.held import Setup
+from autoresearch_jax.ledger import Plan
+from autoresearch_jax.workspace import Workspace
+from tests import harness
+from tests.attacks import lab
+
+WHY = "Ray is not installed: uv run --extra ray pytest -n0 tests/test_ray.py"
+cluster_utils = pytest.importorskip("ray.cluster_utils", reason=WHY)
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray's own, in the process that starts its servers.
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.timeout(600),
+]
+
+TOP = Path(__file__).parents[1]
+TAG = "night"  # of all of them: its baseline is measured once
+BETTER = lab.train_py(batches=24)
+
+
+def worse(begun: str = "", number: itertools.count = itertools.count()) -> str:  # noqa: B008
+    """A train.py that no one before has been, and that is not kept."""
+    return lab.train_py(begun=f"{begun}\nthis = {next(number)}")
+
+
+def slow(seconds: float = 2.0) -> str:
+    return worse(f"note(begun=1)\ntime.sleep({seconds})")
+
+
+class Cluster:
+    """A head and another machine with a core each, where tests can break them."""
+
+    def __init__(self, ground: lab.Ground) -> None:
+        self.ground = ground
+        self._far = str(ground.folder / "far")  # the other machine's home
+        with ground.environment():
+            head = {"num_cpus": 1, "include_dashboard": False}
+            self._cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+        self.address = self._cluster.address
+        self._other = None
+        self.add()
+
+    def add(self) -> None:
+        """The other machine, where there is none; its data is not prepared at first."""
+        if self._other is not None:
+            return
+        with self.ground.environment(AUTORESEARCH_HOME=self._far):
+            self._other = self._cluster.add_node(
+                num_cpus=1, env_vars={"AUTORESEARCH_HOME": self._far}
+            )
+            self._cluster.wait_for_nodes()
+
+    def remove(self) -> None:
+        """Kills the other machine."""
+        self._cluster.remove_node(self._other, allow_graceful=False)
+        self._other = None
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+
+
+def tasks() -> list[psutil.Process]:
+    """The processes in which Ray runs trainings now."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.name() == "ray::train" or process.cmdline()[:1] == ["ray::train"]:
+                found.append(process)
+        except psutil.Error:
+            pass
+    return found
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    return lab.make_fresh_ground(tmp_path_factory.mktemp("ray"))
+
+
+@pytest.fixture(scope="module")
+def cluster(ground):
+    found = Cluster(ground)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def whole(cluster):
+    """The cluster with both its machines."""
+    cluster.add()
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def examined():
+    return {}
+
+
+class Night:
+    """One loop on a cluster; it goes on where the one before it ended."""
+
+    def __init__(self, ground, address, examined, *sources, workers=1, watch=lambda night: 0):
+        def examine(workspace, wanted, required, overrides=None):
+            if not examined:
+                examined["here"] = conditions.examine(workspace, wanted, required, overrides)
+            return examined["here"]
+
+        after = trainer.Limits.after
+
+        def roomy(baseline, budget_s):  # the machine may be busy, and trainings wait here
+            return dataclasses.replace(
+                after(baseline, budget_s), startup_s=120.0, overrun_s=60.0, checkpoint_s=60.0
+            )
+
+        self.ground = ground
+        with ground.environment() as patch:
+            patch.setattr(trainer.Limits, "after", roomy)
+            self.workspace = Workspace.open(ground.root)
+            self._before = max(1, len(self.history))  # the baseline comes first
+            self.notes = lab.Watching(lambda: watch(self))
+            setup = Setup(self.notes, tag=TAG, workers=workers, ray=address, examine=examine)
+            agent = harness.Scripted(*sources)
+            plan = Plan(max=len(sources), fallback=False)
+            self.ended = loop.run_loop(self.workspace, setup, agent=agent, plan=plan)
+
+    @property
+    def history(self):
+        return self.ground.history_of(TAG)
+
+    @property
+    def own(self):
+        """The experiments of this night, without the baseline."""
+        return self.history[self._before :]
+
+    def log(self, at: int) -> Path:
+        """Of the training of this night's experiment of that number, from 0."""
+        return log(self.ground, self._before + at)
+
+    def trains(self, at: int) -> bool:
+        return self.log(at).exists() and "NOTE" in self.log(at).read_text()
+
+
+def log(ground: lab.Ground, n: int) -> Path:
+    return ground.workspace.run_dir(TAG, n) / "run.log"
+
+
+class Breaking:
+    """Calls `action` as soon as a night's first experiment trains, so many times."""
+
+    def __init__(self, action, times: int = 1, beside: int = 0) -> None:
+        self.action, self.times, self.beside = action, times, beside
+        self.done = 0
+
+    def __call__(self, night: Night) -> None:
+        if self.done < self.times and night.trains(0) and night.trains(self.beside):
+            self.done += 1
+            self.action()
+            night.log(0).unlink()  # the next one's is another
+
+
+def test_a_night_on_two_machines(ground, whole, examined):
+    first = lab.train_py(begun="note(begun=1)\ntime.sleep(1)", batches=5)
+    night = Night(ground, whole.address, examined, first, BETTER, slow(), workers=2)
+    baseline = night.history[0]
+    assert night.ended.stopped == "max"
+    assert [e.outcome for e in night.history] == ["ok"] * len(night.history)
+    assert baseline.val_bpb
+    (kept,) = [e for e in night.own if e.status == "keep"]
+    assert kept.val_bpb < baseline.val_bpb
+    assert harness.git(ground.root, "rev-parse", f"autoresearch/{TAG}") == kept.commit
+    assert (ground.folder / "far" / "prepared").is_dir()  # on first use
+    for e in (baseline, kept):
+        assert scoring.seal(night.workspace.run_dir(TAG, e.n) / "artifacts") == e.left
+    assert 'NOTE {"begun": 1}' in night.log(0).read_text()
+    assert baseline.provenance["device"] == "cpu"
+    assert baseline.provenance["machine"] == socket.gethostname()
+    with ground.environment():
+        private = night.workspace.private_dir(TAG)
+    assert (private / "baseline-cache").is_dir()
+    assert tasks() == []
+
+
+def test_a_killed_worker_costs_its_training_alone(ground, whole, examined):
+    killed = []
+
+    def kill():
+        (task,) = tasks()
+        killed.extend([task, *task.children(recursive=True)])
+        task.kill()
+
+    night = Night(ground, whole.address, examined, slow(), watch=Breaking(kill))
+    assert len(killed) > 1
+    (e,) = night.own
+    assert (e.outcome, e.status) == ("ok", "discard")
+    assert f"Experiment {e.n} is queued again" in night.notes.text
+    wait_until(lambda: not [one for one in killed if harness.alive(one.pid)])
+
+
+def test_what_is_lost_twice_is_a_crash(ground, whole, examined):
+    def kill():
+        for task in tasks():
+            task.kill()
+
+    breaking = Breaking(kill, times=2)
+    night = Night(ground, whole.address, examined, slow(), worse(), watch=breaking)
+    assert breaking.done == 2
+    lost, after = night.own
+    assert lost.status == "crash"
+    assert "lost" in lost.reason
+    assert after.status == "discard"
+
+
+def test_a_killed_machine_costs_its_trainings_alone(ground, whole, examined):
+    breaking = Breaking(whole.remove, beside=1)
+    sources = slow(6), slow(6)
+    night = Night(ground, whole.address, examined, *sources, workers=2, watch=breaking)
+    assert breaking.done == 1
+    assert [e.status for e in night.own] == ["discard", "discard"]
+    assert night.notes.text.count("is queued again") == 1
+    assert night.ended.stopped == "max"
+
+
+COORDINATOR = """
+import pickle, sys
+from pathlib import Path
+from tests import test_ray
+from tests.attacks import lab
+folder, address, examined, sources = pickle.loads(Path(sys.argv[1]).read_bytes())
+test_ray.Night(lab.Ground(Path(folder), {}), address, examined, *sources)
+"""
+
+
+@contextlib.contextmanager
+def coordinator(tmp_path, ground, whole, examined, *sources):
+    """A loop in a process of its own whose first experiment trains now, and what that runs in."""
+    (told := tmp_path / "told").write_bytes(
+        pickle.dumps((str(ground.folder), whole.address, examined, sources))
+    )
+    own = log(ground, max(1, len(ground.history_of(TAG))))
+    with subprocess.Popen([sys.executable, "-c", COORDINATOR, str(told)], cwd=TOP) as process:
+        wait_until(lambda: own.exists() and "NOTE" in own.read_text(), 120)
+        (task,) = tasks()
+        yield process, [task, *task.children(recursive=True)]
+
+
+def wait_until(holds, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_killed_coordinator_leaves_nothing_and_the_next_one_goes_on(
+    ground, whole, examined, tmp_path
+):
+    with coordinator(tmp_path, ground, whole, examined, slow(8), worse()) as (process, below):
+        process.kill()
+    assert len(below) > 1
+    wait_until(lambda: not [one for one in below if harness.alive(one.pid)])
+    before = len(ground.history_of(TAG))
+    night = Night(ground, whole.address, examined, worse())
+    left, *after = night.history[before - 1 :]
+    assert left.status == "discard"
+    assert [e.status for e in after] == ["discard"] * len(after)
+    assert after
+
+
+def test_a_given_up_training_ends_on_its_machine(ground, whole, examined, tmp_path):
+    with coordinator(tmp_path, ground, whole, examined, slow(600)) as (process, below):
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        assert process.wait(60) == 0
+    wait_until(lambda: not [one for one in below[1:] if harness.alive(one.pid)])
+
+
+def ray(*arguments: str, **env: str) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ray"), *arguments],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def servers(folder: str) -> list[psutil.Process]:
+    """Ray's own processes that serve the head whose files lie there."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(f"{folder}/" in word for word in process.cmdline()):
+                found.append(process)
+    return found
+
+
+def test_a_restarted_head_costs_the_running_trainings_alone(ground, examined):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the path of a socket must be short
+
+    def start():
+        ray(
+            "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=1",
+            "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}",
+        )  # fmt: skip
+
+    def restart():
+        end()
+        start()
+
+    def end():
+        for process in servers(folder):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    breaking = Breaking(restart)
+    with ground.environment():
+        start()
+    try:
+        address = f"127.0.0.1:{port}"
+        night = Night(ground, address, examined, slow(), worse(), watch=breaking)
+    finally:
+        end()
+        shutil.rmtree(folder, ignore_errors=True)
+    assert breaking.done == 1
+    assert [e.status for e in night.own] == ["discard", "discard"]
+    assert "is queued again" in night.notes.text
+
+
+def test_no_cluster_is_refused(ground, examined):
+    with pytest.raises(loop.UserError, match=r"no Ray cluster to be found with --ray 127.0.0.1:1"):
+        Night(ground, "127.0.0.1:1", examined, worse())
+
+
+def test_more_workers_than_cores_are_refused(ground, whole, examined):
+    with pytest.raises(loop.UserError, match="--workers 3: each takes a CPU of its own"):
+        Night(ground, whole.address, examined, worse(), workers=3)
