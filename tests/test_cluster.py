@@ -214,8 +214,8 @@ def test_the_coordinator_s_earlier_trainings_are_hidden(look, ground):
 def test_a_machine_of_another_kind_is_refused(look):
     (seen,) = [one for one in machine.look(look) if isinstance(one, Seen)]
     pinned = dict(seen.conditions.fingerprint)
-    assert pinned["cores"] == 1
-    for name, value in (("device", "NVIDIA H100"), ("JAX", "0.1"), ("cores", 2)):
+    assert pinned["number of cores"] == 1
+    for name, value in (("device", "NVIDIA H100"), ("JAX", "0.1"), ("number of cores", 2)):
         changed = tuple({**pinned, name: value}.items())
         job = train_job(machine.dataclasses.replace(look, pinned=changed), lab.train_py())
         with pytest.raises(UserError, match=f"has {name} .*they would not compare"):

@@ -11,9 +11,9 @@ and measured there (`Session.decide`).
 
 import re
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from autoresearch_jax.agents import AgentError
@@ -53,13 +53,18 @@ class Coordinator:
         self._wanted: list[int] = []  # to be measured again, for a decision
         self._again: set[int] = set()  # that are measured again now
         self._arrived: list[int] = []  # that are measured, in their order, and not decided
-        self._losses: Counter[int] = Counter()  # of what was being measured, by experiment
-        self._left = len(session.crew)  # workers
+        self._losses: Counter[int] = Counter()  # in a row, of what is measured, by experiment
+        self._left = len(session.crew)  # workers that go on
+        self._idle = 0  # of these, the ones with nothing to measure
+        self._failed = False  # so that all others stop as well
+        self._torn = False  # a decision failed, perhaps between its record and its effects
         self._limit = ""  # that was reached
 
     def run(self) -> str:
         """Returns why it ended: a limit's name, or "interrupted". Raises Abandoned, UserError."""
         self._session.crew.run([self._work] * len(self._session.crew))
+        if self._session.interrupts.stopping():  # what a limit allows may not be done yet
+            return "interrupted"
         return self._limit or "interrupted"
 
     def _work(self, worker: Worker) -> None:
@@ -71,35 +76,57 @@ class Coordinator:
                 self._pause_if_broken(worker)
         except _Retired:
             pass
+        except BaseException:
+            self._failed = True
+            self._desk.give_up()
+            raise
+
+    def _ends(self) -> bool:
+        """Whether to start nothing more, whatever there is to do."""
+        return self._failed or self._session.interrupts.stopping()
 
     # --------------------------------------------------------------------------- what next
 
     def _next(self) -> Job | None:
         """What a worker shall do; None: nothing any more."""
-        while not self._session.interrupts.stopping():
-            if (job := self._waiting()) is not None:
-                return job
-            if not self._asking.acquire(timeout=TICK_SECONDS):
-                continue
-            try:
-                e = self._proposed()
-                if e is not None:
-                    self._desk.think_ahead()
-            finally:
-                self._asking.release()
-            if e is not None:
-                return partial(self._measure, e.n)
-            # What another worker has left behind meanwhile is done all the same.
-            return self._waiting() if self._limit else None
-        return None
+        with self._one:
+            self._idle += 1
+        job: Job | None = None
+        while not self._ends():
+            job = self._waiting() or self._new()
+            # What the others measure may have to be measured again, or carried over.
+            if job is not None or (self._limit and self._idle == self._left):
+                break
+            if self._limit:
+                time.sleep(TICK_SECONDS)
+        with self._one:
+            self._idle -= 1
+            self._left -= job is None
+        return job
+
+    def _new(self) -> Job | None:
+        """What is proposed now; None while another worker waits for a proposal, or at a limit."""
+        if not self._asking.acquire(timeout=TICK_SECONDS):
+            return None
+        try:
+            e = self._proposed()
+            if e is None:
+                return None
+            self._desk.think_ahead()
+            return partial(self._measure, e.n)
+        finally:
+            self._asking.release()
 
     def _waiting(self) -> Job | None:
         """What is to be measured and takes no proposal."""
+        if not self._wanted and not self._queue:
+            return None
         with self._one:
             history, best = self._session.history, self._session.best
             while self._wanted:
                 n = self._wanted.pop(0)
-                if history[n].status is None or history[n] is best:  # else nobody wants it now
+                wanted = history[n].status is None or (best is not None and n == best.n)
+                if wanted:  # else what waited for it is decided
                     self._again.add(n)
                     return partial(self._measure_again, n)
             return partial(self._measure, self._queue.pop(0)) if self._queue else None
@@ -107,7 +134,7 @@ class Coordinator:
     def _proposed(self) -> Experiment | None:
         """A new experiment; None where there is a reason to stop."""
         session, desk = self._session, self._desk
-        while not session.interrupts.stopping():
+        while not self._ends():
             self._limit = desk.over()
             if self._limit:
                 return None
@@ -117,7 +144,7 @@ class Coordinator:
                 if desk.over():
                     continue
                 return None
-            if session.interrupts.stopping():  # it came while an agent thought; it is kept
+            if self._ends():  # it came while an agent thought; it is kept
                 session.view.say(f"Stopped. The same command trains {e.n}: {e.description}")
                 return None
             return e
@@ -127,45 +154,52 @@ class Coordinator:
 
     def _measure(self, n: int, worker: Worker) -> None:
         session = self._session
-        with self._at_a_loss(n, worker, self._queue):
+        try:
             e = worker.measured(session.history[n])
             while session.score_of(e) is None and self._desk.mend(e):
                 e = worker.measured(session.history[n])
-            with self._one:
-                self._arrived.append(n)
+        except UserError as error:
+            if self._queued_again(n, error, self._queue):
+                return
+            worker.record_crash(session.history[n], str(error))
+        self._losses.pop(n, None)
+        with self._one:
+            self._arrived.append(n)
 
     def _measure_again(self, n: int, worker: Worker) -> None:
+        e = self._session.history[n]
         try:
-            with self._at_a_loss(n, worker, self._wanted):
-                self._session.measure_again(self._session.history[n], worker)
+            self._session.measure_again(e, worker)
+            self._losses.pop(n, None)
+        except UserError as error:
+            if self._queued_again(n, error, self._wanted):
+                return
+            if e.status is not None:  # without the best nothing can be compared
+                raise UserError(str(error)) from None
+            worker.record_repeat_crash(e, str(error))
         finally:
             with self._one:
                 self._again.discard(n)
 
-    @contextmanager
-    def _at_a_loss(self, n: int, worker: Worker, queue: list[int]) -> Iterator[None]:
-        """If a worker, or its machine, is lost, what it measured goes back into a queue, once.
+    def _queued_again(self, n: int, error: UserError, queue: list[int]) -> bool:
+        """Puts what a worker, or its machine, did not measure into a queue; False at once again.
 
-        Raises _Retired where the others go on without it, and UserError where there are none.
+        Raises _Retired where the others go on without the worker, and the error itself where there
+        are no others, or the next one fails as well. One that is only Lost goes on elsewhere.
         """
-        try:
-            yield
-        except UserError as error:
-            with self._one:
-                lost = isinstance(error, Lost)  # and the worker goes on elsewhere
-                self._losses[n] += 1
-                last = self._left == 1 or self._losses[n] > 1
-                if last and not lost:
-                    raise
-                if lost and self._losses[n] > 1:
-                    worker.record_crash(self._session.history[n], str(error))
-                    self._arrived.append(n)
-                    return
-                queue.append(n)
-                self._session.view.say(f"Warning: {error} Experiment {n} is queued again.")
-                if not lost:
-                    self._left -= 1
-                    raise _Retired from None
+        with self._one:
+            self._losses[n] += 1
+            twice, lost = self._losses[n] > 1, isinstance(error, Lost)
+            if not lost and (twice or self._left == 1):
+                raise error
+            if twice:
+                return False
+            queue.append(n)
+            self._session.view.say(f"Warning: {error} Experiment {n} is queued again.")
+            if not lost:
+                self._left -= 1
+                raise _Retired from None
+            return True
 
     # --------------------------------------------------------------------------- deciding
 
@@ -173,9 +207,13 @@ class Coordinator:
         """Decides what can be, in the order in which it was measured."""
         session, at = self._session, 0
         with self._one:
-            while at < len(self._arrived):
+            while at < len(self._arrived) and not self._torn:
                 n = self._arrived[at]
-                again = session.decide(session.history[n])
+                try:
+                    again = session.decide(session.history[n])
+                except BaseException:
+                    self._torn = True
+                    raise
                 if again is None:
                     self._arrived.remove(n)
                     self._decided()

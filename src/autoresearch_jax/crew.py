@@ -4,9 +4,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from autoresearch_jax.interrupts import Abandoned
+from autoresearch_jax.runner import Lost
 
 if TYPE_CHECKING:
     from autoresearch_jax.worker import Worker
@@ -14,6 +15,15 @@ if TYPE_CHECKING:
 TICK_SECONDS = 0.2  # how soon a signal is noticed
 
 Job = Callable[["Worker"], None]
+Found = TypeVar("Found")
+
+
+def _done(job: Job, worker: "Worker") -> None:
+    try:
+        job(worker)
+    except Lost as lost:
+        worker.view.say(f"Warning: {lost} What it did is done again.")
+        job(worker)
 
 
 class Crew:
@@ -33,11 +43,12 @@ class Crew:
     def run(self, jobs: Sequence[Job]) -> None:
         """Has all jobs done, in their order as far as there are workers for them.
 
-        Raises what a job has raised, once the others that had begun have ended; none begins then.
+        One whose machine is lost is done once more. Raises what a job has raised, once the others
+        that had begun have ended; none begins then.
         """
         if not self._threads:
             for job in jobs:
-                job(self.workers[0])
+                _done(job, self.workers[0])
             return
         waiting, failed = deque(jobs), threading.Event()
 
@@ -48,7 +59,7 @@ class Crew:
                 except IndexError:
                     return
                 try:
-                    job(worker)
+                    _done(job, worker)
                 except BaseException:
                     failed.set()
                     raise
@@ -60,6 +71,12 @@ class Crew:
         errors = [found for future in futures if (found := future.exception()) is not None]
         if errors:
             raise min(errors, key=lambda error: isinstance(error, Abandoned))
+
+    def one(self, job: "Callable[[Worker], Found]") -> Found:
+        """Has one job done where a worker's devices are, and returns what it returns."""
+        found: list[Found] = []
+        self.run([lambda worker: found.append(job(worker))])
+        return found[0]
 
     def close(self) -> None:
         """Waits for the threads; who ends a loop early has told them by its Interrupts."""

@@ -1,6 +1,7 @@
 """Proposals that wait for their turn, and are carried over to what is the best by then."""
 
 import dataclasses
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,29 +32,49 @@ class Draft:
     of: int | None = None  # the experiment that is carried over to another best
 
 
-def waiting(records: Sequence[Record]) -> list[Draft]:
-    """What was neither proposed nor dropped: first what was measured already, then the oldest."""
-    found: dict[tuple[int | None, int | None], Record] = {}
-    for record in records:
+_FIELDS = {field.name for field in dataclasses.fields(Draft)}
+
+
+class Waiting:
+    """What was neither proposed nor dropped: first what was measured already, then the oldest.
+
+    The records are a list that only grows; each is looked at once. Any thread may ask.
+    """
+
+    def __init__(self) -> None:
+        self._seen = 0  # records
+        self._found: dict[tuple[int | None, int | None], Draft] = {}
+        self._one = threading.Lock()
+
+    def up_to(self, records: Sequence[Record]) -> list[Draft]:
+        with self._one:
+            new = records[self._seen :]
+            self._seen += len(new)
+            for record in new:
+                self._add(record)
+            return sorted(self._found.values(), key=lambda draft: draft.of is None)
+
+    def _add(self, record: Record) -> None:
         key = (record.get("ask"), record.get("of"))
         if record["step"] == "drafted":
-            found[key] = record
+            said = {name: value for name, value in record.items() if name in _FIELDS}
+            self._found[key] = Draft(**said)
         elif record["step"] in ("proposed", "dropped"):
-            found.pop(key, None)
-    names = {field.name for field in dataclasses.fields(Draft)}
-    drafts = [
-        Draft(**{name: value for name, value in one.items() if name in names})
-        for one in found.values()
-    ]
-    return sorted(drafts, key=lambda draft: draft.of is None)
+            self._found.pop(key, None)
+
+
+def waiting(records: Sequence[Record]) -> list[Draft]:
+    """`Waiting` of these records."""
+    return Waiting().up_to(records)
 
 
 def carry_on(session: "Session", e: Experiment, base: str) -> None:
-    """Lets a measured experiment wait for its turn on another best, unless it does already.
+    """Lets a measured experiment wait for its turn on another best, unless it did already.
 
     What it changed since the commit `base` is carried over; nothing is where that is the best.
     """
-    if any(one.of == e.n and one.base == base for one in waiting(session.journal.records)):
+    records, same = session.journal.records, ("drafted", e.n, base)
+    if any((one["step"], one.get("of"), one.get("base")) == same for one in records):
         return  # a killed process has recorded it, and not what comes next
     session.journal.append(
         "drafted",
@@ -128,7 +149,15 @@ def _on_best(session: "Session", draft: Draft, best: Experiment) -> tuple[bytes,
             return b"", why
         source = source if why else merged
     same = session.same_as(source, running=True)
-    return source, f"it is experiment {same.n}" if same and same.n != draft.of else ""
+    if same is None or (draft.of is not None and _same_origin(session, same.n, draft.of)):
+        return source, ""
+    return source, f"it is experiment {same.n}"
+
+
+def _same_origin(session: "Session", one: int, other: int) -> bool:
+    """Whether two experiments are one proposal, carried over or not."""
+    history = session.history
+    return session.origin(history[one]).n == session.origin(history[other]).n
 
 
 def _merged(session: "Session", draft: Draft, best: Experiment, source: bytes) -> tuple[bytes, str]:

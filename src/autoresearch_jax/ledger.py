@@ -1,6 +1,7 @@
 """What was spent: dollars, tokens, seconds of agents and of the accelerator."""
 
 import dataclasses
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,30 +92,71 @@ def continues(records: Sequence[Record], plan: Plan) -> bool:
     return {name: records[at].get(name) for name in plan.limits} == plan.limits
 
 
+class Tally:
+    """The sums over records, one after the other."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {one.name: 0.0 for one in dataclasses.fields(Spent)}
+        self._opened = self._last = 0.0  # of the loop that the records are about
+
+    def add(self, record: Record) -> None:
+        at = record.get("time", self._last)
+        if record["step"] == "session":
+            self._sums["loop_s"] += self._last - self._opened
+            self._opened = self._last = at if record["kind"] == "loop" else 0.0
+        elif self._opened and record["step"] not in ("verified", "restored"):
+            self._last = max(self._last, at)
+        for name, value in _amounts(record).items():
+            self._sums[name] += value
+
+    def spent(self, now: float | None = None) -> Spent:
+        """The sums; with `now`, the unix time, the last loop is still running."""
+        last = now if now is not None and self._opened else self._last
+        sums: dict[str, Any] = {**self._sums}
+        sums["loop_s"] += last - self._opened
+        whole = ("experiments", "asked", "tokens", "priced", "unpriced")
+        return Spent(**{name: int(v) if name in whole else v for name, v in sums.items()})
+
+
 def spent(records: Sequence[Record], now: float | None = None) -> Spent:
     """The sums over records; with `now`, the unix time, the last loop is still running."""
-    sums: dict[str, Any] = {one.name: 0.0 for one in dataclasses.fields(Spent)}
-    opened = last = 0.0  # of the loop that the records are about
+    tally = Tally()
     for record in records:
-        at = record.get("time", last)
-        if record["step"] == "session":
-            sums["loop_s"] += last - opened
-            opened = last = at if record["kind"] == "loop" else 0.0
-        elif opened and record["step"] not in ("verified", "restored"):
-            last = max(last, at)
-        for name, value in _amounts(record).items():
-            sums[name] += value
-    if now is not None and opened:
-        last = now
-    sums["loop_s"] += last - opened
-    whole = ("experiments", "asked", "tokens", "priced", "unpriced")
-    return Spent(**{name: int(v) if name in whole else v for name, v in sums.items()})
+        tally.add(record)
+    return tally.spent(now)
+
+
+class ThisLoop:
+    """What the running loop has spent, since it was begun first.
+
+    The records are a list that only grows; each is looked at once. Any thread may ask.
+    """
+
+    def __init__(self) -> None:
+        self._seen = 0  # records
+        self._tally: Tally | None = None  # since the loop began; None: there is none
+        self._one = threading.Lock()
+
+    def up_to(self, records: Sequence[Record]) -> Spent:
+        with self._one:
+            new = records[self._seen :]
+            self._seen += len(new)
+            for record in new:
+                self._add(record)
+            return Spent() if self._tally is None else self._tally.spent(now=time.time())
+
+    def _add(self, record: Record) -> None:
+        if record["step"] == "finished":
+            self._tally = None
+        elif record["step"] == "session" and record["kind"] == "loop" and not record["continues"]:
+            self._tally = Tally()
+        if self._tally is not None:
+            self._tally.add(record)
 
 
 def this_loop(records: Sequence[Record]) -> Spent:
     """What the running loop has spent, since it was begun first."""
-    at = unfinished(records)
-    return Spent() if at is None else spent(records[at:], now=time.time())
+    return ThisLoop().up_to(records)
 
 
 def by_experiment(records: Sequence[Record]) -> dict[int, Spent]:

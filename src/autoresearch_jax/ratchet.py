@@ -10,6 +10,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ IDENTITY = {
 }
 
 BETWEEN = b"\n\x01\n"  # two lines, for a merge; no program has such a line
+HASH = re.compile("[0-9a-f]{40,64}")  # what it names never changes
+READ_AGAIN = 64  # files of commits that stay in memory: each is asked for several times
 HEAD_BYTES = 1000  # of an agent's HEAD, more than any branch's name
 
 
@@ -46,6 +49,7 @@ class Ratchet:
         # The tag's lock, once it is held: git commands inherit it, so that who gets it knows that
         # none of a killed loop's still runs.
         self.keep_fds: tuple[int, ...] = ()
+        self._read = lru_cache(READ_AGAIN)(self._read_object)
 
     def git(self, *arguments: str, **options: Any) -> str:
         """`Workspace.git`, with the tag's lock kept until git has ended."""
@@ -59,14 +63,20 @@ class Ratchet:
 
     def blob(self, commit: str, path: str = "train.py") -> bytes:
         """The bytes of a file in a commit, as a checkout of it has them. Raises GitError."""
-        return self.workspace.git_bytes("cat-file", "--filters", f"{commit}:{path}")
+        asked = ("cat-file", "--filters", f"{commit}:{path}")
+        return self._read(*asked) if HASH.fullmatch(commit) else self._read_object(*asked)
 
     def stored(self, blob: str) -> bytes:
         """The bytes of a stored train.py, as a checkout of it has them. Raises GitError."""
-        return self.workspace.git_bytes("cat-file", "--filters", "--path=train.py", blob)
+        return self._read("cat-file", "--filters", "--path=train.py", blob)
+
+    def _read_object(self, *arguments: str) -> bytes:
+        return self.workspace.git_bytes(*arguments)
 
     def blob_id(self, commit: str, path: str = "train.py") -> str:
-        return self.git("rev-parse", "--verify", f"{commit}:{path}")
+        asked = ("rev-parse", "--verify", f"{commit}:{path}")
+        found = self._read(*asked) if HASH.fullmatch(commit) else self._read_object(*asked)
+        return found.decode().rstrip("\n")
 
     def diff(self, base: str, commit: str) -> str:
         """What `commit` changed in train.py against `base`, as a unified diff."""
@@ -101,7 +111,7 @@ class Ratchet:
 
     def candidate(self, base: str, blob: str, message: str) -> str:
         """A commit on `base` that has `blob` as train.py, and differs in nothing else."""
-        entries = self.workspace.git_bytes("ls-tree", "-z", f"{base}^{{tree}}").split(b"\0")
+        entries = self._read("ls-tree", "-z", f"{base}^{{tree}}").split(b"\0")
         changed = []
         for entry in filter(None, entries):
             kind, name = entry.split(b"\t", 1)

@@ -298,14 +298,17 @@ class Session:
         `mend` is asked about one that crashed, and returns whether it has repaired it. Raises
         Abandoned, and UserError where the loop cannot go on; `e` is undecided then.
         """
-        e = self.worker.measured(e)
+        self.crew.run([partial(self._run, e, mend)])  # each works where its devices are
+        return self.history[e.n]
+
+    def _run(self, e: Experiment, mend: Callable[[Experiment], bool], worker: Worker) -> None:
+        e = worker.measured(e)
         while self.score_of(e) is None and mend(e):
-            e = self.worker.measured(self.history[e.n])
+            e = worker.measured(self.history[e.n])
         while (again := self.decide(e)) is not None:
             self.say_again(again)
-            self.measure_again(again.experiment, self.worker)
+            self.measure_again(again.experiment, worker)
             e = self.history[e.n]
-        return self.history[e.n]
 
     def say_again(self, again: Again) -> None:
         self.view.say(f"     measuring experiment {again.experiment.n} again: {again.reason}")

@@ -27,7 +27,7 @@ class Share:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What scores on it rest on, beside what JAX tells of its devices."""
-        return {"cores": len(self.cores)} if self.cores else {}
+        return {"number of cores": len(self.cores)} if self.cores else {}
 
 
 WHOLE = Share()

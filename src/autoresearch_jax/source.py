@@ -2,11 +2,21 @@
 
 import ast
 import hashlib
+import threading
 import warnings
+from functools import lru_cache
+from typing import Any
+
+REMEMBERED = 64  # sources: an experiment asks several times about its own, each for 30 ms
+
+_parsing = threading.Lock()  # what warns is switched for all threads
 
 
+@lru_cache(REMEMBERED)
 def unparsable(source: bytes) -> str:
     """Why a train.py is not Python, or "": no budget is spent on finding out."""
+    if meaning(source):  # which is asked for anyway
+        return ""
     try:
         _parse(source)
     except SyntaxError as error:
@@ -16,6 +26,7 @@ def unparsable(source: bytes) -> str:
     return ""
 
 
+@lru_cache(REMEMBERED)
 def meaning(source: bytes) -> str:
     """A hash that two sources share if their syntax trees are the same, docstrings aside.
 
@@ -42,15 +53,19 @@ def code_lines(source: bytes) -> int | None:
 def _without_words(source: bytes) -> ast.Module:
     """The syntax tree without docstrings."""
     tree = _parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [one for one in body if not _says_only(one)]  # type: ignore[attr-defined]
+    waiting: list[Any] = [tree]  # statements, and what else holds some: not what they consist of
+    while waiting:
+        node = waiting.pop()
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+            inner = getattr(node, name, None)
+            waiting += inner if isinstance(inner, list) else []
+        if isinstance(getattr(node, "body", None), list):
+            node.body = [one for one in node.body if not _says_only(one)]
     return tree
 
 
 def _parse(source: bytes) -> ast.Module:
-    with warnings.catch_warnings():
+    with _parsing, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(source, "train.py")
 

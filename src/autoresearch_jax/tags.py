@@ -71,7 +71,8 @@ def _named(workspace: Workspace, tag: str, fingerprint: Record) -> tuple[str, bo
 def _differences(workspace: Workspace, tag: str, fingerprint: Record) -> str:
     known = journal.records(workspace.state_dir(tag))[0]["fingerprint"]
     names = [name for name in fingerprint | known if fingerprint.get(name) != known.get(name)]
-    return ", ".join(f"{n} ({known.get(n)}, now {fingerprint.get(n)})" for n in names)
+    was, now = ({name: one.get(name, "all") for name in names} for one in (known, fingerprint))
+    return ", ".join(f"{name} ({was[name]}, now {now[name]})" for name in names)
 
 
 def _taken(workspace: Workspace, tag: str) -> bool:

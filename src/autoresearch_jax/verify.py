@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from autoresearch_jax import evidence, report
 from autoresearch_jax.errors import UserError
@@ -187,7 +188,8 @@ def scale(
         for one in (baseline, e):
             if session.interrupts.stopping():
                 raise Abandoned
-            score = session.worker.scaled(one, depth, budget_s)
+            scaled = partial(Worker.scaled, e=one, depth=depth, budget_s=budget_s)
+            score = session.crew.one(scaled)
             if score.outcome != "ok":
                 reason = score.reason.rstrip(".")
                 raise UserError(f"experiment {one.n} gives no score at depth {depth}: {reason}.")
@@ -249,7 +251,10 @@ def _repeated(
     """One more run that has a score. Raises Abandoned, UserError."""
     if session.interrupts.stopping():
         raise Abandoned
-    repeat = (worker or session.worker).repeat(e, purpose, seed=seed)
+    if worker is None:
+        repeat = session.crew.one(lambda one: one.repeat(e, purpose, seed=seed))
+    else:
+        repeat = worker.repeat(e, purpose, seed=seed)
     if repeat.score is None:
         raise UserError(f"experiment {e.n} failed when it was run again: {repeat.reason}")
     return repeat
@@ -268,7 +273,7 @@ def _scored(session: Session, e: Experiment, split: str) -> Verified:
     try:
         if session.interrupts.stopping():
             raise Abandoned
-        score = session.worker.score(e, split)
+        score = session.crew.one(lambda worker: worker.score(e, split))
     except Abandoned:
         raise UserError("Stopped. The same command starts again.") from None
     if score.outcome != "ok":

@@ -5,7 +5,9 @@ scored as the harness's tests score: `harness.written_score`.
 """
 
 import json
+import random
 import re
+import time
 from pathlib import Path
 
 from autoresearch_jax import paths, trainer
@@ -27,6 +29,22 @@ def train(folder: Path, *, log: Path, artifacts: Path, env: dict[str, str], **_)
     (artifacts / "score").write_text(f"{float(found[1]) + luck:.6f}")
     (artifacts / paths.SUMMARY).write_text(json.dumps(summary))
     return TrainResult("ok", "", summary | {"wall_seconds": 0.0}, log)
+
+
+def overlap() -> None:
+    """From now on some trainings take longer than others, and two numbers lower the score."""
+    train_at_once = trainer.train
+
+    def train(folder: Path, *, artifacts: Path, **options) -> TrainResult:
+        text = (folder / "train.py").read_text()
+        time.sleep(random.Random(text).choice((0.02, 0.2)))
+        result = train_at_once(folder, artifacts=artifacts, **options)
+        numbers = re.findall(r"(?m)^(?:FIRST|SECOND) = ([-0-9.]+)$", text)
+        score = float((artifacts / "score").read_text()) - sum(map(float, numbers))
+        (artifacts / "score").write_text(f"{score:.6f}")
+        return result
+
+    trainer.train = train
 
 
 def install(wrap=lambda function: function) -> None:

@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 import git  # noqa: F401 - Workspace.open imports it, and every child would do so again
 import scipy.stats  # noqa: F401 - likewise the audit
 
-from autoresearch_jax import journal, loop, session
+from autoresearch_jax import journal, loop, session, shares
 from autoresearch_jax.agents import Proposal
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.journal import Journal
@@ -83,7 +84,31 @@ def score_of(n: int) -> float:
     return round(1.0 - 0.0005 * n + random.Random(n).uniform(-0.1, 0.1), 6)
 
 
-COMMANDS = {"repeat": repeat, "confirm": confirm, "propose": propose, "night": night}
+def several(count, workspace):
+    """Workers whose trainings overlap, on what may be merged."""
+    shares.split = lambda workers, names: [shares.WHOLE] * workers  # with as many cores as it takes
+    instant.overlap()
+    run_loop(workspace, OneOfTwo(), _most(workspace), tag="t", workers=count)
+
+
+class OneOfTwo(BySeries):
+    """Changes one of two numbers that lower the score, by the number of the experiment."""
+
+    def propose(self, context):
+        path = context.worktree / "train.py"
+        name, gain = ("FIRST", "SECOND")[context.n % 2], random.Random(context.n).uniform(-0.02, 1)
+        path.write_text(re.sub(rf"(?m)^{name} = .*$", f"{name} = {gain:.6f}", path.read_text()))
+        return Proposal(f"idea {context.n}")
+
+
+COMMANDS = {
+    "repeat": repeat,
+    "confirm": confirm,
+    "propose": propose,
+    "night": night,
+    "one worker": functools.partial(several, 1),
+    "two workers": functools.partial(several, 2),
+}
 
 
 # --------------------------------------------------------------------------------- one child

@@ -1,0 +1,100 @@
+"""A loop of two workers killed at any effect goes on, with two or with one, and decides all once.
+
+The threads' order is not the same twice, so nothing is compared with a loop that was not killed:
+what must hold at any end is asked for.
+"""
+
+import contextlib
+import itertools
+import shutil
+from pathlib import Path
+
+import pytest
+
+from autoresearch_jax import journal
+from tests import harness
+from tests.faults.lab import Request, each
+from tests.harness import git, rows, train_py
+
+MOST = 5
+POINTS = 16
+
+
+def left_over(folder):
+    """The processes whose working directory or whose command lies in the folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes() + bytes((process / "cwd").readlink())
+            if bytes(folder) in words and harness.alive(int(process.name)):
+                found.append(words)
+    return found
+
+
+def wrong(workspace):
+    """What is not as it must be at the end."""
+    records = journal.records(workspace.state_dir("t"))
+    history = journal.experiments(workspace.state_dir("t"))
+    decided = [one["n"] for one in records if one["step"] == "decided"]
+    kept = [e for e in history if e.status == "keep"]
+    chain = git(workspace.root, "rev-list", "--reverse", "autoresearch/t").split()
+    refs = git(workspace.root, "for-each-ref", "--format=%(refname) %(objectname)")
+    lost = [e.n for e in history if f"refs/autoresearch/t/{e.n} {e.commit}" not in refs]
+    origins = [e.of for e in history if e.of is not None]
+    carried = [(one["of"], one["base"]) for one in records if one["step"] == "drafted"]
+    carried = [one for one in carried if one[0] is not None]
+    facts = {
+        "decided": (sorted(decided), [e.n for e in history]),
+        "proposals": (sum(e.of is None for e in history), MOST + 1),
+        "branch": (chain[chain.index(kept[0].commit) :], [e.commit for e in kept]),
+        "best": (kept[-1].val_bpb, min(e.val_bpb for e in history)),
+        "refs": (lost, []),
+        "results": ([row[3] for row in rows(workspace.root)], [e.status for e in history]),
+        "finished": ([one["step"] for one in records].count("finished"), 1),
+        "carried twice": (len(carried), len(set(carried))),
+        "origins": ([n for n in origins if history[n].status != "discard"], []),
+        "processes": (left_over(workspace.root.parent), []),
+    }
+    return {name: pair for name, pair in facts.items() if pair[0] != pair[1]}
+
+
+@pytest.fixture(scope="module")
+def two_numbers(lab):
+    """A workspace whose train.py has two numbers, to be copied."""
+    workspace = lab.new(most=MOST)
+    numbers = "FIRST = 0\n\n\n\nSECOND = 0\n"
+    (workspace.root / "train.py").write_text(train_py(1.0, numbers))
+    git(workspace.root, "commit", "-qam", "Two numbers")
+    return workspace.root.parent
+
+
+def test_two_workers_killed_at_any_effect_decide_each_proposal_once(lab, two_numbers, verdict):
+    workspace = lab.new(two_numbers)
+    whole = lab.run(workspace, Request("two workers"))
+    assert whole.ended == "done", whole
+    assert wrong(workspace) == {}
+    resumed = itertools.cycle(["two workers", "one worker"])
+
+    def one(point):
+        kill, command = point
+        workspace = lab.new(two_numbers)
+        reply = lab.run(workspace, Request("two workers", kill=kill))
+        if reply.ended == "killed":
+            killed.append(kill)
+            reply = lab.run(workspace, Request(command))
+        if reply.ended != "done":
+            return f"{kill}, then {command}: {reply}"
+        found = wrong(workspace)
+        carried.append(any(e.of for e in journal.experiments(workspace.state_dir("t"))))
+        shutil.rmtree(workspace.root.parent)
+        return f"{kill}, then {command}: {found}" if found else ""
+
+    killed: list[tuple[str, int]] = []
+    carried: list[bool] = []  # of each, whether anything was carried over
+    step = 0.8 * whole.effects / POINTS  # how many effects there are depends on the order
+    numbers = [1 + round(step * at) for at in range(POINTS)]
+    kills = zip(itertools.cycle(["after", "before", "before", "after"]), numbers, strict=False)
+    complaints = each(one, list(zip(kills, resumed, strict=False)))
+    assert len(killed) > POINTS / 2
+    assert any(carried)
+    verdict("kills of two workers", len(killed), complaints)

@@ -1,0 +1,98 @@
+"""What each of several workers gets of a machine's devices."""
+
+import re
+
+import pytest
+
+from autoresearch_jax import hardware, shares
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.shares import WHOLE, Share, split
+
+
+@pytest.fixture(autouse=True)
+def alike(monkeypatch):
+    monkeypatch.setattr(hardware, "gpu_kinds", lambda: ["NVIDIA H100"])
+
+
+def names(kind, count):
+    return [f"{kind}-{number}" for number in range(count)]
+
+
+@pytest.mark.parametrize("devices", [["cpu"], names("cpu", 3), names("nvidia", 8), names("tpu", 4)])
+def test_one_worker_has_all(devices):
+    assert split(1, devices) == [WHOLE]
+    assert (WHOLE.env, WHOLE.cores, WHOLE.fingerprint) == ({}, frozenset(), {})
+
+
+def test_cores_are_divided_and_what_is_left_over_is_nobodys():
+    found = split(2, ["cpu-0", "cpu-2", "cpu-3", "cpu-5", "cpu-7"])
+    assert found == [Share(cores=frozenset({0, 2})), Share(cores=frozenset({3, 5}))]
+    # Scores of as many cores compare, on whichever.
+    assert [one.fingerprint for one in found] == [{"number of cores": 2}] * 2
+
+
+def test_gpus_are_divided_as_they_are_visible_here():
+    found = split(2, ["nvidia-1", "nvidia-4", "nvidia-5", "nvidia-7"])
+    assert found == [Share({"CUDA_VISIBLE_DEVICES": "1,4"}), Share({"CUDA_VISIBLE_DEVICES": "5,7"})]
+    assert [one.fingerprint for one in found] == [{}, {}]  # JAX tells how many there are
+    assert len(split(8, names("nvidia", 8))) == 8
+
+
+def test_gpus_of_several_kinds_are_refused(monkeypatch):
+    monkeypatch.setattr(hardware, "gpu_kinds", lambda: ["NVIDIA A100", "NVIDIA H100"])
+    message = (
+        "the GPUs are of several kinds (NVIDIA A100, NVIDIA H100), so their scores do not compare. "
+        "Choose some that are alike: export CUDA_VISIBLE_DEVICES=0,1"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        split(2, names("nvidia", 2))
+    assert split(1, names("nvidia", 2)) == [WHOLE]
+
+
+@pytest.mark.parametrize(
+    ("workers", "chips", "bounds"),
+    [(4, ["0", "1", "2", "3"], "1,1,1"), (2, ["0,1", "2,3"], "1,2,1")],
+)
+def test_a_process_is_told_of_its_chips_and_how_they_lie(workers, chips, bounds):
+    found = split(workers, names("tpu", 4))
+    assert [one.env["TPU_VISIBLE_CHIPS"] for one in found] == chips
+    told = [{k: v for k, v in one.env.items() if k != "TPU_VISIBLE_CHIPS"} for one in found]
+    asked = {"TPU_CHIPS_PER_PROCESS_BOUNDS": bounds, "TPU_PROCESS_BOUNDS": "1,1,1"}
+    assert told == [asked] * workers
+
+
+def test_as_many_chips_as_no_process_can_have_are_refused():
+    message = "leaves each 3 of the 6 chips, and a process can have 1, 2 or 4. Try --workers 6"
+    with pytest.raises(UserError, match=message):
+        split(2, names("tpu", 6))
+    assert split(2, names("tpu", 8))[1].env["TPU_VISIBLE_CHIPS"] == "4,5,6,7"
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        (names("cpu", 2), "each takes a core of its own, and there are 2. Try --workers 2"),
+        (names("nvidia", 1), "each takes a GPU of its own, and there is one. Try --workers 1"),
+        (names("tpu", 1), "each takes a TPU chip of its own, and there is one. Try --workers 1"),
+    ],
+)
+def test_more_workers_than_devices_are_told_how_many_fit(devices, message):
+    with pytest.raises(UserError, match=f"^--workers 3: {message}$"):
+        split(3, devices)
+
+
+def test_where_a_process_cannot_be_kept_to_cores_there_is_one_worker():
+    with pytest.raises(UserError, match="go on without it"):
+        split(2, ["cpu"])
+
+
+def test_a_share_without_cores_binds_nothing(monkeypatch):
+    bound = []
+    # Not every system has it.
+    monkeypatch.setattr(
+        shares.os, "sched_setaffinity", lambda *said: bound.append(said), raising=False
+    )
+    Share({"CUDA_VISIBLE_DEVICES": "0"}).bind_thread()
+    assert bound == []
+    Share(cores=frozenset({1})).bind_thread()
+    assert bound == [(0, frozenset({1}))]

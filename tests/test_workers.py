@@ -1,0 +1,560 @@
+"""Several workers: what is proposed on what, in which order it is decided, and who goes on."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from autoresearch_jax import journal, ledger, shares
+from autoresearch_jax.agents import Proposal
+from autoresearch_jax.errors import UserError
+from autoresearch_jax.runner import Lost, Runner
+from autoresearch_jax.worker import Worker
+from autoresearch_jax.workspace import Workspace
+from tests import harness
+from tests.harness import Notes, Scripted, git, rows, run_loop, train_py
+
+# FIRST and SECOND lower the score, and are far enough apart to be merged; together they cost
+# CLASH. HOLD is a file that the training waits for; a baseline waits for nothing.
+PARTS = """\
+import os, pathlib, sys, time
+FIRST = 0
+
+
+
+SECOND = 0
+
+
+
+HOLD = ""
+
+
+
+CLASH = 0
+seed = int(os.environ["AUTORESEARCH_SEED"])
+def wait(done):
+    end = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+if HOLD:
+    pathlib.Path(HOLD + f".{os.getpid()}.waits").touch()
+    wait(lambda: pathlib.Path(HOLD).exists())
+SCORE -= FIRST + SECOND - (CLASH if FIRST and SECOND else 0)
+"""
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    # As many workers as a test wants, on whichever cores this machine has.
+    monkeypatch.setattr(shares, "split", lambda workers, names: [shares.WHOLE] * workers)
+    return Workspace.open(harness.make_repository(tmp_path / "workspace", train_py(1.0, PARTS)))
+
+
+def change_baseline(workspace, old, new):
+    path = workspace.root / "train.py"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    git(workspace.root, "commit", "-qam", "Another baseline")
+
+
+class Events(Notes):
+    """Notes; the file `decided-N` appears when experiment N is decided."""
+
+    def __init__(self, workspace):
+        super().__init__()
+        self.folder = workspace.root.parent
+
+    def say(self, text):
+        super().say(text)
+        if decided := re.match(r" *(\d+) (keep|discard|crash) ", text):
+            (self.folder / f"decided-{decided[1]}").touch()
+
+
+def idea(description, hold="", then=lambda: None, **values):
+    """An answer that gives constants of train.py other values; its training waits for `hold`."""
+
+    def answer(context):
+        path = context.worktree / "train.py"
+        text = path.read_text()
+        values_here = values | ({"HOLD": str(path_of(context, hold))} if hold else {})
+        for name, value in values_here.items():
+            text, count = re.subn(rf"(?m)^{name} = .*$", f"{name} = {value!r}", text)
+            assert count == 1
+        path.write_text(text)
+        then()
+        return Proposal(description)
+
+    return answer
+
+
+def path_of(context, name):
+    """A file beside the workspace."""
+    return context.source_of.__self__.workspace.root.parent / name
+
+
+def when_waiting(workspace, name, count, let=None):
+    """Once so many trainings wait for a file, that one appears, or another."""
+    folder = workspace.root.parent
+
+    def wait():
+        end = time.monotonic() + 60
+        while len(list(folder.glob(f"{name}.*.waits"))) < count:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        (folder / (let or name)).touch()
+
+    threading.Thread(target=wait).start()
+
+
+def run(workspace, ideas, most, *, workers=2, view=None, **options):
+    agent = Scripted(*ideas) if isinstance(ideas, list | tuple) else ideas
+    view = view or Events(workspace)
+    return run_loop(workspace, agent, most, view, tag="t", workers=workers, **options)
+
+
+def found(workspace):
+    return journal.experiments(workspace.state_dir("t"))
+
+
+def records(workspace, step):
+    return [one for one in journal.records(workspace.state_dir("t")) if one["step"] == step]
+
+
+def decisions(workspace):
+    """The numbers of the experiments in the order in which they were decided."""
+    return [one["n"] for one in records(workspace, "decided")]
+
+
+def looks_right(workspace, *, undecided=()):
+    """Everything is decided once, and git and results.tsv are as the journal says."""
+    history = found(workspace)
+    assert sorted([*decisions(workspace), *undecided]) == [e.n for e in history]
+    kept = [e for e in history if e.status == "keep"]
+    chain = git(workspace.root, "rev-list", "--reverse", "autoresearch/t").split()
+    assert chain[chain.index(kept[0].commit) :] == [e.commit for e in kept]
+    assert [e.base for e in kept] == ["", *(e.commit for e in kept[:-1])]
+    refs = git(
+        workspace.root, "for-each-ref", "--format=%(refname) %(objectname)", "refs/autoresearch"
+    )
+    assert sorted(refs.splitlines()) == sorted(
+        f"refs/autoresearch/t/{e.n} {e.commit}" for e in history
+    )
+    told = [[e.commit[:7], e.status] for e in history if e.status]
+    assert [[row[0], row[3]] for row in rows(workspace.root)] == told
+    git(workspace.root, "fsck", "--strict")
+    assert threading.active_count() == 1
+    return history
+
+
+# --------------------------------------------------------------------------------- decisions
+
+
+def test_what_was_measured_behind_the_best_is_carried_over_and_counts_there(workspace):
+    when_waiting(workspace, "decided-4", 1, let="third")  # so that the carried-over one is fourth
+    ideas = [
+        idea("first", "third", FIRST=0.1),
+        idea("second", SECOND=0.2),
+        idea("worse", "decided-4", SECOND=-1),
+    ]
+    result = run(workspace, ideas, 3)
+    history = looks_right(workspace)
+    baseline, first, second, worse, both = history
+    assert [e.status for e in history] == ["keep", "discard", "keep", "discard", "keep"]
+    assert decisions(workspace) == [0, 2, 1, 4, 3]  # as their scores arrived
+    # Each was proposed on the best of its time.
+    assert [e.base for e in history[1:3]] == [baseline.commit] * 2
+    assert worse.base == both.base == second.commit
+    assert [e.of for e in history] == [None, None, None, None, 1]
+    assert first.verdict == "goes on, on top of experiment 2, the best by now"
+    assert worse.verdict == "not better than its base, experiment 2"
+    assert both.description == "first (experiment 1 on top of 2)"
+    # It was better than its base and worse than the best; its changes count once measured there.
+    assert [e.val_bpb for e in (first, both)] == pytest.approx([0.9, 0.7])
+    assert [one["n"] for one in records(workspace, "trained")].count(4) == 1
+    assert (result.stopped, result.decided, result.best) == ("max", 5, both)
+    spent = ledger.spent(journal.records(workspace.state_dir("t")))
+    assert spent.experiments == 3  # that it is measured again is no proposal
+
+
+@pytest.mark.parametrize(("gain", "kept"), [(0.4, True), (0.1, False)])
+def test_what_conflicts_with_the_best_is_taken_as_it_is_if_it_is_better(workspace, gain, kept):
+    run(workspace, [idea("slow", "decided-2", FIRST=gain), idea("quick", FIRST=0.2)], 2)
+    history = looks_right(workspace)
+    statuses = ["keep", "discard", "keep"]
+    assert [e.status for e in history] == ([*statuses, "keep"] if kept else statuses)
+    dropped = [(one["of"], one["reason"]) for one in records(workspace, "dropped")]
+    if kept:
+        assert (history[3].of, history[3].program) == (1, history[1].program)
+        assert history[3].val_bpb == pytest.approx(0.6)
+        assert dropped == []
+    else:
+        assert dropped == [(1, "it conflicts with experiment 2")]
+
+
+@pytest.mark.parametrize(("gain", "kept"), [(0.4, True), (0.1, False)])
+def test_what_is_no_better_together_goes_on_alone_if_it_is_better(workspace, gain, kept):
+    change_baseline(workspace, "CLASH = 0", "CLASH = 1")
+    run(workspace, [idea("slow", "decided-2", FIRST=gain), idea("quick", SECOND=0.2)], 2)
+    history = looks_right(workspace)
+    statuses = ["keep", "discard", "keep", "discard"]
+    assert [e.status for e in history] == ([*statuses, "keep"] if kept else statuses)
+    assert (history[3].of, history[3].val_bpb) == (1, pytest.approx(1.8 - gain))
+    if kept:
+        assert decisions(workspace) == [0, 2, 1, 3, 4]
+        alone = history[4]
+        assert (alone.of, alone.base, alone.program) == (1, history[2].commit, history[1].program)
+        assert alone.val_bpb == pytest.approx(0.6)
+        assert alone.description == "slow (experiment 1 on top of 2)"
+
+
+def test_a_crash_behind_the_best_is_a_crash(workspace):
+    run(workspace, [idea("slow", "decided-2", FIRST="x"), idea("quick", SECOND=0.2)], 2)
+    assert [e.status for e in looks_right(workspace)] == ["keep", "crash", "keep"]
+
+
+def test_only_proposals_count_and_never_more_than_were_asked_for(workspace):
+    asked = itertools.count(1)
+
+    def better(context):
+        n = next(asked)
+        name = "FIRST" if n % 2 else "SECOND"
+        return idea(f"idea {n}", **{name: n / 100})(context)
+
+    agent = Scripted(*[better] * 20)
+    result = run(workspace, agent, 7, workers=3)
+    history = looks_right(workspace)
+    assert result.stopped == "max"
+    assert sum(e.of is None for e in history[1:]) == 7
+    assert len(records(workspace, "finished")) == 1
+    run(workspace, agent, 2, workers=3)  # two more
+    assert sum(e.of is None for e in looks_right(workspace)[1:]) == 9
+
+
+# ---------------------------------------------------------------------------------- at a time
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux binds to cores")
+def test_trainings_overlap_each_on_cores_of_its_own(workspace, monkeypatch):
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("there is one core")
+    monkeypatch.undo()  # the real split; the environment comes again
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(workspace.home))
+    monkeypatch.setenv("AUTORESEARCH_LOCK_DIR", str(workspace.home / "locks"))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    change_baseline(workspace, "CLASH = 0", "CLASH = 0\nprint(sorted(os.sched_getaffinity(0)))")
+    when_waiting(workspace, "both", 2)
+    ideas = [idea(f"{n}", "both", FIRST=n / 10) for n in (1, 2)]
+    run(workspace, ideas, 2)
+    looks_right(workspace)
+    size = len(cores) // 2
+    parts = [cores[:size], cores[size : 2 * size]]
+    logs = [workspace.run_dir("t", n) / "run.log" for n in range(3)]
+    used = [json.loads(log.read_text().splitlines()[0]) for log in logs]
+    assert used[0] in parts  # the baseline has no more than those that are compared with it
+    assert sorted(used[1:]) == parts
+    assert sorted(os.sched_getaffinity(0)) == cores  # of this thread nothing is changed
+
+
+class Thinking(Scripted):
+    """Thinks while trainings run, in a thread for each worker."""
+
+    name = "thinking"
+    slow = True
+
+    def __init__(self, workers, *sources):
+        super().__init__(*sources)
+        self.together = threading.Barrier(workers)
+        self.one = threading.Lock()
+
+    def propose(self, context):
+        with self.one:
+            first = len(self.contexts) < self.together.parties
+            self.contexts.append(context)
+            source = self.sources.pop(0)
+        if first:
+            self.together.wait(60)  # until all think
+        return source(context)
+
+
+def test_slow_agents_think_one_for_each_worker(workspace):
+    # None is kept, since what conflicts with a keep is asked for anew.
+    agent = Thinking(3, *(idea(f"{n}", FIRST=-n) for n in range(1, 6)))
+    run(workspace, agent, 5, workers=3)
+    history = looks_right(workspace)
+    assert len(history) == 6
+    assert agent.sources == []
+    assert len({context.worktree for context in agent.contexts[:3]}) == 3
+    # Whoever was asked last knew of another one, at least.
+    told = [re.search(r"is asked (\d) more time", one.prompt) for one in agent.contexts[:3]]
+    assert max(int(one[1]) for one in told if one) >= 1
+
+
+MEET = """
+if seed != 42:
+    here = pathlib.Path({folder!r})
+    here.mkdir(exist_ok=True)
+    (here / str(os.getpid())).touch()
+    wait(lambda: len(list(here.iterdir())) > 1)
+SCORE += 0.001 * (seed * 7 % 5)
+"""
+
+
+def meeting(workspace):
+    """Every training but the first of an experiment waits until there is another one."""
+    meet = MEET.format(folder=str(workspace.root.parent / "repeats"))
+    change_baseline(workspace, "CLASH = 0\n", f"CLASH = 0\n{PARTS.partition('CLASH = 0')[2]}{meet}")
+
+
+def test_the_noise_is_measured_side_by_side_with_other_seeds(workspace):
+    meeting(workspace)
+    view = Events(workspace)
+    run(workspace, [], 0, policy="confirm", view=view)
+    (baseline,) = looks_right(workspace)
+    assert sorted(one.seed for one in baseline.repeats) == [43, 44, 45, 46]
+    scores = {one.seed: one.score for one in baseline.repeats}
+    assert scores == {seed: pytest.approx(1 + 0.001 * (seed * 7 % 5)) for seed in scores}
+    assert "noise of a score" in view.text
+
+
+def test_an_audit_runs_side_by_side(workspace):
+    meeting(workspace)
+    view = Events(workspace)
+    run(workspace, [idea("better", FIRST=0.1)], 1, audit=2, view=view)
+    history = looks_right(workspace)
+    assert [[one.seed for one in sorted_(e.repeats)] for e in history] == [[43, 44]] * 2
+    assert {one.purpose for e in history for one in e.repeats} == {"audit"}
+    for e in history:
+        for one in e.repeats:  # each run's own score is told
+            assert f"audit: experiment {e.n} val {one.score:.6f}" in view.text
+    assert len(records(workspace, "audited")) == 1
+
+
+def test_a_repeat_is_told_with_its_own_score(workspace, monkeypatch):
+    record = Worker._record_repeat
+
+    def two(worker, e, seed, purpose, said):
+        record(worker, e, seed, purpose, said)
+        another = {**said, "metrics": {"val_bpb": 9.0}}  # by another worker, at that moment
+        record(worker, e, seed + 100, "noise", another)
+
+    monkeypatch.setattr(Worker, "_record_repeat", two)
+    view = Events(workspace)
+    run(workspace, [idea("better", FIRST=0.1)], 1, workers=1, audit=2, view=view)
+    told = [line for line in view.said if "audit: experiment" in line]
+    assert len(told) == 4
+    assert not [line for line in told if "9.0" in line]
+
+
+def sorted_(repeats):
+    return sorted(repeats, key=lambda one: one.seed)
+
+
+def noisy(workspace):
+    noise = "SCORE += 0.001 * (seed * 7 % 5)\n"
+    change_baseline(workspace, "if HOLD:", f"{noise}if HOLD:")
+
+
+def test_what_is_close_is_measured_again_while_others_go_on(workspace):
+    noisy(workspace)
+    close = [idea(f"close {n}", FIRST=n / 10000) for n in (52, 55, 58)]
+    run(workspace, [*close, idea("clear", SECOND=0.5)], 4, policy="confirm", workers=3)
+    history = looks_right(workspace)
+    again = [one for e in history for one in e.repeats if one.purpose == "decide"]
+    assert again
+    for e in history:
+        seeds = [one.seed for one in e.repeats]
+        assert len({42, *seeds}) == 1 + len(seeds)
+    best = [e for e in history if e.status == "keep"][-1]
+    assert best.val_bpb < 0.51
+
+
+# ------------------------------------------------------------------------------ workers lost
+
+
+class Broken:
+    """A scorer that fails where it is told to; `at` gets the worker's folder and the number."""
+
+    def __init__(self, at, error="no device here."):
+        self.at, self.error = at, error
+        self.asked = []
+
+    def __call__(self, frozen, artifacts, **options):
+        worker, n = frozen.parent.name, int(artifacts.parent.name)
+        self.asked.append((worker, n))
+        if self.at(worker, n):
+            raise UserError(self.error)
+        return harness.written_score(frozen, artifacts, **options)
+
+
+def test_a_worker_that_fails_is_retired_and_its_experiment_goes_to_another(workspace):
+    when_waiting(workspace, "both", 2)
+    ideas = [idea(f"{n}", "both", FIRST=n / 10) for n in (1, 2)]
+    ideas += [idea(f"more {n}", SECOND=n / 10) for n in (1, 2)]
+    scorer, view = Broken(lambda worker, n: n and worker == "worker-2"), Events(workspace)
+    result = run(workspace, ideas, 4, scorer=scorer, view=view)
+    looks_right(workspace)
+    assert result.stopped == "max"
+    (lost,) = [n for worker, n in scorer.asked if n and worker == "worker-2"]  # asked once
+    assert f"Warning: no device here. Experiment {lost} is queued again." in view.said
+    assert [n for _, n in scorer.asked].count(lost) == 2
+    assert [one["n"] for one in records(workspace, "trained")].count(lost) == 1
+
+
+def test_what_fails_on_two_workers_stops_all_of_them(workspace):
+    more = (idea(f"more {n}", SECOND=n / 1000) for n in itertools.count(1))
+    ideas = [idea("odd", FIRST=0.1), *itertools.islice(more, 60)]
+    scorer = Broken(lambda worker, n: n == 1)
+    with pytest.raises(UserError, match=r"^no device here\.$"):
+        run(workspace, ideas, 60, scorer=scorer, workers=3)
+    assert [n for _, n in scorer.asked].count(1) == 2
+    history = looks_right(workspace, undecided=undecided(workspace))
+    assert history[1].status is None
+    assert len(history) < 30
+    run(workspace, ideas, 0)  # mended
+    looks_right(workspace)
+
+
+def undecided(workspace):
+    return [e.n for e in found(workspace) if e.status is None]
+
+
+def test_a_broken_machine_pauses_all_workers(workspace):
+    broken = workspace.root.parent / "broken"
+    change_baseline(
+        workspace,
+        "CLASH = 0\n",
+        f"CLASH = 0\nif os.path.exists({str(broken)!r}): raise OSError('no device')\n",
+    )
+    ideas = [idea("fine", FIRST=0.1, then=broken.touch)]
+    ideas += [idea(f"{n}", SECOND=n / 100) for n in range(1, 40)]
+    with pytest.raises(UserError, match=r"Paused: \d+ experiments in a row crashed.*no device"):
+        run(workspace, ideas, 40)
+    history = looks_right(workspace, undecided=undecided(workspace))
+    assert len(history) < 12
+    assert len(records(workspace, "control")) == 1
+
+
+class Gone:
+    """The machine of a training is gone, so many times."""
+
+    def __init__(self, monkeypatch, wanted, times):
+        self.wanted, self.times, self.lost = wanted, times, 0
+        train = Runner.train
+
+        def lost(runner, folder, *, artifacts, **options):
+            if self.wanted(int(artifacts.parent.name), artifacts.name) and self.lost < self.times:
+                self.lost += 1
+                raise Lost("the machine is gone.")
+            return train(runner, folder, artifacts=artifacts, **options)
+
+        monkeypatch.setattr(Runner, "train", lost)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_was_lost_with_its_machine_is_trained_once_more(workspace, monkeypatch, workers):
+    Gone(monkeypatch, lambda n, _: n == 1, times=1)
+    view = Events(workspace)
+    run(workspace, [idea("1", FIRST=0.1), idea("2", SECOND=0.2)], 2, workers=workers, view=view)
+    assert all(e.status != "crash" for e in looks_right(workspace))
+    assert view.said.count("Warning: the machine is gone. Experiment 1 is queued again.") == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_lost_twice_is_a_crash(workspace, monkeypatch, workers):
+    gone = Gone(monkeypatch, lambda n, _: n == 1, times=9)
+    run(workspace, [idea("1", FIRST=0.1), idea("2", SECOND=0.2)], 2, workers=workers)
+    history = looks_right(workspace)
+    assert [e.status for e in history] == ["keep", "crash", "keep"]
+    assert (history[1].reason, gone.lost) == ("the machine is gone.", 2)
+
+
+def test_what_is_lost_twice_when_it_is_measured_again_is_a_crash(workspace, monkeypatch):
+    noisy(workspace)
+    gone = Gone(monkeypatch, lambda n, name: n == 1 and name.startswith("repeat-"), times=9)
+    run(workspace, [idea("close", FIRST=0.0055)], 1, policy="confirm")
+    history = looks_right(workspace)
+    assert history[1].reason == "measured again, it failed: the machine is gone."
+    assert gone.lost == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_baseline_the_noise_and_the_audit_are_done_once_more(workspace, monkeypatch, workers):
+    noisy(workspace)
+    calls = Counter()
+    train = Runner.train
+
+    def every_other(runner, folder, *, artifacts, **options):
+        if artifacts.parent.name == "0" or artifacts.name.startswith("repeat-"):
+            calls[folder] += 1  # of that worker
+            if calls[folder] % 2:
+                raise Lost("the machine is gone.")
+        return train(runner, folder, artifacts=artifacts, **options)
+
+    monkeypatch.setattr(Runner, "train", every_other)
+    view = Events(workspace)
+    ideas = [idea("clear", FIRST=0.5)]
+    run(workspace, ideas, 1, policy="confirm", audit=2, workers=workers, view=view)
+    looks_right(workspace)
+    assert len(records(workspace, "audited")) == 1
+    again = view.said.count("Warning: the machine is gone. What it did is done again.")
+    assert again == 1 + 4 + 4  # baseline, noise, audit
+
+
+# --------------------------------------------------------------------------------- Ctrl-C
+
+
+def test_the_first_ctrl_c_finishes_what_runs(workspace):
+    def stop():
+        os.kill(os.getpid(), signal.SIGINT)
+        (workspace.root.parent / "go").touch()
+
+    ideas = [idea("1", "go", FIRST=0.1), idea("2", then=stop, SECOND=0.2)]
+    result = run(workspace, ideas, 9)
+    assert (result.stopped, result.decided) == ("interrupted", 2)
+    looks_right(workspace, undecided=[2])
+    assert records(workspace, "finished") == []
+    result = run(workspace, [], 0, workers=1)
+    assert [e.status for e in looks_right(workspace)][:2] == ["keep", "keep"]
+    assert found(workspace)[-1].val_bpb == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_second_ctrl_c_abandons_all_and_the_same_command_goes_on(workspace, workers):
+    folder = workspace.root.parent
+
+    def stop():
+        end = time.monotonic() + 60
+        while len(list(folder.glob("go.*.waits"))) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+
+    ideas = [idea("1", "go", FIRST=0.1), idea("2", "go", SECOND=0.2)]
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    result = run(workspace, ideas, 2)
+    stopper.join()
+    assert (result.stopped, result.decided) == ("abandoned", 1)
+    looks_right(workspace, undecided=[1, 2])
+    for path in folder.glob("go.*.waits"):
+        assert not harness.alive(int(path.name.split(".")[1]))
+    (folder / "go").touch()
+    result = run(workspace, [], 2, workers=workers)
+    assert result.stopped == "max"
+    history = looks_right(workspace)
+    assert [e.of for e in history[:3]] == [None] * 3
+    assert sum(e.of is None for e in history[1:]) == 2
+    assert result.best.val_bpb == pytest.approx(0.7)  # both, one carried over to the other
