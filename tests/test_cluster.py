@@ -218,7 +218,7 @@ def test_a_machine_of_another_kind_is_refused(look):
     for name, value in (("device", "NVIDIA H100"), ("JAX", "0.1"), ("number of cores", 2)):
         changed = tuple({**pinned, name: value}.items())
         job = train_job(machine.dataclasses.replace(look, pinned=changed), lab.train_py())
-        with pytest.raises(UserError, match=f"has {name} .*they would not compare"):
+        with pytest.raises(machine.Refused, match=f"has {name} .*they would not compare"):
             list(machine.train(job))
 
 
@@ -232,20 +232,20 @@ def test_data_is_prepared_on_first_use(look, tmp_path, monkeypatch):
 
 def test_other_data_is_refused(look):
     job = machine.dataclasses.replace(look, data="0" * 16)
-    with pytest.raises(UserError, match=r"is not the coordinator's \(0000.*prepare.py"):
+    with pytest.raises(machine.Refused, match=r"is not the coordinator's \(0000.*prepare.py"):
         list(machine.look(job))
 
 
 def test_data_that_cannot_be_prepared_is_refused(look, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     job = machine.dataclasses.replace(look, source=str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="cannot prepare the data"):
+    with pytest.raises(machine.Refused, match="cannot prepare the data"):
         list(machine.look(job))
 
 
 def test_a_machine_without_the_device_is_refused(look):
     job = machine.dataclasses.replace(look, resources=Resources("GPU", 1))
-    with pytest.raises(UserError, match="has no device file of a GPU, or JAX_PLATFORMS=cpu"):
+    with pytest.raises(machine.Refused, match="has no device file of a GPU, or JAX_PLATFORMS=cpu"):
         list(machine.look(job))
 
 
@@ -292,7 +292,7 @@ def test_what_work_raises_is_raised():
     def work(desk):
         raise UserError("no disk")
 
-    with pytest.raises(UserError, match="no disk"):
+    with pytest.raises(machine.Refused, match="no disk"):
         list(machine._with_news(work))
 
 
@@ -309,3 +309,28 @@ def test_conditions_can_travel(look):
     found = pickle.loads(pickle.dumps(seen)).conditions
     assert isinstance(found, conditions.Conditions)
     assert found.fingerprint == seen.conditions.fingerprint
+
+
+def test_what_cannot_be_sent_is_a_crash(look, monkeypatch):
+    monkeypatch.setattr(parcel, "MOST_BYTES", 1000)
+    *_, done = machine.train(train_job(look, lab.train_py()))
+    assert (done.result.outcome, done.artifacts, done.score) == ("crash", b"", None)
+    assert "cannot be sent: artifacts has more than" in done.result.reason
+
+
+def test_what_was_refused_is_not_sent(look):
+    *_, done = machine.train(train_job(look, lab.train_py(last="(LEFT / 'exported.bin').unlink()")))
+    assert done.result.outcome == "ok"
+    assert done.score.outcome == "refused"
+    assert done.artifacts == b""
+
+
+def test_preparing_ends_with_the_task(look, tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    waits = b"import time\nprint('waits', flush=True)\ntime.sleep(600)\n"
+    frozen = parcel.pack_files({"prepare.py": waits, "constants.py": b"TIME_BUDGET = 1\n"})
+    task = machine.look(machine.dataclasses.replace(look, frozen=frozen))
+    while "prepares the data" not in next(task).live:
+        pass
+    task.close()
+    assert not psutil.Process().children(recursive=True)

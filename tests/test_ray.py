@@ -21,6 +21,8 @@ import psutil
 import pytest
 
 from autoresearch_jax import conditions, loop, scoring, trainer
+from autoresearch_jax.cluster import runner
+from autoresearch_jax.cluster.jobs import Resources, Seen
 from autoresearch_jax.held import Setup
 from autoresearch_jax.ledger import Plan
 from autoresearch_jax.workspace import Workspace
@@ -360,3 +362,27 @@ def test_no_cluster_is_refused(ground, examined):
 def test_more_workers_than_cores_are_refused(ground, whole, examined):
     with pytest.raises(loop.UserError, match="--workers 3: each takes a CPU of its own"):
         Night(ground, whole.address, examined, worse(), workers=3)
+
+
+def test_a_machine_that_has_refused_is_not_asked(ground, whole, examined, tmp_path):
+    with ground.environment():
+        here = examined.get("here") or conditions.examine(ground.workspace)
+        found = runner.Cluster(whole.address, tmp_path / "driver.log")
+        job = runner.asked(ground.workspace, Resources("CPU", 1), here, "auto", None)
+    nodes = [one.node for one in found.machines]
+    assert len(nodes) == 2
+    try:
+
+        def seen(not_on, seconds):
+            ends = time.monotonic() + seconds
+            asked = {"num_cpus": 1, "not_on": not_on}
+            events = found.run("look", job, asked, lambda: time.monotonic() > ends)
+            return [one for one in events if isinstance(one, Seen)]
+
+        assert seen(nodes[:1], 120)
+        assert seen(nodes[1:], 120)
+        assert not seen(nodes, 5)
+        found.has_refused(nodes[0])
+        assert [one.node for one in runner.fitting(found, job.resources)] == nodes[1:]
+    finally:
+        found.close()

@@ -236,7 +236,11 @@ class Coordinator:
                 f"     {len(alike)} crashes in a row look alike. Does the best one, experiment "
                 f"{best.n}, still run?"
             )
-            reason = worker.control(best)
+            try:
+                reason = worker.control(best)
+            except Lost as lost:
+                session.view.say(f"Warning: {lost} It is not known, then.")
+                return
             if not reason:
                 session.view.say("     It does: the machine is fine, the proposals are not.")
                 return

@@ -149,7 +149,9 @@ def cluster_held(workspace: Workspace, setup: Setup, what: str) -> Iterator[Devi
         if setup.tag is not None:
             tags.refuse_held(workspace, setup.tag)
         view.live("looking at the data and the cluster")
-        connection = cluster.Cluster(setup.ray, workspace.home / "cluster" / "driver.log")
+        connection = cluster.Cluster(
+            setup.ray, workspace.home / "cluster" / "driver.log", interrupts.stopping
+        )
         stack.callback(connection.close)
         given = cluster.resources(connection.machines, workers)
         here = setup.examine(
@@ -158,8 +160,8 @@ def cluster_held(workspace: Workspace, setup: Setup, what: str) -> Iterator[Devi
         job = cluster.asked(workspace, given, here, setup.isolation, setup.required)
         job, there = cluster.look(connection, job, view, interrupts)
         found = replace(there, data=here.data, level=here.level, target=None)
-        for warning in filter(None, (there.warning, here.warning)):
-            view.say(f"Warning: {warning}.")
+        if here.warning:
+            view.say(f"Warning: {here.warning}.")
         make = partial(cluster.ClusterRunner, cluster=connection, job=job)
         yield Devices(view, interrupts, found, (), [make] * workers)
 

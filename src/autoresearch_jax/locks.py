@@ -103,18 +103,23 @@ def refuse_held(path: Path) -> None:
 def own_folder(parent: Path, kind: str) -> Iterator[tuple[Path, int]]:
     """A new folder and its lock, which keeps others from removing it; those of the dead go."""
     parent.mkdir(parents=True, exist_ok=True)
-    for left in parent.glob(f"{kind}-*"):
-        with contextlib.suppress(UserError, FileNotFoundError):  # in use, or another was faster
+    for left in (*parent.glob(f"{kind}-*"), *parent.glob("gone-*")):
+        with contextlib.suppress(UserError, OSError):  # in use, or another was faster
             lock = hold(left / "lock", "", wait=0.0)
-            files.remove(left)
-            os.close(lock)
+            try:
+                files.remove(left)
+            finally:
+                os.close(lock)
     made = Path(tempfile.mkdtemp(prefix="new-", dir=parent))
     lock = hold(made / "lock", "")
     here = made.rename(made.with_name(made.name.replace("new", kind, 1)))
     try:
         yield here, lock
     finally:
-        files.remove(here)
+        # Its lock goes first, and whoever begins then would take it for one of the dead.
+        gone = here.rename(here.with_name(here.name.replace(kind, "gone", 1)))
+        with contextlib.suppress(OSError):
+            files.remove(gone)
         os.close(lock)
 
 

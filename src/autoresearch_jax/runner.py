@@ -73,7 +73,9 @@ class Runner:
         self._max_memory_gb = max_memory_gb
         self._keep_fds = keep_fds
         self.share = share
-        self.machine = ""  # that the last training was on, where that is not this one
+        self.provenance: dict[
+            str, str
+        ] = {}  # of the last training, where it was not on this machine
         self._environ = os.environ | share.env
         self._trusted_cache = trusted_cache or private / "baseline-cache"
         self._others: frozenset[int] | None = None  # who used the accelerator before us

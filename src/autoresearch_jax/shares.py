@@ -69,5 +69,12 @@ def split(workers: int, names: Sequence[str]) -> list[Share]:
             f"--workers {workers} leaves each {size} of the {len(names)} chips, and a process can "
             f"have 1, 2 or 4. Try --workers {len(names)}"
         )
-    bounds = {"TPU_CHIPS_PER_PROCESS_BOUNDS": TPU_BOUNDS[size], "TPU_PROCESS_BOUNDS": "1,1,1"}
+    bounds = tpu_bounds(size)
     return [Share({"TPU_VISIBLE_CHIPS": ",".join(part), **bounds}) for part in numbers]
+
+
+def tpu_bounds(chips: int) -> dict[str, str]:
+    """What tells libtpu that a process has so many chips of a host; {} for a whole one of 8."""
+    if chips not in TPU_BOUNDS:
+        return {}
+    return {"TPU_CHIPS_PER_PROCESS_BOUNDS": TPU_BOUNDS[chips], "TPU_PROCESS_BOUNDS": "1,1,1"}

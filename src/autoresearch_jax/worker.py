@@ -68,9 +68,7 @@ class Worker:
         self._record_training(e, found)
 
     def _record_training(self, e: Experiment, found: Record) -> None:
-        provenance = {**self.session.conditions.provenance, "seed": SEED}
-        if self.runner.machine:
-            provenance["machine"] = self.runner.machine
+        provenance = {**self.session.conditions.provenance, **self.runner.provenance, "seed": SEED}
         self.session.journal.append(
             "trained", n=e.n, **found, provenance=provenance, time=time.time()
         )

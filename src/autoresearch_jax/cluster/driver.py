@@ -20,7 +20,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autoresearch_jax.cluster import machine
 from autoresearch_jax.cluster.jobs import Machine
-from autoresearch_jax.errors import UserError
 
 HEALTH_SECONDS = 5.0  # between two looks at the head
 ANSWER_SECONDS = 20.0  # that a look may take
@@ -50,14 +49,19 @@ class Driver:
         with contextlib.suppress(EOFError, OSError):
             while True:
                 number, what, *rest = self._connection.recv()
-                if what == "cancel":
-                    if (task := self._running.get(number)) is not None:
-                        ray.cancel(task)
-                    continue
-                job, options = rest
-                task = self._tasks[what].options(num_returns="streaming", **_options(options))
-                self._running[number] = task.remote(job)
-                threading.Thread(target=self._follow, args=(number,), daemon=True).start()
+                try:
+                    self._do(number, what, *rest)
+                except Exception as error:  # the others go on
+                    self.answer(number, "lost", _words(error))
+
+    def _do(self, number: int, what: str, job: Any = None, options: Any = None) -> None:
+        if what == "cancel":
+            if (task := self._running.get(number)) is not None:
+                ray.cancel(task)
+            return
+        task = self._tasks[what].options(num_returns="streaming", **_options(options))
+        self._running[number] = task.remote(job)
+        threading.Thread(target=self._follow, args=(number,), daemon=True).start()
 
     def _follow(self, number: int) -> None:
         task = self._running[number]
@@ -68,22 +72,30 @@ class Driver:
         except ray.exceptions.TaskCancelledError:
             self.answer(number, "cancelled")
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                self.answer(number, "refused", str(error.cause))
+            if isinstance(error.cause, machine.Refused):
+                self.answer(number, "refused", error.cause.args)
             else:
                 print(error, file=sys.stderr, flush=True)
                 self.answer(number, "failed", repr(error.cause))
-        except (ray.exceptions.RayError, OSError) as error:  # a machine or a process has gone
-            self.answer(number, "lost", str(error).strip().splitlines()[0])
+        except BaseException as error:  # a machine or a process has gone, or this one's memory
+            self.answer(number, "lost", _words(error))
         finally:
             del self._running[number]
 
 
+def _words(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
 def _options(options: dict[str, Any]) -> dict[str, Any]:
-    """Ray's options of a task; `node` names the machine that it shall run on."""
-    node = options.pop("node", None)
+    """Ray's options of a task; `node` and `not_on` name machines where it shall run, or not."""
+    options = dict(options)
+    node, not_on = options.pop("node", None), options.pop("not_on", ())
     if node is not None:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
+    elif not_on:
+        options["label_selector"] = {"ray.io/node-id": f"!in({','.join(not_on)})"}
     return options
 
 
@@ -134,7 +146,7 @@ def main() -> None:
         _connect(address, patience_s)
         connection.send((0, "ready", _machines()))
     except Exception as error:
-        connection.send((0, "failed", str(error).strip().splitlines()[-1] or repr(error)))
+        connection.send((0, "failed", " ".join(str(error).split())[:300] or repr(error)))
         return
     threading.Thread(target=_watch_head, daemon=True).start()
     Driver(connection).serve()

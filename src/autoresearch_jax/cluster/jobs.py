@@ -78,7 +78,7 @@ class News(NamedTuple):
 class Trained(NamedTuple):
     """The end of a training."""
 
-    machine: str
+    provenance: dict[str, str]  # the machine, and the box that it trained in
     result: TrainResult
     artifacts: bytes
     cache: bytes

@@ -1,4 +1,4 @@
-"""What a machine of the cluster does: it looks at itself, trains and scores (no Ray here).
+"""What a machine of the cluster does: it looks at itself, trains and scores (Ray is not needed).
 
 Each function is a Ray task that yields news, and its result last. A task that is cancelled is told
 so by KeyboardInterrupt. Where it is killed, along with the machine or for want of a coordinator,
@@ -7,10 +7,10 @@ what it has started ends as well, and the locks of its devices go with it.
 
 import contextlib
 import dataclasses
+import math
 import os
 import queue
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax import conditions, hardware, locks, manifest, paths, trainer
+from autoresearch_jax import conditions, hardware, locks, manifest, paths, process, shares, trainer
 from autoresearch_jax.cluster import parcel
 from autoresearch_jax.cluster.jobs import Look, News, Rate, Rated, Seen, Train, Trained
 from autoresearch_jax.conditions import Conditions
@@ -29,6 +29,11 @@ from autoresearch_jax.held import disk_errors
 from autoresearch_jax.runner import Runner
 from autoresearch_jax.scorer import tree
 from autoresearch_jax.shares import Share
+
+
+class Refused(Exception):
+    """A machine is not as it must be: its id in the cluster, and why."""
+
 
 NEWS_SECONDS = 0.5  # between two looks at what has been printed
 NAME = socket.gethostname()
@@ -72,9 +77,16 @@ def train(job: Train) -> Iterator[Any]:
                 )
                 early = artifacts.with_name("score-early.log")
                 score_log = score_log if score_log.exists() else early
-            left = _left(artifacts) if result.outcome == "ok" else b""
-            cache = b"" if job.cache or result.outcome != "ok" else parcel.pack(here / "cache")
-            return Trained(NAME, result, left, cache, score, _read(score_log))
+            left = cache = b""
+            try:
+                # What was refused nobody asks for again.
+                if result.outcome == "ok" and (score is None or score.outcome == "ok"):
+                    left = parcel.pack_scored(artifacts)
+                    cache = b"" if job.cache else parcel.pack(here / "cache")
+            except (parcel.TooLarge, tree.TooMuch, OSError) as error:
+                why = f"what it left cannot be sent: {error}"
+                result, score = dataclasses.replace(result, outcome="crash", reason=why), None
+            return Trained(runner.provenance, result, left, cache, score, _read(score_log))
 
     yield from _with_news(work)
 
@@ -99,19 +111,17 @@ def rate(job: Rate) -> Iterator[Any]:
     yield from _with_news(work)
 
 
-def _left(artifacts: Path) -> bytes:
-    """What a training left, to be sent; what cannot be is what the scorer has refused."""
-    try:
-        return parcel.pack_scored(artifacts)
-    except (OSError, tree.TooMuch, parcel.TooLarge):
-        return b""
-
-
 def _read(log: Path) -> bytes:
     return trainer.read_tail(log, trainer.LOG_BYTES).encode()
 
 
 # ------------------------------------------------------------------------------------ news
+
+
+def _node() -> str:
+    """Ray's id of this machine; "" where this is no task of Ray's."""
+    ray = sys.modules.get("ray")
+    return ray.get_runtime_context().get_node_id() if ray and ray.is_initialized() else ""
 
 
 class _Desk:
@@ -164,7 +174,10 @@ def _with_news(work: Callable[[_Desk], Any]) -> Iterator[Any]:
                     yield news
         finally:
             desk.stopped.set()
-    found = future.result()
+    try:
+        found = future.result()
+    except UserError as error:
+        raise Refused(_node(), str(error)) from None
     while (news := desk.news()).log:  # what was printed last
         yield news
     yield found
@@ -199,6 +212,8 @@ def _runner(
             keep_fds=(*held.locks, lock),
             share=held.share,
         )
+        claimed = {name: str(found.provenance[name]) for name in ("isolation", "box")}
+        runner.provenance = {"machine": NAME, **claimed}
         try:
             yield runner, here
         finally:
@@ -218,6 +233,9 @@ class _Held:
 @contextlib.contextmanager
 def _own_devices(job: Look, desk: _Desk) -> Iterator[_Held]:
     """The devices that Ray has given this task, locked: loops without Ray lock them, too."""
+    with contextlib.suppress(OSError):  # Ray's tasks give way to all others
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    os.environ.pop("OMP_NUM_THREADS", None)  # Ray's as well
     names = hardware.device_names()
     what = f"a task of autoresearch-jax on Ray, at {NAME}"
     if job.resources.kind != "CPU":
@@ -227,7 +245,11 @@ def _own_devices(job: Look, desk: _Desk) -> Iterator[_Held]:
                 "there: start Ray there without it."
             )
         held = dict(zip(names, locks.devices(names, what, desk), strict=True))
-        share = Share()
+        share = Share(shares.tpu_bounds(len(names)) if job.resources.kind == "TPU" else {})
+        if job.resources.kind == "GPU":
+            # A driver takes moments to release what the task before had. What others hold stays.
+            with contextlib.suppress(UserError):
+                hardware.wait_until_free()
     else:
         held = locks.some(names, job.resources.size, what, desk)
         share = Share(cores=frozenset(int(name.partition("-")[2]) for name in held))
@@ -256,7 +278,8 @@ def _examined(job: Look, held: _Held, here: Path, desk: _Desk) -> Conditions:
     if key not in _seen:
         _prepare(job, frozen, desk)
         place = _Place(frozen, paths.home(), Path(job.hidden))
-        _seen[key] = conditions.examine(place, job.isolation, job.required)
+        overrides = dict(held.share.env) or None
+        _seen[key] = conditions.examine(place, job.isolation, job.required, overrides)
     found = _seen[key]
     found = dataclasses.replace(found, fingerprint={**found.fingerprint, **held.share.fingerprint})
     if job.resources.kind != "CPU" and found.platform == "cpu":
@@ -284,11 +307,17 @@ def _prepare(job: Look, frozen: Path, desk: _Desk) -> None:
             desk.live(f"{NAME} prepares the data ({job.source})")
             command = [sys.executable, "prepare.py", "--source", job.source]
             command += ["--num-shards", str(job.num_shards)]
-            done = subprocess.run(
-                command, cwd=frozen, capture_output=True, text=True, errors="replace", check=False
+            log = frozen.with_name("prepare.log")
+            ended = process.run(
+                command,
+                cwd=frozen,
+                env=os.environ,
+                stdout=log,
+                limit_s=math.inf,
+                abandoned=desk.stopped.is_set,
             )
-            if done.returncode:
-                last = (done.stderr.strip() or "it said nothing").splitlines()[-1]
+            if ended.returncode:
+                last = trainer.last_line(log) or "it said nothing"
                 raise UserError(f"{NAME} cannot prepare the data: {last}") from None
             found = manifest.load(frozen)
     if found.fingerprint != job.data:

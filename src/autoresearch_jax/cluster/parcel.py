@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autoresearch_jax.scorer import tree
 
-MOST_BYTES = 8 << 30  # of one; the parameters at full size are 0.2 GB
+MOST_BYTES = 2 << 30  # of one; the parameters at full size are 0.2 GB
 
 
 class TooLarge(Exception):

@@ -2,20 +2,23 @@
 
 import contextlib
 import importlib.util
+import os
 import queue
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from errno import EDQUOT, EIO, ENOSPC, EROFS
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from autoresearch_jax import files
-from autoresearch_jax.cluster import parcel
+from autoresearch_jax.cluster import machine, parcel
 from autoresearch_jax.cluster.jobs import (
     Look,
     Machine,
@@ -32,13 +35,20 @@ from autoresearch_jax.errors import UserError
 from autoresearch_jax.gate import Gate
 from autoresearch_jax.interrupts import Interrupts
 from autoresearch_jax.runner import SEED, Lost, Runner
+from autoresearch_jax.scorer import tree
 from autoresearch_jax.scoring import Score
 from autoresearch_jax.trainer import Limits, TrainResult
 from autoresearch_jax.view import View
 from autoresearch_jax.workspace import FROZEN, Workspace
 
+REFUSED_SECONDS = 600.0  # for which a machine that has refused a task is not asked again
+CONNECT_SECONDS = 60.0  # in which a cluster must answer
+REACHES = (
+    "in a weaker box than bwrap, what is trained can reach Ray on its machine, and so the others"
+)
 PATIENCE_SECONDS = 900.0  # in which a restarted head is found again
 TICK_SECONDS = 0.2
+FULL = (EDQUOT, EIO, ENOSPC, EROFS)  # of a disk that no training has filled
 KINDS = ("GPU", "TPU", "CPU")  # what is looked for, in this order
 TPU_SIZES = (1, 2, 4, 8)  # chips that Ray gives a task
 
@@ -46,8 +56,8 @@ TPU_SIZES = (1, 2, 4, 8)  # chips that Ray gives a task
 class Cluster:
     """A connection to a Ray cluster, made anew when its head was lost."""
 
-    def __init__(self, address: str, log: Path) -> None:
-        """`log` takes what Ray prints. Raises UserError where there is no cluster."""
+    def __init__(self, address: str, log: Path, stop: Callable[[], bool] = lambda: False) -> None:
+        """`log` takes what Ray prints, `stop` may end the search. Raises UserError without one."""
         if importlib.util.find_spec("ray") is None:
             raise UserError(
                 "--ray needs the extra ray: uv run --extra ray autoresearch-jax loop --ray "
@@ -61,7 +71,9 @@ class Cluster:
         self._connection: Connection | None = None
         self._number = 0
         self._answers: dict[int, queue.SimpleQueue[tuple[str, Any]]] = {}
-        self.machines = self._start(lambda: False, patience_s=0.0)
+        self._refusing: dict[str, float] = {}  # machines, and until when they are not asked
+        self._gone = ""  # what was said when the head was not found any more
+        self.machines = self._start(stop, patience_s=0.0)
 
     def close(self) -> None:
         """Ends the driver, and with it all that it has running."""
@@ -81,8 +93,8 @@ class Cluster:
         if answers is None:
             return
         driver = self._driver
+        told = ended = False
         try:
-            told = False
             while True:
                 if not told and stop():
                     told = True
@@ -96,23 +108,41 @@ class Cluster:
                 match kind:
                     case "news":
                         yield value
-                    case "done" | "cancelled":
+                    case "done":
+                        ended = True
                         return
-                    case "lost":
-                        if stop():
+                    case "cancelled" | "lost":
+                        ended = True
+                        if told or stop():
                             return
-                        raise Lost(f"a machine of the cluster was lost ({value.rstrip('.')}).")
+                        why = (value or "its task was ended").rstrip(".")
+                        raise Lost(f"a machine of the cluster was lost ({why}).")
                     case "refused":
-                        raise UserError(value)
+                        ended = True
+                        raise machine.Refused(*value)
                     case _:
+                        ended = True
                         raise UserError(
                             f"a task of the cluster failed: {value} (more in {self._log}). Are "
                             "all machines on the same version of autoresearch-jax? Install the "
                             "same everywhere."
                         )
         finally:
+            if not ended:  # nobody waits for it any more
+                self._tell(number, "cancel")
             with self._one:
                 self._answers.pop(number, None)
+
+    def refusing(self) -> list[str]:
+        """The machines that are not asked now."""
+        with self._one:
+            now = time.monotonic()
+            return [one for one, until in self._refusing.items() if until > now]
+
+    def has_refused(self, node: str) -> None:
+        """Leaves a machine out for a while."""
+        with self._one:
+            self._refusing[node] = time.monotonic() + REFUSED_SECONDS
 
     def _send(
         self, what: str, job: Any, options: dict[str, Any], stop: Callable[[], bool]
@@ -121,8 +151,14 @@ class Cluster:
             if stop():
                 return 0, None
         try:
+            if self._gone:
+                raise UserError(self._gone)
             if self._driver is None or self._driver.poll() is not None:
-                self._start(stop, PATIENCE_SECONDS)
+                try:
+                    self.machines = self._start(stop, PATIENCE_SECONDS)
+                except UserError as error:
+                    self._gone = "" if stop() else str(error)
+                    raise
         finally:
             self._starting.release()
         with self._one:
@@ -154,18 +190,23 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # Ray lets tasks read from where its driver stands, and has machines install what
+                # `uv run` was called with.
+                cwd=sys.prefix,
+                env=os.environ | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"},
                 start_new_session=True,  # Ctrl-C is for the coordinator
             )
         its.close()
         ours.send((self._address, patience_s))
+        deadline = time.monotonic() + patience_s + CONNECT_SECONDS
         while not ours.poll(TICK_SECONDS):
-            if stop():
+            if stop() or time.monotonic() > deadline:
                 self._driver.kill()
                 break
         try:
             _, kind, found = ours.recv()
         except EOFError:
-            kind, found = "failed", "its driver ended"
+            kind, found = "failed", "it does not answer"
         if kind != "ready":
             self._driver.wait()
             raise UserError(
@@ -181,16 +222,21 @@ class Cluster:
 
     def _read(self, connection: Connection) -> None:
         """Hands on what the driver answers, until it has ended."""
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                number, kind, value = connection.recv()
-                with self._one:
-                    if (answers := self._answers.get(number)) is not None:
-                        answers.put((kind, value))
-        with self._one:
-            for answers in self._answers.values():
-                answers.put(("lost", "the head of the cluster has gone"))
-            self._answers.clear()
+        driver = self._driver
+        try:
+            with contextlib.suppress(EOFError, OSError):
+                while True:
+                    number, kind, value = connection.recv()
+                    with self._one:
+                        if (answers := self._answers.get(number)) is not None:
+                            answers.put((kind, value))
+        finally:
+            if driver is not None:
+                driver.kill()  # it may be the answer that cannot be read
+            with self._one:
+                for answers in self._answers.values():
+                    answers.put(("lost", "the head of the cluster has gone"))
+                self._answers.clear()
 
 
 def resources(machines: list[Machine], workers: int) -> Resources:
@@ -198,7 +244,7 @@ def resources(machines: list[Machine], workers: int) -> Resources:
 
     Raises UserError where there are too few devices, or of several kinds.
     """
-    kind = next(kind for kind in KINDS if any(kind in one.resources for one in machines))
+    kind = next((kind for kind in KINDS if any(kind in one.resources for one in machines)), "CPU")
     having = [one for one in machines if one.resources.get(kind, 0) >= 1]
     counts = [int(one.resources[kind]) for one in having]
     labels = {
@@ -220,6 +266,16 @@ def resources(machines: list[Machine], workers: int) -> Resources:
             f"{sum(counts)}. Try --workers {max(1, sum(counts))}"
         )
     return Resources(kind, max(fits), next(iter(labels), ""))
+
+
+def fitting(cluster: Cluster, asked: Resources) -> list[Machine]:
+    """The machines that have what a task is given, without those that have refused one."""
+    refusing = cluster.refusing()
+    return [
+        one
+        for one in cluster.machines
+        if one.resources.get(asked.kind, 0) >= asked.size and one.node not in refusing
+    ]
 
 
 def _options(asked: Resources) -> dict[str, Any]:
@@ -244,7 +300,7 @@ def look(
     Raises UserError where one is not as it must be, or not like the others.
     """
     asked = job.resources
-    fit = [one for one in cluster.machines if one.resources.get(asked.kind, 0) >= asked.size]
+    fit = fitting(cluster, asked)
     found: list[Seen] = []
     failed: list[UserError] = []
 
@@ -257,6 +313,8 @@ def look(
                     found.append(event)
                 elif event.live:
                     view.live(event.live)
+        except machine.Refused as refused:
+            failed.append(UserError(refused.args[1]))
         except UserError as error:
             failed.append(error)
 
@@ -271,6 +329,12 @@ def look(
         raise UserError("Stopped before anything was begun.")
     if failed:
         raise failed[0]
+    for seen in found:
+        said = seen.conditions.warning
+        if seen.conditions.level != "bwrap":
+            said = "; ".join(filter(None, (said, REACHES)))
+        if said:
+            view.say(f"Warning: {seen.machine}: {said}.")
     first = found[0].conditions
     for seen in found[1:]:
         for name, value in first.fingerprint.items():
@@ -349,14 +413,20 @@ class ClusterRunner(Runner):
         if not isinstance(trained, Trained):
             seconds = {"wall_seconds": round(time.monotonic() - begun, 3)}
             return TrainResult("abandoned", "abandoned", seconds, log)
-        if trained.artifacts:
-            parcel.unpack(trained.artifacts, artifacts)
-        if trained.cache:
-            parcel.unpack(trained.cache, cache)
+        self.provenance = trained.provenance
+        try:
+            if trained.artifacts:
+                parcel.unpack(trained.artifacts, artifacts)
+            if trained.cache:
+                parcel.unpack(trained.cache, cache)
+        except (tarfile.TarError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
+            why = f"what it left cannot be unpacked: {error}"
+            return replace(trained.result, outcome="crash", reason=why, log=log)
         if trained.score is not None:
             what = (artifacts, "val", limits.tolerance)
             self._rated = (what, trained.score, trained.score_log)
-        self.machine = trained.machine
         return replace(trained.result, log=log)
 
     def score(
@@ -374,7 +444,11 @@ class ClusterRunner(Runner):
         if rated is not None and rated[0] == (artifacts, split, limits.tolerance):
             log.write_bytes(rated[2])
             return rated[1]
-        job = Rate(self._job, parcel.pack_scored(artifacts), split, title, limits)
+        try:
+            packed = parcel.pack_scored(artifacts)
+        except (parcel.TooLarge, tree.TooMuch, OSError) as error:
+            return Score("refused", f"it cannot be sent: {error}", {})
+        job = Rate(self._job, packed, split, title, limits)
         for event in self._events("rate", job, title, self._stop):
             if isinstance(event, Rated):
                 log.write_bytes(event.log)
@@ -385,12 +459,23 @@ class ClusterRunner(Runner):
         self, what: str, job: Train | Rate, title: str, stop: Callable[[], bool]
     ) -> Iterator[Any]:
         self.view.live(f"{title}: waiting for a machine of the cluster")
-        for event in self._cluster.run(what, job, _options(self._job.resources), stop):
-            if isinstance(event, News):
-                for text in event.said:
-                    self.view.say(text)
-                self.view.live(event.live or f"{title}: starting")
-            yield event
+        asked = _options(self._job.resources)
+        while True:
+            not_on = {"not_on": self._cluster.refusing()}
+            try:
+                for event in self._cluster.run(what, job, asked | not_on, stop):
+                    if isinstance(event, News):
+                        for text in event.said:
+                            self.view.say(text)
+                        self.view.live(event.live or f"{title}: starting")
+                    yield event
+                return
+            except machine.Refused as refused:  # it is the machine, so another one may do
+                node, why = refused.args
+                self._cluster.has_refused(node)
+                if not fitting(self._cluster, self._job.resources):
+                    raise UserError(why) from None
+                self.view.say(f"Warning: {why} Other machines are asked instead.")
 
     def end_early(self) -> None:
         """Forgets a score that nobody has asked for."""
