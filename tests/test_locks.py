@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from autoresearch_jax import locks, tags
+from autoresearch_jax import files, locks, tags
 from autoresearch_jax.errors import UserError
 from autoresearch_jax.workspace import Workspace
 from tests import harness
@@ -244,3 +244,30 @@ def test_a_planted_folder_is_not_followed(folder, tmp_path):
 def test_a_name_that_names_another_file_is_refused(folder):
     with pytest.raises(ValueError, match="cannot be a device's name"):
         locks.devices(["../cuda"], "mine", Notes())
+
+
+def test_a_folder_that_is_being_removed_is_not_taken_for_a_dead_one_s(tmp_path, monkeypatch):
+    remove, began = files.remove, []
+
+    def while_another_begins(path):
+        if not began:
+            began.append(path)
+            (path / "lock").unlink()  # what a removal does first
+            with locks.own_folder(tmp_path, "task") as (other, _):
+                assert other.is_dir()
+        remove(path)
+
+    with locks.own_folder(tmp_path, "task") as (here, _):
+        (here / "folder").mkdir()
+        monkeypatch.setattr(files, "remove", while_another_begins)
+    assert began
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dead_one_s_folder_goes(tmp_path):
+    (tmp_path / "task-dead" / "deep").mkdir(parents=True)
+    (tmp_path / "gone-dead").mkdir()
+    with locks.own_folder(tmp_path, "task") as (here, _):
+        assert list(tmp_path.iterdir()) == [here]
+        with locks.own_folder(tmp_path, "task") as (other, _):
+            assert {here, other} == set(tmp_path.iterdir())

@@ -429,7 +429,8 @@ def undecided(workspace):
     return [e.n for e in found(workspace) if e.status is None]
 
 
-def test_a_broken_machine_pauses_all_workers(workspace):
+def breaking(workspace):
+    """Ideas of which the first one's training breaks the machine."""
     broken = workspace.root.parent / "broken"
     change_baseline(
         workspace,
@@ -437,11 +438,24 @@ def test_a_broken_machine_pauses_all_workers(workspace):
         f"CLASH = 0\nif os.path.exists({str(broken)!r}): raise OSError('no device')\n",
     )
     ideas = [idea("fine", FIRST=0.1, then=broken.touch)]
-    ideas += [idea(f"{n}", SECOND=n / 100) for n in range(1, 40)]
+    return ideas + [idea(f"{n}", SECOND=n / 100) for n in range(1, 40)]
+
+
+def test_a_broken_machine_pauses_all_workers(workspace):
     with pytest.raises(UserError, match=r"Paused: \d+ experiments in a row crashed.*no device"):
-        run(workspace, ideas, 40)
+        run(workspace, breaking(workspace), 40)
     history = looks_right(workspace, undecided=undecided(workspace))
     assert len(history) < 12
+    assert len(records(workspace, "control")) == 1
+
+
+def test_a_look_at_the_best_that_is_lost_is_made_after_the_next_crash(workspace, monkeypatch):
+    gone = Gone(monkeypatch, lambda _, name: name == "control", times=1)
+    view = Events(workspace)
+    with pytest.raises(UserError, match=r"Paused: \d+ experiments in a row crashed"):
+        run(workspace, breaking(workspace), 40, view=view)
+    assert gone.lost == 1
+    assert view.said.count("Warning: the machine is gone. It is not known, then.") == 1
     assert len(records(workspace, "control")) == 1
 
 
