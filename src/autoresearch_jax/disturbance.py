@@ -22,8 +22,8 @@ from pathlib import Path
 
 from autoresearch_jax import hardware, supervisor
 
-# A disturbed training has more, and more than so many times what is usual. bench/README.md has what
-# quiet and disturbed ones had.
+# A disturbed training has more, and more than so many times what is usual. bench/disturbance.py
+# measures what quiet and crowded ones have.
 LEAST = {
     "throttled_percent": 10.0,
     "shared_percent": 5.0,
