@@ -63,7 +63,8 @@ def main(budget: int, count: int, as_json: bool) -> None:
         constants = root / "constants.py"
         constants.write_text(literals.rewrite(constants.read_text(), {"TIME_BUDGET": budget}))
         harness.git(root, "commit", "-q", "-a", "--allow-empty", "-m", "The budget")
-        create.prepare(root, QuietView(), source="pydocs")
+        prepare = [sys.executable, "prepare.py", "--source", "pydocs"]
+        subprocess.run(prepare, cwd=root, stdout=sys.stderr, check=True)
         workspace, agent = Workspace.open(root), Crowding()
         plan = Plan(max=2 * count, lookahead=False, fallback=False)
         try:

@@ -10,6 +10,7 @@ of which is kept: what is carried over to another best would be another number o
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,7 +97,8 @@ def main(workers: int, budget: int, count: int, local: bool, as_json: bool) -> N
         constants = root / "constants.py"
         constants.write_text(literals.rewrite(constants.read_text(), {"TIME_BUDGET": budget}))
         harness.git(root, "commit", "-q", "-a", "--allow-empty", "-m", "The budget")
-        create.prepare(root, QuietView(), source="pydocs")
+        prepare = [sys.executable, "prepare.py", "--source", "pydocs"]
+        subprocess.run(prepare, cwd=root, stdout=sys.stderr, check=True)
         workspace = Workspace.open(root)
         if local:
             found = {"several": measure(workspace, workers, count, None)}
