@@ -18,14 +18,12 @@ import click
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from autoresearch_jax import create, disturbance, journal, literals, loop  # noqa: E402
+from autoresearch_jax import disturbance, journal, loop  # noqa: E402
 from autoresearch_jax.held import Setup  # noqa: E402
 from autoresearch_jax.ledger import Plan  # noqa: E402
 from autoresearch_jax.view import QuietView  # noqa: E402
-from autoresearch_jax.workspace import Workspace  # noqa: E402
-from bench.overhead import fresh_home  # noqa: E402
+from bench.overhead import fresh_home, real_workspace  # noqa: E402
 from bench.speedup import Worse  # noqa: E402
-from tests import harness  # noqa: E402
 
 TAG = "t"
 BUSY = "while True: pass"
@@ -58,14 +56,7 @@ class Crowding(Worse):
 def main(budget: int, count: int, as_json: bool) -> None:
     """What quiet and crowded trainings measure of their disturbance."""
     with fresh_home() as folder:
-        root = folder / "workspace"
-        create.setup(root, QuietView(), preset="demo", skip_data=True)
-        constants = root / "constants.py"
-        constants.write_text(literals.rewrite(constants.read_text(), {"TIME_BUDGET": budget}))
-        harness.git(root, "commit", "-q", "-a", "--allow-empty", "-m", "The budget")
-        prepare = [sys.executable, "prepare.py", "--source", "pydocs"]
-        subprocess.run(prepare, cwd=root, stdout=sys.stderr, check=True)
-        workspace, agent = Workspace.open(root), Crowding()
+        workspace, agent = real_workspace(folder, budget), Crowding()
         plan = Plan(max=2 * count, lookahead=False, fallback=False)
         try:
             loop.run_loop(workspace, Setup(QuietView(), tag=TAG), agent=agent, plan=plan)

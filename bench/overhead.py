@@ -68,14 +68,17 @@ sys.exit()
 
 
 class Idea(Agent):
-    """An agent that changes a number, at once."""
+    """An agent that changes a number, at once, each time by another factor."""
 
     name = "idea"
+
+    def factor(self, n: int) -> float:
+        return 1 + n / 1e6
 
     def propose(self, context) -> Proposal:
         path = context.worktree / "train.py"
         source = path.read_text()
-        rate = literals.read(source)["MATRIX_LR"].value * (1 + context.n / 1e6)
+        rate = literals.read(source)["MATRIX_LR"].value * self.factor(context.n)
         path.write_text(literals.rewrite(source, {"MATRIX_LR": round(rate, 9)}))
         return Proposal(f"MATRIX_LR {rate}")
 
@@ -254,17 +257,24 @@ def counted(owner: type, name: str) -> Iterator[list[int]]:
 # ------------------------------------------------------------------------------ the phases
 
 
+def real_workspace(
+    folder: Path, budget: int, preset: str = "demo", source: str = "pydocs"
+) -> Workspace:
+    """A workspace as `setup` makes it, with a budget of so many seconds, and its data."""
+    root = folder / "workspace"
+    create.setup(root, harness.Notes(), preset=preset, skip_data=True)
+    constants = root / "constants.py"
+    constants.write_text(literals.rewrite(constants.read_text(), {"TIME_BUDGET": budget}))
+    harness.git(root, "commit", "-q", "-a", "--allow-empty", "-m", "A budget for measuring")
+    prepare = [sys.executable, "prepare.py", "--source", source]
+    subprocess.run(prepare, cwd=root, stdout=sys.stderr, check=True)
+    return Workspace.open(root)
+
+
 def measure_phases(count: int, budget: int, preset: str, source: str) -> dict:
     """The phases of a baseline (cold) and of `count` experiments that change a number (warm)."""
     with fresh_home() as folder:
-        root, view = folder / "workspace", harness.Notes()
-        create.setup(root, view, preset=preset, skip_data=True)
-        constants = root / "constants.py"
-        constants.write_text(literals.rewrite(constants.read_text(), {"TIME_BUDGET": budget}))
-        harness.git(root, "commit", "-q", "-a", "--allow-empty", "-m", "A budget for measuring")
-        prepare = [sys.executable, "prepare.py", "--source", source]
-        subprocess.run(prepare, cwd=root, stdout=sys.stderr, check=True)
-        workspace = Workspace.open(root)
+        workspace, view = real_workspace(folder, budget, preset, source), harness.Notes()
         begun = time.time()
         loop.run_loop(workspace, Setup(view, tag=TAG), agent=Idea(), plan=Plan(max=count))
         done = journal.experiments(workspace.state_dir(TAG))

@@ -10,7 +10,6 @@ of which is kept: what is carried over to another best would be another number o
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,29 +20,23 @@ import click
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from autoresearch_jax import create, journal, literals, loop  # noqa: E402
-from autoresearch_jax.agents import Agent, Proposal  # noqa: E402
+from autoresearch_jax import journal, loop  # noqa: E402
 from autoresearch_jax.held import Setup  # noqa: E402
 from autoresearch_jax.ledger import Plan  # noqa: E402
 from autoresearch_jax.view import QuietView  # noqa: E402
 from autoresearch_jax.workspace import Workspace  # noqa: E402
-from bench.overhead import fresh_home  # noqa: E402
-from tests import harness  # noqa: E402
+from bench.overhead import Idea, fresh_home, real_workspace  # noqa: E402
 
 TAG = "t"
 
 
-class Worse(Agent):
-    """An agent that makes a rate much too small, at once, each time another one."""
+class Worse(Idea):
+    """An agent that makes a rate much too small."""
 
     name = "worse"
 
-    def propose(self, context) -> Proposal:
-        path = context.worktree / "train.py"
-        source = path.read_text()
-        rate = literals.read(source)["MATRIX_LR"].value * (0.02 + context.n / 1e4)
-        path.write_text(literals.rewrite(source, {"MATRIX_LR": round(rate, 9)}))
-        return Proposal(f"MATRIX_LR {rate}")
+    def factor(self, n: int) -> float:
+        return 0.02 + n / 1e4
 
 
 @contextmanager
@@ -92,14 +85,7 @@ def main(workers: int, budget: int, count: int, local: bool, as_json: bool) -> N
             f"--workers {workers} takes as many cores, and here are {len(cores)}"
         )
     with fresh_home() as folder:
-        root = folder / "workspace"
-        create.setup(root, QuietView(), preset="demo", skip_data=True)
-        constants = root / "constants.py"
-        constants.write_text(literals.rewrite(constants.read_text(), {"TIME_BUDGET": budget}))
-        harness.git(root, "commit", "-q", "-a", "--allow-empty", "-m", "The budget")
-        prepare = [sys.executable, "prepare.py", "--source", "pydocs"]
-        subprocess.run(prepare, cwd=root, stdout=sys.stderr, check=True)
-        workspace = Workspace.open(root)
+        workspace = real_workspace(folder, budget)
         if local:
             found = {"several": measure(workspace, workers, count, None)}
             os.sched_setaffinity(0, cores[:1])
