@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import time
 
 import pytest
@@ -31,13 +32,16 @@ def read(night):
 # ---------------------------------------------------------------------------------- journals
 
 
-def test_a_story_is_what_results_shows(night):
+def test_a_story_is_what_results_shows(night, monkeypatch):
     told = read(night).look()
     assert told.title == f"autoresearch/{TAG}"
     assert list(told.entries) == report.load(night.workspace.root)
     claims = report.claims(night.workspace.root)
     assert told.summary == report.summarize(told.entries, claims)
     assert claims.words == "not audited"
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    advice = report.summary_lines(told.summary)[-1]
+    assert re.search(r": uv run (--project \S+ )?autoresearch-jax verify --audit 3$", advice)
     assert (told.running, told.state, told.noise_sd, told.problem) == ((), "idle", None, "")
 
 

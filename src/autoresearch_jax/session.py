@@ -583,6 +583,6 @@ def _verdict(e: Experiment, best: Experiment | None) -> str:
     if best is not None and best.val_bpb is not None and e.val_bpb is not None:
         expected = f", expected {e.expected}" if e.expected else ""
         gain = f" ({e.val_bpb - best.val_bpb:+.6f}{expected})"
-    memory = "" if e.memory_gb is None else f"  {e.memory_gb:.1f} GB"
+    memory = "" if e.memory_gb is None else f"  {e.memory_gb:.1f} GiB"
     reason = f": {e.reason or e.verdict}" if e.reason or e.verdict else ""
     return f"{e.n:4} {e.status:8} {e.val_bpb:.6f}{gain}{memory}  {e.description}{reason}"

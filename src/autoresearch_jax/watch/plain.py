@@ -37,7 +37,7 @@ def point(entry: Entry) -> dict[str, Any]:
         "commit": journal.clean(entry.commit[:7]),
         "bpb": finite(entry.val_bpb, PLACES),
         "gain": finite(entry.gain, PLACES),
-        "memory": finite(entry.memory_gb, 2),
+        "memory": finite(entry.memory_gb, 3),
         "status": journal.clean(entry.status, 10),
         "text": entry.description,
         "expected": journal.clean(entry.expected, EXPECTED_SHOWN),
