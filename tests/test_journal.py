@@ -275,6 +275,12 @@ def test_the_originals_results_and_its_forks_are_read(tmp_path):
         Row("d4e5f6g", None, None, "crash", "double width"),
         Row("e5f6a7b", None, None, "discard", ""),
     ]
+    text = "one\u2028two\x85three\x0cfour\rfive " + "and on " * 40_000
+    path.write_text(f"a\t1.5\t—\tkeep\t{text}\nb\t1e999\t—\tkeep\tboundless\n", newline="")
+    assert journal.read_results(path) == [
+        Row("a", 1.5, None, "keep", text.strip()),
+        Row("b", None, None, "crash", "boundless"),  # no score was it kept for
+    ]
     path.write_text("status\tcommit\tval_bpb\r\nkeep\tabc\t1.5\r\n\r\n")
     assert journal.read_results(path) == [Row("abc", 1.5, None, "keep", "")]
     path.write_text("")

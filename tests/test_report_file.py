@@ -96,7 +96,8 @@ def test_the_command_says_what_it_wrote(night, tmp_path, monkeypatch):
 @pytest.mark.browser
 def test_it_opens_without_a_server(night, tmp_path):
     page = written(night, tmp_path / "out")[0]
-    with watch_helpers.browser(tmp_path) as driver:
+    reader = story.open_story(night.workspace.root)
+    with watch_helpers.serving(reader) as port, watch_helpers.browser(tmp_path) as driver:
         driver.get(page.as_uri() + "#1")
         until(driver, f"return {watch_helpers.marks()} === 30")
         until(driver, "return !!document.querySelector('.part-diff .plus')")
@@ -105,8 +106,11 @@ def test_it_opens_without_a_server(night, tmp_path):
         assert len(driver.find_elements("css selector", ".loss path[d^=M]")) == 2
         assert driver.find_element("id", "state").text.startswith("as of ")
         assert driver.get_log("browser") == []
+        driver.get(f"http://127.0.0.1:{port}/page.css")  # that the log would tell of a request
     asked = watch_helpers.asked_for(tmp_path / "net.json")
-    assert {url for url in asked if not url.startswith("file:")} == set()
+    elsewhere = {url for url in asked if not url.startswith("file:")}
+    assert f"http://127.0.0.1:{port}/page.css" in elsewhere
+    assert all(url.startswith(f"http://127.0.0.1:{port}/") for url in elsewhere)
 
 
 # ----------------------------------------------------------------------------------- results
@@ -148,7 +152,7 @@ def test_a_foreign_table_as_json_and_csv(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     first, second = json.loads(results("--json"))
-    assert (first["val_bpb"], first["memory_gb"], second["val_bpb"]) == (None, 44.0, None)
+    assert (first["val_bpb"], first["status"], second["val_bpb"]) == (None, "crash", None)
     assert first["started"] is None
     first, _ = csv.DictReader(io.StringIO(results("--csv")))
     assert first["description"] == "'=HYPERLINK('http://evil','x'), one"

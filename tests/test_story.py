@@ -37,7 +37,8 @@ def test_a_story_is_what_results_shows(night, monkeypatch):
     assert told.title == f"autoresearch/{TAG}"
     assert list(told.entries) == report.load(night.workspace.root)
     claims = report.claims(night.workspace.root)
-    assert told.summary == report.summarize(told.entries, claims)
+    spent = report.spent(night.workspace.root)
+    assert told.summary == report.summarize(told.entries, claims, spent)
     assert claims.words == "not audited"
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
     advice = report.summary_lines(told.summary)[-1]
@@ -149,8 +150,83 @@ def test_the_running_experiment(night):
     assert (told.running, told.state, told.summary.best.n) == ((), "thinking", n)
 
 
+def test_what_is_measured_again_is_running(night):
+    reader = read(night)
+    night.live()
+    n = night.propose("maybe better")
+    night.log(n)
+    log = night.repeat(n, 43, "decide")
+    (running,) = reader.look().running
+    assert (running.n, running.seed, running.purpose, running.phase) == (
+        n,
+        43,
+        "decide",
+        "starting",
+    )
+    log.write_text(watch_helpers.log_text(n, 30))
+    (running,) = reader.look().running
+    assert (running.phase, running.progress.percent) == ("training", 30.0)
+    log.with_name("repeat-43-score.log").write_text("")
+    assert reader.look().running[0].phase == "scoring"
+    shown = [line.plain for line in frame.lines(reader.look(), 100, 24, time.time())]
+    assert f"experiment {n}  once more to decide, seed 43: maybe better" in shown[2]
+    # The best is measured beside it; then the candidate waits for its decision.
+    night.repeated(n, 43, "decide", 0.9)
+    night.repeat(21, 43, "decide")
+    assert [(one.n, one.seed) for one in reader.look().running] == [(21, 43), (n, None)]
+    night.repeated(21, 43, "decide", 0.9)
+    assert [one.n for one in reader.look().running] == [n]
+
+
+def test_a_repeat_that_its_process_did_not_end_is_not_running(night):
+    night.live(harness.ended_pid())
+    night.repeat(0, 43, "noise")
+    assert (read(night).look().running, read(night).look().state) == ((), "idle")
+    night.live()
+    assert (read(night).look().running, read(night).look().state) == ((), "thinking")
+
+
+def test_verify_is_told_apart_from_a_loop(night):
+    reader = read(night)
+    night.propose()
+    night.verify()
+    told = reader.look()
+    assert (told.running, told.state) == ((), "verifying")
+    assert "A score is computed again." in "\n".join(frame.plain(told, time.time()))
+    night.repeat(21, 43, "audit")
+    told = reader.look()
+    assert ([one.n for one in told.running], told.state) == ([21], "running")
+
+
+def test_the_log_of_an_attempt_before_is_not_its_progress(night):
+    reader = read(night)
+    night.live()
+    n = night.propose()
+    log = night.log(n, percent=57)
+    assert reader.look().running[0].progress.percent == 57.0
+    os.utime(log, (time.time() - 60,) * 2)
+    commit = {"commit": night.commits[0], "was": night.commits[1], "program": "", "agent": "claude"}
+    record = {"step": "repaired", "n": n, "description": "mended", "time": time.time(), **commit}
+    with night.path.open("ab") as file:
+        file.write(journal.seal(record))
+    (running,) = reader.look().running
+    assert (running.phase, running.progress.percent) == ("starting", None)
+    night.log(n, percent=3)
+    assert reader.look().running[0].progress.percent == 3.0
+
+
+def test_what_answers_cost_shows_before_anything_is_decided(night):
+    reader = read(night)
+    before = reader.look().summary.spent.usd
+    asked = {"step": "asked", "ask": 99, "usd": 0.75, "tokens": 10, "seconds": 9.0, "time": 0.0}
+    with night.path.open("ab") as file:
+        file.write(journal.seal({**asked, "n": 30}))
+    assert reader.look().summary.spent.usd == pytest.approx(before + 0.75)
+    assert reader.look().summary.spent == report.spent(night.workspace.root)
+
+
 class Loop:
-    """A loop of two workers, as its journal tells of it; seconds are counted from its start."""
+    """A loop of two workers, as its journal tells of it; it was taken up again just now."""
 
     def __init__(self, night):
         self.journal = Journal(night.state_dir)
@@ -158,7 +234,8 @@ class Loop:
         self.append("session", 0, kind="loop", continues=False, pid=os.getpid(), workers=2)
 
     def append(self, step, at, **fields):
-        self.journal.append(step, time=time.time() + at, **fields)
+        begun = time.time() - (0 if step == "session" else 2000)
+        self.journal.append(step, time=begun + at, **fields)
 
     def propose(self, n, at, base=0, **fields):
         self.append(
@@ -286,6 +363,21 @@ def test_it_waits_for_the_first_tag(tmp_path):
     assert reader.look().title == "autoresearch/first"
 
 
+def test_a_table_is_told_until_there_is_a_tag(tmp_path):
+    root = harness.make_repository(tmp_path / "w")
+    (root / "results.tsv").write_text(ORIGINAL)
+    reader = story.open_story(root, follow=True)
+    told = reader.look()
+    assert (told.state, len(told.entries), reader.detail(1)["val_bpb"]) == ("table", 4, 0.9932)
+    record = journal.Journal(Workspace.open(root).state_dir("first"))
+    record.append("session", kind="loop", pid=os.getpid(), time=time.time())
+    record.close()
+    begun = reader.look()
+    assert (begun.title, list(begun.entries)) == ("autoresearch/first", [])
+    assert begun.generation != told.generation
+    assert reader.detail(1) is None
+
+
 def test_a_newer_tag_is_followed_once_a_loop_begins_it(night):
     reader = story.open_story(night.workspace.root, follow=True)
     night.live()
@@ -355,6 +447,12 @@ def test_the_originals_table_is_a_story_too(tmp_path):
     assert (len(grown.entries), grown.generation) == (5, told.generation)
     assert reader.detail(4)["description"] == "warm down longer"
     assert reader.detail(5) is None
+    with path.open("a") as file:
+        file.write("f6a7b8c\t0.99")  # it is being written
+    assert reader.look() == grown
+    with path.open("a") as file:
+        file.write("21\t44.2\tdiscard\tno\n")
+    assert reader.look().entries[-1].val_bpb == 0.9921
     path.write_text(ORIGINAL.replace("0.997900", "1e999"))
     replaced = reader.look()
     assert replaced.generation == told.generation + 1

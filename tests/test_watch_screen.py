@@ -65,7 +65,7 @@ def test_a_frame_of_80_by_24_has_all_that_is_important(night):
         "by claude, on experiment 0, expects -0.001",
         "best      0.997000  experiment 21, 0.30% below the start (1.000000)",
         "so far    30 experiments, 1 improved, 4 crashes, 10.9 an hour",
-        "cost      1.45 dollars, 29,000 tokens",
+        "cost      1.50 dollars, 30,000 tokens",
         "   29   1.009722  -0.012722  discard  MATRIX_LR 0.04 -> 0.04029 and some words",
     ):
         assert words in text

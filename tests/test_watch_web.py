@@ -71,7 +71,7 @@ def test_an_experiment_in_full(still):
 @pytest.mark.parametrize(
     "path",
     [
-        "/experiment/60", "/experiment/-1", "/experiment/1e3", "/experiment/" + "9" * 4000,
+        "/experiment/60", "/experiment/-1", "/experiment/1e3", "/experiment/" + "9" * 5000,
         "/experiment/../../../../etc/passwd", "/experiment/%2e%2e%2fjournal.jsonl",
         "/../web.py", "/%2e%2e/web.py", "/..%2fweb.py", "/web.py", "/index.html", "/page.js/",
         "//etc/passwd", "/experiment/%00", "/\udcff".encode("utf-8", "surrogateescape").hex(),
@@ -108,7 +108,7 @@ def test_what_is_new_is_told_at_once_and_alone(night, port):
         n = night.propose(HOSTILE)
         while not (event := next(events))["running"]:
             pass
-        assert (event["from"], event["points"]) == (60, [])
+        assert (event["from"], event["points"], event["whole"]) == (60, [], False)
         assert event["running"][0]["description"] == HOSTILE
         night.log(n, percent=30)
         assert next(events)["running"][0]["progress"]["percent"] == 30.0
@@ -373,11 +373,14 @@ def test_a_phone_has_no_sideways_scroll(night, port, tmp_path, dark):
         paper = driver.execute_script("return getComputedStyle(document.documentElement)"
                                       ".backgroundColor")  # fmt: skip
         assert (paper == "rgb(255, 255, 255)") == (not dark)
-        last = driver.find_elements("css selector", "#rows tr")[-1]
-        driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", last)
-        last.click()
         top = "document.getElementById('detail').getBoundingClientRect().top"
-        until(driver, f"return location.hash !== '#1' && Math.abs({top}) < 99")
+        for part in ("td.text", "a"):  # of the row, and the number that is a link
+            before = driver.execute_script("return location.hash")
+            one = driver.find_elements("css selector", f"#rows tr {part}")[-1 - (part == "a")]
+            driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", one)
+            one.click()
+            shown = f"return location.hash !== arguments[0] && Math.abs({top}) < 99"
+            until(driver, shown, before)
         assert console(driver) == []
 
 
@@ -404,7 +407,12 @@ def test_two_thousand_experiments_and_the_table_of_the_original(tmp_path):
     ):
         opened(driver, port, 2)
         assert driver.find_element("css selector", ".detail .words").text == f"baseline {HOSTILE}"
-        assert console(driver) == []
+        assert not driver.find_element("css selector", "input[value=at]").is_enabled()
+        driver.execute_script("location.hash = '#99'")
+        said = "return document.getElementById('detail').textContent"
+        until(driver, f"{said} === 'There is no experiment 99 here.'")
+        (missing,) = console(driver)
+        assert "404" in missing["message"]
 
 
 @pytest.mark.browser
@@ -439,6 +447,43 @@ def test_a_server_that_went_away_is_said_and_found_again(night, tmp_path):
             until(driver, READY, 61)
 
 
+STATE = "return document.getElementById('state').dataset.state === arguments[0]"
+
+
+@pytest.mark.browser
+def test_a_link_that_has_expired_is_said_and_its_connection_found_again(night, tmp_path):
+    reader = story.open_story(night.workspace.root)
+    with watch_helpers.browser(tmp_path) as driver:
+        with watch_helpers.serving(reader, TOKEN) as port:
+            opened(driver, port, 60, f"?token={TOKEN}")
+        with watch_helpers.serving(reader, "another", port=port):
+            until(driver, STATE, "refused")
+        night.add()
+        with watch_helpers.serving(reader, TOKEN, port=port):
+            until(driver, READY, 61)
+
+
+@pytest.mark.browser
+def test_a_silent_server_is_not_taken_for_a_live_one(night, tmp_path):
+    command = [sys.executable, "-m", "autoresearch_jax", "-C", str(night.workspace.root)]
+    command += ["watch", "--web", "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        port = int(re.search(r":(\d+)/", server.stdout.readline())[1])
+        with watch_helpers.browser(tmp_path) as driver:
+            opened(driver, port, 60)
+            server.send_signal(signal.SIGSTOP)
+            driver.execute_script("line.heard -= SILENCE; dispatchEvent(new Event('online'))")
+            until(driver, STATE, "lost")
+            night.add()
+            server.send_signal(signal.SIGCONT)
+            until(driver, READY, 61)
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+
+
 @pytest.mark.browser
 def test_a_link_with_a_token_opens_a_tag_that_has_only_begun(tmp_path):
     night = Night(tmp_path / "w")
@@ -451,7 +496,18 @@ def test_a_link_with_a_token_opens_a_tag_that_has_only_begun(tmp_path):
         until(driver, "return document.getElementById('rows-title').textContent.startsWith('No')")
         assert driver.current_url == f"http://127.0.0.1:{port}/"
         assert driver.execute_script(MARKS) == 0
-        night.add()
+        # A baseline's ticks leave what is there as it is.
+        night.live()
+        night.propose()
+        night.log(0, percent=1)
+        ticked = "return document.querySelector('.run .facts')?.textContent.includes(arguments[0])"
+        until(driver, ticked, "step10")
+        driver.execute_script("window.was = [document.querySelector('.run'), chart.svg]")
+        night.log(0, percent=2)
+        until(driver, ticked, "step20")
+        same = "return was[0] === document.querySelector('.run') && was[1] === chart.svg"
+        assert driver.execute_script(same)
+        night.decide(1.0)
         until(driver, READY, 1)
-        assert driver.find_element("css selector", ".detail .words").text == "baseline"
+        assert driver.find_element("css selector", ".detail .words").text == "idea 0"
         assert console(driver) == []

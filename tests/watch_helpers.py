@@ -69,7 +69,7 @@ class Night:
 
     def live(self, pid: int | None = None, workers: int = 1) -> None:
         """A loop of this very process goes on."""
-        record = {"step": "session", "kind": "loop", "continues": True, "time": time.time() + 5}
+        record = {"step": "session", "kind": "loop", "continues": True, "time": time.time()}
         self._write([record | {"pid": pid or os.getpid(), "workers": workers}])
 
     def propose(self, description: str = "", agent: str = "claude", of: int | None = None) -> int:
@@ -78,6 +78,24 @@ class Night:
         *asked, proposed = self._proposed(description, agent)
         self._write([*asked, proposed | {"of": of}])
         return n
+
+    def verify(self) -> None:
+        """A `verify` of this very process goes on."""
+        self._write(
+            [{"step": "session", "kind": "verify", "pid": os.getpid(), "time": time.time()}]
+        )
+
+    def repeat(self, n: int, seed: int, purpose: str) -> Path:
+        """An experiment is measured once more; its log, which is not there yet."""
+        at = time.time()
+        self._write([{"step": "repeating", "n": n, "seed": seed, "purpose": purpose, "time": at}])
+        return self.workspace.repeat_log(self.tag, n, seed)
+
+    def repeated(self, n: int, seed: int, purpose: str, val_bpb: float) -> None:
+        """That is done."""
+        record = {"step": "repeated", "n": n, "seed": seed, "purpose": purpose, "split": "val"}
+        record |= {"outcome": "ok", "reason": "", "metrics": {"val_bpb": val_bpb}}
+        self._write([record | {"time": time.time()}])
 
     def decide(self, val_bpb: float | None, n: int | None = None) -> None:
         """The end of an experiment: of the one that was proposed last, or of number `n`."""
@@ -194,7 +212,7 @@ def told(port: int) -> Iterator[Iterator[dict[str, Any]]]:
 
     def events() -> Iterator[dict[str, Any]]:
         for line in answer:
-            if line.startswith(b"data: "):
+            if line.startswith(b"data: {"):
                 yield json.loads(line.removeprefix(b"data: "))
 
     try:

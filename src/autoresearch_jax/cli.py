@@ -530,7 +530,8 @@ def _after_loop(root: Path, tag: str) -> None:
         return
     picture = root / "progress.png"
     plot.progress(listed, picture, title=f"autoresearch/{tag}")
-    for line in report.summary_lines(report.summarize(listed, report.claims(root, tag))):
+    told = report.summarize(listed, report.claims(root, tag), report.spent(root, tag))
+    for line in report.summary_lines(told):
         click.echo(line)
     click.echo(f"picture: {picture}")
 
@@ -619,8 +620,8 @@ def results(
     if as_json or as_csv:
         click.echo(report.as_json(rows) if as_json else report.as_csv(rows), nl=False)
         return
-    claims = report.claims(Path.cwd(), tag)
-    report.print_results(_console(), rows, listed, costs=ledger, claims=claims)
+    claims, spent = report.claims(Path.cwd(), tag), report.spent(Path.cwd(), tag)
+    report.print_results(_console(), rows, listed, costs=ledger, claims=claims, spent=spent)
 
 
 @main.command()

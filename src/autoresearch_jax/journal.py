@@ -16,6 +16,7 @@ before the step's effect is carried out. Reading it again is resuming. Steps:
 - `decided`: keep, discard or crash. Written before the branch moves.
 - `control`: after crashes alike, the best was started again, to see whether it still runs.
 - `verified`: a score was computed again, or on the sealed split.
+- `repeating`: an experiment is trained once more from now on; only the views look at it.
 - `repeated`: an experiment was trained and scored once more, with another seed (evidence.py).
 - `scaled`: a gain was measured at another depth: whether it holds there.
 - `audited`: baseline and best were compared by new runs: the gain and its interval.
@@ -25,9 +26,9 @@ before the step's effect is carried out. Reading it again is resuming. Steps:
 Readers pass over steps that they do not know, so that later versions may add some.
 """
 
-import csv
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -444,9 +445,9 @@ def read_results(path: Path) -> list[Row]:
 
     Columns are found by the names in the header, in any order; without one, in ours.
     """
-    text = path.read_text(encoding="utf-8", errors="replace")
-    lines = [line for line in text.lstrip("\ufeff").splitlines() if line.strip()]
-    table = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    # Only \n ends a line, and nothing is quoted: a description may hold any other character.
+    text = path.read_bytes().decode(errors="replace").lstrip("\ufeff")
+    table = [line.rstrip("\r").split("\t") for line in text.split("\n") if line.strip()]
     names = HEADER.strip().split("\t")
     if table and table[0][0].strip().lower() in names:
         names = [name.strip().lower() for name in table.pop(0)]
@@ -457,6 +458,8 @@ def _row(cells: dict[str, str]) -> Row:
     status = cells.get("status", "").strip().lower()
     val_bpb = _number(cells.get("val_bpb", ""))
     crashed = status == "crash" or not val_bpb
+    if crashed and status in ("", "keep"):  # for what it scored, which is not known
+        status = "crash"
     return Row(
         commit=cells.get("commit", "").strip(),
         val_bpb=None if crashed else val_bpb,
@@ -469,4 +472,6 @@ def _row(cells: dict[str, str]) -> Row:
 def _number(text: str) -> float | None:
     """Only plain finite numbers count: float() would take "nan", "inf" and "1_0" as well."""
     text = text.strip()
-    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", text) else None
+    plain = re.fullmatch(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", text)
+    value = float(text) if plain else math.nan
+    return value if math.isfinite(value) else None

@@ -193,17 +193,24 @@ def load(folder: Path, tag: str | None = None) -> list[Entry]:
 
 def claims(folder: Path, tag: str | None = None) -> Claims:
     """What may be said of the gain of a tag (evidence.claims); nothing of a bare results.tsv."""
+    records = _records(folder, tag)
+    return evidence.claims(journal.replay(records), records) if records else NOTHING
+
+
+def spent(folder: Path, tag: str | None = None) -> Spent:
+    """What a tag cost in all, with what is not decided; nothing of a bare results.tsv."""
+    return ledger.total(list(ledger.by_experiment(_records(folder, tag)).values()))
+
+
+def _records(folder: Path, tag: str | None) -> list[journal.Record]:
     from autoresearch_jax.workspace import Workspace
 
     try:
         workspace = Workspace.open(folder)
     except UserError:
-        return NOTHING
+        return []
     tag = pick_tag(workspace, tag)
-    if tag is None:
-        return NOTHING
-    records = journal.records(workspace.state_dir(tag))
-    return evidence.claims(journal.replay(records), records)
+    return [] if tag is None else journal.records(workspace.state_dir(tag))
 
 
 def pick_tag(workspace: "Workspace", tag: str | None) -> str | None:
@@ -247,8 +254,10 @@ def select(
     return chosen[:top]
 
 
-def summarize(listed: Sequence[Entry], claims: Claims = NOTHING) -> Summary:
-    """The numbers under the table, always of all experiments."""
+def summarize(
+    listed: Sequence[Entry], claims: Claims = NOTHING, spent: Spent | None = None
+) -> Summary:
+    """The numbers under the table, always of all experiments; `spent` is what all cost."""
     seconds, worked, timed = _time(listed)
     scored = [entry for entry in listed if entry.val_bpb is not None]
     kept = [entry for entry in scored if entry.status == "keep"]
@@ -271,7 +280,7 @@ def summarize(listed: Sequence[Entry], claims: Claims = NOTHING) -> Summary:
             for name in (*PHASES, "harness")
             if (found := [entry.phases[name] for entry in listed if name in entry.phases])
         },
-        spent=ledger.total([entry.spent for entry in listed if entry.spent is not None]),
+        spent=spent or ledger.total([e.spent for e in listed if e.spent is not None]),
         claims=claims,
     )
 
@@ -390,10 +399,11 @@ def print_results(
     listed: Sequence[Entry],
     costs: bool = False,
     claims: Claims = NOTHING,
+    spent: Spent | None = None,
 ) -> None:
     """The chosen rows, and under them the summary of all."""
     print_table(console, rows, costs)
-    lines = summary_lines(summarize(listed, claims))
+    lines = summary_lines(summarize(listed, claims, spent))
     if console.is_terminal:
         first, *rest = lines
         console.print(first, style="bold", highlight=False, markup=False)

@@ -81,18 +81,21 @@ class Worker:
         Raises Abandoned, UserError.
         """
         seed = self.session.new_seed(e) if seed is None else seed
-        run_dir = self.session.log(e).parent
-        artifacts, log = run_dir / f"repeat-{seed}", run_dir / f"repeat-{seed}.log"
+        session = self.session
+        log = session.workspace.repeat_log(session.tag, e.n, seed)
+        artifacts = log.with_suffix("")
         frozen = partial(self._frozen, e.base or e.commit, "frozen-early")
         frozen_if_scored = frozen if split == "val" else None
         run = partial(self._run_training, e, artifacts, log, seed=seed, frozen=frozen_if_scored)
+        begun = {"n": e.n, "seed": seed, "purpose": purpose, "time": time.time()}
+        self.session.journal.append("repeating", **begun)
         try:
             result = run()
             if self._disturbed(e, result):
                 result = run()
             outcome, reason, metrics = result.outcome, result.reason, dict(result.metrics)
             if outcome == "ok":
-                score_log = log.with_name(f"repeat-{seed}-score.log")
+                score_log = log.with_name(f"{log.stem}-score.log")
                 score = self._score_of_artifacts(e, artifacts, score_log, split)
                 outcome, reason = score.outcome, score.reason
                 metrics |= score.metrics

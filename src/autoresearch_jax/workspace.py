@@ -183,6 +183,10 @@ class Workspace:
         """Of one experiment: run.log, prompt.md, the agent's logs, and artifacts/ if kept."""
         return self.state_dir(tag) / "runs" / str(n)
 
+    def repeat_log(self, tag: str, n: int, seed: int) -> Path:
+        """Of one more training of an experiment; that of its scoring ends in -score.log."""
+        return self.run_dir(tag, n) / f"repeat-{seed}.log"
+
     def private_dir(self, tag: str) -> Path:
         """Where the tag's worktrees lie: outside .git, since agents refuse to edit in there."""
         key = hashlib.sha256(os.fsencode(self.common_dir)).hexdigest()[:12]

@@ -17,10 +17,12 @@ from autoresearch_jax.watch.story import Running, Story
 STATES = {
     "running": ("running", "green"),
     "thinking": ("waiting for a proposal", "cyan"),
+    "verifying": ("verify runs", "cyan"),
     "interrupted": ("interrupted: no loop runs", "yellow"),
     "idle": ("no loop runs", "yellow"),
     "table": ("", ""),
 }
+PURPOSES = {"decide": "to decide", "noise": "for the noise", "audit": "for the audit"}
 AIRY = 20  # lines from which on there is room for blank ones, and for a chart
 CHART_LINES = 10  # at most
 RUNNING_LINES = 4  # of a single one that runs
@@ -91,6 +93,8 @@ def _now_lines(story: Story, width: int, now: float, room: float) -> list[Text]:
     elif story.state == "thinking":
         n = max((entry.n for entry in story.entries), default=-1) + 1
         found = [Text(f"experiment {n}", style="bold"), Text("  is being thought about")]
+    elif story.state == "verifying":
+        found = [Text("A score is computed again.")]
     elif story.state == "idle":
         words = "goes on" if story.entries else "starts"
         said = "" if story.entries else "Nothing has run here yet. "
@@ -141,8 +145,15 @@ def _alone(running: Running, interrupted: bool, width: int, now: float) -> list[
 
 
 def _named(running: Running) -> Text:
-    words = shown(running.description)
-    return Text(f"experiment {running.n}", style="bold").append(f"  {words}", style="not bold")
+    again = "" if running.seed is None else f"{_again(running)}: "
+    name = Text(f"experiment {running.n}", style="bold")
+    return name.append(f"  {again}{shown(running.description)}", style="not bold")
+
+
+def _again(running: Running) -> str:
+    """That it is measured again, and why."""
+    why = PURPOSES.get(running.purpose, "")
+    return f"once more {why}, seed {running.seed}" if why else f"once more, seed {running.seed}"
 
 
 def _measure(running: Running, interrupted: bool, width: int) -> Text:
@@ -165,7 +176,8 @@ def _in_a_line(running: Running, interrupted: bool) -> Text:
     line.append(_bar(running, SHORT_BAR)).append("  ")
     line.append(phase).append(" " * (PHASE - phase.cell_len))
     line.append(f"  {_fitted(loss, LOSS)}  ", style="not bold")
-    return line.append(shown(running.description), style="not bold")
+    again = "" if running.seed is None else "once more: "
+    return line.append(again + shown(running.description), style="not bold")
 
 
 def _percent(running: Running) -> float:

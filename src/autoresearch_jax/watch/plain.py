@@ -13,13 +13,17 @@ from autoresearch_jax.watch.story import Story
 PLACES = 6  # digits of a score after the point
 
 
-def of(story: Story, start: int = 0) -> dict[str, Any]:
-    """A story as JSON-able data, its points from number `start` on."""
+def of(story: Story, start: int = 0, *, whole: bool = True) -> dict[str, Any]:
+    """A story as JSON-able data, its points from number `start` on.
+
+    `whole` if what was told before does not count any more.
+    """
     return {
         "title": story.title,
         "before": story.before,
         "now": time.time(),
         "from": start,
+        "whole": whole,
         "points": [point(entry) for entry in story.entries[start:]],
         "summary": _summary(story),
         "running": [dataclasses.asdict(one) for one in story.running],

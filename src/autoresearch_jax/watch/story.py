@@ -8,6 +8,7 @@ Nothing here takes a lock, writes, or starts a git that might.
 import dataclasses
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from autoresearch_jax.workspace import Workspace
 
 @dataclass(frozen=True)
 class Running:
-    """An experiment that is not decided yet."""
+    """An experiment that is not decided yet, or that is measured again."""
 
     n: int
     description: str
@@ -36,6 +37,8 @@ class Running:
     phase: str  # "starting" | "training" | "scoring" | "measured", where its decision waits
     started: float  # unix time
     progress: Progress
+    seed: int | None = None  # with which it is measured again; None: it is measured first
+    purpose: str = ""  # for which it is measured again (evidence.py)
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,18 @@ class Story:
     summary: Summary
     running: tuple[Running, ...] = ()  # by their numbers
     workers: int = 1  # of the last loop: so many may run at a time
-    # "running"; "thinking": a loop runs, and nothing is undecided; "interrupted": something is
-    # undecided, and no loop runs; "idle"; "table": a results.tsv, which does not say
+    # "running"; "thinking": a loop runs, and nothing is measured; "verifying": a `verify` runs;
+    # "interrupted": something is undecided, and nothing runs; "idle"; "table": a results.tsv,
+    # which does not say
     state: str = "idle"
     noise_sd: float | None = None  # bits per byte, of one program's scores; None: not measured
     generation: int = 0  # another one: the record was replaced by another
     before: str = ""  # the tag that was shown until a loop began this one
     problem: str = ""  # why the record cannot be read now
+
+
+TICK_SECONDS = 0.02  # by which the clock of files may be behind
+WRITE_SECONDS = 1.0  # in which somebody who writes a table has finished a line
 
 
 class Reader(Protocol):
@@ -85,11 +93,15 @@ def open_story(folder: Path, tag: str | None = None, *, follow: bool = False) ->
     tag = report.pick_tag(workspace, tag)
     table = workspace.root / "results.tsv"
     if tag is None and table.is_file() and journal.read_results(table):
-        return TableReader(table)
+        shown = TableReader(table)
+        return JournalReader(workspace, None, follow=True, before=shown) if follow else shown
     return JournalReader(workspace, tag, follow=follow)
 
 
 # --------------------------------------------------------------------------------- journals
+
+
+Logs = dict[Path, tuple[object, Progress]]
 
 
 class Growing:
@@ -137,10 +149,19 @@ class Growing:
 class JournalReader:
     """The story of a tag. Without one it waits for the first; with `follow` also for newer ones."""
 
-    def __init__(self, workspace: Workspace, tag: str | None, *, follow: bool = False) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        tag: str | None,
+        *,
+        follow: bool = False,
+        before: "TableReader | None" = None,
+    ) -> None:
+        """`before` tells the story until there is a tag."""
         self.workspace = workspace
         self.tag = tag
         self._follow = follow
+        self._table = before
         self._before = ""
         self._one = threading.Lock()
         self._journal: Growing | None = None
@@ -157,8 +178,10 @@ class JournalReader:
         self._summary = report.summarize([])
         self._noise_sd: float | None = None
         self._session: Record | None = None  # the last one
+        self._begun: dict[int, float] = {}  # unix time since which an experiment trains
+        self._again: dict[tuple[int, int], Record] = {}  # measured again now, by number and seed
         self._numbers: dict[str, int] = {}  # of the experiments, by commit
-        self._logs: dict[int, tuple[object, Progress]] = {}  # of what runs, and of what file
+        self._logs: Logs = {}  # of what runs, and of what state
 
     def look(self) -> Story:
         """What is known by now."""
@@ -168,14 +191,19 @@ class JournalReader:
                 self._catch_up()
             except (journal.JournalError, OSError) as error:
                 problem = str(error)
-            running = self._running()
+            if self._table is not None and self.tag is None:
+                told = self._table.look()
+                self._generation = told.generation
+                return dataclasses.replace(told, problem=problem or told.problem)
+            lives = self._session is not None and _lives(self._session)
+            running = self._running(lives)
             return Story(
                 title=f"autoresearch/{self.tag}" if self.tag else self.workspace.root.name,
                 entries=self._entries,
                 summary=self._summary,
                 running=running,
                 workers=(self._session or {}).get("workers") or 1,
-                state=self._state(bool(running)),
+                state=self._state(lives, bool(running)),
                 noise_sd=self._noise_sd,
                 generation=self._generation,
                 problem=problem,
@@ -212,6 +240,8 @@ class JournalReader:
         from autoresearch_jax.watch import detail
 
         self.look()  # it may be a new one
+        if self._table is not None and self.tag is None:
+            return self._table.detail(n)
         return detail.of_experiment(self, n)
 
     def _catch_up(self) -> None:
@@ -220,7 +250,8 @@ class JournalReader:
         if self._journal is None or tag != self.tag:
             was, self.tag = self.tag, tag
             self._before = was if self._journal and was else ""
-            generation = self._generation + (self._journal is not None)
+            shown = self._journal is not None or self._table is not None
+            generation = self._generation + shown
             self._journal = Growing(journal.path_of(self.workspace.state_dir(tag)), generation)
         added = self._journal.read()
         if self._journal.generation != self._generation:
@@ -242,10 +273,7 @@ class JournalReader:
     def _add(self, added: list[Record]) -> None:
         assert self._journal is not None
         for record in added:
-            if record["step"] == "session":
-                self._session = record
-            if record["step"] in ("proposed", "repaired"):
-                self._numbers[record["commit"]] = record["n"]
+            self._note(record)
         self._add_spent(added)
         self._history = self._replay.up_to(self._journal.records)
         fresh = journal.decided(self._history)[len(self._entries) :]
@@ -260,6 +288,23 @@ class JournalReader:
             self._noise_sd = None if noise is None else noise.sd
             claims = evidence.claims(self._history, self._journal.records)
             self._summary = report.summarize(self._entries, claims)
+        in_all = ledger.total(list(self._spent.values()))  # with what is not decided yet
+        self._summary = dataclasses.replace(self._summary, spent=in_all)
+
+    def _note(self, record: Record) -> None:
+        """What is going on after this record."""
+        step, n = record["step"], record.get("n", -1)
+        if step == "session":
+            self._session = record
+            self._again = {}  # a process that died finished none
+        if step in ("proposed", "repaired"):
+            self._numbers[record["commit"]] = n
+        if step in ("proposed", "repaired", "disturbed"):
+            self._begun[n] = record.get("time", 0.0)
+        if step == "repeating":
+            self._again[n, record["seed"]] = record
+        if step == "repeated":
+            self._again.pop((n, record["seed"]), None)
 
     def _add_spent(self, added: list[Record]) -> None:
         """Which experiment an answer is for shows only when it is used; mostly as was thought."""
@@ -277,16 +322,48 @@ class JournalReader:
         for n, part in ledger.by_experiment(added).items():
             self._spent[n] = ledger.total([self._spent.get(n, Spent()), part])
 
-    def _running(self) -> tuple[Running, ...]:
-        found = [one for one in self._history if one.status is None]
-        self._logs = {one.n: self._log(one) for one in found}
-        return tuple(self._running_one(one) for one in found)
+    def _running(self, lives: bool) -> tuple[Running, ...]:
+        known, self._logs = self._logs, {}
+        again = list(self._again.values()) if lives else []
+        measured_again = {record["n"] for record in again}
+        # What an interrupted loop left does not run while `verify` does.
+        undecided = [] if lives and self._verifies() else self._history
+        found = [
+            self._first(one, known)
+            for one in undecided
+            if one.status is None and one.n not in measured_again
+        ]
+        found += [self._another(record, known) for record in again]
+        return tuple(sorted(found, key=lambda one: (one.n, one.seed or 0)))
 
-    def _running_one(self, one: Experiment) -> Running:
-        progress = self._logs[one.n][1]
+    def _first(self, one: Experiment, known: Logs) -> Running:
+        """What is not decided yet."""
+        trained = one.outcome is not None
+        # The log of an attempt before it, or of a process that died, does not tell of this one.
+        resumed = (self._session or {}).get("time", 0.0) if not self._verifies() else 0.0
+        since = 0.0 if trained else max(self._begun.get(one.n, 0.0), resumed)
+        progress = self._progress(self.run_dir(one.n) / "run.log", since, known)
         phase = "training" if progress.step is not None else "starting"
-        if one.outcome is not None:
+        if trained:
             phase = "scoring" if one.outcome == "ok" and one.scored is None else "measured"
+        return self._running_one(one, phase, one.started, progress)
+
+    def _another(self, record: Record, known: Logs) -> Running:
+        """What is measured once more."""
+        assert self.tag is not None
+        n, seed = record["n"], record["seed"]
+        log = self.workspace.repeat_log(self.tag, n, seed)
+        since = max(record["time"], self._begun.get(n, 0.0))
+        progress = self._progress(log, since, known)
+        phase = "training" if progress.step is not None else "starting"
+        if _written(log.with_name(f"{log.stem}-score.log")) >= since - TICK_SECONDS:
+            phase = "scoring"
+        running = self._running_one(self._history[n], phase, record["time"], progress)
+        return dataclasses.replace(running, seed=seed, purpose=record["purpose"])
+
+    def _running_one(
+        self, one: Experiment, phase: str, started: float, progress: Progress
+    ) -> Running:
         return Running(
             n=one.n,
             description=journal.clean(one.description),
@@ -295,26 +372,30 @@ class JournalReader:
             base=self._numbers.get(one.base),
             of=one.of,
             phase=phase,
-            started=one.started,
+            started=started,
             progress=progress,
         )
 
-    def _log(self, one: Experiment) -> tuple[object, Progress]:
-        """What its log says, read again only if it has changed; and what tells that."""
-        log = self.run_dir(one.n) / "run.log"
+    def _progress(self, log: Path, since: float, known: Logs) -> Progress:
+        """What a log says, read again only if it has changed; nothing if it is older."""
         try:
             found = log.lstat()
         except OSError:
-            return None, Progress()
-        stamp = (one.repairs, found.st_ino, found.st_size, found.st_mtime_ns)
-        known = self._logs.get(one.n)
-        if known is not None and known[0] == stamp:
-            return known
-        return stamp, logs.progress(logs.both_ends(log))
+            return Progress()
+        if found.st_mtime < since - TICK_SECONDS:
+            return Progress()
+        stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
+        was = known.get(log)
+        same = was is not None and was[0] == stamp
+        self._logs[log] = was if was and same else (stamp, logs.progress(logs.both_ends(log)))
+        return self._logs[log][1]
 
-    def _state(self, running: bool) -> str:
-        if self._session is not None and _lives(self._session):
-            return "running" if running else "thinking"
+    def _verifies(self) -> bool:
+        return self._session is not None and self._session.get("kind") == "verify"
+
+    def _state(self, lives: bool, running: bool) -> str:
+        if lives:
+            return "running" if running else "verifying" if self._verifies() else "thinking"
         return "interrupted" if running else "idle"
 
 
@@ -333,6 +414,14 @@ def _best(found: Sequence[Experiment]) -> list[Experiment]:
         if score is not None and lower:
             best = [one]
     return best
+
+
+def _written(path: Path) -> float:
+    """When a file was written last, in unix time; 0 where there is none."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _lives(session: Record) -> bool:
@@ -366,7 +455,9 @@ class TableReader:
             try:
                 found = self.path.stat()
                 stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
-                if stamp != self._stamp:
+                young = abs(time.time() - found.st_mtime) < WRITE_SECONDS
+                torn = self._stamp is not None and young and _is_torn(self.path)
+                if stamp != self._stamp and not torn:
                     self._story, self._stamp = self._read(), stamp
             except OSError as error:
                 return dataclasses.replace(self._story, problem=str(error))
@@ -389,6 +480,11 @@ class TableReader:
 
         entries = self.look().entries
         return detail.of_entry(entries[n]) if 0 <= n < len(entries) else None
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a table ends within a line, as one does that is being written; or is empty."""
+    return not path.read_bytes().endswith(b"\n")
 
 
 _NOTHING = report.summarize([])

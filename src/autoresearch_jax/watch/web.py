@@ -39,7 +39,8 @@ FILES = {
     "page.js": "text/javascript",
 }
 LOOK_SECONDS = 0.5  # between two looks at the journal
-ALIVE_SECONDS = 15.0  # after which an event says that the stream still is one
+ALIVE_SECONDS = 15.0  # after which an event says that the stream still is one; page.js waits 40
+DIGITS = 9  # of an experiment's number, at most
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
@@ -68,7 +69,8 @@ def make_app(reader: Reader, token: str | None = None) -> ASGIApp:
         return Response((PAGE / name).read_bytes(), media_type=FILES[name])
 
     def experiment(request: Request) -> Response:
-        found = reader.detail(request.path_params["n"])
+        n = request.path_params["n"]
+        found = reader.detail(int(n)) if n.isdecimal() and len(n) <= DIGITS else None
         return _not_found() if found is None else Response(_json(found), media_type=JSON)
 
     def events(request: Request) -> Response:
@@ -77,7 +79,7 @@ def make_app(reader: Reader, token: str | None = None) -> ASGIApp:
     routes = [
         Route("/", index),
         Route("/events", events),
-        Route("/experiment/{n:int}", experiment),
+        Route("/experiment/{n}", experiment),
         Route("/{name}", file),
     ]
     return Guard(Starlette(routes=routes), token)
@@ -103,11 +105,11 @@ async def _events(reader: Reader) -> AsyncIterator[str]:
         if now != told:
             same = told is not None and told.generation == now.generation
             start = len(told.entries) if told is not None and same else 0
-            data = await run_in_threadpool(lambda: _json(plain.of(now, start)))  # noqa: B023
-            yield f"event: story\ndata: {data}\n\n"
+            found = await run_in_threadpool(plain.of, now, start, whole=not same)
+            yield f"event: story\ndata: {_json(found)}\n\n"
             told, quiet = now, 0.0
         elif quiet >= ALIVE_SECONDS:
-            yield ": still here\n\n"
+            yield "event: alive\ndata: null\n\n"
             quiet = 0.0
         await asyncio.sleep(LOOK_SECONDS)
         quiet += LOOK_SECONDS

@@ -102,7 +102,7 @@ function facts(found) {
     ["answers", spent.asked ? `${spent.asked} in ${duration(spent.agent_s)}` : ""],
     ["tokens", spent.tokens && spent.usd ? count(spent.tokens) : ""],
     ["accelerator", spent.accelerator_s ? duration(spent.accelerator_s) : ""],
-    ["mended", found.repairs ? `${found.repairs} times` : ""],
+    ["mended", !found.repairs ? "" : found.repairs === 1 ? "once" : `${found.repairs} times`],
     ["at", found.finished ? new Date(1000 * found.finished).toLocaleString() : ""],
     ["commit", found.commit ? found.commit.slice(0, 7) : ""],
   ]);
@@ -119,6 +119,7 @@ function section(name, title, words, ...content) {
 
 function lossWords(found) {
   const last = found.curve[found.curve.length - 1][1], other = found.base_curve || [];
+  if (!known(found.status)) return `${last.toFixed(4)} so far`;
   if (!other.length) return `${last.toFixed(4)} at the end`;
   const base = other[other.length - 1][1];
   const apart = minus((last - base).toLocaleString("en", {minimumFractionDigits: 4, maximumFractionDigits: 4, signDisplay: "exceptZero"}));
@@ -152,7 +153,8 @@ function diff(found) {
 function numbers(pairs) {
   const body = make("tbody", "");
   for (const [name, value] of Object.entries(pairs)) {
-    const text = typeof value === "number" ? String(Number(value.toPrecision(7))) : value ?? "—";
+    const text = typeof value !== "number" ? value ?? "—"
+      : String(Number.isInteger(value) ? value : Number(value.toPrecision(7)));
     body.append(make("tr", "", make("td", "", name), make("td", "", text)));
   }
   return make("table", "numbers", body);

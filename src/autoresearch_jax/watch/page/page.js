@@ -2,17 +2,21 @@
 // The page: what a server tells as it happens, or what a report carries within itself.
 
 const ROWS = 60;  // of the table at once
+const SILENCE = 40e3;  // milliseconds after which a connection is given up; the server says something every 15 s
+const RETRY = 3e3;  // milliseconds
 const KEPT_DETAILS = 50;  // experiments whose details stay in memory
 const STATES = {
-  running: "running", thinking: "the agent is thinking", idle: "no loop is running",
+  running: "running", thinking: "the agent is thinking", verifying: "verify is running", idle: "no loop is running",
   interrupted: "interrupted: the same loop command goes on", lost: "connection lost, trying again", table: "from results.tsv",
+  refused: "this link has expired: open the one that was printed last",
 };
+const PURPOSES = {decide: "to decide", noise: "for the noise", audit: "for the audit"};
 
 const LEGEND = {keep: "kept", discard: "discarded", beyond: "worse than shown", crash: "crashed"};
 
 const story = {points: [], summary: {}, running: [], state: "idle"};
 let numbered = new Map();  // the points by the numbers of their experiments
-const cards = new Map();  // of what runs, by number
+const cards = new Map();  // of what runs
 const details = new Map();
 const view = {chosen: null, follows: true, show: "", words: "", rows: ROWS, open: {loss: true, diff: true}};
 const chart = new Staircase($("chart"), (point) => choose(point.n));
@@ -21,7 +25,7 @@ const chart = new Staircase($("chart"), (point) => choose(point.n));
 
 /** Takes in what is new: points from place `from` on, as they were decided, and all else as it is. */
 function take(told) {
-  const whole = told.from === 0 || told.from !== story.points.length;
+  const whole = told.whole || told.from !== story.points.length;
   const turned = story.title !== undefined && told.title !== story.title;
   story.points.length = Math.min(story.points.length, told.from);
   if (whole) numbered = new Map();
@@ -31,9 +35,10 @@ function take(told) {
   }
   Object.assign(story, {...told, points: story.points});
   chart.points = story.points;
-  const noise = told.noise_sd, noisy = noise !== chart.noise, running = told.running.length;
+  const noise = told.noise_sd, noisy = noise !== chart.noise, running = told.running.filter((one) => !known(one.seed)).length;
   const began = running !== chart.running;
   if (noisy || !$("legend").childElementCount) showLegend(noise);
+  offerTime(told, whole);
   Object.assign(chart, {noise, running});
   if (whole) {
     details.clear();
@@ -72,6 +77,16 @@ function follow(told, whole) {
   if (best !== null && (whole || best !== view.chosen)) show(best);
 }
 
+/** Only where a point has a time can they be shown by it: a results.tsv has none. */
+function offerTime(told, whole) {
+  const [by, at] = document.querySelectorAll("input[name=by]");
+  if (!whole && !at.disabled) return;
+  at.disabled = told.points.length > 0 && !told.points.some((point) => point.at !== undefined);
+  if (!at.disabled || !at.checked) return;
+  by.checked = true;
+  chart.by = by.value;
+}
+
 function showLegend(noise) {
   const marks = Object.entries(LEGEND).map(([kind, name]) => make("li", "", sample(kind), name));
   const band = known(noise) ? [make("li", "band", `noise: ± ${noise.toFixed(6)}`)] : [];
@@ -82,10 +97,36 @@ function announce(point) {
   $("said").textContent = `Experiment ${point.n}: ${point.status}${known(point.bpb) ? `, ${point.bpb}` : ""}. ${point.text}`;
 }
 
+/** Hears what is new; a connection that fails, or is silent for too long, is made anew. */
+const line = {source: null, heard: 0, broken: "lost"};
+
 function listen() {
-  const source = new EventSource("events");
-  source.addEventListener("story", (event) => take(JSON.parse(event.data)));
-  source.onerror = () => setState("lost");
+  line.source?.close();
+  const source = line.source = new EventSource("events");
+  const hear = () => { line.heard = Date.now(); };
+  hear();
+  source.addEventListener("story", (event) => { hear(); take(JSON.parse(event.data)); });
+  source.addEventListener("alive", hear);
+  source.onerror = () => {
+    setState(line.broken);
+    // An answer that is no stream, such as a proxy's, ends it for good.
+    if (source.readyState === EventSource.CLOSED) setTimeout(() => { if (source === line.source) retry(); }, RETRY);
+  };
+}
+
+async function retry() {
+  try {
+    const answer = await fetch("page.css", {method: "HEAD"});
+    line.broken = answer.status === 401 ? "refused" : "lost";
+  } catch { line.broken = "lost"; }
+  listen();
+}
+
+/** After a phone slept or changed its network, nothing tells that the old connection is dead. */
+function check() {
+  if (!line.source || Date.now() - line.heard < SILENCE) return;
+  setState("lost");
+  listen();
 }
 
 // ------------------------------------------------------------------------------------- head
@@ -124,29 +165,32 @@ function showRunning() {
   place.hidden = !running.length;
   place.classList.toggle("several", running.length > 1);
   for (const [n, card] of cards) {
-    if (running.some((one) => one.n === n)) continue;
+    if (running.some((one) => keyOf(one) === n)) continue;
     card.remove();
     cards.delete(n);
   }
   for (const one of running) {
-    if (!cards.has(one.n)) cards.set(one.n, place.appendChild(make("article", "run")));
-    fill(cards.get(one.n), one);
+    const key = keyOf(one);
+    if (!cards.has(key)) cards.set(key, place.appendChild(make("article", "run")));
+    fill(cards.get(key), one);
   }
 }
 
+const keyOf = (running) => `${running.n} ${running.seed}`;
+
 function fill(card, running) {
-  const {progress} = running, base = details.get(running.base)?.curve || [];
+  const {progress} = running, base = card.base || [];
   const now = JSON.stringify([running, base.length]);
+  if (known(running.base) && !card.base && !card.asked) askForBase(card, running.base);
   if (card.now === now) return;
   card.now = now;
   if (!card.childElementCount) {
     card.parts = {name: make("b"), text: make("span"), done: make("div"), facts: make("dl", "facts"), curve: make("figure", "spark")};
     const {name, text, done, facts, curve} = card.parts;
     card.append(make("div", "what", make("p", "now", name, " ", text), make("div", "track", done), facts), curve);
-    if (known(running.base)) detail(running.base).then(() => { if (card.isConnected) showRunning(); }, () => {});
   }
   const {name, text, done, facts, curve} = card.parts;
-  name.textContent = `${running.n} ${running.phase}`;
+  name.textContent = `${running.n} ${known(running.seed) ? "once more, " : ""}${running.phase}`;
   text.textContent = running.description;
   done.style.width = `${["scoring", "measured"].includes(running.phase) ? 100 : progress.percent || 0}%`;
   terms(facts, [
@@ -156,6 +200,8 @@ function fill(card, running) {
     ["MFU", known(progress.mfu) ? `${progress.mfu.toFixed(1)}%` : "", "more"],
     ["memory", known(progress.memory_gb) ? `${progress.memory_gb.toFixed(2)} GiB` : "", "more"],
     ["left", known(progress.left_s) && running.phase === "training" ? duration(progress.left_s) : ""],
+    ["again", PURPOSES[running.purpose]],
+    ["seed", running.seed, "more"],
     ["expected", minus(running.expected), "more"],
     ["carries over", numberLink(running.of, "")],
     ["by", running.agent, "more"],
@@ -163,12 +209,21 @@ function fill(card, running) {
   drawLoss(curve, progress.curve, base);
 }
 
+/** The curve that it is drawn against; asked for again with the next news where it did not come. */
+async function askForBase(card, n) {
+  card.asked = true;
+  try {
+    card.base = (await detail(n))?.curve;
+    if (card.base && card.isConnected) showRunning();
+  } catch { card.asked = false; }
+}
+
 // ------------------------------------------------------------------------------------ table
 
 /** Whether a point is among those that the person wants to see. */
 function wanted(point) {
   const words = view.words.toLowerCase();
-  return (!view.show || point.status === view.show)
+  return (!view.show || kindOf(point) === view.show)
     && (!words || `${point.n} ${point.text} ${point.agent || ""}`.toLowerCase().includes(words));
 }
 
@@ -215,7 +270,7 @@ function row(point) {
 
 /** All about an experiment: from this file, or from the server. */
 async function detail(n) {
-  if (details.has(n)) return details.get(n);
+  if (details.has(n)) return remember(n, details.get(n));
   const within = $(`experiment-${n}`), {title} = story;
   let found = within ? JSON.parse(within.textContent) : null;
   if (!within && !isReport()) {
@@ -223,7 +278,13 @@ async function detail(n) {
     found = answer.ok ? await answer.json() : null;
   }
   if (title !== story.title) return null;  // it was asked about another tag
-  if (found && known(found.status)) details.set(n, found);
+  return found && known(found.status) ? remember(n, found) : found;
+}
+
+/** Those that were looked at last stay in memory. */
+function remember(n, found) {
+  details.delete(n);
+  details.set(n, found);
   if (details.size > KEPT_DETAILS) details.delete(details.keys().next().value);
   return found;
 }
@@ -240,12 +301,13 @@ async function show(n) {
   chart.choose(n);
   tellChart(n);
   for (const one of $("rows").children) one.toggleAttribute("aria-current", Number(one.dataset.n) === n);
-  let found = null;
-  try { found = await detail(n); } catch { /* the server is away: what is known is shown */ }
+  let found = null, away = false;
+  try { found = await detail(n); } catch { away = true; /* what is known is shown */ }
   if (view.chosen !== n) return;
   const point = numbered.get(n);
   if (!found && point) found = {n, status: point.status, description: point.text, val_bpb: point.bpb, gain: point.gain, memory_gb: point.memory};
   if (found) showDetail(found);
+  else if (!away) $("detail").replaceChildren(make("p", "note", `There is no experiment ${n} here.`));
 }
 
 function tellChart(n) {
@@ -316,6 +378,7 @@ window.addEventListener("hashchange", () => {
   if (!/^#\d+$/.test(location.hash)) return;
   view.follows = false;
   show(Number(location.hash.slice(1)));
+  revealDetail();
 });
 window.addEventListener("resize", () => view.sketch?.());
 
@@ -332,4 +395,6 @@ if ($("story")) {
   take(JSON.parse($("story").textContent));
 } else {
   listen();
+  setInterval(check, 5e3);
+  for (const name of ["online", "visibilitychange"]) window.addEventListener(name, check);
 }
