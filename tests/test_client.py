@@ -223,8 +223,8 @@ def test_doctor_lists_the_clients(home, program, tmp_path, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
     own = "---\nagents:\n  mine: {command: [my-client]}\n  yours: {like: codex}\n---\n"
     lines, problems = doctors(tmp_path, own)
-    assert lines["claude"] == "ready"
-    assert lines["codex"].startswith("not logged in: codex login")
+    assert lines["claude"] == "installed; a login or key is there (not tried)"
+    assert lines["codex"].startswith("installed; no login or key is there: codex login")
     assert lines["yours"] == lines["codex-boxed"] == lines["codex"]
     assert lines["gemini"] == "not installed: npm install -g @google/gemini-cli"
     assert lines["opencode"] == "installed; its login cannot be seen"

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from autoresearch_jax import cli, conditions, doctor, hardware, locks, measure
+from autoresearch_jax.agents import descriptions
 from autoresearch_jax.isolation import Chosen
 from autoresearch_jax.workspace import Workspace
 from tests import harness
@@ -129,6 +130,26 @@ def test_what_a_driver_does_not_say_is_not_known(driver, tmp_path, monkeypatch):
     assert hardware.gpus() == []
 
 
+@pytest.mark.parametrize(
+    ("platform", "kind"), [("tpu", "TPU v5 lite"), ("gpu", "AMD Instinct MI300X"), ("cpu", "cpu")]
+)
+def test_what_nothing_tells_of_an_accelerator_is_said_not_to_be_known(
+    tmp_path, monkeypatch, platform, kind
+):
+    monkeypatch.setattr(hardware, "gpus", list)
+    device = hardware.Device(platform, kind, 1, 16_000.0, "0.10.2", "0.10.2")
+    monkeypatch.setattr(conditions, "probe", lambda home: (device, Chosen("bwrap", "")))
+    found = doctor.report(tmp_path)
+    line = words(found, "memory")
+    if platform == "cpu":
+        assert line.endswith(" GiB free")
+        assert found["gpus"] == []
+        return
+    assert line == "memory  not known: only nvidia-smi tells what is free, and the clocks"
+    read = json.loads(json.dumps(found))
+    assert (read["memory_free_mb"], read["gpus"]) == (None, None)
+
+
 def test_who_holds_a_tpu_that_does_not_answer_is_named():
     held = {12: "process 12 (python3, /dev/accel0)"}
     (problem,) = doctor._held(None, [], held)
@@ -214,6 +235,94 @@ def test_the_command_starts_train_py_only_when_it_is_asked_to(workspace, driver)
     assert json.loads(asked.stdout)["first_step"]["source"] == "now"
 
 
+# ----------------------------------------------------------------------------------- agents
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Makes a client be installed; nobody is logged in to it."""
+    monkeypatch.setenv("HOME", str(tmp_path / "somebody"))
+    for one in descriptions.shipped().values():
+        for name in (*one.login_env, "CLAUDE_CONFIG_DIR", "CODEX_HOME"):
+            monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def add(name):
+        (folder / name).symlink_to("/bin/true")
+
+    add("uv")
+    return add
+
+
+def of_agent(root, agent):
+    """The problems that doctor has with an agent."""
+    return [(one.problem, one.command) for one in doctor._agents(root, agent)[1]]
+
+
+def test_an_agent_is_looked_at_before_program_md_names_it(install, tmp_path, monkeypatch):
+    assert of_agent(tmp_path, None) == []
+    npm = "npm install -g @anthropic-ai/claude-code"
+    missing = f"claude is not in PATH. Install it: {npm}."
+    assert of_agent(tmp_path, "claude") == [(f"--agent claude: {missing}", npm)]
+    assert of_agent(tmp_path, "hybrid:claude")[0][1] == npm
+    install("claude")
+    login = "claude auth login, or export ANTHROPIC_API_KEY"
+    (problem,) = of_agent(tmp_path, "claude:opus")
+    assert problem == (
+        f"--agent claude:opus: nobody is logged in to claude:opus. Log in: {login}.",
+        login,
+    )
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
+    assert of_agent(tmp_path, "claude") == []
+    ((problem, command),) = of_agent(tmp_path, "claud")
+    assert problem.endswith("Did you mean claude?")
+    assert command == "autoresearch-jax loop --agent tpe"
+
+
+def test_the_flag_goes_before_program_md_and_knows_its_clients(install, tmp_path):
+    described = "{command: [own], install: make own}"
+    (tmp_path / "program.md").write_text(f"---\nagent: codex\nagents: {{o: {described}}}\n---\n")
+    ((problem, command),) = of_agent(tmp_path, None)
+    assert problem.startswith("program.md chooses the agent codex: codex is not in PATH.")
+    assert command == "npm install -g @openai/codex"
+    assert of_agent(tmp_path, "tpe") == []
+    assert of_agent(tmp_path, "o") == [
+        ("--agent o: own is not in PATH. Install it: make own.", "make own")
+    ]
+
+
+def test_no_more_is_said_of_a_login_than_is_known(install, tmp_path, monkeypatch):
+    for name in ("claude", "codex", "opencode"):
+        install(name)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "expired long ago")
+    found = {name: doctor._agent_words(one) for name, one in doctor._agents(tmp_path)[0].items()}
+    assert found["claude"] == "installed; a login or key is there (not tried)"
+    assert found["codex"].startswith("installed; no login or key is there: codex login, or ")
+    assert found["opencode"] == "installed; its login cannot be seen"
+
+
+def test_the_command_exits_with_1_where_its_agent_cannot_be_asked(
+    install, workspace, driver, monkeypatch
+):
+    driver(H100)
+    run, words = CliRunner(), ["-C", str(workspace.root), "doctor", "--agent", "claude"]
+    lacking = run.invoke(cli.main, words)
+    assert lacking.exit_code == 1
+    assert "\n- --agent claude: claude is not in PATH. Install it: npm" in lacking.stdout
+    assert "\n  Next: npm install -g @anthropic-ai/claude-code\n" in lacking.stdout
+    assert lacking.stdout.endswith("\nNot ready.\n")
+    install("claude")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
+    monkeypatch.setattr(doctor, "_night_gb", lambda root: 0.0)
+    ready = run.invoke(cli.main, words)
+    assert ready.exit_code == 0, ready.stdout
+    last = ready.stdout.splitlines()[-1]
+    assert last == f"Ready: autoresearch-jax -C {workspace.root} loop --agent claude"
+    assert json.loads(run.invoke(cli.main, [*words, "--json"]).stdout)["agent"] == "claude"
+
+
 # ------------------------------------------------------------------------------- the machine
 
 
@@ -240,6 +349,27 @@ def test_what_may_take_the_machine_away_is_a_note(monkeypatch):
     assert (note.command, "connection" in note.problem) == ("tmux", True)
     monkeypatch.setenv("TMUX", "/tmp/tmux-0/default,1,0")
     assert not list(doctor._passing_machine())
+
+
+def test_json_spells_commands_as_they_are_typed_like_the_text(driver, tmp_path, monkeypatch):
+    driver(UNDER_LOAD)
+    root = tmp_path / "a folder"
+    root.mkdir()
+    (root / "program.md").write_text("---\nagent: hybrid:nobody\n---\n")
+    monkeypatch.setattr(hardware, "battery", lambda: (57.0, True))
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    words = ["-C", str(root), "doctor"]
+    text = CliRunner().invoke(cli.main, words).stdout
+    found = json.loads(CliRunner().invoke(cli.main, [*words, "--json"]).stdout)
+    for kind, mark in (("problems", "- "), ("notes", "Note: ")):
+        for one in found[kind]:
+            assert f"{mark}{one['problem']}\n  Next: {one['command']}\n" in text
+    commands = [one["command"] for one in (*found["problems"], *found["notes"])]
+    ours = [one for one in commands if "autoresearch-jax" in one]
+    assert len(ours) >= 3
+    for one in ours:
+        assert "uv run" in one
+        assert one.count(f" autoresearch-jax -C '{root}' ") == 1
 
 
 def test_a_note_is_printed_and_keeps_nothing_from_being_ready(driver, tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 import contextlib
 import http.server
 import json
+import os
+import signal
 import socketserver
 import threading
 import time
@@ -14,6 +16,7 @@ from click.testing import CliRunner
 from autoresearch_jax import cli, loop, notify, settings
 from autoresearch_jax.agents import AgentError
 from autoresearch_jax.errors import UserError
+from autoresearch_jax.interrupts import Interrupts
 from autoresearch_jax.journal import Experiment
 from autoresearch_jax.ledger import Plan
 from autoresearch_jax.workspace import Workspace
@@ -103,15 +106,46 @@ def test_a_loop_that_cannot_go_on_says_so(workspace):
     assert text.startswith("autoresearch/t: the loop has stopped: The baseline")
 
 
+def quiet(history=()):
+    """A session in which nothing happens by itself."""
+    view = Notes()
+    return types.SimpleNamespace(tag="t", view=view, history=history, interrupts=Interrupts(view))
+
+
+@pytest.mark.parametrize(
+    ("event", "told"),
+    [
+        ("crashes", ["3 experiments in a row crashed, the last"]),
+        ("crashes=2", ["2 experiments in a row crashed, the last"] * 2),
+        ("crashes=1", ["experiment 1 crashed", "experiment 4 crashed"]),
+        ("crashes=4", []),
+    ],
+)
+def test_a_row_of_crashes_is_told_once_when_it_is_long_enough(tmp_path, event, told):
+    path = tmp_path / "told"
+    statuses = ["keep", "crash", "crash", "discard", "crash", "crash", "crash", "keep"]
+    session = quiet([])
+    command = f'echo "$AUTORESEARCH_EVENT $AUTORESEARCH_TEXT" >>{path}'
+    teller = notify.Teller(session, Plan(notify=command, notify_on=notify.events(event)))
+    for n, status in enumerate(statuses):
+        score = None if status == "crash" else 1.0
+        session.history.append(Experiment(
+            n, "c" * 40, "", f"idea {n}", "", status, score, reason="boom", place=n
+        ))  # fmt: skip
+        teller.decided()
+    teller.close()
+    lines = path.read_text().splitlines() if told else []
+    assert lines == [f"crashes autoresearch/t: {words}: boom" for words in told]
+    assert path.exists() == bool(told)
+
+
 def test_several_at_a_time_are_told_in_the_order_of_their_decisions(tmp_path):
     def experiment(n, place, status, val_bpb):
         return Experiment(
             n, "c" * 40, "", f"idea {n}", "", status, val_bpb, reason="boom", place=place
         )
 
-    session = types.SimpleNamespace(tag="t", view=Notes(), history=[
-        experiment(0, 0, "keep", 1.0), experiment(1, None, None, None),
-    ])  # fmt: skip
+    session = quiet([experiment(0, 0, "keep", 1.0), experiment(1, None, None, None)])
     with server() as (address, got):
         teller = notify.Teller(session, Plan(notify=address))
         session.history = [
@@ -216,6 +250,99 @@ def test_a_command_that_hangs_is_ended(monkeypatch, tmp_path):
     assert not harness.alive(int(pid.read_text()))
 
 
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert path.exists()
+
+
+def test_behind_a_slow_command_the_oldest_texts_are_left_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(notify, "HURRY_SECONDS", 600.0)  # a busy machine is slow, too
+    monkeypatch.setattr(notify, "CLOSE_SECONDS", 600.0)
+    told, begun, go = (tmp_path / name for name in ("told", "begun", "go"))
+    command = f"touch {begun}; while ! test -e {go}; do sleep 0.05; done; cat >>{told}"
+    session = quiet()
+    teller = notify.Teller(session, Plan(notify=command))
+    teller.tell("best", "0")
+    wait_for(begun)
+    for number in range(1, notify.WAITING + 2):
+        teller.tell("best", str(number))
+    teller.tell("done", "the end")
+    go.touch()
+    teller.close()
+    texts = [line.split(": ")[1] for line in told.read_text().splitlines()]
+    assert texts == ["0", *(str(n) for n in range(3, notify.WAITING + 2)), "the end"]
+    (said,) = session.view.said
+    assert "more than 20 texts wait, the oldest is left out" in said
+
+
+@pytest.mark.parametrize(("event", "text"), [("done", "max"), ("paused", "no such disk")])
+def test_the_end_is_told_however_much_waits_behind_a_slow_command(
+    workspace, tmp_path, monkeypatch, event, text
+):
+    monkeypatch.setattr(notify, "HURRY_SECONDS", 0.0)
+    told, begun = tmp_path / "told", tmp_path / "begun"
+    command = f'touch {begun}; sleep 1; echo "$AUTORESEARCH_EVENT $(cat)" >>{told}'
+    session = quiet()
+    session.best = None
+    with contextlib.ExitStack() as stack:
+        if event == "paused":
+            stack.enter_context(pytest.raises(UserError))
+        with notify.telling(session, Plan(notify=command)) as teller:
+            for number in range(notify.WAITING):
+                teller.tell("best", str(number))
+            wait_for(begun)
+            if event == "paused":
+                raise UserError(text)
+            teller.ended(text)
+    first, *others = told.read_text().splitlines()
+    assert first == "best autoresearch/t: 0"
+    assert len(others) == 1
+    assert others[0].startswith(f"{event} ")
+    assert text in others[0]
+    (said,) = session.view.said
+    assert "only the last text is sent" in said
+
+
+def test_the_end_waits_for_a_command_that_hangs_no_longer_than_it_may(monkeypatch, tmp_path):
+    monkeypatch.setattr(notify, "CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr(notify, "HURRY_SECONDS", 0.0)
+    begun, go, told = (tmp_path / name for name in ("begun", "go", "told"))
+    command = f"touch {begun}; while ! test -e {go}; do sleep 0.05; done; echo >>{told}"
+    teller = notify.Teller(quiet(), Plan(notify=command))
+    for _ in range(2 * notify.WAITING):
+        teller.tell("best", "text")
+    wait_for(begun)
+    before = time.monotonic()
+    teller.close()
+    assert time.monotonic() - before >= 0.5
+    assert not told.exists()
+    go.touch()  # the next test has no command of this one beside it
+    teller._thread.join()
+
+
+def test_one_ctrl_c_ends_a_loop_and_that_is_told(workspace):
+    running = train_py(0.9, f"import os\nos.kill({os.getpid()}, {signal.SIGINT})")
+    with server() as (address, got):
+        result = run_loop(workspace, Scripted(running, train_py(0.8)), 9, tag="t", notify=address)
+    assert result.stopped == "interrupted"
+    assert got[-1][2]["text"] == (
+        "autoresearch/t: done (interrupted): 2 experiments, best val_bpb 0.900000"
+    )
+
+
+def test_a_second_ctrl_c_also_ends_the_wait_for_what_is_told(workspace, monkeypatch, tmp_path):
+    done = tmp_path / "done"
+    command = f"kill -INT {os.getpid()}; sleep 0.5; kill -INT {os.getpid()}; sleep 20; touch {done}"
+    view = Notes()
+    run_loop(workspace, Scripted(train_py(0.9)), 1, view, tag="t", notify=command,
+             notify_on=("done",))  # fmt: skip
+    assert "telling --notify of the end" in view.shown
+    assert "Abandoning what runs." in view.text
+    assert not done.exists()
+
+
 def test_an_address_that_keeps_silent_does_not_hold_the_loop(workspace, monkeypatch):
     monkeypatch.setattr(notify, "CLOSE_SECONDS", 0.2)
     monkeypatch.setattr(notify, "send", lambda *_: time.sleep(5))
@@ -231,15 +358,27 @@ def test_what_is_no_target_is_refused(text):
         notify.target(text)
 
 
-@pytest.mark.parametrize("text", ["", ",", "best,worst", "Best"])
+@pytest.mark.parametrize(
+    "text",
+    ["", ",", "best,worst", "Best", "best=2", "crashes=", "crashes=0", "crashes=x", "crashes=-1",
+     "crashes=1.5", "crashes = 5", "crashes=\u0665", f"crashes={'1' * 5000}"],
+)  # fmt: skip
 def test_what_is_no_event_is_refused(text):
-    with pytest.raises(ValueError, match="must be some of best,crashes,done,paused"):
+    with pytest.raises(ValueError, match="must be some of best,crashes,done,paused; crashes=5 is"):
         notify.events(text)
+
+
+def test_crashes_are_counted_to_the_number_given():
+    assert notify.events("best, crashes=5") == ("best", "crashes=5")
+    for text, many in (("crashes", 3), ("crashes=1", 1), ("done,crashes=12", 12), ("best", 3)):
+        assert notify.crashes_of(notify.events(text)) == many
+    with pytest.raises(ValueError, match="must have crashes once"):
+        notify.events("crashes,crashes=5")
 
 
 def test_flags_and_front_matter(tmp_path, monkeypatch):
     root = harness.make_repository(tmp_path / "workspace")
-    (root / "program.md").write_text("---\nnotify: mail me\nnotify_on: best, done\n---\nGo.\n")
+    (root / "program.md").write_text("---\nnotify: mail me\nnotify_on: best, crashes=5\n---\nGo.\n")
     asked = []
 
     def stop(workspace, setup, *, agent, plan):
@@ -249,10 +388,16 @@ def test_flags_and_front_matter(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "run_loop", stop)
     for words in ([], ["--notify", "https://h/x", "--notify-on", "paused"]):
         assert CliRunner().invoke(cli.main, ["-C", str(root), "loop", *words]).exit_code == 1
-    assert asked == [("mail me", ("best", "done")), ("https://h/x", ("paused",))]
-    bad = CliRunner().invoke(cli.main, ["-C", str(root), "loop", "--notify-on", "worst"])
-    assert bad.exit_code == 2
-    assert "'worst': it must be some of best,crashes,done,paused." in bad.output
-    for line, says in (("notify: ftp://x", "http or https"), ("notify_on: [best]", "notify_on")):
+    assert asked == [("mail me", ("best", "crashes=5")), ("https://h/x", ("paused",))]
+    for words in ("worst", "crashes=0", "best=2"):
+        bad = CliRunner().invoke(cli.main, ["-C", str(root), "loop", "--notify-on", words])
+        assert bad.exit_code == 2
+        assert f"'{words}': it must be some of best,crashes,done,paused; crash" in bad.output
+    for line, says in (
+        ("notify: ftp://x", "http or https"),
+        ("notify_on: [best]", r"sets notify_on to \['best'\], and it must be some of best,"),
+        ("notify_on: crashes=x", "sets notify_on to 'crashes=x', and it must be some of best,"),
+        ("notify_on: 5", "sets notify_on to 5, and it must be some of best,"),
+    ):
         with pytest.raises(UserError, match=says):
             settings.read(f"---\n{line}\n---\n")

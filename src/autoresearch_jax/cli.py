@@ -197,8 +197,11 @@ def _fitting_preset(view: "View") -> str | None:
 @click.option("--first-step", is_flag=True, help=(
     "Also start train.py as a loop does, for some seconds: how long its first step takes, and what "
     "the device says under load."))  # fmt: skip
+@click.option("--agent", metavar="NAME-OR-COMMAND", help=(
+    "Look at this agent, as `loop --agent` takes it.  [default: as program.md says]"
+))  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def doctor(first_step: bool, as_json: bool) -> None:
+def doctor(first_step: bool, agent: str | None, as_json: bool) -> None:
     """Is this machine ready for a night? Device, memory, clocks, data, disk, box, agents.
 
     Exits with 0 when it is ready, else 1.
@@ -206,8 +209,9 @@ def doctor(first_step: bool, as_json: bool) -> None:
     \b
     Example:
       autoresearch-jax doctor --first-step
+      autoresearch-jax doctor --agent claude
     """
-    _doctor(first_step, as_json)
+    _doctor(first_step, agent, as_json)
 
 
 @main.command(name="check-hardware", hidden=True)
@@ -218,17 +222,17 @@ def check_hardware() -> None:
     Example:
       autoresearch-jax check-hardware
     """
-    _doctor(first_step=False, as_json=True)
+    _doctor(first_step=False, agent=None, as_json=True)
 
 
-def _doctor(first_step: bool, as_json: bool) -> None:
+def _doctor(first_step: bool, agent: str | None, as_json: bool) -> None:
     from autoresearch_jax import doctor as examination
     from autoresearch_jax import view as views
 
     with _view() as (_, view):
         # Words that are not its answer would be in the way of who reads the JSON.
         told = views.QuietView() if as_json else view
-        found = examination.report(Path.cwd(), told if first_step else None)
+        found = examination.report(Path.cwd(), told if first_step else None, agent)
     if as_json:
         import json
 
@@ -434,7 +438,8 @@ def _measured(score: float | None, trained: "TrainResult") -> str:
     "Who is told of events: an address gets a POST of {\"text\": ...}, a shell command the text on "
     "its standard input and as $AUTORESEARCH_TEXT."))  # fmt: skip
 @click.option("--notify-on", metavar="EVENTS", callback=_told_of, help=(
-    "Of these only: best, crashes (3 in a row), done, paused.  [default: all]"))  # fmt: skip
+    "Of these only: best, crashes (3 in a row; crashes=5: 5), done, paused.  [default: all]"
+))  # fmt: skip
 @click.option("--policy", type=click.Choice(["strict", "confirm"]), help=(
     "What is kept: a lower score, or what is better when measured again.  [default: strict]"
 ))  # fmt: skip

@@ -6,6 +6,7 @@ A problem keeps a loop from starting or would end it at night; a note is what a 
 import contextlib
 import dataclasses
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,11 +52,16 @@ class Problem:
     problem: str
     command: str  # what to type next
 
+    def as_typed(self) -> dict[str, str]:
+        """Both, with commands spelled as they are typed here."""
+        return {"problem": typed(self.problem), "command": typed(self.command)}
 
-def report(root: Path, view: View | None = None) -> dict[str, Any]:
+
+def report(root: Path, view: View | None = None, agent: str | None = None) -> dict[str, Any]:
     """Everything `doctor` says about this machine and the workspace at `root`.
 
-    With a `view`, which is told what happens, the workspace's train.py is also started.
+    With a `view`, which is told what happens, the workspace's train.py is also started. `agent` is
+    looked at instead of the one that program.md chooses.
     """
     root = root.absolute()
     problems: list[Problem] = []
@@ -93,7 +99,7 @@ def report(root: Path, view: View | None = None) -> dict[str, Any]:
         problems.append(Problem("uv is not installed.", "pip install uv"))
     if shutil.which("git") is None:
         problems.append(Problem("git is not installed.", "sudo apt install git"))
-    agents, agent_problems = _agents(root)
+    agents, agent_problems = _agents(root, agent)
     problems.extend(agent_problems)
     first_step = _last_first_step(root)
     if view is not None and device and data_ready:
@@ -113,7 +119,8 @@ def report(root: Path, view: View | None = None) -> dict[str, Any]:
         "device_count": device and device.device_count,
         "memory_mb": device and device.memory_mb,
         "memory_free_mb": device and _memory_free_mb(device, gpus),
-        "gpus": [dataclasses.asdict(gpu) for gpu in gpus],
+        # A TPU, say, has free memory and a clock, too, and nothing that tells them.
+        "gpus": None if _untold(device, gpus) else [dataclasses.asdict(gpu) for gpu in gpus],
         "jax_version": device and device.jax_version,
         "first_step": first_step and dataclasses.asdict(first_step),
         "python_version": sys.version.split()[0],
@@ -122,6 +129,7 @@ def report(root: Path, view: View | None = None) -> dict[str, Any]:
         "data_ready": data_ready,
         "disk_free_gb": round(free_gb, 1),
         "night_gb": round(night_gb, 1),
+        "agent": agent,
         "agents": agents,
         "search": _passed_over(root) or None,
         "isolation": chosen and chosen.level,
@@ -130,8 +138,8 @@ def report(root: Path, view: View | None = None) -> dict[str, Any]:
         "preset": preset and preset.name,
         "preset_why": (preset and preset.why) or None,
         "ready": not problems,
-        "problems": [dataclasses.asdict(problem) for problem in problems],
-        "notes": [dataclasses.asdict(note) for note in notes],
+        "problems": [problem.as_typed() for problem in problems],
+        "notes": [note.as_typed() for note in notes],
     }
 
 
@@ -184,6 +192,11 @@ def _memory_free_mb(device: Device, gpus: Sequence[Gpu]) -> float | None:
         return round(hardware.system_memory_free_mb(), 1)
     free = [gpu.free_gib * 1024 for gpu in gpus if gpu.free_gib is not None]
     return round(min(free), 1) if free else None
+
+
+def _untold(device: Device | None, gpus: Sequence[Gpu]) -> bool:
+    """Whether nothing tells how an accelerator is now."""
+    return device is not None and device.platform != "cpu" and not gpus
 
 
 # -------------------------------------------------------------------------------- the first step
@@ -249,9 +262,8 @@ def _passing_machine() -> Iterator[Problem]:
         yield Problem(said, "autoresearch-jax doctor  # once it is plugged in")
     if charge is not None and charge[1]:
         awake = "caffeinate -i" if sys.platform == "darwin" else "systemd-inhibit"
-        yield Problem(
-            "a laptop that falls asleep pauses the loop.", f"{awake} autoresearch-jax loop"
-        )
+        loop = typed("autoresearch-jax loop")  # behind another command it is not recognized
+        yield Problem("a laptop that falls asleep pauses the loop.", f"{awake} {loop}")
     if os.environ.get("SSH_CONNECTION") and not {"TMUX", "STY", "ZELLIJ"} & set(os.environ):
         yield Problem("a loop in this shell stops when the connection is lost.", "tmux")
 
@@ -272,20 +284,28 @@ def _data(root: Path) -> tuple[bool, list[Problem]]:
     return True, []
 
 
-def _agents(root: Path) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
-    """The clients that `loop --agent` knows by name, and what is wrong with the chosen one."""
+def _agents(
+    root: Path, agent: str | None = None
+) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
+    """The clients that `loop --agent` knows by name, and what is wrong with the chosen one.
+
+    That is `agent`, else the one of program.md.
+    """
     chosen, problems, program = Settings(), [], root / "program.md"
     try:
         if program.is_file():
             chosen = settings.read(program.read_text(errors="replace"), str(program))
     except UserError as error:
         problems.append(Problem(str(error), f"$EDITOR {program}"))
+    known, name = client.known(chosen.agents), agent or chosen.agent
     try:
-        if chosen.agent:
-            make_agent(chosen.agent, clients=chosen.agents).check()
+        if name:
+            make_agent(name, clients=chosen.agents).check()
     except (UserError, AgentError) as error:
-        said = f"program.md chooses the agent {chosen.agent}: {str(error).rstrip('.')}."
-        problems.append(Problem(said, "autoresearch-jax loop --agent tpe"))
+        who = f"--agent {name}" if agent else f"program.md chooses the agent {name}"
+        said = str(error).rstrip(".")
+        end = "" if said.endswith("?") else "."
+        problems.append(Problem(f"{who}: {said}{end}", _mended(name or "", error, known)))
     found = {
         name: {
             "program": one.program,
@@ -294,9 +314,17 @@ def _agents(root: Path) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
             "install": one.install,
             "login": one.login,
         }
-        for name, one in client.known(chosen.agents).items()
+        for name, one in known.items()
     }
     return found, problems
+
+
+def _mended(name: str, error: Exception, known: Mapping[str, client.Client]) -> str:
+    """What to type where an agent cannot be asked: what mends that, if its client's words do."""
+    one = known.get(name.removeprefix("hybrid:").partition(":")[0])
+    words = {"missing": one.install, "login": one.login} if one else {}
+    kind = error.kind if isinstance(error, AgentError) else ""
+    return words.get(kind) or "autoresearch-jax loop --agent tpe"
 
 
 def _passed_over(root: Path) -> str:
@@ -348,7 +376,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         device = f"{found['device_count']} x {found['device_kind']} ({found['platform']})"
         device += f", {found['memory_mb'] / 1024:.1f} GiB each, JAX {found['jax_version']}"
     said = {"device": device}
-    said |= {f"GPU {gpu['index']}": _gpu_words(gpu) for gpu in found["gpus"]}
+    said |= {f"GPU {gpu['index']}": _gpu_words(gpu) for gpu in found["gpus"] or []}
+    if found["gpus"] is None:
+        said["memory"] = "not known: only nvidia-smi tells what is free, and the clocks"
     if found["platform"] == "cpu":
         said["memory"] = f"{found['memory_free_mb'] / 1024:.1f} GiB free"
     said |= {
@@ -371,8 +401,10 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         listed.append(f"{'' if index else 'agents':<8}{name:<12}{_agent_words(one)}")
     listed.append("")
     for mark, some in (("- ", found["problems"]), ("Note: ", found["notes"])):
-        listed += [typed(f"{mark}{one['problem']}\n  Next: {one['command']}") for one in some]
-    return [*listed, typed("Ready: autoresearch-jax loop") if found["ready"] else "Not ready."]
+        listed += [f"{mark}{one['problem']}\n  Next: {one['command']}" for one in some]
+    agent = f" --agent {shlex.quote(found['agent'])}" if found["agent"] else ""
+    ready = typed(f"Ready: autoresearch-jax loop{agent}")
+    return [*listed, ready if found["ready"] else "Not ready."]
 
 
 def _gpu_words(gpu: Mapping[str, Any]) -> str:
@@ -398,10 +430,14 @@ def _first_step_words(first: Mapping[str, Any] | None) -> str:
 
 
 def _agent_words(one: Mapping[str, Any]) -> str:
-    """Whether a client can be asked, and the command that mends it if not."""
+    """Whether a client is there, and the command that mends it if not. A login is only seen."""
     if not one["installed"]:
         return f"not installed: {one['install'] or one['program'] + ' is not in PATH'}"
-    states = {True: "ready", False: "not logged in", None: "installed; its login cannot be seen"}
+    states = {
+        True: "installed; a login or key is there (not tried)",
+        False: "installed; no login or key is there",
+        None: "installed; its login cannot be seen",
+    }
     said = states[one["logged_in"]]
     return f"{said}: {one['login']}" if one["logged_in"] is False and one["login"] else said
 

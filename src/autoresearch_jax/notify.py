@@ -6,11 +6,12 @@ It happens in a thread beside the loop, which it never delays or ends: what fail
 import contextlib
 import json
 import os
-import queue
 import re
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
     from autoresearch_jax.session import Session
 
 EVENTS = ("best", "crashes", "done", "paused")
-CRASHES = 3  # in a row
+CRASHES = 3  # in a row, where no number is given
+COUNTED = re.compile("crashes=([1-9][0-9]{0,8})")
 COMMAND_SECONDS = 30.0
 ANSWER_SECONDS = 10.0  # that an address may keep silent
-CLOSE_SECONDS = 40.0  # that the end of a loop waits for its last words
-WAITING = 20  # texts that may wait; what is more is dropped
+HURRY_SECONDS = 10.0  # after a loop's end until only its last text is still sent
+CLOSE_SECONDS = 75.0  # that the end waits: these, the command that runs then, and the last one
+TICK_SECONDS = 0.2  # how soon it is noticed that nobody wants to wait any more
+WAITING = 20  # texts that may wait; of more the oldest is dropped
 TEXT_LIMIT = 600  # characters
 
 
@@ -50,10 +54,19 @@ def target(text: str) -> str:
 
 def events(text: str) -> tuple[str, ...]:
     """The events of a comma list. Raises ValueError."""
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names or not set(names) <= set(EVENTS):
-        raise ValueError(f"must be some of {','.join(EVENTS)}")
-    return names
+    found = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not found or not all(one in EVENTS or COUNTED.fullmatch(one) for one in found):
+        raise ValueError(
+            f"must be some of {','.join(EVENTS)}; crashes=5 is 5 in a row, any number from 1"
+        )
+    if sum(one.startswith("crashes") for one in found) > 1:
+        raise ValueError("must have crashes once")
+    return found
+
+
+def crashes_of(wanted: Sequence[str]) -> int:
+    """How many crashes in a row make an event, of events as above."""
+    return next((int(found[1]) for one in wanted if (found := COUNTED.fullmatch(one))), CRASHES)
 
 
 # ------------------------------------------------------------------------------------ telling
@@ -79,8 +92,12 @@ class Teller:
         self._session = session
         self._plan = plan
         self._seen = sum(e.status is not None for e in session.history)
+        self._wanted = {one.partition("=")[0] for one in plan.notify_on}
+        self._crashes = crashes_of(plan.notify_on)
         self._failed = False
-        self._texts: queue.Queue[tuple[str, str] | None] = queue.Queue(WAITING)
+        self._texts: deque[tuple[str, str]] = deque(maxlen=WAITING)
+        self._changed = threading.Condition()  # guards the texts, and when it was closed
+        self._closed: float | None = None
         self._thread = threading.Thread(target=self._work, name="notify", daemon=True)
         if plan.notify:
             self._thread.start()
@@ -97,45 +114,70 @@ class Teller:
                     f"experiment {e.n} is the best so far, val_bpb {e.val_bpb:.6f} "
                     f"({e.val_bpb - best:+.6f}): {e.description}",
                 )
-            last = [one.status for one in found[max(0, at - CRASHES) : at + 1]]
-            crashes = last[-CRASHES:] == ["crash"] * CRASHES
-            if crashes and (len(last) == CRASHES or last[0] != "crash"):
-                self.tell(
-                    "crashes", f"{CRASHES} experiments in a row crashed, the last: {e.reason}"
-                )
+            many = self._crashes
+            last = [one.status for one in found[max(0, at - many) : at + 1]]
+            crashes = last[-many:] == ["crash"] * many
+            if crashes and (len(last) == many or last[0] != "crash"):
+                said = f"{many} experiments in a row crashed, the last"
+                said = said if many > 1 else f"experiment {e.n} crashed"
+                self.tell("crashes", f"{said}: {e.reason}")
         self._seen = len(found)
 
     def ended(self, stopped: str) -> None:
         """The loop is over; `stopped` as in a LoopResult."""
         self.decided()
         best = self._session.best
-        if stopped not in ("interrupted", "abandoned"):
+        if stopped != "abandoned":  # whoever does that is at its terminal, and waits for it
             known = best is not None and best.val_bpb is not None
             score = f", best val_bpb {best.val_bpb:.6f}" if best and known else ""
             self.tell("done", f"done ({stopped}): {self._seen} experiments{score}")
 
     def tell(self, event: str, text: str) -> None:
         """Sends it, if it is wanted, some time soon."""
-        if self._plan.notify and event in self._plan.notify_on:
+        if self._plan.notify and event in self._wanted:
             words = journal.clean(f"autoresearch/{self._session.tag}: {text}", TEXT_LIMIT)
-            try:
-                self._texts.put_nowait((event, words))
-            except queue.Full:
-                self._fails("too many wait already")
+            with self._changed:
+                full = len(self._texts) == WAITING
+                self._texts.append((event, words))
+                self._changed.notify()
+            if full:
+                self._fails(f"it is slow: more than {WAITING} texts wait, the oldest is left out")
 
     def close(self) -> None:
-        """Waits for what is still to be sent, but not for ever."""
-        if self._thread.is_alive():
-            with contextlib.suppress(queue.Full):
-                self._texts.put_nowait(None)
-                self._thread.join(CLOSE_SECONDS)
+        """Waits for what is still to be sent, but not for ever: the last matters most."""
+        if not self._thread.is_alive():
+            return
+        self._session.view.live("telling --notify of the end")
+        with self._changed:
+            self._closed = time.monotonic()
+            self._changed.notify()
+        while self._thread.is_alive() and time.monotonic() - self._closed < CLOSE_SECONDS:
+            self._thread.join(TICK_SECONDS)
+            if self._session.interrupts.abandoned():
+                return
 
     def _work(self) -> None:
-        while (found := self._texts.get()) is not None:
+        while (found := self._next()) is not None:
             try:
                 send(self._plan.notify, *found)
             except Unsent as error:
                 self._fails(str(error))
+
+    def _next(self) -> tuple[str, str] | None:
+        """Waits for a text; None: there will be none."""
+        with self._changed:
+            while not self._texts and self._closed is None:
+                self._changed.wait()
+            if not self._texts:
+                return None
+            closed = self._closed
+            if closed is None or time.monotonic() - closed < HURRY_SECONDS:
+                return self._texts.popleft()
+            last, older = self._texts.pop(), len(self._texts)
+            self._texts.clear()
+        if older:
+            self._fails("it is slow: of those that wait only the last text is sent")
+        return last
 
     def _fails(self, why: str) -> None:
         if not self._failed:

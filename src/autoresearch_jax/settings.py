@@ -45,7 +45,7 @@ class Settings:
     audit: int | None = None  # new runs of baseline and best, each, at a loop's end
     workers: int | None = None  # trainings at a time, each on devices of its own
     notify: str | None = None  # an address or a command that is told of events
-    notify_on: tuple[str, ...] | None = None  # of which
+    notify_on: tuple[str, ...] | None = None  # of which, as notify.events gives them
     search: Mapping[str, Any] = field(default_factory=dict)  # ranges of constants, by name
     agents: Mapping[str, Any] = field(default_factory=dict)  # clients of the person's own, by name
 
@@ -213,7 +213,7 @@ def _notify(name: str, value: Any) -> str:
 
 def _events(name: str, value: Any) -> tuple[str, ...]:
     try:
-        return notify.events(_text(name, value))
+        return notify.events(value if isinstance(value, str) else "")
     except ValueError as error:
         raise ValueError(f"sets {name} to {value!r}, and it {error}") from None
 
