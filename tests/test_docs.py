@@ -16,7 +16,7 @@ SKILL = ROOT / "skills" / "autoresearch-jax" / "SKILL.md"
 GUIDE = ROOT / "docs" / "program-md-guide.md"
 DOCUMENTS = sorted(
     [
-        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "program.md")),
+        *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "program.md")),
         *(ROOT / "docs").glob("*.md"),
         *(ROOT / "bench").glob("*.md"),
         *(ROOT / "skills").glob("**/*.md"),
@@ -51,7 +51,8 @@ def anchors(text):
 @every_document
 def test_links_lead_to_what_is_there(path):
     prose = SPAN.sub("", FENCE.sub("", path.read_text()))
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+    for target in re.findall(r"\]\(([^)\s]+)\)|\bsrc=\"([^\"]+)\"", prose):
+        target = "".join(target)
         if re.match("[a-z]+:", target):
             continue
         name, _, anchor = target.partition("#")
