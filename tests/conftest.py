@@ -42,6 +42,14 @@ def prepared_home(prepared, monkeypatch):
     return prepared
 
 
+def pytest_collection_modifyitems(config, items):
+    if "soak" in (config.option.markexpr or ""):
+        return
+    for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: uv run pytest -m soak"))
+
+
 def pytest_terminal_summary(terminalreporter):
     """How many faults tests/faults injected; here, since of several processes one reports."""
     counts, lost = {}, 0

@@ -50,6 +50,7 @@ def test_16_gb_fit_with_room(t4, capsys):
     assert 0 < row["peak_gib"] < 0.8 * row["limit_gib"]
 
 
+@pytest.mark.soak
 def test_6_gb_fit_with_room():
     row = preset("6gb", "gtx1660")
     assert 0 < row["peak_gib"] < 0.8 * row["limit_gib"]

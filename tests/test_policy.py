@@ -274,8 +274,8 @@ def bench(*options: str) -> dict:
 
 
 def test_confirm_keeps_less_that_is_worse_and_claims_what_is_true():
-    found = bench("--sessions", "100", "--no-frontier")
-    assert (found["runs"], found["sessions"], found["frontier"]) == (150, 100, [])
+    found = bench("--sessions", "50", "--no-frontier")
+    assert (found["runs"], found["sessions"], found["frontier"]) == (150, 50, [])
     for kind, noises in found["policies"].items():
         assert set(noises) == {"0.0005", "0.001", "0.002"}
         for sd, policies in noises.items():
@@ -293,7 +293,7 @@ def test_confirm_keeps_less_that_is_worse_and_claims_what_is_true():
 
 
 def test_the_bench_draws_the_frontier_and_repeats_itself(tmp_path):
-    size = ("--sessions", "10", "--noise", "0.001", "--mixture", "log", "--policy", "confirm")
+    size = ("--sessions", "2", "--noise", "0.001", "--mixture", "log", "--policy", "confirm")
     picture = tmp_path / "frontier.png"
     found = bench(*size, "--plot", str(picture))
     assert picture.stat().st_size > 10_000

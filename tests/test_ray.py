@@ -320,7 +320,9 @@ def servers(folder: str) -> list[psutil.Process]:
     return found
 
 
-def test_a_restarted_head_costs_the_running_trainings_alone(ground, examined):
+def test_a_restarted_head_costs_the_running_trainings_alone(ground, examined, monkeypatch):
+    # How soon Ray gives up a head that is gone: a minute by itself.
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the path of a socket must be short

@@ -51,11 +51,3 @@ def verdict(record_property):
         assert points
 
     return judge
-
-
-def pytest_collection_modifyitems(config, items):
-    if "soak" in (config.option.markexpr or ""):
-        return
-    for item in items:
-        if item.get_closest_marker("soak"):
-            item.add_marker(pytest.mark.skip(reason="takes minutes: uv run pytest -m soak"))
