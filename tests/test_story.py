@@ -166,7 +166,7 @@ def test_what_is_measured_again_is_running(night):
     log.write_text(watch_helpers.log_text(n, 30))
     (running,) = reader.look().running
     assert (running.phase, running.progress.percent) == ("training", 30.0)
-    log.with_name("repeat-43-score.log").write_text("")
+    night.repeat(n, 43, "decide", "scoring")
     assert reader.look().running[0].phase == "scoring"
     shown = [line.plain for line in frame.lines(reader.look(), 100, 24, time.time())]
     assert f"experiment {n}  once more to decide, seed 43: maybe better" in shown[2]
@@ -174,7 +174,7 @@ def test_what_is_measured_again_is_running(night):
     night.repeated(n, 43, "decide", 0.9)
     night.repeat(21, 43, "decide")
     assert [(one.n, one.seed) for one in reader.look().running] == [(21, 43), (n, None)]
-    night.repeated(21, 43, "decide", 0.9)
+    night.repeat(21, 43, "decide", "given up")
     assert [one.n for one in reader.look().running] == [n]
 
 
@@ -192,7 +192,7 @@ def test_verify_is_told_apart_from_a_loop(night):
     night.verify()
     told = reader.look()
     assert (told.running, told.state) == ((), "verifying")
-    assert "A score is computed again." in "\n".join(frame.plain(told, time.time()))
+    assert "Scores are computed or measured again." in "\n".join(frame.plain(told, time.time()))
     night.repeat(21, 43, "audit")
     told = reader.look()
     assert ([one.n for one in told.running], told.state) == ([21], "running")
@@ -365,8 +365,11 @@ def test_it_waits_for_the_first_tag(tmp_path):
 
 def test_a_table_is_told_until_there_is_a_tag(tmp_path):
     root = harness.make_repository(tmp_path / "w")
-    (root / "results.tsv").write_text(ORIGINAL)
     reader = story.open_story(root, follow=True)
+    assert (reader.look().state, reader.look().problem) == ("idle", "")
+    (root / "results.tsv").write_text(journal.HEADER)
+    assert reader.look().state == "idle"
+    (root / "results.tsv").write_text(ORIGINAL)
     told = reader.look()
     assert (told.state, len(told.entries), reader.detail(1)["val_bpb"]) == ("table", 4, 0.9932)
     record = journal.Journal(Workspace.open(root).state_dir("first"))

@@ -162,6 +162,13 @@ def looks_right(workspace, *, undecided=()):
     told = [[e.commit[:7], e.status] for e in history if e.status]
     assert [[row[0], row[3]] for row in rows(workspace.root)] == told
     git(workspace.root, "fsck", "--strict")
+    going_on = set()  # of what is measured again
+    for one in journal.records(workspace.state_dir("t")):
+        if one["step"] == "repeating" and one["phase"] != "given up":
+            going_on.add((one["n"], one["seed"]))
+        elif one["step"] in ("repeating", "repeated"):
+            going_on.discard((one["n"], one["seed"]))
+    assert not going_on
     assert set(threading.enumerate()) <= _before
     return history
 

@@ -58,6 +58,7 @@ class Night:
         self.state_dir.mkdir(parents=True)
         self.path = journal.path_of(self.state_dir)
         self.count = 0
+        self.repeats: dict[tuple[int, int], float] = {}  # when each began
         self.best: float | None = None
         self._write(
             [{"step": "session", "kind": "loop", "continues": False, "pid": 0, "time": BEGAN}]
@@ -85,10 +86,10 @@ class Night:
             [{"step": "session", "kind": "verify", "pid": os.getpid(), "time": time.time()}]
         )
 
-    def repeat(self, n: int, seed: int, purpose: str) -> Path:
+    def repeat(self, n: int, seed: int, purpose: str, phase: str = "training") -> Path:
         """An experiment is measured once more; its log, which is not there yet."""
-        at = time.time()
-        self._write([{"step": "repeating", "n": n, "seed": seed, "purpose": purpose, "time": at}])
+        record = {"step": "repeating", "n": n, "seed": seed, "purpose": purpose, "phase": phase}
+        self._write([record | {"time": self.repeats.setdefault((n, seed), time.time())}])
         return self.workspace.repeat_log(self.tag, n, seed)
 
     def repeated(self, n: int, seed: int, purpose: str, val_bpb: float) -> None:

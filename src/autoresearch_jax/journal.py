@@ -16,7 +16,8 @@ before the step's effect is carried out. Reading it again is resuming. Steps:
 - `decided`: keep, discard or crash. Written before the branch moves.
 - `control`: after crashes alike, the best was started again, to see whether it still runs.
 - `verified`: a score was computed again, or on the sealed split.
-- `repeating`: an experiment is trained once more from now on; only the views look at it.
+- `repeating`: an experiment is trained once more from now on, then scored, or that is given up;
+  only the views look at it.
 - `repeated`: an experiment was trained and scored once more, with another seed (evidence.py).
 - `scaled`: a gain was measured at another depth: whether it holds there.
 - `audited`: baseline and best were compared by new runs: the gain and its interval.

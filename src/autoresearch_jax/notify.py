@@ -94,7 +94,7 @@ class Teller:
         self._seen = sum(e.status is not None for e in session.history)
         self._wanted = {one.partition("=")[0] for one in plan.notify_on}
         self._crashes = crashes_of(plan.notify_on)
-        self._failed = False
+        self._told: set[bool] = set()  # whether it was said that it is slow, and that it failed
         self._texts: deque[tuple[str, str]] = deque(maxlen=WAITING)
         self._changed = threading.Condition()  # guards the texts, and when it was closed
         self._closed: float | None = None
@@ -141,7 +141,7 @@ class Teller:
                 self._texts.append((event, words))
                 self._changed.notify()
             if full:
-                self._fails(f"it is slow: more than {WAITING} texts wait, the oldest is left out")
+                self._say_once(f"more than {WAITING} texts wait, the oldest is left out", slow=True)
 
     def close(self) -> None:
         """Waits for what is still to be sent, but not for ever: the last matters most."""
@@ -161,7 +161,7 @@ class Teller:
             try:
                 send(self._plan.notify, *found)
             except Unsent as error:
-                self._fails(str(error))
+                self._say_once(str(error))
 
     def _next(self) -> tuple[str, str] | None:
         """Waits for a text; None: there will be none."""
@@ -176,12 +176,14 @@ class Teller:
             last, older = self._texts.pop(), len(self._texts)
             self._texts.clear()
         if older:
-            self._fails("it is slow: of those that wait only the last text is sent")
+            self._say_once("of the texts that wait only the last is sent", slow=True)
         return last
 
-    def _fails(self, why: str) -> None:
-        if not self._failed:
-            self._failed = True
+    def _say_once(self, why: str, slow: bool = False) -> None:
+        """That it failed, or that it is slow."""
+        if slow not in self._told:
+            self._told.add(slow)
+            why = f"it is slow: {why}" if slow else why
             self._session.view.say(f"     --notify: {why}. This is said once; the loop goes on.")
 
 

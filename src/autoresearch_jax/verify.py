@@ -80,6 +80,7 @@ def verify(
             session.conditions.data.split_path(split)  # refuses where there is none
         for e in chosen:
             _refuse_unkept(session, e)
+        session.begin("verify")
         return [_scored(session, e, split) for e in chosen]
 
 

@@ -1,5 +1,6 @@
 """Where one device's trainings and scorings of a tag run, and are recorded."""
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable
@@ -87,18 +88,25 @@ class Worker:
         frozen = partial(self._frozen, e.base or e.commit, "frozen-early")
         frozen_if_scored = frozen if split == "val" else None
         run = partial(self._run_training, e, artifacts, log, seed=seed, frozen=frozen_if_scored)
-        begun = {"n": e.n, "seed": seed, "purpose": purpose, "time": time.time()}
-        self.session.journal.append("repeating", **begun)
+        told = partial(
+            session.journal.append, "repeating", n=e.n, seed=seed, purpose=purpose, time=time.time()
+        )
+        told(phase="training")
         try:
             result = run()
-            if self._disturbed(e, result):
+            if self._disturbed(e, result, seed):
                 result = run()
             outcome, reason, metrics = result.outcome, result.reason, dict(result.metrics)
             if outcome == "ok":
+                told(phase="scoring")
                 score_log = log.with_name(f"{log.stem}-score.log")
                 score = self._score_of_artifacts(e, artifacts, score_log, split)
                 outcome, reason = score.outcome, score.reason
                 metrics |= score.metrics
+        except BaseException:
+            with contextlib.suppress(OSError, UserError):  # what went wrong matters more
+                told(phase="given up")
+            raise
         finally:
             self.runner.end_early()
             files.remove(artifacts)
@@ -173,10 +181,16 @@ class Worker:
     def _was_disturbed(self, e: Experiment) -> bool:
         """Whether its training has been made again already, by a process that was killed, too."""
         records = self.session.journal.records
-        return any(one["step"] == "disturbed" and one["n"] == e.n for one in records)
+        first = (one for one in records if one["step"] == "disturbed" and one.get("seed") is None)
+        return any(one["n"] == e.n for one in first)
 
-    def _disturbed(self, e: Experiment, result: trainer.TrainResult) -> bool:
-        """Whether a training is not believed, and is to be made again, once; that is recorded."""
+    def _disturbed(
+        self, e: Experiment, result: trainer.TrainResult, seed: int | None = None
+    ) -> bool:
+        """Whether a training is not believed, and is to be made again, once; that is recorded.
+
+        `seed` is that of a repeat.
+        """
         if result.outcome != "ok" or result.metrics.get("training_seconds", 0.0) < LEAST_TRAINING_S:
             return False
         session = self.session
@@ -185,7 +199,7 @@ class Worker:
         why = result.disturbed(*trusted)
         if why:
             self.view.say(f"     not believed, and trained again: {why}")
-            session.journal.append("disturbed", n=e.n, reason=why, time=time.time())
+            session.journal.append("disturbed", n=e.n, seed=seed, reason=why, time=time.time())
         return bool(why)
 
     def _train_gated(self, e: Experiment) -> tuple[trainer.TrainResult, Verdict]:

@@ -1,12 +1,14 @@
 """Any write, fsync or rename of the loop or of its git commands fails, or is never come to.
 
 shim.c counts them all and acts at one. By default every other one fails, in one way in turn, and at
-every tenth the loop is killed; with `-m soak` each fails in every way, and at each it is killed.
+every tenth the loop is killed: others after each commit of this repository. With `-m soak` each
+fails in every way, and at each it is killed.
 """
 
 import errno
 import itertools
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,13 +73,21 @@ def check(lab, point):
 
 
 def in_turn(kinds, stages, step):
-    """Every `step`-th call of each stage, another one in each, with one kind after the other."""
+    """Every `step`-th call of each stage, with one kind after the other."""
     turns = itertools.cycle(kinds)
+    first = 1 + offset() % step
     return [
-        (stage, next(turns), n)
-        for first, stage in enumerate(stages)
-        for n in range(1 + first % step, stage.calls + 1, step)
+        (stage, next(turns), n) for stage in stages for n in range(first, stage.calls + 1, step)
     ]
+
+
+def offset():
+    """Another number after each commit; a complaint names its call, so it can be found again."""
+    done = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return int(done.stdout or "0", 16)
 
 
 def every_kind(kinds, stages, _):

@@ -94,7 +94,7 @@ def _now_lines(story: Story, width: int, now: float, room: float) -> list[Text]:
         n = max((entry.n for entry in story.entries), default=-1) + 1
         found = [Text(f"experiment {n}", style="bold"), Text("  is being thought about")]
     elif story.state == "verifying":
-        found = [Text("A score is computed again.")]
+        found = [Text("Scores are computed or measured again.")]
     elif story.state == "idle":
         words = "goes on" if story.entries else "starts"
         said = "" if story.entries else "Nothing has run here yet. "

@@ -92,10 +92,9 @@ def open_story(folder: Path, tag: str | None = None, *, follow: bool = False) ->
     follow = follow and tag is None
     tag = report.pick_tag(workspace, tag)
     table = workspace.root / "results.tsv"
-    if tag is None and table.is_file() and journal.read_results(table):
-        shown = TableReader(table)
-        return JournalReader(workspace, None, follow=True, before=shown) if follow else shown
-    return JournalReader(workspace, tag, follow=follow)
+    if tag is None and not follow and table.is_file() and journal.read_results(table):
+        return TableReader(table)
+    return JournalReader(workspace, tag, follow=follow, before=TableReader(table))
 
 
 # --------------------------------------------------------------------------------- journals
@@ -155,13 +154,13 @@ class JournalReader:
         tag: str | None,
         *,
         follow: bool = False,
-        before: "TableReader | None" = None,
+        before: "TableReader",
     ) -> None:
-        """`before` tells the story until there is a tag."""
+        """`before` tells the story until there is a tag, where it has any."""
         self.workspace = workspace
         self.tag = tag
         self._follow = follow
-        self._table = before
+        self._table, self._told_table = before, False
         self._before = ""
         self._one = threading.Lock()
         self._journal: Growing | None = None
@@ -178,7 +177,8 @@ class JournalReader:
         self._summary = report.summarize([])
         self._noise_sd: float | None = None
         self._session: Record | None = None  # the last one
-        self._begun: dict[int, float] = {}  # unix time since which an experiment trains
+        # Unix time since which an experiment trains, by number, and by seed where it does so again.
+        self._begun: dict[tuple[int, int | None], float] = {}
         self._again: dict[tuple[int, int], Record] = {}  # measured again now, by number and seed
         self._numbers: dict[str, int] = {}  # of the experiments, by commit
         self._logs: Logs = {}  # of what runs, and of what state
@@ -191,9 +191,8 @@ class JournalReader:
                 self._catch_up()
             except (journal.JournalError, OSError) as error:
                 problem = str(error)
-            if self._table is not None and self.tag is None:
-                told = self._table.look()
-                self._generation = told.generation
+            if self.tag is None and (told := self._table.look()).entries:
+                self._generation, self._told_table = told.generation, True
                 return dataclasses.replace(told, problem=problem or told.problem)
             lives = self._session is not None and _lives(self._session)
             running = self._running(lives)
@@ -240,7 +239,7 @@ class JournalReader:
         from autoresearch_jax.watch import detail
 
         self.look()  # it may be a new one
-        if self._table is not None and self.tag is None:
+        if self.tag is None:
             return self._table.detail(n)
         return detail.of_experiment(self, n)
 
@@ -250,8 +249,8 @@ class JournalReader:
         if self._journal is None or tag != self.tag:
             was, self.tag = self.tag, tag
             self._before = was if self._journal and was else ""
-            shown = self._journal is not None or self._table is not None
-            generation = self._generation + shown
+            another = self._journal is not None or self._told_table
+            generation = self._generation + another
             self._journal = Growing(journal.path_of(self.workspace.state_dir(tag)), generation)
         added = self._journal.read()
         if self._journal.generation != self._generation:
@@ -300,10 +299,10 @@ class JournalReader:
         if step in ("proposed", "repaired"):
             self._numbers[record["commit"]] = n
         if step in ("proposed", "repaired", "disturbed"):
-            self._begun[n] = record.get("time", 0.0)
-        if step == "repeating":
+            self._begun[n, record.get("seed")] = record.get("time", 0.0)
+        if step == "repeating" and record["phase"] != "given up":
             self._again[n, record["seed"]] = record
-        if step == "repeated":
+        elif step in ("repeating", "repeated"):
             self._again.pop((n, record["seed"]), None)
 
     def _add_spent(self, added: list[Record]) -> None:
@@ -341,7 +340,7 @@ class JournalReader:
         trained = one.outcome is not None
         # The log of an attempt before it, or of a process that died, does not tell of this one.
         resumed = (self._session or {}).get("time", 0.0) if not self._verifies() else 0.0
-        since = 0.0 if trained else max(self._begun.get(one.n, 0.0), resumed)
+        since = 0.0 if trained else max(self._begun.get((one.n, None), 0.0), resumed)
         progress = self._progress(self.run_dir(one.n) / "run.log", since, known)
         phase = "training" if progress.step is not None else "starting"
         if trained:
@@ -353,11 +352,10 @@ class JournalReader:
         assert self.tag is not None
         n, seed = record["n"], record["seed"]
         log = self.workspace.repeat_log(self.tag, n, seed)
-        since = max(record["time"], self._begun.get(n, 0.0))
-        progress = self._progress(log, since, known)
-        phase = "training" if progress.step is not None else "starting"
-        if _written(log.with_name(f"{log.stem}-score.log")) >= since - TICK_SECONDS:
-            phase = "scoring"
+        progress = self._progress(log, max(record["time"], self._begun.get((n, seed), 0.0)), known)
+        phase = record["phase"]
+        if phase == "training" and progress.step is None:
+            phase = "starting"
         running = self._running_one(self._history[n], phase, record["time"], progress)
         return dataclasses.replace(running, seed=seed, purpose=record["purpose"])
 
@@ -414,14 +412,6 @@ def _best(found: Sequence[Experiment]) -> list[Experiment]:
         if score is not None and lower:
             best = [one]
     return best
-
-
-def _written(path: Path) -> float:
-    """When a file was written last, in unix time; 0 where there is none."""
-    try:
-        return path.lstat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def _lives(session: Record) -> bool:

@@ -14,6 +14,7 @@ import json
 import re
 import secrets
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def _not_found() -> Response:
 async def _events(reader: Reader) -> AsyncIterator[str]:
     """The whole story, and from then on what is new in it."""
     told: Story | None = None
-    quiet = 0.0
+    said = time.monotonic()
     while True:
         now = await run_in_threadpool(reader.look)
         if now != told:
@@ -107,12 +108,11 @@ async def _events(reader: Reader) -> AsyncIterator[str]:
             start = len(told.entries) if told is not None and same else 0
             found = await run_in_threadpool(plain.of, now, start, whole=not same)
             yield f"event: story\ndata: {_json(found)}\n\n"
-            told, quiet = now, 0.0
-        elif quiet >= ALIVE_SECONDS:
+            told, said = now, time.monotonic()
+        elif time.monotonic() - said >= ALIVE_SECONDS:
             yield "event: alive\ndata: null\n\n"
-            quiet = 0.0
+            said = time.monotonic()
         await asyncio.sleep(LOOK_SECONDS)
-        quiet += LOOK_SECONDS
 
 
 class Guard:

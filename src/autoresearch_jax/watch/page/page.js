@@ -35,10 +35,10 @@ function take(told) {
   }
   Object.assign(story, {...told, points: story.points});
   chart.points = story.points;
-  const noise = told.noise_sd, noisy = noise !== chart.noise, running = told.running.filter((one) => !known(one.seed)).length;
+  const noise = told.noise_sd, noisy = noise !== chart.noise, running = told.running.filter(({n}) => !numbered.has(n)).length;
   const began = running !== chart.running;
   if (noisy || !$("legend").childElementCount) showLegend(noise);
-  offerTime(told, whole);
+  if (told.points.length === story.points.length) offerTime();
   Object.assign(chart, {noise, running});
   if (whole) {
     details.clear();
@@ -78,10 +78,9 @@ function follow(told, whole) {
 }
 
 /** Only where a point has a time can they be shown by it: a results.tsv has none. */
-function offerTime(told, whole) {
+function offerTime() {
   const [by, at] = document.querySelectorAll("input[name=by]");
-  if (!whole && !at.disabled) return;
-  at.disabled = told.points.length > 0 && !told.points.some((point) => point.at !== undefined);
+  at.disabled = story.points.length > 0 && !story.points.some((point) => point.at !== undefined);
   if (!at.disabled || !at.checked) return;
   by.checked = true;
   chart.by = by.value;
@@ -215,7 +214,8 @@ async function askForBase(card, n) {
   try {
     card.base = (await detail(n))?.curve;
     if (card.base && card.isConnected) showRunning();
-  } catch { card.asked = false; }
+  } catch { /* the server is away */ }
+  card.asked = Boolean(card.base);
 }
 
 // ------------------------------------------------------------------------------------ table
