@@ -96,15 +96,19 @@ function announce(point) {
   $("said").textContent = `Experiment ${point.n}: ${point.status}${known(point.bpb) ? `, ${point.bpb}` : ""}. ${point.text}`;
 }
 
-/** Hears what is new; a connection that fails, or is silent for too long, is made anew. */
-const line = {source: null, heard: 0, broken: "lost"};
+const line = {source: null, heard: 0, broken: "lost"};  // heard: when; broken: what is said where it is
 
+/** Hears what is new; a connection that fails, or is silent for too long, is made anew. */
 function listen() {
   line.source?.close();
   const source = line.source = new EventSource("events");
   const hear = () => { line.heard = Date.now(); };
   hear();
-  source.addEventListener("story", (event) => { hear(); take(JSON.parse(event.data)); });
+  source.addEventListener("story", (event) => {
+    hear();
+    line.broken = "lost";
+    take(JSON.parse(event.data));
+  });
   source.addEventListener("alive", hear);
   source.onerror = () => {
     setState(line.broken);
