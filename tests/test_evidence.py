@@ -1,5 +1,6 @@
 """Runs again: the policy that confirms, the noise, the audit, and what is claimed of them."""
 
+import dataclasses
 import math
 import re
 
@@ -224,6 +225,29 @@ def test_a_disturbed_training_is_repeated_once(workspace, monkeypatch):
     assert (found["n"], found["reason"]) == (1, "a miner took 30% of the device")
     assert "trained again: a miner took 30%" in view.text
     assert history(workspace)[1].status == "keep"  # believed the second time
+
+
+def test_one_that_a_disturbance_made_too_long_is_repeated_once(workspace, monkeypatch):
+    from autoresearch_jax import worker
+    from autoresearch_jax.runner import Runner
+
+    monkeypatch.setattr(worker, "LEAST_TRAINING_S", 0.0)
+    train, trained = Runner.train, []
+
+    def late(runner, folder, **options):
+        result = train(runner, folder, **options)
+        trained.append(result)
+        crowded = {**result.metrics, "crowded_percent": 80.0}
+        if len(trained) != 2:  # the baseline, and the second time
+            return result
+        return dataclasses.replace(result, outcome="timeout", reason="late", metrics=crowded)
+
+    monkeypatch.setattr(Runner, "train", late)
+    loop(workspace, noisy(CLEAR), policy="strict")
+    (found,) = records(workspace, "disturbed")
+    assert found["n"] == 1
+    assert len(trained) == 3
+    assert history(workspace)[1].status == "keep"
 
 
 def test_a_gain_is_tried_at_another_depth(workspace):

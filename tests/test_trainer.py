@@ -189,6 +189,7 @@ def test_limits_come_from_what_the_baseline_took():
     limits = Limits.after(took, 300.0)
     assert (limits.startup_s, limits.overrun_s, limits.checkpoint_s) == (90.0, 6.0, 9.0)
     assert (limits.scoring_s, limits.tolerance, limits.usual_startup_s) == (130.0, 0.01, 30.0)
+    assert Limits.after({"training_seconds": 10.5}, 10.0).overrun_s == 4.1  # steps falter
     assert Limits.after({}, 10.0).tolerance == 1e-4
     assert Limits.after({"probe_noise": 1.0}, 10.0).tolerance == Limits.tolerance
 

@@ -28,6 +28,7 @@ MEASURED = re.compile(
     "(agent|startup|checkpoint|wall|gate|scoring|score|score_ahead|probe|throttled|shared|crowded)_"
 )
 LOG_BYTES = 1 << 19  # of each log, once an experiment is decided
+SHORT_SECONDS = 60.0  # a budget below it is a demo's: it shows the machinery, not research
 DISK_BYTES = 16 << 30  # that a training may write; the parameters at full size are 0.2 GB
 DISK_SECONDS = 2.0  # between two looks at what it has written
 _LOST = re.compile(r"(?m)^lost to unusually long steps: (\d{1,3}\.\d)%$")  # kit/progress.py
@@ -57,10 +58,12 @@ class Limits:
         """What a candidate may take, given what the baseline took (its metrics)."""
         startup = baseline.get("startup_seconds", 0.0)
         overrun = max(0.0, baseline.get("training_seconds", 0.0) - budget_s)
+        # A machine that falters for a second costs a short training a tenth of its time.
+        faltering = 1.0 if budget_s >= SHORT_SECONDS else 3.0
         scoring = baseline.get("scoring_seconds", 0.0) + baseline.get("score_ahead_seconds", 0.0)
         return cls(
             startup_s=2 * startup + max(20.0, 0.1 * budget_s),
-            overrun_s=2 * overrun + 0.01 * budget_s + 1.0,
+            overrun_s=2 * overrun + 0.01 * budget_s + faltering,
             checkpoint_s=2 * baseline.get("checkpoint_seconds", 0.0) + 5.0,
             scoring_s=5 * scoring + 30.0,
             tolerance=min(cls.tolerance, max(1e-4, 10 * baseline.get("probe_noise", 0.0))),

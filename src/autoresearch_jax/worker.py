@@ -191,7 +191,8 @@ class Worker:
 
         `seed` is that of a repeat.
         """
-        if result.outcome != "ok" or result.metrics.get("training_seconds", 0.0) < LEAST_TRAINING_S:
+        trained_s = result.metrics.get("training_seconds", 0.0)
+        if result.outcome not in ("ok", "timeout") or trained_s < LEAST_TRAINING_S:
             return False
         session = self.session
         others = (session.baseline, session.by_commit(e.base))
