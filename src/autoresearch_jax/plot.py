@@ -48,7 +48,8 @@ def progress(listed: Sequence[Entry], path: Path, title: str = "autoresearch-jax
 def _draw_title(figure: Any, listed: Sequence[Entry], title: str) -> None:
     summary = summarize(listed)
     figure.text(0.07, 0.94, title, fontsize=15, fontweight="bold")
-    words = f"{summary.experiments} experiments, {summary.improvements} kept improvements"
+    kept = "improvement" if summary.improvements == 1 else "improvements"
+    words = f"{summary.experiments} experiments, {summary.improvements} kept {kept}"
     if summary.start and summary.best and summary.best.val_bpb:
         words += f": val_bpb {summary.start:.4f} {ARROW} {summary.best.val_bpb:.4f}"
         words += f" ({100 * (summary.best.val_bpb / summary.start - 1):+.1f}%)"
