@@ -37,7 +37,7 @@ def overlap() -> None:
 
     def train(folder: Path, *, artifacts: Path, **options) -> TrainResult:
         text = (folder / "train.py").read_text()
-        time.sleep(random.Random(text).choice((0.02, 0.2)))
+        time.sleep(random.Random(text).choice((0.02, 0.4)))
         result = train_at_once(folder, artifacts=artifacts, **options)
         numbers = re.findall(r"(?m)^(?:FIRST|SECOND) = ([-0-9.]+)$", text)
         score = float((artifacts / "score").read_text()) - sum(map(float, numbers))
