@@ -241,7 +241,8 @@ def test_verify_scores_the_best_again_and_records_it(workspace):
     assert verify.lines([one])[0].endswith(
         "recorded 0.900000, computed again 0.900000: the same  (idea 1)"
     )
-    last = journal.records(workspace.state_dir("t"))[-1]
+    begun, last = journal.records(workspace.state_dir("t"))[-2:]
+    assert (begun["step"], begun["kind"]) == ("session", "verify")  # so that it is seen to run
     assert (last["step"], last["n"], last["split"]) == ("verified", 1, "val")
     (other,) = check(workspace, scorer=Scorer(Score("ok", "", {"val_bpb": 0.91})), name="1")
     assert not other.same

@@ -1,3 +1,5 @@
+import contextlib
+import http.client
 import json
 import re
 import signal
@@ -118,6 +120,15 @@ def test_what_is_new_is_told_at_once_and_alone(night, port):
         assert event["running"] == []
         with watch_helpers.told(port) as others:
             assert len(next(others)["points"]) == 61
+
+
+def test_a_stream_of_which_nothing_is_new_says_that_it_is_one(night, port, monkeypatch):
+    monkeypatch.setattr(web, "ALIVE_SECONDS", 0.1)
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as line:
+        line.request("GET", "/events")
+        with contextlib.closing(line.getresponse()) as answer:
+            found = [word for word in (next(answer) for _ in range(6)) if word.startswith(b"event")]
+    assert found == [b"event: story\n", b"event: alive\n"]
 
 
 def test_only_who_knows_the_token_gets_in(night):
@@ -408,6 +419,8 @@ def test_two_thousand_experiments_and_the_table_of_the_original(tmp_path):
         opened(driver, port, 2)
         assert driver.find_element("css selector", ".detail .words").text == f"baseline {HOSTILE}"
         assert not driver.find_element("css selector", "input[value=at]").is_enabled()
+        whole = "return numbers({tokens: 499122176}).textContent"
+        assert driver.execute_script(whole) == "tokens499122176"
         driver.execute_script("location.hash = '#99'")
         said = "return document.getElementById('detail').textContent"
         until(driver, f"{said} === 'There is no experiment 99 here.'")
