@@ -6,7 +6,6 @@ uv run --extra ray pytest -n0 tests/test_ray.py
 import contextlib
 import dataclasses
 import itertools
-import os
 import pickle
 import shutil
 import signal
@@ -31,6 +30,7 @@ from tests.attacks import lab
 
 WHY = "Ray is not installed: uv run --extra ray pytest -n0 tests/test_ray.py"
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason=WHY)
+services = pytest.importorskip("ray._private.services")
 
 pytestmark = [
     pytest.mark.ray,
@@ -53,13 +53,33 @@ def slow(seconds: float = 2.0) -> str:
     return worse(f"note(begun=1)\ntime.sleep({seconds})")
 
 
+@contextlib.contextmanager
+def patient(seconds: float = 300.0):
+    """Nodes have so long to start here: Ray gives them 30 s, which a busy machine exceeds."""
+    ask = services.get_node
+
+    def get_node(*asked):
+        ends = time.monotonic() + seconds
+        while True:
+            try:
+                return ask(*asked)
+            except RuntimeError:  # it is not there yet
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(0.2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "get_node", get_node)
+        yield
+
+
 class Cluster:
     """A head and another machine with a core each, where tests can break them."""
 
     def __init__(self, ground: lab.Ground) -> None:
         self.ground = ground
         self._far = str(ground.folder / "far")  # the other machine's home
-        with ground.environment():
+        with ground.environment(), patient():
             head = {"num_cpus": 1, "include_dashboard": False}
             self._cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
         self.address = self._cluster.address
@@ -70,7 +90,7 @@ class Cluster:
         """The other machine, where there is none; its data is not prepared at first."""
         if self._other is not None:
             return
-        with self.ground.environment(AUTORESEARCH_HOME=self._far):
+        with self.ground.environment(AUTORESEARCH_HOME=self._far), patient():
             self._other = self._cluster.add_node(
                 num_cpus=1, env_vars={"AUTORESEARCH_HOME": self._far}
             )
@@ -299,15 +319,12 @@ def test_a_given_up_training_ends_on_its_machine(ground, whole, examined, tmp_pa
     wait_until(lambda: not [one for one in below[1:] if harness.alive(one.pid)])
 
 
-def ray(*arguments: str, **env: str) -> None:
-    done = subprocess.run(
-        [Path(sys.executable).with_name("ray"), *arguments],
-        env=os.environ | env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+RAY = """
+from ray.scripts import scripts
+from tests import test_ray
+with test_ray.patient():
+    scripts.main()
+"""
 
 
 def servers(folder: str) -> list[psutil.Process]:
@@ -328,10 +345,18 @@ def test_a_restarted_head_costs_the_running_trainings_alone(ground, examined, mo
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the path of a socket must be short
 
     def start():
-        ray(
-            "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=1",
-            "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}",
+        done = subprocess.run(
+            [
+                sys.executable, "-c", RAY, "start", "--head", "--node-ip-address=127.0.0.1",
+                f"--port={port}", "--num-cpus=1", "--include-dashboard=false",
+                "--disable-usage-stats", f"--temp-dir={folder}",
+            ],
+            cwd=TOP,
+            capture_output=True,
+            text=True,
+            check=False,
         )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def restart():
         end()
