@@ -22,7 +22,6 @@ STATES = {
     "idle": ("no loop runs", "yellow"),
     "table": ("", ""),
 }
-PURPOSES = {"decide": "to decide", "noise": "for the noise", "audit": "for the audit"}
 AIRY = 20  # lines from which on there is room for blank ones, and for a chart
 CHART_LINES = 10  # at most
 RUNNING_LINES = 4  # of a single one that runs
@@ -152,8 +151,8 @@ def _named(running: Running) -> Text:
 
 def _again(running: Running) -> str:
     """That it is measured again, and why."""
-    why = PURPOSES.get(running.purpose, "")
-    return f"once more {why}, seed {running.seed}" if why else f"once more, seed {running.seed}"
+    why = f"once more {running.purpose}".rstrip()
+    return f"{why}, seed {running.seed}"
 
 
 def _measure(running: Running, interrupted: bool, width: int) -> Text:

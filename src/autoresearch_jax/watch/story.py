@@ -23,6 +23,9 @@ from autoresearch_jax.watch import logs
 from autoresearch_jax.watch.logs import Progress
 from autoresearch_jax.workspace import Workspace
 
+# Of a repeat (evidence.py), in words.
+PURPOSES = {"decide": "to decide", "noise": "for the noise", "audit": "for the audit"}
+
 
 @dataclass(frozen=True)
 class Running:
@@ -38,7 +41,7 @@ class Running:
     started: float  # unix time
     progress: Progress
     seed: int | None = None  # with which it is measured again; None: it is measured first
-    purpose: str = ""  # for which it is measured again (evidence.py)
+    purpose: str = ""  # for which it is measured again, in words
 
 
 @dataclass(frozen=True)
@@ -357,7 +360,7 @@ class JournalReader:
         if phase == "training" and progress.step is None:
             phase = "starting"
         running = self._running_one(self._history[n], phase, record["time"], progress)
-        return dataclasses.replace(running, seed=seed, purpose=record["purpose"])
+        return dataclasses.replace(running, seed=seed, purpose=PURPOSES.get(record["purpose"], ""))
 
     def _running_one(
         self, one: Experiment, phase: str, started: float, progress: Progress

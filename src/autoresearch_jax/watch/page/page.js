@@ -10,8 +10,6 @@ const STATES = {
   interrupted: "interrupted: the same loop command goes on", lost: "connection lost, trying again", table: "from results.tsv",
   refused: "this link has expired: open the one that was printed last",
 };
-const PURPOSES = {decide: "to decide", noise: "for the noise", audit: "for the audit"};
-
 const LEGEND = {keep: "kept", discard: "discarded", beyond: "worse than shown", crash: "crashed"};
 
 const story = {points: [], summary: {}, running: [], state: "idle"};
@@ -203,7 +201,7 @@ function fill(card, running) {
     ["MFU", known(progress.mfu) ? `${progress.mfu.toFixed(1)}%` : "", "more"],
     ["memory", known(progress.memory_gb) ? `${progress.memory_gb.toFixed(2)} GiB` : "", "more"],
     ["left", known(progress.left_s) && running.phase === "training" ? duration(progress.left_s) : ""],
-    ["again", PURPOSES[running.purpose]],
+    ["again", running.purpose],
     ["seed", running.seed, "more"],
     ["expected", minus(running.expected), "more"],
     ["carries over", numberLink(running.of, "")],
