@@ -1,4 +1,4 @@
-"""What the page of `watch --web` costs with many experiments, in a headless browser.
+"""What the page of `watch --web`, and the report, cost with many experiments, in a browser.
 
     uv run bench/watch.py [--experiments 2000] [--updates 20] [--json]
 
@@ -6,8 +6,9 @@
 more decided experiment costs the browser's main thread, script, layout and paint together; the
 median, and the largest. `redraw_ms`: the same where the axes change, so that all is drawn anew.
 `tick_ms`: a new line in the log of the running experiment. `look_ms`: what an update costs the
-server. Milliseconds of the browser are its main thread's own: other jobs do not add to them. Needs
-chromium and chromedriver.
+server. `report_s`, `report_mb`, `report_view_s`: to write report.html, its size in MiB, and from
+opening it to every mark. Milliseconds of the browser are its main thread's own: other jobs do not
+add to them. Needs chromium and chromedriver.
 """
 
 import json
@@ -23,7 +24,7 @@ import click
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from autoresearch_jax.watch import plain, story  # noqa: E402
+from autoresearch_jax.watch import plain, report_file, story  # noqa: E402
 from tests import watch_helpers  # noqa: E402
 
 SETTLE_SECONDS = 1.2  # until an update is told, drawn and painted
@@ -59,7 +60,7 @@ def measure(folder: Path, experiments: int, updates: int) -> dict[str, float]:
     reader.look()
     found = {"experiments": float(experiments), "start_s": time.perf_counter() - begun}
     with watch_helpers.serving(reader) as port, watch_helpers.browser(folder) as driver:
-        found["first_view_s"] = first_view(driver, port, experiments)
+        found["first_view_s"] = first_view(driver, f"http://127.0.0.1:{port}/", experiments)
         found["look_ms"] = statistics.median(look(night, reader) for _ in range(updates))
         costs = [cost(driver, night.add) for _ in range(updates)]
         found |= {"update_ms": statistics.median(costs), "update_ms_max": max(costs)}
@@ -70,14 +71,27 @@ def measure(folder: Path, experiments: int, updates: int) -> dict[str, float]:
         time.sleep(SETTLE_SECONDS)
         ticks = [cost(driver, lambda at=at: night.log(n, percent=at)) for at in range(10, 20)]
         found["tick_ms"] = statistics.median(ticks)
+    found |= of_report(folder, experiments)
     return {name: round(value, 4) for name, value in found.items()}
 
 
-def first_view(driver: Any, port: int, experiments: int) -> float:
+def of_report(folder: Path, experiments: int) -> dict[str, float]:
+    """The same experiments as a file, each with the log of a training of 300 s."""
+    night = watch_helpers.Night(folder / "logged", experiments)
+    for n in range(experiments):
+        night.log(n)
+    begun = time.perf_counter()
+    path, _ = report_file.write(story.open_story(night.workspace.root), folder / "report")
+    found = {"report_s": time.perf_counter() - begun, "report_mb": path.stat().st_size / 2**20}
+    with watch_helpers.browser(folder) as driver:
+        return found | {"report_view_s": first_view(driver, path.as_uri(), experiments)}
+
+
+def first_view(driver: Any, address: str, experiments: int) -> float:
     """Seconds from the navigation to the frame after the last mark."""
     script = {"source": WATCHER % (watch_helpers.marks(), experiments)}
     driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
-    driver.get(f"http://127.0.0.1:{port}/")
+    driver.get(address)
     return watch_helpers.until(driver, "return window.seenAfter")
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from autoresearch_jax.journal import Row
 from autoresearch_jax.report import entries, summarize
 from autoresearch_jax.watch import frame, story
 from tests import harness
-from tests.watch_helpers import TAG, Night, everything
+from tests.watch_helpers import COMMAND, DEADLINE_SECONDS, TAG, Night, Terminal, everything
 
 UNTRUSTED = (
     "\x1b[31mred\x1b]0;title\x07 \u202eever\u202c\n漢字 👩\u200d👩\u200d👧 \ufeff\tcafé " * 2
@@ -29,8 +28,6 @@ ORIGINAL = (
     "c3d4e5f\t1.005000\t44.0\tdiscard\tswitch to GeLU activation\n"
     "d4e5f6g\t0.000000\t0.0\tcrash\tdouble model width (OOM)\n"
 )
-COMMAND = [sys.executable, "-W", "error", "-m", "autoresearch_jax"]
-DEADLINE_SECONDS = 60.0  # after which a terminal hangs; no test waits for it
 needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 
 
@@ -239,53 +236,6 @@ def test_options_of_the_page_need_the_page(tmp_path):
 # ------------------------------------------------------------------------------ real terminals
 
 
-class Terminal:
-    """A terminal of tmux's, with a shell in it."""
-
-    def __init__(self, folder: Path, width: int, height: int, **env: str) -> None:
-        self.folder = folder
-        self._socket = str(folder / "tmux")
-        shell = ["env", *(f"{name}={value}" for name, value in env.items()), "sh"]
-        size = ["-x", str(width), "-y", str(height)]
-        # A shell that a hang-up does not end can say how the program in it ended.
-        self("new-session", "-d", *size, *shell, "-c", "trap : HUP; PS1='$ ' sh -m; sleep 9")
-        self.until("$")
-
-    def __call__(self, *words: str) -> str:
-        env = {
-            name: value for name, value in os.environ.items() if name not in ("TMUX", "NO_COLOR")
-        }
-        done = subprocess.run(
-            ["tmux", "-u", "-f", "/dev/null", "-S", self._socket, *words],
-            env=env | {"LC_ALL": "C.UTF-8", "TERM": "xterm-256color"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout
-
-    def watch(self, root: Path, *options: str) -> None:
-        words = " ".join([*COMMAND, "-C", str(root), "watch", *options])
-        self.keys(f"{words}; echo ended $?")
-        self.keys("Enter")
-
-    def keys(self, keys: str) -> None:
-        self("send-keys", keys)
-
-    def lines(self) -> list[str]:
-        return self("capture-pane", "-p").rstrip("\n").split("\n")
-
-    def until(self, *words: str, gone: str = "") -> str:
-        """The screen, once it shows all of these, and no more what is to be gone."""
-        begun = time.monotonic()
-        while time.monotonic() < begun + DEADLINE_SECONDS:
-            text = "\n".join(self.lines())
-            if all(word in text for word in words) and not (gone and gone in text):
-                return text
-            time.sleep(0.05)
-        raise AssertionError(f"the terminal never showed {words}, but:\n{text}")
-
-
 @pytest.fixture
 def terminal(tmp_path):
     """Opens terminals, and closes them."""
@@ -299,7 +249,7 @@ def terminal(tmp_path):
 
     yield open_one
     for one in opened:
-        subprocess.run(["tmux", "-S", one._socket, "kill-server"], capture_output=True, check=False)
+        one.close()
 
 
 @needs_tmux

@@ -1,4 +1,4 @@
-"""Helpers of the tests and benchmarks of `watch`: a night that never ran, a server, a browser."""
+"""Helpers for `watch`: a night that never ran, a server, a terminal, a browser."""
 
 import contextlib
 import http.client
@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ from autoresearch_jax.watch.story import Reader
 from autoresearch_jax.workspace import Workspace
 from tests import harness
 
+COMMAND = [sys.executable, "-W", "error", "-m", "autoresearch_jax"]
+DEADLINE_SECONDS = 60.0  # after which a terminal hangs; no test waits for it
 TAG = "nov1"
 BEGAN = 1_795_000_000.0  # unix time
 SECONDS = 330.0  # of an experiment
@@ -221,6 +225,62 @@ def told(port: int) -> Iterator[Iterator[dict[str, Any]]]:
     finally:
         answer.close()
         connection.close()
+
+
+# ---------------------------------------------------------------------------------- terminal
+
+
+class Terminal:
+    """A terminal of tmux's, with a shell in it."""
+
+    def __init__(self, folder: Path, width: int, height: int, **env: str) -> None:
+        self.folder = folder
+        self._socket = str(folder / "tmux")
+        shell = ["env", *(f"{name}={value}" for name, value in env.items()), "sh"]
+        size = ["-x", str(width), "-y", str(height)]
+        # A shell that a hang-up does not end can say how the program in it ended.
+        self("new-session", "-d", *size, *shell, "-c", "trap : HUP; PS1='$ ' sh -m; sleep 9")
+        self.until("$")
+
+    def __call__(self, *words: str) -> str:
+        env = {
+            name: value for name, value in os.environ.items() if name not in ("TMUX", "NO_COLOR")
+        }
+        done = subprocess.run(
+            ["tmux", "-u", "-f", "/dev/null", "-S", self._socket, *words],
+            env=env | {"LC_ALL": "C.UTF-8", "TERM": "xterm-256color"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    def watch(self, root: Path, *options: str) -> None:
+        words = " ".join([*COMMAND, "-C", str(root), "watch", *options])
+        self.keys(f"{words}; echo ended $?")
+        self.keys("Enter")
+
+    def keys(self, keys: str) -> None:
+        self("send-keys", keys)
+
+    def lines(self) -> list[str]:
+        return self("capture-pane", "-p").rstrip("\n").split("\n")
+
+    def until(self, *words: str, gone: str = "") -> str:
+        """The screen, once it shows all of these, and no more what is to be gone."""
+        begun = time.monotonic()
+        while time.monotonic() < begun + DEADLINE_SECONDS:
+            text = "\n".join(self.lines())
+            if all(word in text for word in words) and not (gone and gone in text):
+                return text
+            time.sleep(0.05)
+        raise AssertionError(f"the terminal never showed {words}, but:\n{text}")
+
+    def close(self) -> None:
+        """Ends it, and what runs in it."""
+        subprocess.run(
+            ["tmux", "-S", self._socket, "kill-server"], capture_output=True, check=False
+        )
 
 
 # ----------------------------------------------------------------------------------- browser
