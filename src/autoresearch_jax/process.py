@@ -24,7 +24,6 @@ class Ended:
     returncode: int  # negative: the signal that ended it
     seconds: float
     why: str  # "exit": by itself; "limit": it took too long; "abandoned": it was told to
-    orphans: int  # processes that it left behind when it exited
 
 
 class Running:
@@ -124,7 +123,7 @@ class Running:
                 "again."
             )
         seconds = time.monotonic() - self._begun
-        return Ended(report["returncode"], seconds, why, report["orphans"])
+        return Ended(report["returncode"], seconds, why)
 
     def end(self) -> None:
         """Ends it at once, if it was not waited for. Raises UserError as `wait` does."""
@@ -187,6 +186,6 @@ def _end(guard: "subprocess.Popen[bytes]") -> dict[str, int]:
         guard.kill()
         output = b""
     if not output:  # it was killed: the command went with it, its daemons may not have
-        return {"returncode": -9, "orphans": 0, "stuck": 0}
+        return {"returncode": -9, "stuck": 0}
     report: dict[str, int] = json.loads(output)
     return report

@@ -194,14 +194,13 @@ def main() -> None:
     tree.reap()
     while tree.returncode is None and pump(streams, 0.1):
         tree.reap()
-    children = tree.signal(0) if tree.returncode is not None else 0
     stuck = end(tree, streams)
     while any(key.data for key in streams.get_map().values()):  # what the pipes still hold
         before = len(streams.get_map())
         pump(streams, 0.0)
         if stuck and len(streams.get_map()) == before:
             break
-    print(json.dumps({"returncode": tree.returncode, "orphans": children, "stuck": stuck}))
+    print(json.dumps({"returncode": tree.returncode, "stuck": stuck}))
 
 
 if __name__ == "__main__":
