@@ -6,8 +6,8 @@ In a night that is made up an experiment is decided every so many seconds, and t
 that runs grows every three. The terminal is resized each minute; halfway the page's server is
 ended and started again. `terminal_mb`, `server_mb`: memory of the two processes; `page_mb`: the
 page's objects after a collection; `page_nodes`: its document's. Each after one minute and at the
-end. `same`: whether terminal and page show at the end what views opened just then show. Needs tmux,
-chromium and chromedriver.
+end, with `terminal_mb_new` of a view opened just then. `same`: whether terminal and page show at
+the end what new ones show. Needs tmux, chromium and chromedriver.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ SHOWN = f"""return JSON.stringify([story.points, {helpers.marks()},
 
 
 @click.command()
-@click.option("--hours", default=2.0, show_default=True)
+@click.option("--hours", default=2.0, type=click.FloatRange(min=0.05), show_default=True)
 @click.option("--every", default=10.0, show_default=True, help="Seconds between two decisions.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def main(hours: float, every: float, as_json: bool) -> None:
@@ -86,7 +86,10 @@ def measure(folder: Path, seconds: float, every: float) -> dict[str, Any]:
         time.sleep(SETTLE_SECONDS)
         last = held(old, server, driver)
         with terminal(folder / "new", night, SIZES[0]) as new:
-            same = {"terminal": old.lines() == new.lines()}
+            time.sleep(LOG_SECONDS)
+            # The first line has the time of day.
+            same = {"terminal": old.lines()[1:] == new.lines()[1:]}
+            fresh = round(memory_mb(watcher(new)), 1)
         seen = driver.execute_script(SHOWN)
         driver.switch_to.new_window("tab")
         driver.get(f"http://127.0.0.1:{port}/")
@@ -99,6 +102,7 @@ def measure(folder: Path, seconds: float, every: float) -> dict[str, Any]:
         "experiments": night.count,
         "resizes": resized,
         **{name: [round(first[name], 1), round(last[name], 1)] for name in last},
+        "terminal_mb_new": fresh,
         "same": same,
         "page_errors": len(errors),
     }
@@ -150,11 +154,15 @@ def held(one: helpers.Terminal, server: subprocess.Popen[bytes], driver: Any) ->
         for metric in driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
     }
     return {
-        "terminal_mb": watcher(one).memory_info().rss / 2**20,
-        "server_mb": psutil.Process(server.pid).memory_info().rss / 2**20,
+        "terminal_mb": memory_mb(watcher(one)),
+        "server_mb": memory_mb(psutil.Process(server.pid)),
         "page_mb": metrics["JSHeapUsedSize"] / 2**20,
         "page_nodes": metrics["Nodes"],
     }
+
+
+def memory_mb(process: psutil.Process) -> float:
+    return process.memory_info().rss / 2**20
 
 
 def watcher(one: helpers.Terminal) -> psutil.Process:
