@@ -33,8 +33,9 @@ import psutil
 import tokenizers
 from rich.progress import Progress
 
-from autoresearch_jax import manifest, paths, sources, stages
-from autoresearch_jax.errors import UserError
+from autoresearch_jax.common import paths, protocol
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.data import build_cache, manifest, sources
 from constants import EVAL_TOKENS, MAX_SEQ_LEN, TIME_BUDGET, VOCAB_SIZE
 
 if TYPE_CHECKING:
@@ -335,9 +336,9 @@ def prepare(source: str, num_shards: int, workers: int) -> manifest.Manifest:
     home = paths.home()
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with stages.progress_bars() as progress, stages.only_one(progress):
+        with build_cache.progress_bars() as progress, build_cache.only_one(progress):
             found = sources.fetch(source, num_shards, workers, progress)
-            shards = stages.hash_shards(found, progress)
+            shards = build_cache.hash_shards(found, progress)
             tokenizer_files = _make_tokenizer(shards, progress)
             splits = {
                 split: _pack_split(split, shards, tokenizer_files["tokenizer.json"], progress)
@@ -378,7 +379,7 @@ def _checked_constants() -> dict[str, int]:
 
 def _make_tokenizer(shards: list[manifest.Shard], progress: Progress) -> dict[str, manifest.File]:
     train = [shard for shard in shards if shard.split == "train"]
-    key = stages.key(
+    key = build_cache.key(
         TOKENIZER_VERSION, VOCAB_SIZE, SPLIT_PATTERN, RESERVED, [shard.sha256 for shard in train]
     )
     task = progress.add_task("Train tokenizer", total=1, unit=f"vocabulary of {VOCAB_SIZE:,}")
@@ -391,7 +392,7 @@ def _make_tokenizer(shards: list[manifest.Shard], progress: Progress) -> dict[st
         lengths[: len(trained)] = trained
         np.save(folder / "token_bytes.npy", lengths)
 
-    files = stages.stage(paths.home() / "tokenizers" / key, make)
+    files = build_cache.stage(paths.home() / "tokenizers" / key, make)
     progress.advance(task)
     return files
 
@@ -403,7 +404,7 @@ def _pack_split(
     held_out = split != "train"
     rows = EVAL_TOKENS // MAX_SEQ_LEN if held_out else None  # training packs one epoch
     content = [shard.sha256 for shard in mine]
-    key = stages.key(PACKER_VERSION, split, MAX_SEQ_LEN, rows, tokenizer_file.sha256, content)
+    key = build_cache.key(PACKER_VERSION, split, MAX_SEQ_LEN, rows, tokenizer_file.sha256, content)
     name = f"{split}.u16"
     shard_paths = [Path(shard.path) for shard in mine]
     if next(sources.documents(shard_paths), None) is None:
@@ -438,7 +439,7 @@ def _pack_split(
                 f"{MAX_SEQ_LEN + 1} tokens: take more with --num-shards, or another --source"
             )
 
-    files = stages.stage(paths.home() / "packed" / key, make)
+    files = build_cache.stage(paths.home() / "packed" / key, make)
     progress.update(task, completed=rows if held_out else count)
     return files[name]
 
@@ -719,7 +720,7 @@ def begin(logits_fn: LogitsFn, params: Any) -> "Session":
         )
     if jax.process_index() == 0:
         blob = bytes(exported.serialize())
-        manifest.write_atomically(run_dir / paths.EXPORTED, lambda path: path.write_bytes(blob))
+        manifest.write_atomically(run_dir / protocol.EXPORTED, lambda path: path.write_bytes(blob))
     flat, _ = artifacts.flatten(params)
     return Session(logits_fn, artifacts.abstract(flat), run_dir, data)
 
@@ -758,12 +759,12 @@ class Session:
         if missing:
             raise ValueError(f"stats lacks {', '.join(sorted(missing))}")
         if jax.process_index() == 0:
-            (self.run_dir / paths.STOPPED).touch()  # the harness's timer of the budget ends here
+            (self.run_dir / protocol.STOPPED).touch()  # the harness's timer of the budget ends here
         params = jax.tree.map(artifacts.addressable, params)
         flat, _ = artifacts.flatten(params)
         self._check_params(artifacts.abstract(flat))
         if jax.process_index() == 0:
-            artifacts.save_arrays(self.run_dir / paths.PARAMS, flat)
+            artifacts.save_arrays(self.run_dir / protocol.PARAMS, flat)
         val_bpb = None
         if self._validation_visible():
             batch_size = rows_per_device() * jax.local_device_count()

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import prepare
 from autoresearch_jax import kit
-from autoresearch_jax.errors import UserError
+from autoresearch_jax.common.errors import UserError
 from constants import MAX_SEQ_LEN, TIME_BUDGET, VOCAB_SIZE
 
 # ---------------------------------------------------------------------------

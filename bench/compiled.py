@@ -14,8 +14,8 @@ from pathlib import Path
 
 import click
 
-from autoresearch_jax import gate
-from autoresearch_jax.compiler import TARGETS
+from autoresearch_jax.jobs import compile_check
+from autoresearch_jax.system.device_specs import TARGETS
 
 
 @click.command()
@@ -37,7 +37,7 @@ def main(target, devices, device_batch, as_json):
     if as_json:
         click.echo(json.dumps(answer))
     else:
-        click.echo("\n".join(gate.lines(answer)))
+        click.echo("\n".join(compile_check.lines(answer)))
 
 
 if __name__ == "__main__":

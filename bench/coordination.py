@@ -33,19 +33,23 @@ from rich.table import Table
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from autoresearch_jax import journal, paths  # noqa: E402
-from autoresearch_jax.agents import Agent, Proposal  # noqa: E402
-from autoresearch_jax.conditions import Conditions  # noqa: E402
-from autoresearch_jax.coordinator import Coordinator  # noqa: E402
-from autoresearch_jax.desk import Desk  # noqa: E402
-from autoresearch_jax.interrupts import Interrupts  # noqa: E402
-from autoresearch_jax.ledger import Plan  # noqa: E402
-from autoresearch_jax.runner import Runner  # noqa: E402
-from autoresearch_jax.scoring import Score  # noqa: E402
-from autoresearch_jax.session import Session  # noqa: E402
-from autoresearch_jax.trainer import Limits, TrainResult  # noqa: E402
-from autoresearch_jax.workspace import Workspace  # noqa: E402
-from tests import harness  # noqa: E402
+from autoresearch_jax.agents import Agent, Proposal
+from autoresearch_jax.common import (
+    protocol,
+)
+from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.jobs.local import Runner
+from autoresearch_jax.jobs.scoring import Score
+from autoresearch_jax.jobs.training import Limits, TrainResult
+from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.loop.proposer import Desk
+from autoresearch_jax.loop.scheduler import Coordinator
+from autoresearch_jax.loop.session import Session
+from autoresearch_jax.records import journal
+from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system.interrupts import Interrupts
+from tests import harness
 
 WORKERS = (1, 4, 16, 64, 256)
 TAG = "t"
@@ -85,9 +89,9 @@ class Simulated(Runner):
     def train(self, folder: Path, *, artifacts: Path, log: Path, **_) -> TrainResult:
         time.sleep(self.seconds)
         artifacts.mkdir(parents=True, exist_ok=True)
-        for name in (paths.EXPORTED, paths.STOPPED):
+        for name in (protocol.EXPORTED, protocol.STOPPED):
             (artifacts / name).touch()
-        (artifacts / paths.SUMMARY).write_text(json.dumps(METRICS))
+        (artifacts / protocol.SUMMARY).write_text(json.dumps(METRICS))
         (artifacts / "score").write_text(str(self.score_of((folder / "train.py").read_text())))
         log.write_text("simulated\n")
         return TrainResult("ok", "", dict(METRICS), log)
@@ -157,7 +161,7 @@ def measure(workers: int, count: int, seconds: float, seed: int) -> dict:
     return summary(history, took, gits) | {"workers": workers}
 
 
-def summary(history: list[journal.Experiment], took: float, gits: int) -> dict:
+def summary(history: list[Experiment], took: float, gits: int) -> dict:
     done = [e for e in history[1:] if e.status]
     decisions = [[e.n, e.status, e.val_bpb] for e in history]
     return {

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from autoresearch_jax import pydocs, sources
+from autoresearch_jax.data import pydocs, sources
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH_TOKENS = 2**19  # of the loader: a step of the default train.py

@@ -21,12 +21,14 @@ import click
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from autoresearch_jax import disturbance, journal, loop  # noqa: E402
-from autoresearch_jax.held import Setup  # noqa: E402
-from autoresearch_jax.ledger import Plan  # noqa: E402
-from autoresearch_jax.view import QuietView  # noqa: E402
-from bench.overhead import fresh_home, real_workspace  # noqa: E402
-from bench.speedup import Worse  # noqa: E402
+from autoresearch_jax.commands import loop
+from autoresearch_jax.common.console import QuietView
+from autoresearch_jax.jobs import interference
+from autoresearch_jax.loop.open_session import Setup
+from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.records import journal
+from bench.overhead import fresh_home, real_workspace
+from bench.speedup import Worse
 
 TAG = "t"
 # As long as this process lives. A shell starts it and ends, so that it is not one of ours: what we
@@ -79,7 +81,7 @@ def main(budget: int, count: int, as_json: bool) -> None:
         numbers = {one.n for one in of_kind}
         found[kind] = {
             name: [round(one.metrics.get(name, 0.0), 2) for one in of_kind]
-            for name in disturbance.LEAST
+            for name in interference.LEAST
             if any(name in one.metrics for one in of_kind)
         }
         found[kind]["trainings"] = len(of_kind)

@@ -53,8 +53,8 @@ from scipy import stats
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from autoresearch_jax import policy  # noqa: E402
-from autoresearch_jax.policy import Confirm, Measured, Policy, Strict, Verdict  # noqa: E402
+from autoresearch_jax.loop import policy
+from autoresearch_jax.loop.policy import Confirm, Measured, Policy, Strict, Verdict
 
 RUNS = 150  # of a session, with its audit
 AUDIT = 3  # runs each of baseline and best

@@ -27,7 +27,7 @@ import psutil
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from tests import watch_helpers as helpers  # noqa: E402
+from tests import watch_helpers as helpers
 
 LOG_SECONDS = 3.0  # between two lines of a training (kit/progress.py)
 RESIZE_SECONDS = 60.0

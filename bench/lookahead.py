@@ -22,13 +22,17 @@ from rich.table import Table
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from autoresearch_jax import journal, loop, paths  # noqa: E402
-from autoresearch_jax.agents import Agent, Context, Proposal  # noqa: E402
-from autoresearch_jax.ledger import Plan  # noqa: E402
-from autoresearch_jax.scoring import Score  # noqa: E402
-from autoresearch_jax.workspace import Workspace  # noqa: E402
-from bench.overhead import fresh_home  # noqa: E402
-from tests import harness  # noqa: E402
+from autoresearch_jax.agents import Agent, Context, Proposal
+from autoresearch_jax.commands import loop
+from autoresearch_jax.common import (
+    protocol,
+)
+from autoresearch_jax.jobs.scoring import Score
+from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.records import journal
+from autoresearch_jax.repo.workspace import Workspace
+from bench.overhead import fresh_home
+from tests import harness
 
 TAG = "t"
 KEPT = 4  # every so many experiments, one is kept
@@ -77,7 +81,11 @@ class Falling:
 def measure(budget: float, thinks: float, count: int, ahead: bool) -> dict:
     """One loop, with or without lookahead."""
     with fresh_home() as folder:
-        names = {"exported": paths.EXPORTED, "stopped": paths.STOPPED, "summary": paths.SUMMARY}
+        names = {
+            "exported": protocol.EXPORTED,
+            "stopped": protocol.STOPPED,
+            "summary": protocol.SUMMARY,
+        }
         places = "\n\n\n\n".join(f"IDEA_{place} = 0" for place in range(PLACES))
         train = TRAIN.format(budget=budget, places=places, **names)
         root = harness.make_repository(folder / "workspace", train)

@@ -28,23 +28,19 @@ from rich.table import Table
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from autoresearch_jax import (  # noqa: E402
-    create,
-    journal,
-    ledger,
-    literals,
-    loop,
-    paths,
-    process,
-    report,
-)
-from autoresearch_jax.agents import Agent, Proposal  # noqa: E402
-from autoresearch_jax.agents.tpe import Tpe  # noqa: E402
-from autoresearch_jax.held import Setup  # noqa: E402
-from autoresearch_jax.ledger import Plan  # noqa: E402
-from autoresearch_jax.scoring import Score  # noqa: E402
-from autoresearch_jax.workspace import Workspace  # noqa: E402
-from tests import harness  # noqa: E402
+from autoresearch_jax.agents import Agent, Proposal
+from autoresearch_jax.agents.tpe import Tpe
+from autoresearch_jax.commands import loop, setup
+from autoresearch_jax.common import literals, protocol
+from autoresearch_jax.jobs.scoring import Score
+from autoresearch_jax.loop.open_session import Setup
+from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.records import costs, journal
+from autoresearch_jax.records.experiment import Experiment, replay
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system import process
+from autoresearch_jax.views import report
+from tests import harness
 
 SIZES = (0, 100, 300, 1000, 3000)
 TAG = "t"
@@ -56,9 +52,9 @@ SEARCHED = ("MATRIX_LR", "EMBEDDING_LR", "WEIGHT_DECAY", "WARMDOWN_RATIO")
 LEAVE = f"""\
 import os, pathlib, sys
 left = pathlib.Path(os.environ["AUTORESEARCH_RUN_DIR"])
-for name in ({paths.EXPORTED!r}, {paths.STOPPED!r}):
+for name in ({protocol.EXPORTED!r}, {protocol.STOPPED!r}):
     (left / name).touch()
-(left / {paths.SUMMARY!r}).write_text('{{"peak_vram_mb": 2048.0}}')
+(left / {protocol.SUMMARY!r}).write_text('{{"peak_vram_mb": 2048.0}}')
 sys.exit()
 
 """
@@ -181,7 +177,7 @@ def measure_loop(behind: int, count: int) -> dict:
                 begun = time.time()
                 loop.run_loop(workspace, setup, agent=agent, plan=Plan(max=count + 1))
             records = journal.records(workspace.state_dir(TAG))
-            done, cost = journal.replay(records)[-count - 1 :], ledger.by_experiment(records)
+            done, cost = replay(records)[-count - 1 :], costs.by_experiment(records)
             assert all(one.status in ("keep", "discard") for one in done)
             took = [cost[one.n].agent_s for one in done]
             # From one decision to the next, and less the agent's own seconds.
@@ -262,7 +258,7 @@ def real_workspace(
 ) -> Workspace:
     """A workspace as `setup` makes it, with a budget of so many seconds, and its data."""
     root = folder / "workspace"
-    create.setup(root, harness.Notes(), preset=preset, skip_data=True)
+    setup.setup(root, harness.Notes(), preset=preset, skip_data=True)
     constants = root / "constants.py"
     constants.write_text(literals.rewrite(constants.read_text(), {"TIME_BUDGET": budget}))
     harness.git(root, "commit", "-q", "-a", "--allow-empty", "-m", "A budget for measuring")
@@ -288,7 +284,7 @@ def measure_phases(count: int, budget: int, preset: str, source: str) -> dict:
     }
 
 
-def phases_of(one: journal.Experiment, budget: int) -> dict[str, float]:
+def phases_of(one: Experiment, budget: int) -> dict[str, float]:
     """Seconds of each phase beside the budget; what is indented is a part of the phase above."""
     assert one.status in ("keep", "discard"), one.reason
     spent = report.phases(one)

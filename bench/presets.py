@@ -18,9 +18,11 @@ from pathlib import Path
 
 import click
 
-from autoresearch_jax import create, gate, literals
-from autoresearch_jax.compiler import TARGETS
-from autoresearch_jax.view import PlainView
+from autoresearch_jax.commands import setup
+from autoresearch_jax.common import literals
+from autoresearch_jax.common.console import PlainView
+from autoresearch_jax.jobs import compile_check
+from autoresearch_jax.system.device_specs import TARGETS
 
 GPU_SHARE = 0.75  # of a card, that JAX gives a training by default
 # What each is compiled for, and on how many of them; "" is this machine's CPU.
@@ -61,10 +63,10 @@ def main(names, only, changes, as_json):
 
 def measure(name, target, devices, changes):
     row = {"preset": name, "target": target or "cpu", "devices": devices}
-    if target and (lacking := gate.lacking(target)):
+    if target and (lacking := compile_check.lacking(target)):
         return row | {"skipped": lacking}
     with tempfile.TemporaryDirectory() as folder:
-        root = create.setup(Path(folder) / "w", Quiet(), preset=name, skip_data=True)
+        root = setup.setup(Path(folder) / "w", Quiet(), preset=name, skip_data=True)
         train = root / "train.py"
         values = {key: number(value) for key, value in changes.items()}
         train.write_text(literals.rewrite(train.read_text(), values))

@@ -26,7 +26,7 @@ import psutil
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from tests.watch_helpers import Night  # noqa: E402
+from tests.watch_helpers import Night
 
 SETTLE_SECONDS = 5.0
 LOG_SECONDS = 3.0  # between two lines of a training (kit/progress.py)

@@ -42,10 +42,10 @@ from rich.table import Table
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from autoresearch_jax.agents import Agent, Context  # noqa: E402
-from autoresearch_jax.journal import Experiment  # noqa: E402
-from bench.searchers import METHODS  # noqa: E402
-from bench.surrogate import KINDS, Landscape  # noqa: E402
+from autoresearch_jax.agents import Agent, Context
+from autoresearch_jax.records.experiment import Experiment
+from bench.searchers import METHODS
+from bench.surrogate import KINDS, Landscape
 
 SOURCE = (TOP / "train.py").read_text()
 START = 0.998  # bits per byte of the shipped file, as in the original's public log

@@ -20,12 +20,13 @@ import click
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from autoresearch_jax import journal, loop  # noqa: E402
-from autoresearch_jax.held import Setup  # noqa: E402
-from autoresearch_jax.ledger import Plan  # noqa: E402
-from autoresearch_jax.view import QuietView  # noqa: E402
-from autoresearch_jax.workspace import Workspace  # noqa: E402
-from bench.overhead import Idea, fresh_home, real_workspace  # noqa: E402
+from autoresearch_jax.commands import loop
+from autoresearch_jax.common.console import QuietView
+from autoresearch_jax.loop.open_session import Setup
+from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.records import journal
+from autoresearch_jax.repo.workspace import Workspace
+from bench.overhead import Idea, fresh_home, real_workspace
 
 TAG = "t"
 

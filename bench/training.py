@@ -26,11 +26,11 @@ import original
 from rich.console import Console
 from rich.table import Table
 
-from autoresearch_jax import hardware
+from autoresearch_jax.system import hardware
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from constants import MAX_SEQ_LEN, VOCAB_SIZE  # noqa: E402
+from constants import MAX_SEQ_LEN, VOCAB_SIZE
 
 SIZES = original.SIZES | {"MAX_SEQ_LEN", "VOCAB_SIZE"}
 DTYPES = ["float32", "bfloat16"]

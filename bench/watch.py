@@ -24,8 +24,8 @@ import click
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from autoresearch_jax.watch import plain, report_file, story  # noqa: E402
-from tests import watch_helpers  # noqa: E402
+from autoresearch_jax.views.watch import live_model, plain, report_file
+from tests import watch_helpers
 
 SETTLE_SECONDS = 1.2  # until an update is told, drawn and painted
 WATCHER = """
@@ -55,7 +55,7 @@ def measure(folder: Path, experiments: int, updates: int) -> dict[str, float]:
     night = watch_helpers.Night(folder / "w", experiments)
     for n in (0, 1):
         night.log(n)
-    reader = story.open_story(night.workspace.root)
+    reader = live_model.open_story(night.workspace.root)
     begun = time.perf_counter()
     reader.look()
     found = {"experiments": float(experiments), "start_s": time.perf_counter() - begun}
@@ -81,7 +81,7 @@ def of_report(folder: Path, experiments: int) -> dict[str, float]:
     for n in range(experiments):
         night.log(n)
     begun = time.perf_counter()
-    path, _ = report_file.write(story.open_story(night.workspace.root), folder / "report")
+    path, _ = report_file.write(live_model.open_story(night.workspace.root), folder / "report")
     found = {"report_s": time.perf_counter() - begun, "report_mb": path.stat().st_size / 2**20}
     with watch_helpers.browser(folder) as driver:
         return found | {"report_view_s": first_view(driver, path.as_uri(), experiments)}
@@ -95,7 +95,7 @@ def first_view(driver: Any, address: str, experiments: int) -> float:
     return watch_helpers.until(driver, "return window.seenAfter")
 
 
-def look(night: watch_helpers.Night, reader: story.Reader) -> float:
+def look(night: watch_helpers.Night, reader: live_model.Reader) -> float:
     """Milliseconds of reading one more experiment, and of telling it."""
     before = len(reader.look().entries)
     night.add()

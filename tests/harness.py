@@ -5,13 +5,13 @@ import math
 import subprocess
 from pathlib import Path
 
-from autoresearch_jax import loop
 from autoresearch_jax.agents import Agent, Proposal
-from autoresearch_jax.conditions import Conditions
-from autoresearch_jax.held import Setup
-from autoresearch_jax.ledger import Plan
-from autoresearch_jax.scoring import Score
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.commands import loop
+from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.jobs.scoring import Score
+from autoresearch_jax.loop.open_session import Setup
+from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.repo.workspace import Workspace
 
 DEVICE = {"frozen files": "f", "device": "cpu", "device count": 1, "JAX": "0"}
 

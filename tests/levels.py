@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from autoresearch_jax import isolation, landlock
+from autoresearch_jax.sandbox import isolation, landlock
 
 
 @cache

@@ -4,11 +4,13 @@ import os
 
 import pytest
 
-from autoresearch_jax import agents, journal
+from autoresearch_jax import agents
 from autoresearch_jax.agents import AgentError
 from autoresearch_jax.agents.client import CommandAgent
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.text import clean
+from autoresearch_jax.records import journal
+from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 from tests.harness import Notes, git, rows, run_loop, state
 from tests.levels import BOXES, EVERY
@@ -47,7 +49,7 @@ def test_a_command_reads_the_prompt_and_its_last_line_is_the_description(workspa
     run_loop(workspace, command, 1, tag="t")
     e = experiment(workspace)
     assert (e.status, e.description, e.val_bpb) == ("keep", "halve the width", 0.5)
-    assert e.agent == journal.clean(command, 60)
+    assert e.agent == clean(command, 60)
     assert e.metrics["agent_seconds"] > 0
     run = workspace.run_dir("t", 1)
     assert (run / "agent.out").read_text().startswith("1\nthinking")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch_jax import literals
+from autoresearch_jax.common import literals
 from bench.surrogate import IDEAS, KINDS, Landscape
 
 TOP = Path(__file__).parents[1]

@@ -12,12 +12,14 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from autoresearch_jax import cli, create, view
-from autoresearch_jax.terminal import RichView
+from autoresearch_jax.cli import main
+from autoresearch_jax.commands import setup
+from autoresearch_jax.common import console
+from autoresearch_jax.common.terminal import RichView
 from tests import harness
 
 COMMAND = [sys.executable, "-W", "error", "-m", "autoresearch_jax"]
-NAMES = sorted(cli.main.commands)
+NAMES = sorted(main.main.commands)
 TOP = Path(__file__).parents[1]
 
 
@@ -37,22 +39,22 @@ def run(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[s
 
 
 def test_every_command_is_in_a_section_of_the_help():
-    text = CliRunner().invoke(cli.main, ["--help"]).output
-    listed = {name for names in cli.SECTIONS.values() for name in names}
+    text = CliRunner().invoke(main.main, ["--help"]).output
+    listed = {name for names in main.SECTIONS.values() for name in names}
     assert listed == set(NAMES) - {"check-hardware"}
-    for title, names in cli.SECTIONS.items():
+    for title, names in main.SECTIONS.items():
         section = text.split(f"\n{title}:\n")[1].split("\n\n")[0]
         assert [line.split()[0] for line in section.splitlines() if line[2] != " "] == list(names)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_has_an_example_and_says_what_its_options_do(name):
-    done = CliRunner().invoke(cli.main, [name, "--help"])
+    done = CliRunner().invoke(main.main, [name, "--help"])
     assert done.exit_code == 0
     assert "Example:\n    autoresearch-jax " in done.output
     example = done.output.split("Example:\n")[1].splitlines()[0].split()
     assert example[1] == name
-    for parameter in cli.main.commands[name].params:
+    for parameter in main.main.commands[name].params:
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter.name
 
@@ -113,7 +115,7 @@ def test_no_command_imports_jax_into_its_own_process(tmp_path, words):
 
 def test_the_version_is_the_packages(tmp_path):
     done = run("--version", cwd=tmp_path)
-    assert done.stdout == f"autoresearch-jax {create.version()}\n"
+    assert done.stdout == f"autoresearch-jax {setup.version()}\n"
 
 
 # --------------------------------------------------------------------------------- errors
@@ -174,7 +176,7 @@ def test_results_of_another_folder(tmp_path):
     assert "2 experiments, 0 improvements, 1 crash" in done.stdout
     runner = CliRunner()
     before = Path.cwd()
-    assert runner.invoke(cli.main, ["-C", str(tmp_path / "there"), "results"]).exit_code == 0
+    assert runner.invoke(main.main, ["-C", str(tmp_path / "there"), "results"]).exit_code == 0
     assert Path.cwd() == before
 
 
@@ -286,9 +288,9 @@ def test_colour_only_where_it_is_wanted(tmp_path):
 )
 def test_commands_are_spelled_as_they_are_typed(monkeypatch, text, under_uv):
     monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
-    assert view.typed(text) == text
+    assert console.typed(text) == text
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
-    assert view.typed(text) == under_uv
+    assert console.typed(text) == under_uv
 
 
 def test_a_command_that_was_given_a_folder_names_it(tmp_path):
@@ -312,11 +314,11 @@ def test_outside_of_a_project_the_command_names_it(tmp_path, monkeypatch):
     (tmp_path / "its project" / "pyproject.toml").write_text('name = "autoresearch-jax"')
     named = f"uv run --project '{tmp_path}/its project' autoresearch-jax loop"
     monkeypatch.chdir(tmp_path / "below")
-    assert view.typed("Next: autoresearch-jax loop") == f"Next: {named}"
+    assert console.typed("Next: autoresearch-jax loop") == f"Next: {named}"
     extra = named.replace(" autoresearch", " --extra tpu autoresearch")
-    assert view.typed("Next: uv run --extra tpu autoresearch-jax loop") == f"Next: {extra}"
+    assert console.typed("Next: uv run --extra tpu autoresearch-jax loop") == f"Next: {extra}"
     (tmp_path / "another" / "pyproject.toml").write_text('name = "another"')
     monkeypatch.chdir(tmp_path / "another")
-    assert view.typed("Next: autoresearch-jax loop") == f"Next: {named}"
+    assert console.typed("Next: autoresearch-jax loop") == f"Next: {named}"
     (tmp_path / "another" / "pyproject.toml").write_text('dependencies = ["autoresearch-jax"]')
-    assert view.typed("Next: autoresearch-jax loop") == "Next: uv run autoresearch-jax loop"
+    assert console.typed("Next: autoresearch-jax loop") == "Next: uv run autoresearch-jax loop"

@@ -10,9 +10,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from autoresearch_jax import cli, held, loop, paths, view
-from autoresearch_jax.loop import LoopResult
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.cli import main
+from autoresearch_jax.commands import loop
+from autoresearch_jax.commands.loop import LoopResult
+from autoresearch_jax.common import console, paths
+from autoresearch_jax.loop import open_session
+from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 from tests.harness import Notes
 
@@ -26,7 +29,7 @@ CLI = (paths.template() / "docs" / "cli.md").read_text()
 def talking(tmp_path, monkeypatch):
     """`loop` with an invented loop that says something."""
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(view, "PASSING_SECONDS", 0.0)
+    monkeypatch.setattr(console, "PASSING_SECONDS", 0.0)
     root = harness.make_repository(tmp_path / "w")
     harness.run_loop(Workspace.open(root), harness.Scripted(), 0, tag="t")
 
@@ -41,7 +44,7 @@ def talking(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "run_loop", run_loop)
 
     def talk(*words):
-        done = CliRunner().invoke(cli.main, ["-C", str(root), *words])
+        done = CliRunner().invoke(main.main, ["-C", str(root), *words])
         assert "\x1b" not in done.output
         return done
 
@@ -62,7 +65,7 @@ def test_quiet_leaves_results_and_warnings(talking):
 
 def test_quiet_leaves_one_line_of_a_proposal(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(held, "Setup", lambda view, **_: harness.setup(view, tag="t"))
+    monkeypatch.setattr(open_session, "Setup", lambda view, **_: harness.setup(view, tag="t"))
     root = harness.make_repository(tmp_path / "w")
     for source, code, printed, error in (
         (harness.train_py(0.9), 0, "1\tkeep\t0.900000\n", ""),
@@ -70,7 +73,7 @@ def test_quiet_leaves_one_line_of_a_proposal(tmp_path, monkeypatch):
         ("width = (", 1, "3\tcrash\tn/a\n", "Error: no val_bpb: SyntaxError"),
     ):
         (root / "train.py").write_text(source)
-        done = CliRunner().invoke(cli.main, ["-C", str(root), "-q", "run", "-m", "an idea"])
+        done = CliRunner().invoke(main.main, ["-C", str(root), "-q", "run", "-m", "an idea"])
         assert (done.exit_code, done.stdout) == (code, printed)
         assert done.stderr.startswith(error)
         assert bool(done.stderr) is bool(error)
@@ -91,7 +94,7 @@ def test_quiet_and_verbose_exclude_one_another(talking):
 
 def test_on_a_terminal_passing_lines_stay_passing():
     notes = Notes()
-    stamped = view.StampedView(notes, all_lines=False)
+    stamped = console.StampedView(notes, all_lines=False)
     stamped.live("passes")
     stamped.say("stays")
     assert notes.shown == ["passes"]
@@ -102,7 +105,7 @@ def test_of_quick_passing_lines_most_are_left_out(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     notes = Notes()
-    stamped = view.StampedView(notes, all_lines=True)
+    stamped = console.StampedView(notes, all_lines=True)
     for second in range(12):
         now[0] = float(second)
         stamped.live(f"step {second}")
@@ -141,12 +144,12 @@ def test_bash_completes(tmp_path, words, found):
 def test_the_document_has_every_command():
     table = CLI.split("## Commands")[1].split("\n\n`doctor`")[0]
     rows = re.findall(r"^\| `([a-z]+)", table, re.MULTILINE)
-    assert rows == [name for names in cli.SECTIONS.values() for name in names]
+    assert rows == [name for names in main.SECTIONS.values() for name in names]
 
 
 def test_the_document_has_every_option_before_a_command():
     table = CLI.split("## What every command takes")[1].split("## Exit codes")[0]
-    for parameter in cli.main.params:
+    for parameter in main.main.params:
         if isinstance(parameter, click.Option):
             for flag in parameter.opts:
                 assert f"`{flag}" in table

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from autoresearch_jax import agents, doctor, settings
+from autoresearch_jax import agents
 from autoresearch_jax.agents import (
     TROUBLES,
     AgentError,
@@ -23,7 +23,9 @@ from autoresearch_jax.agents import (
     replies,
 )
 from autoresearch_jax.agents.client import ClientAgent, CommandAgent
-from autoresearch_jax.errors import UserError
+from autoresearch_jax.commands import doctor
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.loop import settings
 from tests.scripted_api import LEADING
 
 DESCRIBED = {"command": ["my-client", "--quiet"]}

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch_jax import isolation, journal
 from autoresearch_jax.agents import AgentError, Context, client
 from autoresearch_jax.agents.client import ClientAgent
-from autoresearch_jax.isolation import Box
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.records import journal
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.sandbox import isolation
+from autoresearch_jax.sandbox.isolation import Box
 from tests import harness
 from tests.harness import git, run_loop
 from tests.levels import STRONGEST, at

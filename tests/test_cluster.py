@@ -9,9 +9,12 @@ import threading
 import psutil
 import pytest
 
-from autoresearch_jax import conditions, hardware, locks, manifest, paths
-from autoresearch_jax.cluster import machine, parcel, runner
-from autoresearch_jax.cluster.jobs import (
+from autoresearch_jax.common import paths, protocol
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.data import manifest
+from autoresearch_jax.jobs import environment
+from autoresearch_jax.jobs.ray import archive, executor, machine
+from autoresearch_jax.jobs.ray.messages import (
     Look,
     Machine,
     News,
@@ -22,9 +25,9 @@ from autoresearch_jax.cluster.jobs import (
     Train,
     Trained,
 )
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.trainer import Limits
-from autoresearch_jax.workspace import FROZEN
+from autoresearch_jax.jobs.training import Limits
+from autoresearch_jax.repo.workspace import FROZEN
+from autoresearch_jax.system import hardware, locks
 from tests import harness
 from tests.attacks import lab
 
@@ -40,7 +43,7 @@ def test_a_folder_travels_without_its_links(tmp_path):
     (folder / "deep" / "file").write_bytes(b"\0content")
     (folder / "link").symlink_to("/etc/passwd")
     os.mkfifo(folder / "pipe")
-    parcel.unpack(parcel.pack(folder), tmp_path / "there")
+    archive.unpack(archive.pack(folder), tmp_path / "there")
     found = sorted(path.relative_to(tmp_path / "there") for path in (tmp_path / "there").rglob("*"))
     assert [str(path) for path in found] == ["deep", "deep/file"]
     assert (tmp_path / "there" / "deep" / "file").read_bytes() == b"\0content"
@@ -48,17 +51,17 @@ def test_a_folder_travels_without_its_links(tmp_path):
 
 def test_only_what_is_scored_travels(tmp_path):
     (tmp_path / "params").mkdir()
-    for name in (paths.EXPORTED, "params/0", "other"):
+    for name in (protocol.EXPORTED, "params/0", "other"):
         (tmp_path / name).write_bytes(b"x")
-    with tarfile.open(fileobj=io.BytesIO(parcel.pack_scored(tmp_path))) as tar:
-        assert sorted(tar.getnames()) == [paths.EXPORTED, "params", "params/0"]
+    with tarfile.open(fileobj=io.BytesIO(archive.pack_scored(tmp_path))) as tar:
+        assert sorted(tar.getnames()) == [protocol.EXPORTED, "params", "params/0"]
 
 
 def test_what_is_too_large_does_not_travel(tmp_path, monkeypatch):
-    monkeypatch.setattr(parcel, "MOST_BYTES", 3)
+    monkeypatch.setattr(archive, "MOST_BYTES", 3)
     (tmp_path / "file").write_bytes(b"four")
-    with pytest.raises(parcel.TooLarge):
-        parcel.pack(tmp_path)
+    with pytest.raises(archive.TooLarge):
+        archive.pack(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside"])
@@ -69,7 +72,7 @@ def test_nothing_is_unpacked_outside(tmp_path, name):
         entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(entry)
     with pytest.raises(tarfile.TarError):
-        parcel.unpack(packed.getvalue(), tmp_path / "there")
+        archive.unpack(packed.getvalue(), tmp_path / "there")
     assert list((tmp_path / "there").iterdir()) == []
 
 
@@ -98,29 +101,29 @@ V5E = {"CPU": 24.0, "TPU": 4.0, "accelerator_type:TPU-V5E": 1.0}
     ],
 )
 def test_each_worker_gets_the_most_that_all_can_have(found, workers, each):
-    assert runner.resources(machines(*found), workers) == each
+    assert executor.resources(machines(*found), workers) == each
 
 
 def test_too_few_devices_are_refused():
     with pytest.raises(UserError, match="--workers 9: each takes a GPU of its own, and the clust"):
-        runner.resources(machines(H100), 9)
+        executor.resources(machines(H100), 9)
     with pytest.raises(UserError, match="Try --workers 8"):
-        runner.resources(machines(H100), 9)
+        executor.resources(machines(H100), 9)
 
 
 def test_devices_of_several_kinds_are_refused():
     with pytest.raises(UserError, match="several kinds \\(A100, H100\\), and their scores do not"):
-        runner.resources(machines(H100, A100), 2)
+        executor.resources(machines(H100, A100), 2)
 
 
 def test_what_ray_is_asked_for():
-    assert runner._options(Resources("GPU", 2, "H100")) == {
+    assert executor._options(Resources("GPU", 2, "H100")) == {
         "num_cpus": 0,
         "num_gpus": 2,
         "accelerator_type": "H100",
     }
-    assert runner._options(Resources("TPU", 4, "TPU-V5E"))["resources"] == {"TPU": 4}
-    assert runner._options(Resources("CPU", 3)) == {"num_cpus": 3}
+    assert executor._options(Resources("TPU", 4, "TPU-V5E"))["resources"] == {"TPU": 4}
+    assert executor._options(Resources("CPU", 3)) == {"num_cpus": 3}
 
 
 # ------------------------------------------------------------------------------------ locks
@@ -156,7 +159,7 @@ def look(ground):
         machine._seen.clear()
         yield Look(
             Resources("CPU", 1),
-            parcel.pack_files({name: (ground.root / name).read_bytes() for name in FROZEN}),
+            archive.pack_files({name: (ground.root / name).read_bytes() for name in FROZEN}),
             data.source,
             data.num_shards,
             data.fingerprint,
@@ -171,7 +174,7 @@ def train_job(look: Look, train_py: str, **options) -> Train:
 
     with tarfile.open(fileobj=io.BytesIO(look.frozen)) as tar:
         frozen = {name: tar.extractfile(name).read() for name in FROZEN}
-    folder = parcel.pack_files({"train.py": train_py.encode(), **frozen})
+    folder = archive.pack_files({"train.py": train_py.encode(), **frozen})
     return Train(look, folder, title="one", seed=42, budget_s=1.0, max_memory_gb=None, **options)
 
 
@@ -182,8 +185,8 @@ def test_a_machine_trains_and_scores(look, tmp_path):
     assert done.score.outcome == "ok", done.score_log
     assert b'NOTE {"begun": 1}' in b"".join(one.log for one in news)
     assert any(one.exported for one in news)
-    parcel.unpack(done.artifacts, tmp_path / "artifacts")
-    assert (tmp_path / "artifacts" / paths.EXPORTED).is_file()
+    archive.unpack(done.artifacts, tmp_path / "artifacts")
+    assert (tmp_path / "artifacts" / protocol.EXPORTED).is_file()
     assert done.cache  # of the baseline
     *_, again = machine.rate(Rate(look, done.artifacts, "val", "one", LIMITS))
     assert isinstance(again, Rated)
@@ -297,9 +300,9 @@ def test_what_work_raises_is_raised():
 
 
 def test_a_coordinator_without_ray_is_told(monkeypatch, tmp_path):
-    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(executor.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="--ray needs the extra ray: uv run --extra ray"):
-        runner.Cluster("auto", tmp_path / "log")
+        executor.Cluster("auto", tmp_path / "log")
 
 
 def test_conditions_can_travel(look):
@@ -307,12 +310,12 @@ def test_conditions_can_travel(look):
 
     (seen,) = [one for one in machine.look(look) if isinstance(one, Seen)]
     found = pickle.loads(pickle.dumps(seen)).conditions
-    assert isinstance(found, conditions.Conditions)
+    assert isinstance(found, environment.Conditions)
     assert found.fingerprint == seen.conditions.fingerprint
 
 
 def test_what_cannot_be_sent_is_a_crash(look, monkeypatch):
-    monkeypatch.setattr(parcel, "MOST_BYTES", 1000)
+    monkeypatch.setattr(archive, "MOST_BYTES", 1000)
     *_, done = machine.train(train_job(look, lab.train_py()))
     assert (done.result.outcome, done.artifacts, done.score) == ("crash", b"", None)
     assert "cannot be sent: artifacts has more than" in done.result.reason
@@ -328,7 +331,7 @@ def test_what_was_refused_is_not_sent(look):
 def test_preparing_ends_with_the_task(look, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     waits = b"import time\nprint('waits', flush=True)\ntime.sleep(600)\n"
-    frozen = parcel.pack_files({"prepare.py": waits, "constants.py": b"TIME_BUDGET = 1\n"})
+    frozen = archive.pack_files({"prepare.py": waits, "constants.py": b"TIME_BUDGET = 1\n"})
     task = machine.look(machine.dataclasses.replace(look, frozen=frozen))
     while "prepares the data" not in next(task).live:
         pass

@@ -14,8 +14,10 @@ import pytest
 
 import train
 from autoresearch_jax import kit
-from autoresearch_jax.compiler import TARGETS, cost, devices, hlo, memory, target_of
+from autoresearch_jax.common import protocol
+from autoresearch_jax.compiler import cost, devices, hlo, memory
 from autoresearch_jax.kit.attention import splash_attention
+from autoresearch_jax.system.device_specs import TARGETS, target_of
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -291,7 +293,7 @@ def test_compile_step_says_what_a_step_needs(capsys):
 
 
 def test_compile_step_refuses_what_does_not_fit(monkeypatch):
-    monkeypatch.setenv(memory.LIMIT_VARIABLE, "0.0005")
+    monkeypatch.setenv(protocol.MEMORY_LIMIT, "0.0005")
     with pytest.raises(memory.NotEnoughMemory) as caught:
         kit.compile_step(jax.jit(squared), SQUARE)
     said = str(caught.value)
@@ -301,11 +303,11 @@ def test_compile_step_refuses_what_does_not_fit(monkeypatch):
 
 def test_a_limit_is_the_smaller_of_two(monkeypatch):
     device = jax.devices()[0]
-    monkeypatch.delenv(memory.LIMIT_VARIABLE, raising=False)
+    monkeypatch.delenv(protocol.MEMORY_LIMIT, raising=False)
     assert memory.device_memory(device) > 2**30
-    monkeypatch.setenv(memory.LIMIT_VARIABLE, "0.5")
+    monkeypatch.setenv(protocol.MEMORY_LIMIT, "0.5")
     assert memory.device_memory(device) == 2**29
-    monkeypatch.setenv(memory.LIMIT_VARIABLE, "1e9")
+    monkeypatch.setenv(protocol.MEMORY_LIMIT, "1e9")
     assert memory.device_memory(device) < 2**60
 
 

@@ -5,9 +5,12 @@ import shutil
 
 import pytest
 
-from autoresearch_jax import conditions, hardware, isolation, landlock, manifest, scoring
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.data import manifest
+from autoresearch_jax.jobs import environment, scoring
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.sandbox import isolation, landlock
+from autoresearch_jax.system import hardware
 from tests import data_helpers, harness, levels
 
 
@@ -42,7 +45,7 @@ def from_pydocs(monkeypatch):
 
 @pytest.mark.parametrize("level", levels.EVERY)
 def test_what_is_found(workspace, level):
-    found = conditions.examine(workspace, level)
+    found = environment.examine(workspace, level)
     data = manifest.load(workspace.root)
     assert found.level == level
     assert found.watched is (level == "none")
@@ -78,27 +81,27 @@ def test_what_is_found(workspace, level):
 
 
 def test_the_strongest_is_chosen(workspace):
-    assert conditions.examine(workspace).level == levels.STRONGEST
+    assert environment.examine(workspace).level == levels.STRONGEST
 
 
 @pytest.mark.parametrize("level", levels.BOXES)
 def test_text_that_can_be_made_again_is_hidden_by_no_box(workspace, from_pydocs, level):
-    found = conditions.examine(workspace, level)
+    found = environment.examine(workspace, level)
     assert found.level == level  # the box is there all the same
     assert (found.provenance["isolation"], found.provenance["box"]) == ("none", level)
     with pytest.raises(UserError, match=r"--require-isolation landlock: the text of pydocs can be"):
-        conditions.examine(workspace, level, "landlock")
-    assert conditions.examine(workspace, level, "none").level == level
+        environment.examine(workspace, level, "landlock")
+    assert environment.examine(workspace, level, "none").level == level
 
 
 def test_an_isolation_that_is_required_is_reached_or_refused(workspace, monkeypatch):
     monkeypatch.setattr(landlock, "abi", lambda: 0)
     monkeypatch.setattr(isolation.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"isolation by landlock or better is required.*bwrap does"):
-        conditions.examine(workspace, "auto", "landlock")
+        environment.examine(workspace, "auto", "landlock")
     with pytest.raises(UserError, match="landlock does not work here"):
-        conditions.examine(workspace, "landlock")
-    found = conditions.examine(workspace)
+        environment.examine(workspace, "landlock")
+    found = environment.examine(workspace)
     assert (found.level, found.watched) == ("none", True)
     assert "bwrap is not in PATH" in found.warning
 
@@ -118,12 +121,12 @@ def test_a_box_that_hides_the_accelerator_is_not_taken(workspace, monkeypatch):
         return dataclasses.replace(device, **kind)
 
     monkeypatch.setattr(hardware, "probe", outside_on_a_gpu)
-    device, chosen = conditions.probe(workspace.home)
+    device, chosen = environment.probe(workspace.home)
     assert (device.platform, chosen.level) == ("gpu", "none")
     assert "in a box of it JAX does not find the NVIDIA H100" in chosen.warning
     # Where JAX has no GPU outside either, the box is not at fault, and a person is told once.
     monkeypatch.setattr(hardware, "probe", probe)
-    found = conditions.examine(workspace)
+    found = environment.examine(workspace)
     assert found.level == levels.STRONGEST
     assert "this machine has an NVIDIA GPU, but JAX sees only the CPU" in found.warning
 
@@ -132,8 +135,8 @@ def test_a_box_that_hides_the_accelerator_is_not_taken(workspace, monkeypatch):
 def test_a_box_that_holds_nothing_is_not_believed(workspace, monkeypatch):
     monkeypatch.setattr(isolation, "wrap", lambda level, argv, box: list(argv))
     with pytest.raises(UserError, match="a box of it shows files that it should hide and"):
-        conditions.examine(workspace, "auto", "landlock")
-    assert conditions.examine(workspace).level == "none"
+        environment.examine(workspace, "auto", "landlock")
+    assert environment.examine(workspace).level == "none"
 
 
 def test_data_that_was_altered_is_refused(workspace, prepared, tmp_path, monkeypatch):
@@ -145,7 +148,7 @@ def test_data_that_was_altered_is_refused(workspace, prepared, tmp_path, monkeyp
     changed[0] ^= 1
     path.write_bytes(changed)
     with pytest.raises(UserError, match=f"{path.name} was altered"):
-        conditions.examine(workspace, "none")
+        environment.examine(workspace, "none")
 
 
 def test_no_data_is_told(tmp_path, monkeypatch):
@@ -154,4 +157,4 @@ def test_no_data_is_told(tmp_path, monkeypatch):
     (root / "train.py").write_text("")
     harness.git(root, "init", "-q", "-b", "main")
     with pytest.raises(UserError, match="no data is prepared for"):
-        conditions.examine(Workspace.open(root))
+        environment.examine(Workspace.open(root))

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch_jax import create, literals, manifest
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.view import PlainView
+from autoresearch_jax.commands import setup
+from autoresearch_jax.common import literals
+from autoresearch_jax.common.console import PlainView
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.data import manifest
 from tests import data_helpers
 
 VIEW = PlainView()
@@ -26,7 +28,7 @@ def _no_identity(monkeypatch, tmp_path):
 
 
 def git(root: Path, *arguments: str) -> str:
-    return create.git(root, *arguments)
+    return setup.git(root, *arguments)
 
 
 def constant(root: Path, name: str):
@@ -43,13 +45,13 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 def test_a_new_workspace(tmp_path):
-    root = create.setup(tmp_path / "new" / "My Research", VIEW, skip_data=True)
+    root = setup.setup(tmp_path / "new" / "My Research", VIEW, skip_data=True)
     assert git(root, "status", "--porcelain") == ""
     assert git(root, "ls-files").split() == [
         ".gitignore", "constants.py", "prepare.py", "program.md", "pyproject.toml", "results.tsv",
         "train.py",
     ]  # fmt: skip
-    for name in create.COPIED:
+    for name in setup.COPIED:
         assert (root / name).read_bytes() == (data_helpers.ROOT / name).read_bytes()
     assert (root / "results.tsv").read_text() == "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
     project = tomllib.loads((root / "pyproject.toml").read_text())
@@ -63,11 +65,11 @@ def test_an_empty_folder_stays_the_same_folder(tmp_path, monkeypatch):
     root = tmp_path / "here"
     root.mkdir()
     before = root.stat().st_ino
-    made_in, mkdtemp = [], create.tempfile.mkdtemp
+    made_in, mkdtemp = [], setup.tempfile.mkdtemp
     monkeypatch.setattr(
-        create.tempfile, "mkdtemp", lambda **kw: (made_in.append(kw["dir"]), mkdtemp(**kw))[1]
+        setup.tempfile, "mkdtemp", lambda **kw: (made_in.append(kw["dir"]), mkdtemp(**kw))[1]
     )
-    create.setup(root, VIEW, skip_data=True)
+    setup.setup(root, VIEW, skip_data=True)
     assert root.stat().st_ino == before
     assert git(root, "status", "--porcelain") == ""
     # Nothing is moved in from outside: it may be the top of another disk.
@@ -78,49 +80,49 @@ def test_an_empty_folder_stays_the_same_folder(tmp_path, monkeypatch):
 def test_from_a_wheel_it_depends_on_the_version(tmp_path, monkeypatch):
     template = tmp_path / "template"
     template.mkdir()
-    monkeypatch.setattr(create.paths, "template", lambda: template)
-    project = tomllib.loads(create.pyproject(tmp_path / "autoresearch-jax"))
-    assert project["project"]["dependencies"] == [f"autoresearch-jax=={create.version()}"]
+    monkeypatch.setattr(setup.paths, "template", lambda: template)
+    project = tomllib.loads(setup.pyproject(tmp_path / "autoresearch-jax"))
+    assert project["project"]["dependencies"] == [f"autoresearch-jax=={setup.version()}"]
     assert project["project"]["name"] != "autoresearch-jax"  # nor what that depends on
-    assert create.pyproject(tmp_path / "jax").startswith('[project]\nname = "jax-workspace"')
+    assert setup.pyproject(tmp_path / "jax").startswith('[project]\nname = "jax-workspace"')
     assert "sources" not in project["tool"]["uv"]
 
 
 def test_a_preset_and_a_row_length_are_one_commit(tmp_path, capsys):
-    root = create.setup(tmp_path / "w", VIEW, preset="cpu", seq_len=512, skip_data=True)
+    root = setup.setup(tmp_path / "w", VIEW, preset="cpu", seq_len=512, skip_data=True)
     assert git(root, "log", "--format=%s").splitlines()[0] == (
         "Apply preset cpu and rows of 512 tokens"
     )
     assert git(root, "status", "--porcelain") == ""
     assert (constant(root, "DEPTH"), constant(root, "MAX_SEQ_LEN")) == (4, 512)
-    create.setup(root, VIEW, preset="24gb", skip_data=True)
+    setup.setup(root, VIEW, preset="24gb", skip_data=True)
     assert constant(root, "DEVICE_BATCH_SIZE") == 32
     commits = git(root, "rev-list", "--count", "HEAD")
-    create.setup(root, VIEW, preset="24gb", skip_data=True)
+    setup.setup(root, VIEW, preset="24gb", skip_data=True)
     assert git(root, "rev-list", "--count", "HEAD") == commits
     assert "already" in capsys.readouterr().out
 
 
 def test_uncommitted_changes_are_not_overwritten(tmp_path):
-    root = create.setup(tmp_path / "w", VIEW, skip_data=True)
+    root = setup.setup(tmp_path / "w", VIEW, skip_data=True)
     with (root / "train.py").open("a") as file:
         file.write("# my idea\n")
     before = files(root)
     with pytest.raises(UserError, match="uncommitted changes"):
-        create.setup(root, VIEW, preset="cpu", skip_data=True)
+        setup.setup(root, VIEW, preset="cpu", skip_data=True)
     assert files(root) == before
 
 
 @pytest.mark.parametrize("state", ["detached", "experiment"])
 def test_only_the_persons_branches_are_committed_to(tmp_path, state):
-    root = create.setup(tmp_path / "w", VIEW, skip_data=True)
+    root = setup.setup(tmp_path / "w", VIEW, skip_data=True)
     if state == "detached":
         git(root, "switch", "--quiet", "--detach")
     else:
         git(root, "switch", "--quiet", "-c", "autoresearch/nov1")
     before = files(root), git(root, "rev-parse", "HEAD")
     with pytest.raises(UserError, match="git switch main"):
-        create.setup(root, VIEW, preset="cpu", skip_data=True)
+        setup.setup(root, VIEW, preset="cpu", skip_data=True)
     assert (files(root), git(root, "rev-parse", "HEAD")) == before
 
 
@@ -155,7 +157,7 @@ def test_what_stands_in_the_way_is_left_as_it_is(tmp_path, kind):
         said = "cannot be made"
     before = files(parent)
     with pytest.raises(UserError, match=said):
-        create.setup(target, VIEW, skip_data=True, **options)
+        setup.setup(target, VIEW, skip_data=True, **options)
     assert files(parent) == before
     assert kind in ("file", "full") or not target.exists()
 
@@ -163,18 +165,18 @@ def test_what_stands_in_the_way_is_left_as_it_is(tmp_path, kind):
 def test_a_folder_that_its_repository_ignores_may_be_a_workspace(tmp_path):
     git(tmp_path, "init", "--quiet")
     (tmp_path / ".gitignore").write_text("w/\n")
-    root = create.setup(tmp_path / "w", VIEW, skip_data=True)
+    root = setup.setup(tmp_path / "w", VIEW, skip_data=True)
     assert git(root, "rev-parse", "--show-toplevel") == str(root)
 
 
 def test_the_data_is_prepared_and_not_twice(tmp_path, capsys):
-    root = create.setup(tmp_path / "w", VIEW, skip_data=True)
+    root = setup.setup(tmp_path / "w", VIEW, skip_data=True)
     (root / "constants.py").write_text(data_helpers.CONSTANTS)
     shards = data_helpers.make_shards(tmp_path / "shards")
-    create.setup(root, VIEW, source=str(shards))
+    setup.setup(root, VIEW, source=str(shards))
     assert manifest.load(root).source == str(shards)
     capsys.readouterr()
-    create.setup(root, VIEW)
+    setup.setup(root, VIEW)
     assert "data is ready" in capsys.readouterr().out
 
 
@@ -184,21 +186,21 @@ def test_data_that_cannot_be_prepared_is_said(tmp_path):
     for n in range(2):
         (shards / f"{n}.parquet").write_text("damaged")
     with pytest.raises(UserError, match="exited with 1"):
-        create.setup(tmp_path / "w", VIEW, preset="demo", source=str(shards))
-    assert create.is_workspace(tmp_path / "w")
+        setup.setup(tmp_path / "w", VIEW, preset="demo", source=str(shards))
+    assert setup.is_workspace(tmp_path / "w")
 
 
 def test_a_source_is_not_taken_for_a_folder_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("pydocs", "texts"):
         (tmp_path / name).mkdir()
-    assert create._from_anywhere("pydocs") == "pydocs"
-    assert create._from_anywhere("texts") == str(tmp_path / "texts")
-    assert create._from_anywhere("hf:ORG/NAME") == "hf:ORG/NAME"
+    assert setup._from_anywhere("pydocs") == "pydocs"
+    assert setup._from_anywhere("texts") == str(tmp_path / "texts")
+    assert setup._from_anywhere("hf:ORG/NAME") == "hf:ORG/NAME"
 
 
 def test_the_demo_refuses_a_workspace_of_another_size(tmp_path):
-    create.setup(tmp_path / "w", VIEW, skip_data=True)
+    setup.setup(tmp_path / "w", VIEW, skip_data=True)
     done = subprocess.run(
         [sys.executable, "-m", "autoresearch_jax", "demo", "--dir", str(tmp_path / "w")],
         capture_output=True,

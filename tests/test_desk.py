@@ -11,15 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch_jax import desk, drafts, gate, journal, ledger, loop
 from autoresearch_jax.agents import AgentError, Proposal, Usage
 from autoresearch_jax.agents.tpe import Tpe
-from autoresearch_jax.conditions import Conditions
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.ledger import Plan, Spent
-from autoresearch_jax.ratchet import Ratchet
-from autoresearch_jax.runner import Runner
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.commands import loop
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.jobs import compile_check
+from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.jobs.local import Runner
+from autoresearch_jax.loop import proposal_queue, proposer
+from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.records import costs, journal
+from autoresearch_jax.records.costs import Spent
+from autoresearch_jax.repo.candidates import Ratchet
+from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 from tests.harness import DEVICE, Notes, Scripted, rows, run_loop, train_py
 
@@ -297,7 +301,7 @@ class Gated:
 
     def verdict(self):
         cost = {"peak_gib": 1.0, "compile_seconds": 0.1}
-        return gate.Verdict(self.refusal, {} if self.refusal else cost)
+        return compile_check.Verdict(self.refusal, {} if self.refusal else cost)
 
     def wait(self, **_):
         return self.verdict()
@@ -443,7 +447,7 @@ CRASH = edit("FIRST = 0", "FIRST = 0.1; raise ValueError('odd')", "odd")
 
 @pytest.mark.parametrize("instead", ["draft", "tpe"])
 def test_while_an_agent_mends_for_long_something_else_is_trained(workspace, monkeypatch, instead):
-    monkeypatch.setattr(desk, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(proposer, "PATIENCE_SECONDS", 0.0)
     waits = instead == "draft"
     others = [edit("SECOND = 0", "SECOND = 0.2"), for_ever] if waits else [trouble("login")]
     agent = Mending(CRASH, *others)
@@ -476,7 +480,7 @@ def test_while_an_agent_mends_for_long_something_else_is_trained(workspace, monk
 
 
 def test_where_nothing_else_can_be_trained_mending_is_waited_for(workspace, monkeypatch):
-    monkeypatch.setattr(desk, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(proposer, "PATIENCE_SECONDS", 0.0)
     agent = Mending(CRASH)
     threading.Timer(0.6, agent.go.set).start()
     run_loop(workspace, agent, 1, tag="t")
@@ -484,7 +488,7 @@ def test_where_nothing_else_can_be_trained_mending_is_waited_for(workspace, monk
 
 
 def test_an_agent_that_mends_is_ended_with_the_loop(workspace, monkeypatch):
-    monkeypatch.setattr(desk, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(proposer, "PATIENCE_SECONDS", 0.0)
 
     class ForEver(Slow):
         def repair(self, context):
@@ -574,7 +578,7 @@ def test_an_agent_that_is_missing_is_said_before_the_baseline(workspace):
 
 
 def test_while_an_agent_thinks_for_long_tpe_proposes(workspace, monkeypatch):
-    monkeypatch.setattr(desk, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(proposer, "PATIENCE_SECONDS", 0.0)
     done = threading.Event()
 
     def long(context):
@@ -599,7 +603,7 @@ def test_while_an_agent_thinks_for_long_tpe_proposes(workspace, monkeypatch):
 
 def test_tpe_proposes_for_one_at_a_time(workspace, monkeypatch):
     """The agent fails just when the accelerator has waited for long enough."""
-    monkeypatch.setattr(desk, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(proposer, "PATIENCE_SECONDS", 0.0)
     inside, most = [], []
 
     class Counting(Tpe):
@@ -614,14 +618,14 @@ def test_tpe_proposes_for_one_at_a_time(workspace, monkeypatch):
         time.sleep(0.25)
         raise AgentError("used up", "limit", again=time.time() + 3600)
 
-    monkeypatch.setattr(desk, "make_agent", lambda _: Counting())
+    monkeypatch.setattr(proposer, "make_agent", lambda _: Counting())
     run_loop(workspace, Slow(late), 3, tag="t", fallback=True)
     assert max(most) == 1
     assert len({e.program for e in found(workspace)}) == 4
 
 
 def test_a_search_that_finds_nothing_does_not_end_an_agent_that_thinks(workspace, monkeypatch):
-    monkeypatch.setattr(desk, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(proposer, "PATIENCE_SECONDS", 0.0)
 
     class Barren(Tpe):
         def propose(self, context):
@@ -631,13 +635,13 @@ def test_a_search_that_finds_nothing_does_not_end_an_agent_that_thinks(workspace
         time.sleep(0.6)
         return edit("FIRST = 0", "FIRST = 0.1")(context)
 
-    monkeypatch.setattr(desk, "make_agent", lambda _: Barren())
+    monkeypatch.setattr(proposer, "make_agent", lambda _: Barren())
     run_loop(workspace, Slow(long), 1, tag="t", fallback=True)
     assert found(workspace)[1].agent == "slow"
 
 
 def test_a_limit_that_is_over_at_once_is_not_believed_for_ever():
-    line = desk.Line()
+    line = proposer.Line()
     pauses = []
     for _ in range(8):
         assert line.failed(AgentError("try again in 20 ms", "limit", again=time.time() + 0.02))
@@ -658,7 +662,7 @@ def test_while_an_agent_is_paused_tpe_is_not_asked_ahead(workspace):
 
     agent = Slow(trouble("limit", again=time.time() + 3600))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(desk, "make_agent", lambda _: Watching())
+        patched.setattr(proposer, "make_agent", lambda _: Watching())
         run_loop(workspace, agent, 3, tag="t", fallback=True)
     assert all(status is not None for statuses in seen[1:] for status in statuses)
 
@@ -675,7 +679,7 @@ def test_a_draft_that_the_person_tried_meanwhile_is_dropped(workspace):
     path.write_text(parts(first=-0.1))
     setup = harness.setup(tag="t")
     log_path = workspace.root / "run.log"
-    if not drafts.waiting(journal.records(workspace.state_dir("t"))):
+    if not proposal_queue.waiting(journal.records(workspace.state_dir("t"))):
         pytest.skip("it was recorded before the signal")
     loop.run_proposal(workspace, setup, description="mine", log_path=log_path)
     run_loop(workspace, Slow(edit("SECOND = 0", "SECOND = 0.2", "another")), 1, tag="t")
@@ -701,11 +705,11 @@ def test_what_an_experiment_cost_is_known(workspace):
     )
     run_loop(workspace, agent, 2, tag="t")
     all_records = journal.records(workspace.state_dir("t"))
-    of = ledger.by_experiment(all_records)
+    of = costs.by_experiment(all_records)
     assert (of[1].usd, of[1].tokens, of[1].asked) == (0.75, 2100, 2)
     assert (of[2].usd, of[2].tokens, of[2].unpriced) == (0.0, 3000, 1)
     assert of[1].accelerator_s == found(workspace)[1].metrics["wall_seconds"]
-    total = ledger.spent(all_records)
+    total = costs.spent(all_records)
     assert (total.usd, total.tokens, total.experiments) == (0.75, 5100, 2)
     assert found(workspace)[1].expected == "-0.1"
 
@@ -766,12 +770,12 @@ def test_what_a_late_answer_cost_is_its_own(workspace):
         {"step": "proposed", "ask": 1, "n": 1, "base": "b", "agent": "tpe"},
         {"step": "proposed", "ask": 0, "n": 2, "base": "b", "agent": "slow"},
     ]
-    assert {n: spent.usd for n, spent in ledger.by_experiment(steps).items()} == {2: 3.0, 1: 0.0}
+    assert {n: spent.usd for n, spent in costs.by_experiment(steps).items()} == {2: 3.0, 1: 0.0}
 
 
 def test_absurd_costs_end_nothing():
     asked = {"step": "asked", "ask": 0, "n": 1, "usd": 1e308, "tokens": 10**308, "seconds": 1.0}
-    assert ledger.spent([asked, asked]).tokens == 2 * 10**15
+    assert costs.spent([asked, asked]).tokens == 2 * 10**15
 
 
 HOUR = [
@@ -787,10 +791,10 @@ HOUR = [
 
 
 def test_hours_are_those_that_loops_ran():
-    assert ledger.spent(HOUR).loop_s == 3600 + 100
-    assert ledger.spent(HOUR, now=99010.0).loop_s == 3600 + 110
-    assert ledger.unfinished(HOUR) == 2
-    assert ledger.spent(HOUR[2:], now=99010.0).loop_s == 110
+    assert costs.spent(HOUR).loop_s == 3600 + 100
+    assert costs.spent(HOUR, now=99010.0).loop_s == 3600 + 110
+    assert costs.unfinished(HOUR) == 2
+    assert costs.spent(HOUR[2:], now=99010.0).loop_s == 110
 
 
 @pytest.mark.parametrize(
@@ -813,9 +817,9 @@ def test_limits(plan, spent, limit):
 
 
 def test_the_oldest_draft_is_next():
-    draft = drafts.Draft(0, "b", "c", "d", "", "slow")
+    draft = proposal_queue.Draft(0, "b", "c", "d", "", "slow")
     steps = [{"step": "drafted", **dataclasses.asdict(draft), "ask": ask} for ask in (4, 5, 6)]
-    assert drafts.waiting(steps)[0].ask == 4
-    assert drafts.waiting([*steps, {"step": "proposed", "ask": 4}])[0].ask == 5
-    assert drafts.waiting([*steps, {"step": "dropped", "ask": 5}])[0].ask == 4
-    assert not drafts.waiting([{"step": "proposed"}])
+    assert proposal_queue.waiting(steps)[0].ask == 4
+    assert proposal_queue.waiting([*steps, {"step": "proposed", "ask": 4}])[0].ask == 5
+    assert proposal_queue.waiting([*steps, {"step": "dropped", "ask": 5}])[0].ask == 4
+    assert not proposal_queue.waiting([{"step": "proposed"}])

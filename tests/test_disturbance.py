@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch_jax import boxes, disturbance, isolation, literals, supervisor, trainer
+from autoresearch_jax.common import literals
+from autoresearch_jax.jobs import interference, training
 from autoresearch_jax.kit.progress import lost_percent
+from autoresearch_jax.sandbox import isolation, profiles
+from autoresearch_jax.system import supervisor
 from tests.data_helpers import ROOT
 
 QUIET = {"lost_percent": 0.6, "throttled_percent": 0.0, "crowded_percent": 0.0}
@@ -72,27 +75,27 @@ def test_few_steps_tell_nothing():
 
 def test_a_reason_is_one_line_of_what_is_known():
     hot = {"throttled_percent": 34.2}
-    said = disturbance.reason(hot, {"throttled_percent": "slowed down because it is hot"}, QUIET)
+    said = interference.reason(hot, {"throttled_percent": "slowed down because it is hot"}, QUIET)
     assert said == (
         "the GPU was slowed down because it is hot in 34% of the training; usual here: 0.0%"
     )
-    said = disturbance.reason({"lost_percent": 9.4}, {}, QUIET)
+    said = interference.reason({"lost_percent": 9.4}, {}, QUIET)
     assert "lost 9% while its steps took longer than usual in it; usual here: 0.6%" in said
-    said = disturbance.reason({"crowded_percent": 50.0}, {"crowded_percent": "process 7 (cc1)"})
+    said = interference.reason({"crowded_percent": 50.0}, {"crowded_percent": "process 7 (cc1)"})
     assert said == "process 7 (cc1) took 50% of the cores' time from the training"
 
 
 def test_what_is_usual_here_is_believed():
-    assert disturbance.reason({}, {}) == disturbance.reason({}, {}, {}) == ""
-    assert disturbance.reason(QUIET, {}, {}) == ""
+    assert interference.reason({}, {}) == interference.reason({}, {}, {}) == ""
+    assert interference.reason(QUIET, {}, {}) == ""
     noisy, uneven = {"lost_percent": 4.0}, {"lost_percent": 20.0}
-    assert disturbance.reason({"lost_percent": 9.0}, {}, QUIET)
-    assert disturbance.reason({"lost_percent": 9.0}, {}) == ""  # nothing to compare with
-    assert disturbance.reason({"lost_percent": 9.0}, {}, noisy) == ""
-    assert disturbance.reason({"lost_percent": 25.0}, {}, noisy)
-    assert disturbance.reason({"lost_percent": 25.0}, {}, noisy, uneven) == ""
+    assert interference.reason({"lost_percent": 9.0}, {}, QUIET)
+    assert interference.reason({"lost_percent": 9.0}, {}) == ""  # nothing to compare with
+    assert interference.reason({"lost_percent": 9.0}, {}, noisy) == ""
+    assert interference.reason({"lost_percent": 25.0}, {}, noisy)
+    assert interference.reason({"lost_percent": 25.0}, {}, noisy, uneven) == ""
     always_hot = {"throttled_percent": 60.0}
-    assert disturbance.reason({"throttled_percent": 100.0}, {}, always_hot) == ""
+    assert interference.reason({"throttled_percent": 100.0}, {}, always_hot) == ""
 
 
 # ---------------------------------------------------------------------------
@@ -126,9 +129,9 @@ def nvidia_smi(tmp_path, monkeypatch):
     return tell
 
 
-def watched(known=(), looks=disturbance.LEAST_SAMPLES):
+def watched(known=(), looks=interference.LEAST_SAMPLES):
     """A watch that has looked so often and ended."""
-    watch = disturbance.Gpus(known, every_s=0.001)
+    watch = interference.Gpus(known, every_s=0.001)
     done, look = threading.Semaphore(0), watch._look
 
     def counted():
@@ -150,7 +153,7 @@ def test_a_clock_that_is_held_back_is_seen(nvidia_smi, field):
     watch = watched()
     assert watch.metrics == {"throttled_percent": 100.0}
     assert watch.words == {"throttled_percent": "slowed down because it is hot"}
-    assert disturbance.reason(watch.metrics, watch.words, QUIET).startswith("the GPU was slowed")
+    assert interference.reason(watch.metrics, watch.words, QUIET).startswith("the GPU was slowed")
 
 
 @pytest.mark.parametrize("bits", [0x0, 0x1, 0x2, 0x4, 0x10, 0x100, 0x117])
@@ -171,7 +174,7 @@ def test_a_driver_that_does_not_answer_is_no_evidence(nvidia_smi, tmp_path):
     nvidia_smi(0x8)
     assert watched(looks=3).metrics == {}  # too few
     nvidia_smi(0x8, script="#!/bin/sh\ntouch {folder}/asked\nexec sleep 5\n")
-    watch = disturbance.Gpus(every_s=0.001)
+    watch = interference.Gpus(every_s=0.001)
     watch.begin()
     while not (tmp_path / "asked").exists():
         time.sleep(0.01)
@@ -209,7 +212,7 @@ def test_only_strangers_on_a_gpu_are_strange(nvidia_smi, own, foreign):
     assert watch.metrics == {"shared_percent": 100.0}
     stranger = f"process {foreign} (/usr/bin/python3, 2000 MiB)"
     assert watch.words == {"shared_percent": stranger}
-    said = disturbance.reason(watch.metrics, watch.words, QUIET)
+    said = interference.reason(watch.metrics, watch.words, QUIET)
     assert said.startswith(f"{stranger} held memory of the GPU as well, in 100% of the training")
     assert watched(known=[foreign]).metrics == {"shared_percent": 0.0}
 
@@ -229,10 +232,10 @@ linux = pytest.mark.skipif(not supervisor.LINUX, reason="there is no /proc")
 
 @linux
 def test_what_our_processes_did_is_ours_also_when_they_have_ended():
-    before = disturbance._accounts()
+    before = interference._accounts()
     burner = [sys.executable, "-c", BURN, "0.5"]
     subprocess.run(["sh", "-c", '"$@"; true', "sh", *burner], check=True)
-    after = disturbance._accounts()
+    after = interference._accounts()
     assert after.own - before.own >= 0.4 * os.sysconf("SC_CLK_TCK")
     assert after.busy - before.busy >= 0.4 * os.sysconf("SC_CLK_TCK")
 
@@ -243,8 +246,8 @@ def test_others_on_the_cores_are_seen(monkeypatch):
     burn = ["setsid", "-f", sys.executable, "-c", BURN, "60"]
     marked = {**os.environ, "DISTURBANCE_TEST": str(os.getpid())}
     count = len(os.sched_getaffinity(0))
-    monkeypatch.setattr(disturbance, "LEAST_SECONDS", 1.0)
-    watch = disturbance.watch("cpu")
+    monkeypatch.setattr(interference, "LEAST_SECONDS", 1.0)
+    watch = interference.watch("cpu")
     try:
         for _ in range(count):
             subprocess.run(burn, env=marked, check=True)
@@ -257,7 +260,7 @@ def test_others_on_the_cores_are_seen(monkeypatch):
     assert len(ended) == count
     assert watch.metrics["crowded_percent"] > 50
     assert watch.words["crowded_percent"].startswith(("process ", "other processes"))
-    assert "from the training" in disturbance.reason(watch.metrics, watch.words, QUIET)
+    assert "from the training" in interference.reason(watch.metrics, watch.words, QUIET)
 
 
 def _marked(variable):
@@ -277,7 +280,7 @@ def _kill(pid):
 
 @linux
 def test_a_short_training_on_a_cpu_tells_nothing():
-    watch = disturbance.watch("cpu")
+    watch = interference.watch("cpu")
     watch.end()  # before it began
     watch.begin()
     watch.end()
@@ -286,7 +289,7 @@ def test_a_short_training_on_a_cpu_tells_nothing():
 
 def test_where_nothing_can_be_seen_nothing_is_said():
     for platform in ("tpu", ""):
-        watch = disturbance.watch(platform)
+        watch = interference.watch(platform)
         watch.begin()
         watch.end()
         assert (watch.metrics, watch.words) == ({}, {})
@@ -305,13 +308,15 @@ def train(tmp_path):
         artifacts = tmp_path / "artifacts"
         artifacts.mkdir()
         box = isolation.Box(isolation.fresh(tmp_path / "scratch"))
-        own = boxes.training_environment(home, artifacts, tmp_path / "cache", seed="7", data=None)
-        return trainer.train(
+        own = profiles.training_environment(
+            home, artifacts, tmp_path / "cache", seed="7", data=None
+        )
+        return training.train(
             folder,
             log=tmp_path / "run.log",
             artifacts=artifacts,
             budget_s=budget_s,
-            env=boxes.environment(os.environ, box) | own | {"JAX_PLATFORMS": "cpu"},
+            env=profiles.environment(os.environ, box) | own | {"JAX_PLATFORMS": "cpu"},
             box=box,
             **options,
         )
@@ -319,7 +324,7 @@ def train(tmp_path):
     return run
 
 
-class Recorded(disturbance.Watch):
+class Recorded(interference.Watch):
     """A watch that sees one thing: how long it looked."""
 
     def _begin(self):

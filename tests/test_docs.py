@@ -8,8 +8,9 @@ import click
 import pytest
 import yaml
 
-from autoresearch_jax import paths, settings
-from autoresearch_jax.cli import main
+from autoresearch_jax.cli.main import main
+from autoresearch_jax.common import front_matter, paths
+from autoresearch_jax.loop import settings
 
 ROOT = paths.template()
 SKILL = ROOT / "skills" / "autoresearch-jax" / "SKILL.md"
@@ -150,7 +151,7 @@ def test_settings_shown_in_documents_are_accepted():
 def test_the_shipped_program_sets_nothing_and_shows_everything():
     text = (ROOT / "program.md").read_text()
     assert settings.read(text) == settings.Settings()
-    front = settings.split(text)[0]
+    front = front_matter.split(text)[0]
     live = re.sub(r"^#(?=[a-z_]+:)", "", front, flags=re.MULTILINE)
     assert set(yaml.safe_load(live)) == {f.name for f in dataclasses.fields(settings.Settings)}
     assert settings.read(f"---\n{live}---\n") != settings.Settings()
@@ -160,7 +161,7 @@ def test_the_shipped_program_sets_nothing_and_shows_everything():
 
 
 def test_the_skill_has_the_format_of_agent_skills():
-    front, body = settings.split(SKILL.read_text())
+    front, body = front_matter.split(SKILL.read_text())
     found = yaml.safe_load(front)
     assert set(found) <= {
         "name", "description", "license", "compatibility", "metadata", "allowed-tools",

@@ -6,10 +6,13 @@ import os
 import pytest
 from click.testing import CliRunner
 
-from autoresearch_jax import cli, conditions, doctor, hardware, locks, measure
-from autoresearch_jax.agents import descriptions
-from autoresearch_jax.isolation import Chosen
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.agents import client_specs
+from autoresearch_jax.cli import main
+from autoresearch_jax.commands import doctor, measure
+from autoresearch_jax.jobs import environment
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.sandbox.isolation import Chosen
+from autoresearch_jax.system import hardware, locks
 from tests import harness
 from tests.harness import Notes, Scripted, train_py
 
@@ -52,7 +55,7 @@ def driver(tmp_path, monkeypatch):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
     device = hardware.Device("gpu", "NVIDIA H100 80GB HBM3", 1, 81_000.0, "0.10.2", "0.10.2", "9.0")
-    monkeypatch.setattr(conditions, "probe", lambda home: (device, Chosen("bwrap", "")))
+    monkeypatch.setattr(environment, "probe", lambda home: (device, Chosen("bwrap", "")))
 
     def answer(gpus, holders="", old=False):
         (folder / "gpus").write_text(gpus)
@@ -138,7 +141,7 @@ def test_what_nothing_tells_of_an_accelerator_is_said_not_to_be_known(
 ):
     monkeypatch.setattr(hardware, "gpus", list)
     device = hardware.Device(platform, kind, 1, 16_000.0, "0.10.2", "0.10.2")
-    monkeypatch.setattr(conditions, "probe", lambda home: (device, Chosen("bwrap", "")))
+    monkeypatch.setattr(environment, "probe", lambda home: (device, Chosen("bwrap", "")))
     found = doctor.report(tmp_path)
     line = words(found, "memory")
     if platform == "cpu":
@@ -229,9 +232,9 @@ def test_without_it_the_last_baseline_tells(tmp_path, driver):
 def test_the_command_starts_train_py_only_when_it_is_asked_to(workspace, driver):
     driver(H100)
     run = CliRunner()
-    plain = run.invoke(cli.main, ["-C", str(workspace.root), "doctor", "--json"])
+    plain = run.invoke(main.main, ["-C", str(workspace.root), "doctor", "--json"])
     assert json.loads(plain.stdout)["first_step"] is None
-    asked = run.invoke(cli.main, ["-C", str(workspace.root), "doctor", "--first-step", "--json"])
+    asked = run.invoke(main.main, ["-C", str(workspace.root), "doctor", "--first-step", "--json"])
     assert json.loads(asked.stdout)["first_step"]["source"] == "now"
 
 
@@ -242,7 +245,7 @@ def test_the_command_starts_train_py_only_when_it_is_asked_to(workspace, driver)
 def install(tmp_path, monkeypatch):
     """Makes a client be installed; nobody is logged in to it."""
     monkeypatch.setenv("HOME", str(tmp_path / "somebody"))
-    for one in descriptions.shipped().values():
+    for one in client_specs.shipped().values():
         for name in (*one.login_env, "CLAUDE_CONFIG_DIR", "CODEX_HOME"):
             monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "bin"
@@ -308,7 +311,7 @@ def test_the_command_exits_with_1_where_its_agent_cannot_be_asked(
 ):
     driver(H100)
     run, words = CliRunner(), ["-C", str(workspace.root), "doctor", "--agent", "claude"]
-    lacking = run.invoke(cli.main, words)
+    lacking = run.invoke(main.main, words)
     assert lacking.exit_code == 1
     assert "\n- --agent claude: claude is not in PATH. Install it: npm" in lacking.stdout
     assert "\n  Next: npm install -g @anthropic-ai/claude-code\n" in lacking.stdout
@@ -316,11 +319,11 @@ def test_the_command_exits_with_1_where_its_agent_cannot_be_asked(
     install("claude")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
     monkeypatch.setattr(doctor, "_night_gb", lambda root: 0.0)
-    ready = run.invoke(cli.main, words)
+    ready = run.invoke(main.main, words)
     assert ready.exit_code == 0, ready.stdout
     last = ready.stdout.splitlines()[-1]
     assert last == f"Ready: autoresearch-jax -C {workspace.root} loop --agent claude"
-    assert json.loads(run.invoke(cli.main, [*words, "--json"]).stdout)["agent"] == "claude"
+    assert json.loads(run.invoke(main.main, [*words, "--json"]).stdout)["agent"] == "claude"
 
 
 # ------------------------------------------------------------------------------- the machine
@@ -359,8 +362,8 @@ def test_json_spells_commands_as_they_are_typed_like_the_text(driver, tmp_path, 
     monkeypatch.setattr(hardware, "battery", lambda: (57.0, True))
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
     words = ["-C", str(root), "doctor"]
-    text = CliRunner().invoke(cli.main, words).stdout
-    found = json.loads(CliRunner().invoke(cli.main, [*words, "--json"]).stdout)
+    text = CliRunner().invoke(main.main, words).stdout
+    found = json.loads(CliRunner().invoke(main.main, [*words, "--json"]).stdout)
     for kind, mark in (("problems", "- "), ("notes", "Note: ")):
         for one in found[kind]:
             assert f"{mark}{one['problem']}\n  Next: {one['command']}\n" in text

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autoresearch_jax import hardware
-from autoresearch_jax.conditions import Conditions
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system import hardware
 from tests import harness
 from tests.attacks import lab
 

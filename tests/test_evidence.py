@@ -7,10 +7,17 @@ import re
 import pytest
 from click.testing import CliRunner
 
-from autoresearch_jax import cli, evidence, journal, ledger, report, source, verify
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.interrupts import Abandoned
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.cli import main
+from autoresearch_jax.commands import verify
+from autoresearch_jax.common import syntax
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.loop import statistics
+from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.records import journal
+from autoresearch_jax.records.experiment import Experiment, Repeat
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system.interrupts import Abandoned
+from autoresearch_jax.views import report
 from tests import harness
 from tests.harness import Scripted
 
@@ -53,8 +60,8 @@ def test_a_confirming_loop_learns_the_noise_and_measures_what_is_close_again(wor
     view = harness.Notes()
     loop(workspace, noisy(CLEAR), noisy(WORSE), noisy(CLEAR - 0.020), view=view)
     baseline, clear, worse, close = history(workspace)
-    assert [one.purpose for one in baseline.repeats] == ["noise"] * (evidence.NOISE_RUNS - 1)
-    assert len({one.seed for one in baseline.repeats}) == evidence.NOISE_RUNS - 1
+    assert [one.purpose for one in baseline.repeats] == ["noise"] * (statistics.NOISE_RUNS - 1)
+    assert len({one.seed for one in baseline.repeats}) == statistics.NOISE_RUNS - 1
     assert (clear.status, worse.status) == ("keep", "discard")
     assert not worse.repeats
     # The incumbent was measured again, as was what came close to it.
@@ -66,9 +73,9 @@ def test_a_confirming_loop_learns_the_noise_and_measures_what_is_close_again(wor
         r"Policy confirm: about [\d.]+ experiments an hour, 1.10 runs each; strict: ", view.text
     )
     assert "noise of a score: 0.0" in view.text
-    known = evidence.noise(history(workspace))
-    assert known.df == evidence.NOISE_RUNS - 1
-    shown = CliRunner().invoke(cli.main, ["-C", str(workspace.root), "show", "3"])
+    known = statistics.noise(history(workspace))
+    assert known.df == statistics.NOISE_RUNS - 1
+    shown = CliRunner().invoke(main.main, ["-C", str(workspace.root), "show", "3"])
     assert "decision  " in shown.output
     assert "again     val 0." in shown.output
 
@@ -100,12 +107,12 @@ def test_what_is_equal_with_less_code_is_kept_if_that_counts(workspace):
     short = history(workspace)[1]
     assert short.status == "keep"
     assert "lines less" in short.verdict
-    assert source.code_lines(b"'''doc'''\n# comment\nx = (1,\n     2)\n") == 1
-    assert source.code_lines(b"x = (") is None
+    assert syntax.code_lines(b"'''doc'''\n# comment\nx = (1,\n     2)\n") == 1
+    assert syntax.code_lines(b"x = (") is None
 
 
 def test_a_run_that_is_stopped_is_made_again_and_decides_the_same(workspace, monkeypatch):
-    from autoresearch_jax import worker
+    from autoresearch_jax.loop import worker
 
     repeat, calls = worker.Worker.repeat, []
 
@@ -154,12 +161,12 @@ def test_a_loop_ends_with_an_audit_that_nothing_was_decided_on(workspace):
     said = "\n".join(report.claims(workspace.root).lines)
     assert "what was kept since then, up to experiment 3, is not audited" in said
     assert "noise of a score" in said
-    results = CliRunner().invoke(cli.main, ["-C", str(workspace.root), "results"])
+    results = CliRunner().invoke(main.main, ["-C", str(workspace.root), "results"])
     assert "audited gain of experiment 1" in results.output
 
 
 def test_an_audit_that_was_stopped_goes_on_with_its_runs(workspace, monkeypatch):
-    from autoresearch_jax import worker
+    from autoresearch_jax.loop import worker
 
     repeat, calls = worker.Worker.repeat, []
 
@@ -182,7 +189,7 @@ def test_an_audit_that_was_stopped_goes_on_with_its_runs(workspace, monkeypatch)
 
 
 def test_hours_leave_room_for_the_audit(workspace):
-    plan = ledger.Plan(max_hours=1.0, audit=3)
+    plan = Plan(max_hours=1.0, audit=3)
     assert plan.audit == 3
     one = loop(workspace, noisy(CLEAR), max_hours=6 / 3600, audit=3, policy="strict")
     assert one.stopped == "max-hours"  # a second each: six for the audit leave none
@@ -208,7 +215,8 @@ def test_verify_trains_again(workspace):
 
 
 def test_a_disturbed_training_is_repeated_once(workspace, monkeypatch):
-    from autoresearch_jax import trainer, worker
+    from autoresearch_jax.jobs import training
+    from autoresearch_jax.loop import worker
 
     monkeypatch.setattr(worker, "LEAST_TRAINING_S", 0.0)
     told = []
@@ -217,7 +225,7 @@ def test_a_disturbed_training_is_repeated_once(workspace, monkeypatch):
         told.append([bool(metrics) for metrics in trusted])
         return "a miner took 30% of the device" if len(told) > 1 else ""
 
-    monkeypatch.setattr(trainer.TrainResult, "disturbed", disturbed)
+    monkeypatch.setattr(training.TrainResult, "disturbed", disturbed)
     view = harness.Notes()
     loop(workspace, noisy(CLEAR), policy="strict", view=view)
     assert told == [[], [True, True]]  # the baseline has none to compare with
@@ -228,8 +236,8 @@ def test_a_disturbed_training_is_repeated_once(workspace, monkeypatch):
 
 
 def test_one_that_a_disturbance_made_too_long_is_repeated_once(workspace, monkeypatch):
-    from autoresearch_jax import worker
-    from autoresearch_jax.runner import Runner
+    from autoresearch_jax.jobs.local import Runner
+    from autoresearch_jax.loop import worker
 
     monkeypatch.setattr(worker, "LEAST_TRAINING_S", 0.0)
     train, trained = Runner.train, []
@@ -274,39 +282,39 @@ def test_a_gain_is_tried_at_another_depth(workspace):
 
 def test_what_a_policy_costs_is_in_experiments_an_hour():
     def run(n, scores=1, status="discard"):
-        again = (journal.Repeat(1, "decide", "val", "ok", "", 1.0),) * (scores - 1)
-        return journal.Experiment(
+        again = (Repeat(1, "decide", "val", "ok", "", 1.0),) * (scores - 1)
+        return Experiment(
             n, "a", "", "", "", scored="ok", val_bpb=1.0, status=status, repeats=again,
             metrics={"wall_seconds": 320.0, "scoring_seconds": 40.0},
         )  # fmt: skip
 
-    confirm = evidence.policy.Confirm(0.001)
+    confirm = statistics.policy.Confirm(0.001)
     done = [run(0, status="keep")] + [run(n, scores=1 + (n <= 2)) for n in range(1, 11)]
-    assert evidence.pace_words(evidence.policy.Strict(), done, 8) == (
+    assert statistics.pace_words(statistics.policy.Strict(), done, 8) == (
         "Policy strict: about 80.0 experiments an hour, one run each."
     )
-    assert evidence.pace_words(confirm, done, 1) == (
+    assert statistics.pace_words(confirm, done, 1) == (
         "Policy confirm: about 8.3 experiments an hour, 1.20 runs each; strict: about 10.0."
     )
-    assert evidence.pace_words(confirm, [], 1) == ""
+    assert statistics.pace_words(confirm, [], 1) == ""
 
 
 def test_noise_takes_only_runs_that_nothing_was_chosen_on():
     def repeat(score, purpose, split="val"):
-        return journal.Repeat(1, purpose, split, "ok", "", score)
+        return Repeat(1, purpose, split, "ok", "", score)
 
-    baseline = journal.Experiment(
+    baseline = Experiment(
         0, "a", "", "", "", scored="ok", val_bpb=1.0, repeats=(repeat(1.2, "noise"),)
     )
-    chosen = journal.Experiment(
+    chosen = Experiment(
         1, "b", "a", "", "", scored="ok", val_bpb=0.5,
         repeats=(repeat(0.9, "decide"), repeat(0.7, "audit", "sealed")),
     )  # fmt: skip
-    assert evidence.noise([chosen]) is None
-    known = evidence.noise([baseline, chosen])
+    assert statistics.noise([chosen]) is None
+    known = statistics.noise([baseline, chosen])
     assert known.df == 1
     assert math.isclose(known.sd, math.sqrt(0.02))
-    low, high = evidence.expected_again(1.0, known)
+    low, high = statistics.expected_again(1.0, known)
     assert low < 1.0 < high
     with pytest.raises(UserError, match="verify --seeds"):
-        evidence.rule("confirm", None)
+        statistics.rule("confirm", None)

@@ -5,20 +5,14 @@ import shutil
 
 import pytest
 
-from autoresearch_jax import (
-    hardware,
-    journal,
-    locks,
-    measure,
-    runner,
-    session,
-    trainer,
-    verify,
-    worker,
-)
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.scoring import Score
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.commands import measure, verify
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.jobs import local, training
+from autoresearch_jax.jobs.scoring import Score
+from autoresearch_jax.loop import session, worker
+from autoresearch_jax.records import journal
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system import hardware, locks
 from tests import harness
 from tests.harness import Notes, Scripted, rows, run_loop, train_py, written_score
 
@@ -150,7 +144,7 @@ def test_parameters_of_the_baseline_and_the_last_kept_ones_stay(workspace, monke
 
 
 def test_a_long_log_keeps_its_head_and_tail(workspace, monkeypatch):
-    monkeypatch.setattr(trainer, "LOG_BYTES", 4096)
+    monkeypatch.setattr(training, "LOG_BYTES", 4096)
     flood = train_py(0.9, "print('first')\nprint('x' * 100_000)")
     run_loop(workspace, Scripted(flood), 1, tag="t")
     log = (workspace.run_dir("t", 1) / "run.log").read_text()
@@ -284,7 +278,7 @@ def test_verify_before_anything_ran(workspace):
 
 def test_a_changed_installation_stops_the_loop(workspace, monkeypatch):
     states = iter([{"a": (1, 1, 1)}, {"a": (1, 1, 1)}, {"a": (1, 1, 1)}, {"b": (2, 2, 2)}])
-    monkeypatch.setattr(runner.installed, "state", lambda: next(states))
+    monkeypatch.setattr(local.installed, "state", lambda: next(states))
 
     def examine(*_):
         return loop_conditions(watched=True)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch_jax import files
+from autoresearch_jax.common import files
 
 MUCH = 1 << 60
 LONG = "n" * 250

@@ -8,10 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch_jax import gate, held, measure, settings, source, trainer
-from autoresearch_jax.conditions import Conditions
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.commands import measure
+from autoresearch_jax.common import syntax
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.jobs import compile_check, training
+from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.loop import open_session, settings
+from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 
 # A train.py with a step of 2 * SIZE**2 * 4 bytes, which trains as long as it is told to, or until
@@ -127,7 +130,7 @@ def test_a_gate_that_refuses_the_baseline_is_not_believed(workspace):
 
 def test_what_a_gate_writes_counts_as_its_candidates(workspace, monkeypatch):
     """A disk is not filled from there either, and nothing of it stays."""
-    monkeypatch.setattr(trainer, "DISK_BYTES", 20 << 20)
+    monkeypatch.setattr(training, "DISK_BYTES", 20 << 20)
     fills = gated(seconds=50.0) + (
         "\nif __name__ != '__main__':\n    open('large', 'wb').write(bytes(50 << 20))\n"
         "    time.sleep(60)\n"
@@ -146,7 +149,7 @@ def test_a_train_py_without_a_step_is_trained(workspace):
 
 
 def journal_of(workspace):
-    from autoresearch_jax import journal
+    from autoresearch_jax.records import journal
 
     (tag,) = workspace.tags()
     return journal.experiments(workspace.state_dir(tag))
@@ -235,7 +238,7 @@ def test_what_had_no_score_may_be_run_again(workspace):
     ],
 )
 def test_meaning(first, second, same):
-    assert (source.meaning(first.encode()) == source.meaning(second.encode())) is same
+    assert (syntax.meaning(first.encode()) == syntax.meaning(second.encode())) is same
 
 
 @given(
@@ -245,7 +248,7 @@ def test_meaning(first, second, same):
 )
 def test_any_source_has_a_meaning_or_none(text):
     """What is not Python has none, so it equals nothing."""
-    assert bool(source.meaning(text)) is not bool(source.unparsable(text))
+    assert bool(syntax.meaning(text)) is not bool(syntax.unparsable(text))
 
 
 # ------------------------------------------------------------------------- front matter
@@ -306,8 +309,8 @@ def test_a_loop_refuses_a_bad_program_before_it_holds_anything(workspace):
 def test_a_flag_comes_before_the_program(workspace):
     (workspace.root / "program.md").write_text("---\nmax_memory_gb: 40\n---\n")
     view = harness.Notes()
-    assert held.Setup(view).memory_limit(workspace) == 40.0
-    assert held.Setup(view, max_memory_gb=7.0).memory_limit(workspace) == 7.0
+    assert open_session.Setup(view).memory_limit(workspace) == 40.0
+    assert open_session.Setup(view, max_memory_gb=7.0).memory_limit(workspace) == 7.0
 
 
 # ------------------------------------------------------------------------- by hand
@@ -316,7 +319,7 @@ def test_a_flag_comes_before_the_program(workspace):
 def compile_only(workspace, **options):
     options = {"device": "cpu", "devices": 1, "log_path": workspace.root / "run.log", **options}
     limit = options.pop("limit", None)
-    setup = held.Setup(harness.Notes(), isolation="none", max_memory_gb=limit)
+    setup = open_session.Setup(harness.Notes(), isolation="none", max_memory_gb=limit)
     return measure.compile_only(workspace, setup, **options)
 
 
@@ -324,7 +327,7 @@ def test_compiling_by_hand(workspace):
     verdict = compile_only(workspace)
     assert verdict.refused == ""
     assert verdict.cost["peak_gib"] * 2**30 == 2 * 64 * 64 * 4
-    assert any(line.startswith("peak memory") for line in gate.lines(verdict.cost))
+    assert any(line.startswith("peak memory") for line in compile_check.lines(verdict.cost))
     (workspace.root / "train.py").write_text(gated(size=4096))  # edited, not committed
     assert "out of memory" in compile_only(workspace, limit=0.01).refused
 
@@ -334,7 +337,7 @@ def test_compiling_by_hand_what_cannot(workspace):
     assert compile_only(workspace).refused == "ModuleNotFoundError: No module named 'nowhere'"
     (workspace.root / "train.py").write_text("x = 1")
     verdict = compile_only(workspace)
-    assert gate.lines(verdict.cost) == [
+    assert compile_check.lines(verdict.cost) == [
         "Nothing was compiled: train.py has no abstract_step(devices)."
     ]
     (workspace.root / "train.py").write_text("import os; os.kill(os.getpid(), 9)")
@@ -358,7 +361,7 @@ def test_compiling_by_hand_what_cannot(workspace):
 )
 def test_any_answer_is_read(tmp_path, answer):
     """It is written by a process that runs an agent's code."""
-    one = gate.Gate.__new__(gate.Gate)
+    one = compile_check.Gate.__new__(compile_check.Gate)
     one._out = tmp_path / "answer.json"
     one._out.write_text(answer)
     assert one.refused() in ("", "3")
@@ -367,7 +370,7 @@ def test_any_answer_is_read(tmp_path, answer):
 
 @pytest.mark.parametrize("made", ["pipe", "endless link", "folder"])
 def test_what_is_no_answer_stops_nobody(tmp_path, made):
-    one = gate.Gate.__new__(gate.Gate)
+    one = compile_check.Gate.__new__(compile_check.Gate)
     one._out = tmp_path / "answer.json"
     if made == "pipe":
         os.mkfifo(one._out)

@@ -9,8 +9,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from autoresearch_jax import conditions, doctor, hardware, literals, presets
-from autoresearch_jax.errors import UserError
+from autoresearch_jax.commands import doctor, presets
+from autoresearch_jax.common import literals
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.jobs import environment
+from autoresearch_jax.system import hardware
 from tests.data_helpers import ROOT
 
 TRAIN = (ROOT / "train.py").read_text()
@@ -107,7 +110,7 @@ def test_a_loop_on_several_hosts_is_refused(prepared_home, monkeypatch):
     monkeypatch.setattr(hardware, "probe", lambda: pytest.fail("it would wait for the others"))
     root, _ = prepared_home
     with pytest.raises(UserError, match="one of the 2 hosts"):
-        conditions.examine(None)  # before anything is read
+        environment.examine(None)  # before anything is read
     problems = [one["problem"] for one in doctor.report(root)["problems"]]
     assert any("one of the 2 hosts" in problem for problem in problems)
 

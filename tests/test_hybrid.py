@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch_jax import literals
 from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, client, hybrid
 from autoresearch_jax.agents.hybrid import HEADING, Hybrid, importance, make_hybrid
-from autoresearch_jax.agents.ranges import infer
+from autoresearch_jax.agents.search_space import infer
 from autoresearch_jax.agents.tpe import Trial
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.journal import Experiment
+from autoresearch_jax.common import literals
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.records.experiment import Experiment
 
 SOURCE = """DEPTH = 4
 MATRIX_LR = 0.04

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch_jax import isolation, landlock, process
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.isolation import Box
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.sandbox import isolation, landlock
+from autoresearch_jax.sandbox.isolation import Box
+from autoresearch_jax.system import process
 from tests.levels import BOXES, EVERY, why_not
 
 # Python that answers as JSON, one word a question: "" or the error.

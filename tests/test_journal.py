@@ -8,8 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoresearch_jax import journal
-from autoresearch_jax.journal import Experiment, Journal, JournalError, Row
+from autoresearch_jax.common import files
+from autoresearch_jax.common.text import DESCRIPTION_LIMIT, clean
+from autoresearch_jax.records import journal, results_tsv
+from autoresearch_jax.records.experiment import Experiment, Replay, replay
+from autoresearch_jax.records.journal import Journal, JournalError
+from autoresearch_jax.records.results_tsv import Row
 
 STEPS = (
     {"step": "session", "kind": "loop", "fingerprint": {"data": "d"}, "time": 1.0},
@@ -73,7 +77,7 @@ def test_what_is_decided_comes_in_the_order_of_the_decisions(tmp_path):
     begun = [{"step": "session", "workers": 2}, *(proposed | {"n": n} for n in range(3))]
     write(tmp_path, [*begun, decided | {"n": 2}, decided | {"n": 0}])
     found = journal.experiments(tmp_path)
-    assert [(e.n, e.workers) for e in journal.decided(found)] == [(2, 2), (0, 2)]
+    assert [(e.n, e.workers) for e in decided(found)] == [(2, 2), (0, 2)]
     assert found[1].place is None
 
 
@@ -219,19 +223,19 @@ def test_a_backup_or_a_chmod_of_the_journal_stops_nothing(tmp_path):
 
 @given(st.text())
 def test_a_clean_description_is_one_safe_bounded_line(text):
-    line = journal.clean(text)
-    assert len(line) <= journal.DESCRIPTION_LIMIT
+    line = clean(text)
+    assert len(line) <= DESCRIPTION_LIMIT
     assert line == line.strip()
     assert '"' not in line
     assert not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in line)
-    assert journal.clean(line) == line
+    assert clean(line) == line
     line.encode()
 
 
 def test_clean_keeps_what_is_harmless_and_bounds_a_megabyte():
-    assert journal.clean("lr 0.04 → 0.05, größer") == "lr 0.04 → 0.05, größer"
-    assert journal.clean("a\tb\nc\0d\x1b[31m\u2028e\u202ef\ud800") == "a b c d [31m e f"
-    assert journal.clean("x" * 1_000_000) == "x" * 199 + "…"
+    assert clean("lr 0.04 → 0.05, größer") == "lr 0.04 → 0.05, größer"
+    assert clean("a\tb\nc\0d\x1b[31m\u2028e\u202ef\ud800") == "a b c d [31m e f"
+    assert clean("x" * 1_000_000) == "x" * 199 + "…"
 
 
 def test_results_text_is_the_format_that_was_promised():
@@ -239,7 +243,7 @@ def test_results_text_is_the_format_that_was_promised():
     worse = Experiment(1, "b" * 40, "a" * 40, "wider", "tpe", "discard", 1.23456789, None)
     crash = Experiment(2, "c" * 40, "a" * 40, "a\tb", "tpe", "crash", None, 3.0, "OOM")
     undecided = Experiment(3, "d" * 40, "a" * 40, "next", "tpe")
-    assert journal.results_text([kept, worse, crash, undecided]) == (
+    assert results_tsv.results_text([kept, worse, crash, undecided]) == (
         "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
         "aaaaaaa\t1.000000\t44.0\tkeep\tbaseline\n"
         "bbbbbbb\t1.234568\t—\tdiscard\twider\n"
@@ -254,9 +258,9 @@ def test_our_own_results_are_read_back(tmp_path_factory, descriptions):
         Experiment(n, f"{n:040}", "", text, "", "keep", 1.5, 2.0)
         for n, text in enumerate(descriptions)
     ]
-    journal.write_text(path, journal.results_text(history))
-    assert [row.description for row in journal.read_results(path)] == [
-        journal.clean(text) for text in descriptions
+    files.write_text(path, results_tsv.results_text(history))
+    assert [row.description for row in results_tsv.read_results(path)] == [
+        clean(text) for text in descriptions
     ]
 
 
@@ -269,7 +273,7 @@ def test_the_originals_results_and_its_forks_are_read(tmp_path):
         "d4e5f6g\t0.000000\t0.0\tcrash\tdouble width\n"
         "e5f6a7b\tnan\t0.0\tdiscard\n"
     )
-    assert journal.read_results(path) == [
+    assert results_tsv.read_results(path) == [
         Row("a1b2c3d", 0.9979, 44.0, "keep", "baseline"),
         Row("b2c3d4e", 0.9932, 44.2, "keep", 'say "more'),
         Row("d4e5f6g", None, None, "crash", "double width"),
@@ -277,14 +281,14 @@ def test_the_originals_results_and_its_forks_are_read(tmp_path):
     ]
     text = "one\u2028two\x85three\x0cfour\rfive " + "and on " * 40_000
     path.write_text(f"a\t1.5\t—\tkeep\t{text}\nb\t1e999\t—\tkeep\tboundless\n", newline="")
-    assert journal.read_results(path) == [
+    assert results_tsv.read_results(path) == [
         Row("a", 1.5, None, "keep", text.strip()),
         Row("b", None, None, "crash", "boundless"),  # no score was it kept for
     ]
     path.write_text("status\tcommit\tval_bpb\r\nkeep\tabc\t1.5\r\n\r\n")
-    assert journal.read_results(path) == [Row("abc", 1.5, None, "keep", "")]
+    assert results_tsv.read_results(path) == [Row("abc", 1.5, None, "keep", "")]
     path.write_text("")
-    assert journal.read_results(path) == []
+    assert results_tsv.read_results(path) == []
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -293,7 +297,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path.chmod(0o600)
     link = tmp_path / "link.tsv"
     link.symlink_to(path)
-    journal.write_text(link, "new")
+    files.write_text(link, "new")
     assert (path.read_text(), link.is_symlink(), path.stat().st_mode & 0o777) == (
         "new",
         True,
@@ -305,7 +309,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        journal.write_text(path, "newer")
+        files.write_text(path, "newer")
     assert path.read_text() == "new"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link.tsv", "results.tsv"]
 
@@ -317,7 +321,7 @@ def test_the_experiments_of_a_growing_journal_are_those_of_a_replay(tmp_path):
     for record in [*steps(), *later, steps()[2]]:  # the last is of an earlier one again
         book.append(**record)
         found = book.experiments()
-        assert found == journal.replay(book.records)
+        assert found == replay(book.records)
         assert found is book.experiments()
         before.append((found, list(found)))
     assert all(listed == copy for listed, copy in before)  # none has changed since
@@ -326,10 +330,8 @@ def test_the_experiments_of_a_growing_journal_are_those_of_a_replay(tmp_path):
 
 def test_every_record_is_replayed_once(tmp_path, monkeypatch):
     book, seen = Journal(tmp_path), []
-    apply = journal.Replay._apply
-    monkeypatch.setattr(
-        journal.Replay, "_apply", lambda self, step: seen.append(step) or apply(self, step)
-    )
+    apply = Replay._apply
+    monkeypatch.setattr(Replay, "_apply", lambda self, step: seen.append(step) or apply(self, step))
     for n in range(20):
         for step in steps():
             book.append(**(step | {"n": n} if "n" in step else step))

@@ -10,9 +10,11 @@ import time
 
 import pytest
 
-from autoresearch_jax import files, locks, tags
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.common import files
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.records import tags
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system import locks
 from tests import harness
 from tests.harness import Notes
 

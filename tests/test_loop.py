@@ -14,15 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from autoresearch_jax import journal, locks, loop, manifest, measure, tags, worker
-from autoresearch_jax.conditions import Conditions
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.interrupts import Interrupts
-from autoresearch_jax.journal import Journal
-from autoresearch_jax.ratchet import Ratchet
-from autoresearch_jax.session import Session
-from autoresearch_jax.trainer import Limits
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.commands import loop, measure
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.data import manifest
+from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.jobs.training import Limits
+from autoresearch_jax.loop import worker
+from autoresearch_jax.loop.session import Session
+from autoresearch_jax.records import journal, tags
+from autoresearch_jax.records.experiment import Replay
+from autoresearch_jax.records.journal import Journal
+from autoresearch_jax.repo.candidates import Ratchet
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system import locks
+from autoresearch_jax.system.interrupts import Interrupts
 from tests import harness
 from tests.harness import DEVICE, BySeries, Notes, Scripted, git, rows, run_loop, state, train_py
 from tests.levels import EVERY
@@ -93,14 +98,14 @@ def test_a_session_keeps_what_improves_and_records_the_rest(workspace):
 
 def test_an_experiment_costs_the_same_work_whatever_lies_behind_it(workspace, monkeypatch):
     gits, replayed, counts = [], [], []
-    git_bytes, apply = Workspace.git_bytes, journal.Replay._apply
+    git_bytes, apply = Workspace.git_bytes, Replay._apply
     monkeypatch.setattr(
         Workspace,
         "git_bytes",
         lambda self, *words, **options: gits.append(words) or git_bytes(self, *words, **options),
     )
     monkeypatch.setattr(
-        journal.Replay, "_apply", lambda self, step: replayed.append(step) or apply(self, step)
+        Replay, "_apply", lambda self, step: replayed.append(step) or apply(self, step)
     )
 
     def score(frozen, artifacts, **options):

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from autoresearch_jax import manifest
-from autoresearch_jax.errors import UserError
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.data import manifest
 from tests import data_helpers
 
 

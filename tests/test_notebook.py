@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from autoresearch_jax import paths
+from autoresearch_jax.common import paths
 
 nbformat = pytest.importorskip("nbformat", reason="nbclient and ipykernel are not installed")
 nbclient = pytest.importorskip("nbclient")

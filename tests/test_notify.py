@@ -13,13 +13,15 @@ import types
 import pytest
 from click.testing import CliRunner
 
-from autoresearch_jax import cli, loop, notify, settings
 from autoresearch_jax.agents import AgentError
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.interrupts import Interrupts
-from autoresearch_jax.journal import Experiment
-from autoresearch_jax.ledger import Plan
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.cli import main
+from autoresearch_jax.commands import loop
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.loop import notify, settings
+from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system.interrupts import Interrupts
 from tests import harness
 from tests.harness import Notes, Scripted, run_loop, train_py
 
@@ -389,10 +391,10 @@ def test_flags_and_front_matter(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "run_loop", stop)
     for words in ([], ["--notify", "https://h/x", "--notify-on", "paused"]):
-        assert CliRunner().invoke(cli.main, ["-C", str(root), "loop", *words]).exit_code == 1
+        assert CliRunner().invoke(main.main, ["-C", str(root), "loop", *words]).exit_code == 1
     assert asked == [("mail me", ("best", "crashes=5")), ("https://h/x", ("paused",))]
     for words in ("worst", "crashes=0", "best=2"):
-        bad = CliRunner().invoke(cli.main, ["-C", str(root), "loop", "--notify-on", words])
+        bad = CliRunner().invoke(main.main, ["-C", str(root), "loop", "--notify-on", words])
         assert bad.exit_code == 2
         assert f"'{words}': it must be some of best,crashes,done,paused; crash" in bad.output
     for line, says in (

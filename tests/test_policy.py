@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch_jax import policy
-from autoresearch_jax.policy import Confirm, Measured, Policy, Strict, ask, audit, noise
+from autoresearch_jax.loop import policy
+from autoresearch_jax.loop.policy import Confirm, Measured, Policy, Strict, ask, audit, noise
 
 TOP = Path(__file__).parents[1]
 SD = 0.001

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from autoresearch_jax import manifest, pydocs
+from autoresearch_jax.data import manifest, pydocs
 from tests import data_helpers
 
 

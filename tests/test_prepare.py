@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from autoresearch_jax import manifest
+from autoresearch_jax.data import manifest
 from autoresearch_jax.kit import batches
 from tests import data_helpers
 

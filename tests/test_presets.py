@@ -16,10 +16,14 @@ import numpy as np
 import pytest
 
 import train
-from autoresearch_jax import conditions, doctor, hardware, kit, literals, presets
+from autoresearch_jax import kit
+from autoresearch_jax.commands import doctor, presets
+from autoresearch_jax.common import literals
+from autoresearch_jax.jobs import environment
 from autoresearch_jax.kit import artifacts
 from autoresearch_jax.kit.devices import OLD_GPU
 from autoresearch_jax.scorer import model
+from autoresearch_jax.system import hardware
 from tests import data_helpers
 from tests.data_helpers import ROOT
 
@@ -73,7 +77,7 @@ def test_a_machine_without_a_fit_gets_the_nearest_lower_and_the_reason(machine, 
 
 def test_doctor_names_the_reason(tmp_path, monkeypatch):
     t4 = hardware.Device("gpu", "Tesla T4", 1, 14.7 * GIB, "0.10.2", "0.10.2", "7.5")
-    monkeypatch.setattr(conditions, "probe", lambda home: (t4, None))
+    monkeypatch.setattr(environment, "probe", lambda home: (t4, None))
     found = doctor.report(tmp_path)
     assert found["preset"] == "12gb"
     assert "Tesla T4 has no bfloat16" in found["preset_why"]

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch_jax import paths, settings
 from autoresearch_jax.agents import prompt, themes
 from autoresearch_jax.agents.prompt import Brief
-from autoresearch_jax.journal import Experiment
+from autoresearch_jax.common import front_matter, paths
+from autoresearch_jax.records.experiment import Experiment
 
 KEPT = Experiment(0, "a" * 40, "", "baseline", "tpe", status="keep", val_bpb=1.0, memory_gb=40.0)
 TRIED = dataclasses.replace(KEPT, n=1, base="a" * 40, status="discard", val_bpb=1.01)
@@ -291,7 +291,7 @@ def test_the_files_that_are_shipped_fit_whole():
     template = paths.template()
     program, source = ((template / name).read_text() for name in ("program.md", "train.py"))
     text = prompt.build(brief(program=program, best_source=source))
-    assert settings.split(program)[1].strip() in text
+    assert front_matter.split(program)[1].strip() in text
     assert source.rstrip() in text
     assert "left out here" not in text
 

@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from autoresearch_jax import files, locks, ratchet, stale
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.ratchet import Ratchet
-from autoresearch_jax.workspace import GitError, Workspace
+from autoresearch_jax.common import files
+from autoresearch_jax.common.errors import GitError, UserError
+from autoresearch_jax.repo import candidates, stale_locks
+from autoresearch_jax.repo.candidates import Ratchet
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system import locks
 from tests import harness
 from tests.harness import git, state
 
@@ -44,7 +46,7 @@ def wheel(workspace):
     ],
 )
 def test_strict_keeps_only_what_is_lower(val_bpb, best, status):
-    assert ratchet.strict(val_bpb, best) == status
+    assert candidates.strict(val_bpb, best) == status
 
 
 def test_a_candidate_differs_in_train_py_alone(workspace, wheel):
@@ -221,7 +223,7 @@ def test_the_persons_hooks_do_not_run(workspace, wheel, tmp_path):
 @pytest.fixture
 def held(workspace, wheel, monkeypatch):
     """`wheel` with its tag held, its branch at the first commit, and what shall be written."""
-    monkeypatch.setattr(stale, "BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(stale_locks, "BUSY_SECONDS", 0.0)
     handle = locks.hold(workspace.state_dir("tag") / "lock", "")
     wheel.keep_fds = (handle,)
     wheel.move(workspace.head(), None)
@@ -312,7 +314,7 @@ def test_the_lock_of_a_living_git_is_left_alone(workspace, held, tmp_path):
 
 def test_a_git_that_ends_soon_is_waited_for(workspace, held, monkeypatch):
     wheel, intended = held
-    monkeypatch.setattr(stale, "BUSY_SECONDS", 30.0)
+    monkeypatch.setattr(stale_locks, "BUSY_SECONDS", 30.0)
     ref, commit = "refs/autoresearch/tag/1", intended["refs/autoresearch/tag/1"]
     path = leave_lock(workspace.root, ref, commit)
     command = ["git", "-C", str(workspace.root), "cat-file", "--batch"]  # an editor's, say
@@ -344,7 +346,7 @@ def test_a_lock_that_changes_is_left_alone(workspace, held, monkeypatch):
     path = leave_lock(
         workspace.root, "refs/autoresearch/tag/1", intended["refs/autoresearch/tag/1"]
     )
-    monkeypatch.setattr(ratchet.time, "sleep", lambda _: path.touch())  # meanwhile
+    monkeypatch.setattr(candidates.time, "sleep", lambda _: path.touch())  # meanwhile
     with pytest.raises(UserError, match="it changed just now"):
         wheel.clear_stale_locks(intended)
     assert path.exists()

@@ -19,12 +19,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autoresearch_jax import conditions, loop, scoring, trainer
-from autoresearch_jax.cluster import runner
-from autoresearch_jax.cluster.jobs import Resources, Seen
-from autoresearch_jax.held import Setup
-from autoresearch_jax.ledger import Plan
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.commands import loop
+from autoresearch_jax.jobs import environment, scoring, training
+from autoresearch_jax.jobs.ray import executor
+from autoresearch_jax.jobs.ray.messages import Resources, Seen
+from autoresearch_jax.loop.open_session import Setup
+from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 from tests.attacks import lab
 
@@ -147,10 +148,10 @@ class Night:
     def __init__(self, ground, address, examined, *sources, workers=1, watch=lambda night: 0):
         def examine(workspace, wanted, required, overrides=None):
             if not examined:
-                examined["here"] = conditions.examine(workspace, wanted, required, overrides)
+                examined["here"] = environment.examine(workspace, wanted, required, overrides)
             return examined["here"]
 
-        after = trainer.Limits.after
+        after = training.Limits.after
 
         def roomy(baseline, budget_s):  # the machine may be busy, and trainings wait here
             return dataclasses.replace(
@@ -159,7 +160,7 @@ class Night:
 
         self.ground = ground
         with ground.environment() as patch:
-            patch.setattr(trainer.Limits, "after", roomy)
+            patch.setattr(training.Limits, "after", roomy)
             self.workspace = Workspace.open(ground.root)
             self._before = max(1, len(self.history))  # the baseline comes first
             self.notes = lab.Watching(lambda: watch(self))
@@ -393,9 +394,9 @@ def test_more_workers_than_cores_are_refused(ground, whole, examined):
 
 def test_a_machine_that_has_refused_is_not_asked(ground, whole, examined, tmp_path):
     with ground.environment():
-        here = examined.get("here") or conditions.examine(ground.workspace)
-        found = runner.Cluster(whole.address, tmp_path / "driver.log")
-        job = runner.asked(ground.workspace, Resources("CPU", 1), here, "auto", None)
+        here = examined.get("here") or environment.examine(ground.workspace)
+        found = executor.Cluster(whole.address, tmp_path / "driver.log")
+        job = executor.asked(ground.workspace, Resources("CPU", 1), here, "auto", None)
     nodes = [one.node for one in found.machines]
     assert len(nodes) == 2
     try:
@@ -410,6 +411,6 @@ def test_a_machine_that_has_refused_is_not_asked(ground, whole, examined, tmp_pa
         assert seen(nodes[1:], 120)
         assert not seen(nodes, 5)
         found.has_refused(nodes[0])
-        assert [one.node for one in runner.fitting(found, job.resources)] == nodes[1:]
+        assert [one.node for one in executor.fitting(found, job.resources)] == nodes[1:]
     finally:
         found.close()

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from autoresearch_jax import journal, plot, report
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.journal import Experiment, Journal
-from autoresearch_jax.ledger import Spent
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.records import journal, results_tsv
+from autoresearch_jax.records.costs import Spent
+from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.journal import Journal
+from autoresearch_jax.views import plot, report
 
 ORIGINAL = """commit\tval_bpb\tmemory_gb\tstatus\tdescription
 a1b2c3d\t0.997900\t44.0\tkeep\tbaseline
@@ -64,7 +66,7 @@ def test_the_summary(listed):
 
 def test_nothing_and_only_crashes_have_a_summary():
     assert report.summary_lines(report.summarize([]))[0].startswith("0 experiments")
-    crash = journal.Row("a", None, None, "crash", "boom")
+    crash = results_tsv.Row("a", None, None, "crash", "boom")
     assert report.summarize(report.entries([crash])).best is None
 
 
@@ -177,7 +179,7 @@ def night(tmp_path):
         git("add", ".")
         git("commit", "-q", "-m", "x")
         commits.append(git("rev-parse", "HEAD"))
-    from autoresearch_jax.workspace import Workspace
+    from autoresearch_jax.repo.workspace import Workspace
 
     workspace = Workspace.open(root)
     state = workspace.state_dir("nov1")
@@ -279,7 +281,9 @@ def test_the_picture_is_drawn(tmp_path, count):
     for n in range(count):
         status = ("keep", "discard", "crash", "discard")[n % 4]
         score = None if status == "crash" else 2.0 - n / 1000 + (status == "discard") * n
-        rows.append(journal.Row(f"{n:07x}", score, 1.0, status, "A_RATIO 0.5 -> 0.6, $x_{1$ 你好"))
+        rows.append(
+            results_tsv.Row(f"{n:07x}", score, 1.0, status, "A_RATIO 0.5 -> 0.6, $x_{1$ 你好")
+        )
     path = Path(tmp_path / "progress.png")
     plot.progress(report.entries(rows), path)
     assert path.read_bytes().startswith(b"\x89PNG")

@@ -8,9 +8,10 @@ import re
 import pytest
 from click.testing import CliRunner
 
-from autoresearch_jax import cli, report
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.watch import report_file, story
+from autoresearch_jax.cli import main
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.views import report
+from autoresearch_jax.views.watch import live_model, report_file
 from tests import harness, watch_helpers
 from tests.watch_helpers import HOSTILE, TAG, Night, until
 
@@ -25,7 +26,7 @@ def night(tmp_path_factory):
 
 
 def written(night, folder, **options):
-    return report_file.write(story.open_story(night.workspace.root), folder, **options)
+    return report_file.write(live_model.open_story(night.workspace.root), folder, **options)
 
 
 def blocks(page):
@@ -79,7 +80,7 @@ def test_the_picture_as_png_too(night, tmp_path):
 def test_nothing_to_tell_and_nowhere_to_write(night, tmp_path):
     root = harness.make_repository(tmp_path / "w")
     with pytest.raises(UserError, match="no experiment is recorded here yet"):
-        report_file.write(story.open_story(root), tmp_path / "out")
+        report_file.write(live_model.open_story(root), tmp_path / "out")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         written(night, tmp_path / "file" / "below")
@@ -87,7 +88,7 @@ def test_nothing_to_tell_and_nowhere_to_write(night, tmp_path):
 
 def test_the_command_says_what_it_wrote(night, tmp_path, monkeypatch):
     monkeypatch.chdir(night.workspace.root)
-    done = CliRunner().invoke(cli.main, ["report", "-o", str(tmp_path / "out")])
+    done = CliRunner().invoke(main.main, ["report", "-o", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert done.output.split() == [str(tmp_path / "out" / name) for name in
                                    ("report.html", "progress.svg")]  # fmt: skip
@@ -96,7 +97,7 @@ def test_the_command_says_what_it_wrote(night, tmp_path, monkeypatch):
 @pytest.mark.browser
 def test_it_opens_without_a_server(night, tmp_path):
     page = written(night, tmp_path / "out")[0]
-    reader = story.open_story(night.workspace.root)
+    reader = live_model.open_story(night.workspace.root)
     with watch_helpers.serving(reader) as port, watch_helpers.browser(tmp_path) as driver:
         driver.get(page.as_uri() + "#1")
         until(driver, f"return {watch_helpers.marks()} === 30")
@@ -117,7 +118,7 @@ def test_it_opens_without_a_server(night, tmp_path):
 
 
 def results(*arguments):
-    done = CliRunner().invoke(cli.main, ["results", *arguments])
+    done = CliRunner().invoke(main.main, ["results", *arguments])
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -160,6 +161,6 @@ def test_a_foreign_table_as_json_and_csv(tmp_path, monkeypatch):
 
 def test_one_form_at_a_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(cli.main, ["results", "--json", "--csv"])
+    done = CliRunner().invoke(main.main, ["results", "--json", "--csv"])
     assert done.exit_code == 2
     assert "Choose one" in done.output

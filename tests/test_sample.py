@@ -13,12 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from autoresearch_jax import boxes, conditions, files, manifest, sample, scoring
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.isolation import Chosen
+from autoresearch_jax.commands import sample
+from autoresearch_jax.commands.sample import Draw
+from autoresearch_jax.common import files
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.text import printable
+from autoresearch_jax.data import manifest
+from autoresearch_jax.jobs import environment, scoring
 from autoresearch_jax.kit import artifacts
-from autoresearch_jax.sample import Draw
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.sandbox import profiles
+from autoresearch_jax.sandbox.isolation import Chosen
 from tests import data_helpers, harness
 from tests.levels import EVERY, STRONGEST
 
@@ -87,7 +92,7 @@ class Ground:
 
 @pytest.fixture
 def ground(prepared_home, tmp_path, monkeypatch):
-    monkeypatch.setattr(conditions, "probe", lambda *_: (None, Chosen(STRONGEST, "")))
+    monkeypatch.setattr(environment, "probe", lambda *_: (None, Chosen(STRONGEST, "")))
     root, home = prepared_home
     workspace = harness.make_repository(tmp_path / "workspace")
     for name in manifest.FROZEN:
@@ -115,7 +120,7 @@ def measured(ground):
 
 @pytest.mark.parametrize("level", EVERY)
 def test_a_known_model_says_what_is_known(measured, monkeypatch, level):
-    monkeypatch.setattr(conditions, "probe", lambda *_: (None, Chosen(level, "")))
+    monkeypatch.setattr(environment, "probe", lambda *_: (None, Chosen(level, "")))
     measured.leave(follow(b"abcdefg"))
     assert measured.sample("c", tokens=9, temperature=0) == "cdefgabcde\n"
 
@@ -145,7 +150,7 @@ def test_a_full_row_moves_on(measured, words):
     assert words == "q" or start > T
     for _ in range(70):
         tokens.append(int(table[tokens[-T:][0]].argmax()))
-    expected = sample.harmless(words + tokenizer.decode(tokens[start:]))
+    expected = printable(words + tokenizer.decode(tokens[start:]), "\ufffd")
     assert measured.sample(words, tokens=70, temperature=0) == expected + "\n"
 
 
@@ -154,8 +159,8 @@ def test_bytes_become_text_and_nothing_steers_a_terminal(measured):
     measured.leave(follow(cycle))
     drawn = measured.sample("\n", tokens=len(cycle), temperature=0)
     assert drawn == "\n\t���你\n" + "\n"
-    assert sample.harmless("a\u202eb\x9bc\u2028\x00\r") == "a�b�c���"
-    assert sample.harmless("\U0001f469\u200d\U0001f52c é") == "\U0001f469\u200d\U0001f52c é"
+    assert printable("a\u202eb\x9bc\u2028\x00\r", "\ufffd") == "a�b�c���"
+    assert printable("\U0001f469\u200d\U0001f52c é", "\ufffd") == "\U0001f469\u200d\U0001f52c é"
 
 
 def test_a_prompt_that_is_no_text_is_replaced(measured):
@@ -190,9 +195,9 @@ def test_what_is_spoiled_is_refused(measured):
 
 def test_a_crash_of_the_sampler_is_one_message(measured, monkeypatch):
     measured.leave(follow(b"ab"))
-    environment = boxes.scorer_environment
+    environment = profiles.scorer_environment
     wrong = {"JAX_PLATFORMS": "no-such-device"}
-    monkeypatch.setattr(boxes, "scorer_environment", lambda *a: environment(*a) | wrong)
+    monkeypatch.setattr(profiles, "scorer_environment", lambda *a: environment(*a) | wrong)
     with pytest.raises(UserError, match=r"sampling from experiment 0 failed: .*no-such-device"):
         measured.sample("a")
 

@@ -1,7 +1,6 @@
 """The scorer: what it refuses, what it lets pass, and that its number is the metric's."""
 
 import dataclasses
-import fnmatch
 import json
 import os
 import shutil
@@ -19,11 +18,15 @@ from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
 
 import train
-from autoresearch_jax import files, isolation, manifest, scoring
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.isolation import Box
+from autoresearch_jax.common import files, scored_files
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.protocol import BROKEN, REFUSED
+from autoresearch_jax.data import manifest
+from autoresearch_jax.jobs import scoring
 from autoresearch_jax.kit import artifacts
-from autoresearch_jax.scorer import BROKEN, REFUSED, model, probes, tree
+from autoresearch_jax.sandbox import isolation
+from autoresearch_jax.sandbox.isolation import Box
+from autoresearch_jax.scorer import model, probes
 from tests import data_helpers
 from tests.session_run import logits_fn
 
@@ -177,11 +180,12 @@ def test_it_imports_what_is_fingerprinted_and_nothing_of_the_training(score, lef
     modules = json.loads(printed.splitlines()[-1])
     package = str(scoring.PACKAGE)
     ours = [os.path.relpath(file, package) for file in modules.values() if file.startswith(package)]
-    assert "scorer/model.py" in ours
-    uncovered = [
-        file for file in ours if not any(fnmatch.fnmatch(file, rule) for rule in scoring.CODE)
+    covered = [
+        str(path.relative_to(package))
+        for rule in scoring.CODE
+        for path in scoring.PACKAGE.glob(rule)
     ]
-    assert uncovered == []
+    assert sorted(covered) == sorted(ours)
     assert "train" not in modules
     assert not [file for file in modules.values() if file.startswith(str(left))]
     assert modules["prepare"] == str(frozen / "prepare.py")
@@ -271,7 +275,7 @@ def nest_long_names(folder):
 
 
 def add_many(folder):
-    for i in range(tree.FILES):
+    for i in range(scored_files.FILES):
         (folder / str(i)).touch()
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from autoresearch_jax import manifest
-from autoresearch_jax.errors import UserError
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.data import manifest
 from tests import data_helpers
 from tests.session_run import logits_fn
 

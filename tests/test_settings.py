@@ -3,10 +3,13 @@
 import pytest
 from click.testing import CliRunner
 
-from autoresearch_jax import cli, doctor, loop, settings
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.ledger import Plan
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.cli import main
+from autoresearch_jax.commands import doctor, loop
+from autoresearch_jax.common import front_matter
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.loop import settings
+from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 from tests.harness import Notes
 
@@ -116,8 +119,8 @@ def test_a_range_without_its_constant_is_said_once_at_the_start(tmp_path, monkey
 
 
 def test_what_follows_the_front_matter_is_the_program():
-    assert settings.split(FULL)[1] == "# Goal\n"
-    assert settings.split("\ufeff# Goal\n") == ("", "# Goal\n")
+    assert front_matter.split(FULL)[1] == "# Goal\n"
+    assert front_matter.split("\ufeff# Goal\n") == ("", "# Goal\n")
 
 
 def test_the_loop_takes_what_program_md_says(tmp_path, monkeypatch):
@@ -132,7 +135,7 @@ def test_the_loop_takes_what_program_md_says(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "run_loop", stop)
     runner = CliRunner()
     for words in (["loop"], ["loop", "--agent", "tpe", "--max", "3", "--no-fallback"]):
-        assert runner.invoke(cli.main, ["-C", str(root), *words]).exit_code == 1
+        assert runner.invoke(main.main, ["-C", str(root), *words]).exit_code == 1
     assert [name for name, _ in asked] == ["echo hello", "tpe"]
     assert asked[0][1] == Plan(max=7, max_hours=2.0)
     assert asked[1][1] == Plan(max=3, max_hours=2.0, fallback=False)

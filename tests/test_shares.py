@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from autoresearch_jax import hardware, shares
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.shares import WHOLE, Share, split
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.jobs import device_allocation
+from autoresearch_jax.jobs.device_allocation import WHOLE, Share, split
+from autoresearch_jax.system import hardware
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +91,7 @@ def test_a_share_without_cores_binds_nothing(monkeypatch):
     bound = []
     # Not every system has it.
     monkeypatch.setattr(
-        shares.os, "sched_setaffinity", lambda *said: bound.append(said), raising=False
+        device_allocation.os, "sched_setaffinity", lambda *said: bound.append(said), raising=False
     )
     Share({"CUDA_VISIBLE_DEVICES": "0"}).bind_thread()
     assert bound == []

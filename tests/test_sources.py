@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from autoresearch_jax import manifest, sources
-from autoresearch_jax.errors import UserError
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.data import manifest, sources
 from tests import data_helpers, hub_server
 
 FINEWEB, SHARDS = sources.DATASETS["fineweb-edu"]

@@ -5,10 +5,11 @@ import time
 
 import pytest
 
-from autoresearch_jax import journal, report
-from autoresearch_jax.journal import Journal
-from autoresearch_jax.watch import diffs, frame, logs, plain, story
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.records import journal, results_tsv
+from autoresearch_jax.records.journal import Journal
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.views import report
+from autoresearch_jax.views.watch import diffs, frame, live_model, logs, plain
 from tests import harness, watch_helpers
 from tests.watch_helpers import HOSTILE, TAG, Night
 
@@ -26,7 +27,7 @@ def night(tmp_path):
 
 
 def read(night):
-    return story.open_story(night.workspace.root)
+    return live_model.open_story(night.workspace.root)
 
 
 # ---------------------------------------------------------------------------------- journals
@@ -97,7 +98,7 @@ def test_a_record_that_was_taken_back_is_forgotten(night):
     night.propose("another one, of a length that the first did not have: " + "x" * 300)
     told = reader.look()
     assert told.running[0].description.startswith("another one")
-    assert told == story.dataclasses.replace(read(night).look(), generation=told.generation)
+    assert told == live_model.dataclasses.replace(read(night).look(), generation=told.generation)
     assert told.generation == 1
 
 
@@ -347,7 +348,7 @@ def test_one_that_a_killed_loop_left_is_interrupted(night):
 
 def test_it_waits_for_the_first_tag(tmp_path):
     root = harness.make_repository(tmp_path / "w")
-    reader = story.open_story(root)
+    reader = live_model.open_story(root)
     told = reader.look()
     assert (told.title, list(told.entries), reader.detail(0)) == ("w", [], None)
     json.dumps(plain.of(told), allow_nan=False)
@@ -361,9 +362,9 @@ def test_it_waits_for_the_first_tag(tmp_path):
 
 def test_a_table_is_told_until_there_is_a_tag(tmp_path):
     root = harness.make_repository(tmp_path / "w")
-    reader = story.open_story(root, follow=True)
+    reader = live_model.open_story(root, follow=True)
     assert (reader.look().state, reader.look().problem) == ("idle", "")
-    (root / "results.tsv").write_text(journal.HEADER)
+    (root / "results.tsv").write_text(results_tsv.HEADER)
     assert reader.look().state == "idle"
     (root / "results.tsv").write_text(ORIGINAL)
     told = reader.look()
@@ -378,7 +379,7 @@ def test_a_table_is_told_until_there_is_a_tag(tmp_path):
 
 
 def test_a_newer_tag_is_followed_once_a_loop_begins_it(night):
-    reader = story.open_story(night.workspace.root, follow=True)
+    reader = live_model.open_story(night.workspace.root, follow=True)
     night.live()
     first = reader.look()
     night.begin("nov2")
@@ -396,13 +397,13 @@ def test_a_newer_tag_is_followed_once_a_loop_begins_it(night):
     assert plain.of(told)["before"] == TAG
     assert reader.detail(1)["n"] == 1
     whole = read(night).look()
-    assert told == story.dataclasses.replace(whole, generation=told.generation, before=TAG)
+    assert told == live_model.dataclasses.replace(whole, generation=told.generation, before=TAG)
 
 
 def test_a_tag_that_was_named_is_not_left(night):
     readers = [
-        story.open_story(night.workspace.root, TAG, follow=True),
-        story.open_story(night.workspace.root),
+        live_model.open_story(night.workspace.root, TAG, follow=True),
+        live_model.open_story(night.workspace.root),
     ]
     night.begin("nov2")
     for reader in readers:
@@ -411,7 +412,7 @@ def test_a_tag_that_was_named_is_not_left(night):
 
 def test_a_tag_without_a_record_is_none(night):
     """A loop that was refused before it began leaves one."""
-    reader = story.open_story(night.workspace.root, follow=True)
+    reader = live_model.open_story(night.workspace.root, follow=True)
     empty = night.workspace.state_dir("nov2")
     empty.mkdir()
     journal.path_of(empty).touch()
@@ -436,7 +437,7 @@ def test_plain_data_begins_where_a_view_ends(night):
 def test_the_originals_table_is_a_story_too(tmp_path):
     path = tmp_path / "results.tsv"
     path.write_text(ORIGINAL)
-    reader = story.open_story(tmp_path)
+    reader = live_model.open_story(tmp_path)
     told = reader.look()
     assert list(told.entries) == report.load(tmp_path)
     assert told.state == "table"
@@ -464,7 +465,7 @@ def test_the_originals_table_is_a_story_too(tmp_path):
 def test_a_workspaces_table_counts_until_there_is_a_tag(tmp_path):
     root = harness.make_repository(tmp_path / "w")
     (root / "results.tsv").write_text(ORIGINAL)
-    assert len(story.open_story(root).look().entries) == 4
+    assert len(live_model.open_story(root).look().entries) == 4
 
 
 # ------------------------------------------------------------------------------------ detail

@@ -10,12 +10,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch_jax import literals, settings
 from autoresearch_jax.agents import AgentError, Context, readings
-from autoresearch_jax.agents.ranges import check, infer
 from autoresearch_jax.agents.readings import Reader, read
-from autoresearch_jax.agents.tpe import Tpe, Trial, choose, search_space
-from autoresearch_jax.journal import Experiment
+from autoresearch_jax.agents.search_space import check, infer
+from autoresearch_jax.agents.tpe import Tpe, Trial, choose, ranges_of
+from autoresearch_jax.common import literals
+from autoresearch_jax.loop import settings
+from autoresearch_jax.records.experiment import Experiment
 
 TRAIN = (Path(__file__).parents[1] / "train.py").read_text()
 SMALL = """# naïve – sizes
@@ -225,7 +226,7 @@ def test_of_a_night_of_the_search_one_file_is_parsed(tmp_path, monkeypatch):
 
 
 def test_the_search_space_of_the_real_train_py():
-    space = search_space(TRAIN)
+    space = ranges_of(TRAIN)
     assert {"DEPTH", "MATRIX_LR", "TOTAL_BATCH_SIZE", "WARMDOWN_RATIO", "ADAM_BETAS[1]"} <= set(
         space
     )
@@ -237,9 +238,9 @@ def test_the_search_space_of_the_real_train_py():
 
 
 def test_constants_without_effect_are_left_alone():
-    assert not {"UNUSED_LR", "SEED"} & set(search_space(SMALL))
+    assert not {"UNUSED_LR", "SEED"} & set(ranges_of(SMALL))
     named = "LOG_STEPS = 5\nLOGIT_CAP = 15.0\nprint(LOG_STEPS, LOGIT_CAP)\n"
-    assert set(search_space(named)) == {"LOGIT_CAP"}
+    assert set(ranges_of(named)) == {"LOGIT_CAP"}
 
 
 @given(
@@ -265,7 +266,7 @@ def test_every_place_on_an_axis_is_a_value_of_the_same_kind(name, value, reach):
 )
 def test_a_value_that_left_its_range_gets_another(first, now, scale):
     use = f"\nprint({first.split()[0]})\n"
-    [found] = search_space(now + use, [read(first + use).values]).values()
+    [found] = ranges_of(now + use, [read(first + use).values]).values()
     assert found.scale == scale
 
 
@@ -283,7 +284,7 @@ GIVEN = {
 
 
 def test_given_ranges_hold_also_where_the_present_value_lies_outside():
-    space = search_space(SMALL, given=GIVEN)
+    space = ranges_of(SMALL, given=GIVEN)
     assert "TOTAL_BATCH_SIZE" not in space
     assert set(space) == set(GIVEN) - {"TOTAL_BATCH_SIZE", "RENAMED"} | {"WEIGHT_DECAY"}
     values = read(SMALL).values
@@ -318,7 +319,7 @@ def test_given_ranges_hold_also_where_the_present_value_lies_outside():
     ],
 )
 def test_what_a_given_range_does_not_say_is_told_from_the_constant(line, given, scale, whole):
-    [one] = search_space(
+    [one] = ranges_of(
         f"{line}\nprint({line.split()[0]})\n", given={line.split()[0]: given}
     ).values()
     assert (one.scale, one.whole) == (scale, whole)
@@ -332,7 +333,7 @@ def test_what_a_given_range_does_not_say_is_told_from_the_constant(line, given, 
     [("X = 'SL'", [1, 2]), ("X = 0.5", ["a", "b"]), ("X = 0.5", {"low": 1, "high": 8, "unit": 1})],
 )
 def test_a_given_range_of_another_kind_leaves_a_constant_alone(line, given):
-    assert search_space(f"{line}\nprint(X)\n", given={"X": given}) == {}
+    assert ranges_of(f"{line}\nprint(X)\n", given={"X": given}) == {}
 
 
 @pytest.mark.parametrize(
@@ -371,7 +372,7 @@ def test_the_ranges_in_the_documentation_are_of_the_shipped_file():
     text = (Path(__file__).parents[1] / "docs" / "search.md").read_text()
     front = text.split("---\nsearch:")[1].split("---")[0]
     given = settings.read(f"---\nsearch:{front}---\n").search
-    space = search_space(TRAIN, given=given)
+    space = ranges_of(TRAIN, given=given)
     assert set(given) - set(space) == {"SOFTCAP"}
     assert all(space[name].strict for name in set(given) - {"SOFTCAP"})
 
@@ -379,7 +380,7 @@ def test_the_ranges_in_the_documentation_are_of_the_shipped_file():
 def test_numbers_that_yaml_takes_for_words_are_numbers():
     given = yaml.safe_load("X_LR: [1e-3, 1e-1]\nY: {choices: [1e4, 2e4]}")
     check(given)
-    assert search_space("X_LR = 0.01\nprint(X_LR)\n", given=given)["X_LR"].high == 0.1
+    assert ranges_of("X_LR = 0.01\nprint(X_LR)\n", given=given)["X_LR"].high == 0.1
 
 
 def _drawn(one, now, reach, dice):
@@ -479,7 +480,7 @@ def test_odd_files_in_the_history_stop_nothing(tmp_path, source):
 
 
 def test_a_constant_at_the_end_of_its_range_is_not_chosen_for_ever():
-    space = search_space("DEPTH = 4\nX_LR = 0.5\nprint(DEPTH, X_LR)\n")
+    space = ranges_of("DEPTH = 4\nX_LR = 0.5\nprint(DEPTH, X_LR)\n")
 
     def share(depth, tried):
         trials = [Trial({"DEPTH": one, "X_LR": 0.5}, 1.0) for one in tried]
@@ -616,7 +617,7 @@ def test_what_a_change_of_code_gained_is_put_down_to_the_code(tmp_path):
 
 def _anywhere(source: str, rng: random.Random) -> str:
     changes = {}
-    for name, one in search_space(source).items():
+    for name, one in ranges_of(source).items():
         axis = one.axis(literals.read(source)[name].value, 1.0)
         at = rng.uniform(axis.low, axis.high)
         changes[name] = one.decode(round(at) if one.scale in ("powers", "grid") else at)

@@ -9,9 +9,11 @@ import time
 
 import pytest
 
-from autoresearch_jax import boxes, isolation, process, supervisor, trainer
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.trainer import Limits
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.jobs import training
+from autoresearch_jax.jobs.training import Limits
+from autoresearch_jax.sandbox import isolation, profiles
+from autoresearch_jax.system import process, supervisor
 from tests.harness import alive, train_py
 
 # A process that leaves its session, its parents and their process group, and ignores signals.
@@ -43,10 +45,10 @@ def train(tmp_path):
 
     def run(source, budget_s=20.0, **options):
         (folder / "train.py").write_text(textwrap.dedent(source))
-        own = boxes.training_environment(
+        own = profiles.training_environment(
             tmp_path / "home", artifacts, tmp_path / "cache", seed="7", data=None
         )
-        return trainer.train(
+        return training.train(
             folder,
             log=tmp_path / "run.log",
             artifacts=artifacts,
@@ -195,7 +197,7 @@ def test_limits_come_from_what_the_baseline_took():
 
 
 def test_too_much_on_the_disk_ends_it(train, monkeypatch, tmp_path):
-    monkeypatch.setattr(trainer, "DISK_SECONDS", 0.1)
+    monkeypatch.setattr(training, "DISK_SECONDS", 0.1)
     result = train(
         """
         import os, time
@@ -214,13 +216,13 @@ def test_too_much_on_the_disk_ends_it(train, monkeypatch, tmp_path):
 )
 def test_a_strange_summary_is_no_error(tmp_path, text):
     path = tmp_path / "summary.json"
-    assert trainer.read_summary(path) == {}
+    assert training.read_summary(path) == {}
     path.write_text(text)
-    assert trainer.read_summary(path) == {}
+    assert training.read_summary(path) == {}
     path.write_text('{"num_steps": 3, "depth": true, "agent_seconds": 9, "compiled_gib": 1}')
-    assert trainer.read_summary(path) == {"num_steps": 3.0}
+    assert training.read_summary(path) == {"num_steps": 3.0}
     (tmp_path / "link").symlink_to(path)
-    assert trainer.read_summary(tmp_path / "link") == {}
+    assert training.read_summary(tmp_path / "link") == {}
 
 
 def test_the_reason_is_the_error_and_not_what_follows_it():
@@ -239,8 +241,8 @@ jaxlib.XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory
 --------------------
 For simplicity, JAX has removed its internal frames from the traceback.
 """
-    assert trainer.crash_reason(log) == "jaxlib.XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory"
-    assert trainer.crash_reason("SyntaxError: bad\n\n") == "SyntaxError: bad"
+    assert training.crash_reason(log) == "jaxlib.XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory"
+    assert training.crash_reason("SyntaxError: bad\n\n") == "SyntaxError: bad"
 
 
 def test_signals_that_are_ignored_do_not_help(train, tmp_path, monkeypatch):
@@ -335,7 +337,7 @@ def test_it_is_ended_when_the_person_gives_up(train, tmp_path):
 
 def test_what_cannot_start_is_the_persons_to_mend(train, tmp_path):
     with pytest.raises(UserError, match=r"has no train\.py"):
-        trainer.train(
+        training.train(
             tmp_path / "nowhere", log=tmp_path / "l", artifacts=tmp_path, env={}, budget_s=1
         )
     options = {"env": dict(os.environ), "limit_s": 9.0}

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from autoresearch_jax import paths
+from autoresearch_jax.common import paths
 
 ROOT = paths.template()
 PAGE = ROOT / "docs" / "troubleshooting.md"

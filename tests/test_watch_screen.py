@@ -12,9 +12,9 @@ import pytest
 from hypothesis import strategies as st
 from rich.text import Text
 
-from autoresearch_jax.journal import Row
-from autoresearch_jax.report import entries, summarize
-from autoresearch_jax.watch import frame, story
+from autoresearch_jax.records.results_tsv import Row
+from autoresearch_jax.views.report import entries, summarize
+from autoresearch_jax.views.watch import frame, live_model
 from tests import harness
 from tests.watch_helpers import COMMAND, DEADLINE_SECONDS, TAG, Night, Terminal, everything
 
@@ -37,7 +37,7 @@ def night(tmp_path):
 
 
 def look(night):
-    return story.open_story(night.workspace.root).look()
+    return live_model.open_story(night.workspace.root).look()
 
 
 def drawn(told, width=80, height=24):
@@ -151,12 +151,12 @@ def test_whatever_is_recorded_fits_a_terminal_of_any_size(
     words, number, status, count, width, height
 ):
     listed = entries([Row(words, number, number, status, words)] * count)
-    running = story.Running(
+    running = live_model.Running(
         n=count, description=words, expected=words, agent=words, base=0, of=1, phase="training",
-        started=0.0, progress=story.Progress(step=3, percent=number, loss=number),
+        started=0.0, progress=live_model.Progress(step=3, percent=number, loss=number),
     )  # fmt: skip
     summary = summarize(listed)
-    told = story.Story(words, listed, summary, (running,), 1, "running", problem=words)
+    told = live_model.Story(words, listed, summary, (running,), 1, "running", problem=words)
     others = [dataclasses.replace(told, running=(running,) * many) for many in (2, 5, 40)]
     table = dataclasses.replace(told, running=(), state="table", problem="")
     for one in (told, *others, table):

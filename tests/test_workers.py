@@ -11,12 +11,13 @@ from collections import Counter
 
 import pytest
 
-from autoresearch_jax import journal, ledger, shares
 from autoresearch_jax.agents import Proposal
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.runner import Lost, Runner
-from autoresearch_jax.worker import Worker
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.jobs import device_allocation
+from autoresearch_jax.jobs.local import Lost, Runner
+from autoresearch_jax.loop.worker import Worker
+from autoresearch_jax.records import costs, journal
+from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 from tests.harness import Notes, Scripted, git, rows, run_loop, train_py
 
@@ -65,7 +66,9 @@ def workspace(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     # As many workers as a test wants, on whichever cores this machine has.
-    monkeypatch.setattr(shares, "split", lambda workers, names: [shares.WHOLE] * workers)
+    monkeypatch.setattr(
+        device_allocation, "split", lambda workers, names: [device_allocation.WHOLE] * workers
+    )
     return Workspace.open(harness.make_repository(tmp_path / "workspace", train_py(1.0, PARTS)))
 
 
@@ -199,7 +202,7 @@ def test_what_was_measured_behind_the_best_is_carried_over_and_counts_there(work
     assert [e.val_bpb for e in (first, both)] == pytest.approx([0.9, 0.7])
     assert [one["n"] for one in records(workspace, "trained")].count(4) == 1
     assert (result.stopped, result.decided, result.best) == ("max", 5, both)
-    spent = ledger.spent(journal.records(workspace.state_dir("t")))
+    spent = costs.spent(journal.records(workspace.state_dir("t")))
     assert spent.experiments == 3  # that it is measured again is no proposal
 
 

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from autoresearch_jax import workspace as workspace_module
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.workspace import Workspace, check_tag
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.repo import workspace as workspace_module
+from autoresearch_jax.repo.workspace import Workspace, check_tag
 from tests import harness
 from tests.harness import git
 
@@ -120,7 +120,7 @@ def test_tags_that_cannot(tag):
 
 
 def test_the_harness_imports_neither_jax_nor_what_it_trains():
-    names = ["loop", "session", "supervisor", "agents.client", "agents.prompt"]
+    names = ["commands.loop", "loop.session", "system.supervisor", "agents.client", "agents.prompt"]
     script = f"""
 import importlib, json, sys
 for name in {names!r}:

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from autoresearch_jax import journal
-from autoresearch_jax.watch import web
-from autoresearch_jax.watch.story import Reader
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.records import journal
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.views.watch import web
+from autoresearch_jax.views.watch.live_model import Reader
 from tests import harness
 
 COMMAND = [sys.executable, "-W", "error", "-m", "autoresearch_jax"]

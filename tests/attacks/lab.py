@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch_jax import conditions, journal, loop, scoring, trainer
-from autoresearch_jax.conditions import Conditions
-from autoresearch_jax.held import Setup
-from autoresearch_jax.journal import Experiment
-from autoresearch_jax.ledger import Plan
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.commands import loop
+from autoresearch_jax.jobs import environment, scoring, training
+from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.loop.open_session import Setup
+from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.records import journal, results_tsv
+from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.repo.workspace import Workspace
 from tests import data_helpers, harness
 from tests.levels import STRONGEST
 
@@ -198,18 +200,18 @@ class Ground:
 
         def examine(workspace: Workspace, wanted: str, required: str | None) -> Conditions:
             if level not in self.found:
-                self.found[level] = conditions.examine(workspace, wanted, required)
+                self.found[level] = environment.examine(workspace, wanted, required)
             found = self.found[level]
             return replace(found, watched=found.watched and watched)
 
-        after = trainer.Limits.after
+        after = training.Limits.after
 
-        def tightened(baseline, budget_s) -> trainer.Limits:
+        def tightened(baseline, budget_s) -> training.Limits:
             roomy = {"overrun_s": 4.0, "checkpoint_s": 60.0}  # the machine may be busy
             return replace(after(baseline, budget_s), **(roomy | (limits or {})))
 
         with self.environment(**env) as patch:
-            patch.setattr(trainer.Limits, "after", tightened)
+            patch.setattr(training.Limits, "after", tightened)
             notes = Watching(watch)
             setup = Setup(notes, tag=TAG, isolation=level, examine=examine)
             workspace, agent = Workspace.open(self.root), harness.Scripted(*proposals)
@@ -248,7 +250,7 @@ def make_fresh_ground(folder: Path) -> Ground:
     done = data_helpers.run_prepare(ground.root, ground.home, "--source", str(shards))
     assert done.returncode == 0, done.stderr
     (ground.root / "train.py").write_text(train_py(batches=BEST))
-    (ground.root / "results.tsv").write_text(journal.HEADER)
+    (ground.root / "results.tsv").write_text(results_tsv.HEADER)
     harness.git(ground.root, "init", "-q", "-b", "main")
     harness.git(ground.root, "add", ".")
     harness.git(ground.root, "commit", "-q", "-m", "Start")

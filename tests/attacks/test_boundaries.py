@@ -12,8 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from autoresearch_jax import installed, manifest
-from autoresearch_jax.errors import UserError
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.data import manifest
+from autoresearch_jax.system import installed
 from tests import harness, levels
 from tests.attacks import lab
 from tests.attacks.lab import train_py

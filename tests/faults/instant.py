@@ -10,9 +10,10 @@ import re
 import time
 from pathlib import Path
 
-from autoresearch_jax import paths, trainer
-from autoresearch_jax.runner import SEED
-from autoresearch_jax.trainer import TrainResult
+from autoresearch_jax.common import protocol
+from autoresearch_jax.jobs import training
+from autoresearch_jax.jobs.local import SEED
+from autoresearch_jax.jobs.training import TrainResult
 
 
 def train(folder: Path, *, log: Path, artifacts: Path, env: dict[str, str], **_) -> TrainResult:
@@ -23,17 +24,17 @@ def train(folder: Path, *, log: Path, artifacts: Path, env: dict[str, str], **_)
     found = re.search(r"^SCORE = ([0-9.]+)$", (folder / "train.py").read_text(), re.MULTILINE)
     summary = {"peak_vram_mb": 2048.0}
     log.write_text(f"trained {folder}\n")
-    (artifacts / paths.EXPORTED).touch()
-    (artifacts / paths.STOPPED).touch()
+    (artifacts / protocol.EXPORTED).touch()
+    (artifacts / protocol.STOPPED).touch()
     luck = 0.002 * ((7 * int(env["AUTORESEARCH_SEED"])) % 11 - (7 * SEED) % 11)
     (artifacts / "score").write_text(f"{float(found[1]) + luck:.6f}")
-    (artifacts / paths.SUMMARY).write_text(json.dumps(summary))
+    (artifacts / protocol.SUMMARY).write_text(json.dumps(summary))
     return TrainResult("ok", "", summary | {"wall_seconds": 0.0}, log)
 
 
 def overlap() -> None:
     """From now on some trainings take longer than others, and two numbers lower the score."""
-    train_at_once = trainer.train
+    train_at_once = training.train
 
     def train(folder: Path, *, artifacts: Path, **options) -> TrainResult:
         text = (folder / "train.py").read_text()
@@ -44,9 +45,9 @@ def overlap() -> None:
         (artifacts / "score").write_text(f"{score:.6f}")
         return result
 
-    trainer.train = train
+    training.train = train
 
 
 def install(wrap=lambda function: function) -> None:
     """Puts `train` in the place of the real one; `wrap` goes around it."""
-    trainer.train = wrap(train)
+    training.train = wrap(train)

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from autoresearch_jax import journal
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.records import journal
+from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 from tests.faults.control import SIZE
 from tests.harness import SERIES, git, rows, state

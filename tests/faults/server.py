@@ -20,13 +20,16 @@ from pathlib import Path
 import git  # noqa: F401 - Workspace.open imports it, and every child would do so again
 import scipy.stats  # noqa: F401 - likewise the audit
 
-from autoresearch_jax import journal, loop, session, shares
 from autoresearch_jax.agents import Proposal
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.journal import Journal
-from autoresearch_jax.ratchet import Ratchet
-from autoresearch_jax.runner import Runner
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.commands import loop
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.jobs import device_allocation
+from autoresearch_jax.jobs.local import Runner
+from autoresearch_jax.loop import session
+from autoresearch_jax.records import journal
+from autoresearch_jax.records.journal import Journal
+from autoresearch_jax.repo.candidates import Ratchet
+from autoresearch_jax.repo.workspace import Workspace
 from tests.faults import instant
 from tests.faults.control import Control
 from tests.harness import SERIES, BySeries, run_loop, setup, train_py
@@ -86,7 +89,9 @@ def score_of(n: int) -> float:
 
 def several(count, workspace):
     """Workers whose trainings overlap, on what may be merged."""
-    shares.split = lambda workers, names: [shares.WHOLE] * workers  # with as many cores as it takes
+    device_allocation.split = lambda workers, names: (
+        [device_allocation.WHOLE] * workers
+    )  # with as many cores as it takes
     instant.overlap()
     run_loop(workspace, OneOfTwo(), _most(workspace), tag="t", workers=count)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 from tests.faults.lab import TOP, Request, complaint, each, everything, git_locks
 from tests.harness import Notes, Scripted, rows, run_loop, train_py

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from autoresearch_jax import journal
+from autoresearch_jax.records import journal
 from tests.faults.lab import Request, everything, steps
 from tests.faults.server import score_of
 from tests.harness import rows

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch_jax import journal
+from autoresearch_jax.records import journal
 from tests import harness
 from tests.faults.lab import Request, each
 from tests.harness import git, rows, train_py

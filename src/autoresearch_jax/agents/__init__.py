@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax.isolation import Box
-from autoresearch_jax.journal import Experiment
+from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.sandbox.isolation import Box
 
 # Why no proposal came, as `AgentError.kind`; desk.py has the policy for each.
 TROUBLES = {

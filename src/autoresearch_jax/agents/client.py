@@ -16,14 +16,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax import isolation, process
 from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, replies
-from autoresearch_jax.agents.descriptions import LIMIT_S, Client, parse, places, shipped
+from autoresearch_jax.agents.client_specs import LIMIT_S, Client, parse, places, shipped
 from autoresearch_jax.agents.replies import Reply
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.isolation import Box
-from autoresearch_jax.journal import clean
-from autoresearch_jax.process import Ended
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.text import clean
+from autoresearch_jax.sandbox import isolation
+from autoresearch_jax.sandbox.isolation import Box
+from autoresearch_jax.system import process
+from autoresearch_jax.system.process import Ended
 
 TRIAL_S = 60.0
 TAIL = 4000  # characters of each output that are searched for a known trouble

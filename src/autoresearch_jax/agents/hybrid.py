@@ -18,12 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax import journal
 from autoresearch_jax.agents import Agent, AgentError, Context, Proposal
-from autoresearch_jax.agents.ranges import Range, describe
+from autoresearch_jax.agents.search_space import Range, describe
 from autoresearch_jax.agents.tpe import Known, Tpe, Trial
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.literals import Value
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.literals import Value
+from autoresearch_jax.common.text import clean
 
 FRACTION = 0.3  # of the trials that are the advisor's
 ADVISORS = ("claude", "codex", "gemini", "opencode")
@@ -175,7 +175,7 @@ def _constants(known: Known, weights: Mapping[str, float]) -> str:
     ]
     head = ["constant", "now", "range searched", "in the best quarter", "importance"]
     # A pattern of an agent's may hold anything.
-    rows = [[journal.clean(cell.replace("|", "/"), CELL) for cell in row] for row in rows]
+    rows = [[clean(cell.replace("|", "/"), CELL) for cell in row] for row in rows]
     lines = [" | ".join(cells) for cells in ([*head], ["---"] * len(head), *rows)]
     note = (
         "Spread is one standard deviation on the constant's axis: a factor (x/) or a distance (+-)."
@@ -263,4 +263,4 @@ def _good(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _bullet(text: str) -> str:
-    return f"- {journal.clean(text, LINE)}"
+    return f"- {clean(text, LINE)}"

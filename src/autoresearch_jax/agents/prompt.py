@@ -14,10 +14,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from autoresearch_jax import settings
 from autoresearch_jax.agents import themes
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.journal import Experiment, clean
+from autoresearch_jax.common import front_matter
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.text import clean, without_escapes
+from autoresearch_jax.records.experiment import Experiment
 
 LIMIT = 120_000  # characters that no prompt exceeds, whatever the history; the sum of these:
 PROGRAM_LIMIT = 40_000
@@ -73,7 +74,6 @@ DESCRIPTION: <what you changed, with names and values, and why>
 EXPECTED: <change of val_bpb that you expect, such as -0.002>
 """
 
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,1000}(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _FENCE_LIMIT = 12  # backticks
 
 
@@ -138,7 +138,7 @@ def repair(brief: Brief, *, description: str, reason: str, log: str) -> str:
 
 def _program(brief: Brief) -> str:
     try:
-        body = settings.split(brief.program)[1]
+        body = front_matter.split(brief.program)[1]
     except UserError:  # an editor may be at it; who reads the settings says so
         body = brief.program
     text = _bounded(body.strip(), PROGRAM_LIMIT - 200, "program.md is long")
@@ -341,7 +341,7 @@ def quoted(log: str, limit: int = LOG_LIMIT) -> str:
     lines: list[str] = []
     room = limit
     for whole in reversed(log[-20 * limit :].split("\n")):
-        text = _ANSI.sub("", whole.rstrip("\r").rpartition("\r")[2])
+        text = without_escapes(whole.rstrip("\r").rpartition("\r")[2])
         shown = clean(text, LOG_LINE_LIMIT)
         if not shown:
             continue

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeGuard
 
-from autoresearch_jax import literals
-from autoresearch_jax.literals import Literal, Value
+from autoresearch_jax.common import literals
+from autoresearch_jax.common.literals import Literal, Value
 
 FORMS = 8  # files whose rest is remembered
 # As an experiment writes them, and far below what `literals` takes for a number. A spelling that

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from autoresearch_jax import trainer
 from autoresearch_jax.agents import Usage
-from autoresearch_jax.journal import clean
+from autoresearch_jax.common.text import clean, without_escapes
+from autoresearch_jax.jobs import training
 
 OUTPUTS = ("text", "json", "json-lines")
 WEEK_SECONDS = 7 * 86400.0
@@ -42,8 +42,6 @@ LABEL = re.compile(
     r"^[ \t>#*_-]*(DESCRIPTION|EXPECTED)[*_]*[ \t]*:[*_]*[ \t]*(.*?)(?:\*\*)?[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
-ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
-
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[smhd])?[a-z]*", re.IGNORECASE)
 SPAN = re.compile(
@@ -93,7 +91,7 @@ def read(output: str, fields: Mapping[str, str], out: Path, err: Path) -> Reply:
 
 def plain(path: Path) -> str:
     """The end of a file as text without the codes that a terminal acts on."""
-    return ESCAPE.sub("", trainer.read_tail(path)).replace("\r", "\n")
+    return without_escapes(training.read_tail(path)).replace("\r", "\n")
 
 
 def labels(text: str) -> tuple[str, str, str]:
@@ -161,7 +159,7 @@ def _load(output: str, path: Path) -> Any:
     """The object, or the list of events, in a file; None where there is none."""
     if output == "text":
         return None
-    text = trainer.read_tail(path, READ_BYTES)
+    text = training.read_tail(path, READ_BYTES)
     if output == "json-lines":
         return [event for line in text.splitlines() if (event := _json(line)) is not None] or None
     begin = 0 if text.startswith("{") else text.rfind("\n{") + 1

@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from autoresearch_jax.journal import Experiment, clean
+from autoresearch_jax.common.text import clean
+from autoresearch_jax.records.experiment import Experiment
 
 SIMPLER = "simplification"  # whatever else it is about
 OTHER = "other"

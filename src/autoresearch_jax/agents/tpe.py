@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from autoresearch_jax import literals
-from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, ranges, readings
-from autoresearch_jax.agents.ranges import Range, describe, infer
+from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, readings, search_space
 from autoresearch_jax.agents.readings import Reading
-from autoresearch_jax.journal import Experiment
-from autoresearch_jax.literals import Value
+from autoresearch_jax.agents.search_space import Range, describe, infer
+from autoresearch_jax.common import literals
+from autoresearch_jax.common.literals import Value
+from autoresearch_jax.records.experiment import Experiment
 
 ATTEMPTS = 64  # draws before the search calls itself exhausted
 GUIDED = 16  # of these, before it draws evenly: an estimator that is sure repeats itself
@@ -179,7 +179,7 @@ def _failed(e: Experiment) -> bool:
     return e.status == "crash" or bool(e.status and e.reason)
 
 
-def search_space(source: str, given: Mapping[str, Any] | None = None) -> dict[str, Range]:
+def ranges_of(source: str, given: Mapping[str, Any] | None = None) -> dict[str, Range]:
     """What may be searched in a file that is the first. Raises AgentError: it is not Python."""
     used = _used_names(source)
     return space_of(readings.read(source).values, used, (), given or {})
@@ -204,7 +204,7 @@ def space_of(
         if name.split("[")[0] not in used:
             continue
         if name in given:
-            wish = ranges.parse(name, given[name])
+            wish = search_space.parse(name, given[name])
             one = None if wish is None else wish.of(name, value)
         elif WITHOUT_EFFECT.search(name):
             continue

@@ -14,9 +14,9 @@ from typing import Any
 
 import jax
 
-from autoresearch_jax.compiler import TARGETS, cost, memory
+from autoresearch_jax.compiler import cost, memory
 from autoresearch_jax.compiler import devices as targets
-from autoresearch_jax.kit.devices import peak_flops
+from autoresearch_jax.system.device_specs import TARGETS, peak_flops
 
 
 def main() -> None:

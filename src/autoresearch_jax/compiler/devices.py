@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from autoresearch_jax.compiler import TARGETS, Gpu, Target, Tpu
+from autoresearch_jax.system.device_specs import TARGETS, Gpu, Target, Tpu
 
 GPU_TEXT = """\
 gpu_device_info {{

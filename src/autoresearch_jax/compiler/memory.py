@@ -6,9 +6,8 @@ from typing import Any
 
 import psutil
 
-from autoresearch_jax.errors import UserError
-
-LIMIT_VARIABLE = "AUTORESEARCH_MAX_MEMORY_GB"  # GiB of a device that a training may use
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.protocol import MEMORY_LIMIT
 
 
 class NotEnoughMemory(UserError):
@@ -21,7 +20,7 @@ def device_memory(device: Any) -> float | None:
     limit = (stats or {}).get("bytes_limit")
     if device.platform == "cpu":
         limit = psutil.virtual_memory().total
-    asked = os.environ.get(LIMIT_VARIABLE)
+    asked = os.environ.get(MEMORY_LIMIT)
     limits = [limit, float(asked) * 2**30 if asked else None]
     return min((one for one in limits if one is not None), default=None)
 

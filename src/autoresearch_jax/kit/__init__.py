@@ -28,7 +28,6 @@ from autoresearch_jax.kit.devices import describe as describe  # noqa: E402
 from autoresearch_jax.kit.devices import (  # noqa: E402
     initialize_distributed as initialize_distributed,
 )
-from autoresearch_jax.kit.devices import peak_flops as peak_flops  # noqa: E402
 from autoresearch_jax.kit.devices import peak_memory_mb as peak_memory_mb  # noqa: E402
 from autoresearch_jax.kit.devices import platform as platform  # noqa: E402
 from autoresearch_jax.kit.devices import same_on_all_processes as same_on_all_processes  # noqa: E402
@@ -42,3 +41,4 @@ from autoresearch_jax.kit.loss import (  # noqa: E402
     softcapped_cross_entropy as softcapped_cross_entropy,
 )
 from autoresearch_jax.kit.progress import ProgressLine as ProgressLine  # noqa: E402
+from autoresearch_jax.system.device_specs import peak_flops as peak_flops  # noqa: E402

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from autoresearch_jax import manifest, paths
+from autoresearch_jax.common import protocol
+from autoresearch_jax.data import manifest
 
 # Custom calls that jax.export does not vouch for from one version of JAX to another. Here both
 # sides are of one version.
@@ -96,7 +97,7 @@ def addressable(leaf: Any) -> Any:
 def report(run_dir: Path, summary: dict[str, float | None]) -> None:
     """Write summary.json and print the summary block; a value of None is shown as n/a."""
     text = json.dumps(summary, indent=1, default=float) + "\n"
-    manifest.write_atomically(run_dir / paths.SUMMARY, lambda path: path.write_text(text))
+    manifest.write_atomically(run_dir / protocol.SUMMARY, lambda path: path.write_text(text))
     lines = ["---"]
     for name, form in SUMMARY_FORMATS.items():
         value = summary[name]

@@ -10,40 +10,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from autoresearch_jax import hardware
+from autoresearch_jax.system import hardware
 
 OLD_GPU = "old-gpu"  # what `platform` says of an NVIDIA GPU before Ampere
 FLASH_SINCE = (8, 0)  # the compute capability that brought bfloat16, and that flash attention needs
-
-# Dense bfloat16 peak of one JAX device in TFLOP/s (float32 where it has no bfloat16), from the
-# vendors' data sheets; the first name that a device kind contains decides, so the longer name
-# stands before the shorter.
-_PEAK_TFLOPS = {
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H100": 989.5,
-    "H200": 989.5,
-    "GH200": 989.5,
-    "GB200": 2500.0,
-    "B200": 2250.0,
-    "A100": 312.0,
-    "A10G": 70.0,
-    "L40S": 362.0,
-    "L40": 181.0,
-    "L4": 121.0,
-    "RTX 4090": 165.2,
-    "RTX 3090": 71.0,
-    "RTX 3060 Laptop": 26.1,  # as the 3090: 512 FLOP a clock and core
-    "RTX 3060": 25.5,
-    "Tesla T4": 8.1,
-    "GTX 1660": 5.0,
-    "TPU v3": 61.5,  # a device is one of the chip's two cores
-    "TPU v4": 275.0,
-    "TPU v5 lite": 197.0,
-    "TPU v5e": 197.0,
-    "TPU v5": 459.0,
-    "TPU v6": 918.0,
-}
 
 
 def platform(device: jax.Device) -> str:
@@ -78,17 +48,6 @@ def describe(devices: Sequence[jax.Device]) -> str:
         f"{words}, of compute capability {capability}: it has no bfloat16 and no flash attention, "
         "so float32 and attention in blocks stand in for them"
     )
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Peak FLOP/s of one device of this kind, in bfloat16 or what stands in for it.
-
-    None where it is not known.
-    """
-    for name, tflops in _PEAK_TFLOPS.items():
-        if name in device_kind:
-            return tflops * 1e12
-    return None
 
 
 def peak_memory_mb() -> float:

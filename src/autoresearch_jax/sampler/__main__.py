@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.scorer import BROKEN, REFUSED
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.protocol import BROKEN, REFUSED
 from autoresearch_jax.scorer.__main__ import import_prepare
 
 if TYPE_CHECKING:
@@ -48,17 +48,18 @@ def sample(spec: Spec) -> Iterator[bytes]:
     """The bytes of one token after the other. Raises Refused, UserError."""
     import numpy as np
 
-    from autoresearch_jax import manifest, paths
+    from autoresearch_jax.common import protocol
+    from autoresearch_jax.data import manifest
     from autoresearch_jax.scorer import model
 
     prepare = import_prepare(spec)
     data = manifest.load(Path(spec["frozen"]), splits=(), fingerprint=spec["data"])
     artifacts = Path(spec["artifacts"])
     model.check_files(artifacts)
-    export = model.read_export(artifacts / paths.EXPORTED)
+    export = model.read_export(artifacts / protocol.EXPORTED)
     shape = (prepare.rows_per_device(), data.seq_len)
     function = model.read_function(export, shape, data.vocab_size)
-    params = model.read_params(artifacts / paths.PARAMS, function)
+    params = model.read_params(artifacts / protocol.PARAMS, function)
 
     # A token without text (the start of a document, padding of the vocabulary) is never drawn.
     drawable_V = np.zeros(function.out_avals[0].shape[-1], bool)

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoresearch_jax.errors import UserError
-from autoresearch_jax.scorer import BROKEN, GO, REFUSED
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.protocol import BROKEN, GO, REFUSED
 
 if TYPE_CHECKING:
     import jax
@@ -74,12 +74,13 @@ def import_prepare(spec: Spec) -> Any:
 
 def compile_ahead(spec: Spec) -> Ahead:
     """Compiles what the training has exported, which it may yet replace."""
-    from autoresearch_jax import manifest, paths
+    from autoresearch_jax.common import protocol
+    from autoresearch_jax.data import manifest
     from autoresearch_jax.scorer import model
 
     prepare = import_prepare(spec)
     data = manifest.load(Path(spec["frozen"]), splits=(), fingerprint=spec["data"])
-    export = model.read_export(Path(spec["artifacts"]) / paths.EXPORTED)
+    export = model.read_export(Path(spec["artifacts"]) / protocol.EXPORTED)
     shape = (prepare.rows_per_device(), data.seq_len)
     function = model.read_function(export, shape, data.vocab_size)
     evaluator = make_evaluator(prepare, function, model.abstract_params(function))
@@ -99,7 +100,8 @@ def score(spec: Spec, ahead: Ahead | None) -> dict[str, float]:
     """val_bpb of what a training left, and what the probes found. Raises Refused, UserError."""
     import numpy as np
 
-    from autoresearch_jax import manifest, paths
+    from autoresearch_jax.common import protocol
+    from autoresearch_jax.data import manifest
     from autoresearch_jax.scorer import model, probes
 
     prepare = import_prepare(spec)
@@ -111,15 +113,15 @@ def score(spec: Spec, ahead: Ahead | None) -> dict[str, float]:
 
     artifacts = Path(spec["artifacts"])
     model.check_files(artifacts)
-    export = model.read_export(artifacts / paths.EXPORTED)
+    export = model.read_export(artifacts / protocol.EXPORTED)
     if ahead is not None and ahead.export == export:
         function, evaluator = ahead.function, ahead.evaluator
-        evaluator.load(model.read_params(artifacts / paths.PARAMS, function))
+        evaluator.load(model.read_params(artifacts / protocol.PARAMS, function))
     else:
         ahead = None
         shape = (prepare.rows_per_device(), data.seq_len)
         function = model.read_function(export, shape, data.vocab_size)
-        params = model.read_params(artifacts / paths.PARAMS, function)
+        params = model.read_params(artifacts / protocol.PARAMS, function)
         evaluator = make_evaluator(prepare, function, params)
     compiled = time.monotonic()
     nats_NT, sketch_NT = evaluator(rows_NT1[:, :-1], rows_NT1[:, 1:])

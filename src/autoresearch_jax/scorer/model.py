@@ -17,8 +17,7 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
 
-from autoresearch_jax import paths
-from autoresearch_jax.scorer import tree
+from autoresearch_jax.common import protocol, scored_files
 
 EXPORT_BYTES = 1 << 30  # an exported function holds no parameters: 0.1 MB at full size
 SPARE_BYTES = 1 << 26  # of a checkpoint, beyond its arrays
@@ -60,25 +59,25 @@ def check_files(folder: Path) -> None:
     if folder.is_symlink():
         raise Refused("symlink", f"{folder.name} is a link")
     try:
-        found = {name: status.st_mode for name, status in tree.scored(folder)}
-    except tree.TooMuch as error:
+        found = {name: status.st_mode for name, status in scored_files.scored(folder)}
+    except scored_files.TooMuch as error:
         raise Refused("format", str(error)) from None
     except OSError as error:
         where = os.path.relpath(error.filename or folder, folder)
         raise Refused("format", f"it cannot be read: {error.strerror}: {where}") from None
-    for name in (paths.EXPORTED, paths.PARAMS):
+    for name in (protocol.EXPORTED, protocol.PARAMS):
         if name not in found:
             raise Refused("missing", f"the training left no {name}")
-    if not stat.S_ISDIR(found[paths.PARAMS]):
-        raise Refused("symlink", f"{paths.PARAMS} is no folder, but a link or something else")
+    if not stat.S_ISDIR(found[protocol.PARAMS]):
+        raise Refused("symlink", f"{protocol.PARAMS} is no folder, but a link or something else")
     for name, kind in found.items():
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
             what = "a link" if stat.S_ISLNK(kind) else "no plain file"
             raise Refused("symlink", f"{name} is {what}")
-        within = name.removeprefix(f"{paths.PARAMS}/")
+        within = name.removeprefix(f"{protocol.PARAMS}/")
         if within != name and stat.S_ISREG(kind) and not PLAIN_ARRAYS.fullmatch(within):
             raise Refused(
-                "format", f"{paths.PARAMS} holds {within}, which plain arrays do not need"
+                "format", f"{protocol.PARAMS} holds {within}, which plain arrays do not need"
             )
 
 
@@ -101,7 +100,7 @@ def read_function(
     blob: bytes, tokens_shape: tuple[int, int], vocab_size: int
 ) -> jax.export.Exported:
     """The exported function f(flat, tokens), checked in all that it says of itself."""
-    name = paths.EXPORTED
+    name = protocol.EXPORTED
     try:
         exported = jax.export.deserialize(bytearray(blob))
         (arguments, keywords), results = (
@@ -210,4 +209,4 @@ def _or_truncated(read: Callable[[], Any]) -> Any:
         return read()
     except Exception as error:  # torn files fail in many ways, all of them the training's
         words = (str(error) or type(error).__name__).splitlines()[0]
-        raise Refused("truncated", f"{paths.PARAMS} cannot be read: {words}") from None
+        raise Refused("truncated", f"{protocol.PARAMS} cannot be read: {words}") from None

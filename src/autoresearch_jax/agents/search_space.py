@@ -1,0 +1,371 @@
+"""Where a constant of `train.py` may go: its range and scale.
+
+They are told from its name and value, or given by the person in the front matter of program.md
+(docs/search.md has the forms).
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from autoresearch_jax.common import literals
+from autoresearch_jax.common.literals import Value
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+# A first step stays near what works: a factor on logarithmic scales, a distance on linear ones,
+# one notch on whole numbers. `reach` then grows it to the whole range.
+FIRST_STEP = {"log": math.log(2), "tail": math.log(2), "linear": 0.25, "powers": 1, "grid": 1}
+SMALLEST_STEP = {"log": 0.18, "tail": 0.18, "linear": 0.08}  # less drowns in the noise of a run
+PATTERNS = ("L", "SL", "SSL", "SSSL", "SSSSSL")  # windows of attention, layer by layer
+SCALES = ("log", "linear", "tail", "powers", "grid")
+FORMS = "[low, high], {low:, high:, scale:, unit:}, a list of words, {choices: [...]} or false"
+
+
+@dataclass(frozen=True)
+class Range:
+    """A constant's range, and the axis on which its steps are even.
+
+    Scales: `log` and `linear` numbers; `tail`, the logarithm of 1 - value, for betas near one;
+    `powers` of two; `grid`, multiples of `unit`; `choice` among words or numbers.
+    """
+
+    scale: str
+    low: float = 0.0
+    high: float = 0.0
+    unit: int = 1
+    choices: tuple[Value, ...] = ()
+    whole: bool = False  # whether a number on a `log` or `linear` scale is a whole one
+    strict: bool = False  # whether the range holds although the present value lies outside
+
+    def encode(self, value: Any) -> Any:
+        """The place of `value` on the axis; a choice is its own."""
+        if self.scale == "log":
+            return math.log(max(value, 1e-12))
+        if self.scale == "tail":
+            return -math.log(max(1 - value, 1e-6))
+        if self.scale == "powers":
+            return round(math.log2(max(value, 1)))
+        return round(value / self.unit) if self.scale == "grid" else value
+
+    def decode(self, at: Any) -> Value:
+        """The value at a place on the axis, in as many digits as a person would write."""
+        if self.scale == "choice":
+            return at
+        if self.scale == "powers":
+            return int(2**at)
+        if self.scale == "grid":
+            return int(at) * self.unit
+        value = self._rounded(at)
+        if self.strict:
+            value = min(max(value, self.low), self.high)
+        return round(value) if self.whole else value
+
+    def holds(self, value: Value) -> bool:
+        """Whether `value` is of the kind that this range is about, and has a place on its axis."""
+        if self.scale == "choice":
+            return isinstance(value, str) == isinstance(self.choices[0], str)
+        if isinstance(value, str) or (self.whole and not isinstance(value, int)):
+            return False
+        if self.scale in ("powers", "grid") and not isinstance(value, int):
+            return False
+        return self.strict or value > 0 or (value == 0 and self.scale == "linear")
+
+    def axis(self, value: Value, reach: float) -> "BaseDistribution | None":
+        """The stretch of the axis around `value`; `reach` 0 is a first step, 1 the whole range.
+
+        None where there is nowhere to go.
+        """
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.scale == "choice":
+            allowed = self.choices if self.strict else (*self.choices, value)
+            return CategoricalDistribution(tuple(dict.fromkeys(allowed)))
+        low, high = self._ends()
+        at = self.encode(value)
+        if self.strict:
+            at = min(max(at, low), high)
+        else:
+            low, high = min(low, at), max(high, at)
+        first = self._first_step()
+        near = first + reach * max(0.0, high - low - first)
+        low, high = max(low, at - near), min(high, at + near)
+        if self.scale not in ("powers", "grid"):
+            return FloatDistribution(low, high) if low < high else None
+        low, high = math.ceil(low), math.floor(high)
+        return IntDistribution(low, high) if low < high else None
+
+    def moves(self, old: Value, new: Value) -> bool:
+        """Whether the step from `old` to `new` is more than noise."""
+        if self.scale == "choice":
+            return old != new
+        if self.whole and old == new:
+            return False
+        return abs(self.encode(old) - self.encode(new)) >= self._smallest_step()
+
+    def sides(self, value: Value) -> set[bool]:
+        """Where there is room to move from `value`: True is up. Choices have no sides."""
+        if self.scale == "choice":
+            return set()
+        at, (low, high) = self.encode(value), self._ends()
+        smallest = self._smallest_step()
+        return {up for up, room in ((False, at - low), (True, high - at)) if room >= smallest}
+
+    def describe(self) -> str:
+        """The range in a few words, such as `0.005 to 0.32, log`."""
+        if self.scale == "choice":
+            return "one of " + ", ".join(map(str, self.choices))
+        scale = f"steps of {self.unit}" if self.scale == "grid" else self.scale
+        return f"{self.low:.4g} to {self.high:.4g}, {scale}"
+
+    def _ends(self) -> tuple[float, float]:
+        if self.scale == "grid" and self.strict:
+            return math.ceil(self.low / self.unit), math.floor(self.high / self.unit)
+        return self.encode(self.low), self.encode(self.high)
+
+    def _width(self) -> float:
+        low, high = self._ends()
+        return high - low
+
+    def _first_step(self) -> float:
+        if self.scale == "linear" and self.strict:
+            return self._width() / 4
+        return FIRST_STEP[self.scale]
+
+    def _smallest_step(self) -> float:
+        smallest = SMALLEST_STEP.get(self.scale, 0.5)
+        if not self.strict or self.scale in ("powers", "grid"):
+            return smallest
+        # A range as narrow as that, or as wide, is one that a person wants to be searched in.
+        return self._width() * 0.08 if self.scale == "linear" else min(smallest, self._width() / 8)
+
+    def _rounded(self, at: float) -> float:
+        """The number at a place, with two digits, or more where the range is narrow."""
+        finer = max(0, math.ceil(-math.log10(self._width()))) if self.strict else 0
+        if self.scale == "log":
+            return float(f"{math.exp(at):.{2 + finer}g}")
+        if self.scale == "tail":
+            return round(1 - float(f"{math.exp(-at):.{2 + finer}g}"), 6 + finer)
+        return round(at, 2 + finer)
+
+
+# ------------------------------------------------------------------ told from name and value
+
+
+def infer(name: str, value: Value) -> Range | None:
+    """The range of a constant; None where neither its name nor its value tells one."""
+    if isinstance(value, str):
+        patterns = tuple(dict.fromkeys([value, *PATTERNS]))
+        return Range("choice", choices=patterns) if re.fullmatch("[SL]+", value) else None
+    if value < 0:
+        return None
+    if isinstance(value, int):
+        return _infer_whole(name, value)
+    if re.search(r"BETA|MOMENTUM", name) and 0 < value < 1:
+        return Range("tail", max(0.5, 1 - (1 - value) * 5), 1 - max(1e-4, (1 - value) / 5))
+    if value <= 1 and re.search(r"_(RATIO|FRAC|FRACTION)$", name):
+        # A warm-up or a floor over most of a run is no recipe.
+        return Range("linear", 0.0, 0.3 if re.search("WARMUP|FINAL", name) else 1.0)
+    if value == 0:
+        small = re.search(r"DECAY|DROPOUT|SMOOTHING", name)
+        return Range("linear", 0.0, 0.3) if small else None
+    return Range("log", value / 8, value * 8)
+
+
+def _infer_whole(name: str, value: int) -> Range | None:
+    if value == 0:
+        return None
+    power = value & (value - 1) == 0
+    if "BATCH" in name:
+        return Range("powers", max(1, value // 8), value * 4) if power else None
+    if "HEAD_DIM" in name:
+        # The fused attention of GPUs and TPUs takes heads of up to 128.
+        return Range("powers", max(1, value // 4), max(value, 128)) if power else None
+    unit = max(1, 2 ** (value.bit_length() - 3))  # 8 for 64, 1 for 4 to 7
+    unit = 1 if value < 32 else unit
+    return Range("grid", max(unit, value // 2), max(2, value * 2), unit)
+
+
+# ---------------------------------------------------------------------- given by a person
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A range as a person gives it. What is not said is told from the constant."""
+
+    low: float | None = None
+    high: float | None = None
+    scale: str | None = None
+    unit: int | None = None
+    choices: tuple[Value, ...] = ()
+
+    def of(self, name: str, value: Value) -> Range | None:
+        """The range of a constant that has this value now; None where it does not fit its kind."""
+        if self.choices:
+            found = Range("choice", choices=self.choices, strict=True)
+        elif isinstance(value, str) or self.low is None or self.high is None:
+            return None
+        else:
+            # A decay of 0 is a whole number by accident, which a range up to 0.3 shows.
+            written = isinstance(self.low, int) and isinstance(self.high, int)
+            whole = isinstance(value, int) and (self.high > 1 or written)
+            scale = self.scale or self._scale(name, value, whole)
+            unit = self.unit or (_unit(name, value) if scale == "grid" else 1)
+            if unit > 1 and _too_coarse(unit, self.low, self.high):
+                unit = 1
+            found = Range(scale, self.low, self.high, unit, whole=whole, strict=True)
+        return found if found.holds(value) else None
+
+    def _scale(self, name: str, value: float, whole: bool) -> str:
+        assert self.low is not None
+        assert self.high is not None
+        if self.unit is not None:
+            return "grid"
+        inferred = infer(name, value) if whole == isinstance(value, int) else None
+        if inferred is not None and not _impossible(inferred.scale, self.low, self.high):
+            return inferred.scale
+        if whole:
+            return "grid" if self.low > 0 else "linear"
+        return "log" if self.low > 0 and self.high >= 4 * self.low else "linear"
+
+
+def _unit(name: str, value: float) -> int:
+    inferred = infer(name, value)
+    return inferred.unit if inferred is not None and inferred.scale == "grid" else 1
+
+
+def check(search: Mapping[str, Any]) -> None:
+    """Raises ValueError where a range that a person gives is not as it must be."""
+    for name, described in search.items():
+        parse(name, described)
+
+
+def passed_over(search: Mapping[str, Any], source: str) -> str:
+    """What is said of ranges for which a file has no constant; "" if it has all.
+
+    An agent may rename constants, so they stop nothing; but it may be a slip.
+    """
+    try:
+        found = list(literals.read(source))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # no Python: others will say so
+        return ""
+    said = []
+    for name in search:
+        near = difflib.get_close_matches(name, found, n=1)
+        if name not in found:
+            said.append(f"{name} (did you mean {near[0]}?)" if near else name)
+    if not said:
+        return ""
+    return f"`search` in program.md names what train.py does not set: {', '.join(said)}"
+
+
+def parse(name: str, described: Any) -> Wish | None:
+    """A range that a person gives; None for `false`, which leaves the constant alone.
+
+    Raises:
+        ValueError: it is not as it must be; the message says how it must be.
+    """
+    if described is False:
+        return None
+    given, described = described, _numbered(described)
+    if isinstance(described, list):
+        words = any(isinstance(one, str) for one in described)
+        if words:
+            described = {"choices": described}
+        elif len(described) == 2:
+            described = {"low": described[0], "high": described[1]}
+    if not isinstance(described, dict):
+        raise _refused(name, given, f"must be {FORMS}")
+    if "choices" in described:
+        return _parse_choices(name, described)
+    if unknown := [key for key in described if key not in ("low", "high", "scale", "unit")]:
+        raise _refused(name, given, f"has {unknown[0]!r}, and must be {FORMS}")
+    wish = Wish(**described)
+    if problem := _problem(wish):
+        raise _refused(name, given, problem)
+    return wish
+
+
+def _numbered(described: Any) -> Any:
+    """The same with numbers for what YAML takes for a word: 1e-3, which has no point."""
+    if isinstance(described, dict):
+        return {key: _numbered(value) for key, value in described.items()}
+    if isinstance(described, list):
+        return [_numbered(value) for value in described]
+    number = isinstance(described, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", described)
+    return float(described) if number else described
+
+
+def _parse_choices(name: str, described: Mapping[str, Any]) -> Wish:
+    choices = described["choices"]
+    if len(described) > 1:
+        raise _refused(name, described, "must have nothing beside its choices")
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise _refused(name, choices, "must have two choices or more")
+    words = all(isinstance(one, str) for one in choices)
+    if not words and not all(map(_is_number, choices)):
+        raise _refused(name, choices, "must have words alone, or numbers alone")
+    if len(set(choices)) < len(choices):
+        raise _refused(name, choices, "must have each choice once")
+    return Wish(choices=tuple(choices))
+
+
+def _problem(wish: Wish) -> str:
+    """What is wrong with the numbers of a range; "" if nothing is."""
+    low, high, scale, unit = wish.low, wish.high, wish.scale, wish.unit
+    if not _is_number(low) or not _is_number(high):
+        return "must have a number each as low and high"
+    assert low is not None
+    assert high is not None
+    if not low < high:
+        return f"must have a low below its high, and {low} is not below {high}"
+    if scale is not None and scale not in SCALES:
+        return f"has the scale {scale!r}, which is none of {', '.join(SCALES)}"
+    if unit is not None and (type(unit) is not int or unit < 1):
+        return f"has the unit {unit!r}, and it must be a whole number above 0"
+    if unit is not None and scale not in (None, "grid"):
+        return f"has a unit, which only the scale grid has, not {scale}"
+    if unit is not None and _too_coarse(unit, low, high):
+        return f"must hold two multiples of its unit {unit} or more"
+    return _impossible(scale, low, high) if scale else ""
+
+
+def _impossible(scale: str, low: float, high: float) -> str:
+    """Why no range on this scale has these ends; "" if one has."""
+    if scale in ("log", "grid") and low <= 0:
+        return f"must be above 0 for the scale {scale}, and {low} is not"
+    if scale == "tail" and not 0 <= low < high < 1:
+        return "must lie between 0 and 1 for the scale tail"
+    if scale == "powers" and not (low >= 1 and _is_power(low) and _is_power(high)):
+        return "must have powers of two as low and high for the scale powers"
+    return ""
+
+
+def _too_coarse(unit: int, low: float, high: float) -> bool:
+    return math.floor(high / unit) <= math.ceil(low / unit)
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e15  # NaN is not, either
+
+
+def _is_power(value: float) -> bool:
+    return value == int(value) and int(value) & (int(value) - 1) == 0
+
+
+def _refused(name: str, value: Any, rule: str) -> ValueError:
+    return ValueError(f"gives {name} the range {value!r}, and it {rule}")
+
+
+# --------------------------------------------------------------------------------- in words
+
+
+def describe(before: Mapping[str, Value], changes: Mapping[str, Value]) -> str:
+    """One line such as `MATRIX_LR 0.04 -> 0.052, DEPTH 8 -> 9`."""
+    return ", ".join(f"{name} {before[name]} -> {value}" for name, value in changes.items())

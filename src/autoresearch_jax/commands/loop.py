@@ -1,0 +1,317 @@
+"""One experiment after the other: propose, train, decide, record."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from autoresearch_jax import agents
+from autoresearch_jax.agents import Agent, AgentError, search_space
+from autoresearch_jax.common import files
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.text import clean
+from autoresearch_jax.loop import notify, statistics
+from autoresearch_jax.loop.open_session import Setup, held
+from autoresearch_jax.loop.plan import UNLIMITED, Plan
+from autoresearch_jax.loop.proposer import Desk, known, source_of
+from autoresearch_jax.loop.scheduler import Coordinator
+from autoresearch_jax.loop.session import Session
+from autoresearch_jax.loop.worker import Worker
+from autoresearch_jax.records import costs
+from autoresearch_jax.records.costs import PERSON
+from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.repo.workspace import FILES, Workspace
+from autoresearch_jax.system.interrupts import Abandoned
+
+WORKSPACE_FILES = (*FILES, "program.md", "results.tsv")
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """How a loop ended."""
+
+    tag: str
+    decided: int  # experiments decided in this call, the baseline included
+    best: Experiment | None
+    stopped: str  # the limit reached ("max", "max-hours", "max-usd"); "interrupted"; "abandoned":
+    # one is undecided
+
+
+# ------------------------------------------------------------------------------- the commands
+
+
+def run_loop(
+    workspace: Workspace, setup: Setup, *, agent: str | Agent = "tpe", plan: Plan = UNLIMITED
+) -> LoopResult:
+    """Repeats experiments until the plan's limits, or until interrupted.
+
+    A loop that was killed or stopped counts on when the same command is given again. Raises
+    UserError where it cannot start or go on; the journal then holds all that was done.
+    """
+    agent = agents.make_agent(agent) if isinstance(agent, str) else agent
+    _check(agent, setup)
+    what = f"loop --agent {agent.name}"
+    with held(workspace, setup, what) as (session, why), notify.telling(session, plan) as teller:
+        records = session.journal.records
+        continues = costs.continues(records, plan.limits)
+        done = costs.this_loop(records).experiments if continues else 0
+        session.view.say(
+            f"Agent {agent.name}, tag {session.tag} ({why}), {_limits(plan, session.best is None)}"
+            + (f", {done} of them begun already" if done else "")
+            + ". Ctrl-C finishes the running one."
+        )
+        if plan.max_usd is not None and not agent.priced and agent.name != "tpe":
+            session.view.say(f"{agent.name} does not say what it costs: --max-usd cannot hold it.")
+        _say_unused_edits(session)
+        _say_passed_over(session, plan)
+        fields = {"agent": agent.name, "desc": plan.desc, "seed": plan.seed, **plan.limits}
+        fields |= {"policy": session.policy_name, "workers": len(session.crew)}
+        session.begin("loop", continues=continues, **fields)
+        before = sum(e.status is not None for e in session.history)
+        desk = Desk(session, agent, plan, partial(teller.tell, "paused"))
+        try:
+            stopped = _repeat(session, desk, teller.decided)
+        except Abandoned:
+            stopped = "abandoned"
+            session.view.say("Abandoned. The same command goes on with that experiment.")
+        finally:
+            desk.close()
+        teller.ended(stopped)
+        decided = sum(e.status is not None for e in session.history) - before
+        return LoopResult(session.tag, decided, session.best, stopped)
+
+
+def _check(agent: Agent, setup: Setup) -> None:
+    """Raises UserError if it is plain that the agent cannot answer: not after a baseline."""
+    try:
+        agent.check()
+    except AgentError as error:
+        said = str(error).rstrip(".")
+        end = "" if said.endswith("?") else "."
+        raise UserError(f"{said}{end} Without it: autoresearch-jax loop --agent tpe") from None
+
+
+def _limits(plan: Plan, new: bool) -> str:
+    """How far a plan goes, in words; `new`: the baseline comes first, and is not counted."""
+    said = []
+    if plan.max is not None:
+        after = " after the baseline" if new else ""
+        said.append(f"{plan.max} experiment{'' if plan.max == 1 else 's'}{after}")
+    if plan.max_hours is not None:
+        said.append(f"{plan.max_hours:g} hour{'' if plan.max_hours == 1 else 's'}")
+    if plan.max_usd is not None:
+        said.append(f"{plan.max_usd:g} dollar{'' if plan.max_usd == 1 else 's'}")
+    return f"at most {', '.join(said)}" if len(said) > 1 else "".join(said) or "until stopped"
+
+
+def run_proposal(
+    workspace: Workspace, setup: Setup, *, description: str, log_path: Path
+) -> Experiment:
+    """The checkout's train.py is the proposal; afterwards it is the best known again.
+
+    `log_path` gets a copy of the training's log. After an interruption, the same command finishes
+    the same proposal. Raises UserError, also if train.py holds nothing new or it was abandoned.
+    """
+    log_path = log_place(workspace, log_path)
+    source = source_of(workspace.root / "train.py")
+    with held(workspace, setup, "run -m") as (session, _):
+        blob = session.ratchet.store(source)
+        if _waiting(session, blob) is None:
+            _refuse_unedited(session, blob)
+            _refuse_known(session, source)
+        session.begin("run", agent=PERSON)
+        try:
+            e = _decided_proposal(session, blob, clean(description))
+        except Abandoned:
+            raise UserError("Abandoned. The same command goes on with it.") from None
+        if session.log(e).exists():  # before the command is done: a killed one is given again
+            log_path.write_bytes(session.log(e).read_bytes())
+        _restore(session, e, source)
+        return e
+
+
+def log_place(workspace: Workspace, path: Path) -> Path:
+    """`path` made absolute. Raises UserError before a training whose log has no place there."""
+    path = path.absolute()
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} for the log {path.name}. Make it first.")
+    if path.resolve().parent == workspace.root.resolve() and path.name in WORKSPACE_FILES:
+        raise UserError(f"the log would replace {path}. Choose another name: --log run.log")
+    return path
+
+
+# ----------------------------------------------------------------------------------- the loop
+
+
+def _repeat(session: Session, desk: Desk, decided: Callable[[], None]) -> str:
+    """Experiments until there is a reason to stop, which is returned. Raises as run_loop does.
+
+    `decided` is called after each.
+    """
+    left = session.settle()
+    if left and session.best is None:
+        session.run(left.pop(0))  # the baseline: the others' limits come from it
+    if session.interrupts.stopping():
+        return "interrupted"
+    _baseline(session, desk.think_ahead)
+    if not _knows_noise(session):
+        return "interrupted"
+    rule = statistics.rule(session.policy_name, session.noise)
+    if pace := statistics.pace_words(rule, session.history, len(session.crew)):
+        session.view.say(f"     {pace}")
+    ended = Coordinator(session, desk, decided, left).run()
+    if ended == "interrupted":
+        return ended
+    if desk.plan.audit and not _audited(session, desk.plan.audit):
+        return "interrupted"
+    session.journal.append("finished", time=time.time())
+    return ended
+
+
+def _knows_noise(session: Session) -> bool:
+    """Measures the noise of a score, by more runs of the baseline, where the policy needs it.
+
+    False if it was told to stop. Raises Abandoned, UserError.
+    """
+    if session.policy_name != "confirm":
+        return True
+    baseline = session.baseline
+    assert baseline is not None
+    done = 1 + sum(one.purpose == "noise" and one.counts for one in baseline.repeats)
+
+    def run(number: int, worker: Worker) -> None:
+        if session.interrupts.stopping():
+            return
+        session.view.say(
+            f"     measuring the noise: the baseline again, run {number} of {statistics.NOISE_RUNS}"
+        )
+        repeat = worker.repeat(baseline, "noise")
+        if repeat.score is None:
+            raise UserError(
+                f"The baseline failed when it was run again: {repeat.reason.rstrip('.')}. Nothing "
+                "is lost. Look with `autoresearch-jax doctor`, then run the same command again."
+            )
+
+    session.crew.run([partial(run, at + 1) for at in range(done, statistics.NOISE_RUNS)])
+    if session.interrupts.stopping():
+        return False
+    statistics.rule(session.policy_name, session.noise)  # refuses a noise of nothing
+    if session.noise is not None:
+        session.view.say(f"     {statistics.noise_words(session.noise)}")
+    return True
+
+
+def _audited(session: Session, runs: int) -> bool:
+    """Audits the best, unless it is the baseline or was audited. False if told to stop."""
+    baseline, best = session.baseline, session.best
+    last = statistics.audited(session.journal.records)
+    if baseline is None or best is None or best.n == baseline.n:
+        return True
+    if last is not None and last.best == best.n:
+        return True
+    if session.interrupts.stopping():
+        return False
+    session.view.say(
+        f"Auditing experiment {best.n}: {runs} new runs of it and {runs} of the baseline."
+    )
+    session.view.say(statistics.audit_words(session.audit(runs)))
+    return True
+
+
+def _baseline(session: Session, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Measures the checkout's commit if the tag has no score yet. Raises UserError on a crash.
+
+    `meanwhile` is called before its training begins.
+    """
+    if session.best is not None:
+        return
+    e = session.propose_baseline()
+    where = session.workspace.git("rev-parse", "--abbrev-ref", "HEAD")
+    where = "a detached HEAD" if where == "HEAD" else f"branch {where}"
+    session.view.say(f"Measuring the baseline: train.py of commit {e.commit[:7]} ({where}).")
+    meanwhile()
+    e = session.run(e)
+    if e.status == "crash":
+        raise UserError(
+            f"The baseline, train.py of commit {e.commit[:7]}, gave no score: "
+            f"{e.reason.rstrip('.')}. Its log: {session.log(e)}. Mend train.py, commit it, "
+            "then run the same command again."
+        )
+
+
+def _say_unused_edits(session: Session) -> None:
+    path = session.workspace.root / "train.py"
+    known = [session.workspace.head()] + ([session.best.commit] if session.best else [])
+    blob = session.ratchet.store(path.read_bytes())
+    if blob not in [session.ratchet.blob_id(commit) for commit in known]:
+        session.view.say(
+            "train.py in the checkout has uncommitted edits: the committed one is used. "
+            "`autoresearch-jax run -m DESCRIPTION` proposes the edited one."
+        )
+
+
+def _say_passed_over(session: Session, plan: Plan) -> None:
+    commit = session.best.commit if session.best else session.workspace.head()
+    if said := search_space.passed_over(plan.search, session.ratchet.show(commit)):
+        session.view.say(f"Warning: {said}. That is passed over.")
+
+
+# --------------------------------------------------------------------------------- run -m
+
+
+def _waiting(session: Session, blob: str) -> Experiment | None:
+    """The person's last experiment with this train.py, if the command for it never finished."""
+    restored = {r["n"] for r in session.journal.records if r["step"] == "restored"}
+    for e in reversed(session.history):
+        if e.agent == PERSON and e.n not in restored:
+            return e if session.ratchet.blob_id(e.commit) == blob else None
+    return None
+
+
+def _refuse_unedited(session: Session, blob: str) -> None:
+    """Raises UserError if the checkout's train.py is the best known, or where the tag began."""
+    kept = [e for e in session.history if e.status == "keep"]
+    known = [kept[-1].commit, kept[0].commit] if kept else [session.workspace.head()]
+    for commit in known:
+        if session.ratchet.blob_id(commit) == blob:
+            raise UserError(
+                f"train.py in {session.workspace.root} is that of commit {commit[:7]}: there is "
+                "nothing to propose. Edit it first; `autoresearch-jax run` without -m measures it "
+                "as it is."
+            )
+
+
+def _refuse_known(session: Session, train_py: bytes) -> None:
+    """Raises UserError if an experiment of the tag has scored this train.py already."""
+    same = session.same_as(train_py)
+    if same is not None:
+        raise UserError(
+            f"train.py in {session.workspace.root} is that of {known(same)}, comments and "
+            f"formatting aside: it is not run again. Look at it: autoresearch-jax show {same.n}"
+        )
+
+
+def _decided_proposal(session: Session, blob: str, description: str) -> Experiment:
+    """The decided experiment of the person's train.py, a new one or an interrupted one."""
+    for left in session.settle():
+        session.run(left)
+    waiting = _waiting(session, blob)
+    if waiting is not None:
+        return waiting
+    if not session.interrupts.stopping():
+        _baseline(session)
+    if session.interrupts.stopping():
+        raise Abandoned
+    return session.run(session.propose(blob, description=description, agent=PERSON))
+
+
+def _restore(session: Session, e: Experiment, source: bytes) -> None:
+    """Makes the checkout's train.py the best known, unless the person has edited it meanwhile."""
+    best, path = session.best, session.workspace.root / "train.py"
+    assert best is not None
+    if path.read_bytes() == source:
+        files.write_bytes(path, session.ratchet.blob(best.commit))
+    else:
+        session.view.say("train.py was edited meanwhile, and is left as it is.")
+    session.journal.append("restored", n=e.n, time=time.time())

@@ -1,0 +1,207 @@
+"""One training of the checkout's train.py, scored; nothing is decided or recorded."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoresearch_jax.commands.loop import log_place
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.data.manifest import FROZEN
+from autoresearch_jax.jobs import compile_check, environment, training
+from autoresearch_jax.jobs.local import Runner
+from autoresearch_jax.jobs.scoring import Score
+from autoresearch_jax.jobs.training import TrainResult
+from autoresearch_jax.loop.open_session import Setup, device_held
+from autoresearch_jax.repo.workspace import FILES, Workspace, time_budget
+from autoresearch_jax.sandbox import isolation, profiles
+from autoresearch_jax.system import device_specs, locks
+from autoresearch_jax.system.disk_errors import disk_errors
+from autoresearch_jax.system.interrupts import Interrupts
+from autoresearch_jax.views.watch import logs
+
+LOOK_SECONDS = 5.0  # of training, after which a device is under load
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A training and, where it left something, its score."""
+
+    trained: TrainResult
+    scored: Score | None
+
+    @property
+    def val_bpb(self) -> float | None:
+        return self.scored.metrics.get("val_bpb") if self.scored else None
+
+    @property
+    def reason(self) -> str:
+        """Why there is no val_bpb, else ""."""
+        return self.trained.reason or (self.scored.reason if self.scored else "")
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The first moments of a training, which was ended then."""
+
+    first_step_s: float  # from its start
+    tokens_per_s: float | None
+    reason: str  # why it came to nothing, else ""
+
+
+def measure(workspace: Workspace, setup: Setup, *, log_path: Path) -> Measured:
+    """Trains a copy of the checkout's files as they are now. Raises UserError."""
+    log_path = log_place(workspace, log_path)
+    with _ready(workspace, setup, "run") as (runner, _, here):
+        frozen = here / "frozen"
+        trained = runner.train(
+            here / "train",
+            artifacts=here / "artifacts",
+            log=log_path,
+            budget_s=time_budget(frozen),
+            limits=setup.limits,
+            title="train.py",
+            frozen=lambda: frozen,
+        )
+        if trained.outcome != "ok":
+            return Measured(trained, None)
+        scored = runner.score(
+            frozen,
+            here / "artifacts",
+            log=here / "score.log",
+            limits=setup.limits,
+            title="train.py",
+        )
+    return Measured(trained, scored)
+
+
+def begin(
+    workspace: Workspace, setup: Setup, *, under_load: Callable[[], None] = lambda: None
+) -> Begun:
+    """Starts a copy of the checkout's files as a baseline is, and ends it after its first steps.
+
+    `under_load` is called while it trains. Raises UserError.
+    """
+    with _ready(workspace, setup, "doctor --first-step") as (runner, interrupts, here):
+        log, started = here / "run.log", time.monotonic()
+        seen: list[float] = []
+
+        def enough() -> bool:
+            if not seen and logs.progress(training.read_tail(log)).step is not None:
+                seen.append(time.monotonic())
+            if not seen or time.monotonic() - seen[0] < LOOK_SECONDS:
+                return False
+            under_load()
+            return True
+
+        trained = runner.train(
+            here / "train",
+            artifacts=here / "artifacts",
+            log=log,
+            budget_s=time_budget(here / "frozen"),
+            limits=setup.limits,
+            title="the first step",
+            enough=enough,
+        )
+        if interrupts.stopping():
+            raise UserError("Stopped before it was known how long the first step takes.")
+        # A train.py with lines of its own is known to train once it has exported its model.
+        first = seen[0] - started if seen else trained.metrics["startup_seconds"]
+        speed = logs.progress(training.read_tail(log)).tokens_per_s
+        reason = "" if trained.outcome in ("ok", "abandoned") else trained.reason
+        return Begun(round(first, 1), speed, reason)
+
+
+@contextmanager
+def _ready(
+    workspace: Workspace, setup: Setup, what: str
+) -> Iterator[tuple[Runner, Interrupts, Path]]:
+    """The devices are held, and a folder has the checkout's files in `train` and `frozen`."""
+    max_memory_gb = setup.memory_limit(workspace)
+    with (
+        device_held(workspace, setup, what) as (view, interrupts, found, device_locks, _),
+        locks.own_folder(workspace.home / "runs", "measure") as (here, lock),
+    ):
+        _copy(workspace, _files(workspace), here / "train")
+        _copy(workspace, FROZEN, here / "frozen")  # before other people's code runs
+        runner = Runner(
+            workspace,
+            here,
+            found,
+            view=view,
+            scorer=setup.scorer,
+            max_memory_gb=max_memory_gb,
+            keep_fds=(*device_locks, lock),
+            stop=interrupts.stopping,  # there is no loop to finish
+        )
+        yield runner, interrupts, here
+
+
+def compile_only(
+    workspace: Workspace, setup: Setup, *, device: str | None, devices: int, log_path: Path
+) -> compile_check.Verdict:
+    """Compiles the checkout's train.py and trains nothing; no accelerator is held.
+
+    `device` is of device_specs.TARGETS, or "cpu"; None: this machine's. Raises UserError.
+    """
+    log_path = log_place(workspace, log_path)
+    if device is not None and device != "cpu" and (lacks := compile_check.lacking(device)):
+        raise UserError(lacks)
+    most = setup.memory_limit(workspace)
+    setup.view.live("looking at the accelerator")
+    # What is named need not be here, and what is here may be busy.
+    overrides = {} if device is None else {"JAX_PLATFORMS": "cpu"}
+    found, chosen = environment.probe(workspace.home, setup.isolation, setup.required, overrides)
+    target: str | None = "" if device == "cpu" else device
+    has = None  # what the target has
+    if device is None:
+        has = environment.usable_gib(found)
+        own = device_specs.target_of(found.device_kind, found.memory_mb / 1024)
+        target = "" if found.platform == "cpu" else own
+        if target is None:
+            raise UserError(
+                f"a {found.device_kind} is none of the devices that can be compiled for. Name the "
+                f"nearest: --device {' | '.join(device_specs.TARGETS)}"
+            )
+    with (
+        disk_errors(),
+        Interrupts(setup.view) as interrupts,
+        locks.own_folder(workspace.home / "runs", "measure") as (here, lock),
+    ):
+        folder = here / "train"
+        _copy(workspace, _files(workspace), folder)
+        scratch = isolation.fresh(here / "scratch")
+        box = profiles.training(workspace, None, scratch=scratch, writable=(folder,))
+        variables = profiles.environment(os.environ, box) | {"PYTHONDONTWRITEBYTECODE": "1"}
+        compilation = compile_check.Gate(
+            folder,
+            target=target or "",
+            devices=devices,
+            memory_gib=min((gib for gib in (has, most) if gib is not None), default=None),
+            level=chosen.level,
+            box=box,
+            env=variables | ({"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}),
+            log=log_path,
+            keep_fds=(lock,),
+        )
+        return compilation.wait(abandoned=interrupts.stopping, live=setup.view.live)
+
+
+def _files(workspace: Workspace) -> set[str]:
+    """The files of the checkout that a commit of all would have, and those that it must have."""
+    listed = workspace.git_bytes("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    return {os.fsdecode(name) for name in listed.split(b"\0") if name} | set(FILES)
+
+
+def _copy(workspace: Workspace, names: Iterable[str], folder: Path) -> None:
+    """Copies plain files of the checkout as they are now, and nothing of ours that lies there."""
+    root, home = workspace.root.resolve(), workspace.home.resolve()
+    for name in names:
+        source, target = root / name, folder / name
+        if source.is_symlink() or not source.is_file() or source.is_relative_to(home):
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)

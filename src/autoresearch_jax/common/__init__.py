@@ -1,0 +1,1 @@
+"""What knows nothing of research: errors, files, text, paths, literals, the console."""

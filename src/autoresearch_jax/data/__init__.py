@@ -1,0 +1,1 @@
+"""From text to packed rows: sources, tokenizer, packing, the manifest of prepared data."""

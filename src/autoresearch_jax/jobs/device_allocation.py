@@ -1,0 +1,80 @@
+"""What each of several workers has of one machine's devices."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.system import hardware
+
+# How libtpu is told of the chips that one process has of a host, by their number.
+TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1"}
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker has of the machine; without anything it has all."""
+
+    env: Mapping[str, str] = field(default_factory=dict)  # by which JAX finds its devices alone
+    cores: frozenset[int] = frozenset()  # that its processes run on
+
+    def bind_thread(self) -> None:
+        """Lets this thread, and the processes that it starts, run on its cores alone."""
+        if self.cores:
+            os.sched_setaffinity(0, self.cores)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What scores on it rest on, beside what JAX tells of its devices."""
+        return {"number of cores": len(self.cores)} if self.cores else {}
+
+
+WHOLE = Share()
+
+
+def split(workers: int, names: Sequence[str]) -> list[Share]:
+    """A share of the devices `names` (`hardware.device_names`) for each worker, all of one size.
+
+    Raises UserError where there are too few, or not all alike.
+    """
+    if workers == 1:
+        return [WHOLE]
+    kind = names[0].partition("-")[0]
+    if names == ["cpu"]:
+        raise UserError(
+            "--workers takes a system that keeps a process to some cores, and this one does not: "
+            "go on without it."
+        )
+    if workers > len(names):
+        what = {"nvidia": "GPU", "tpu": "TPU chip", "cpu": "core"}[kind]
+        raise UserError(
+            f"--workers {workers}: each takes a {what} of its own, and there "
+            f"{'is one' if len(names) == 1 else f'are {len(names)}'}. Try --workers {len(names)}"
+        )
+    size = len(names) // workers
+    parts = [names[at * size : (at + 1) * size] for at in range(workers)]
+    numbers = [[name.partition("-")[2] for name in part] for part in parts]
+    if kind == "cpu":
+        return [Share(cores=frozenset(map(int, part))) for part in numbers]
+    if kind == "nvidia":
+        if len(kinds := hardware.gpu_kinds()) > 1:
+            raise UserError(
+                f"the GPUs are of several kinds ({', '.join(kinds)}), so their scores do not "
+                "compare. Choose some that are alike: export CUDA_VISIBLE_DEVICES=0,1"
+            )
+        return [Share({"CUDA_VISIBLE_DEVICES": ",".join(part)}) for part in numbers]
+    if size not in TPU_BOUNDS:
+        raise UserError(
+            f"--workers {workers} leaves each {size} of the {len(names)} chips, and a process can "
+            f"have 1, 2 or 4. Try --workers {len(names)}"
+        )
+    bounds = tpu_bounds(size)
+    return [Share({"TPU_VISIBLE_CHIPS": ",".join(part), **bounds}) for part in numbers]
+
+
+def tpu_bounds(chips: int) -> dict[str, str]:
+    """What tells libtpu that a process has so many chips of a host; {} for a whole one of 8."""
+    if chips not in TPU_BOUNDS:
+        return {}
+    return {"TPU_CHIPS_PER_PROCESS_BOUNDS": TPU_BOUNDS[chips], "TPU_PROCESS_BOUNDS": "1,1,1"}

@@ -1,0 +1,197 @@
+"""What scores rest on, looked at before anything is begun."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.data import manifest
+from autoresearch_jax.data.manifest import Manifest
+from autoresearch_jax.jobs import scoring
+from autoresearch_jax.records.experiment import Record
+from autoresearch_jax.repo.workspace import Place
+from autoresearch_jax.sandbox import isolation, profiles
+from autoresearch_jax.sandbox.isolation import Box
+from autoresearch_jax.system import device_specs, hardware
+
+REBUILT = ("pydocs",)  # sources whose held-out text anybody can make again
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The ground that experiments stand on."""
+
+    fingerprint: Record  # two tags that differ in it do not compare
+    provenance: Record = field(default_factory=dict)  # what every record carries
+    level: str = "none"  # of isolation.LEVELS: the box that trainings run in
+    data: Manifest | None = None
+    watched: bool = False  # whether to look for changes of what is installed: nothing forbids them
+    warning: str = ""  # what a person should know before a night
+    platform: str = ""  # cpu, gpu or tpu
+    target: str | None = (
+        None  # what the gate compiles for (device_specs.TARGETS, "": the devices that
+    )
+    # JAX finds); None: it would take from the training's budget, or the device is not known
+    memory_gib: float | None = None  # that a training may use of a device; None: not known
+
+    @property
+    def scores_early(self) -> bool:
+        """Whether a scorer compiles while the training runs.
+
+        A GPU can be shared. A TPU cannot, and on a CPU it would take from the training's budget;
+        there AUTORESEARCH_EARLY_SCORER=1 wants it all the same, and 0 never.
+        """
+        wish = os.environ.get("AUTORESEARCH_EARLY_SCORER", "")
+        if self.platform == "tpu" or wish == "0":
+            return False
+        return self.platform in ("gpu", "cuda") or wish == "1"
+
+    @property
+    def data_fingerprint(self) -> str | None:
+        return None if self.data is None else self.data.fingerprint
+
+
+def examine(
+    workspace: Place,
+    wanted: str = "auto",
+    required: str | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Conditions:
+    """Looks at the data and, in a box, at the accelerator.
+
+    `wanted` and `required` are isolation levels, as `isolation.strongest` takes them; `overrides`
+    are variables by which JAX finds what one worker has of the machine. Raises
+    UserError if the data is not prepared, the accelerator does not answer, this is one of several
+    hosts, or the isolation is not to be had.
+    """
+    hardware.refuse_several_hosts()
+    data = manifest.load(workspace.root)
+    data.verify()
+    device, chosen = probe(workspace.home, wanted, required, overrides)
+    claimed = chosen.level
+    if data.source in REBUILT:
+        claimed = "none"
+        if required not in (None, "none"):
+            raise UserError(
+                f"--require-isolation {required}: the text of {data.source} can be made again from "
+                "the installed packages, so no box hides the validation rows. Prepare other text: "
+                "uv run prepare.py --source fineweb-edu"
+            )
+    fingerprint = {
+        "frozen files": manifest.frozen_fingerprint(workspace.root),
+        "scorer": scoring.code_sha256()[:16],
+        "data": data.fingerprint,
+        "device": device.device_kind,
+        "device count": device.device_count,
+        "JAX": device.jax_version,
+    }
+    shards = [(shard.name, shard.sha256, shard.split) for shard in data.shards]
+    provenance = {
+        "frozen": {**data.frozen, "autoresearch_jax": scoring.code_sha256()},
+        "tokenizer": data.tokenizer.sha256,
+        "shards": hashlib.sha256(json.dumps(shards).encode()).hexdigest(),
+        "JAX": device.jax_version,
+        "XLA": device.xla_version,
+        "device": device.device_kind,
+        "device count": device.device_count,
+        "isolation": claimed,
+        "box": chosen.level,
+    }
+    watched = chosen.level == "none"
+    warnings = [chosen.warning]
+    if unused := hardware.unused_accelerator(device):
+        name, extra = unused
+        warnings.append(
+            f"this machine has {name}, but JAX sees only the CPU: end this, and start it with "
+            f"`uv run --extra {extra} autoresearch-jax`, or say that it is meant: "
+            "export JAX_PLATFORMS=cpu"
+        )
+    return Conditions(
+        fingerprint,
+        provenance,
+        chosen.level,
+        data,
+        watched,
+        "; ".join(filter(None, warnings)),
+        platform=device.platform,
+        target=_target(device),
+        memory_gib=usable_gib(device),
+    )
+
+
+def _target(device: hardware.Device) -> str | None:
+    if device.platform == "cpu" or os.environ.get("AUTORESEARCH_GATE") == "0":
+        return None
+    return device_specs.target_of(device.device_kind, device.memory_mb / 1024)
+
+
+def usable_gib(device: hardware.Device) -> float:
+    """What JAX's allocator gives a training: three quarters of a GPU, unless told otherwise."""
+    share = 1.0
+    if device.platform in ("gpu", "cuda"):
+        names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+        told = next(filter(None, map(os.environ.get, names)), "0.75")
+        with contextlib.suppress(ValueError):  # JAX itself will refuse it
+            share = float(told)
+    return share * device.memory_mb / 1024
+
+
+def probe(
+    home: Path,
+    wanted: str = "auto",
+    required: str | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> tuple[hardware.Device, isolation.Chosen]:
+    """What JAX computes on, looked at in the strongest box that works. Raises UserError.
+
+    `overrides` are variables for it, such as the JAX_PLATFORMS to look at.
+    """
+    found: list[hardware.Device] = []
+
+    def trial(level: str) -> str:
+        try:
+            found[:] = [_probe_in_box(home, level, overrides or {})]
+        except UserError as error:
+            return str(error)
+        return ""
+
+    chosen = isolation.strongest(wanted, required, trial)
+    if chosen.level != "none":
+        return found[0], chosen
+    return hardware.probe(environment=lambda given: {**given, **(overrides or {})}), chosen
+
+
+def _probe_in_box(home: Path, level: str, overrides: Mapping[str, str]) -> hardware.Device:
+    """A real computation in a box of that level, which must also hide and protect what it says.
+
+    Raises UserError.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="trial-", dir=home) as folder:
+        secret = Path(folder) / "secret"
+        secret.write_text("hidden")
+        (closed := Path(folder) / "closed").mkdir()  # it is not there in a box
+        box = Box(isolation.fresh(Path(folder) / "scratch"), hidden=(secret,))
+        failure = isolation.unavailable(level, box)
+        if failure:
+            raise UserError(failure)
+        device = hardware.probe(
+            wrap=lambda argv: isolation.wrap(level, argv, box),
+            environment=lambda given: {**profiles.environment(given, box), **overrides},
+            hidden=secret,
+            protected=closed / "protected",
+            cwd=box.scratch,
+        )
+    if device.leaks:
+        raise UserError(f"a box of it {' and '.join(device.leaks)}")
+    if hardware.unused_accelerator(device):
+        # Where JAX computes on the CPU outside as well, it is not the box that is in its way.
+        outside = hardware.probe(environment=lambda given: {**given, **overrides})
+        if outside.platform != "cpu":
+            raise UserError(f"in a box of it JAX does not find the {outside.device_kind}")
+    return device

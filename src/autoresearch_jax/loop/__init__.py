@@ -1,0 +1,1 @@
+"""Who proposes, measures and decides, and when."""

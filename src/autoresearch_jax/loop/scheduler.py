@@ -1,0 +1,272 @@
+"""Who does what next: each worker gets something to measure, and results are decided in order.
+
+Workers measure side by side; proposals are asked for one at a time, and decided one at a time, in
+the order in which their scores arrive. A decision that takes another run of something waits for it,
+and the workers go on with what else there is.
+
+A proposal was made on the best of its time. If there is another best when its score arrives, a
+score that would have been kept does not count yet: what it changed is carried over to the new best
+and measured there (`Session.decide`).
+"""
+
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from autoresearch_jax.agents import AgentError
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.jobs.local import Lost
+from autoresearch_jax.loop.proposer import Desk
+from autoresearch_jax.loop.session import Session
+from autoresearch_jax.loop.worker import Worker
+from autoresearch_jax.loop.worker_pool import TICK_SECONDS, Job
+from autoresearch_jax.records.experiment import Experiment, Record
+
+CRASHES = 3  # in a row and alike, after which the best is started again
+
+
+class _Retired(Exception):
+    """A worker cannot go on, and others do."""
+
+
+class Coordinator:
+    """Experiments by all workers of a session, until there is a reason to stop."""
+
+    def __init__(
+        self,
+        session: Session,
+        desk: Desk,
+        decided: Callable[[], None],
+        left: Sequence[Experiment] = (),
+    ) -> None:
+        """`decided` is called after each decision; `left` are undecided, and come first."""
+        self._session = session
+        self._desk = desk
+        self._decided = decided
+        self._one = threading.RLock()  # decides, or hands something out
+        self._asking = threading.Lock()  # one waits for a proposal
+        self._checking = threading.Lock()  # one looks whether the machine is broken
+        self._queue = [e.n for e in left]  # to be measured
+        self._wanted: list[int] = []  # to be measured again, for a decision
+        self._again: set[int] = set()  # that are measured again now
+        self._arrived: list[int] = []  # that are measured, in their order, and not decided
+        self._losses: Counter[int] = Counter()  # in a row, of what is measured, by experiment
+        self._left = len(session.crew)  # workers that go on
+        self._idle = 0  # of these, the ones with nothing to measure
+        self._failed = False  # so that all others stop as well
+        self._torn = False  # a decision failed, perhaps between its record and its effects
+        self._limit = ""  # that was reached
+
+    def run(self) -> str:
+        """Returns why it ended: a limit's name, or "interrupted". Raises Abandoned, UserError."""
+        self._session.crew.run([self._work] * len(self._session.crew))
+        if self._session.interrupts.stopping():  # what a limit allows may not be done yet
+            return "interrupted"
+        return self._limit or "interrupted"
+
+    def _work(self, worker: Worker) -> None:
+        """One worker's part."""
+        try:
+            while (job := self._next()) is not None:
+                job(worker)
+                self._decide()
+                self._pause_if_broken(worker)
+        except _Retired:
+            pass
+        except BaseException:
+            self._failed = True
+            self._desk.give_up()
+            raise
+
+    def _ends(self) -> bool:
+        """Whether to start nothing more, whatever there is to do."""
+        return self._failed or self._session.interrupts.stopping()
+
+    # --------------------------------------------------------------------------- what next
+
+    def _next(self) -> Job | None:
+        """What a worker shall do; None: nothing any more."""
+        with self._one:
+            self._idle += 1
+        job: Job | None = None
+        while not self._ends():
+            job = self._waiting() or self._new()
+            # What the others measure may have to be measured again, or carried over.
+            if job is not None or (self._limit and self._idle == self._left):
+                break
+            if self._limit:
+                time.sleep(TICK_SECONDS)
+        with self._one:
+            self._idle -= 1
+            self._left -= job is None
+        return job
+
+    def _new(self) -> Job | None:
+        """What is proposed now; None while another worker waits for a proposal, or at a limit."""
+        if not self._asking.acquire(timeout=TICK_SECONDS):
+            return None
+        try:
+            e = self._proposed()
+            if e is None:
+                return None
+            self._desk.think_ahead()
+            return partial(self._measure, e.n)
+        finally:
+            self._asking.release()
+
+    def _waiting(self) -> Job | None:
+        """What is to be measured and takes no proposal."""
+        if not self._wanted and not self._queue:
+            return None
+        with self._one:
+            history, best = self._session.history, self._session.best
+            while self._wanted:
+                n = self._wanted.pop(0)
+                wanted = history[n].status is None or (best is not None and n == best.n)
+                if wanted:  # else what waited for it is decided
+                    self._again.add(n)
+                    return partial(self._measure_again, n)
+            return partial(self._measure, self._queue.pop(0)) if self._queue else None
+
+    def _proposed(self) -> Experiment | None:
+        """A new experiment; None where there is a reason to stop."""
+        session, desk = self._session, self._desk
+        while not self._ends():
+            self._limit = desk.over()
+            if self._limit:
+                return None
+            try:
+                e = desk.take()
+            except AgentError:
+                if desk.over():
+                    continue
+                return None
+            if self._ends():  # it came while an agent thought; it is kept
+                session.view.say(f"Stopped. The same command trains {e.n}: {e.description}")
+                return None
+            return e
+        return None
+
+    # --------------------------------------------------------------------------- measuring
+
+    def _measure(self, n: int, worker: Worker) -> None:
+        session = self._session
+        try:
+            e = worker.measured(session.history[n])
+            while session.score_of(e) is None and self._desk.mend(e):
+                e = worker.measured(session.history[n])
+        except UserError as error:
+            if self._queued_again(n, error, self._queue):
+                return
+            worker.record_crash(session.history[n], str(error))
+        self._losses.pop(n, None)
+        with self._one:
+            self._arrived.append(n)
+
+    def _measure_again(self, n: int, worker: Worker) -> None:
+        e = self._session.history[n]
+        try:
+            self._session.measure_again(e, worker)
+            self._losses.pop(n, None)
+        except UserError as error:
+            if self._queued_again(n, error, self._wanted):
+                return
+            if e.status is not None:  # without the best nothing can be compared
+                raise UserError(str(error)) from None
+            worker.record_repeat_crash(e, str(error))
+        finally:
+            with self._one:
+                self._again.discard(n)
+
+    def _queued_again(self, n: int, error: UserError, queue: list[int]) -> bool:
+        """Puts what a worker, or its machine, did not measure into a queue; False at once again.
+
+        Raises _Retired where the others go on without the worker, and the error itself where there
+        are no others, or the next one fails as well. One that is only Lost goes on elsewhere.
+        """
+        with self._one:
+            self._losses[n] += 1
+            twice, lost = self._losses[n] > 1, isinstance(error, Lost)
+            if not lost and (twice or self._left == 1):
+                raise error
+            if twice:
+                return False
+            queue.append(n)
+            self._session.view.say(f"Warning: {error} Experiment {n} is queued again.")
+            if not lost:
+                self._left -= 1
+                raise _Retired from None
+            return True
+
+    # --------------------------------------------------------------------------- deciding
+
+    def _decide(self) -> None:
+        """Decides what can be, in the order in which it was measured."""
+        session, at = self._session, 0
+        with self._one:
+            while at < len(self._arrived) and not self._torn:
+                n = self._arrived[at]
+                try:
+                    again = session.decide(session.history[n])
+                except BaseException:
+                    self._torn = True
+                    raise
+                if again is None:
+                    self._arrived.remove(n)
+                    self._decided()
+                    at = 0  # what waited for it may be decided now
+                    continue
+                at += 1
+                if again.experiment.n not in (*self._again, *self._wanted):
+                    session.say_again(again)
+                    self._wanted.append(again.experiment.n)
+
+    def _pause_if_broken(self, worker: Worker) -> None:
+        """After crashes alike, starts the best again. Raises UserError if that crashes as well."""
+        session = self._session
+        with self._checking:
+            alike = _crashes_alike(session.journal.records, session.history)
+            best = session.best
+            if len(alike) < CRASHES or best is None:
+                return
+            session.view.say(
+                f"     {len(alike)} crashes in a row look alike. Does the best one, experiment "
+                f"{best.n}, still run?"
+            )
+            try:
+                reason = worker.control(best)
+            except Lost as lost:
+                session.view.say(f"Warning: {lost} It is not known, then.")
+                return
+            if not reason:
+                session.view.say("     It does: the machine is fine, the proposals are not.")
+                return
+            raise UserError(
+                f"Paused: {len(alike)} experiments in a row crashed "
+                f"({alike[-1].reason.rstrip('.')}), and the best one, experiment {best.n}, does "
+                f"not run any more either: {reason.rstrip('.')}. So it is the machine, and nothing "
+                "is lost. Look with `autoresearch-jax doctor`, mend it, then run the same command "
+                "again."
+            )
+
+
+def _crashes_alike(records: list[Record], history: list[Experiment]) -> list[Experiment]:
+    """The last experiments if they crashed with the same cause, since it was last looked into."""
+    found: list[Experiment] = []
+    for record in reversed(records):
+        if record["step"] in ("control", "session"):
+            break
+        if record["step"] == "decided":
+            e = history[record["n"]]
+            if e.status != "crash" or (found and _cause(e.reason) != _cause(found[0].reason)):
+                break
+            found.append(e)
+    return found[::-1]
+
+
+def _cause(reason: str) -> str:
+    """A reason without what differs from one time to the next: numbers, names, places."""
+    return re.sub(r"'[^']*'|/\S+|0x[0-9a-f]+|\d+(\.\d+)?", "#", reason)[:80]

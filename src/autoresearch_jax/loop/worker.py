@@ -1,0 +1,383 @@
+"""Where one device's trainings and scorings of a tag run, and are recorded."""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoresearch_jax.common import files, literals, syntax
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.text import clean
+from autoresearch_jax.data import manifest
+from autoresearch_jax.jobs import scoring, training
+from autoresearch_jax.jobs.compile_check import Gate, Verdict
+from autoresearch_jax.jobs.local import SEED, Runner
+from autoresearch_jax.records.experiment import Experiment, Record, Repeat
+from autoresearch_jax.repo.workspace import FROZEN, time_budget
+from autoresearch_jax.system import interrupts
+from autoresearch_jax.system.interrupts import Abandoned
+
+if TYPE_CHECKING:
+    from autoresearch_jax.loop.session import Session
+
+MIN_FREE_BYTES = 512 << 20  # below it nothing is started: it would fail for want of disk
+LEAST_TRAINING_S = 60.0  # of a shorter one, a share of its time tells nothing
+CONTROL_SECONDS = 20.0  # of training after which the best counts as running
+
+
+class Worker:
+    """Trains and scores a session's experiments on one device, one after the other.
+
+    Workers of one session work side by side, each in folders of its own: they only add records.
+    What an experiment's scores come to, the session decides.
+    """
+
+    def __init__(self, session: "Session", runner: Runner, private: Path) -> None:
+        """`private` is the runner's folder."""
+        self.session = session
+        self.runner = runner
+        self.private = private
+        self.view = runner.view
+
+    def begin(self) -> None:
+        """The thread that this is called in is this worker's."""
+        self.runner.share.bind_thread()
+
+    def measured(self, e: Experiment) -> Experiment:
+        """Trains and scores it, as far as the journal says that it is not yet."""
+        if e.outcome is None or not self._still_there(e):
+            self._train(e)
+            e = self.session.history[e.n]
+        if e.outcome == "ok" and e.scored is None:
+            self._score(e)
+            e = self.session.history[e.n]
+        self.runner.end_early()  # if this one needs no score
+        return e
+
+    def record_crash(self, e: Experiment, reason: str) -> None:
+        """Records a training that nothing came of."""
+        reason = clean(reason, training.REASON_LIMIT)
+        found = {"outcome": "crash", "reason": reason, "metrics": {}, "note": "", "left": ""}
+        self._record_training(e, found)
+
+    def _record_training(self, e: Experiment, found: Record) -> None:
+        provenance = {**self.session.conditions.provenance, **self.runner.provenance, "seed": SEED}
+        self.session.journal.append(
+            "trained", n=e.n, **found, provenance=provenance, time=time.time()
+        )
+
+    def repeat(
+        self, e: Experiment, purpose: str, *, split: str = "val", seed: int | None = None
+    ) -> Repeat:
+        """Trains and scores an experiment once more, with a seed of its own, and records it.
+
+        Raises Abandoned, UserError.
+        """
+        seed = self.session.new_seed(e) if seed is None else seed
+        session = self.session
+        log = session.workspace.repeat_log(session.tag, e.n, seed)
+        artifacts = log.with_suffix("")
+        frozen = partial(self._frozen, e.base or e.commit, "frozen-early")
+        frozen_if_scored = frozen if split == "val" else None
+        run = partial(self._run_training, e, artifacts, log, seed=seed, frozen=frozen_if_scored)
+        told = partial(
+            session.journal.append, "repeating", n=e.n, seed=seed, purpose=purpose, time=time.time()
+        )
+        told(phase="training")
+        try:
+            result = run()
+            if self._disturbed(e, result, seed):
+                result = run()
+            outcome, reason, metrics = result.outcome, result.reason, dict(result.metrics)
+            if outcome == "ok":
+                told(phase="scoring")
+                score_log = log.with_name(f"{log.stem}-score.log")
+                score = self._score_of_artifacts(e, artifacts, score_log, split)
+                outcome, reason = score.outcome, score.reason
+                metrics |= score.metrics
+        except BaseException:
+            with contextlib.suppress(OSError, UserError):  # what went wrong matters more
+                told(phase="given up")
+            raise
+        finally:
+            self.runner.end_early()
+            files.remove(artifacts)
+        said = {"split": split, "outcome": outcome, "reason": reason, "metrics": metrics}
+        self._record_repeat(e, seed, purpose, said)
+        self.view.live("")
+        # Other workers may repeat the same one at the moment.
+        repeats = self.session.history[e.n].repeats
+        return next(one for one in reversed(repeats) if one.seed == seed)
+
+    def record_repeat_crash(self, e: Experiment, reason: str) -> None:
+        """Records a repeat for a decision that nothing came of."""
+        reason = clean(reason, training.REASON_LIMIT)
+        said = {"split": "val", "outcome": "crash", "reason": reason, "metrics": {}}
+        self._record_repeat(e, self.session.new_seed(e), "decide", said)
+
+    def _record_repeat(self, e: Experiment, seed: int, purpose: str, said: Record) -> None:
+        self.session.journal.append(
+            "repeated", n=e.n, seed=seed, purpose=purpose, **said, time=time.time()
+        )
+
+    def scaled(self, e: Experiment, depth: int, budget_s: int | None) -> scoring.Score:
+        """The score of an experiment at another depth, and with another budget if one is given.
+
+        Raises Abandoned, UserError.
+        """
+        run_dir = self.session.log(e).parent
+        artifacts, log = run_dir / "scaled", run_dir / "scaled.log"
+
+        def resize(folder: Path) -> None:
+            _rewrite(folder / "train.py", {"DEPTH": depth})
+            if budget_s is not None:
+                _rewrite(folder / "constants.py", {"TIME_BUDGET": budget_s})
+
+        try:
+            # Another size compiles and scores for another while: a baseline's limits.
+            result = self._run_training(
+                e, artifacts, log, resize=resize, limits=self.session.limits
+            )
+            if result.outcome != "ok":
+                return scoring.Score(result.outcome, result.reason, dict(result.metrics))
+            score_log = log.with_name("scaled-score.log")
+            return self._score_of_artifacts(e, artifacts, score_log, "val", self.session.limits)
+        finally:
+            self.runner.end_early()
+            files.remove(artifacts)
+            self.view.live("")
+
+    def _still_there(self, e: Experiment) -> bool:
+        """Whether a trained experiment that is to be scored has what its training left."""
+        waits = e.outcome == "ok" and e.scored is None
+        return not waits or scoring.seal(self.session.artifacts(e)) == e.left
+
+    def _train(self, e: Experiment) -> None:
+        """Trains and records it. Raises Abandoned, UserError."""
+        broken = e.refused or syntax.unparsable(self.session.ratchet.blob(e.commit))
+        found: Record = {"outcome": "crash", "reason": broken, "metrics": {}}
+        found |= {"note": "", "left": ""}
+        if not broken:
+            result, verdict = self._train_gated(e)
+            if not self._was_disturbed(e) and self._disturbed(e, result):
+                result, verdict = self._train_gated(e)
+            found |= {"outcome": result.outcome, "reason": result.reason, "note": result.note}
+            found["metrics"] = {**result.metrics, **verdict.metrics}
+            if result.outcome == "abandoned":  # by the gate: what else abandons does not come here
+                found |= {"outcome": "crash", "reason": verdict.refused or "the gate refused it"}
+            found["left"] = (
+                scoring.seal(self.session.artifacts(e)) if result.outcome == "ok" else ""
+            )
+        self._record_training(e, found)
+
+    def _was_disturbed(self, e: Experiment) -> bool:
+        """Whether its training has been made again already, by a process that was killed, too."""
+        records = self.session.journal.records
+        first = (one for one in records if one["step"] == "disturbed" and one.get("seed") is None)
+        return any(one["n"] == e.n for one in first)
+
+    def _disturbed(
+        self, e: Experiment, result: training.TrainResult, seed: int | None = None
+    ) -> bool:
+        """Whether a training is not believed, and is to be made again, once; that is recorded.
+
+        `seed` is that of a repeat.
+        """
+        trained_s = result.metrics.get("training_seconds", 0.0)
+        if result.outcome not in ("ok", "timeout") or trained_s < LEAST_TRAINING_S:
+            return False
+        session = self.session
+        others = (session.baseline, session.by_commit(e.base))
+        trusted = (one.metrics for one in others if one is not None and one.n != e.n)
+        why = result.disturbed(*trusted)
+        if why:
+            self.view.say(f"     not believed, and trained again: {why}")
+            session.journal.append("disturbed", n=e.n, seed=seed, reason=why, time=time.time())
+        return bool(why)
+
+    def _train_gated(self, e: Experiment) -> tuple[training.TrainResult, Verdict]:
+        """A training, and beside it the gate, which may end it. Raises Abandoned, UserError.
+
+        The gate is believed once it has let the baseline pass: that shows that it can compile here.
+        """
+        log = self.session.log(e)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        passed = "compiled_gib" in e.metrics and not e.repairs  # before its turn
+        gate = None if passed else self.gate(e.commit, log.with_name("gate.log"))
+        believed = self.session.gate_is_believed
+        verdict = Verdict()
+        try:
+            result = self._run_training(
+                e,
+                self.session.artifacts(e),
+                log,
+                enough=lambda: believed and gate is not None and bool(gate.refused()),
+                frozen=partial(self._frozen, e.base or e.commit, "frozen-early"),
+                also_written=() if gate is None else gate.folders,
+            )
+        finally:
+            if gate is not None:
+                verdict = gate.end()
+        return result, verdict
+
+    def gate(self, commit: str, log: Path, name: str = "gate") -> Gate | None:
+        """Starts the gate for a commit, where there is one."""
+        return self.runner.gate(partial(self.session.ratchet.export, commit), log, name)
+
+    def _run_training(
+        self,
+        e: Experiment,
+        artifacts: Path,
+        log: Path,
+        enough: Callable[[], bool] = lambda: False,
+        exported: Callable[[], None] = lambda: None,
+        frozen: Callable[[], Path] | None = None,
+        also_written: tuple[Path, ...] = (),
+        seed: int = SEED,
+        resize: Callable[[Path], None] = lambda _: None,
+        limits: training.Limits | None = None,
+    ) -> training.TrainResult:
+        """One training of an experiment's commit; `enough` may end it; `frozen` if it is scored.
+
+        `resize` may change the files before.
+
+        Raises Abandoned, UserError.
+        """
+        folder = self.private / "train"
+        files.remove(artifacts)  # of the same training, abandoned or out of disk
+        self._check_disk()
+        self.session.ratchet.export(e.commit, folder)
+        resize(folder)
+        budget_s = time_budget(folder)
+        result = self.runner.train(
+            folder,
+            artifacts=artifacts,
+            log=log,
+            budget_s=budget_s,
+            limits=limits or self.session.limits_for(e, budget_s),
+            title=_title(e),
+            seed=seed,
+            enough=enough,
+            exported=exported,
+            frozen=frozen,
+            also_written=also_written,
+        )
+        # A service manager signals every process, so a training may be ended along with the loop.
+        if (result.outcome == "abandoned" and self.session.interrupts.abandoned()) or (
+            result.signal in interrupts.SIGNALS and self.session.interrupts.stopping()
+        ):
+            raise Abandoned
+        if result.outcome not in ("ok", "abandoned"):
+            for made in (artifacts, folder):
+                files.remove(made)
+            self._check_disk()  # a full disk is no fault of the proposal
+        return result
+
+    def _score(self, e: Experiment) -> None:
+        """Scores what a training left, and records it. Raises Abandoned, UserError."""
+        score = self.score(e)
+        if not e.base and score.outcome == "ok":
+            self.runner.trust_cache()  # before the record, after which nobody comes back to it
+        self.session.journal.append(
+            "scored",
+            n=e.n,
+            outcome=score.outcome,
+            reason=score.reason,
+            metrics=dict(score.metrics),
+            time=time.time(),
+        )
+
+    def score(self, e: Experiment, split: str = "val") -> scoring.Score:
+        """The score of what an experiment's training left. Raises Abandoned, UserError."""
+        log = self.session.log(e).with_name("score.log")
+        return self._score_of_artifacts(e, self.session.artifacts(e), log, split)
+
+    def _score_of_artifacts(
+        self,
+        e: Experiment,
+        artifacts: Path,
+        log: Path,
+        split: str,
+        limits: training.Limits | None = None,
+    ) -> scoring.Score:
+        score = self.runner.score(
+            self._frozen(e.base or e.commit),
+            artifacts,
+            log=log,
+            limits=limits or self.session.limits_for(e),
+            title=_title(e),
+            split=split,
+        )
+        if score.outcome == "abandoned" or (
+            score.signal in interrupts.SIGNALS and self.session.interrupts.stopping()
+        ):
+            raise Abandoned
+        return score
+
+    def _frozen(self, commit: str, name: str = "frozen") -> Path:
+        """A folder with the pinned frozen files and nothing else. Raises UserError."""
+        folder = self.private / name
+        files.remove(folder)
+        folder.mkdir(parents=True)
+        for file in FROZEN:
+            (folder / file).write_bytes(self.session.ratchet.blob(commit, file))
+        pinned = self.session.conditions.fingerprint.get("frozen files")
+        if (
+            self.session.conditions.data is not None
+            and manifest.frozen_fingerprint(folder) != pinned
+        ):
+            raise UserError(
+                f"{' and '.join(FROZEN)} of commit {commit[:7]} are not those that tag "
+                f"{self.session.tag} was measured with ({pinned}). Start a new tag: "
+                f"--tag {self.session.tag}-2"
+            )
+        return folder
+
+    def control(self, e: Experiment) -> str:
+        """Starts the best again for a little while: why it fails, or "" if it still runs.
+
+        After crashes alike it tells a broken machine from bad proposals. Raises Abandoned,
+        UserError.
+        """
+        run_dir = self.session.workspace.run_dir(self.session.tag, e.n)
+        artifacts = run_dir / "control"
+        begun: list[float] = []
+
+        try:
+            result = self._run_training(
+                e,
+                artifacts,
+                run_dir / "control.log",
+                enough=lambda: bool(begun) and time.monotonic() - begun[0] > CONTROL_SECONDS,
+                exported=lambda: begun.append(time.monotonic()),
+            )
+        finally:
+            files.remove(artifacts)
+        reason = "" if result.outcome in ("ok", "abandoned") else result.reason
+        self.session.journal.append("control", n=e.n, reason=reason, time=time.time())
+        return reason
+
+    def _check_disk(self) -> None:
+        for folder in (self.session.workspace.common_dir, self.session.workspace.home):
+            folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(folder).free
+            if free < MIN_FREE_BYTES:
+                raise UserError(
+                    f"{folder} has {free >> 20} MiB left, of the {MIN_FREE_BYTES >> 20} needed. "
+                    "Nothing is lost: make room, then run the same command again."
+                )
+
+
+def _title(e: Experiment) -> str:
+    return f"experiment {e.n}, {e.description}"
+
+
+def _rewrite(path: Path, values: dict[str, literals.Value]) -> None:
+    """Gives constants of a file other values. Raises UserError where it has none of that name."""
+    text = path.read_text()
+    if missing := sorted(values.keys() - literals.read(text).keys()):
+        raise UserError(f"{path.name} of that experiment has no constant {', '.join(missing)}.")
+    path.write_text(literals.rewrite(text, values))

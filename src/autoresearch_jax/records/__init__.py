@@ -1,0 +1,1 @@
+"""What happened: the journal of a tag, its experiments, their costs, results.tsv."""

@@ -1,0 +1,109 @@
+"""results.tsv: what the journal of a tag says, in the checkout, for people and their tools."""
+
+import contextlib
+import fcntl
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoresearch_jax.common import files
+from autoresearch_jax.common.console import View
+from autoresearch_jax.common.text import clean
+from autoresearch_jax.records import journal
+from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.repo.workspace import Workspace
+
+HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a results.tsv, ours or anybody's. A crash has no numbers."""
+
+    commit: str
+    val_bpb: float | None
+    memory_gb: float | None
+    status: str
+    description: str
+
+
+def results_text(history: list[Experiment]) -> str:
+    """The text of results.tsv: a row for each decided experiment."""
+    return HEADER + "".join(_row_text(e) for e in history if e.status)
+
+
+def _row_text(e: Experiment) -> str:
+    if e.status == "crash" or e.val_bpb is None:
+        numbers = "crash\t—"
+    else:
+        memory = "—" if e.memory_gb is None else f"{e.memory_gb:.1f}"
+        numbers = f"{e.val_bpb:.6f}\t{memory}"
+    return f"{e.commit[:7]}\t{numbers}\t{e.status}\t{clean(e.description)}\n"
+
+
+def read_results(path: Path) -> list[Row]:
+    """The rows of a results.tsv: ours, the original's and its forks' (0.000000 for a crash).
+
+    Columns are found by the names in the header, in any order; without one, in ours.
+    """
+    # Only \n ends a line, and nothing is quoted: a description may hold any other character.
+    text = path.read_bytes().decode(errors="replace").lstrip("\ufeff")
+    table = [line.rstrip("\r").split("\t") for line in text.split("\n") if line.strip()]
+    names = HEADER.strip().split("\t")
+    if table and table[0][0].strip().lower() in names:
+        names = [name.strip().lower() for name in table.pop(0)]
+    return [_row(dict(zip(names, cells, strict=False))) for cells in table]
+
+
+def _row(cells: dict[str, str]) -> Row:
+    status = cells.get("status", "").strip().lower()
+    val_bpb = _number(cells.get("val_bpb", ""))
+    crashed = status == "crash" or not val_bpb
+    if crashed and status in ("", "keep"):  # for what it scored, which is not known
+        status = "crash"
+    return Row(
+        commit=cells.get("commit", "").strip(),
+        val_bpb=None if crashed else val_bpb,
+        memory_gb=None if crashed else _number(cells.get("memory_gb", "")),
+        status=status,
+        description=cells.get("description", "").strip(),
+    )
+
+
+def _number(text: str) -> float | None:
+    """Only plain finite numbers count: float() would take "nan", "inf" and "1_0" as well."""
+    text = text.strip()
+    plain = re.fullmatch(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", text)
+    value = float(text) if plain else math.nan
+    return value if math.isfinite(value) else None
+
+
+def write(workspace: Workspace, history: list[Experiment], view: View) -> None:
+    """Brings results.tsv up to date; one that the person edited is copied aside first."""
+    with (workspace.common_dir / "autoresearch" / "results.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a loop of another tag may be writing it
+        _replace(workspace, workspace.root / "results.tsv", results_text(history), view)
+
+
+def _replace(workspace: Workspace, path: Path, text: str, view: View) -> None:
+    old = path.read_bytes() if path.exists() else b""
+    if old == text.encode():
+        return
+    if _holds_unknown_rows(workspace, old, text):
+        count = 1
+        while (aside := path.with_name(f"results-edited-{count}.tsv")).exists():
+            count += 1
+        files.write_bytes(aside, old)
+        view.say(f"results.tsv held rows of your own; they are in {aside.name} now.")
+    files.write_text(path, text)
+
+
+def _holds_unknown_rows(workspace: Workspace, old: bytes, text: str) -> bool:
+    """Whether a results.tsv has lines that are in no tag's projection."""
+    unknown = set(old.splitlines()) - set((HEADER + text).encode().splitlines())
+    for tag in workspace.tags() if unknown else ():
+        with contextlib.suppress(journal.JournalError):
+            other = journal.experiments(workspace.state_dir(tag))
+            unknown -= set(results_text(other).encode().splitlines())
+    return bool(unknown)

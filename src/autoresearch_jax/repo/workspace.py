@@ -1,0 +1,226 @@
+"""A workspace: the git repository that holds train.py, and where its state lies."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+from autoresearch_jax.common import paths
+from autoresearch_jax.common.errors import GitError, UserError
+from autoresearch_jax.common.text import clean
+from autoresearch_jax.data import manifest
+
+if TYPE_CHECKING:
+    from git import Repo
+
+FROZEN = ("prepare.py", "constants.py")
+FILES = ("train.py", *FROZEN)
+# A git hook sets some of them, and then every command, also an agent's, is about its repository.
+GIT_LOCAL = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_COMMON_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_NAMESPACE",
+    "GIT_PREFIX",
+)
+
+
+# For every command of ours.
+SETTINGS = {
+    "core.hooksPath": "/dev/null",  # the person's hooks are theirs
+    "core.safecrlf": "false",  # any bytes can be a train.py
+    # A record in the journal must not survive a power cut that the commit it names does not.
+    "core.fsync": "committed,loose-object,reference",
+    "core.fsmonitor": "false",  # a daemon of git would keep the tag's lock for ever
+    "gc.auto": "0",
+}
+
+
+class Place(Protocol):
+    """What trainings need to know of a workspace; a machine of a cluster has no more of one."""
+
+    @property
+    def root(self) -> Path:
+        """Where the frozen files are."""
+        ...
+
+    @property
+    def home(self) -> Path:
+        """Where data and caches are."""
+        ...
+
+    @property
+    def common_dir(self) -> Path:
+        """What holds autoresearch/, which no training may see."""
+        ...
+
+
+class Workspace:
+    """One workspace and its folders. Several checkouts of a repository share state and tags."""
+
+    def __init__(self, root: Path, repo: Repo, home: Path) -> None:
+        self.root = root
+        self.repo = repo
+        self.home = home
+        self.common_dir = (root / self.git("rev-parse", "--git-common-dir")).resolve()
+
+    @classmethod
+    def open(cls, path: Path) -> Workspace:
+        """The workspace that `path` lies in. Raises UserError where there is none."""
+        try:
+            import git  # 0.15 s, and it looks for the git program
+        except ImportError as error:
+            raise UserError(f"git is not installed or not in PATH ({error}).") from None
+        hint = "`autoresearch-jax setup DIR` makes a workspace."
+        for name in GIT_LOCAL:
+            os.environ.pop(name, None)
+        try:
+            repo = git.Repo(path, search_parent_directories=True, expand_vars=False)
+        except git.NoSuchPathError:
+            raise UserError(f"{path} does not exist. {hint}") from None
+        except git.InvalidGitRepositoryError:
+            raise UserError(f"{path} is not in a git repository. {hint}") from None
+        if repo.working_tree_dir is None:
+            raise UserError(f"{path} is a bare git repository, without files. {hint}")
+        root = Path(repo.working_tree_dir)
+        missing = [name for name in FILES if not (root / name).is_file()]
+        if missing:
+            raise UserError(f"{root} is no workspace: it has no {', '.join(missing)}. {hint}")
+        return cls(root, repo, paths.home())
+
+    # ------------------------------------------------------------------------------ git
+
+    def git(self, *arguments: str, **options: Any) -> str:
+        """Runs git in the checkout; its output as text, without the last line end."""
+        return self.git_bytes(*arguments, **options).decode(errors="replace").rstrip("\n")
+
+    def git_bytes(
+        self,
+        *arguments: str,
+        at: Path | None = None,
+        stdin: bytes = b"",
+        env: dict[str, str] | None = None,
+        keep_fds: tuple[int, ...] = (),
+    ) -> bytes:
+        """Runs git in the checkout or at `at`; it keeps `keep_fds` open. Raises GitError."""
+        settings = [word for item in SETTINGS.items() for word in ("-c", "=".join(item))]
+        command = ["git", "-C", str(at or self.root), *settings, *arguments]
+        with _file_of(stdin) as file:
+            status, output, errors = self.repo.git.execute(
+                command,
+                istream=file,
+                # Reading must not rewrite the index of the person's checkout.
+                env={"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"} | (env or {}),
+                pass_fds=keep_fds,
+                with_extended_output=True,
+                with_exceptions=False,
+                stdout_as_string=False,
+                strip_newline_in_stdout=False,
+            )
+        if status:
+            words = clean(_text(errors), limit=500)
+            raise GitError(f"`git {' '.join(arguments)}` failed in {at or self.root}: {words}")
+        assert isinstance(output, bytes)
+        return output
+
+    def head(self) -> str:
+        """The full hash of the checkout's commit. Raises UserError if it is no workspace's."""
+        names = " ".join(FILES)
+        try:
+            head = self.git("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+        except GitError:
+            raise UserError(
+                f"{self.root} has no commit yet. Make one: git add {names} program.md "
+                "&& git commit -m 'Start'"
+            ) from None
+        missing = set(FILES) - set(self.git("ls-tree", "--name-only", head, "--", *FILES).split())
+        if missing:
+            raise UserError(
+                f"commit {head[:7]} of {self.root} has no {', '.join(sorted(missing))}. Commit "
+                f"what is missing: git add {names} && git commit -m 'Start'"
+            )
+        return head
+
+    def differing(self, commit: str, names: tuple[str, ...]) -> list[str]:
+        """Which of the checkout's files are not as in the commit."""
+        # `git diff` would refresh the index of the checkout, which is the person's.
+        return [name for name in names if not self._is_as_in(commit, name)]
+
+    def _is_as_in(self, commit: str, name: str) -> bool:
+        path = self.root / name
+        if not path.is_file():
+            return False
+        blob = self.git("hash-object", f"--path={name}", "--", str(path))
+        return blob == self.git("rev-parse", "--verify", f"{commit}:{name}")
+
+    # ---------------------------------------------------------------------------- files
+
+    def constants(self) -> dict[str, Any]:
+        """The upper-case numbers of constants.py, read without running it. Raises UserError."""
+        return manifest.read_constants(self.root / "constants.py")
+
+    def tags(self) -> list[str]:
+        """The tags that something is recorded under, the last used one last."""
+        paths = (self.common_dir / "autoresearch").glob("*/journal.jsonl")
+        found = [(path.stat(), path.parent.name) for path in paths]
+        return [name for _, name in sorted((f.st_mtime_ns, name) for f, name in found if f.st_size)]
+
+    def state_dir(self, tag: str) -> Path:
+        return self.common_dir / "autoresearch" / check_tag(tag)
+
+    def run_dir(self, tag: str, n: int) -> Path:
+        """Of one experiment: run.log, prompt.md, the agent's logs, and artifacts/ if kept."""
+        return self.state_dir(tag) / "runs" / str(n)
+
+    def repeat_log(self, tag: str, n: int, seed: int) -> Path:
+        """Of one more training of an experiment; that of its scoring ends in -score.log."""
+        return self.run_dir(tag, n) / f"repeat-{seed}.log"
+
+    def private_dir(self, tag: str) -> Path:
+        """Where the tag's worktrees lie: outside .git, since agents refuse to edit in there."""
+        key = hashlib.sha256(os.fsencode(self.common_dir)).hexdigest()[:12]
+        return self.home / "worktrees" / key / check_tag(tag)
+
+
+@contextlib.contextmanager
+def _file_of(data: bytes) -> Iterator[BinaryIO | None]:
+    """A file that holds the data. Without data there is none: looking needs no room on a disk."""
+    if not data:
+        yield None
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        yield file
+
+
+def _text(output: str | bytes) -> str:
+    return output if isinstance(output, str) else output.decode(errors="replace")
+
+
+def time_budget(folder: Path) -> float:
+    """TIME_BUDGET of a folder's constants.py, in seconds. Raises UserError."""
+    budget = manifest.read_constants(folder / "constants.py").get("TIME_BUDGET")
+    if budget is None:
+        raise UserError(f"{folder / 'constants.py'} has no line such as TIME_BUDGET = 300.")
+    return float(budget)
+
+
+def check_tag(tag: str) -> str:
+    """The tag, if a branch, a folder and a ref can be named by it. Raises UserError."""
+    plain = re.fullmatch(r"[A-Za-z0-9._-]{1,100}", tag)
+    if not plain or tag.startswith(("-", ".")) or ".." in tag or tag.endswith((".", ".lock")):
+        raise UserError(
+            f"{tag[:100]!r} is no tag: letters, digits, '.', '_' and '-', starting with a letter, "
+            "digit or '_', without '..', not ending in '.' or '.lock'. Try --tag nov24"
+        )
+    return tag

@@ -1,0 +1,1 @@
+"""What a process may touch: isolation levels and the profile of each kind of process."""

@@ -1,0 +1,1 @@
+"""The operating system and the hardware: processes, signals, locks, disks, devices."""

@@ -1,0 +1,60 @@
+"""Ctrl-C and its kin: the first finishes what runs, the second abandons it."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from autoresearch_jax.common.console import View
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Abandoned(Exception):
+    """The person gave up what was running. The journal holds it undecided."""
+
+
+class Interrupts:
+    """Counts signals while entered. Outside the main thread, where Python has none, it is idle."""
+
+    def __init__(self, view: View) -> None:
+        self.count = 0
+        self._announced = 0
+        self._view = view
+        self._former: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                # Under nohup a hang-up is ignored, and stays so.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1  # printing here could meet a print that it interrupted
+        if self.count > 2 and number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    def stopping(self) -> bool:
+        """Whether to start nothing more."""
+        self._announce()
+        return self.count > 0
+
+    def abandoned(self) -> bool:
+        """Whether to give up what runs."""
+        self._announce()
+        return self.count > 1
+
+    def _announce(self) -> None:
+        if self.count > self._announced:
+            self._announced = self.count
+            self._view.say(
+                "Finishing what runs, then stopping. Once more abandons it."
+                if self.count == 1
+                else "Abandoning what runs."
+            )

@@ -1,0 +1,118 @@
+"""What a training prints: its loss as a curve, where it is now, its last lines."""
+
+import contextlib
+import math
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoresearch_jax.common.text import printable
+
+HALF_BYTES = 1 << 18  # from each end of a log; a decided experiment's has no more (trainer.py)
+CURVE_POINTS = 240
+TAIL_LINES = 60
+TAIL_LINE_LIMIT = 400  # characters
+
+# A line of kit/progress.py, or of the original's train.py.
+_STEP = re.compile(r"step (\d{1,9}) \(([\d.]{1,8})%\)(.{0,300})")
+_FIELD = re.compile(r"\|\s*([a-z/]{1,12}):\s*([\d,.]{1,20})")
+_NEEDS = re.compile(r"A step needs ([\d.]{1,12}) ([KMG])iB of a device")  # kit/compiling.py
+_GIB = {"K": 2**-20, "M": 2**-10, "G": 1.0}
+
+Curve = list[tuple[float, float]]  # (percent of the budget, training loss in nats)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is, as its log says."""
+
+    step: int | None = None
+    percent: float | None = None  # of the budget
+    loss: float | None = None  # nats, smoothed
+    tokens_per_s: float | None = None
+    mfu: float | None = None  # percent
+    left_s: float | None = None  # seconds of the budget
+    memory_gb: float | None = None  # GiB of a device, as planned by the compiler
+    curve: tuple[tuple[float, float], ...] = ()  # as Curve
+
+
+def read(path: Path, size: int, from_end: bool = False) -> bytes:
+    """At most `size` bytes of a plain file; b"" of anything else, or where there is none."""
+    with contextlib.suppress(OSError):
+        # A link could lead anywhere, and opening a FIFO could take for ever.
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            found = os.fstat(handle)
+            start = max(0, found.st_size - size) if from_end else 0
+            return os.pread(handle, size, start) if stat.S_ISREG(found.st_mode) else b""
+        finally:
+            os.close(handle)
+    return b""
+
+
+def text(path: Path, size: int, from_end: bool = False) -> str:
+    """`read`, as text that is safe to show."""
+    raw = read(path, size, from_end).decode(errors="replace")
+    return printable(raw.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def both_ends(path: Path) -> str:
+    """The log; of one that is flooded the beginning and the end."""
+    head = text(path, 2 * HALF_BYTES)
+    with contextlib.suppress(OSError):
+        if path.lstat().st_size > 2 * HALF_BYTES:
+            return head[:HALF_BYTES] + "\n" + text(path, HALF_BYTES, from_end=True)
+    return head
+
+
+def progress(log: str) -> Progress:
+    """Where the training of this log is."""
+    needs = _NEEDS.search(log)
+    memory = _finite(needs[1]) if needs else None
+    memory = memory * _GIB[needs[2]] if needs and memory is not None else None
+    steps = list(_STEP.finditer(log))
+    if not steps:
+        return Progress(memory_gb=memory)
+    last = steps[-1]
+    fields = dict(_FIELD.findall(last[3]))
+    return Progress(
+        step=int(last[1]),
+        percent=_finite(last[2]),
+        loss=_finite(fields.get("loss", "")),
+        tokens_per_s=_finite(fields.get("tok/s", "")),
+        mfu=_finite(fields.get("mfu", "")),
+        left_s=_finite(fields.get("left", "") or fields.get("remaining", "")),
+        memory_gb=memory,
+        curve=tuple(_curve(steps)),
+    )
+
+
+def curve(log: str) -> Curve:
+    """The loss over a training, thinned to CURVE_POINTS; the last point stays."""
+    return _curve(list(_STEP.finditer(log)))
+
+
+def _curve(steps: list[re.Match[str]]) -> Curve:
+    found: Curve = []
+    for step in steps:
+        percent, loss = _finite(step[2]), _finite(dict(_FIELD.findall(step[3])).get("loss", ""))
+        if percent is not None and loss is not None:
+            found.append((percent, loss))
+    every = math.ceil(len(found) / CURVE_POINTS) or 1
+    return found[::-every][::-1]
+
+
+def tail(log: str) -> str:
+    """The last lines of a log, each of them bounded."""
+    lines = [line[:TAIL_LINE_LIMIT] for line in log.split("\n") if line.strip()]
+    return "\n".join(lines[-TAIL_LINES:])
+
+
+def _finite(digits: str) -> float | None:
+    try:
+        value = float(digits.replace(",", ""))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
