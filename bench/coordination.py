@@ -37,7 +37,7 @@ from autoresearch_jax.agents import Agent, Proposal
 from autoresearch_jax.common import (
     protocol,
 )
-from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.local import Runner
 from autoresearch_jax.jobs.scoring import Score
 from autoresearch_jax.jobs.training import Limits, TrainResult
@@ -141,7 +141,7 @@ def measure(workers: int, count: int, seconds: float, seed: int) -> dict:
         session = Session(
             workspace,
             TAG,
-            conditions=Conditions(harness.DEVICE),
+            environment=Environment(harness.DEVICE),
             view=view,
             stop=Interrupts(view),
             limits=Limits(),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autoresearch_jax.agents import Agent, Proposal
 from autoresearch_jax.commands import loop
-from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.scoring import Score
 from autoresearch_jax.loop.open_session import Setup
 from autoresearch_jax.loop.plan import Plan
@@ -119,7 +119,7 @@ def setup(view=None, fingerprint_of=lambda _: DEVICE, data=None, level="none", *
     """Without data, without an accelerator, and unless told otherwise without a box."""
 
     def examine(workspace, wanted, required):
-        return Conditions(fingerprint_of(workspace), level=level, data=data)
+        return Environment(fingerprint_of(workspace), level=level, data=data)
 
     options.setdefault("examine", examine)
     options.setdefault("scorer", written_score)

@@ -16,7 +16,7 @@ from autoresearch_jax.agents.tpe import Tpe
 from autoresearch_jax.commands import loop
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import compile_check
-from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.local import Runner
 from autoresearch_jax.loop import proposal_queue, proposer
 from autoresearch_jax.loop.plan import Plan
@@ -331,7 +331,7 @@ def gated(monkeypatch):
 
 
 def on_an_accelerator(workspace, wanted, required):
-    return Conditions(DEVICE, target="h100", memory_gib=60.0)
+    return Environment(DEVICE, target="h100", memory_gib=60.0)
 
 
 def test_a_proposal_passes_the_gate_before_its_turn(workspace, gated):

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import hardware
 from tests import harness
@@ -228,7 +228,7 @@ def test_it_starts_where_a_device_is_shared(monkeypatch, platform, switch, early
     monkeypatch.delenv(SWITCH, raising=False)
     if switch is not None:
         monkeypatch.setenv(SWITCH, switch)
-    assert Conditions({}, platform=platform).scores_early == early
+    assert Environment({}, platform=platform).scores_early == early
 
 
 def test_it_is_not_started_beside_a_training_on_a_cpu(template):

@@ -268,7 +268,7 @@ def test_verify_says_what_cannot_be_scored(workspace, options, message):
 
 def test_verify_before_anything_ran(workspace):
     for setup in (harness.setup(), harness.setup(tag="t")):
-        with pytest.raises(UserError, match="nothing was measured here under the present cond"):
+        with pytest.raises(UserError, match="nothing was measured here in the present env"):
             verify.verify(workspace, setup)
     assert workspace.tags() == []
 
@@ -288,7 +288,7 @@ def test_a_changed_installation_stops_the_loop(workspace, monkeypatch):
 
 
 def loop_conditions(**options):
-    return harness.Conditions(harness.DEVICE, **options)
+    return harness.Environment(harness.DEVICE, **options)
 
 
 def test_a_warning_is_said_once(workspace):

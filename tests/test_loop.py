@@ -17,7 +17,7 @@ import pytest
 from autoresearch_jax.commands import loop, measure
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
-from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.training import Limits
 from autoresearch_jax.loop import worker
 from autoresearch_jax.loop.session import Session
@@ -396,8 +396,8 @@ def test_loops_of_two_tags_write_one_results_tsv(workspace, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: time.sleep(0.002))  # while the other one writes
 
     def write(tag):
-        found = Conditions(DEVICE)
-        one = Session(workspace, tag, conditions=found, view=Notes(), stop=stop, limits=Limits())
+        found = Environment(DEVICE)
+        one = Session(workspace, tag, environment=found, view=Notes(), stop=stop, limits=Limits())
         with contextlib.closing(one):
             for _ in range(30):
                 (workspace.root / "results.tsv").write_text("")

@@ -15,7 +15,7 @@ import pytest
 
 from autoresearch_jax.commands import loop
 from autoresearch_jax.jobs import environment, scoring, training
-from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.loop.open_session import Setup
 from autoresearch_jax.loop.plan import Plan
 from autoresearch_jax.records import journal, results_tsv
@@ -125,7 +125,7 @@ class Ground:
     """A workspace whose baseline has been measured, and its home; a folder that can be copied."""
 
     folder: Path
-    found: dict[str, Conditions]  # what `examine` found at each level; it takes seconds
+    found: dict[str, Environment]  # what `examine` found at each level; it takes seconds
 
     @property
     def root(self) -> Path:
@@ -198,7 +198,7 @@ class Ground:
         `watch` is called again and again while something runs.
         """
 
-        def examine(workspace: Workspace, wanted: str, required: str | None) -> Conditions:
+        def examine(workspace: Workspace, wanted: str, required: str | None) -> Environment:
             if level not in self.found:
                 self.found[level] = environment.examine(workspace, wanted, required)
             found = self.found[level]

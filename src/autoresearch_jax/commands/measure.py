@@ -176,7 +176,7 @@ def compile_only(
         scratch = isolation.fresh(here / "scratch")
         box = profiles.training(workspace, None, scratch=scratch, writable=(folder,))
         variables = profiles.environment(os.environ, box) | {"PYTHONDONTWRITEBYTECODE": "1"}
-        compilation = compile_check.Gate(
+        compilation = compile_check.CompileCheck(
             folder,
             target=target or "",
             devices=devices,

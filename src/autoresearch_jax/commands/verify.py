@@ -77,8 +77,8 @@ def verify(
             both = (session.baseline, session.best) if sealed else (session.best,)
             chosen = list({e.n: e for e in both}.values())  # the baseline may be the best
         split = "sealed" if sealed else "val"
-        if sealed and session.conditions.data is not None:
-            session.conditions.data.split_path(split)  # refuses where there is none
+        if sealed and session.environment.data is not None:
+            session.environment.data.split_path(split)  # refuses where there is none
         for e in chosen:
             _refuse_unkept(session, e)
         session.begin("verify")

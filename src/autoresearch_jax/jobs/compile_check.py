@@ -47,7 +47,7 @@ class Verdict:
         }
 
 
-class Gate:
+class CompileCheck:
     """A compilation that has been started. It is to be waited for, or ended."""
 
     def __init__(

@@ -13,10 +13,12 @@ TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1"}
 
 
 @dataclass(frozen=True)
-class Share:
+class DeviceAllocation:
     """What one worker has of the machine; without anything it has all."""
 
-    env: Mapping[str, str] = field(default_factory=dict)  # by which JAX finds its devices alone
+    variables: Mapping[str, str] = field(
+        default_factory=dict
+    )  # by which JAX finds its devices alone
     cores: frozenset[int] = frozenset()  # that its processes run on
 
     def bind_thread(self) -> None:
@@ -30,10 +32,10 @@ class Share:
         return {"number of cores": len(self.cores)} if self.cores else {}
 
 
-WHOLE = Share()
+WHOLE = DeviceAllocation()
 
 
-def split(workers: int, names: Sequence[str]) -> list[Share]:
+def split(workers: int, names: Sequence[str]) -> list[DeviceAllocation]:
     """A share of the devices `names` (`hardware.device_names`) for each worker, all of one size.
 
     Raises UserError where there are too few, or not all alike.
@@ -56,21 +58,21 @@ def split(workers: int, names: Sequence[str]) -> list[Share]:
     parts = [names[at * size : (at + 1) * size] for at in range(workers)]
     numbers = [[name.partition("-")[2] for name in part] for part in parts]
     if kind == "cpu":
-        return [Share(cores=frozenset(map(int, part))) for part in numbers]
+        return [DeviceAllocation(cores=frozenset(map(int, part))) for part in numbers]
     if kind == "nvidia":
         if len(kinds := hardware.gpu_kinds()) > 1:
             raise UserError(
                 f"the GPUs are of several kinds ({', '.join(kinds)}), so their scores do not "
                 "compare. Choose some that are alike: export CUDA_VISIBLE_DEVICES=0,1"
             )
-        return [Share({"CUDA_VISIBLE_DEVICES": ",".join(part)}) for part in numbers]
+        return [DeviceAllocation({"CUDA_VISIBLE_DEVICES": ",".join(part)}) for part in numbers]
     if size not in TPU_BOUNDS:
         raise UserError(
             f"--workers {workers} leaves each {size} of the {len(names)} chips, and a process can "
             f"have 1, 2 or 4. Try --workers {len(names)}"
         )
     bounds = tpu_bounds(size)
-    return [Share({"TPU_VISIBLE_CHIPS": ",".join(part), **bounds}) for part in numbers]
+    return [DeviceAllocation({"TPU_VISIBLE_CHIPS": ",".join(part), **bounds}) for part in numbers]
 
 
 def tpu_bounds(chips: int) -> dict[str, str]:

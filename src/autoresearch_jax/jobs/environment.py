@@ -23,7 +23,7 @@ REBUILT = ("pydocs",)  # sources whose held-out text anybody can make again
 
 
 @dataclass(frozen=True)
-class Conditions:
+class Environment:
     """The ground that experiments stand on."""
 
     fingerprint: Record  # two tags that differ in it do not compare
@@ -61,7 +61,7 @@ def examine(
     wanted: str = "auto",
     required: str | None = None,
     overrides: Mapping[str, str] | None = None,
-) -> Conditions:
+) -> Environment:
     """Looks at the data and, in a box, at the accelerator.
 
     `wanted` and `required` are isolation levels, as `isolation.strongest` takes them; `overrides`
@@ -111,7 +111,7 @@ def examine(
             f"`uv run --extra {extra} autoresearch-jax`, or say that it is meant: "
             "export JAX_PLATFORMS=cpu"
         )
-    return Conditions(
+    return Environment(
         fingerprint,
         provenance,
         chosen.level,

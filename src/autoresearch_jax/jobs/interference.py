@@ -22,7 +22,7 @@ from pathlib import Path
 
 from autoresearch_jax.system import hardware, supervisor
 
-# A disturbed training has more, and more than so many times what is usual. bench/disturbance.py
+# A disturbed training has more, and more than so many times what is usual. bench/interference.py
 # measures what quiet and crowded ones have.
 LEAST = {
     "throttled_percent": 10.0,
@@ -63,22 +63,22 @@ def reason(
     return ""
 
 
-def watch(
+def monitor(
     platform: str, known: Collection[int] = (), environ: Mapping[str, str] = os.environ
-) -> "Watch":
+) -> "Monitor":
     """A watch of the devices of this platform: cpu, gpu, tpu.
 
     `known` are the processes that held memory of an accelerator before the first training, which
     finds its devices by `environ`.
     """
     if platform in ("gpu", "cuda"):
-        return Gpus(known, environ)
+        return GpuMonitor(known, environ)
     if platform == "cpu" and supervisor.LINUX:
-        return Cores()
-    return Watch()  # a TPU has one process at a time, and does not tell its clock
+        return CpuMonitor()
+    return Monitor()  # a TPU has one process at a time, and does not tell its clock
 
 
-class Watch:
+class Monitor:
     """Looks at the devices from `begin` to `end`. This one sees nothing; those below do."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Watch:
 # ------------------------------------------------------------------------------------------ GPUs
 
 
-class Gpus(Watch):
+class GpuMonitor(Monitor):
     """Asks the driver now and then, in a thread."""
 
     def __init__(
@@ -174,7 +174,7 @@ class Gpus(Watch):
 # ------------------------------------------------------------------------------------- CPU cores
 
 
-class Cores(Watch):
+class CpuMonitor(Monitor):
     """Compares what the cores did with what our processes did, as the system counts it."""
 
     def _begin(self) -> None:

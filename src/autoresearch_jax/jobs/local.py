@@ -13,9 +13,9 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import Manifest
 from autoresearch_jax.jobs import interference, scoring, training
-from autoresearch_jax.jobs.compile_check import Gate
-from autoresearch_jax.jobs.device_allocation import WHOLE, Share
-from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.jobs.compile_check import CompileCheck
+from autoresearch_jax.jobs.device_allocation import WHOLE, DeviceAllocation
+from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.repo.workspace import Place
 from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.system import hardware, installed, supervisor
@@ -41,7 +41,7 @@ class Runner:
         self,
         workspace: Place,
         private: Path,
-        conditions: Conditions,
+        environment: Environment,
         *,
         view: View,
         stop: Callable[[], bool],
@@ -49,27 +49,27 @@ class Runner:
         max_memory_gb: float | None = None,
         keep_fds: tuple[int, ...] = (),
         trusted_cache: Path | None = None,
-        share: Share = WHOLE,
+        allocation: DeviceAllocation = WHOLE,
     ) -> None:
         """`private` is a folder for what is made anew each time; `keep_fds` are the locks.
 
         `stop` is asked whether to give up what runs; `max_memory_gb` is what a training may use
-        of a device, in GiB, None for all. `share` is what it has of the machine, and
+        of a device, in GiB, None for all. `allocation` is what it has of the machine, and
         `trusted_cache` where the baseline's compile cache lies: other runners may have it, too.
         """
         self._workspace = workspace
         self._private = private
-        self._conditions = conditions
+        self._environment = environment
         self.view = view
         self._stop = stop
         self._scorer = scorer
         self._max_memory_gb = max_memory_gb
         self._keep_fds = keep_fds
-        self.share = share
+        self.allocation = allocation
         self.provenance: dict[
             str, str
         ] = {}  # of the last training, where it was not on this machine
-        self._environ = os.environ | share.env
+        self._environ = os.environ | allocation.variables
         self._trusted_cache = trusted_cache or private / "baseline-cache"
         self._others: frozenset[int] | None = None  # who used the accelerator before us
         self._early: scoring.Started | None = None  # waits for the end of a training
@@ -116,19 +116,19 @@ class Runner:
             artifacts,
             cache,
             seed=str(seed),
-            data=self._conditions.data_fingerprint,
+            data=self._environment.data_fingerprint,
             max_memory_gb=self._max_memory_gb,
         )
         self.view.live(f"{title}: starting")
         before = {}
-        if self._conditions.watched:  # nothing keeps a training from changing what others use
+        if self._environment.watched:  # nothing keeps a training from changing what others use
             before = installed.state()
             if data is not None:
                 data.verify(splits=("train",), shards=False)
 
         def begun() -> None:
             exported()
-            if frozen is not None and self._conditions.scores_early:
+            if frozen is not None and self._environment.scores_early:
                 self._start_early(frozen, artifacts, limits.tolerance)
 
         awaited = False
@@ -139,7 +139,7 @@ class Runner:
                 artifacts=artifacts,
                 budget_s=budget_s,
                 env=profiles.environment(self._environ, box) | own,
-                level=self._conditions.level,
+                level=self._environment.level,
                 box=box,
                 limits=limits,
                 disk_bytes=_disk_bytes(artifacts, cache),
@@ -148,8 +148,8 @@ class Runner:
                 exported=begun,
                 abandoned=lambda: self._stop() or enough(),
                 keep_fds=self._keep_fds,
-                watch=interference.watch(
-                    self._conditions.platform, self._others or (), self._environ
+                watch=interference.monitor(
+                    self._environment.platform, self._others or (), self._environ
                 ),
             )
             files.remove(box.scratch)
@@ -200,10 +200,10 @@ class Runner:
             data, split, scratch=scratch, readable=(frozen, artifacts), cache=cache
         )
         return {
-            "data": self._conditions.data_fingerprint,
+            "data": self._environment.data_fingerprint,
             "split": split,
             "tolerance": tolerance,
-            "level": self._conditions.level,
+            "level": self._environment.level,
             "box": box,
             "env": profiles.environment(self._environ, box) | own,
             "log": log,
@@ -253,19 +253,21 @@ class Runner:
 
     def _data(self, folder: Path) -> Manifest | None:
         """The data of a folder's frozen files. Raises UserError if it was prepared anew."""
-        pinned = self._conditions.data_fingerprint
+        pinned = self._environment.data_fingerprint
         return manifest.load(folder, splits=(), fingerprint=pinned) if pinned else None
 
     # ---------------------------------------------------------------------------------- gate
 
-    def gate(self, export: Callable[[Path], None], log: Path, name: str = "gate") -> Gate | None:
+    def gate(
+        self, export: Callable[[Path], None], log: Path, name: str = "gate"
+    ) -> CompileCheck | None:
         """Compiles what `export` lays into a folder, beside a training of it or of another.
 
         Of two at the same time each has a `name` of its own. None where that would take from a
         training's budget, or the device is not known.
         """
-        conditions = self._conditions
-        if conditions.target is None:
+        environment = self._environment
+        if environment.target is None:
             return None
         folder = self._private / name
         export(folder)
@@ -278,16 +280,16 @@ class Runner:
             scratch,
             scratch / "cache",
             seed=str(SEED),
-            data=conditions.data_fingerprint,
+            data=environment.data_fingerprint,
             max_memory_gb=self._max_memory_gb,
         )
-        limits = [g for g in (conditions.memory_gib, self._max_memory_gb) if g is not None]
-        return Gate(
+        limits = [g for g in (environment.memory_gib, self._max_memory_gb) if g is not None]
+        return CompileCheck(
             folder,
-            target=conditions.target,
-            devices=int(conditions.fingerprint.get("device count", 1)),
+            target=environment.target,
+            devices=int(environment.fingerprint.get("device count", 1)),
             memory_gib=min(limits, default=None),
-            level=conditions.level,
+            level=environment.level,
             box=box,
             env=profiles.environment(self._environ, box) | own,
             log=log,
@@ -329,7 +331,11 @@ class Runner:
 
     def _relatives(self) -> list[int]:
         """What other runners of this process have running now."""
-        return supervisor.descendants(os.getpid()) if self.share.env and supervisor.LINUX else []
+        return (
+            supervisor.descendants(os.getpid())
+            if self.allocation.variables and supervisor.LINUX
+            else []
+        )
 
 
 def _disk_bytes(*folders: Path) -> int:

@@ -84,7 +84,7 @@ class TrainResult:
     log: Path
     signal: int = 0  # that ended it, if one did
     note: str = ""  # something that a person should look at
-    words: Mapping[str, str] = field(default_factory=dict)  # of a disturbance.Watch
+    words: Mapping[str, str] = field(default_factory=dict)  # of a interference.Monitor
 
     def disturbed(self, *trusted: Mapping[str, float]) -> str:
         """Why it is not believed, or "": `disturbance.reason`."""
@@ -111,7 +111,7 @@ def train(
     exported: Callable[[], None] = lambda: None,
     abandoned: Callable[[], bool] = lambda: False,
     keep_fds: tuple[int, ...] = (),
-    watch: interference.Watch | None = None,
+    watch: interference.Monitor | None = None,
 ) -> TrainResult:
     """Runs train.py of `folder` there, until it and all it started has ended.
 
@@ -126,7 +126,7 @@ def train(
     written = (*box.writable, box.scratch, *also_written)
     clock = Clock(artifacts, limits, budget_s, written=written, disk_bytes=disk_bytes)
 
-    watch = interference.Watch() if watch is None else watch
+    watch = interference.Monitor() if watch is None else watch
     news = [exported]
 
     def tick() -> str:

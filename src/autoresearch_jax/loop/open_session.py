@@ -10,7 +10,7 @@ from typing import NamedTuple
 from autoresearch_jax.common.console import SteadyView, View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import device_allocation, environment, scoring
-from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.local import Runner, Scorer
 from autoresearch_jax.jobs.training import Limits
 from autoresearch_jax.loop import settings
@@ -31,7 +31,7 @@ class Setup:
     isolation: str = "auto"  # of isolation.LEVELS, or the strongest that works
     required: str | None = None  # the weakest isolation that will do
     limits: Limits = field(default_factory=Limits)  # of a baseline
-    examine: Callable[..., Conditions] = environment.examine
+    examine: Callable[..., Environment] = environment.examine
     scorer: Scorer = scoring.score
     max_memory_gb: float | None = None  # GiB of a device; None: as program.md says, else all of it
     policy: str | None = None  # of evidence.POLICIES; None: as program.md says, else strict
@@ -67,13 +67,13 @@ def held(
         chosen, new, why = tags.choose(workspace, setup.tag, found.fingerprint)
         if new and begun:
             raise UserError(
-                f"nothing was measured here under the present conditions ({why}). Name a tag with "
+                f"nothing was measured here in the present environment ({why}). Name a tag with "
                 "--tag, or start: autoresearch-jax loop"
             )
         session = Session(
             workspace,
             chosen,
-            conditions=found,
+            environment=found,
             view=view,
             stop=interrupts,
             limits=setup.limits,
@@ -94,7 +94,7 @@ class Devices(NamedTuple):
 
     view: View
     interrupts: Interrupts
-    conditions: Conditions  # of one worker
+    environment: Environment  # of one worker
     locks: tuple[int, ...]
     runners: Sequence[Callable[..., Runner]]  # makes one for each worker
 
@@ -115,7 +115,11 @@ def device_held(workspace: Workspace, setup: Setup, what: str) -> Iterator[Devic
         view.live("looking at the data and the accelerator")
         try:
             first = parts[0]
-            examine = partial(setup.examine, overrides=first.env) if first.env else setup.examine
+            examine = (
+                partial(setup.examine, overrides=first.variables)
+                if first.variables
+                else setup.examine
+            )
             found = examine(workspace, setup.isolation, setup.required)
             found = replace(found, fingerprint={**found.fingerprint, **first.fingerprint})
         except UserError:
@@ -125,7 +129,7 @@ def device_held(workspace: Workspace, setup: Setup, what: str) -> Iterator[Devic
             raise UserError("Stopped before anything was begun.")
         if found.warning:
             view.say(f"Warning: {found.warning}.")
-        runners = [partial(Runner, share=part) for part in parts]
+        runners = [partial(Runner, allocation=part) for part in parts]
         yield Devices(view, interrupts, found, handles, runners)
 
 

@@ -170,7 +170,7 @@ class Desk:
         A search is as good as instant, and knows more when the training has ended: it is asked
         ahead only where the gate can look at its proposals meanwhile.
         """
-        gated = self.session.conditions.target is not None
+        gated = self.session.environment.target is not None
         slow = self.agent.slow and time.time() >= self._line.until  # else it is tpe's turn
         if not self.plan.lookahead or not (slow or gated):
             return
@@ -552,7 +552,7 @@ class Desk:
     def _gate(self, blob: str, best: Experiment, ask: int, place: str) -> Verdict:
         """What the gate says of a proposal before its turn, if there is one and it is believed."""
         session = self.session
-        if session.conditions.target is None or not session.gate_is_believed:
+        if session.environment.target is None or not session.gate_is_believed:
             return Verdict()
         commit = session.ratchet.candidate(best.commit, blob, "For the gate alone.\n")
         log = session.ask_dir(ask) / "gate.log"
@@ -572,9 +572,9 @@ class Desk:
         """All that a prompt is made from."""
         session = self.session
         path = session.workspace.root / "program.md"
-        conditions = session.conditions
-        limits = [g for g in (conditions.memory_gib, session.max_memory_gb) if g is not None]
-        device = conditions.fingerprint
+        environment = session.environment
+        limits = [g for g in (environment.memory_gib, session.max_memory_gb) if g is not None]
+        device = environment.fingerprint
         left = self.plan.left(self._spent())
         return Brief(
             program=path.read_text(errors="replace") if path.is_file() else "",
@@ -614,7 +614,7 @@ class Desk:
             committed=lambda: session.ratchet.message_since(base, worktree),
             abandoned=self._gives_up,
             keep_fds=session.keep_fds,
-            level=session.conditions.level,
+            level=session.environment.level,
             box=self._box(place, worktree, prompt_path),
             env=session.ratchet.private_environment(worktree),
         ).with_prompt(words)
@@ -624,7 +624,7 @@ class Desk:
         session = self.session
         return profiles.agent(
             session.workspace,
-            session.conditions.data,
+            session.environment.data,
             scratch=isolation.fresh(session.private / f"scratch-{place}"),
             prompt=prompt_path,
             writable=(worktree, *session.ratchet.private_git(worktree)),

@@ -19,7 +19,7 @@ from autoresearch_jax.common.console import Board, View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs import scoring, training
-from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.local import SEED, Runner, Scorer
 from autoresearch_jax.loop import policy, proposal_queue, statistics
 from autoresearch_jax.loop.worker import Worker
@@ -51,7 +51,7 @@ class Session:
         workspace: Workspace,
         tag: str,
         *,
-        conditions: Conditions,
+        environment: Environment,
         view: View,
         stop: Interrupts,
         limits: training.Limits,
@@ -71,7 +71,7 @@ class Session:
         self.tag = tag
         self.view = view
         self.interrupts = stop
-        self.conditions = conditions
+        self.environment = environment
         self.ratchet = Ratchet(workspace, tag)
         self.private = workspace.private_dir(tag)
         self.limits = limits
@@ -98,7 +98,7 @@ class Session:
         runner = make(
             self.workspace,
             private,
-            self.conditions,
+            self.environment,
             view=board.place(at),
             stop=self.interrupts.abandoned,
             scorer=self._scorer,
@@ -149,7 +149,7 @@ class Session:
         self.journal.append(
             "session",
             kind=kind,
-            fingerprint=self.conditions.fingerprint,
+            fingerprint=self.environment.fingerprint,
             head=self.workspace.head(),
             pid=os.getpid(),
             time=time.time(),
@@ -478,7 +478,7 @@ class Session:
         return audited
 
     def _has_sealed(self) -> bool:
-        data = self.conditions.data
+        data = self.environment.data
         return data is not None and "sealed" in data.splits
 
     def _repeats_before_audit(self) -> dict[int, int]:

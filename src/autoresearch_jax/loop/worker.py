@@ -13,7 +13,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs import scoring, training
-from autoresearch_jax.jobs.compile_check import Gate, Verdict
+from autoresearch_jax.jobs.compile_check import CompileCheck, Verdict
 from autoresearch_jax.jobs.local import SEED, Runner
 from autoresearch_jax.records.experiment import Experiment, Record, Repeat
 from autoresearch_jax.repo.workspace import FROZEN, time_budget
@@ -44,7 +44,7 @@ class Worker:
 
     def begin(self) -> None:
         """The thread that this is called in is this worker's."""
-        self.runner.share.bind_thread()
+        self.runner.allocation.bind_thread()
 
     def measured(self, e: Experiment) -> Experiment:
         """Trains and scores it, as far as the journal says that it is not yet."""
@@ -64,7 +64,7 @@ class Worker:
         self._record_training(e, found)
 
     def _record_training(self, e: Experiment, found: Record) -> None:
-        provenance = {**self.session.conditions.provenance, **self.runner.provenance, "seed": SEED}
+        provenance = {**self.session.environment.provenance, **self.runner.provenance, "seed": SEED}
         self.session.journal.append(
             "trained", n=e.n, **found, provenance=provenance, time=time.time()
         )
@@ -223,7 +223,7 @@ class Worker:
                 verdict = gate.end()
         return result, verdict
 
-    def gate(self, commit: str, log: Path, name: str = "gate") -> Gate | None:
+    def gate(self, commit: str, log: Path, name: str = "gate") -> CompileCheck | None:
         """Starts the gate for a commit, where there is one."""
         return self.runner.gate(partial(self.session.ratchet.export, commit), log, name)
 
@@ -324,9 +324,9 @@ class Worker:
         folder.mkdir(parents=True)
         for file in FROZEN:
             (folder / file).write_bytes(self.session.ratchet.blob(commit, file))
-        pinned = self.session.conditions.fingerprint.get("frozen files")
+        pinned = self.session.environment.fingerprint.get("frozen files")
         if (
-            self.session.conditions.data is not None
+            self.session.environment.data is not None
             and manifest.frozen_fingerprint(folder) != pinned
         ):
             raise UserError(

@@ -20,8 +20,8 @@ from typing import Any
 from autoresearch_jax.common import files, scored_files
 from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.jobs.compile_check import Gate
-from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.jobs.compile_check import CompileCheck
+from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.local import SEED, Lost, Runner
 from autoresearch_jax.jobs.ray import archive, machine
 from autoresearch_jax.jobs.ray.messages import (
@@ -293,7 +293,7 @@ def _options(asked: Resources) -> dict[str, Any]:
 
 def look(
     cluster: Cluster, job: Look, view: View, interrupts: Interrupts
-) -> tuple[Look, Conditions]:
+) -> tuple[Look, Environment]:
     """Looks at each machine that may train; returns what all their tasks are asked, and on what.
 
     Raises UserError where one is not as it must be, or not like the others.
@@ -329,15 +329,15 @@ def look(
     if failed:
         raise failed[0]
     for seen in found:
-        said = seen.conditions.warning
-        if seen.conditions.level != "bwrap":
+        said = seen.environment.warning
+        if seen.environment.level != "bwrap":
             said = "; ".join(filter(None, (said, REACHES)))
         if said:
             view.say(f"Warning: {seen.machine}: {said}.")
-    first = found[0].conditions
+    first = found[0].environment
     for seen in found[1:]:
         for name, value in first.fingerprint.items():
-            other = seen.conditions.fingerprint.get(name)
+            other = seen.environment.fingerprint.get(name)
             if other != value:
                 raise UserError(
                     f"the machines of the cluster differ in {name}: {found[0].machine} has "
@@ -354,14 +354,14 @@ class ClusterRunner(Runner):
         self,
         workspace: Workspace,
         private: Path,
-        conditions: Conditions,
+        environment: Environment,
         *,
         cluster: Cluster,
         job: Look,
         **options: Any,
     ) -> None:
         """`job` is what each machine is asked before; the rest is as for a Runner."""
-        super().__init__(workspace, private, conditions, **options)
+        super().__init__(workspace, private, environment, **options)
         self._cluster = cluster
         self._job = job
         self._rated: tuple[object, Score, bytes] | None = None  # of what was trained last
@@ -480,13 +480,15 @@ class ClusterRunner(Runner):
         """Forgets a score that nobody has asked for."""
         self._rated = None
 
-    def gate(self, export: Callable[[Path], None], log: Path, name: str = "gate") -> Gate | None:
+    def gate(
+        self, export: Callable[[Path], None], log: Path, name: str = "gate"
+    ) -> CompileCheck | None:
         """None: the coordinator's machine need not have what compiles for the cluster's."""
         return None
 
 
 def asked(
-    workspace: Workspace, given: Resources, found: Conditions, isolation: str, required: str | None
+    workspace: Workspace, given: Resources, found: Environment, isolation: str, required: str | None
 ) -> Look:
     """What each machine is asked, of a workspace with data. Raises UserError."""
     data = found.data

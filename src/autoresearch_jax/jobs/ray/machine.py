@@ -24,8 +24,8 @@ from autoresearch_jax.common import paths, scored_files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs import device_allocation, environment, training
-from autoresearch_jax.jobs.device_allocation import Share
-from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.jobs.device_allocation import DeviceAllocation
+from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.local import Runner
 from autoresearch_jax.jobs.ray import archive
 from autoresearch_jax.jobs.ray.messages import Look, News, Rate, Rated, Seen, Train, Trained
@@ -212,7 +212,7 @@ def _runner(
             stop=desk.stopped.is_set,
             max_memory_gb=max_memory_gb,
             keep_fds=(*held.locks, lock),
-            share=held.share,
+            allocation=held.allocation,
         )
         claimed = {name: str(found.provenance[name]) for name in ("isolation", "box")}
         runner.provenance = {"machine": NAME, **claimed}
@@ -228,7 +228,7 @@ def _own_folder() -> contextlib.AbstractContextManager[tuple[Path, int]]:
 
 @dataclass(frozen=True)
 class _Held:
-    share: Share
+    allocation: DeviceAllocation
     locks: tuple[int, ...]
 
 
@@ -247,7 +247,7 @@ def _own_devices(job: Look, desk: _Desk) -> Iterator[_Held]:
                 "there: start Ray there without it."
             )
         held = dict(zip(names, locks.devices(names, what, desk), strict=True))
-        share = Share(
+        allocation = DeviceAllocation(
             device_allocation.tpu_bounds(len(names)) if job.resources.kind == "TPU" else {}
         )
         if job.resources.kind == "GPU":
@@ -256,20 +256,20 @@ def _own_devices(job: Look, desk: _Desk) -> Iterator[_Held]:
                 hardware.wait_until_free()
     else:
         held = locks.some(names, job.resources.size, what, desk)
-        share = Share(cores=frozenset(int(name.partition("-")[2]) for name in held))
+        allocation = DeviceAllocation(cores=frozenset(int(name.partition("-")[2]) for name in held))
     try:
-        share.bind_thread()
-        yield _Held(share, tuple(held.values()))
+        allocation.bind_thread()
+        yield _Held(allocation, tuple(held.values()))
     finally:
         for handle in held.values():
             os.close(handle)
 
 
-_seen: dict[Any, Conditions] = {}  # by this process, which Ray keeps for further tasks
+_seen: dict[Any, Environment] = {}  # by this process, which Ray keeps for further tasks
 
 
-def _examined(job: Look, held: _Held, here: Path, desk: _Desk) -> Conditions:
-    """The machine's conditions, looked at once. Raises UserError where they are not the pinned."""
+def _examined(job: Look, held: _Held, here: Path, desk: _Desk) -> Environment:
+    """The machine's environment, looked at once. Raises UserError where they are not the pinned."""
     frozen = here / "frozen"
     archive.unpack(job.frozen, frozen)
     key = (
@@ -282,10 +282,12 @@ def _examined(job: Look, held: _Held, here: Path, desk: _Desk) -> Conditions:
     if key not in _seen:
         _prepare(job, frozen, desk)
         place = _Place(frozen, paths.home(), Path(job.hidden))
-        overrides = dict(held.share.env) or None
+        overrides = dict(held.allocation.variables) or None
         _seen[key] = environment.examine(place, job.isolation, job.required, overrides)
     found = _seen[key]
-    found = dataclasses.replace(found, fingerprint={**found.fingerprint, **held.share.fingerprint})
+    found = dataclasses.replace(
+        found, fingerprint={**found.fingerprint, **held.allocation.fingerprint}
+    )
     if job.resources.kind != "CPU" and found.platform == "cpu":
         extra = "tpu" if job.resources.kind == "TPU" else hardware.cuda_extra()
         raise UserError(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.scoring import Score
 from autoresearch_jax.jobs.training import Limits, TrainResult
 
@@ -97,4 +97,4 @@ class Seen(NamedTuple):
     """A machine that was looked at."""
 
     machine: str
-    conditions: Conditions
+    environment: Environment

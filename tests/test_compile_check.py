@@ -12,7 +12,7 @@ from autoresearch_jax.commands import measure
 from autoresearch_jax.common import syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import compile_check, training
-from autoresearch_jax.jobs.environment import Conditions
+from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.loop import open_session, settings
 from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
@@ -63,8 +63,8 @@ def workspace(repository, monkeypatch, tmp_path):
 
 
 def beside(workspace, *_):
-    """Conditions in which the gate compiles beside trainings, for what JAX finds here."""
-    return Conditions({**harness.DEVICE, "device count": 1}, target="")
+    """An environment in which the compile check runs beside trainings, for the devices here."""
+    return Environment({**harness.DEVICE, "device count": 1}, target="")
 
 
 def run(workspace, *sources, **options):
@@ -160,7 +160,7 @@ def journal_of(workspace):
 
 def test_memory_that_only_the_run_shows(workspace):
     """More than allowed is discarded however good it is; the baseline has to keep to it."""
-    plain = {"examine": lambda *_: Conditions(harness.DEVICE)}
+    plain = {"examine": lambda *_: Environment(harness.DEVICE)}
     lean = {"max_memory_gb": 1.0, **plain}
     (workspace.root / "train.py").write_text(gated(score=1.0))
     harness.git(workspace.root, "commit", "-qam", "Short")
@@ -182,7 +182,7 @@ def test_a_training_is_told_its_limit(workspace):
     (workspace.root / "train.py").write_text(tells)
     (workspace.root / "program.md").write_text("---\nmax_memory_gb: 40\n---\nGo on.\n")
     harness.git(workspace.root, "commit", "-qam", "Tell")
-    examine = {"examine": lambda *_: Conditions(harness.DEVICE)}
+    examine = {"examine": lambda *_: Environment(harness.DEVICE)}
     for flag, told in ((None, "40.0"), (7.5, "7.5")):
         log = workspace.root / "run.log"
         setup = harness.setup(max_memory_gb=flag, **examine)
@@ -194,7 +194,7 @@ def test_a_training_is_told_its_limit(workspace):
 
 
 def test_the_same_program_is_not_run_again(workspace):
-    plain = {"examine": lambda *_: Conditions(harness.DEVICE)}
+    plain = {"examine": lambda *_: Environment(harness.DEVICE)}
     (workspace.root / "train.py").write_text(gated(score=1.0))
     harness.git(workspace.root, "commit", "-qam", "Short")
     other = gated(score=1.5)
@@ -216,7 +216,7 @@ def test_the_same_program_is_not_run_again(workspace):
 
 
 def test_what_had_no_score_may_be_run_again(workspace):
-    plain = {"examine": lambda *_: Conditions(harness.DEVICE)}
+    plain = {"examine": lambda *_: Environment(harness.DEVICE)}
     (workspace.root / "train.py").write_text(gated(score=1.0))
     harness.git(workspace.root, "commit", "-qam", "Short")
     failing = gated() + "    raise SystemExit('the disk was full')\n"
@@ -361,7 +361,7 @@ def test_compiling_by_hand_what_cannot(workspace):
 )
 def test_any_answer_is_read(tmp_path, answer):
     """It is written by a process that runs an agent's code."""
-    one = compile_check.Gate.__new__(compile_check.Gate)
+    one = compile_check.CompileCheck.__new__(compile_check.CompileCheck)
     one._out = tmp_path / "answer.json"
     one._out.write_text(answer)
     assert one.refused() in ("", "3")
@@ -370,7 +370,7 @@ def test_any_answer_is_read(tmp_path, answer):
 
 @pytest.mark.parametrize("made", ["pipe", "endless link", "folder"])
 def test_what_is_no_answer_stops_nobody(tmp_path, made):
-    one = compile_check.Gate.__new__(compile_check.Gate)
+    one = compile_check.CompileCheck.__new__(compile_check.CompileCheck)
     one._out = tmp_path / "answer.json"
     if made == "pipe":
         os.mkfifo(one._out)

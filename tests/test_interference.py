@@ -131,7 +131,7 @@ def nvidia_smi(tmp_path, monkeypatch):
 
 def watched(known=(), looks=interference.LEAST_SAMPLES):
     """A watch that has looked so often and ended."""
-    watch = interference.Gpus(known, every_s=0.001)
+    watch = interference.GpuMonitor(known, every_s=0.001)
     done, look = threading.Semaphore(0), watch._look
 
     def counted():
@@ -174,7 +174,7 @@ def test_a_driver_that_does_not_answer_is_no_evidence(nvidia_smi, tmp_path):
     nvidia_smi(0x8)
     assert watched(looks=3).metrics == {}  # too few
     nvidia_smi(0x8, script="#!/bin/sh\ntouch {folder}/asked\nexec sleep 5\n")
-    watch = interference.Gpus(every_s=0.001)
+    watch = interference.GpuMonitor(every_s=0.001)
     watch.begin()
     while not (tmp_path / "asked").exists():
         time.sleep(0.01)
@@ -247,7 +247,7 @@ def test_others_on_the_cores_are_seen(monkeypatch):
     marked = {**os.environ, "DISTURBANCE_TEST": str(os.getpid())}
     count = len(os.sched_getaffinity(0))
     monkeypatch.setattr(interference, "LEAST_SECONDS", 1.0)
-    watch = interference.watch("cpu")
+    watch = interference.monitor("cpu")
     try:
         for _ in range(count):
             subprocess.run(burn, env=marked, check=True)
@@ -280,7 +280,7 @@ def _kill(pid):
 
 @linux
 def test_a_short_training_on_a_cpu_tells_nothing():
-    watch = interference.watch("cpu")
+    watch = interference.monitor("cpu")
     watch.end()  # before it began
     watch.begin()
     watch.end()
@@ -289,7 +289,7 @@ def test_a_short_training_on_a_cpu_tells_nothing():
 
 def test_where_nothing_can_be_seen_nothing_is_said():
     for platform in ("tpu", ""):
-        watch = interference.watch(platform)
+        watch = interference.monitor(platform)
         watch.begin()
         watch.end()
         assert (watch.metrics, watch.words) == ({}, {})
@@ -324,7 +324,7 @@ def train(tmp_path):
     return run
 
 
-class Recorded(interference.Watch):
+class Recorded(interference.Monitor):
     """A watch that sees one thing: how long it looked."""
 
     def _begin(self):

@@ -6,7 +6,7 @@ import pytest
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import device_allocation
-from autoresearch_jax.jobs.device_allocation import WHOLE, Share, split
+from autoresearch_jax.jobs.device_allocation import WHOLE, DeviceAllocation, split
 from autoresearch_jax.system import hardware
 
 
@@ -22,19 +22,25 @@ def names(kind, count):
 @pytest.mark.parametrize("devices", [["cpu"], names("cpu", 3), names("nvidia", 8), names("tpu", 4)])
 def test_one_worker_has_all(devices):
     assert split(1, devices) == [WHOLE]
-    assert (WHOLE.env, WHOLE.cores, WHOLE.fingerprint) == ({}, frozenset(), {})
+    assert (WHOLE.variables, WHOLE.cores, WHOLE.fingerprint) == ({}, frozenset(), {})
 
 
 def test_cores_are_divided_and_what_is_left_over_is_nobodys():
     found = split(2, ["cpu-0", "cpu-2", "cpu-3", "cpu-5", "cpu-7"])
-    assert found == [Share(cores=frozenset({0, 2})), Share(cores=frozenset({3, 5}))]
+    assert found == [
+        DeviceAllocation(cores=frozenset({0, 2})),
+        DeviceAllocation(cores=frozenset({3, 5})),
+    ]
     # Scores of as many cores compare, on whichever.
     assert [one.fingerprint for one in found] == [{"number of cores": 2}] * 2
 
 
 def test_gpus_are_divided_as_they_are_visible_here():
     found = split(2, ["nvidia-1", "nvidia-4", "nvidia-5", "nvidia-7"])
-    assert found == [Share({"CUDA_VISIBLE_DEVICES": "1,4"}), Share({"CUDA_VISIBLE_DEVICES": "5,7"})]
+    assert found == [
+        DeviceAllocation({"CUDA_VISIBLE_DEVICES": "1,4"}),
+        DeviceAllocation({"CUDA_VISIBLE_DEVICES": "5,7"}),
+    ]
     assert [one.fingerprint for one in found] == [{}, {}]  # JAX tells how many there are
     assert len(split(8, names("nvidia", 8))) == 8
 
@@ -56,8 +62,8 @@ def test_gpus_of_several_kinds_are_refused(monkeypatch):
 )
 def test_a_process_is_told_of_its_chips_and_how_they_lie(workers, chips, bounds):
     found = split(workers, names("tpu", 4))
-    assert [one.env["TPU_VISIBLE_CHIPS"] for one in found] == chips
-    told = [{k: v for k, v in one.env.items() if k != "TPU_VISIBLE_CHIPS"} for one in found]
+    assert [one.variables["TPU_VISIBLE_CHIPS"] for one in found] == chips
+    told = [{k: v for k, v in one.variables.items() if k != "TPU_VISIBLE_CHIPS"} for one in found]
     asked = {"TPU_CHIPS_PER_PROCESS_BOUNDS": bounds, "TPU_PROCESS_BOUNDS": "1,1,1"}
     assert told == [asked] * workers
 
@@ -66,7 +72,7 @@ def test_as_many_chips_as_no_process_can_have_are_refused():
     message = "leaves each 3 of the 6 chips, and a process can have 1, 2 or 4. Try --workers 6"
     with pytest.raises(UserError, match=message):
         split(2, names("tpu", 6))
-    assert split(2, names("tpu", 8))[1].env["TPU_VISIBLE_CHIPS"] == "4,5,6,7"
+    assert split(2, names("tpu", 8))[1].variables["TPU_VISIBLE_CHIPS"] == "4,5,6,7"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +99,7 @@ def test_a_share_without_cores_binds_nothing(monkeypatch):
     monkeypatch.setattr(
         device_allocation.os, "sched_setaffinity", lambda *said: bound.append(said), raising=False
     )
-    Share({"CUDA_VISIBLE_DEVICES": "0"}).bind_thread()
+    DeviceAllocation({"CUDA_VISIBLE_DEVICES": "0"}).bind_thread()
     assert bound == []
-    Share(cores=frozenset({1})).bind_thread()
+    DeviceAllocation(cores=frozenset({1})).bind_thread()
     assert bound == [(0, frozenset({1}))]

@@ -17,7 +17,7 @@ from tests import data_helpers, harness, levels
 @pytest.fixture(scope="module")
 def root(prepared, tmp_path_factory):
     """The prepared workspace as a repository: data is found by the bytes of its frozen files."""
-    root = tmp_path_factory.mktemp("conditions") / "workspace"
+    root = tmp_path_factory.mktemp("environment") / "workspace"
     shutil.copytree(prepared[0], root)
     (root / "train.py").write_text("")
     harness.git(root, "init", "-q", "-b", "main")

@@ -1,6 +1,6 @@
 """What quiet and crowded trainings measure of their disturbance, and which are not believed.
 
-    uv run bench/disturbance.py [--budget 60] [--count 4] [--json]
+    uv run bench/interference.py [--budget 60] [--count 4] [--json]
 
 Real trainings at the demo's size on this machine's CPU: every second one has a busy process beside
 it on each core. `crowded_percent` and `lost_percent` are those of `disturbance.py`, of each

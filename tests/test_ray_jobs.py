@@ -216,7 +216,7 @@ def test_the_coordinator_s_earlier_trainings_are_hidden(look, ground):
 
 def test_a_machine_of_another_kind_is_refused(look):
     (seen,) = [one for one in machine.look(look) if isinstance(one, Seen)]
-    pinned = dict(seen.conditions.fingerprint)
+    pinned = dict(seen.environment.fingerprint)
     assert pinned["number of cores"] == 1
     for name, value in (("device", "NVIDIA H100"), ("JAX", "0.1"), ("number of cores", 2)):
         changed = tuple({**pinned, name: value}.items())
@@ -228,7 +228,7 @@ def test_a_machine_of_another_kind_is_refused(look):
 def test_data_is_prepared_on_first_use(look, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     (seen,) = [one for one in machine.look(look) if isinstance(one, Seen)]
-    assert seen.conditions.data_fingerprint == look.data
+    assert seen.environment.data_fingerprint == look.data
     monkeypatch.setattr(machine, "_prepare", None)  # what it has looked at it knows
     list(machine.look(look))
 
@@ -305,13 +305,13 @@ def test_a_coordinator_without_ray_is_told(monkeypatch, tmp_path):
         executor.Cluster("auto", tmp_path / "log")
 
 
-def test_conditions_can_travel(look):
+def test_an_environment_can_travel(look):
     import pickle
 
     (seen,) = [one for one in machine.look(look) if isinstance(one, Seen)]
-    found = pickle.loads(pickle.dumps(seen)).conditions
-    assert isinstance(found, environment.Conditions)
-    assert found.fingerprint == seen.conditions.fingerprint
+    found = pickle.loads(pickle.dumps(seen)).environment
+    assert isinstance(found, environment.Environment)
+    assert found.fingerprint == seen.environment.fingerprint
 
 
 def test_what_cannot_be_sent_is_a_crash(look, monkeypatch):
