@@ -10,7 +10,7 @@ import time
 import pytest
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.jobs import training
+from autoresearch_jax.jobs import logs, training
 from autoresearch_jax.jobs.training import Limits
 from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.system import process, supervisor
@@ -241,8 +241,8 @@ jaxlib.XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory
 --------------------
 For simplicity, JAX has removed its internal frames from the traceback.
 """
-    assert training.crash_reason(log) == "jaxlib.XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory"
-    assert training.crash_reason("SyntaxError: bad\n\n") == "SyntaxError: bad"
+    assert logs.crash_reason(log) == "jaxlib.XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory"
+    assert logs.crash_reason("SyntaxError: bad\n\n") == "SyntaxError: bad"
 
 
 def test_signals_that_are_ignored_do_not_help(train, tmp_path, monkeypatch):
@@ -281,9 +281,9 @@ def test_nothing_outlives_a_harness_killed_with_sigkill(tmp_path):
     )
     script = f"""
 from pathlib import Path
-from autoresearch_jax import trainer
+from autoresearch_jax.jobs import training
 here = Path({str(tmp_path)!r})
-trainer.train(here / "train", log=here / "log", artifacts=here / "left", budget_s=600, env={{}})
+training.train(here / "train", log=here / "log", artifacts=here / "left", budget_s=600, env={{}})
 """
     with subprocess.Popen([sys.executable, "-c", script]) as harness:
         wait_for(pids[1])

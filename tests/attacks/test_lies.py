@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from autoresearch_jax.jobs import training
+from autoresearch_jax.jobs import logs
 from autoresearch_jax.system import supervisor
 from tests import harness
 from tests.attacks import lab
@@ -153,7 +153,7 @@ def test_a_log_without_end_ends(template, tmp_path):
     )
     group.check_refused("flooded", "training took over 5 s")
     assert supervisor.HEAD_BYTES < max(sizes) < supervisor.HEAD_BYTES + 2 * supervisor.TAIL_BYTES
-    assert log.stat().st_size <= training.LOG_BYTES  # once it is decided
+    assert log.stat().st_size <= logs.LOG_BYTES  # once it is decided
 
 
 def test_training_during_startup_is_bounded(attack):

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 from autoresearch_jax.agents import Usage
 from autoresearch_jax.common.text import clean, without_escapes
-from autoresearch_jax.jobs import training
+from autoresearch_jax.jobs import logs
 
 OUTPUTS = ("text", "json", "json-lines")
 WEEK_SECONDS = 7 * 86400.0
@@ -91,7 +91,7 @@ def read(output: str, fields: Mapping[str, str], out: Path, err: Path) -> Reply:
 
 def plain(path: Path) -> str:
     """The end of a file as text without the codes that a terminal acts on."""
-    return without_escapes(training.read_tail(path)).replace("\r", "\n")
+    return without_escapes(logs.read_tail(path)).replace("\r", "\n")
 
 
 def labels(text: str) -> tuple[str, str, str]:
@@ -159,7 +159,7 @@ def _load(output: str, path: Path) -> Any:
     """The object, or the list of events, in a file; None where there is none."""
     if output == "text":
         return None
-    text = training.read_tail(path, READ_BYTES)
+    text = logs.read_tail(path, READ_BYTES)
     if output == "json-lines":
         return [event for line in text.splitlines() if (event := _json(line)) is not None] or None
     begin = 0 if text.startswith("{") else text.rfind("\n{") + 1

@@ -20,7 +20,8 @@ from autoresearch_jax.common import files, paths
 from autoresearch_jax.common.console import View, typed
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
-from autoresearch_jax.jobs import environment, training
+from autoresearch_jax.jobs import environment
+from autoresearch_jax.jobs.logs import LOG_BYTES
 from autoresearch_jax.loop import session, settings
 from autoresearch_jax.loop.open_session import Setup
 from autoresearch_jax.loop.settings import Settings
@@ -339,7 +340,7 @@ def _night_gb(root: Path) -> float:
     budget_s = 300.0
     with contextlib.suppress(UserError):
         budget_s = time_budget(root)
-    logs = LOGS * training.LOG_BYTES * NIGHT_SECONDS / (budget_s + AROUND_SECONDS)
+    logs = LOGS * LOG_BYTES * NIGHT_SECONDS / (budget_s + AROUND_SECONDS)
     left = (session.ARTIFACTS_KEPT + 2) * _left_bytes(root)
     return (logs + left + 2 * CACHE_BYTES + profiles.SCORER_CACHE_BYTES) / 1e9
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from autoresearch_jax.commands.loop import log_place
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data.manifest import FROZEN
-from autoresearch_jax.jobs import compile_check, environment, training
+from autoresearch_jax.jobs import compile_check, environment
 from autoresearch_jax.jobs.local import Runner
+from autoresearch_jax.jobs.logs import read_tail
 from autoresearch_jax.jobs.scoring import Score
 from autoresearch_jax.jobs.training import TrainResult
 from autoresearch_jax.loop.open_session import Setup, device_held
@@ -90,7 +91,7 @@ def begin(
         seen: list[float] = []
 
         def enough() -> bool:
-            if not seen and logs.progress(training.read_tail(log)).step is not None:
+            if not seen and logs.progress(read_tail(log)).step is not None:
                 seen.append(time.monotonic())
             if not seen or time.monotonic() - seen[0] < LOOK_SECONDS:
                 return False
@@ -110,7 +111,7 @@ def begin(
             raise UserError("Stopped before it was known how long the first step takes.")
         # A train.py with lines of its own is known to train once it has exported its model.
         first = seen[0] - started if seen else trained.metrics["startup_seconds"]
-        speed = logs.progress(training.read_tail(log)).tokens_per_s
+        speed = logs.progress(read_tail(log)).tokens_per_s
         reason = "" if trained.outcome in ("ok", "abandoned") else trained.reason
         return Begun(round(first, 1), speed, reason)
 

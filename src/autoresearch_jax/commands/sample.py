@@ -24,7 +24,7 @@ from autoresearch_jax.common.protocol import BROKEN, REFUSED
 from autoresearch_jax.common.text import clean, printable
 from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import DataError, Manifest
-from autoresearch_jax.jobs import environment, training
+from autoresearch_jax.jobs import environment, logs
 from autoresearch_jax.jobs.local import EARLY_ENVIRONMENT
 from autoresearch_jax.records import journal, lookup
 from autoresearch_jax.records.experiment import Experiment, replay
@@ -212,8 +212,8 @@ def _run(
     if returncode == 0 or reader.closed:
         return
     if returncode not in (REFUSED, BROKEN):
-        tail = training.read_tail(log)
-        why = f"signal {-returncode}" if returncode < 0 else training.crash_reason(tail)
+        tail = logs.read_tail(log)
+        why = f"signal {-returncode}" if returncode < 0 else logs.crash_reason(tail)
         raise UserError(
             f"sampling from experiment {model.n} failed: {clean(why)}. Whether its score "
             f"can be computed again says more: autoresearch-jax verify {model.n}"
@@ -221,7 +221,7 @@ def _run(
     answer = json.loads(out.read_bytes())
     if returncode == BROKEN:
         raise UserError(answer["broken"])
-    why = clean(f"{answer['refused']}: {answer['detail']}", training.REASON_LIMIT)
+    why = clean(f"{answer['refused']}: {answer['detail']}", logs.REASON_LIMIT)
     raise UserError(
         f"what experiment {model.n} left is not sampled from: {why}. Choose another one: "
         "autoresearch-jax sample --experiment N"

@@ -16,7 +16,7 @@ from typing import Any
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
-from autoresearch_jax.jobs import training
+from autoresearch_jax.jobs import logs, training
 from autoresearch_jax.sandbox import isolation
 from autoresearch_jax.sandbox.isolation import Box
 from autoresearch_jax.system import process
@@ -116,7 +116,7 @@ class CompileCheck:
             why = {
                 "limit": f"it took over {limit_s:.0f} s",
                 "abandoned": "it was stopped",
-            }.get(ended.why) or training.judge(ended.returncode, training.read_tail(self._log))[1]
+            }.get(ended.why) or training.judge(ended.returncode, logs.read_tail(self._log))[1]
             raise UserError(
                 f"train.py was not compiled: {why or 'it said nothing'}. See {self._log}"
             )
@@ -129,7 +129,7 @@ class CompileCheck:
             return Verdict()
         if not isinstance(answer, dict):
             return Verdict()
-        refused = clean(str(answer.pop("refused", "")), training.REASON_LIMIT)
+        refused = clean(str(answer.pop("refused", "")), logs.REASON_LIMIT)
         return Verdict(refused, answer)
 
 

@@ -15,7 +15,7 @@ from autoresearch_jax.common import files, scored_files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.protocol import BROKEN, GO, REFUSED
 from autoresearch_jax.common.text import clean
-from autoresearch_jax.jobs import training
+from autoresearch_jax.jobs import logs
 from autoresearch_jax.sandbox import isolation
 from autoresearch_jax.sandbox.isolation import Box
 from autoresearch_jax.system import process
@@ -201,16 +201,16 @@ class Started:
         if ended.why == "limit":
             return Score("refused", f"too-slow: not scored within {limit_s:.0f} s", metrics)
         if returncode not in (0, REFUSED, BROKEN):
-            tail = training.read_tail(self._log)
-            why = f"signal {-returncode}" if returncode < 0 else training.crash_reason(tail)
-            reason = clean(f"scorer-failed: {why}", training.REASON_LIMIT)
+            tail = logs.read_tail(self._log)
+            why = f"signal {-returncode}" if returncode < 0 else logs.crash_reason(tail)
+            reason = clean(f"scorer-failed: {why}", logs.REASON_LIMIT)
             return Score("refused", reason, metrics, max(0, -returncode))
         answer = json.loads(self._out.read_bytes())
         if returncode == BROKEN:
             raise UserError(answer["broken"])
         if returncode == REFUSED:
             reason = f"{answer['refused']}: {answer['detail']}"
-            return Score("refused", clean(reason, training.REASON_LIMIT), metrics)
+            return Score("refused", clean(reason, logs.REASON_LIMIT), metrics)
         metrics |= {name: float(value) for name, value in answer.items()}
         if not metrics["val_bpb"] > 0:  # it would stay the best for ever
             return Score("refused", f"not-positive: val_bpb is {metrics.pop('val_bpb')}", metrics)

@@ -14,8 +14,8 @@ from typing import Any
 
 from autoresearch_jax.common import files, protocol
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.common.text import clean, without_escapes
-from autoresearch_jax.jobs import interference
+from autoresearch_jax.common.text import clean
+from autoresearch_jax.jobs import interference, logs
 from autoresearch_jax.sandbox import isolation
 from autoresearch_jax.sandbox.isolation import Box
 from autoresearch_jax.system import process
@@ -23,15 +23,12 @@ from autoresearch_jax.system import process
 # "abandoned" is never recorded: that experiment is trained again.
 OUTCOMES = ("ok", "crash", "timeout", "abandoned")
 
-REASON_LIMIT = 300  # characters
-TAIL_BYTES = 1 << 16  # a traceback lies in the last of the log
 SUMMARY_BYTES = 1 << 16
 # What the harness measures itself, and no training says of itself.
 MEASURED = re.compile(
     "val_bpb$|compiled_gib$|"
     "(agent|startup|checkpoint|wall|gate|scoring|score|score_ahead|probe|throttled|shared|crowded)_"
 )
-LOG_BYTES = 1 << 19  # of each log, once an experiment is decided
 SHORT_SECONDS = 60.0  # a budget below it is a demo's: it shows the machinery, not research
 DISK_BYTES = 16 << 30  # that a training may write; the parameters at full size are 0.2 GB
 DISK_SECONDS = 2.0  # between two looks at what it has written
@@ -130,7 +127,7 @@ def train(
     news = [exported]
 
     def tick() -> str:
-        live(last_line(log))
+        live(logs.last_line(log))
         over = clock.look()
         if clock.training:
             watch.begin()
@@ -160,14 +157,14 @@ def train(
     elif over:  # also where it ended by itself since the last look
         outcome, reason = "timeout", over
     else:
-        outcome, reason = judge(returncode, read_tail(log))
+        outcome, reason = judge(returncode, logs.read_tail(log))
     metrics = read_summary(artifacts / protocol.SUMMARY) | clock.seconds() | watch.metrics
-    if lost := _LOST.findall(read_tail(log)):
+    if lost := _LOST.findall(logs.read_tail(log)):
         metrics["lost_percent"] = float(lost[-1])
     metrics["wall_seconds"] = round(ended.seconds, 3)
     return TrainResult(
         outcome,
-        clean(reason, REASON_LIMIT),
+        clean(reason, logs.REASON_LIMIT),
         metrics,
         log,
         max(0, -returncode),
@@ -262,10 +259,10 @@ class Clock:
 def judge(returncode: int, tail: str) -> tuple[str, str]:
     """The outcome and its reason, of a training that kept to its limits."""
     if returncode < 0:
-        return "crash", f"{_signal(-returncode)}; its last line: {_last(tail)}"
+        return "crash", f"{_signal(-returncode)}; its last line: {logs.last_of(tail) or 'none'}"
     if returncode:
         code = f"exit code {returncode}"
-        return "crash", crash_reason(tail) if tail.strip() else f"{code}, and no output"
+        return "crash", logs.crash_reason(tail) if tail.strip() else f"{code}, and no output"
     return "ok", ""
 
 
@@ -291,59 +288,3 @@ def read_summary(path: Path) -> dict[str, float]:
         for name, value in named.items()
         if type(value) in (int, float) and abs(value) < 1e15 and not MEASURED.match(name)
     }
-
-
-# ------------------------------------------------------------------------------ reading a log
-
-
-def crash_reason(tail: str) -> str:
-    """The error of the last traceback of a log; without one, its last line."""
-    lines = tail.splitlines()
-    starts = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call")]
-    if starts:
-        # JAX prints a paragraph after the error, so the last line is not always it.
-        for line in lines[starts[-1] + 1 :]:
-            if line.strip() and not line[0].isspace():
-                return line
-    return _last(tail)
-
-
-def _last(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "none"
-
-
-def shorten_logs(folder: Path) -> None:
-    """Cuts the middle out of the long logs of an experiment that is decided."""
-    for log in folder.iterdir() if folder.is_dir() else ():
-        if log.suffix in (".log", ".out", ".err") and not log.is_symlink():
-            _shorten(log)
-
-
-def _shorten(log: Path) -> None:
-    size, half = log.stat().st_size, LOG_BYTES // 2 - 50
-    if size <= LOG_BYTES:
-        return
-    with log.open("rb") as file:
-        head = file.read(half)
-        file.seek(-half, os.SEEK_END)
-        tail = file.read()
-    gap = b"\n[... %d bytes left out ...]\n" % (size - 2 * half)
-    files.write_bytes(log, head + gap + tail)
-
-
-def last_line(log: Path) -> str:
-    """The last line with anything in it, as one bounded line safe for a terminal."""
-    line = _last(without_escapes(read_tail(log, 4096)).replace("\r", "\n"))
-    return "" if line == "none" else clean(line)
-
-
-def read_tail(log: Path, size: int = TAIL_BYTES) -> str:
-    """The last `size` bytes of a file as text; "" where there is none."""
-    try:
-        with log.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - size))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""

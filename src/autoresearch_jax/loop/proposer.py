@@ -34,7 +34,7 @@ from autoresearch_jax.agents.prompt import Brief
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
-from autoresearch_jax.jobs import training
+from autoresearch_jax.jobs import logs
 from autoresearch_jax.jobs.compile_check import Verdict
 from autoresearch_jax.loop import proposal_queue
 from autoresearch_jax.loop.plan import Plan
@@ -237,7 +237,7 @@ class Desk:
             return False
         session.view.say(f"     crashed: {e.reason}")
         ask = next(self._asks)
-        log = training.read_tail(session.log(e), LOG_BYTES)
+        log = logs.read_tail(session.log(e), LOG_BYTES)
         best = session.best
         assert best is not None
         words = prompt.repair(

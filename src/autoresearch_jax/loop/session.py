@@ -18,7 +18,7 @@ from autoresearch_jax.common import files, syntax
 from autoresearch_jax.common.console import Board, View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
-from autoresearch_jax.jobs import scoring, training
+from autoresearch_jax.jobs import logs, scoring, training
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.local import SEED, Runner, Scorer
 from autoresearch_jax.loop import policy, proposal_queue, statistics
@@ -546,7 +546,7 @@ class Session:
 
     def _prune(self, e: Experiment) -> None:
         """Of a flood in a log the beginning and the end stay; nothing else if it was not kept."""
-        training.shorten_logs(self.log(e).parent)
+        logs.shorten_logs(self.log(e).parent)
         if e.status != "keep":
             files.remove(self.artifacts(e))
 

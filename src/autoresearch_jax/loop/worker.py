@@ -12,7 +12,7 @@ from autoresearch_jax.common import files, literals, syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.data import manifest
-from autoresearch_jax.jobs import scoring, training
+from autoresearch_jax.jobs import logs, scoring, training
 from autoresearch_jax.jobs.compile_check import CompileCheck, Verdict
 from autoresearch_jax.jobs.local import SEED, Runner
 from autoresearch_jax.records.experiment import Experiment, Record, Repeat
@@ -59,7 +59,7 @@ class Worker:
 
     def record_crash(self, e: Experiment, reason: str) -> None:
         """Records a training that nothing came of."""
-        reason = clean(reason, training.REASON_LIMIT)
+        reason = clean(reason, logs.REASON_LIMIT)
         found = {"outcome": "crash", "reason": reason, "metrics": {}, "note": "", "left": ""}
         self._record_training(e, found)
 
@@ -114,7 +114,7 @@ class Worker:
 
     def record_repeat_crash(self, e: Experiment, reason: str) -> None:
         """Records a repeat for a decision that nothing came of."""
-        reason = clean(reason, training.REASON_LIMIT)
+        reason = clean(reason, logs.REASON_LIMIT)
         said = {"split": "val", "outcome": "crash", "reason": reason, "metrics": {}}
         self._record_repeat(e, self.session.new_seed(e), "decide", said)
 

@@ -23,7 +23,7 @@ from typing import Any
 from autoresearch_jax.common import paths, scored_files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
-from autoresearch_jax.jobs import device_allocation, environment, training
+from autoresearch_jax.jobs import device_allocation, environment, logs
 from autoresearch_jax.jobs.device_allocation import DeviceAllocation
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.local import Runner
@@ -114,7 +114,7 @@ def rate(job: Rate) -> Iterator[Any]:
 
 
 def _read(log: Path) -> bytes:
-    return training.read_tail(log, training.LOG_BYTES).encode()
+    return logs.read_tail(log, logs.LOG_BYTES).encode()
 
 
 # ------------------------------------------------------------------------------------ news
@@ -156,7 +156,7 @@ class _Desk:
             return b""
         with contextlib.suppress(FileNotFoundError), self.log.open("rb") as file:
             file.seek(self._read)
-            found = file.read(training.LOG_BYTES)
+            found = file.read(logs.LOG_BYTES)
             self._read += len(found)
             return found
         return b""
@@ -323,7 +323,7 @@ def _prepare(job: Look, frozen: Path, desk: _Desk) -> None:
                 abandoned=desk.stopped.is_set,
             )
             if ended.returncode:
-                last = training.last_line(log) or "it said nothing"
+                last = logs.last_line(log) or "it said nothing"
                 raise UserError(f"{NAME} cannot prepare the data: {last}") from None
             found = manifest.load(frozen)
     if found.fingerprint != job.data:
