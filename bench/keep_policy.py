@@ -2,7 +2,7 @@
 
     uv run bench/keep_policy.py [--noise 0.001] [--mixture log|stress] [--plot FILE] [--json]
 
-A session is 150 runs of `autoresearch_jax.policy`, driven by `ask` as a loop drives it; only
+A session is 150 runs of `autoresearch_jax.loop.policy`, driven by `ask` as a loop drives it; only
 training is left out, for a run's score is the truth plus normal noise. A proposal's effect is on
 the incumbent of its time, drawn anew: large gains, small ones, none, or a loss, exponential around
 its mean (`--spread constant`: exactly that). `log` has the shares of the original's public log,

@@ -61,7 +61,7 @@ def test_every_command_has_an_example_and_says_what_its_options_do(name):
 
 def test_help_loads_nothing_heavy(tmp_path):
     code = (
-        "import sys\nfrom autoresearch_jax.cli import main\n"
+        "import sys\nfrom autoresearch_jax.cli.main import main\n"
         "for words in (['--help'], ['loop', '--help'], ['demo', '--help']):\n"
         "    main(words, standalone_mode=False)\n"
         "heavy = {'jax', 'numpy', 'optuna', 'matplotlib', 'git', 'rich', 'pyarrow', 'psutil'}\n"
@@ -89,10 +89,10 @@ def test_no_command_imports_jax_into_its_own_process(tmp_path, words):
     """A harness that holds the accelerator would leave none to a training."""
     root = harness.make_repository(tmp_path / "workspace")
     code = (
-        "import sys\nfrom autoresearch_jax import held\nfrom tests import harness\n"
+        "import sys\nfrom autoresearch_jax.loop import open_session\nfrom tests import harness\n"
         # The process that looks at the accelerator is not what this is about.
-        "held.Setup = lambda view, **_: harness.setup(view, tag='t')\n"
-        "from autoresearch_jax.cli import main\n"
+        "open_session.Setup = lambda view, **_: harness.setup(view, tag='t')\n"
+        "from autoresearch_jax.cli.main import main\n"
         "for words in (['loop', '--max', '1'], sys.argv[1:]):\n"
         "    try:\n        main(words, standalone_mode=False)\n"
         "    except (SystemExit, Exception) as error:\n        print(repr(error))\n"

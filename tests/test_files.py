@@ -190,7 +190,7 @@ def test_of_any_tree_nothing_is_left(tree):
 BY_ANYBODY = """
 import os, sys
 from pathlib import Path
-from autoresearch_jax import files
+from autoresearch_jax.common import files
 os.setuid(65534)
 folder = Path(sys.argv[1])
 for mode in (0, 0o100, 0o200, 0o300, 0o400, 0o500, 0o600):

@@ -497,7 +497,7 @@ def test_a_killed_harness_leaves_nothing(level, tmp_path):
     mark = f"autoresearch-{tmp_path.name}-{os.getpid()}"
     harness = f"""
         from pathlib import Path
-        from autoresearch_jax import process
+        from autoresearch_jax.system import process
         process.run({argv!r}, cwd=Path({str(scratch)!r}), env={{"MARK": {mark!r}}},
                     stdout=Path({str(tmp_path / "out")!r}), limit_s=60)
         """

@@ -20,7 +20,7 @@ from tests.harness import Notes
 
 HOLD = """
 import pathlib, subprocess, sys, time
-from autoresearch_jax import locks
+from autoresearch_jax.system import locks
 handle = locks.hold(pathlib.Path(sys.argv[1]), "loop of tag t in /w")
 if sys.argv[2] == "child":  # which inherits it
     child = subprocess.Popen(["sleep", sys.argv[3]], pass_fds=[handle])
@@ -193,8 +193,8 @@ def test_two_users_meet_at_one_lock(folder):
     os.close(locks.devices(["cuda-0"], "root's", Notes())[0])
     script = f"""
 import os
-from autoresearch_jax import locks
-from autoresearch_jax.view import PlainView
+from autoresearch_jax.system import locks
+from autoresearch_jax.common.console import PlainView
 os.environ["AUTORESEARCH_LOCK_DIR"] = {str(folder)!r}
 os.setuid(65534)
 print(len(locks.devices(["cuda-0", "cuda-1"], "nobody's", PlainView())))

@@ -129,7 +129,7 @@ def test_no_such_split(prepared_home):
 
 
 def test_the_harness_can_read_it_without_jax():
-    code = "import sys, autoresearch_jax.manifest; sys.exit('jax' in sys.modules)"
+    code = "import sys, autoresearch_jax.data.manifest; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -674,7 +674,7 @@ def test_what_is_without_bounds_is_not_sealed_and_refused(left, harm, place):
 SEALED_BY_ANYBODY = """
 import os, sys
 from pathlib import Path
-from autoresearch_jax import scoring
+from autoresearch_jax.jobs import scoring
 from autoresearch_jax.scorer import model
 os.setuid(65534)
 left = Path(sys.argv[1])

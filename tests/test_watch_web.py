@@ -219,8 +219,8 @@ def test_an_address_of_another_machine_is_refused():
 
 def test_it_imports_no_jax(night):
     code = (
-        "import sys\nfrom autoresearch_jax.watch import report_file, story, web\n"
-        "from pathlib import Path\nreader = story.open_story(Path.cwd())\n"
+        "import sys\nfrom autoresearch_jax.views.watch import live_model, report_file, web\n"
+        "from pathlib import Path\nreader = live_model.open_story(Path.cwd())\n"
         "reader.look()\nreader.detail(1)\nweb.make_app(reader)\n"
         "print(sorted({'jax', 'jaxlib', 'flax', 'optax', 'optuna', 'matplotlib'}"
         " & set(sys.modules)))\n"

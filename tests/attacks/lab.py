@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import prepare
-from autoresearch_jax.errors import UserError
+from autoresearch_jax.common.errors import UserError
 
 T, V = 64, 512
 BATCHES = {batches}

@@ -162,7 +162,7 @@ if not once.exists():
 """
     script = f"""
 from pathlib import Path
-from autoresearch_jax.workspace import Workspace
+from autoresearch_jax.repo.workspace import Workspace
 from tests.harness import Scripted, run_loop
 workspace = Workspace.open(Path({str(tmp_path / "workspace")!r}))
 run_loop(workspace, Scripted({train_py(0.9, wait)!r}), 1, tag="t")

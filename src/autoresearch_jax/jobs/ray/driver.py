@@ -1,4 +1,4 @@
-"""The process that talks to Ray for a coordinator: python -m autoresearch_jax.cluster.driver FD.
+"""The process that talks to Ray for a coordinator: python -m autoresearch_jax.jobs.ray.driver FD.
 
 Ray ends a driver that has lost its head, and takes over its signals, so it is a process of its own.
 It is told (number, task's name, job, options) and (number, "cancel") through a connection, and
