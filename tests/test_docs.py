@@ -1,8 +1,9 @@
-"""The documents hold: links lead somewhere, commands exist, every setting is explained."""
+"""Links, commands, settings and tests that the documents name exist."""
 
 import dataclasses
 import re
 import shlex
+from functools import cache
 
 import click
 import pytest
@@ -31,13 +32,13 @@ SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 
 def code(text):
-    """The lines of code blocks, and the spans of code in prose."""
+    """Return the lines of code blocks and the code spans of the prose."""
     blocks = [line for _, block in FENCE.findall(text) for line in block.splitlines()]
     return blocks + [" ".join(span.split()) for span in SPAN.findall(FENCE.sub("", text))]
 
 
 def anchors(text):
-    """What `#...` may follow a document's name, as GitHub makes it of headings."""
+    """Return the anchors that GitHub generates from the headings of a document."""
     found = []
     for heading in re.findall(r"^#+ +(.+?)\s*$", FENCE.sub("", text), re.MULTILINE):
         words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
@@ -50,7 +51,7 @@ def anchors(text):
 
 
 @every_document
-def test_links_lead_to_what_is_there(path):
+def test_links_point_to_existing_files_and_headings(path):
     prose = SPAN.sub("", FENCE.sub("", path.read_text()))
     for target in re.findall(r"\]\(([^)\s]+)\)|\bsrc=\"([^\"]+)\"", prose):
         target = "".join(target)
@@ -64,7 +65,7 @@ def test_links_lead_to_what_is_there(path):
             assert anchor in anchors(there.read_text()), target
 
 
-def test_anchors_are_made_as_github_makes_them():
+def test_anchors_follow_githubs_rules():
     text = "# Good and bad\n## `run -m`, by hand?\n# Good and bad\n```\n# no heading\n```\n"
     assert anchors(text) == ["good-and-bad", "run--m-by-hand", "good-and-bad-1"]
 
@@ -73,16 +74,16 @@ def test_anchors_are_made_as_github_makes_them():
 
 
 def commands_in(line):
-    """The words after each `autoresearch-jax` of a line of code."""
+    """Yield the words after each `autoresearch-jax` in a line of code."""
     for match in re.finditer(r"(?:^|\s)autoresearch-jax\s+([^|;&)]*)", line):
         try:
             yield shlex.split(match[1], comments=True)
-        except ValueError:  # a quotation that was cut
+        except ValueError:  # an unbalanced quotation mark
             yield match[1].split()
 
 
 def unknown(words):
-    """What of a command's words does not exist; "" if all does."""
+    """Return what does not exist among the words of a command, or an empty string."""
     words = [word for word in words if word not in ("--help", "-h")]
     if words[:1] == ["-C"]:
         words = words[2:]
@@ -109,7 +110,7 @@ def test_commands_and_flags_exist(path):
     assert [problem for words in found if (problem := unknown(words))] == []
 
 
-def test_a_command_that_does_not_exist_is_found():
+def test_an_unknown_command_or_flag_is_reported():
     (words,) = commands_in("uv run --extra tpu autoresearch-jax loop --agent 'a -b' --x=1  # --y")
     assert unknown(words) == "loop has no --x"
     assert unknown(["sing"]) == "no command sing"
@@ -125,17 +126,17 @@ def rows_of_settings():
     return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.split("\n")[2:]]
 
 
-def test_the_guide_has_every_setting_and_no_other():
+def test_the_guide_lists_exactly_the_settings():
     names = [row[0].strip("` ") for row in rows_of_settings()]
     assert names == [field.name for field in dataclasses.fields(settings.Settings)]
 
 
-def test_flags_of_settings_are_those_of_the_loop():
+def test_the_flags_of_settings_exist():
     flags = [row[3].strip("` |") for row in rows_of_settings()]
     assert [flag for flag in flags if flag != "none" and unknown(["loop", flag])] == []
 
 
-def test_settings_shown_in_documents_are_accepted():
+def test_settings_in_examples_are_valid():
     shown = 0
     for path in DOCUMENTS:
         for _, block in FENCE.findall(path.read_text()):
@@ -148,13 +149,35 @@ def test_settings_shown_in_documents_are_accepted():
     assert shown >= 4
 
 
-def test_the_shipped_program_sets_nothing_and_shows_everything():
+def test_program_md_shows_every_setting_and_sets_none():
     text = (ROOT / "program.md").read_text()
     assert settings.read(text) == settings.Settings()
     front = front_matter.split(text)[0]
     live = re.sub(r"^#(?=[a-z_]+:)", "", front, flags=re.MULTILINE)
     assert set(yaml.safe_load(live)) == {f.name for f in dataclasses.fields(settings.Settings)}
     assert settings.read(f"---\n{live}---\n") != settings.Settings()
+
+
+# --------------------------------------------------------------------------------- tests
+
+
+@cache
+def functions_by_file():
+    """Return the names of the test functions of each test file, by the file's stem."""
+    return {
+        path.stem: set(re.findall(r"^ *def (test_\w+)", path.read_text(), re.MULTILINE))
+        for path in (ROOT / "tests").rglob("test_*.py")
+    }
+
+
+@every_document
+def test_named_tests_exist(path):
+    """`FILE::TEST`, where FILE may omit the folder, `test_` and `.py`."""
+    for name, test in re.findall(r"([\w/.]+)::(test_\w+)", path.read_text()):
+        stem = name.rpartition("/")[2].removesuffix(".py").removeprefix("test_")
+        assert test in functions_by_file().get(f"test_{stem}", ()), f"{name}::{test}"
+    for name in re.findall(r"\btests/[\w/]+\.py", path.read_text()):
+        assert (ROOT / name).is_file(), name
 
 
 # --------------------------------------------------------------------------------- skill
@@ -175,7 +198,7 @@ def test_the_skill_has_the_format_of_agent_skills():
     assert len(body.splitlines()) < 500
 
 
-def test_the_skill_names_every_command_that_it_is_driven_by():
+def test_the_skill_names_the_commands_that_it_needs():
     words = [words for line in code(SKILL.read_text()) for words in commands_in(line)]
     assert {"setup", "run", "loop", "results", "doctor"} <= {one[0] for one in words}
     assert any(one[:2] == ["run", "-m"] for one in words)
