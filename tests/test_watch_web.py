@@ -219,9 +219,10 @@ def test_an_address_of_another_machine_is_refused():
 
 def test_it_imports_no_jax(night):
     code = (
-        "import sys\nfrom autoresearch_jax.views.watch import live_model, report_file, web\n"
-        "from pathlib import Path\nreader = live_model.open_story(Path.cwd())\n"
-        "reader.look()\nreader.detail(1)\nweb.make_app(reader)\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from autoresearch_jax.views.watch import detail, live_model, report_file, web\n"
+        "reader = live_model.open_story(Path.cwd())\n"
+        "reader.look()\ndetail.of_experiment(reader, 1)\nweb.make_app(reader)\n"
         "print(sorted({'jax', 'jaxlib', 'flax', 'optax', 'optuna', 'matplotlib'}"
         " & set(sys.modules)))\n"
     )

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autoresearch_jax.common.errors import GitError
 from autoresearch_jax.common.text import clean
@@ -12,18 +12,24 @@ from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.views import report
 from autoresearch_jax.views.report import Entry
 from autoresearch_jax.views.watch import diffs, logs
+from autoresearch_jax.views.watch.live_model import JournalReader, Reader
 from autoresearch_jax.views.watch.plain import finite
-
-if TYPE_CHECKING:
-    from autoresearch_jax.views.watch.live_model import JournalReader
 
 PROMPT_BYTES = 600_000  # a prompt has at most 120,000 characters
 REASON_LIMIT = 2_000  # characters
 CACHED = 64  # diffs
 
 
-def of_experiment(reader: "JournalReader", n: int) -> dict[str, Any] | None:
-    """Everything about experiment `n`; None where there is none."""
+def of_experiment(reader: Reader, n: int) -> dict[str, Any] | None:
+    """Everything that is known of experiment `n`, JSON-able; None where there is no such one."""
+    listed = reader.look().entries  # it may be a new one
+    if isinstance(reader, JournalReader) and reader.tag is not None:
+        return _of_journal(reader, n)
+    return _of_entry(listed[n]) if 0 <= n < len(listed) else None
+
+
+def _of_journal(reader: JournalReader, n: int) -> dict[str, Any] | None:
+    """What the journal, `runs/<n>/` and git have."""
     one = reader.experiment(n)
     if one is None:
         return None
@@ -46,7 +52,7 @@ def of_experiment(reader: "JournalReader", n: int) -> dict[str, Any] | None:
     }
 
 
-def of_entry(entry: Entry) -> dict[str, Any]:
+def _of_entry(entry: Entry) -> dict[str, Any]:
     """What the row of a results.tsv says."""
     return {
         "n": entry.n,
@@ -80,7 +86,7 @@ def _words(one: Experiment) -> dict[str, Any]:
     }
 
 
-def _diff(reader: "JournalReader", one: Experiment) -> dict[str, Any] | None:
+def _diff(reader: JournalReader, one: Experiment) -> dict[str, Any] | None:
     """Against what it was proposed on; None for a baseline."""
     if not one.base or reader.tag is None:
         return None
@@ -98,6 +104,6 @@ def _lines(workspace: Workspace, tag: str, base: str, commit: str) -> tuple[list
     return diffs.lines(Ratchet(workspace, tag).diff(base, commit))
 
 
-def _curve(reader: "JournalReader", n: int | None) -> logs.Curve:
+def _curve(reader: JournalReader, n: int | None) -> logs.Curve:
     path: Path | None = None if n is None else reader.run_dir(n) / "run.log"
     return logs.curve(logs.both_ends(path)) if path else []

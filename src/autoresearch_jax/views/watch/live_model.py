@@ -77,10 +77,6 @@ class Reader(Protocol):
         """What is known by now; costs little where nothing was added."""
         ...
 
-    def detail(self, n: int) -> dict[str, Any] | None:
-        """One experiment in full, JSON-able; None where there is none of that number."""
-        ...
-
 
 def open_story(folder: Path, tag: str | None = None, *, follow: bool = False) -> Reader:
     """The story of a tag (the newest by default), else of a results.tsv that lies in `folder`.
@@ -239,15 +235,6 @@ class JournalReader:
         """The folder of an experiment's logs."""
         assert self.tag is not None
         return self.workspace.run_dir(self.tag, n)
-
-    def detail(self, n: int) -> dict[str, Any] | None:
-        """One experiment in full."""
-        from autoresearch_jax.views.watch import detail
-
-        self.look()  # it may be a new one
-        if self.tag is None:
-            return self._table.detail(n)
-        return detail.of_experiment(self, n)
 
     def _catch_up(self) -> None:
         if (tag := self._tag_to_read()) is None:
@@ -469,13 +456,6 @@ class TableReader:
             summary=report.summarize(listed),
             generation=old.generation + (not same),
         )
-
-    def detail(self, n: int) -> dict[str, Any] | None:
-        """What a row says."""
-        from autoresearch_jax.views.watch import detail
-
-        entries = self.look().entries
-        return detail.of_entry(entries[n]) if 0 <= n < len(entries) else None
 
 
 def _is_torn(path: Path) -> bool:

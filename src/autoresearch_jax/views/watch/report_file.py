@@ -15,7 +15,7 @@ from typing import Any
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.views import plot
 from autoresearch_jax.views.report import Entry
-from autoresearch_jax.views.watch import plain
+from autoresearch_jax.views.watch import detail, plain
 from autoresearch_jax.views.watch.live_model import Reader, Story
 from autoresearch_jax.views.watch.web import FILES, PAGE
 
@@ -57,7 +57,7 @@ def html(reader: Reader, told: Story, *, prompts: bool = False) -> str:
     style = files.pop("page.css")
     blocks = [_block("story", plain.of(told))]
     for entry in told.entries:
-        found = reader.detail(entry.n) or {}
+        found = detail.of_experiment(reader, entry.n) or {}
         blocks.append(_block(f"experiment-{entry.n}", found if prompts else _unprompted(found)))
     policy = _policy(style, list(files.values()))
     page = (PAGE / "index.html").read_text(encoding="utf-8")

@@ -28,7 +28,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.views.watch import plain
+from autoresearch_jax.views.watch import detail, plain
 from autoresearch_jax.views.watch.live_model import Reader, Story
 
 PORT = 8787
@@ -71,7 +71,7 @@ def make_app(reader: Reader, token: str | None = None) -> ASGIApp:
 
     def experiment(request: Request) -> Response:
         n = request.path_params["n"]
-        found = reader.detail(int(n)) if n.isdecimal() and len(n) <= DIGITS else None
+        found = detail.of_experiment(reader, int(n)) if n.isdecimal() and len(n) <= DIGITS else None
         return _not_found() if found is None else Response(_json(found), media_type=JSON)
 
     def events(request: Request) -> Response:

@@ -10,6 +10,7 @@ from autoresearch_jax.records.journal import Journal
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.views import report
 from autoresearch_jax.views.watch import diffs, frame, live_model, logs, plain
+from autoresearch_jax.views.watch.detail import of_experiment
 from tests import harness, watch_helpers
 from tests.watch_helpers import HOSTILE, TAG, Night
 
@@ -305,9 +306,9 @@ def test_what_is_decided_is_told_in_the_order_of_the_decisions(several):
     assert frame.best_so_far(told.entries) == [1.0, 0.9, 0.9, 0.8]
     assert [one.get("of") for one in plain.of(told)["points"]] == [None, None, None, 1]
     assert [one["n"] for one in plain.of(told, 2)["points"]] == [1, 3]
-    detail = reader.detail(1)
+    detail = of_experiment(reader, 1)
     assert (detail["of"], detail["gain"]) == (None, pytest.approx(0.05))
-    assert reader.detail(3)["of"] == 1
+    assert of_experiment(reader, 3)["of"] == 1
 
 
 def test_an_answer_costs_the_experiment_that_it_becomes(several):
@@ -326,7 +327,7 @@ def test_an_answer_costs_the_experiment_that_it_becomes(several):
     assert told == read(night).look()
     costs = {entry.n: entry.spent.usd for entry in told.entries}
     assert costs == {0: 0.0, 2: 0.0, 3: 0.25, 4: 0.5}
-    assert reader.detail(4)["spent"]["usd"] == 0.5
+    assert of_experiment(reader, 4)["spent"]["usd"] == 0.5
 
 
 def test_time_that_several_shared_counts_once(several):
@@ -350,7 +351,7 @@ def test_it_waits_for_the_first_tag(tmp_path):
     root = harness.make_repository(tmp_path / "w")
     reader = live_model.open_story(root)
     told = reader.look()
-    assert (told.title, list(told.entries), reader.detail(0)) == ("w", [], None)
+    assert (told.title, list(told.entries), of_experiment(reader, 0)) == ("w", [], None)
     json.dumps(plain.of(told), allow_nan=False)
     state = Workspace.open(root).state_dir("first")
     record = journal.Journal(state)
@@ -368,14 +369,18 @@ def test_a_table_is_told_until_there_is_a_tag(tmp_path):
     assert reader.look().state == "idle"
     (root / "results.tsv").write_text(ORIGINAL)
     told = reader.look()
-    assert (told.state, len(told.entries), reader.detail(1)["val_bpb"]) == ("table", 4, 0.9932)
+    assert (told.state, len(told.entries), of_experiment(reader, 1)["val_bpb"]) == (
+        "table",
+        4,
+        0.9932,
+    )
     record = journal.Journal(Workspace.open(root).state_dir("first"))
     record.append("session", kind="loop", pid=os.getpid(), time=time.time())
     record.close()
     begun = reader.look()
     assert (begun.title, list(begun.entries)) == ("autoresearch/first", [])
     assert begun.generation != told.generation
-    assert reader.detail(1) is None
+    assert of_experiment(reader, 1) is None
 
 
 def test_a_newer_tag_is_followed_once_a_loop_begins_it(night):
@@ -395,7 +400,7 @@ def test_a_newer_tag_is_followed_once_a_loop_begins_it(night):
     assert (told.title, told.before) == ("autoresearch/nov2", TAG)
     assert (len(told.entries), told.generation) == (2, first.generation + 1)
     assert plain.of(told)["before"] == TAG
-    assert reader.detail(1)["n"] == 1
+    assert of_experiment(reader, 1)["n"] == 1
     whole = read(night).look()
     assert told == live_model.dataclasses.replace(whole, generation=told.generation, before=TAG)
 
@@ -445,8 +450,8 @@ def test_the_originals_table_is_a_story_too(tmp_path):
         file.write("e5f6a7b\t0.992200\t44.2\tkeep\twarm down longer\n")
     grown = reader.look()
     assert (len(grown.entries), grown.generation) == (5, told.generation)
-    assert reader.detail(4)["description"] == "warm down longer"
-    assert reader.detail(5) is None
+    assert of_experiment(reader, 4)["description"] == "warm down longer"
+    assert of_experiment(reader, 5) is None
     with path.open("a") as file:
         file.write("f6a7b8c\t0.99")  # it is being written
     assert reader.look() == grown
@@ -456,7 +461,7 @@ def test_the_originals_table_is_a_story_too(tmp_path):
     path.write_text(ORIGINAL.replace("0.997900", "1e999"))
     replaced = reader.look()
     assert replaced.generation == told.generation + 1
-    json.dumps([plain.of(replaced), reader.detail(0)], allow_nan=False)
+    json.dumps([plain.of(replaced), of_experiment(reader, 0)], allow_nan=False)
     path.unlink()
     assert reader.look().problem
     assert len(reader.look().entries) == 4
@@ -491,7 +496,7 @@ def test_one_experiment_in_full(night):
 
 
 def read_detail(night, n):
-    return read(night).detail(n)
+    return of_experiment(read(night), n)
 
 
 def test_a_crash_and_a_baseline_have_what_they_have(night):
@@ -627,5 +632,5 @@ def test_nothing_is_written(night):
     reader = read(night)
     reader.look()
     for n in range(3):
-        reader.detail(n)
+        of_experiment(reader, n)
     assert watch_helpers.everything(night.workspace.root) == before
