@@ -29,9 +29,13 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from autoresearch_jax.data import pydocs, sources
+from autoresearch_jax.data import manifest, packing, pydocs, sources
+from autoresearch_jax.data.preparation import ENCODE_BATCH, encoded_groups
+from autoresearch_jax.data.tokenizer import Tokenizer, batched, train
 
 ROOT = Path(__file__).resolve().parents[1]
+CONSTANTS = manifest.read_constants(ROOT / "constants.py")
+ROW_TOKENS = CONSTANTS["MAX_SEQ_LEN"] + 1
 BATCH_TOKENS = 2**19  # of the loader: a step of the default train.py
 STEP_SECONDS = 0.3  # that the stand-in for a step computes for; an H100's step is of that order
 PACKAGES = ("rustbpe", "tiktoken", "numpy", "pyarrow", "requests")  # that the original needs
@@ -73,13 +77,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def import_prepare():
-    sys.path.insert(0, str(ROOT))
-    import prepare
-
-    return prepare
-
-
 # --- Text ---------------------------------------------------------------------------------------
 
 
@@ -105,22 +102,19 @@ def write_texts(folder: Path, text: Path | None) -> dict[str, dict]:
 
 
 def train_tokenizer(shard: Path, tokenizer: Path, repeats: int) -> dict:
-    prepare = import_prepare()
 
     def work() -> int:
-        texts = prepare._tokenizer_text(sources.documents([shard]))
-        prepare.train_tokenizer(texts, tokenizer)
-        return prepare.Tokenizer(tokenizer).vocab_size
+        train(sources.documents([shard]), tokenizer, CONSTANTS["VOCAB_SIZE"])
+        return Tokenizer(tokenizer).vocab_size
 
     return repeated(work, repeats) | {"peak_mib": peak_mib()}
 
 
 def encode(shard: Path, tokenizer: Path, repeats: int) -> dict:
-    prepare = import_prepare()
-    encoder = prepare.Tokenizer(tokenizer)
+    encoder = Tokenizer(tokenizer)
 
     def work() -> int:
-        batches = prepare._batched(sources.documents([shard]), prepare.ENCODE_BATCH)
+        batches = batched(sources.documents([shard]), ENCODE_BATCH)
         return sum(len(tokens) for texts in batches for tokens in encoder.encode_documents(texts))
 
     return repeated(work, repeats) | {"peak_mib": peak_mib()}
@@ -128,25 +122,23 @@ def encode(shard: Path, tokenizer: Path, repeats: int) -> dict:
 
 def pack(shard: Path, tokenizer: Path, repeats: int) -> dict:
     """Of documents that are encoded already; they are all in memory, so that is not told."""
-    prepare = import_prepare()
-    encoder = prepare.Tokenizer(tokenizer)
-    groups = list(prepare._groups(encoder, sources.documents([shard]), seen=lambda count: None))
+    encoder = Tokenizer(tokenizer)
+    groups = list(encoded_groups(encoder, sources.documents([shard])))
 
     def work() -> int:
-        return sum(map(len, prepare.pack(groups, prepare.MAX_SEQ_LEN + 1)))
+        return sum(map(len, packing.pack(groups, ROW_TOKENS)))
 
     return repeated(work, repeats)
 
 
 def encode_and_pack(shard: Path, tokenizer: Path, rows: Path) -> dict:
     """As preparation does it, from one file to the other."""
-    prepare = import_prepare()
-    encoder = prepare.Tokenizer(tokenizer)
+    encoder = Tokenizer(tokenizer)
 
     def work() -> int:
-        groups = prepare._groups(encoder, sources.documents([shard]), seen=lambda count: None)
+        groups = encoded_groups(encoder, sources.documents([shard]))
         with rows.open("wb") as file:
-            for row in prepare.pack(groups, prepare.MAX_SEQ_LEN + 1):
+            for row in packing.pack(groups, ROW_TOKENS):
                 file.write(row.astype("<u2").tobytes())
             return file.tell() // 2
 
@@ -179,12 +171,11 @@ def make_loader(rows_file: Path):
 
     from autoresearch_jax.kit import batches
 
-    row_tokens = import_prepare().MAX_SEQ_LEN + 1
-    rows = np.memmap(rows_file, dtype="<u2", mode="r").reshape(-1, row_tokens)
-    batch_size = min(len(rows), BATCH_TOKENS // (row_tokens - 1))
-    records = batches.Batches(rows, batch_size, row_tokens - 1, 0, 1)
-    loader = batches.read_ahead(records, (batch_size, row_tokens), None)
-    return loader, batch_size * (row_tokens - 1)
+    rows = np.memmap(rows_file, dtype="<u2", mode="r").reshape(-1, ROW_TOKENS)
+    batch_size = min(len(rows), BATCH_TOKENS // (ROW_TOKENS - 1))
+    records = batches.Batches(rows, batch_size, ROW_TOKENS - 1, 0, 1)
+    loader = batches.read_ahead(records, (batch_size, ROW_TOKENS), None)
+    return loader, batch_size * (ROW_TOKENS - 1)
 
 
 def load(rows_file: Path, tokens: int, repeats: int) -> dict:

@@ -178,8 +178,8 @@ def test_bad_shards_are_refused(place, tmp_path):
             "holds int64 instead of strings",
             lambda path: pq.write_table(pa.table({"text": [1]}), path),
         ),
-        "empty": ("holds no text", lambda path: data_helpers.write_shard(path, [])),
-        "nothing": ("holds no text", lambda path: data_helpers.write_shard(path, [None, ""])),
+        "empty": ("contains no text", lambda path: data_helpers.write_shard(path, [])),
+        "nothing": ("contains no text", lambda path: data_helpers.write_shard(path, [None, ""])),
     }
     for name, (message, spoil) in cases.items():
         path = data_helpers.make_shards(tmp_path / name) / "shard_00003.parquet"

@@ -15,7 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from autoresearch_jax.data import manifest
+from autoresearch_jax.data import manifest, packing
+from autoresearch_jax.data import tokenizer as tokenizer_module
+from autoresearch_jax.data.tokenizer import RESERVED, SPLIT_PATTERN, Tokenizer, batched, train
 from autoresearch_jax.kit import batches
 from tests import data_helpers
 
@@ -35,19 +37,15 @@ def prepare(prepared_home):
 
 
 @pytest.fixture(scope="module")
-def any_prepare(prepared):
-    return data_helpers.import_prepare(prepared[0])
-
-
-@pytest.fixture(scope="module")
-def tokenizer(prepared, any_prepare):
+def tokenizer(prepared):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTORESEARCH_HOME", str(prepared[1]))
-        return any_prepare.Tokenizer.load()
+        return Tokenizer(manifest.load(prepared[0]).tokenizer_path)
 
 
 def test_importing_needs_no_data_and_no_jax(tmp_path):
-    code = "import sys, prepare; sys.exit('jax' in sys.modules or 'grain' in sys.modules)"
+    slow = ("jax", "grain", "pyarrow", "rich", "rustbpe", "tiktoken", "tokenizers")
+    code = f"import sys, prepare; sys.exit(' '.join(set({slow}) & set(sys.modules)) or 0)"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=data_helpers.ROOT,
@@ -144,43 +142,40 @@ def test_long_runs_are_encoded_alike(tokenizer, run):
     assert_documents_are_encoded_alike(tokenizer, [run * 1_100_000, run * 9_999 + "x", f"x{run}"])
 
 
-def test_real_text_is_encoded_alike(prepare, tmp_path):
+def test_real_text_is_encoded_alike(tmp_path):
     """With a vocabulary of the same text, so that long tokens are met."""
     sources = [path.read_text() for path in sorted(data_helpers.ROOT.glob("src/**/*.py"))]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "VOCAB_SIZE", 4096)
-        prepare.train_tokenizer(sources, tmp_path / "tokenizer.json")
-    assert_documents_are_encoded_alike(prepare.Tokenizer(tmp_path / "tokenizer.json"), sources)
+    train(sources, tmp_path / "tokenizer.json", vocab_size=4096)
+    assert_documents_are_encoded_alike(Tokenizer(tmp_path / "tokenizer.json"), sources)
 
 
 @given(text=st.text(st.sampled_from("abcé \n'1"), max_size=200))
 @settings(
     deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_a_vocabulary_encodes_as_its_trainer_does(prepare, tmp_path, text):
+def test_a_vocabulary_encodes_as_its_trainer_does(tmp_path, text):
     """The original's trainer: its merges survive being written as those of `tokenizers`."""
-    size = prepare.VOCAB_SIZE - len(prepare.RESERVED)
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter([text]), size, pattern=prepare.SPLIT_PATTERN)
-    prepare.train_tokenizer([text], tmp_path / "tokenizer.json")
-    tokenizer = prepare.Tokenizer(tmp_path / "tokenizer.json")
-    expected = [len(prepare.RESERVED) + token for token in trainer.encode(text)]
+    trainer.train_from_iterator(iter([text]), 512 - len(RESERVED), pattern=SPLIT_PATTERN)
+    train([text], tmp_path / "tokenizer.json", vocab_size=512)
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json")
+    expected = [len(RESERVED) + token for token in trainer.encode(text)]
     assert tokenizer.encode(text) == expected
     assert tokenizer.decode(expected) == text
 
 
-def test_training_is_deterministic_and_fills_the_vocabulary(prepare, tmp_path):
+def test_training_is_deterministic_and_fills_the_vocabulary(tmp_path):
     documents = data_helpers.texts(300, seed=7)
     for name in ("a", "b"):
-        prepare.train_tokenizer(documents, tmp_path / name)
+        train(documents, tmp_path / name, vocab_size=512)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert prepare.Tokenizer(tmp_path / "a").vocab_size == 512
+    assert Tokenizer(tmp_path / "a").vocab_size == 512
 
 
-def test_the_tokenizer_sees_the_beginning_of_each_document(prepare, monkeypatch):
-    monkeypatch.setattr(prepare, "TOKENIZER_CHARS", 25)
-    monkeypatch.setattr(prepare, "TOKENIZER_DOC_CHARS", 10)
-    assert list(prepare._tokenizer_text(["x" * 12, "yy", "z" * 30, "wwww", "never"])) == [
+def test_the_tokenizer_sees_the_beginning_of_each_document(monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "TRAIN_CHARS", 25)
+    monkeypatch.setattr(tokenizer_module, "TRAIN_DOCUMENT_CHARS", 10)
+    assert list(tokenizer_module._beginnings(["x" * 12, "yy", "z" * 30, "wwww", "never"])) == [
         "x" * 10,
         "yy",
         "z" * 10,
@@ -191,7 +186,7 @@ def test_the_tokenizer_sees_the_beginning_of_each_document(prepare, monkeypatch)
 # --- Packing ------------------------------------------------------------------------------------
 
 
-def test_packing_reproduces_the_recorded_rows(prepare, golden):
+def test_packing_reproduces_the_recorded_rows(golden):
     ends = np.cumsum(golden["doc_lengths"])
     parts = np.split(golden["doc_tokens"], ends[:-1])
     documents = [np.array([golden["bos"], *part], np.uint16) for part in parts]
@@ -201,11 +196,11 @@ def test_packing_reproduces_the_recorded_rows(prepare, golden):
         nonlocal epoch
         while True:
             epoch += 1
-            yield from prepare._batched(documents, int(golden["refill"]))
+            yield from batched(documents, int(golden["refill"]))
 
-    rows = prepare.pack(groups(), int(golden["seq_len"]) + 1)
-    assert golden["buffer_size"] == prepare.BUFFER_SIZE
-    assert golden["refill"] == prepare.REFILL
+    rows = packing.pack(groups(), int(golden["seq_len"]) + 1)
+    assert golden["buffer_size"] == packing.BUFFER_SIZE
+    assert golden["refill"] == packing.REFILL
     for expected, expected_epoch in zip(golden["rows"], golden["epochs"], strict=True):
         batch = list(itertools.islice(rows, int(golden["batch"])))
         np.testing.assert_array_equal(batch, expected)
@@ -238,14 +233,13 @@ def naive_pack(documents, row_tokens, buffer_size, refill):
     refill=st.integers(1, 10),
 )
 @settings(deadline=None)
-def test_packing_is_the_plain_rule(any_prepare, lengths, row_tokens, buffer_size, refill):
-    prepare = any_prepare
+def test_packing_is_the_plain_rule(lengths, row_tokens, buffer_size, refill):
     fresh = itertools.count(1)
     documents = [[0, *itertools.islice(fresh, length - 1)] for length in lengths]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "BUFFER_SIZE", buffer_size)
+        patch.setattr(packing, "BUFFER_SIZE", buffer_size)
         arrays = [np.array(document, np.uint16) for document in documents]
-        packed = list(prepare.pack(prepare._batched(arrays, refill), row_tokens))
+        packed = list(packing.pack(batched(arrays, refill), row_tokens))
     assert [row.tolist() for row in packed] == naive_pack(
         documents, row_tokens, buffer_size, refill
     )
@@ -263,7 +257,7 @@ def test_packed_rows_on_disk(prepare, prepared_home):
         assert rows.shape == (data.rows(split), 65)
         assert (rows[:, 0] == 0).all()
         assert rows.max() < 512
-    text = prepare.Tokenizer.load().decode(prepare.read_rows(data, "val")[0])
+    text = Tokenizer(data.tokenizer_path).decode(prepare.read_rows(data, "val")[0])
     words = text.removeprefix("<|bos|>").split()
     assert len(set(words) & set(data_helpers.WORDS)) > 3
 

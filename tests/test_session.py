@@ -231,7 +231,7 @@ prepare.begin(bound, jnp.zeros((512, 512)))
         capture_output=True,
         text=True,
     )
-    assert "ValueError: logits_fn is bound to 2 devices: it may hold no mesh" in done.stderr
+    assert "ValueError: logits_fn is bound to 2 devices: it must not contain a mesh" in done.stderr
 
 
 def test_names_of_other_pytrees(prepare, run_dir):

@@ -37,10 +37,12 @@ def said(attack):
             ),
             "reported": train_py(
                 first=f"""
-                def report(self, val_bpb, stats):
-                    (self.run_dir / "summary.json").write_text({summary!r})
+                from autoresearch_jax.kit import artifacts
+
+                def report(run_dir, val_bpb, stats):
+                    (run_dir / "summary.json").write_text({summary!r})
                     print("val_bpb: {LOWER}", flush=True)
-                prepare.Session._report = report
+                artifacts.report = report
                 """
             ),
             "finished": train_py(

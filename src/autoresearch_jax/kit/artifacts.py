@@ -2,12 +2,14 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import psutil
 from jax.experimental import multihost_utils
 
 from autoresearch_jax.common import protocol
@@ -20,6 +22,19 @@ KERNELS = (
     "__cudnn$fmhaScaleBiasSoftmax",
     "__gpu$xla.gpu.triton",
     "triton_kernel_call",
+)
+
+# What a training says of itself.
+STATS = frozenset(
+    [
+        "training_seconds",
+        "total_tokens",
+        "num_steps",
+        "num_params",
+        "depth",
+        "mfu_percent",
+        "peak_vram_mb",
+    ]
 )
 
 # What a summary shows, in order, and how.
@@ -55,9 +70,17 @@ def abstract(flat: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def export(
-    logits_fn: Callable[[Any, jax.Array], Any], params: Any, tokens_shape: tuple[int, int]
+    logits_fn: Callable[[Any, jax.Array], Any],
+    params: Any,
+    tokens_shape: tuple[int, int],
+    vocab_size: int,
 ) -> jax.export.Exported:
-    """`logits_fn` as f(flat, tokens): `flat` as `flatten` makes it, `tokens` int32 tokens_shape."""
+    """`logits_fn` as f(flat, tokens): `flat` as `flatten` makes it, `tokens` int32 tokens_shape.
+
+    Raises:
+        ValueError: it is bound to several devices, or its logits are not [*tokens_shape, V] with V
+            at least vocab_size.
+    """
     flat, treedef = flatten(params)
     names = list(flat)
 
@@ -66,7 +89,19 @@ def export(
 
     checks = [jax.export.DisabledSafetyCheck.custom_call(kernel) for kernel in KERNELS]
     tokens = jax.ShapeDtypeStruct(tokens_shape, np.int32)
-    return jax.export.export(jax.jit(from_flat), disabled_checks=checks)(abstract(flat), tokens)
+    exported = jax.export.export(jax.jit(from_flat), disabled_checks=checks)(abstract(flat), tokens)
+    if exported.nr_devices != 1:
+        raise ValueError(
+            f"logits_fn is bound to {exported.nr_devices} devices: it must not contain a mesh, "
+            "sharding constraint or shard_map, since its scorer spreads rows over devices itself"
+        )
+    shape = exported.out_avals[0].shape
+    if len(shape) != 3 or shape[:2] != tokens_shape or shape[2] < vocab_size:
+        raise ValueError(
+            f"logits_fn gives shape {shape} for tokens of shape {tokens_shape}, and must "
+            f"give {(*tokens_shape, vocab_size)}"
+        )
+    return exported
 
 
 def save_arrays(folder: Path, flat: dict[str, Any]) -> None:
@@ -94,8 +129,23 @@ def addressable(leaf: Any) -> Any:
     return leaf
 
 
-def report(run_dir: Path, summary: dict[str, float | None]) -> None:
-    """Write summary.json and print the summary block; a value of None is shown as n/a."""
+def report(run_dir: Path, val_bpb: float | None, stats: dict[str, Any]) -> None:
+    """Write summary.json and print the summary block; a value of None is shown as n/a.
+
+    Only the first process calls it, with the STATS of its training.
+    """
+    summary = {
+        "val_bpb": val_bpb,
+        "training_seconds": stats["training_seconds"],
+        # Since the process was started: imports and compilation count as well.
+        "total_seconds": time.time() - psutil.Process().create_time(),
+        "peak_vram_mb": stats["peak_vram_mb"],
+        "mfu_percent": stats["mfu_percent"],
+        "total_tokens_M": stats["total_tokens"] / 1e6,
+        "num_steps": stats["num_steps"],
+        "num_params_M": stats["num_params"] / 1e6,
+        "depth": stats["depth"],
+    }
     text = json.dumps(summary, indent=1, default=float) + "\n"
     manifest.write_atomically(run_dir / protocol.SUMMARY, lambda path: path.write_text(text))
     lines = ["---"]

@@ -50,6 +50,7 @@ def sample(spec: Spec) -> Iterator[bytes]:
 
     from autoresearch_jax.common import protocol
     from autoresearch_jax.data import manifest
+    from autoresearch_jax.data.tokenizer import Tokenizer
     from autoresearch_jax.scorer import model
 
     prepare = import_prepare(spec)
@@ -65,8 +66,8 @@ def sample(spec: Spec) -> Iterator[bytes]:
     drawable_V = np.zeros(function.out_avals[0].shape[-1], bool)
     drawable_V[: data.vocab_size] = np.load(data.token_bytes_path) > 0
     drawn = compile_draw(function, shape, drawable_V, spec)
-    tokenizer = prepare.Tokenizer(data.tokenizer_path)
-    spelled = token_texts(data.tokenizer_path, prepare._byte_alphabet())
+    tokenizer = Tokenizer(data.tokenizer_path)
+    spelled = tokenizer.spelled()
     tokens = [tokenizer.bos_id, *tokenizer.encode(spec["prompt"])]
     for step in range(spec["tokens"]):
         window = tokens[-data.seq_len :]
@@ -108,18 +109,6 @@ def compile_draw(
         return jnp.where(finite, token, -1)
 
     return jax.jit(draw)
-
-
-def token_texts(path: Path, alphabet: dict[str, int]) -> dict[int, bytes]:
-    """The bytes that each token of a byte-level vocabulary stands for."""
-    import tokenizers
-
-    vocabulary = tokenizers.Tokenizer.from_file(str(path)).get_vocab()
-    return {
-        index: bytes(alphabet[character] for character in token)
-        for token, index in vocabulary.items()
-        if all(character in alphabet for character in token)
-    }
 
 
 if __name__ == "__main__":
