@@ -41,7 +41,7 @@ from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.local import Runner
 from autoresearch_jax.jobs.scoring import Score
 from autoresearch_jax.jobs.training import Limits, TrainResult
-from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.proposer import Desk
 from autoresearch_jax.loop.scheduler import Coordinator
 from autoresearch_jax.loop.session import Session
@@ -136,20 +136,21 @@ def measure(workers: int, count: int, seconds: float, seed: int) -> dict:
     with fresh_home() as folder:
         source = (TOP / "train.py").read_text()
         workspace = Counted.open(harness.make_repository(folder / "workspace", source))
-        plan = Plan(max=count, seed=seed, fallback=False)
+        config = LoopConfig(max=count, seed=seed, fallback=False)
         view = harness.Notes()
         session = Session(
             workspace,
             TAG,
+            config=config,
             environment=Environment(harness.DEVICE),
             view=view,
             stop=Interrupts(view),
             limits=Limits(),
             runners=[partial(Simulated, seconds=seconds, seed=seed)] * workers,
         )
-        desk = Desk(session, Idea(), plan)
+        desk = Desk(session, Idea(), config)
         try:
-            session.begin("loop", continues=False, agent="idea", workers=workers, **plan.limits)
+            session.begin("loop", continues=False, agent="idea", workers=workers, **config.limits)
             session.run(session.propose_baseline())
             gits, begun = workspace.gits, time.monotonic()
             Coordinator(session, desk, lambda: None).run()

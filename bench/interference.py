@@ -24,8 +24,8 @@ sys.path.insert(0, str(TOP))
 from autoresearch_jax.commands import loop
 from autoresearch_jax.common.console import QuietView
 from autoresearch_jax.jobs import interference
-from autoresearch_jax.loop.open_session import Setup
-from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.loop.config import LoopConfig
+from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import journal
 from bench.overhead import fresh_home, real_workspace
 from bench.speedup import Worse
@@ -67,9 +67,9 @@ def main(budget: int, count: int, as_json: bool) -> None:
     """What quiet and crowded trainings measure of their disturbance."""
     with fresh_home() as folder:
         workspace, agent = real_workspace(folder, budget), Crowding()
-        plan = Plan(max=2 * count, lookahead=False, fallback=False)
+        config = LoopConfig(tag=TAG, max=2 * count, lookahead=False, fallback=False)
         try:
-            loop.run_loop(workspace, Setup(QuietView(), tag=TAG), agent=agent, plan=plan)
+            loop.run_loop(workspace, config, Tools(QuietView()), agent)
         finally:
             agent.quiet()
         state = workspace.state_dir(TAG)

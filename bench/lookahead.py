@@ -28,7 +28,7 @@ from autoresearch_jax.common import (
     protocol,
 )
 from autoresearch_jax.jobs.scoring import Score
-from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
 from bench.overhead import fresh_home
@@ -92,9 +92,8 @@ def measure(budget: float, thinks: float, count: int, ahead: bool) -> dict:
         (root / "constants.py").write_text(f"TIME_BUDGET = {round(budget)}\n")
         harness.git(root, "commit", "-qam", "The budget")
         workspace = Workspace.open(root)
-        setup = harness.setup(tag=TAG, scorer=Falling())
-        plan = Plan(max=count, lookahead=ahead, fallback=False)
-        loop.run_loop(workspace, setup, agent=Thinker(thinks), plan=plan)
+        config = LoopConfig(tag=TAG, max=count, lookahead=ahead, fallback=False)
+        loop.run_loop(workspace, config, harness.tools(scorer=Falling()), Thinker(thinks))
         baseline, *done = journal.experiments(workspace.state_dir(TAG))
     assert len(done) == count
     assert all(one.status in ("keep", "discard") for one in done)

@@ -33,8 +33,8 @@ from autoresearch_jax.agents.tpe import Tpe
 from autoresearch_jax.commands import loop, setup
 from autoresearch_jax.common import literals, protocol
 from autoresearch_jax.jobs.scoring import Score
-from autoresearch_jax.loop.open_session import Setup
-from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.loop.config import LoopConfig
+from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import costs, journal
 from autoresearch_jax.records.experiment import Experiment, replay
 from autoresearch_jax.repo.workspace import Workspace
@@ -173,9 +173,9 @@ def measure_loop(behind: int, count: int) -> dict:
             workspace = make_history(folder / "workspace", behind)
             with counted(Workspace, "git_bytes") as gits:
                 scorer = Falling(behind, gits)
-                setup = harness.setup(tag=TAG, scorer=scorer)
+                config, tools = harness.setup(tag=TAG, max=count + 1, scorer=scorer)
                 begun = time.time()
-                loop.run_loop(workspace, setup, agent=agent, plan=Plan(max=count + 1))
+                loop.run_loop(workspace, config, tools, agent)
             records = journal.records(workspace.state_dir(TAG))
             done, cost = replay(records)[-count - 1 :], costs.by_experiment(records)
             assert all(one.status in ("keep", "discard") for one in done)
@@ -272,7 +272,7 @@ def measure_phases(count: int, budget: int, preset: str, source: str) -> dict:
     with fresh_home() as folder:
         workspace, view = real_workspace(folder, budget, preset, source), harness.Notes()
         begun = time.time()
-        loop.run_loop(workspace, Setup(view, tag=TAG), agent=Idea(), plan=Plan(max=count))
+        loop.run_loop(workspace, LoopConfig(tag=TAG, max=count), Tools(view), Idea())
         done = journal.experiments(workspace.state_dir(TAG))
     rows = [phases_of(one, budget) for one in done]
     names = list(dict.fromkeys(name for row in reversed(rows) for name in row))

@@ -22,8 +22,8 @@ sys.path.insert(0, str(TOP))
 
 from autoresearch_jax.commands import loop
 from autoresearch_jax.common.console import QuietView
-from autoresearch_jax.loop.open_session import Setup
-from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.loop.config import LoopConfig
+from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
 from bench.overhead import Idea, fresh_home, real_workspace
@@ -59,8 +59,8 @@ def cluster(machines: int) -> Iterator[str]:
 def measure(workspace: Workspace, workers: int, count: int, address: str | None) -> dict:
     """One loop; seconds from the baseline's decision to the last one."""
     tag = f"{TAG}-{workers}"
-    setup = Setup(QuietView(), tag=tag, workers=workers, ray=address)
-    loop.run_loop(workspace, setup, agent=Worse(), plan=Plan(max=count, fallback=False))
+    config = LoopConfig(tag=tag, max=count, fallback=False, workers=workers, ray=address)
+    loop.run_loop(workspace, config, Tools(QuietView()), Worse())
     baseline, *done = journal.experiments(workspace.state_dir(tag))
     assert len(done) == count
     assert all(one.status == "discard" for one in done), [one.status for one in done]

@@ -1,6 +1,5 @@
 """Helpers of the harness's tests: a real git repository whose train.py answers at once."""
 
-import dataclasses
 import math
 import subprocess
 from pathlib import Path
@@ -9,8 +8,8 @@ from autoresearch_jax.agents import Agent, Proposal
 from autoresearch_jax.commands import loop
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.scoring import Score
-from autoresearch_jax.loop.open_session import Setup
-from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.loop.config import LoopConfig, resolve
+from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.repo.workspace import Workspace
 
 DEVICE = {"frozen files": "f", "device": "cpu", "device count": 1, "JAX": "0"}
@@ -115,23 +114,37 @@ def written_score(frozen, artifacts, **options) -> Score:
     return Score("ok", "", {"val_bpb": score, "probe_noise": 0.0})
 
 
-def setup(view=None, fingerprint_of=lambda _: DEVICE, data=None, level="none", **options) -> Setup:
-    """Without data, without an accelerator, and unless told otherwise without a box."""
+def tools(view=None, fingerprint_of=lambda _: DEVICE, data=None, level="none", **options) -> Tools:
+    """Without data, without an accelerator, and by default without a sandbox."""
 
     def examine(workspace, wanted, required):
         return Environment(fingerprint_of(workspace), level=level, data=data)
 
     options.setdefault("examine", examine)
     options.setdefault("scorer", written_score)
-    return Setup(view or Notes(), **options)
+    return Tools(view or Notes(), **options)
+
+
+def setup(view=None, **options) -> tuple[LoopConfig, Tools]:
+    """The configuration and the tools of a command; a setting of LoopConfig goes there."""
+    chosen, others = _settings(options)
+    return LoopConfig(**chosen), tools(view, **others)
 
 
 def run_loop(workspace: Workspace, agent, most: int | None = None, view=None, **options):
-    """loop.run_loop with `setup`; what a Plan has goes there. Alone, without a second agent."""
-    names = [one.name for one in dataclasses.fields(Plan)]
-    own = {"fallback": False, "max": most}
-    own |= {name: options.pop(name) for name in names if name in options}
-    return loop.run_loop(workspace, setup(view, **options), agent=agent, plan=Plan(**own))
+    """loop.run_loop with `tools`; without a second agent and without an audit by default.
+
+    What is not given, or given as None, comes from the front matter of program.md.
+    """
+    chosen, others = _settings({"fallback": False, "audit": 0, "max": most, **options})
+    return loop.run_loop(workspace, resolve(workspace.root, **chosen), tools(view, **others), agent)
+
+
+def _settings(options):
+    """The settings among some options, and the other options."""
+    names = LoopConfig.model_fields
+    others = {name: value for name, value in options.items() if name not in names}
+    return {name: value for name, value in options.items() if name in names}, others
 
 
 def alive(pid: int) -> bool:

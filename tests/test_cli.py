@@ -54,7 +54,8 @@ def test_every_command_has_an_example_and_says_what_its_options_do(name):
     assert "Example:\n    autoresearch-jax " in done.output
     example = done.output.split("Example:\n")[1].splitlines()[0].split()
     assert example[1] == name
-    for parameter in main.main.commands[name].params:
+    command = main.main.commands[name]
+    for parameter in command.get_params(click.Context(command)):
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter.name
 
@@ -91,7 +92,7 @@ def test_no_command_imports_jax_into_its_own_process(tmp_path, words):
     code = (
         "import sys\nfrom autoresearch_jax.loop import open_session\nfrom tests import harness\n"
         # The process that looks at the accelerator is not what this is about.
-        "open_session.Setup = lambda view, **_: harness.setup(view, tag='t')\n"
+        "open_session.Tools = harness.tools\n"
         "from autoresearch_jax.cli.main import main\n"
         "for words in (['loop', '--max', '1'], sys.argv[1:]):\n"
         "    try:\n        main(words, standalone_mode=False)\n"
@@ -131,7 +132,7 @@ def test_the_version_is_the_packages(tmp_path):
         (["setup", "--preset", "h10", "w"], 1, "there is no preset 'h10'"),
         (["setup", "--seq-len", "1000", "w"], 1, "a power of two"),
         (["results", "--sort", "size"], 2, "'size' is not 'gain'"),
-        (["loop", "--max", "-1"], 2, "not in the range"),
+        (["loop", "--max", "-1"], 2, "'-1' should be greater than or equal to 0"),
         (["-C", "nowhere", "results"], 2, "'nowhere' does not exist"),
         (["sing"], 2, "No such command 'sing'"),
     ],

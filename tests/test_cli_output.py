@@ -33,12 +33,12 @@ def talking(tmp_path, monkeypatch):
     root = harness.make_repository(tmp_path / "w")
     harness.run_loop(Workspace.open(root), harness.Scripted(), 0, tag="t")
 
-    def run_loop(workspace, setup, **_):
-        setup.view.say("a lasting line")
-        setup.view.say("Warning: no box.")
+    def run_loop(workspace, config, tools):
+        tools.view.say("a lasting line")
+        tools.view.say("Warning: no box.")
         for _ in range(2):
-            setup.view.live("a passing line")
-        setup.view.live("")
+            tools.view.live("a passing line")
+        tools.view.live("")
         return LoopResult("t", 1, None, "max")
 
     monkeypatch.setattr(loop, "run_loop", run_loop)
@@ -65,7 +65,7 @@ def test_quiet_leaves_results_and_warnings(talking):
 
 def test_quiet_leaves_one_line_of_a_proposal(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(open_session, "Setup", lambda view, **_: harness.setup(view, tag="t"))
+    monkeypatch.setattr(open_session, "Tools", harness.tools)
     root = harness.make_repository(tmp_path / "w")
     for source, code, printed, error in (
         (harness.train_py(0.9), 0, "1\tkeep\t0.900000\n", ""),

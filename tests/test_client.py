@@ -25,7 +25,7 @@ from autoresearch_jax.agents import (
 from autoresearch_jax.agents.client import ClientAgent, CommandAgent
 from autoresearch_jax.commands import doctor
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.loop import settings
+from autoresearch_jax.loop import config
 from tests.scripted_api import LEADING
 
 DESCRIBED = {"command": ["my-client", "--quiet"]}
@@ -116,7 +116,7 @@ def test_a_client_has_a_command(value):
 
 def test_the_front_matter_says_what_is_wrong_in_it():
     with pytest.raises(UserError, match=r"program.md sets agents.mine.output to 'xml', and it"):
-        settings.read("---\nagents:\n  mine: {command: [x], output: xml}\n---\n")
+        config.from_program("---\nagents:\n  mine: {command: [x], output: xml}\n---\n")
 
 
 def test_a_client_like_another_differs_in_what_it_says():
@@ -215,7 +215,11 @@ def test_where_nothing_tells_of_a_login_it_is_not_asked_for(home, program):
 def doctors(tmp_path, program):
     """What doctor says of the clients for a program.md: its lines, and the problems."""
     (tmp_path / "program.md").write_text(program)
-    found, problems = doctor._agents(tmp_path)
+    try:
+        settings = config.resolve(tmp_path)
+    except UserError as error:
+        return {}, [doctor.Problem(str(error), "")]
+    found, problems = doctor._agents(settings, None)
     return {name: doctor._agent_words(one) for name, one in found.items()}, problems
 
 
@@ -236,7 +240,7 @@ def test_doctor_lists_the_clients(home, program, tmp_path, monkeypatch):
 
 def test_doctor_looks_at_the_chosen_agent(home, program, tmp_path):
     [problem] = doctors(tmp_path, "---\nagent: claude\n---\n")[1]
-    assert "program.md chooses the agent claude: claude is not in PATH. Install" in problem.problem
+    assert "program.md sets the agent claude: claude is not in PATH. Install" in problem.problem
     program("claude", "")
     [problem] = doctors(tmp_path, "---\nagent: claude\n---\n")[1]
     assert "nobody is logged in to claude" in problem.problem

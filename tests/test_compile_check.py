@@ -13,7 +13,7 @@ from autoresearch_jax.common import syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import compile_check, training
 from autoresearch_jax.jobs.environment import Environment
-from autoresearch_jax.loop import open_session, settings
+from autoresearch_jax.loop import config
 from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 
@@ -185,8 +185,8 @@ def test_a_training_is_told_its_limit(workspace):
     examine = {"examine": lambda *_: Environment(harness.DEVICE)}
     for flag, told in ((None, "40.0"), (7.5, "7.5")):
         log = workspace.root / "run.log"
-        setup = harness.setup(max_memory_gb=flag, **examine)
-        assert measure.measure(workspace, setup, log_path=log).val_bpb == 0.9
+        given = config.resolve(workspace.root, max_memory_gb=flag), harness.tools(**examine)
+        assert measure.measure(workspace, *given, log_path=log).val_bpb == 0.9
         assert log.read_text().strip() == told
 
 
@@ -210,7 +210,7 @@ def test_the_same_program_is_not_run_again(workspace):
     (workspace.root / "train.py").write_text(again)
     with pytest.raises(UserError, match=r"that of experiment 1 \(discard.*show 1"):
         harness.loop.run_proposal(
-            workspace, harness.setup(**plain), description="x", log_path=workspace.root / "run.log"
+            workspace, *harness.setup(**plain), description="x", log_path=workspace.root / "run.log"
         )
     assert (workspace.root / "train.py").read_text() == again
 
@@ -267,50 +267,53 @@ def test_any_source_has_a_meaning_or_none(text):
     ],
 )
 def test_front_matter(program, limit):
-    assert settings.read(program).max_memory_gb == limit
+    assert config.from_program(program).max_memory_gb == limit
 
 
 @pytest.mark.parametrize(
     ("program", "says"),
     [
-        ("---\nmax_memory: 40\n---\n", "sets 'max_memory', which is no setting: agent, max"),
+        (
+            "---\nmax_memory: 40\n---\n",
+            "sets 'max_memory', which is not a setting. Did you mean max_memory_gb?",
+        ),
         (
             "---\nmax_memory_gb: lots\n---\n",
-            "sets max_memory_gb to 'lots', and it must be a number",
+            "sets max_memory_gb to 'lots', and it should be a valid number",
         ),
-        ("---\nmax_memory_gb: -1\n---\n", "must be a number above 0"),
-        ("---\nmax_memory_gb: true\n---\n", "must be a number above 0"),
-        ("---\nmax_memory_gb: .nan\n---\n", "must be a number above 0"),
-        ("---\njust words\n---\n", "is 'just words', and must be lines such as"),
+        ("---\nmax_memory_gb: -1\n---\n", "to -1, and it should be greater than 0"),
+        ("---\nmax_memory_gb: true\n---\n", "to True, and it should be a valid number"),
+        ("---\nmax_memory_gb: .nan\n---\n", "to nan, and it should be a finite number"),
+        ("---\nmax_memory_gb: .inf\n---\n", "to inf, and it should be a finite number"),
+        ("---\njust words\n---\n", "is 'just words', and should be lines such as"),
         ("---\na: [\n---\n", "is not YAML"),
         ("---\nmax_memory_gb: 40\n", "has no second one"),
     ],
 )
 def test_front_matter_that_is_refused(program, says):
     with pytest.raises(UserError, match=r"^The front matter of program\.md") as caught:
-        settings.read(program)
+        config.from_program(program)
     assert says in str(caught.value)
 
 
 @given(st.text(max_size=80))
 def test_any_front_matter_is_read_or_refused(text):
     with contextlib.suppress(UserError):
-        limit = settings.read(f"---\n{text}\n---\n").max_memory_gb
+        limit = config.from_program(f"---\n{text}\n---\n").max_memory_gb
         assert limit is None or limit > 0
 
 
 def test_a_loop_refuses_a_bad_program_before_it_holds_anything(workspace):
     (workspace.root / "program.md").write_text("---\nmemory: 40\n---\n")
-    with pytest.raises(UserError, match="which is no setting"):
+    with pytest.raises(UserError, match="which is not a setting"):
         run(workspace, gated())
     assert not workspace.tags()
 
 
 def test_a_flag_comes_before_the_program(workspace):
     (workspace.root / "program.md").write_text("---\nmax_memory_gb: 40\n---\n")
-    view = harness.Notes()
-    assert open_session.Setup(view).memory_limit(workspace) == 40.0
-    assert open_session.Setup(view, max_memory_gb=7.0).memory_limit(workspace) == 7.0
+    assert config.resolve(workspace.root).max_memory_gb == 40.0
+    assert config.resolve(workspace.root, max_memory_gb=7.0).max_memory_gb == 7.0
 
 
 # ------------------------------------------------------------------------- by hand
@@ -319,8 +322,8 @@ def test_a_flag_comes_before_the_program(workspace):
 def compile_only(workspace, **options):
     options = {"device": "cpu", "devices": 1, "log_path": workspace.root / "run.log", **options}
     limit = options.pop("limit", None)
-    setup = open_session.Setup(harness.Notes(), isolation="none", max_memory_gb=limit)
-    return measure.compile_only(workspace, setup, **options)
+    given = config.LoopConfig(isolation="none", max_memory_gb=limit)
+    return measure.compile_only(workspace, given, harness.Notes(), **options)
 
 
 def test_compiling_by_hand(workspace):

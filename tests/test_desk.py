@@ -19,7 +19,7 @@ from autoresearch_jax.jobs import compile_check
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.local import Runner
 from autoresearch_jax.loop import proposal_queue, proposer
-from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.records import costs, journal
 from autoresearch_jax.records.costs import Spent
 from autoresearch_jax.repo.candidates import Ratchet
@@ -681,7 +681,7 @@ def test_a_draft_that_the_person_tried_meanwhile_is_dropped(workspace):
     log_path = workspace.root / "run.log"
     if not proposal_queue.waiting(journal.records(workspace.state_dir("t"))):
         pytest.skip("it was recorded before the signal")
-    loop.run_proposal(workspace, setup, description="mine", log_path=log_path)
+    loop.run_proposal(workspace, *setup, description="mine", log_path=log_path)
     run_loop(workspace, Slow(edit("SECOND = 0", "SECOND = 0.2", "another")), 1, tag="t")
     assert [e.description for e in found(workspace)[1:]] == ["mine", "another"]
 
@@ -798,21 +798,21 @@ def test_hours_are_those_that_loops_ran():
 
 
 @pytest.mark.parametrize(
-    ("plan", "spent", "limit"),
+    ("config", "spent", "limit"),
     [
-        (Plan(), Spent(experiments=10**6, usd=1e6, loop_s=1e9), ""),
-        (Plan(max=3), Spent(experiments=2), ""),
-        (Plan(max=3), Spent(experiments=3), "max"),
-        (Plan(max=0), Spent(), "max"),
-        (Plan(max_hours=1), Spent(loop_s=3300), ""),
-        (Plan(max_hours=1), Spent(loop_s=3301), "max-hours"),
-        (Plan(max_usd=2), Spent(usd=1.99), ""),
-        (Plan(max_usd=2), Spent(usd=2.0), "max-usd"),
+        (LoopConfig(), Spent(experiments=10**6, usd=1e6, loop_s=1e9), ""),
+        (LoopConfig(max=3), Spent(experiments=2), ""),
+        (LoopConfig(max=3), Spent(experiments=3), "max"),
+        (LoopConfig(max=0), Spent(), "max"),
+        (LoopConfig(max_hours=1), Spent(loop_s=3300), ""),
+        (LoopConfig(max_hours=1), Spent(loop_s=3301), "max-hours"),
+        (LoopConfig(max_usd=2), Spent(usd=1.99), ""),
+        (LoopConfig(max_usd=2), Spent(usd=2.0), "max-usd"),
     ],
 )
-def test_limits(plan, spent, limit):
-    assert plan.over(spent, 300.0) == limit
-    left = plan.left(spent)
+def test_limits(config, spent, limit):
+    assert config.over(spent, 300.0) == limit
+    left = config.left(spent)
     assert all(value is None or value >= 0 for value in left.values())
 
 

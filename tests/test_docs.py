@@ -1,6 +1,5 @@
 """Links, commands, settings and tests that the documents name exist."""
 
-import dataclasses
 import re
 import shlex
 from functools import cache
@@ -11,7 +10,7 @@ import yaml
 
 from autoresearch_jax.cli.main import main
 from autoresearch_jax.common import front_matter, paths
-from autoresearch_jax.loop import settings
+from autoresearch_jax.loop import config
 
 ROOT = paths.template()
 SKILL = ROOT / "skills" / "autoresearch-jax" / "SKILL.md"
@@ -96,7 +95,7 @@ def unknown(words):
         return f"no command {words[0]}"
     known = {
         flag
-        for parameter in command.params
+        for parameter in command.get_params(click.Context(command))
         if isinstance(parameter, click.Option)
         for flag in (*parameter.opts, *parameter.secondary_opts)
     }
@@ -128,7 +127,7 @@ def rows_of_settings():
 
 def test_the_guide_lists_exactly_the_settings():
     names = [row[0].strip("` ") for row in rows_of_settings()]
-    assert names == [field.name for field in dataclasses.fields(settings.Settings)]
+    assert names == [*config.SETTINGS]
 
 
 def test_the_flags_of_settings_exist():
@@ -141,21 +140,21 @@ def test_settings_in_examples_are_valid():
     for path in DOCUMENTS:
         for _, block in FENCE.findall(path.read_text()):
             if block.startswith("---\n"):
-                assert settings.read(block) != settings.Settings()
+                assert config.from_program(block) != config.LoopConfig()
                 shown += 1
             elif re.match("(search|agents):\n", block):
-                assert settings.read(f"---\n{block}---\n") != settings.Settings()
+                assert config.from_program(f"---\n{block}---\n") != config.LoopConfig()
                 shown += 1
     assert shown >= 4
 
 
 def test_program_md_shows_every_setting_and_sets_none():
     text = (ROOT / "program.md").read_text()
-    assert settings.read(text) == settings.Settings()
+    assert config.from_program(text) == config.LoopConfig()
     front = front_matter.split(text)[0]
     live = re.sub(r"^#(?=[a-z_]+:)", "", front, flags=re.MULTILINE)
-    assert set(yaml.safe_load(live)) == {f.name for f in dataclasses.fields(settings.Settings)}
-    assert settings.read(f"---\n{live}---\n") != settings.Settings()
+    assert set(yaml.safe_load(live)) == {*config.SETTINGS}
+    assert config.from_program(f"---\n{live}---\n") != config.LoopConfig()
 
 
 # --------------------------------------------------------------------------------- tests

@@ -10,6 +10,8 @@ from autoresearch_jax.agents import client_specs
 from autoresearch_jax.cli import main
 from autoresearch_jax.commands import doctor, measure
 from autoresearch_jax.jobs import environment
+from autoresearch_jax.loop import config
+from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.sandbox.isolation import Chosen
 from autoresearch_jax.system import hardware, locks
@@ -170,7 +172,7 @@ def test_who_holds_a_tpu_that_does_not_answer_is_named():
 def workspace(tmp_path, monkeypatch):
     """One whose train.py does steps until it is ended."""
     monkeypatch.setattr(measure, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(doctor, "Setup", harness.setup)
+    monkeypatch.setattr(doctor, "Tools", harness.tools)
     monkeypatch.setattr(doctor, "_data", lambda root: (True, []))
     return Workspace.open(harness.make_repository(tmp_path / "w", STEPS))
 
@@ -183,7 +185,7 @@ def test_the_first_step_is_timed_and_the_gpu_looked_at_under_load(workspace, dri
     assert (first["source"], first["tokens_per_s"]) == ("now", 10667.0)
     assert words(found, "start").endswith(" s until the first step is done, then 10,667 tokens/s")
     seen = []
-    measure.begin(workspace, harness.setup(), under_load=lambda: seen.append(hardware.gpus()))
+    measure.begin(workspace, *harness.setup(), under_load=lambda: seen.append(hardware.gpus()))
     assert len(seen) == 1
     assert not list((workspace.home / "runs").glob("measure-*"))
 
@@ -261,7 +263,8 @@ def install(tmp_path, monkeypatch):
 
 def of_agent(root, agent):
     """The problems that doctor has with an agent."""
-    return [(one.problem, one.command) for one in doctor._agents(root, agent)[1]]
+    settings = config.resolve(root, agent=agent)
+    return [(one.problem, one.command) for one in doctor._agents(settings, agent)[1]]
 
 
 def test_an_agent_is_looked_at_before_program_md_names_it(install, tmp_path, monkeypatch):
@@ -288,7 +291,7 @@ def test_the_flag_goes_before_program_md_and_knows_its_clients(install, tmp_path
     described = "{command: [own], install: make own}"
     (tmp_path / "program.md").write_text(f"---\nagent: codex\nagents: {{o: {described}}}\n---\n")
     ((problem, command),) = of_agent(tmp_path, None)
-    assert problem.startswith("program.md chooses the agent codex: codex is not in PATH.")
+    assert problem.startswith("program.md sets the agent codex: codex is not in PATH.")
     assert command == "npm install -g @openai/codex"
     assert of_agent(tmp_path, "tpe") == []
     assert of_agent(tmp_path, "o") == [
@@ -300,7 +303,10 @@ def test_no_more_is_said_of_a_login_than_is_known(install, tmp_path, monkeypatch
     for name in ("claude", "codex", "opencode"):
         install(name)
     monkeypatch.setenv("ANTHROPIC_API_KEY", "expired long ago")
-    found = {name: doctor._agent_words(one) for name, one in doctor._agents(tmp_path)[0].items()}
+    found = {
+        name: doctor._agent_words(one)
+        for name, one in doctor._agents(LoopConfig(), None)[0].items()
+    }
     assert found["claude"] == "installed; a login or key is there (not tried)"
     assert found["codex"].startswith("installed; no login or key is there: codex login, or ")
     assert found["opencode"] == "installed; its login cannot be seen"

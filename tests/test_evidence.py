@@ -12,7 +12,6 @@ from autoresearch_jax.commands import verify
 from autoresearch_jax.common import syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.loop import statistics
-from autoresearch_jax.loop.plan import Plan
 from autoresearch_jax.records import journal
 from autoresearch_jax.records.experiment import Experiment, Repeat
 from autoresearch_jax.repo.workspace import Workspace
@@ -89,12 +88,12 @@ def test_strict_measures_once_and_needs_no_noise(workspace):
 def test_program_md_chooses_the_policy(workspace):
     program = workspace.root / "program.md"
     program.write_text("---\npolicy: confirm\naudit: 2\nless_code: true\n---\nGo.\n")
-    loop(workspace, noisy(CLEAR), policy=None)
+    loop(workspace, noisy(CLEAR), policy=None, audit=None)
     assert records(workspace, "session")[0]["policy"] == "confirm"
-    for wrong, said in (("policy: luck", "strict or confirm"), ("audit: 1", "0, or 2 and more")):
+    for wrong, said in (("policy: luck", "strict' or 'confirm"), ("audit: 1", "0, or 2 or more")):
         program.write_text(f"---\n{wrong}\n---\nGo.\n")
         with pytest.raises(UserError, match=said):
-            loop(workspace, noisy(CLEAR), policy=None)
+            loop(workspace, noisy(CLEAR), policy=None, audit=None)
 
 
 def test_what_is_equal_with_less_code_is_kept_if_that_counts(workspace):
@@ -189,29 +188,27 @@ def test_an_audit_that_was_stopped_goes_on_with_its_runs(workspace, monkeypatch)
 
 
 def test_hours_leave_room_for_the_audit(workspace):
-    plan = Plan(max_hours=1.0, audit=3)
-    assert plan.audit == 3
     one = loop(workspace, noisy(CLEAR), max_hours=6 / 3600, audit=3, policy="strict")
     assert one.stopped == "max-hours"  # a second each: six for the audit leave none
 
 
 def test_verify_trains_again(workspace):
     with pytest.raises(UserError, match="nothing was measured here"):
-        verify.seeds(workspace, harness.setup(tag="t"), name=None, runs=2)
+        verify.seeds(workspace, *harness.setup(tag="t"), name=None, runs=2)
     loop(workspace, noisy(CLEAR), policy="strict")
     setup = harness.setup(tag="t")
     with pytest.raises(UserError, match="verify --seeds 5"):
-        verify.retrain(workspace, setup, name=None)
-    told = verify.seeds(workspace, setup, name=None, runs=3)
+        verify.retrain(workspace, *setup, name=None)
+    told = verify.seeds(workspace, *setup, name=None, runs=3)
     assert "of 3 runs with seeds of their own" in told[0]
     assert "noise of a score" in told[1]
-    again = verify.retrain(workspace, setup, name=None)
+    again = verify.retrain(workspace, *setup, name=None)
     assert (again.experiment.n, again.same) == (1, True)
     assert again.val_bpb == history(workspace)[1].val_bpb
-    (told,) = verify.audit(workspace, setup, runs=2)
+    (told,) = verify.audit(workspace, *setup, runs=2)
     assert "2 and 2 new runs" in told
     with pytest.raises(UserError, match="no experiment '7'"):
-        verify.seeds(workspace, setup, name="7", runs=1)
+        verify.seeds(workspace, *setup, name="7", runs=1)
 
 
 def test_a_disturbed_training_is_repeated_once(workspace, monkeypatch):
@@ -265,16 +262,16 @@ def test_a_gain_is_tried_at_another_depth(workspace):
     loop(workspace, at_depth(0.9, 0.01), harness.train_py(0.8), policy="strict")
     setup = harness.setup(tag="t")
     with pytest.raises(UserError, match="no constant DEPTH"):
-        verify.scale(workspace, setup, name="1", depth=6, budget_s=None)  # the baseline's
+        verify.scale(workspace, *setup, name="1", depth=6, budget_s=None)  # the baseline's
     (workspace.root / "train.py").write_text(at_depth(1.0, 0.02))
     harness.git(workspace.root, "commit", "-q", "-a", "-m", "With a depth")
     loop(workspace, at_depth(0.95, 0.01), at_depth(0.93, 0.03), tag="u", policy="strict")
     setup = harness.setup(tag="u")
     # 1.0 - 0.02 x 12 against 0.95 - 0.01 x 12, and 0.93 - 0.03 x 12.
-    told = verify.scale(workspace, setup, name="1", depth=12, budget_s=None)
+    told = verify.scale(workspace, *setup, name="1", depth=12, budget_s=None)
     assert "0.830000, the baseline 0.760000: gain -0.070000, of +0.020000" in told
     assert "scale-bound" in told
-    assert "scale-stable" in verify.scale(workspace, setup, name=None, depth=12, budget_s=2)
+    assert "scale-stable" in verify.scale(workspace, *setup, name=None, depth=12, budget_s=2)
     found = [one for one in journal.records(workspace.state_dir("u")) if one["step"] == "scaled"]
     assert [one["tag"] for one in found] == ["scale-bound", "scale-stable"]
     assert workspace.constants()["TIME_BUDGET"] == 1

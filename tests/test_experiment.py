@@ -225,7 +225,7 @@ def test_a_control_is_ended_once_it_trains(workspace, monkeypatch):
 
 def check(workspace, view=None, scorer=None, **options):
     setup = harness.setup(view, tag="t", **({"scorer": scorer} if scorer else {}))
-    return verify.verify(workspace, setup, **options)
+    return verify.verify(workspace, *setup, **options)
 
 
 def test_verify_scores_the_best_again_and_records_it(workspace):
@@ -269,7 +269,7 @@ def test_verify_says_what_cannot_be_scored(workspace, options, message):
 def test_verify_before_anything_ran(workspace):
     for setup in (harness.setup(), harness.setup(tag="t")):
         with pytest.raises(UserError, match="nothing was measured here in the present env"):
-            verify.verify(workspace, setup)
+            verify.verify(workspace, *setup)
     assert workspace.tags() == []
 
 
@@ -308,7 +308,7 @@ def test_a_held_device_is_refused_before_anything_slow(workspace, monkeypatch):
         for start in (
             lambda: run_loop(workspace, Scripted(), 1, tag="t"),
             lambda: measure.measure(
-                workspace, harness.setup(), log_path=workspace.root / "run.log"
+                workspace, *harness.setup(), log_path=workspace.root / "run.log"
             ),
         ):
             with pytest.raises(UserError, match=rf"held by process {os.getpid()} \(something else"):

@@ -20,6 +20,7 @@ from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.training import Limits
 from autoresearch_jax.loop import worker
+from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records import journal, tags
 from autoresearch_jax.records.experiment import Replay
@@ -49,7 +50,7 @@ def tip(workspace, tag="t"):
 def propose(workspace, description="by hand", **options):
     return loop.run_proposal(
         workspace,
-        harness.setup(**options),
+        *harness.setup(**options),
         description=description,
         log_path=workspace.root / "run.log",
     )
@@ -397,7 +398,15 @@ def test_loops_of_two_tags_write_one_results_tsv(workspace, monkeypatch):
 
     def write(tag):
         found = Environment(DEVICE)
-        one = Session(workspace, tag, environment=found, view=Notes(), stop=stop, limits=Limits())
+        one = Session(
+            workspace,
+            tag,
+            config=LoopConfig(),
+            environment=found,
+            view=Notes(),
+            stop=stop,
+            limits=Limits(),
+        )
         with contextlib.closing(one):
             for _ in range(30):
                 (workspace.root / "results.tsv").write_text("")
@@ -655,7 +664,7 @@ def test_run_measures_the_checkout_and_decides_nothing(workspace, tmp_path):
     log, runs = workspace.root / "run.log", tmp_path / "home" / "runs"
     (runs / "measure-killed" / "artifacts").mkdir(parents=True)
     lock = locks.hold(runs / "measure-alive" / "lock", "")  # of a `run` on another device
-    result = measure.measure(workspace, harness.setup(), log_path=log)
+    result = measure.measure(workspace, *harness.setup(), log_path=log)
     assert (result.trained.outcome, result.val_bpb, result.trained.log) == ("ok", 0.7, log)
     names = [".gitignore", "constants.py", "part/new.py", "prepare.py", "results.tsv", "train.py"]
     assert log.read_text().splitlines()[0].startswith(f"{names} {runs}/measure-")
@@ -693,7 +702,7 @@ for name in {[str(path) for path in places]}:
         return harness.written_score(frozen, artifacts, **options)
 
     setup = harness.setup(level=level, scorer=score)
-    result = measure.measure(workspace, setup, log_path=workspace.root / "run.log")
+    result = measure.measure(workspace, *setup, log_path=workspace.root / "run.log")
     assert (result.trained.outcome, result.val_bpb) == ("ok", 0.7)
     assert seen == ["", "TIME_BUDGET = 1\n"]
     (workspace.root / "run.log").unlink()
@@ -755,9 +764,9 @@ def test_a_log_without_a_place_is_refused_before_the_training(workspace, place):
     (workspace.root / "train.py").write_text(train_py(0.9))
     before, log = state(workspace.root), workspace.root / place
     with pytest.raises(UserError, match=r"no folder .*nowhere|would replace .*--log run\.log"):
-        measure.measure(workspace, harness.setup(), log_path=log)
+        measure.measure(workspace, *harness.setup(), log_path=log)
     with pytest.raises(UserError, match=r"no folder .*nowhere|would replace .*--log run\.log"):
-        loop.run_proposal(workspace, harness.setup(), description="x", log_path=log)
+        loop.run_proposal(workspace, *harness.setup(), description="x", log_path=log)
     assert state(workspace.root) == before
 
 

@@ -17,8 +17,8 @@ from autoresearch_jax.agents import AgentError
 from autoresearch_jax.cli import main
 from autoresearch_jax.commands import loop
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.loop import notify, settings
-from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.loop import config, notify
+from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system.interrupts import Interrupts
@@ -128,7 +128,7 @@ def test_a_row_of_crashes_is_told_once_when_it_is_long_enough(tmp_path, event, t
     statuses = ["keep", "crash", "crash", "discard", "crash", "crash", "crash", "keep"]
     session = quiet([])
     command = f'echo "$AUTORESEARCH_EVENT $AUTORESEARCH_TEXT" >>{path}'
-    teller = notify.Teller(session, Plan(notify=command, notify_on=notify.events(event)))
+    teller = notify.Teller(session, LoopConfig(notify=command, notify_on=(event,)))
     for n, status in enumerate(statuses):
         score = None if status == "crash" else 1.0
         session.history.append(Experiment(
@@ -149,7 +149,7 @@ def test_several_at_a_time_are_told_in_the_order_of_their_decisions(tmp_path):
 
     session = quiet([experiment(0, 0, "keep", 1.0), experiment(1, None, None, None)])
     with server() as (address, got):
-        teller = notify.Teller(session, Plan(notify=address))
+        teller = notify.Teller(session, LoopConfig(notify=address))
         session.history = [
             experiment(0, 0, "keep", 1.0), experiment(1, 2, "crash", None),
             experiment(2, 1, "keep", 0.9), experiment(3, 3, "crash", None),
@@ -265,7 +265,7 @@ def test_behind_a_slow_command_the_oldest_texts_are_left_out(monkeypatch, tmp_pa
     told, begun, go = (tmp_path / name for name in ("told", "begun", "go"))
     command = f"touch {begun}; while ! test -e {go}; do sleep 0.05; done; cat >>{told}"
     session = quiet()
-    teller = notify.Teller(session, Plan(notify=command))
+    teller = notify.Teller(session, LoopConfig(notify=command))
     teller.tell("best", "0")
     wait_for(begun)
     for number in range(1, notify.WAITING + 2):
@@ -293,7 +293,7 @@ def test_the_end_is_told_however_much_waits_behind_a_slow_command(
     with contextlib.ExitStack() as stack:
         if event == "paused":
             stack.enter_context(pytest.raises(UserError))
-        with notify.telling(session, Plan(notify=command)) as teller:
+        with notify.telling(session, LoopConfig(notify=command)) as teller:
             for number in range(notify.WAITING):
                 teller.tell("best", str(number))
             wait_for(begun)
@@ -314,7 +314,7 @@ def test_the_end_waits_for_a_command_that_hangs_no_longer_than_it_may(monkeypatc
     monkeypatch.setattr(notify, "HURRY_SECONDS", 0.0)
     begun, go, told = (tmp_path / name for name in ("begun", "go", "told"))
     command = f"touch {begun}; while ! test -e {go}; do sleep 0.05; done; echo >>{told}"
-    teller = notify.Teller(quiet(), Plan(notify=command))
+    teller = notify.Teller(quiet(), LoopConfig(notify=command))
     for _ in range(2 * notify.WAITING):
         teller.tell("best", "text")
     wait_for(begun)
@@ -358,8 +358,8 @@ def test_an_address_that_keeps_silent_does_not_hold_the_loop(workspace, monkeypa
 
 @pytest.mark.parametrize("text", ["", " ", "ftp://host/x", "http://", "https:// x", "http://a b"])
 def test_what_is_no_target_is_refused(text):
-    with pytest.raises(ValueError, match="must"):
-        notify.target(text)
+    with pytest.raises(ValueError, match="should"):
+        config.parse("notify", text)
 
 
 @pytest.mark.parametrize(
@@ -368,16 +368,16 @@ def test_what_is_no_target_is_refused(text):
      "crashes=1.5", "crashes = 5", "crashes=\u0665", f"crashes={'1' * 5000}"],
 )  # fmt: skip
 def test_what_is_no_event_is_refused(text):
-    with pytest.raises(ValueError, match="must be some of best,crashes,done,paused; crashes=5 is"):
-        notify.events(text)
+    with pytest.raises(ValueError, match="should list some of best,crashes,done,paused; crashes=5"):
+        config.parse("notify_on", text)
 
 
 def test_crashes_are_counted_to_the_number_given():
-    assert notify.events("best, crashes=5") == ("best", "crashes=5")
+    assert config.parse("notify_on", "best, crashes=5") == ("best", "crashes=5")
     for text, many in (("crashes", 3), ("crashes=1", 1), ("done,crashes=12", 12), ("best", 3)):
-        assert notify.crashes_of(notify.events(text)) == many
-    with pytest.raises(ValueError, match="must have crashes once"):
-        notify.events("crashes,crashes=5")
+        assert LoopConfig(notify_on=config.parse("notify_on", text)).crashes == many
+    with pytest.raises(ValueError, match="should have crashes once"):
+        config.parse("notify_on", "crashes,crashes=5")
 
 
 def test_flags_and_front_matter(tmp_path, monkeypatch):
@@ -385,8 +385,8 @@ def test_flags_and_front_matter(tmp_path, monkeypatch):
     (root / "program.md").write_text("---\nnotify: mail me\nnotify_on: best, crashes=5\n---\nGo.\n")
     asked = []
 
-    def stop(workspace, setup, *, agent, plan):
-        asked.append((plan.notify, plan.notify_on))
+    def stop(workspace, config, tools):
+        asked.append((config.notify, config.notify_on))
         raise UserError("enough")
 
     monkeypatch.setattr(loop, "run_loop", stop)
@@ -396,12 +396,12 @@ def test_flags_and_front_matter(tmp_path, monkeypatch):
     for words in ("worst", "crashes=0", "best=2"):
         bad = CliRunner().invoke(main.main, ["-C", str(root), "loop", "--notify-on", words])
         assert bad.exit_code == 2
-        assert f"'{words}': it must be some of best,crashes,done,paused; crash" in bad.output
+        assert f"'{words}' should list some of best,crashes,done,paused; crash" in bad.output
     for line, says in (
         ("notify: ftp://x", "http or https"),
-        ("notify_on: [best]", r"sets notify_on to \['best'\], and it must be some of best,"),
-        ("notify_on: crashes=x", "sets notify_on to 'crashes=x', and it must be some of best,"),
-        ("notify_on: 5", "sets notify_on to 5, and it must be some of best,"),
+        ("notify_on: [best]", r"sets notify_on to \['best'\], and it should list some of best,"),
+        ("notify_on: crashes=x", "sets notify_on to 'crashes=x', and it should list some of best,"),
+        ("notify_on: 5", "sets notify_on to 5, and it should list some of best,"),
     ):
         with pytest.raises(UserError, match=says):
-            settings.read(f"---\n{line}\n---\n")
+            config.from_program(f"---\n{line}\n---\n")

@@ -23,8 +23,8 @@ from autoresearch_jax.commands import loop
 from autoresearch_jax.jobs import environment, scoring, training
 from autoresearch_jax.jobs.ray import executor
 from autoresearch_jax.jobs.ray.messages import Resources, Seen
-from autoresearch_jax.loop.open_session import Setup
-from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.loop.config import LoopConfig
+from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 from tests.attacks import lab
@@ -164,10 +164,12 @@ class Night:
             self.workspace = Workspace.open(ground.root)
             self._before = max(1, len(self.history))  # the baseline comes first
             self.notes = lab.Watching(lambda: watch(self))
-            setup = Setup(self.notes, tag=TAG, workers=workers, ray=address, examine=examine)
+            config = LoopConfig(
+                max=len(sources), fallback=False, tag=TAG, workers=workers, ray=address
+            )
+            tools = Tools(self.notes, examine=examine)
             agent = harness.Scripted(*sources)
-            plan = Plan(max=len(sources), fallback=False)
-            self.ended = loop.run_loop(self.workspace, setup, agent=agent, plan=plan)
+            self.ended = loop.run_loop(self.workspace, config, tools, agent)
 
     @property
     def history(self):

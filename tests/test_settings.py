@@ -1,14 +1,15 @@
 """The front matter of program.md: what it settles, and that flags override it."""
 
 import pytest
+from click import Context
 from click.testing import CliRunner
 
 from autoresearch_jax.cli import main
 from autoresearch_jax.commands import doctor, loop
 from autoresearch_jax.common import front_matter
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.loop import settings
-from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.loop import config
+from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 from tests.harness import Notes
@@ -33,7 +34,7 @@ agents:
 
 
 def test_every_setting_is_read():
-    found = settings.read(FULL)
+    found = config.from_program(FULL)
     assert (found.agent, found.max, found.max_hours, found.max_usd) == ("claude", 100, 8.0, 20.5)
     assert (found.repairs, found.lookahead, found.fallback) == (2, False, False)
     assert found.search == {"MATRIX_LR": [0.01, 0.1]}
@@ -41,46 +42,78 @@ def test_every_setting_is_read():
 
 
 def test_flags_override_settings_and_settings_the_defaults():
-    found = settings.read(FULL)
-    nothing = dict.fromkeys(("max", "max_hours", "max_usd", "repairs", "lookahead", "fallback"))
-    assert settings.plan(found, nothing) == Plan(
-        max=100,
-        max_hours=8.0,
-        max_usd=20.5,
-        repairs=2,
-        lookahead=False,
-        fallback=False,
-        search=found.search,
-    )
-    flags = nothing | {"max": 0, "repairs": 0, "lookahead": True}
-    plan = settings.plan(found, flags, desc="words", seed=3)
-    assert (plan.max, plan.repairs, plan.lookahead, plan.fallback) == (0, 0, True, False)
-    assert (plan.desc, plan.seed) == ("words", 3)
-    assert settings.plan(settings.Settings(), nothing) == Plan()
+    nothing = dict.fromkeys(("max", "max_hours", "repairs", "lookahead", "seed"))
+    found = config.from_program(FULL, **nothing)
+    assert found == config.from_program(FULL)
+    flags = {"max": 0, "repairs": 0, "lookahead": True, "desc": "words", "seed": 3}
+    chosen = config.from_program(FULL, **nothing | flags)
+    assert (chosen.max, chosen.repairs, chosen.lookahead, chosen.fallback) == (0, 0, True, False)
+    assert (chosen.max_hours, chosen.desc, chosen.seed) == (8.0, "words", 3)
+    assert config.from_program("", **nothing) == LoopConfig()
+
+
+def test_a_policy_that_confirms_ends_with_an_audit():
+    assert [LoopConfig(policy=name).audit for name in ("strict", "confirm")] == [0, 3]
+    assert LoopConfig(policy="confirm", audit=0).audit == 0
+    assert config.from_program("---\npolicy: confirm\n---\n", policy="strict").audit == 0
+
+
+def test_every_setting_is_explained_and_has_a_flag():
+    assert all(field.description for field in LoopConfig.model_fields.values())
+    loop_command = main.main.commands["loop"]
+    flags = {one.name for one in loop_command.get_params(Context(loop_command))}
+    assert {*LoopConfig.model_fields} - flags == {"less_code", "search", "agents"}
 
 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("max: 1.5", "sets max to 1.5, and it must be a whole number, 0 or more"),
-        ("max: -1", "must be a whole number"),
-        ("max: true", "must be a whole number"),
+        ("max: 1.5", "sets max to 1.5, and it should be a valid integer"),
+        ("max: -1", "sets max to -1, and it should be greater than or equal to 0"),
+        ("max: true", "sets max to True, and it should be a valid integer"),
+        ("max: 99999999999", "should be less than 2147483648"),
+        ("max_hour: 1", "sets 'max_hour', which is not a setting. Did you mean max_hours?"),
+        ("banana: 1", "sets 'banana', which is not a setting. There are: agent, max, max_hours"),
+        ("seed: 1", "sets 'seed', which is not a setting"),
         ("repairs: many", "sets repairs to 'many'"),
-        ("lookahead: 1", "sets lookahead to 1, and it must be true or false"),
-        ("max_hours: 0", "must be a number above 0"),
-        ("agent: 3", "sets agent to 3, and it must be a name or a command"),
-        ("agent: ' '", "must be a name or a command"),
-        ("search: [MATRIX_LR]", "must be names with something for each"),
-        ("agents: {1: {}}", "must be names with something for each"),
+        ("lookahead: 1", "sets lookahead to 1, and it should be a valid boolean"),
+        ("max_hours: 0", "sets max_hours to 0, and it should be greater than 0"),
+        ("max_hours: .nan", "sets max_hours to nan, and it should be a finite number"),
+        ("max_usd: .inf", "sets max_usd to inf, and it should be a finite number"),
+        ("max_usd: true", "sets max_usd to True, and it should be a valid number"),
+        ("agent: 3", "sets agent to 3, and it should be a valid string"),
+        ("agent: ' '", "should be a name or a command"),
+        ("workers: 0", "sets workers to 0, and it should be greater than or equal to 1"),
+        ("search: [MATRIX_LR]", "sets search to ['MATRIX_LR'], and it should be a valid dict"),
+        ("agents: {1: {}}", "sets agents.1 to 1, and it should be a valid string"),
         ("search: {MATRIX_LR: [3, 1]}", "MATRIX_LR"),
         ("agents: {mine: {no: command}}", "mine"),
     ],
 )
 def test_a_setting_that_is_wrong_is_named(line, says):
     with pytest.raises(UserError, match=r"^The front matter of program\.md") as caught:
-        settings.read(f"---\n{line}\n---\n")
+        config.from_program(f"---\n{line}\n---\n")
     assert says in str(caught.value)
-    assert str(caught.value).endswith(". Correct it: $EDITOR program.md")
+    assert str(caught.value).endswith(" Correct it: $EDITOR program.md")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--max", "ten"], "'--max': 'ten' should be a valid integer"),
+        (["--max", "-1"], "'--max': '-1' should be greater than or equal to 0"),
+        (["--max-hours", "nan"], "'--max-hours': 'nan' should be a finite number"),
+        (["--max-usd", "inf"], "'--max-usd': 'inf' should be a finite number"),
+        (["--max-memory-gb", "0"], "'--max-memory-gb': '0' should be greater than 0"),
+        (["--audit", "1"], "'--audit': '1' should be 0, or 2 or more"),
+        (["--workers", "0"], "'--workers': '0' should be greater than or equal to 1"),
+        (["--policy", "luck"], "'luck' is not one of 'strict', 'confirm'"),
+        (["--max-hour", "1"], "--max-hours"),
+    ],
+)
+def test_a_flag_that_is_wrong_is_a_usage_error(words, says):
+    done = CliRunner().invoke(main.main, ["loop", *words])
+    assert (done.exit_code, says in done.output) == (2, True), done.output
 
 
 @pytest.mark.parametrize(
@@ -97,7 +130,7 @@ def test_what_is_wrong_is_named_as_it_was_typed_with_its_place(tmp_path, lines, 
     root = harness.make_repository(tmp_path / "work space")
     (root / "program.md").write_text(f"---\n{lines}\n---\n")
     with pytest.raises(UserError) as caught:
-        settings.of(Workspace.open(root))
+        config.resolve(root)
     assert str(caught.value).startswith(f"The front matter of {root}/program.md {says}")
     assert str(caught.value).endswith(f"$EDITOR '{root}/program.md'")
 
@@ -113,9 +146,9 @@ def test_a_range_without_its_constant_is_said_once_at_the_start(tmp_path, monkey
     assert [said in line for line in view.said if line.startswith("Warning")] == [True]
     assert "0 experiments after the baseline. Ctrl-C" in view.text
     (root / "program.md").write_text("---\nsearch: {MATRX_LR: [0.01, 0.1]}\n---\n")
-    assert "MATRX_LR (did" in doctor._passed_over(root)
+    assert "MATRX_LR (did" in doctor._passed_over(root, config.resolve(root))
     (root / "program.md").write_text("---\nsearch: {MATRIX_LR: [0.01, 0.1]}\n---\n")
-    assert doctor._passed_over(root) == ""
+    assert doctor._passed_over(root, config.resolve(root)) == ""
 
 
 def test_what_follows_the_front_matter_is_the_program():
@@ -128,14 +161,13 @@ def test_the_loop_takes_what_program_md_says(tmp_path, monkeypatch):
     (root / "program.md").write_text("---\nagent: echo hello\nmax: 7\nmax_hours: 2\n---\nGo.\n")
     asked = []
 
-    def stop(workspace, setup, *, agent, plan):
-        asked.append((agent.name, plan))
+    def stop(workspace, config, tools):
+        asked.append(config)
         raise UserError("enough")
 
     monkeypatch.setattr(loop, "run_loop", stop)
     runner = CliRunner()
     for words in (["loop"], ["loop", "--agent", "tpe", "--max", "3", "--no-fallback"]):
         assert runner.invoke(main.main, ["-C", str(root), *words]).exit_code == 1
-    assert [name for name, _ in asked] == ["echo hello", "tpe"]
-    assert asked[0][1] == Plan(max=7, max_hours=2.0)
-    assert asked[1][1] == Plan(max=3, max_hours=2.0, fallback=False)
+    assert asked[0] == LoopConfig(agent="echo hello", max=7, max_hours=2.0)
+    assert asked[1] == LoopConfig(agent="tpe", max=3, max_hours=2.0, fallback=False)

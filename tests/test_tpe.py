@@ -15,7 +15,7 @@ from autoresearch_jax.agents.readings import Reader, read
 from autoresearch_jax.agents.search_space import check, infer
 from autoresearch_jax.agents.tpe import Tpe, Trial, choose, ranges_of
 from autoresearch_jax.common import literals
-from autoresearch_jax.loop import settings
+from autoresearch_jax.loop import config
 from autoresearch_jax.records.experiment import Experiment
 
 TRAIN = (Path(__file__).parents[1] / "train.py").read_text()
@@ -371,7 +371,7 @@ def test_a_given_range_that_is_not_as_it_must_be_is_refused(given, rule):
 def test_the_ranges_in_the_documentation_are_of_the_shipped_file():
     text = (Path(__file__).parents[1] / "docs" / "search.md").read_text()
     front = text.split("---\nsearch:")[1].split("---")[0]
-    given = settings.read(f"---\nsearch:{front}---\n").search
+    given = config.from_program(f"---\nsearch:{front}---\n").search
     space = ranges_of(TRAIN, given=given)
     assert set(given) - set(space) == {"SOFTCAP"}
     assert all(space[name].strict for name in set(given) - {"SOFTCAP"})

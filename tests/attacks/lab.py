@@ -16,8 +16,8 @@ import pytest
 from autoresearch_jax.commands import loop
 from autoresearch_jax.jobs import environment, scoring, training
 from autoresearch_jax.jobs.environment import Environment
-from autoresearch_jax.loop.open_session import Setup
-from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.loop.config import LoopConfig
+from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import journal, results_tsv
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import Workspace
@@ -213,11 +213,9 @@ class Ground:
         with self.environment(**env) as patch:
             patch.setattr(training.Limits, "after", tightened)
             notes = Watching(watch)
-            setup = Setup(notes, tag=TAG, isolation=level, examine=examine)
+            config = LoopConfig(max=len(proposals), fallback=False, tag=TAG, isolation=level)
             workspace, agent = Workspace.open(self.root), harness.Scripted(*proposals)
-            loop.run_loop(
-                workspace, setup, agent=agent, plan=Plan(max=len(proposals), fallback=False)
-            )
+            loop.run_loop(workspace, config, Tools(notes, examine=examine), agent)
         return notes
 
 

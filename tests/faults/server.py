@@ -67,7 +67,7 @@ def _most(workspace):
 
 def propose(workspace):
     log_path = workspace.root / "run.log"
-    loop.run_proposal(workspace, setup(tag="t"), description="by hand", log_path=log_path)
+    loop.run_proposal(workspace, *setup(tag="t"), description="by hand", log_path=log_path)
 
 
 def night(workspace):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from autoresearch_jax.cli.options import Configured
 from autoresearch_jax.common.console import TYPED, typed
 from autoresearch_jax.common.errors import UserError
 
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
     from autoresearch_jax.commands.verify import Retrained
     from autoresearch_jax.common.console import View
     from autoresearch_jax.jobs.training import TrainResult
-    from autoresearch_jax.loop.open_session import Setup
-    from autoresearch_jax.loop.settings import Settings
+    from autoresearch_jax.loop.config import LoopConfig
     from autoresearch_jax.repo.workspace import Workspace
 
 SECTIONS = {
@@ -247,62 +247,7 @@ def _doctor(first_step: bool, agent: str | None, as_json: bool) -> None:
 # ---------------------------------------------------------------------------------- Research
 
 
-def _isolated(command: Any) -> Any:
-    """The options of every command that runs somebody else's code."""
-    levels = ["bwrap", "landlock", "none"]
-    for option in (
-        click.option("--require-isolation", "required", type=click.Choice(levels), help=(
-            "Refuse to run with less.")),
-        click.option("--isolation", type=click.Choice(["auto", *levels]), default="auto",
-                     show_default=True, help="The box that train.py and agents run in; auto takes "
-                     "the strongest that works."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-def _memory(command: Any) -> Any:
-    """The option of every command that trains or compiles a candidate."""
-    return click.option("--max-memory-gb", type=click.FloatRange(min=0, max=1e15, min_open=True),
-        metavar="GB", help="GiB that a training may use of a device.  [default: as program.md "
-        "says, else all of it]")(command)  # fmt: skip
-
-
-def _several(command: Any) -> Any:
-    """The options of every command that may train several at a time."""
-    command = click.option("--ray", metavar="ADDRESS", help=(
-        "Train on the machines of the Ray cluster at ADDRESS, or auto: the one that this machine "
-        "is in."))(command)  # fmt: skip
-    return click.option("--workers", type=click.IntRange(min=1), metavar="N",
-        help="Trainings at a time, each on devices of its own.  [default: as program.md says, "
-        "else 1]")(command)  # fmt: skip
-
-
-def _told(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    from autoresearch_jax.loop import notify
-
-    with _refusing(value):
-        return None if value is None else notify.target(value)
-
-
-def _told_of(
-    ctx: click.Context, parameter: click.Parameter, value: str | None
-) -> tuple[str, ...] | None:
-    from autoresearch_jax.loop import notify
-
-    with _refusing(value):
-        return None if value is None else notify.events(value)
-
-
-@contextlib.contextmanager
-def _refusing(value: str | None) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r}: it {error}.") from None
-
-
-@main.command()
+@main.command(cls=Configured, settings=("max_memory_gb", "require_isolation", "isolation"))
 @click.option("-m", "description", metavar="DESCRIPTION", help=(
     "Propose the edited train.py under this description: it is kept if it improves."))  # fmt: skip
 @click.option("--log", "log_path", metavar="FILE", default="run.log", show_default=True,
@@ -316,8 +261,6 @@ def _refusing(value: str | None) -> Iterator[None]:
 @click.option("--devices", type=click.IntRange(min=1), metavar="N", default=1, show_default=True,
               help="For --compile-only: how many of them.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="For --compile-only: one JSON object.")
-@_memory
-@_isolated
 def run(
     description: str | None,
     log_path: Path,
@@ -325,9 +268,7 @@ def run(
     device: str | None,
     devices: int,
     as_json: bool,
-    max_memory_gb: float | None,
-    isolation: str,
-    required: str | None,
+    **flags: Any,
 ) -> None:
     """One experiment with the train.py that lies here.
 
@@ -344,7 +285,8 @@ def run(
       autoresearch-jax run --compile-only --device v5e
     """
     from autoresearch_jax.commands import loop, measure
-    from autoresearch_jax.loop.open_session import Setup
+    from autoresearch_jax.loop import config
+    from autoresearch_jax.loop.open_session import Tools
     from autoresearch_jax.repo.workspace import Workspace
 
     if compile_only and description is not None:
@@ -353,17 +295,19 @@ def run(
         raise click.UsageError("--device, --devices and --json go with --compile-only.")
     workspace = Workspace.open(Path.cwd())
     with _view() as (_, view):
-        setup = Setup(view, isolation=isolation, required=required, max_memory_gb=max_memory_gb)
+        settings, tools = config.resolve(workspace.root, **flags), Tools(view)
         if compile_only:
-            _compile_only(workspace, setup, device, devices, log_path, as_json)
+            _compile_only(workspace, settings, view, device, devices, log_path, as_json)
             return
         if description is None:
-            found = measure.measure(workspace, setup, log_path=log_path)
+            found = measure.measure(workspace, settings, tools, log_path=log_path)
             outcome, reason, score = found.trained.outcome, found.reason, found.val_bpb
             view.live("")
             click.echo(_measured(score, found.trained))
         else:
-            one = loop.run_proposal(workspace, setup, description=description, log_path=log_path)
+            one = loop.run_proposal(
+                workspace, settings, tools, description=description, log_path=log_path
+            )
             outcome, reason = one.outcome or "", one.reason
             score = one.val_bpb if one.status != "crash" else None
             if _talk().quiet:
@@ -378,7 +322,8 @@ def run(
 
 def _compile_only(
     workspace: "Workspace",
-    setup: "Setup",
+    settings: "LoopConfig",
+    view: "View",
     device: str | None,
     devices: int,
     log_path: Path,
@@ -392,9 +337,9 @@ def _compile_only(
         names = ", ".join((*device_specs.TARGETS, "cpu"))
         raise UserError(f"--device {device} is not known. Choose one of: {names}")
     verdict = measure.compile_only(
-        workspace, setup, device=device, devices=devices, log_path=log_path
+        workspace, settings, view, device=device, devices=devices, log_path=log_path
     )
-    setup.view.live("")
+    view.live("")
     if as_json:
         import json
 
@@ -420,69 +365,33 @@ def _measured(score: float | None, trained: "TrainResult") -> str:
     )
 
 
-@main.command(name="loop")
-@click.option("--agent", metavar="NAME-OR-COMMAND", help=(
-    "Who proposes: tpe (built in), claude, codex, gemini, opencode, hybrid, or any shell command "
-    "that edits train.py; NAME:MODEL picks a model.  [default: tpe]"))  # fmt: skip
-@click.option("--max", "most", type=click.IntRange(min=0), metavar="N", help=(
-    "How many to add; a baseline is extra.  [default: until stopped]"))  # fmt: skip
-@click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), metavar="H", help=(
-    "Begin nothing that would end later."))  # fmt: skip
-@click.option("--max-usd", type=click.FloatRange(min=0, min_open=True), metavar="D", help=(
-    "Stop once the agent's answers have cost this much."))  # fmt: skip
-@click.option("--repairs", type=click.IntRange(min=0), metavar="K", help=(
-    "How often the agent may mend a crash before it is recorded.  [default: 1]"))  # fmt: skip
-@click.option("--lookahead/--no-lookahead", default=None, help=(
-    "Whether the agent thinks about the next experiment while one trains.  [default: it does]"
-))  # fmt: skip
-@click.option("--fallback/--no-fallback", default=None, help=(
-    "Whether tpe proposes while the agent does not answer.  [default: it does]"))  # fmt: skip
-@click.option("--notify", metavar="COMMAND-OR-URL", callback=_told, help=(
-    "Who is told of events: an address gets a POST of {\"text\": ...}, a shell command the text on "
-    "its standard input and as $AUTORESEARCH_TEXT."))  # fmt: skip
-@click.option("--notify-on", metavar="EVENTS", callback=_told_of, help=(
-    "Of these only: best, crashes (3 in a row; crashes=5: 5), done, paused.  [default: all]"
-))  # fmt: skip
-@click.option("--policy", type=click.Choice(["strict", "confirm"]), help=(
-    "What is kept: a lower score, or what is better when measured again.  [default: strict]"
-))  # fmt: skip
-@click.option("--audit", type=click.IntRange(min=0), metavar="K", help=(
-    "When all is done, K new runs of baseline and best each: the gain with its interval.  "
-    "[default: 3 with confirm, else none]"))  # fmt: skip
-@_several
-@click.option("--desc", default="", metavar="TEXT", help="What this session is after.")
-@click.option("--tag", help=(
-    "Work on branch autoresearch/TAG.  [default: the newest that fits, else a new one]"
-))  # fmt: skip
-@click.option("--seed", default=0, show_default=True, help="Of the search.")
-@click.option("--agent-writes", "writes", metavar="PATH", multiple=True,
-              type=click.Path(path_type=Path), help=(
-                  "Where the agent may write, beside its copy of the workspace; may be "
-                  "repeated."))  # fmt: skip
-@_memory
-@_isolated
-def loop_command(
-    agent: str | None,
-    most: int | None,
-    max_hours: float | None,
-    max_usd: float | None,
-    repairs: int | None,
-    lookahead: bool | None,
-    fallback: bool | None,
-    notify: str | None,
-    notify_on: tuple[str, ...] | None,
-    policy: str | None,
-    audit: int | None,
-    workers: int | None,
-    ray: str | None,
-    desc: str,
-    tag: str | None,
-    seed: int,
-    writes: tuple[Path, ...],
-    max_memory_gb: float | None,
-    isolation: str,
-    required: str | None,
-) -> None:
+@main.command(
+    name="loop",
+    cls=Configured,
+    settings=(
+        "agent",
+        "max",
+        "max_hours",
+        "max_usd",
+        "repairs",
+        "lookahead",
+        "fallback",
+        "notify",
+        "notify_on",
+        "policy",
+        "audit",
+        "workers",
+        "ray",
+        "desc",
+        "tag",
+        "seed",
+        "agent_writes",
+        "max_memory_gb",
+        "isolation",
+        "require_isolation",
+    ),
+)
+def loop_command(**flags: Any) -> None:
     """Experiment after experiment with an agent, until stopped.
 
     One Ctrl-C finishes the running experiment, a second abandons it. The same command goes on
@@ -492,41 +401,15 @@ def loop_command(
     Example:
       autoresearch-jax loop --agent claude --max-hours 8
     """
-    from autoresearch_jax import agents
     from autoresearch_jax.commands import loop
-    from autoresearch_jax.loop import settings as front_matter
-    from autoresearch_jax.loop.open_session import Setup
+    from autoresearch_jax.loop import config
+    from autoresearch_jax.loop.open_session import Tools
     from autoresearch_jax.repo.workspace import Workspace
 
     workspace = Workspace.open(Path.cwd())
-    settings = front_matter.of(workspace)
-    flags = {
-        "max": most,
-        "max_hours": max_hours,
-        "max_usd": max_usd,
-        "repairs": repairs,
-        "lookahead": lookahead,
-        "fallback": fallback,
-        "notify": notify,
-        "notify_on": notify_on,
-        "audit": _audit_runs(audit, settings, policy),
-    }
+    settings = config.resolve(workspace.root, **flags)
     with _view() as (_, view):
-        result = loop.run_loop(
-            workspace,
-            Setup(
-                view,
-                tag=tag,
-                isolation=isolation,
-                required=required,
-                max_memory_gb=max_memory_gb,
-                policy=policy,
-                workers=workers,
-                ray=ray,
-            ),
-            agent=agents.make_agent(agent or settings.agent or "tpe", writes, settings.agents),
-            plan=front_matter.plan(settings, flags, desc=desc, seed=seed),
-        )
+        result = loop.run_loop(workspace, settings, Tools(view))
         view.live("")
         _after_loop(workspace.root, result.tag)
 
@@ -649,7 +532,7 @@ def show(experiment: str, tag: str | None) -> None:
     report.show(_console(), Workspace.open(Path.cwd()), experiment, tag)
 
 
-@main.command()
+@main.command(cls=Configured, settings=("isolation", "require_isolation"))
 @click.argument("prompt", metavar="[PROMPT]", default="")
 @click.option("--experiment", "name", metavar="N|COMMIT", help="Whose model.  [default: the best]")
 @click.option("--tokens", type=click.IntRange(min=1), default=100, show_default=True, metavar="N",
@@ -661,7 +544,6 @@ def show(experiment: str, tag: str | None) -> None:
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
               metavar="N", help="The same one gives the same text.")  # fmt: skip
 @click.option("--tag", help="Of another tag.  [default: the newest]")
-@_isolated
 def sample(
     prompt: str,
     name: str | None,
@@ -670,8 +552,8 @@ def sample(
     top_k: int | None,
     seed: int,
     tag: str | None,
-    isolation: str,
-    required: str | None,
+    isolation: str | None,
+    require_isolation: str | None,
 ) -> None:
     """Text from the best model: PROMPT, and what it makes of it.
 
@@ -694,8 +576,8 @@ def sample(
             view=view,
             name=name,
             tag=tag,
-            wanted=isolation,
-            required=required,
+            wanted=isolation or "auto",
+            required=require_isolation,
         )
 
 
@@ -723,7 +605,7 @@ def report_command(folder: Path, png: bool, prompts: bool, tag: str | None) -> N
         click.echo(str(path.absolute()))  # with -C it lies elsewhere than the person does
 
 
-@main.command()
+@main.command(cls=Configured, settings=("workers", "ray", "isolation", "require_isolation"))
 @click.argument("experiment", metavar="[N|COMMIT]", required=False)
 @click.option("--sealed", is_flag=True, help=(
     "Score baseline and best on the sealed split, which no decision has ever used."))  # fmt: skip
@@ -738,9 +620,7 @@ def report_command(folder: Path, png: bool, prompts: bool, tag: str | None) -> N
     "Train it and the baseline at DEPTH = D: does the gain hold?"))  # fmt: skip
 @click.option("--budget", type=click.IntRange(min=1), metavar="S", help=(
     "Seconds of --depth's trainings.  [default: TIME_BUDGET]"))  # fmt: skip
-@_several
 @click.option("--tag", help="Of another tag.  [default: the newest]")
-@_isolated
 def verify(
     experiment: str | None,
     sealed: bool,
@@ -749,11 +629,7 @@ def verify(
     audit: int | None,
     depth: int | None,
     budget: int | None,
-    workers: int | None,
-    ray: str | None,
-    tag: str | None,
-    isolation: str,
-    required: str | None,
+    **flags: Any,
 ) -> None:
     """Compute a score again, from what the training left; or train again.
 
@@ -765,11 +641,12 @@ def verify(
       autoresearch-jax verify --audit 3
     """
     from autoresearch_jax.commands import verify as verification
-    from autoresearch_jax.loop.open_session import Setup
+    from autoresearch_jax.loop import config
+    from autoresearch_jax.loop.open_session import Tools
     from autoresearch_jax.repo.workspace import Workspace
 
-    flags = {"sealed": sealed, "retrain": retrain, "seeds": seeds, "audit": audit, "depth": depth}
-    given = [f"--{name}" for name, value in flags.items() if value]
+    asked = {"sealed": sealed, "retrain": retrain, "seeds": seeds, "audit": audit, "depth": depth}
+    given = [f"--{name}" for name, value in asked.items() if value]
     if len(given) > 1:
         raise click.UsageError(f"{' and '.join(given)} are two questions: ask one at a time.")
     if audit and experiment:
@@ -778,44 +655,30 @@ def verify(
         raise click.UsageError("--budget is of --depth: --depth 12 --budget 600")
     workspace = Workspace.open(Path.cwd())
     with _view() as (_, view):
-        setup = Setup(
-            view, tag=tag, isolation=isolation, required=required, workers=workers, ray=ray
-        )
+        opened = workspace, config.resolve(workspace.root, **flags), Tools(view)
         told: list[str] = []
         if seeds:
-            told = verification.seeds(workspace, setup, name=experiment, runs=seeds)
+            told = verification.seeds(*opened, name=experiment, runs=seeds)
         elif audit:
-            told = verification.audit(workspace, setup, runs=audit)
+            told = verification.audit(*opened, runs=audit)
         elif depth:
             scale = partial(verification.scale, depth=depth, budget_s=budget)
-            told = [scale(workspace, setup, name=experiment)]
+            told = [scale(*opened, name=experiment)]
         if told:
             view.live("")
             click.echo("\n".join(told))
             return
         if retrain:
-            again = verification.retrain(workspace, setup, name=experiment)
+            again = verification.retrain(*opened, name=experiment)
             view.live("")
             _say_retrained(again)
             return
-        found = verification.verify(workspace, setup, name=experiment, sealed=sealed)
+        found = verification.verify(*opened, name=experiment, sealed=sealed)
         view.live("")
     for line in verification.lines(found):
         click.echo(line)
     if not all(one.same for one in found):
         sys.exit(1)
-
-
-def _audit_runs(flag: int | None, settings: "Settings", policy: str | None) -> int:
-    """How many runs each side of a loop's audit gets: what was chosen on luck is not claimed."""
-    from autoresearch_jax.loop import statistics
-
-    if flag == 1:
-        raise click.UsageError("--audit 1 tells nothing of noise: 0, or 2 and more.")
-    chosen = settings.audit if flag is None else flag
-    if chosen is not None:
-        return chosen
-    return statistics.AUDIT_RUNS if (policy or settings.policy) == "confirm" else 0
 
 
 def _say_retrained(again: "Retrained") -> None:

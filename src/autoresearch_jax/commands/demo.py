@@ -9,8 +9,8 @@ from autoresearch_jax.commands import loop, presets, setup
 from autoresearch_jax.common.console import View, typed
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
-from autoresearch_jax.loop.open_session import Setup
-from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.loop import config
+from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.views import plot, report
@@ -47,7 +47,8 @@ def demo(target: Path, console: Console, view: View, *, seed: int, experiments: 
     else:
         if done:
             view.say(f"{done} are recorded already; going on from them.")
-        ended = loop.run_loop(workspace, Setup(view), plan=Plan(max=experiments, seed=seed))
+        chosen = config.resolve(target, agent="tpe", max=experiments, seed=seed)
+        ended = loop.run_loop(workspace, chosen, Tools(view))
         if ended.stopped != "max":
             view.say("Stopped early; the same command goes on from here.")
     view.say("[4/4] Results")

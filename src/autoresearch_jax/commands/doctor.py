@@ -22,9 +22,9 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs import environment
 from autoresearch_jax.jobs.logs import LOG_BYTES
-from autoresearch_jax.loop import session, settings
-from autoresearch_jax.loop.open_session import Setup
-from autoresearch_jax.loop.settings import Settings
+from autoresearch_jax.loop import config, session
+from autoresearch_jax.loop.config import LoopConfig
+from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace, time_budget
 from autoresearch_jax.sandbox import profiles
@@ -55,11 +55,16 @@ class Problem:
 def report(root: Path, view: View | None = None, agent: str | None = None) -> dict[str, Any]:
     """Everything `doctor` says about this machine and the workspace at `root`.
 
-    With a `view`, which is told what happens, the workspace's train.py is also started. `agent` is
-    looked at instead of the one that program.md chooses.
+    With a `view`, the workspace's train.py is also started. `agent` is examined in place of the
+    one that program.md sets.
     """
     root = root.absolute()
     problems: list[Problem] = []
+    settings = LoopConfig()
+    try:
+        settings = config.resolve(root, agent=agent)
+    except UserError as error:
+        problems.append(Problem(str(error), f"$EDITOR {root / 'program.md'}"))
     device = chosen = None
     gpus, holders = hardware.gpus(), hardware.device_holders()
     try:
@@ -94,11 +99,11 @@ def report(root: Path, view: View | None = None, agent: str | None = None) -> di
         problems.append(Problem("uv is not installed.", "pip install uv"))
     if shutil.which("git") is None:
         problems.append(Problem("git is not installed.", "sudo apt install git"))
-    agents, agent_problems = _agents(root, agent)
+    agents, agent_problems = _agents(settings, agent)
     problems.extend(agent_problems)
     first_step = _last_first_step(root)
     if view is not None and device and data_ready:
-        first_step, gpus, step_problems = _first_step(root, view, gpus)
+        first_step, gpus, step_problems = _first_step(root, settings, view, gpus)
         problems.extend(step_problems)
     preset = device and presets.suggest(
         device.platform,
@@ -126,7 +131,7 @@ def report(root: Path, view: View | None = None, agent: str | None = None) -> di
         "night_gb": round(night_gb, 1),
         "agent": agent,
         "agents": agents,
-        "search": _passed_over(root) or None,
+        "search": _passed_over(root, settings) or None,
         "isolation": chosen and chosen.level,
         "isolation_why": chosen and (chosen.why or chosen.warning or None),
         "home": str(paths.home()),
@@ -219,13 +224,16 @@ def _last_first_step(root: Path) -> FirstStep | None:
 
 
 def _first_step(
-    root: Path, view: View, gpus: list[Gpu]
+    root: Path, settings: LoopConfig, view: View, gpus: list[Gpu]
 ) -> tuple[FirstStep | None, list[Gpu], list[Problem]]:
     """Starts train.py as a loop does: the time, the GPUs under that load, and what went wrong."""
     loaded: list[Gpu] = []
     try:
         found = measure.begin(
-            Workspace.open(root), Setup(view), under_load=lambda: loaded.extend(hardware.gpus())
+            Workspace.open(root),
+            settings,
+            Tools(view),
+            under_load=lambda: loaded.extend(hardware.gpus()),
         )
     except UserError as error:  # a loop trains there, say
         return None, gpus, [Problem(str(error), "autoresearch-jax doctor --first-step")]
@@ -280,27 +288,18 @@ def _data(root: Path) -> tuple[bool, list[Problem]]:
 
 
 def _agents(
-    root: Path, agent: str | None = None
+    settings: LoopConfig, flag: str | None
 ) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
-    """The clients that `loop --agent` knows by name, and what is wrong with the chosen one.
-
-    That is `agent`, else the one of program.md.
-    """
-    chosen, problems, program = Settings(), [], root / "program.md"
+    """The clients that `loop --agent` knows by name, and what is wrong with the chosen agent."""
+    problems, name, known = [], settings.agent, client.known(settings.agents)
     try:
-        if program.is_file():
-            chosen = settings.read(program.read_text(errors="replace"), str(program))
-    except UserError as error:
-        problems.append(Problem(str(error), f"$EDITOR {program}"))
-    known, name = client.known(chosen.agents), agent or chosen.agent
-    try:
-        if name:
-            make_agent(name, clients=chosen.agents).check()
+        if name != "tpe":  # it is built in, and takes a second to import
+            make_agent(name, clients=settings.agents).check()
     except (UserError, AgentError) as error:
-        who = f"--agent {name}" if agent else f"program.md chooses the agent {name}"
+        who = f"--agent {name}" if flag else f"program.md sets the agent {name}"
         said = str(error).rstrip(".")
         end = "" if said.endswith("?") else "."
-        problems.append(Problem(f"{who}: {said}{end}", _mended(name or "", error, known)))
+        problems.append(Problem(f"{who}: {said}{end}", _remedy(name, error, known)))
     found = {
         name: {
             "program": one.program,
@@ -314,21 +313,19 @@ def _agents(
     return found, problems
 
 
-def _mended(name: str, error: Exception, known: Mapping[str, client.Client]) -> str:
-    """What to type where an agent cannot be asked: what mends that, if its client's words do."""
+def _remedy(name: str, error: Exception, known: Mapping[str, client.Client]) -> str:
+    """What to type where an agent cannot be asked: its client's command for that, if it has one."""
     one = known.get(name.removeprefix("hybrid:").partition(":")[0])
     words = {"missing": one.install, "login": one.login} if one else {}
     kind = error.kind if isinstance(error, AgentError) else ""
     return words.get(kind) or "autoresearch-jax loop --agent tpe"
 
 
-def _passed_over(root: Path) -> str:
+def _passed_over(root: Path, settings: LoopConfig) -> str:
     """What is said of ranges in program.md for which train.py has no constant; "" if it has all."""
-    with contextlib.suppress(OSError, UserError):  # what is wrong there is said elsewhere
-        program, train = (
-            (root / name).read_text(errors="replace") for name in ("program.md", "train.py")
-        )
-        return search_space.passed_over(settings.read(program).search, train)
+    with contextlib.suppress(OSError):  # a workspace without train.py is reported elsewhere
+        train = (root / "train.py").read_text(errors="replace")
+        return search_space.passed_over(settings.search, train)
     return ""
 
 

@@ -12,8 +12,8 @@ from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.loop import notify, statistics
-from autoresearch_jax.loop.open_session import Setup, held
-from autoresearch_jax.loop.plan import UNLIMITED, Plan
+from autoresearch_jax.loop.config import LoopConfig
+from autoresearch_jax.loop.open_session import Tools, open_session
 from autoresearch_jax.loop.proposer import Desk, known, source_of
 from autoresearch_jax.loop.scheduler import Coordinator
 from autoresearch_jax.loop.session import Session
@@ -42,34 +42,38 @@ class LoopResult:
 
 
 def run_loop(
-    workspace: Workspace, setup: Setup, *, agent: str | Agent = "tpe", plan: Plan = UNLIMITED
+    workspace: Workspace, config: LoopConfig, tools: Tools, agent: Agent | None = None
 ) -> LoopResult:
-    """Repeats experiments until the plan's limits, or until interrupted.
+    """Repeats experiments up to the limits of the configuration, or until interrupted.
 
-    A loop that was killed or stopped counts on when the same command is given again. Raises
-    UserError where it cannot start or go on; the journal then holds all that was done.
+    `agent` takes the place of the one that is configured. A loop that was killed or stopped counts
+    on when the same command is given again. Raises UserError where it cannot start or go on; the
+    journal then holds all that was done.
     """
-    agent = agents.make_agent(agent) if isinstance(agent, str) else agent
-    _check(agent, setup)
+    agent = agent or agents.make_agent(config.agent, config.agent_writes, config.agents)
+    _check(agent)
     what = f"loop --agent {agent.name}"
-    with held(workspace, setup, what) as (session, why), notify.telling(session, plan) as teller:
+    with (
+        open_session(workspace, config, tools, what) as (session, why),
+        notify.telling(session, config) as teller,
+    ):
         records = session.journal.records
-        continues = costs.continues(records, plan.limits)
+        continues = costs.continues(records, config.limits)
         done = costs.this_loop(records).experiments if continues else 0
+        limits = _limits(config, new=session.best is None)
         session.view.say(
-            f"Agent {agent.name}, tag {session.tag} ({why}), {_limits(plan, session.best is None)}"
+            f"Agent {agent.name}, tag {session.tag} ({why}), {limits}"
             + (f", {done} of them begun already" if done else "")
             + ". Ctrl-C finishes the running one."
         )
-        if plan.max_usd is not None and not agent.priced and agent.name != "tpe":
+        if config.max_usd is not None and not agent.priced and agent.name != "tpe":
             session.view.say(f"{agent.name} does not say what it costs: --max-usd cannot hold it.")
         _say_unused_edits(session)
-        _say_passed_over(session, plan)
-        fields = {"agent": agent.name, "desc": plan.desc, "seed": plan.seed, **plan.limits}
-        fields |= {"policy": session.policy_name, "workers": len(session.crew)}
+        _say_passed_over(session)
+        fields = {**config.recorded(), "agent": agent.name, "workers": len(session.crew)}
         session.begin("loop", continues=continues, **fields)
         before = sum(e.status is not None for e in session.history)
-        desk = Desk(session, agent, plan, partial(teller.tell, "paused"))
+        desk = Desk(session, agent, config, partial(teller.tell, "paused"))
         try:
             stopped = _repeat(session, desk, teller.decided)
         except Abandoned:
@@ -82,7 +86,7 @@ def run_loop(
         return LoopResult(session.tag, decided, session.best, stopped)
 
 
-def _check(agent: Agent, setup: Setup) -> None:
+def _check(agent: Agent) -> None:
     """Raises UserError if it is plain that the agent cannot answer: not after a baseline."""
     try:
         agent.check()
@@ -92,21 +96,21 @@ def _check(agent: Agent, setup: Setup) -> None:
         raise UserError(f"{said}{end} Without it: autoresearch-jax loop --agent tpe") from None
 
 
-def _limits(plan: Plan, new: bool) -> str:
-    """How far a plan goes, in words; `new`: the baseline comes first, and is not counted."""
+def _limits(config: LoopConfig, new: bool) -> str:
+    """The limits of a loop in words; `new`: the baseline comes first, and is not counted."""
     said = []
-    if plan.max is not None:
+    if config.max is not None:
         after = " after the baseline" if new else ""
-        said.append(f"{plan.max} experiment{'' if plan.max == 1 else 's'}{after}")
-    if plan.max_hours is not None:
-        said.append(f"{plan.max_hours:g} hour{'' if plan.max_hours == 1 else 's'}")
-    if plan.max_usd is not None:
-        said.append(f"{plan.max_usd:g} dollar{'' if plan.max_usd == 1 else 's'}")
+        said.append(f"{config.max} experiment{'' if config.max == 1 else 's'}{after}")
+    if config.max_hours is not None:
+        said.append(f"{config.max_hours:g} hour{'' if config.max_hours == 1 else 's'}")
+    if config.max_usd is not None:
+        said.append(f"{config.max_usd:g} dollar{'' if config.max_usd == 1 else 's'}")
     return f"at most {', '.join(said)}" if len(said) > 1 else "".join(said) or "until stopped"
 
 
 def run_proposal(
-    workspace: Workspace, setup: Setup, *, description: str, log_path: Path
+    workspace: Workspace, config: LoopConfig, tools: Tools, *, description: str, log_path: Path
 ) -> Experiment:
     """The checkout's train.py is the proposal; afterwards it is the best known again.
 
@@ -115,7 +119,7 @@ def run_proposal(
     """
     log_path = log_place(workspace, log_path)
     source = source_of(workspace.root / "train.py")
-    with held(workspace, setup, "run -m") as (session, _):
+    with open_session(workspace, config, tools, "run -m") as (session, _):
         blob = session.ratchet.store(source)
         if _waiting(session, blob) is None:
             _refuse_unedited(session, blob)
@@ -157,13 +161,13 @@ def _repeat(session: Session, desk: Desk, decided: Callable[[], None]) -> str:
     _baseline(session, desk.think_ahead)
     if not _knows_noise(session):
         return "interrupted"
-    rule = statistics.rule(session.policy_name, session.noise)
+    rule = statistics.rule(session.config.policy, session.noise)
     if pace := statistics.pace_words(rule, session.history, len(session.crew)):
         session.view.say(f"     {pace}")
     ended = Coordinator(session, desk, decided, left).run()
     if ended == "interrupted":
         return ended
-    if desk.plan.audit and not _audited(session, desk.plan.audit):
+    if session.config.audit and not _audited(session, session.config.audit):
         return "interrupted"
     session.journal.append("finished", time=time.time())
     return ended
@@ -174,7 +178,7 @@ def _knows_noise(session: Session) -> bool:
 
     False if it was told to stop. Raises Abandoned, UserError.
     """
-    if session.policy_name != "confirm":
+    if session.config.policy != "confirm":
         return True
     baseline = session.baseline
     assert baseline is not None
@@ -196,7 +200,7 @@ def _knows_noise(session: Session) -> bool:
     session.crew.run([partial(run, at + 1) for at in range(done, statistics.NOISE_RUNS)])
     if session.interrupts.stopping():
         return False
-    statistics.rule(session.policy_name, session.noise)  # refuses a noise of nothing
+    statistics.rule(session.config.policy, session.noise)  # refuses a noise of nothing
     if session.noise is not None:
         session.view.say(f"     {statistics.noise_words(session.noise)}")
     return True
@@ -251,9 +255,9 @@ def _say_unused_edits(session: Session) -> None:
         )
 
 
-def _say_passed_over(session: Session, plan: Plan) -> None:
+def _say_passed_over(session: Session) -> None:
     commit = session.best.commit if session.best else session.workspace.head()
-    if said := search_space.passed_over(plan.search, session.ratchet.show(commit)):
+    if said := search_space.passed_over(session.config.search, session.ratchet.show(commit)):
         session.view.say(f"Warning: {said}. That is passed over.")
 
 

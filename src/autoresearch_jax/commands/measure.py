@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch_jax.commands.loop import log_place
+from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data.manifest import FROZEN
 from autoresearch_jax.jobs import compile_check, environment
@@ -16,7 +17,8 @@ from autoresearch_jax.jobs.local import Runner
 from autoresearch_jax.jobs.logs import read_tail
 from autoresearch_jax.jobs.scoring import Score
 from autoresearch_jax.jobs.training import TrainResult
-from autoresearch_jax.loop.open_session import Setup, device_held
+from autoresearch_jax.loop.config import LoopConfig
+from autoresearch_jax.loop.open_session import Tools, open_devices
 from autoresearch_jax.repo.workspace import FILES, Workspace, time_budget
 from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.system import device_specs, locks
@@ -53,17 +55,17 @@ class Begun:
     reason: str  # why it came to nothing, else ""
 
 
-def measure(workspace: Workspace, setup: Setup, *, log_path: Path) -> Measured:
+def measure(workspace: Workspace, config: LoopConfig, tools: Tools, *, log_path: Path) -> Measured:
     """Trains a copy of the checkout's files as they are now. Raises UserError."""
     log_path = log_place(workspace, log_path)
-    with _ready(workspace, setup, "run") as (runner, _, here):
+    with _ready(workspace, config, tools, "run") as (runner, _, here):
         frozen = here / "frozen"
         trained = runner.train(
             here / "train",
             artifacts=here / "artifacts",
             log=log_path,
             budget_s=time_budget(frozen),
-            limits=setup.limits,
+            limits=tools.limits,
             title="train.py",
             frozen=lambda: frozen,
         )
@@ -73,20 +75,24 @@ def measure(workspace: Workspace, setup: Setup, *, log_path: Path) -> Measured:
             frozen,
             here / "artifacts",
             log=here / "score.log",
-            limits=setup.limits,
+            limits=tools.limits,
             title="train.py",
         )
     return Measured(trained, scored)
 
 
 def begin(
-    workspace: Workspace, setup: Setup, *, under_load: Callable[[], None] = lambda: None
+    workspace: Workspace,
+    config: LoopConfig,
+    tools: Tools,
+    *,
+    under_load: Callable[[], None] = lambda: None,
 ) -> Begun:
     """Starts a copy of the checkout's files as a baseline is, and ends it after its first steps.
 
     `under_load` is called while it trains. Raises UserError.
     """
-    with _ready(workspace, setup, "doctor --first-step") as (runner, interrupts, here):
+    with _ready(workspace, config, tools, "doctor --first-step") as (runner, interrupts, here):
         log, started = here / "run.log", time.monotonic()
         seen: list[float] = []
 
@@ -103,7 +109,7 @@ def begin(
             artifacts=here / "artifacts",
             log=log,
             budget_s=time_budget(here / "frozen"),
-            limits=setup.limits,
+            limits=tools.limits,
             title="the first step",
             enough=enough,
         )
@@ -118,12 +124,11 @@ def begin(
 
 @contextmanager
 def _ready(
-    workspace: Workspace, setup: Setup, what: str
+    workspace: Workspace, config: LoopConfig, tools: Tools, what: str
 ) -> Iterator[tuple[Runner, Interrupts, Path]]:
     """The devices are held, and a folder has the checkout's files in `train` and `frozen`."""
-    max_memory_gb = setup.memory_limit(workspace)
     with (
-        device_held(workspace, setup, what) as (view, interrupts, found, device_locks, _),
+        open_devices(workspace, config, tools, what) as (view, interrupts, found, fds, _),
         locks.own_folder(workspace.home / "runs", "measure") as (here, lock),
     ):
         _copy(workspace, _files(workspace), here / "train")
@@ -133,16 +138,22 @@ def _ready(
             here,
             found,
             view=view,
-            scorer=setup.scorer,
-            max_memory_gb=max_memory_gb,
-            keep_fds=(*device_locks, lock),
+            scorer=tools.scorer,
+            max_memory_gb=config.max_memory_gb,
+            keep_fds=(*fds, lock),
             stop=interrupts.stopping,  # there is no loop to finish
         )
         yield runner, interrupts, here
 
 
 def compile_only(
-    workspace: Workspace, setup: Setup, *, device: str | None, devices: int, log_path: Path
+    workspace: Workspace,
+    config: LoopConfig,
+    view: View,
+    *,
+    device: str | None,
+    devices: int,
+    log_path: Path,
 ) -> compile_check.Verdict:
     """Compiles the checkout's train.py and trains nothing; no accelerator is held.
 
@@ -151,11 +162,12 @@ def compile_only(
     log_path = log_place(workspace, log_path)
     if device is not None and device != "cpu" and (lacks := compile_check.lacking(device)):
         raise UserError(lacks)
-    most = setup.memory_limit(workspace)
-    setup.view.live("looking at the accelerator")
+    view.live("looking at the accelerator")
     # What is named need not be here, and what is here may be busy.
     overrides = {} if device is None else {"JAX_PLATFORMS": "cpu"}
-    found, chosen = environment.probe(workspace.home, setup.isolation, setup.required, overrides)
+    found, chosen = environment.probe(
+        workspace.home, config.isolation, config.require_isolation, overrides
+    )
     target: str | None = "" if device == "cpu" else device
     has = None  # what the target has
     if device is None:
@@ -169,7 +181,7 @@ def compile_only(
             )
     with (
         disk_errors(),
-        Interrupts(setup.view) as interrupts,
+        Interrupts(view) as interrupts,
         locks.own_folder(workspace.home / "runs", "measure") as (here, lock),
     ):
         folder = here / "train"
@@ -181,14 +193,16 @@ def compile_only(
             folder,
             target=target or "",
             devices=devices,
-            memory_gib=min((gib for gib in (has, most) if gib is not None), default=None),
+            memory_gib=min(
+                (gib for gib in (has, config.max_memory_gb) if gib is not None), default=None
+            ),
             level=chosen.level,
             box=box,
             env=variables | ({"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}),
             log=log_path,
             keep_fds=(lock,),
         )
-        return compilation.wait(abandoned=interrupts.stopping, live=setup.view.live)
+        return compilation.wait(abandoned=interrupts.stopping, live=view.live)
 
 
 def _files(workspace: Workspace) -> set[str]:

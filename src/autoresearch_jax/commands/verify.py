@@ -11,7 +11,8 @@ from statistics import fmean
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.local import SEED
 from autoresearch_jax.loop import statistics
-from autoresearch_jax.loop.open_session import Setup, held
+from autoresearch_jax.loop.config import LoopConfig
+from autoresearch_jax.loop.open_session import Tools, open_session
 from autoresearch_jax.loop.policy import Noise
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
@@ -62,13 +63,18 @@ def lines(found: list[Verified]) -> list[str]:
 
 
 def verify(
-    workspace: Workspace, setup: Setup, *, name: str | None = None, sealed: bool = False
+    workspace: Workspace,
+    config: LoopConfig,
+    tools: Tools,
+    *,
+    name: str | None = None,
+    sealed: bool = False,
 ) -> list[Verified]:
     """Scores an experiment again (the best by default), or baseline and best on the sealed split.
 
     The journal records it. Raises UserError where there is nothing to score, or no score comes.
     """
-    with held(workspace, setup, "verify", begun=True) as (session, _):
+    with open_session(workspace, config, tools, "verify", begun=True) as (session, _):
         if session.best is None or session.baseline is None:
             raise UserError(f"tag {session.tag} has no score yet: autoresearch-jax loop")
         if name is not None:
@@ -99,12 +105,14 @@ class Retrained:
         return self.low <= self.val_bpb <= self.high
 
 
-def seeds(workspace: Workspace, setup: Setup, *, name: str | None, runs: int) -> list[str]:
+def seeds(
+    workspace: Workspace, config: LoopConfig, tools: Tools, *, name: str | None, runs: int
+) -> list[str]:
     """Trains an experiment (the baseline by default) with that many new seeds: what is told of it.
 
     Raises UserError, also where it is stopped; the runs until then are recorded.
     """
-    with _measuring(workspace, setup) as session:
+    with _measuring(workspace, config, tools) as session:
         e = _chosen(session, name, session.baseline)
 
         def run(worker: Worker) -> None:
@@ -121,9 +129,9 @@ def seeds(workspace: Workspace, setup: Setup, *, name: str | None, runs: int) ->
         return told + ([statistics.noise_words(session.noise)] if session.noise else [])
 
 
-def audit(workspace: Workspace, setup: Setup, *, runs: int) -> list[str]:
+def audit(workspace: Workspace, config: LoopConfig, tools: Tools, *, runs: int) -> list[str]:
     """Compares baseline and best by new runs of each: what is told of it. Raises UserError."""
-    with _measuring(workspace, setup) as session:
+    with _measuring(workspace, config, tools) as session:
         assert session.best is not None
         assert session.baseline is not None
         if session.best.n == session.baseline.n:
@@ -131,9 +139,11 @@ def audit(workspace: Workspace, setup: Setup, *, runs: int) -> list[str]:
         return [statistics.audit_words(session.audit(runs))]
 
 
-def retrain(workspace: Workspace, setup: Setup, *, name: str | None) -> Retrained:
+def retrain(
+    workspace: Workspace, config: LoopConfig, tools: Tools, *, name: str | None
+) -> Retrained:
     """Trains an experiment (the best by default) again as it was recorded. Raises UserError."""
-    with _measuring(workspace, setup) as session:
+    with _measuring(workspace, config, tools) as session:
         e = _chosen(session, name, session.best)
         if session.noise is None:
             raise UserError(
@@ -175,13 +185,19 @@ class Scaled:
 
 
 def scale(
-    workspace: Workspace, setup: Setup, *, name: str | None, depth: int, budget_s: int | None
+    workspace: Workspace,
+    config: LoopConfig,
+    tools: Tools,
+    *,
+    name: str | None,
+    depth: int,
+    budget_s: int | None,
 ) -> str:
     """Trains an experiment (the best by default) and the baseline at another depth, and tells.
 
     Raises UserError, also where one of both gives no score there.
     """
-    with _measuring(workspace, setup) as session:
+    with _measuring(workspace, config, tools) as session:
         e, baseline = _chosen(session, name, session.best), session.baseline
         assert baseline is not None
         if e.n == baseline.n:
@@ -212,9 +228,9 @@ def scale(
 
 
 @contextmanager
-def _measuring(workspace: Workspace, setup: Setup) -> Iterator[Session]:
+def _measuring(workspace: Workspace, config: LoopConfig, tools: Tools) -> Iterator[Session]:
     """A session to train in again. Raises UserError where nothing was scored, or if stopped."""
-    with held(workspace, setup, "verify", begun=True) as (session, _):
+    with open_session(workspace, config, tools, "verify", begun=True) as (session, _):
         if session.best is None or session.baseline is None:
             raise UserError(f"tag {session.tag} has no score yet: autoresearch-jax loop")
         if undecided := [e.n for e in session.history if e.status is None]:

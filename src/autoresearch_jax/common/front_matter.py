@@ -75,4 +75,5 @@ def refusing(place: str) -> Iterator[None]:
     except ValueError as error:
         why = str(error).rstrip(".")
         edit = f"Correct it: $EDITOR {shlex.quote(place)}"
-        raise UserError(f"The front matter of {place} {why}. {edit}") from None
+        end = "" if why.endswith("?") else "."
+        raise UserError(f"The front matter of {place} {why}{end} {edit}") from None

@@ -1,7 +1,9 @@
 """Text of anybody's making, made safe for a terminal, a commit message, a table or a page."""
 
+import difflib
 import re
 import unicodedata
+from collections.abc import Iterable
 
 DESCRIPTION_LIMIT = 200  # characters
 # They reorder the text around them on a terminal.
@@ -36,6 +38,12 @@ def printable(text: str, stands_in: str = "") -> str:
 def without_escapes(text: str) -> str:
     """Text without the escape sequences that colour it or move the cursor."""
     return _ESCAPE.sub("", text)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`. Did you mean X?` with the known name that is nearest; "" if none is near."""
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    return f". Did you mean {near[0]}?" if near else ""
 
 
 def _unsafe(character: str) -> bool:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -22,12 +22,9 @@ from autoresearch_jax.records.experiment import decided
 from autoresearch_jax.system import process
 
 if TYPE_CHECKING:
-    from autoresearch_jax.loop.plan import Plan
+    from autoresearch_jax.loop.config import LoopConfig
     from autoresearch_jax.loop.session import Session
 
-EVENTS = ("best", "crashes", "done", "paused")
-CRASHES = 3  # in a row, where no number is given
-COUNTED = re.compile("crashes=([1-9][0-9]{0,8})")
 COMMAND_SECONDS = 30.0
 ANSWER_SECONDS = 10.0  # that an address may keep silent
 HURRY_SECONDS = 10.0  # after a loop's end until only its last text is still sent
@@ -41,43 +38,13 @@ class Unsent(Exception):
     """A text did not arrive; the message says why."""
 
 
-def target(text: str) -> str:
-    """An address or a command. Raises ValueError."""
-    text = text.strip()
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
-    if not text or (scheme and scheme[1].lower() not in ("http", "https")):
-        raise ValueError("must be an http or https address, or a command")
-    if scheme and (not urlsplit(text).hostname or not text.isascii() or not text.isprintable()):
-        raise ValueError("must have a host, and nothing but plain characters")
-    if scheme and " " in text:
-        raise ValueError("must be one address")
-    return text
-
-
-def events(text: str) -> tuple[str, ...]:
-    """The events of a comma list. Raises ValueError."""
-    found = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not found or not all(one in EVENTS or COUNTED.fullmatch(one) for one in found):
-        raise ValueError(
-            f"must be some of {','.join(EVENTS)}; crashes=5 is 5 in a row, any number from 1"
-        )
-    if sum(one.startswith("crashes") for one in found) > 1:
-        raise ValueError("must have crashes once")
-    return found
-
-
-def crashes_of(wanted: Sequence[str]) -> int:
-    """How many crashes in a row make an event, of events as above."""
-    return next((int(found[1]) for one in wanted if (found := COUNTED.fullmatch(one))), CRASHES)
-
-
 # ------------------------------------------------------------------------------------ telling
 
 
 @contextlib.contextmanager
-def telling(session: "Session", plan: "Plan") -> "Iterator[Teller]":
+def telling(session: "Session", config: "LoopConfig") -> "Iterator[Teller]":
     """Tells of a loop, also of the error that ends it."""
-    teller = Teller(session, plan)
+    teller = Teller(session, config)
     try:
         yield teller
     except Exception as error:
@@ -90,18 +57,18 @@ def telling(session: "Session", plan: "Plan") -> "Iterator[Teller]":
 class Teller:
     """Tells what a loop's person wants to know, if anything."""
 
-    def __init__(self, session: "Session", plan: "Plan") -> None:
+    def __init__(self, session: "Session", config: "LoopConfig") -> None:
         self._session = session
-        self._plan = plan
+        self._config = config
         self._seen = sum(e.status is not None for e in session.history)
-        self._wanted = {one.partition("=")[0] for one in plan.notify_on}
-        self._crashes = crashes_of(plan.notify_on)
+        self._wanted = {one.partition("=")[0] for one in config.notify_on}
+        self._crashes = config.crashes
         self._told: set[bool] = set()  # whether it was said that it is slow, and that it failed
         self._texts: deque[tuple[str, str]] = deque(maxlen=WAITING)
         self._changed = threading.Condition()  # guards the texts, and when it was closed
         self._closed: float | None = None
         self._thread = threading.Thread(target=self._work, name="notify", daemon=True)
-        if plan.notify:
+        if config.notify:
             self._thread.start()
 
     def decided(self) -> None:
@@ -136,7 +103,7 @@ class Teller:
 
     def tell(self, event: str, text: str) -> None:
         """Sends it, if it is wanted, some time soon."""
-        if self._plan.notify and event in self._wanted:
+        if self._config.notify and event in self._wanted:
             words = clean(f"autoresearch/{self._session.tag}: {text}", TEXT_LIMIT)
             with self._changed:
                 full = len(self._texts) == WAITING
@@ -161,7 +128,7 @@ class Teller:
     def _work(self) -> None:
         while (found := self._next()) is not None:
             try:
-                send(self._plan.notify, *found)
+                send(self._config.notify, *found)
             except Unsent as error:
                 self._say_once(str(error))
 

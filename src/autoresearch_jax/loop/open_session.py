@@ -1,4 +1,4 @@
-"""What a command holds while it trains or scores: the devices, a tag, and a look at both."""
+"""What a command opens to train or score: the devices and a tag, locked, and the session."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from autoresearch_jax.jobs import device_allocation, environment, scoring
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.local import Runner, Scorer
 from autoresearch_jax.jobs.training import Limits
-from autoresearch_jax.loop import settings
+from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records import tags
 from autoresearch_jax.repo.workspace import Workspace
@@ -23,48 +23,27 @@ from autoresearch_jax.system.interrupts import Interrupts
 
 
 @dataclass(frozen=True)
-class Setup:
-    """How a command that trains is set up; tests replace what looks at the machine."""
+class Tools:
+    """What a command works with that is not configuration; tests replace it."""
 
     view: View
-    tag: str | None = None  # None: the newest that fits, else a new one
-    isolation: str = "auto"  # of isolation.LEVELS, or the strongest that works
-    required: str | None = None  # the weakest isolation that will do
-    limits: Limits = field(default_factory=Limits)  # of a baseline
     examine: Callable[..., Environment] = environment.examine
     scorer: Scorer = scoring.score
-    max_memory_gb: float | None = None  # GiB of a device; None: as program.md says, else all of it
-    policy: str | None = None  # of evidence.POLICIES; None: as program.md says, else strict
-    workers: int | None = None  # trainings at a time; None: as program.md says, else one
-    ray: str | None = None  # the address of a cluster that trains, or "auto"; None: this machine
-
-    def memory_limit(self, workspace: Workspace) -> float | None:
-        """GiB of a device that a training may use. Raises UserError."""
-        return self.max_memory_gb or settings.of(workspace).max_memory_gb
-
-    def workers_of(self, workspace: Workspace) -> int:
-        """How many trainings run at a time, each on devices of its own. Raises UserError."""
-        return self.workers or settings.of(workspace).workers or 1
-
-    def keeping(self, workspace: Workspace) -> tuple[str, bool]:
-        """The policy, and whether less code counts. Raises UserError."""
-        found = settings.of(workspace)
-        return self.policy or found.policy or "strict", bool(found.less_code)
+    limits: Limits = field(default_factory=Limits)  # of a baseline
 
 
 @contextmanager
-def held(
-    workspace: Workspace, setup: Setup, what: str, *, begun: bool = False
+def open_session(
+    workspace: Workspace, config: LoopConfig, tools: Tools, what: str, *, begun: bool = False
 ) -> Iterator[tuple[Session, str]]:
-    """A session of the right tag, and why it is that tag; the devices and the tag are held.
+    """A session of the right tag, and why it is that tag; both it and the devices are locked.
 
     Raises UserError, also where `begun` asks for a tag that has run and there is none.
     """
-    max_memory_gb, keeping = setup.memory_limit(workspace), setup.keeping(workspace)
-    hold = device_held if setup.ray is None else cluster_held
-    with hold(workspace, setup, what) as (view, interrupts, found, device_locks, runners):
+    devices = open_devices if config.ray is None else open_cluster
+    with devices(workspace, config, tools, what) as (view, interrupts, found, fds, runners):
         workspace.head()  # a repository without a commit is refused before anything is written
-        chosen, new, why = tags.choose(workspace, setup.tag, found.fingerprint)
+        chosen, new, why = tags.choose(workspace, config.tag, found.fingerprint)
         if new and begun:
             raise UserError(
                 f"nothing was measured here in the present environment ({why}). Name a tag with "
@@ -73,14 +52,13 @@ def held(
         session = Session(
             workspace,
             chosen,
+            config=config,
             environment=found,
             view=view,
             stop=interrupts,
-            limits=setup.limits,
-            scorer=setup.scorer,
-            max_memory_gb=max_memory_gb,
-            keeping=keeping,
-            device_locks=device_locks,
+            limits=tools.limits,
+            scorer=tools.scorer,
+            device_locks=fds,
             runners=runners,
         )
         try:
@@ -90,7 +68,7 @@ def held(
 
 
 class Devices(NamedTuple):
-    """What trains, and is held: the machine's devices, or workers of a cluster."""
+    """What trains: this machine's devices, locked, or the workers of a cluster."""
 
     view: View
     interrupts: Interrupts
@@ -100,15 +78,17 @@ class Devices(NamedTuple):
 
 
 @contextmanager
-def device_held(workspace: Workspace, setup: Setup, what: str) -> Iterator[Devices]:
-    """The machine's devices are this process's, and have been looked at. Raises UserError."""
-    view = SteadyView(setup.view)
+def open_devices(
+    workspace: Workspace, config: LoopConfig, tools: Tools, what: str
+) -> Iterator[Devices]:
+    """Locks and examines this machine's devices. Raises UserError."""
+    view = SteadyView(tools.view)
     with disk_errors(), Interrupts(view) as interrupts, ExitStack() as stack:
-        if setup.tag is not None:
-            tags.refuse_held(workspace, setup.tag)  # before the slow look at the accelerator
+        if config.tag is not None:
+            tags.refuse_held(workspace, config.tag)  # before the slow look at the accelerator
         what = f"autoresearch-jax {what} in {workspace.root}"
         names = hardware.device_names()
-        parts = device_allocation.split(setup.workers_of(workspace), names)
+        parts = device_allocation.split(config.workers, names)
         handles = tuple(locks.devices(names, what, view))
         for handle in handles:
             stack.callback(os.close, handle)
@@ -116,11 +96,11 @@ def device_held(workspace: Workspace, setup: Setup, what: str) -> Iterator[Devic
         try:
             first = parts[0]
             examine = (
-                partial(setup.examine, overrides=first.variables)
+                partial(tools.examine, overrides=first.variables)
                 if first.variables
-                else setup.examine
+                else tools.examine
             )
-            found = examine(workspace, setup.isolation, setup.required)
+            found = examine(workspace, config.isolation, config.require_isolation)
             found = replace(found, fingerprint={**found.fingerprint, **first.fingerprint})
         except UserError:
             if not interrupts.stopping():  # a terminal's Ctrl-C ends the look at the accelerator
@@ -134,28 +114,33 @@ def device_held(workspace: Workspace, setup: Setup, what: str) -> Iterator[Devic
 
 
 @contextmanager
-def cluster_held(workspace: Workspace, setup: Setup, what: str) -> Iterator[Devices]:
-    """Workers of a Ray cluster, whose machines have been looked at. Raises UserError.
+def open_cluster(
+    workspace: Workspace, config: LoopConfig, tools: Tools, what: str
+) -> Iterator[Devices]:
+    """Connects to a Ray cluster and examines its machines. Raises UserError.
 
-    Each of them holds its devices while it trains. Here agents run, in the box that works here.
+    Each worker locks its devices while it trains. Agents run here, in this machine's sandbox.
     """
     from autoresearch_jax.jobs.ray import executor as cluster
 
-    assert setup.ray is not None
-    view, workers = SteadyView(setup.view), setup.workers_of(workspace)
+    assert config.ray is not None
+    view, workers = SteadyView(tools.view), config.workers
     with disk_errors(), Interrupts(view) as interrupts, ExitStack() as stack:
-        if setup.tag is not None:
-            tags.refuse_held(workspace, setup.tag)
+        if config.tag is not None:
+            tags.refuse_held(workspace, config.tag)
         view.live("looking at the data and the cluster")
         connection = cluster.Cluster(
-            setup.ray, workspace.home / "cluster" / "driver.log", interrupts.stopping
+            config.ray, workspace.home / "cluster" / "driver.log", interrupts.stopping
         )
         stack.callback(connection.close)
         given = cluster.resources(connection.machines, workers)
-        here = setup.examine(
-            workspace, setup.isolation, setup.required, overrides={"JAX_PLATFORMS": "cpu"}
+        here = tools.examine(
+            workspace,
+            config.isolation,
+            config.require_isolation,
+            overrides={"JAX_PLATFORMS": "cpu"},
         )
-        job = cluster.asked(workspace, given, here, setup.isolation, setup.required)
+        job = cluster.asked(workspace, given, here, config.isolation, config.require_isolation)
         job, there = cluster.look(connection, job, view, interrupts)
         found = replace(there, data=here.data, level=here.level, target=None)
         if here.warning:

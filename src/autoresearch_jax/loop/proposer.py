@@ -37,7 +37,7 @@ from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs import logs
 from autoresearch_jax.jobs.compile_check import Verdict
 from autoresearch_jax.loop import proposal_queue
-from autoresearch_jax.loop.plan import Plan
+from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.proposal_queue import Draft
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records import costs
@@ -93,18 +93,18 @@ class Desk:
         self,
         session: Session,
         agent: Agent,
-        plan: Plan,
+        config: LoopConfig,
         paused: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`paused` is told when the agent is not asked for a while, once until it answers."""
         self.session = session
         self.agent = agent
-        self.plan = plan
+        self.config = config
         self._paused = paused
         self._so_far = costs.ThisLoop()
         self._drafts = proposal_queue.Waiting()
         self._line = Line()
-        self._tpe = make_agent("tpe") if plan.fallback and agent.name != "tpe" else None
+        self._tpe = make_agent("tpe") if config.fallback and agent.name != "tpe" else None
         self._barren = ""  # the commit around which tpe found nothing
         self._filling = threading.Lock()  # held while tpe proposes in the agent's place
         self._budget_s = time_budget(session.workspace.root)
@@ -151,10 +151,10 @@ class Desk:
 
         With `before` trainings that come first, and `ready` proposals that nobody has begun.
         """
-        runs = 1 + before + 2 * self.plan.audit  # which comes when all is done
+        runs = 1 + before + 2 * self.config.audit  # which comes when all is done
         spent = self._spent()
         spent = dataclasses.replace(spent, experiments=spent.experiments + ready)
-        limit = self.plan.over(spent, runs * self._budget_s)
+        limit = self.config.over(spent, runs * self._budget_s)
         if before:
             return limit  # what waits, or is thought about, does not call for more
         waiting = self._waiting()
@@ -172,7 +172,7 @@ class Desk:
         """
         gated = self.session.environment.target is not None
         slow = self.agent.slow and time.time() >= self._line.until  # else it is tpe's turn
-        if not self.plan.lookahead or not (slow or gated):
+        if not self.config.lookahead or not (slow or gated):
             return
         while True:
             waiting = self._waiting()
@@ -230,7 +230,7 @@ class Desk:
     def _mend(self, e: Experiment) -> bool:
         session, agent = self.session, self.agent
         theirs = e.ask is not None and e.agent != "tpe"
-        wanted = agent.repairs and theirs and e.base and e.repairs < self.plan.repairs
+        wanted = agent.repairs and theirs and e.base and e.repairs < self.config.repairs
         if not wanted or e.refused or session.interrupts.stopping() or self._no_room_for(e):
             return False
         if time.time() < self._line.until or self._late is not None:
@@ -294,7 +294,7 @@ class Desk:
         """The limit that forbids to train an experiment, which has begun, once more."""
         spent = self._spent()
         spent = dataclasses.replace(spent, experiments=0, usd=0.0 if paid else spent.usd)
-        return dataclasses.replace(self.plan, max=None).over(spent, self._budget_s)
+        return self.config.model_copy(update={"max": None}).over(spent, self._budget_s)
 
     # --------------------------------------------------------------------------- waiting
 
@@ -428,7 +428,7 @@ class Desk:
     def _broke(self) -> bool:
         """Whether the dollars are used up."""
         spent = self._spent()
-        return self.plan.max_usd is not None and spent.usd >= self.plan.max_usd
+        return self.config.max_usd is not None and spent.usd >= self.config.max_usd
 
     def _wait(self, until: float) -> None:
         """Waits until a time. Raises AgentError if told to stop."""
@@ -451,7 +451,7 @@ class Desk:
         session = self.session
         best = self._base()
         place = "spare" if agent is self._tpe else place
-        tries = self.plan.repairs if agent.repairs else TRIES
+        tries = self.config.repairs if agent.repairs else TRIES
         unfit: list[tuple[str, str]] = []
         while True:
             ask = next(self._asks)
@@ -507,7 +507,8 @@ class Desk:
             finally:
                 dropped = session.ratchet.others_changed(base, context.worktree)
                 session.ratchet.forget(base, context.worktree)
-            if self.plan.max_usd is not None and agent.slow and agent.priced and usage.usd is None:
+            unpriced = agent.slow and agent.priced and usage.usd is None
+            if self.config.max_usd is not None and unpriced:
                 session.view.say(f"     {name} did not say what that cost: --max-usd misses it")
             if dropped:
                 names = clean(", ".join(dropped))
@@ -573,21 +574,21 @@ class Desk:
         session = self.session
         path = session.workspace.root / "program.md"
         environment = session.environment
-        limits = [g for g in (environment.memory_gib, session.max_memory_gb) if g is not None]
+        limits = [g for g in (environment.memory_gib, self.config.max_memory_gb) if g is not None]
         device = environment.fingerprint
-        left = self.plan.left(self._spent())
+        left = self.config.left(self._spent())
         return Brief(
             program=path.read_text(errors="replace") if path.is_file() else "",
             history=tuple(session.history),
             best=best,
             best_source=session.ratchet.show(best.commit),
             budget_s=self._budget_s,
-            desc=self.plan.desc,
+            desc=self.config.desc,
             device=f"{device.get('device count', 1)} x {device.get('device', 'unknown')}",
             memory_gib=min(limits, default=None),
             seconds_left=left["seconds"],
             usd_left=left["usd"],
-            experiments_left=None if self.plan.max is None else int(left["experiments"] or 0),
+            experiments_left=None if self.config.max is None else int(left["experiments"] or 0),
             rejected=tuple(rejected),
             waiting=[one.description for one in self._waiting()],
             others=max(0, sum(not one.done() for one in list(self._thinking.values())) - 1),
@@ -603,14 +604,14 @@ class Desk:
         return Context(
             worktree=worktree,
             n=n,
-            seed=self.plan.seed,
+            seed=self.config.seed,
             history=tuple(session.history),
             source_of=session.ratchet.show,
             base=next((e for e in session.history if e.commit == base), None),
             prompt="",
             prompt_path=prompt_path,
             run_dir=folder,
-            search=self.plan.search,
+            search=self.config.search,
             committed=lambda: session.ratchet.message_since(base, worktree),
             abandoned=self._gives_up,
             keep_fds=session.keep_fds,

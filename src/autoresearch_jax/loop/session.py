@@ -22,6 +22,7 @@ from autoresearch_jax.jobs import logs, scoring, training
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.local import SEED, Runner, Scorer
 from autoresearch_jax.loop import policy, proposal_queue, statistics
+from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.worker import Worker
 from autoresearch_jax.loop.worker_pool import Crew
 from autoresearch_jax.records import results_tsv
@@ -51,22 +52,21 @@ class Session:
         workspace: Workspace,
         tag: str,
         *,
+        config: LoopConfig,
         environment: Environment,
         view: View,
         stop: Interrupts,
         limits: training.Limits,
         scorer: Scorer = scoring.score,
-        max_memory_gb: float | None = None,
-        keeping: tuple[str, bool] = ("strict", False),
         device_locks: tuple[int, ...] = (),
         runners: Sequence[Callable[..., Runner]] = (Runner,),
     ) -> None:
         """Takes the tag. Raises UserError if its branch is checked out or another holds it.
 
-        `limits` are the baseline's; candidates get theirs from what the baseline took. `keeping` is
-        the policy's name, and whether less code counts. There is a worker for each of `runners`.
+        `limits` are the baseline's; candidates get theirs from what the baseline took. There is a
+        worker for each of `runners`.
         """
-        self.policy_name, self.less_code = keeping
+        self.config = config
         self.workspace = workspace
         self.tag = tag
         self.view = view
@@ -76,7 +76,6 @@ class Session:
         self.private = workspace.private_dir(tag)
         self.limits = limits
         self._scorer = scorer
-        self.max_memory_gb = max_memory_gb
         self._refuse_checked_out()
         self.lock = lock_tag(workspace.state_dir(tag) / "lock", tag, view)
         self.keep_fds = (self.lock, *device_locks)  # they outlive this process in what it started
@@ -102,7 +101,7 @@ class Session:
             view=board.place(at),
             stop=self.interrupts.abandoned,
             scorer=self._scorer,
-            max_memory_gb=self.max_memory_gb,
+            max_memory_gb=self.config.max_memory_gb,
             keep_fds=self.keep_fds,
             trusted_cache=self.private / "baseline-cache",
         )
@@ -362,7 +361,7 @@ class Session:
             return "discard" if best else "crash", too_much, ""
         if best is None:
             return "keep", "", ""
-        rule = statistics.rule(self.policy_name, self.noise, self.less_code)
+        rule = statistics.rule(self.config.policy, self.noise, self.config.less_code)
         if e.base != best.commit:
             return self._decision_behind(e, best, rule)
         verdict = policy.ask(rule, self._as_measured(e))
@@ -430,7 +429,7 @@ class Session:
 
     def _lines(self, e: Experiment) -> int | None:
         """Lines of an experiment's code, where less of it counts."""
-        return syntax.code_lines(self.ratchet.blob(e.commit)) if self.less_code else None
+        return syntax.code_lines(self.ratchet.blob(e.commit)) if self.config.less_code else None
 
     @property
     def noise(self) -> policy.Noise | None:
@@ -505,7 +504,7 @@ class Session:
 
     def _too_much_memory(self, e: Experiment) -> str:
         """What is said of an experiment that used more memory than it may, else ""."""
-        most = self.max_memory_gb
+        most = self.config.max_memory_gb
         if most is None or e.memory_gb is None or e.memory_gb <= most:
             return ""
         return f"it used {e.memory_gb:.2f} GiB of a device, and may use {most:g}"

@@ -21,7 +21,6 @@ from autoresearch_jax.loop import policy
 from autoresearch_jax.loop.policy import Audit, Confirm, Measured, Noise, Policy, Strict
 from autoresearch_jax.records.experiment import Experiment, Record
 
-POLICIES = ("strict", "confirm")
 NOISE_RUNS = 5  # of the baseline, by which a loop learns the noise that it needs
 AUDIT_RUNS = 3  # of baseline and best each, at the end of a loop that confirms
 

@@ -1,0 +1,62 @@
+"""Options whose name, type and help come from the settings of `loop/config.py`.
+
+They are made when a command is parsed or explained, not before: `autoresearch-jax --help` imports
+neither pydantic nor the settings.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+
+
+class Setting(click.ParamType):
+    """The value of a setting, under the same rules as in program.md."""
+
+    def __init__(self, field: str) -> None:
+        self.name = self.field = field
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from autoresearch_jax.loop import config
+
+        if not isinstance(value, str):
+            return value
+        try:
+            return config.parse(self.field, value)
+        except ValueError as error:
+            self.fail(f"{value!r} {error}.", param, ctx)
+
+
+class Configured(click.Command):
+    """A command that takes some of the settings as options, after its own."""
+
+    def __init__(self, *arguments: Any, settings: Sequence[str] = (), **others: Any) -> None:
+        super().__init__(*arguments, **others)
+        self._names = settings
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        *own, helping = super().get_params(ctx)
+        return [*own, *self._settings, helping]
+
+    @functools.cached_property
+    def _settings(self) -> list[click.Parameter]:
+        return [_option(name) for name in self._names]
+
+
+def _option(name: str) -> click.Option:
+    from autoresearch_jax.loop.config import LoopConfig
+
+    field = LoopConfig.model_fields[name]
+    extra: Any = field.json_schema_extra
+    flag, kind = f"--{name.replace('_', '-')}", field.annotation
+    choice = next((one for one in (kind, *get_args(kind)) if get_origin(one) is Literal), None)
+    options: dict[str, Any] = {"type": Setting(name), "metavar": extra["metavar"] or None}
+    if kind is bool:
+        flag, options = f"{flag}/--no-{flag[2:]}", {}
+    elif choice is not None:
+        options = {"type": click.Choice(get_args(choice))}
+    elif kind == tuple[Path, ...]:
+        options |= {"multiple": True, "type": click.Path(path_type=Path)}
+    return click.Option([flag], help=field.description, default=None, **options)

@@ -1,0 +1,34 @@
+"""What pydantic found wrong, as messages for a person."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from autoresearch_jax.common.text import did_you_mean
+
+
+def first_fault(error: ValidationError, at: Sequence[str] = ()) -> str:
+    """The first fault, as what follows a file's name: `sets max to -1, and it should be ...`.
+
+    `at` is where in the file the value stands that was checked, such as ("agents", "mine").
+    """
+    fault = error.errors(include_url=False)[0]
+    if not fault["loc"]:  # a rule about several settings, in its own words
+        return rule(error)
+    where = ".".join(str(part) for part in (*at, *fault["loc"]) if part != "[key]")
+    return f"sets {where} to {fault['input']!r:.200}, and it {rule(error)}"
+
+
+def rule(error: ValidationError) -> str:
+    """The rule that the first fault broke, such as `should be greater than 0`."""
+    fault = error.errors(include_url=False)[0]
+    raised: Any = fault.get("ctx", {}).get("error")
+    return str(raised) if raised else fault["msg"].removeprefix("Input ")
+
+
+def unknown(name: object, known: Iterable[str], what: str) -> str:
+    """That nothing has this name, and which name may be meant."""
+    known = list(known)
+    meant = did_you_mean(str(name), known) or f". There are: {', '.join(known)}"
+    return f"{name!r}, which is not {what}{meant}"

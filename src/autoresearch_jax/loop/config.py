@@ -1,0 +1,287 @@
+"""What a loop is asked to do: one frozen object, resolved once from flags and program.md.
+
+The front matter of program.md sets defaults for a workspace; a flag of the command overrides them:
+
+---
+agent: claude
+max_hours: 8
+max_usd: 20
+search:
+  MATRIX_LR: [0.01, 0.1]
+---
+
+A setting is described once, as a field here. Its flag, if a command has one, takes its name, its
+type and its help from the field (`cli/options.py`).
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from autoresearch_jax.agents import client, search_space
+from autoresearch_jax.common import front_matter, validation
+from autoresearch_jax.loop.statistics import AUDIT_RUNS
+from autoresearch_jax.records.costs import Spent
+
+EVENTS = ("best", "crashes", "done", "paused")
+CRASHES = re.compile("crashes=([1-9][0-9]{0,8})")
+
+
+def _text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("should be a name or a command")
+    return value
+
+
+def _runs(value: int) -> int:
+    if value == 1:
+        raise ValueError("should be 0, or 2 or more: one run says nothing about noise")
+    return value
+
+
+def _recipient(text: str) -> str:
+    """A web address or a command."""
+    text = text.strip()
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+    if not text or (scheme and scheme[1].lower() not in ("http", "https")):
+        raise ValueError("should be an http or https address, or a command")
+    if scheme and (not urlsplit(text).hostname or not text.isascii() or not text.isprintable()):
+        raise ValueError("should have a host, and only plain characters")
+    if scheme and " " in text:
+        raise ValueError("should be one address")
+    return text
+
+
+def _events(value: object) -> object:
+    """The events of a comma-separated list."""
+    if isinstance(value, tuple):
+        return value
+    listed = value.split(",") if isinstance(value, str) else []
+    found = tuple(name.strip() for name in listed if name.strip())
+    if not found or not all(one in EVENTS or CRASHES.fullmatch(one) for one in found):
+        raise ValueError(
+            f"should list some of {','.join(EVENTS)}; crashes=5 means 5 in a row, any number from 1"
+        )
+    if sum(one.startswith("crashes") for one in found) > 1:
+        raise ValueError("should have crashes once")
+    return found
+
+
+Text = Annotated[str, AfterValidator(_text)]
+Whole = Annotated[int, Field(ge=0, lt=1 << 31)]
+Positive = Annotated[float, Field(gt=0, lt=1e15)]
+Isolation = Literal["bwrap", "landlock", "none"]
+
+
+def _setting(words: str, metavar: str = "", *, flag_only: bool = False, **field: Any) -> Any:
+    """A field: the help of its flag, what stands for its value there, and pydantic's arguments."""
+    if "default_factory" not in field:
+        field.setdefault("default", None)
+    extra: Any = {"metavar": metavar, "flag_only": flag_only}
+    return Field(description=words, json_schema_extra=extra, **field)
+
+
+_flag = functools.partial(_setting, flag_only=True)  # one that program.md cannot set
+
+
+class LoopConfig(BaseModel):
+    """The settings of a loop, and of every other command that trains. None: no limit, or unset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    agent: Text = _setting(
+        "The agent that proposes: tpe (built in), claude, codex, gemini, opencode, hybrid, or any "
+        "shell command that edits train.py; NAME:MODEL picks a model.  [default: tpe]",
+        "NAME-OR-COMMAND",
+        default="tpe",
+    )
+    max: Whole | None = _setting(
+        "Experiments to add; a baseline is extra.  [default: until stopped]", "N"
+    )
+    max_hours: Positive | None = _setting("Start no experiment that would end later.", "H")
+    max_usd: Positive | None = _setting("Stop once the agent's answers have cost this much.", "D")
+    max_memory_gb: Positive | None = _setting(
+        "GiB of a device's memory that a training may use.  [default: all of it]", "GB"
+    )
+    repairs: Whole = _setting(
+        "How often the agent may repair a crash before it is recorded.  [default: 1]",
+        "K",
+        default=1,
+    )
+    lookahead: bool = _setting(
+        "Whether the agent thinks about the next experiment during a training.  [default: yes]",
+        default=True,
+    )
+    fallback: bool = _setting(
+        "Whether tpe proposes while the agent does not answer.  [default: yes]", default=True
+    )
+    policy: Literal["strict", "confirm"] = _setting(
+        "What is kept: a lower score, or what is still better when measured again.  "
+        "[default: strict]",
+        default="strict",
+    )
+    less_code: bool = _setting(
+        "Whether an equal score with less code is kept (policy: confirm).", default=False
+    )
+    audit: Annotated[Whole, AfterValidator(_runs)] = _setting(
+        "At the end, train baseline and best K more times each, and report the gain with its "
+        "interval.  [default: 3 with confirm, else 0]",
+        "K",
+        default_factory=lambda found: AUDIT_RUNS if found.get("policy") == "confirm" else 0,
+    )
+    workers: Annotated[Whole, Field(ge=1)] = _setting(
+        "Trainings at a time, each on its own devices.  [default: 1]", "N", default=1
+    )
+    notify: Annotated[str, AfterValidator(_recipient)] = _setting(
+        'Where to send events: a web address gets a POST of {"text": ...}, a shell command gets '
+        "the text on standard input and as $AUTORESEARCH_TEXT.",
+        "COMMAND-OR-URL",
+        default="",
+        repr=False,  # an address is as good as a key
+    )
+    notify_on: Annotated[tuple[str, ...], BeforeValidator(_events)] = _setting(
+        "The events to send: best, crashes (3 in a row; crashes=5: 5), done, paused.  "
+        "[default: all]",
+        "EVENTS",
+        default=EVENTS,
+    )
+    search: dict[str, Any] = _setting(
+        "Ranges of the constants that a search may change.", default_factory=dict
+    )
+    agents: dict[str, Any] = _setting(
+        "Agent clients besides the built-in ones, by name.", default_factory=dict
+    )
+
+    tag: str | None = _flag(
+        "Work on branch autoresearch/TAG.  [default: the newest that fits, else a new one]", "TAG"
+    )
+    ray: str | None = _flag(
+        "Train on the machines of the Ray cluster at ADDRESS; auto: the cluster that this machine "
+        "belongs to.",
+        "ADDRESS",
+    )
+    desc: str = _flag("What this session is after.", "TEXT", default="")
+    seed: int = _flag("Seed of the search.  [default: 0]", "N", default=0)
+    agent_writes: tuple[Path, ...] = _flag(
+        "A path that the agent may write to, besides its copy of the workspace; may be repeated.",
+        "PATH",
+        default=(),
+    )
+    isolation: Literal["auto", Isolation] = _flag(
+        "The sandbox of train.py and of agents.  [default: auto, the strongest that works]",
+        default="auto",
+    )
+    require_isolation: Isolation | None = _flag("Refuse to run with a weaker sandbox.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        search_space.check(self.search)
+        for name, described in self.agents.items():
+            client.parse(name, described)
+        return self
+
+    @property
+    def crashes(self) -> int:
+        """How many crashes in a row make an event."""
+        return next((int(found[1]) for one in self.notify_on if (found := CRASHES.match(one))), 3)
+
+    @property
+    def limits(self) -> dict[str, float | None]:
+        """The limits, as the record of a session has them."""
+        return {"max": self.max, "max_hours": self.max_hours, "max_usd": self.max_usd}
+
+    def recorded(self) -> dict[str, Any]:
+        """What the record of a loop's session holds of it, the agent aside."""
+        chosen = {"desc": self.desc, "seed": self.seed, "policy": self.policy}
+        return {**chosen, **self.limits}
+
+    def over(self, spent: Spent, next_s: float = 0.0) -> str:
+        """The name of a limit that forbids one more experiment of `next_s` seconds; "" if none."""
+        if self.max is not None and spent.experiments >= self.max:
+            return "max"
+        if self.max_hours is not None and spent.loop_s + next_s > 3600 * self.max_hours:
+            return "max-hours"
+        if self.max_usd is not None and spent.usd >= self.max_usd:
+            return "max-usd"
+        return ""
+
+    def left(self, spent: Spent) -> dict[str, float | None]:
+        """What is left of the seconds, the dollars and the experiments; None: without limit."""
+        return {
+            "seconds": self.max_hours and max(0.0, 3600 * self.max_hours - spent.loop_s),
+            "usd": self.max_usd and max(0.0, self.max_usd - spent.usd),
+            "experiments": None if self.max is None else max(0, self.max - spent.experiments),
+        }
+
+
+# What program.md may set.
+SETTINGS = tuple(
+    name
+    for name, field in LoopConfig.model_fields.items()
+    if isinstance(field.json_schema_extra, dict) and not field.json_schema_extra["flag_only"]
+)
+
+
+def resolve(root: Path, **flags: Any) -> LoopConfig:
+    """The configuration of a command in the workspace at `root`.
+
+    A flag that is None was not given. Raises UserError where program.md sets something wrong.
+    """
+    path = root / "program.md"
+    program = path.read_text(errors="replace") if path.is_file() else ""
+    return from_program(program, str(path), **flags)
+
+
+def from_program(program: str, place: str = "program.md", **flags: Any) -> LoopConfig:
+    """The same from the text of a program; `place` is where it lies, for messages."""
+    with front_matter.refusing(place):
+        found = _settings(program)
+        try:
+            LoopConfig(**found)
+        except ValidationError as error:
+            raise ValueError(validation.first_fault(error)) from None
+    return LoopConfig(**{**found, **{k: v for k, v in flags.items() if v is not None}})
+
+
+def _settings(program: str) -> Mapping[str, Any]:
+    """What the front matter sets. Raises ValueError."""
+    found = front_matter.load(program)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ValueError(f"is {found!r}, and should be lines such as max_memory_gb: 40")
+    for name in found:
+        if name not in SETTINGS:
+            raise ValueError(f"sets {validation.unknown(name, SETTINGS, 'a setting')}")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def parse(name: str, text: str) -> Any:
+    """The value of a setting from the text after its flag. Raises ValueError: the rule it broke."""
+    try:
+        return _adapter(name).validate_python(text, strict=False)
+    except ValidationError as error:
+        raise ValueError(validation.rule(error)) from None
+
+
+@functools.cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    field = LoopConfig.model_fields[name]
+    kind: Any = field.annotation
+    for one in field.metadata:
+        kind = Annotated[kind, one]
+    return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
