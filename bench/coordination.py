@@ -38,9 +38,9 @@ from autoresearch_jax.common import (
     protocol,
 )
 from autoresearch_jax.jobs.environment import Environment
-from autoresearch_jax.jobs.local import Runner
-from autoresearch_jax.jobs.scoring import Score
-from autoresearch_jax.jobs.training import Limits, TrainResult
+from autoresearch_jax.jobs.executor import Context
+from autoresearch_jax.jobs.job import Limits, Score, ScoreJob, TrainJob, TrainResult
+from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.proposer import Desk
 from autoresearch_jax.loop.scheduler import Coordinator
@@ -79,22 +79,23 @@ class Idea(Agent):
         return Proposal(f"{name} {value}")
 
 
-class Simulated(Runner):
+class Simulated(LocalExecutor):
     """Trains and scores nothing."""
 
-    def __init__(self, *arguments, seconds: float, seed: int, **options) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, context: Context, *, seconds: float, seed: int) -> None:
+        super().__init__(context)
         self.seconds, self.seed = seconds, seed
 
-    def train(self, folder: Path, *, artifacts: Path, log: Path, **_) -> TrainResult:
+    def train(self, job: TrainJob, *_) -> TrainResult:
+        artifacts = job.artifacts
         time.sleep(self.seconds)
         artifacts.mkdir(parents=True, exist_ok=True)
         for name in (protocol.EXPORTED, protocol.STOPPED):
             (artifacts / name).touch()
         (artifacts / protocol.SUMMARY).write_text(json.dumps(METRICS))
-        (artifacts / "score").write_text(str(self.score_of((folder / "train.py").read_text())))
-        log.write_text("simulated\n")
-        return TrainResult("ok", "", dict(METRICS), log)
+        (artifacts / "score").write_text(str(self.score_of((job.folder / "train.py").read_text())))
+        job.log.write_text("simulated\n")
+        return TrainResult("ok", "", dict(METRICS), job.log)
 
     def score_of(self, source: str) -> float:
         """Lower the nearer each number is to its best, and a little noise, the same each time."""
@@ -102,8 +103,8 @@ class Simulated(Runner):
         drawn = hashlib.sha256(f"{self.seed} {source}".encode()).digest()
         return 1 + 0.01 * far + random.Random(drawn).gauss(0, 0.002)
 
-    def score(self, frozen: Path, artifacts: Path, **_) -> Score:
-        value = float((artifacts / "score").read_text())
+    def score(self, job: ScoreJob) -> Score:
+        value = float((job.artifacts / "score").read_text())
         return Score("ok", "", {"val_bpb": value, "probe_noise": 0.0})
 
 
@@ -146,7 +147,7 @@ def measure(workers: int, count: int, seconds: float, seed: int) -> dict:
             view=view,
             stop=Interrupts(view),
             limits=Limits(),
-            runners=[partial(Simulated, seconds=seconds, seed=seed)] * workers,
+            executors=[partial(Simulated, seconds=seconds, seed=seed)] * workers,
         )
         desk = Desk(session, Idea(), config)
         try:

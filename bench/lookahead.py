@@ -27,7 +27,7 @@ from autoresearch_jax.commands import loop
 from autoresearch_jax.common import (
     protocol,
 )
-from autoresearch_jax.jobs.scoring import Score
+from autoresearch_jax.jobs.job import Score
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
@@ -72,7 +72,7 @@ class Falling:
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(self, frozen, artifacts, **_) -> Score:
+    def __call__(self, *_, **__) -> Score:
         score = 2.0 - self.count / 1000 if self.count % KEPT == 0 else 3.0
         self.count += 1
         return Score("ok", "", {"val_bpb": score, "probe_noise": 0.0})

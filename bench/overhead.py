@@ -32,7 +32,7 @@ from autoresearch_jax.agents import Agent, Proposal
 from autoresearch_jax.agents.tpe import Tpe
 from autoresearch_jax.commands import loop, setup
 from autoresearch_jax.common import literals, protocol
-from autoresearch_jax.jobs.scoring import Score
+from autoresearch_jax.jobs.job import Score
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import costs, journal
@@ -86,7 +86,7 @@ class Falling:
         self.count, self.gits = behind, gits
         self.marks: list[int] = []  # how often git had been started when it was asked
 
-    def __call__(self, frozen, artifacts, **_) -> Score:
+    def __call__(self, *_, **__) -> Score:
         score = score_of(self.count)
         self.count += 1
         self.marks.append(len(self.gits))

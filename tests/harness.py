@@ -7,7 +7,7 @@ from pathlib import Path
 from autoresearch_jax.agents import Agent, Proposal
 from autoresearch_jax.commands import loop
 from autoresearch_jax.jobs.environment import Environment
-from autoresearch_jax.jobs.scoring import Score
+from autoresearch_jax.jobs.job import Score
 from autoresearch_jax.loop.config import LoopConfig, resolve
 from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.repo.workspace import Workspace
@@ -103,10 +103,10 @@ class BySeries(Scripted):
         return Proposal(f"idea {context.n}")
 
 
-def written_score(frozen, artifacts, **options) -> Score:
+def written_score(job, *_, **__) -> Score:
     """In place of the scorer: the number that a train_py left."""
     try:
-        score = float((artifacts / "score").read_text())
+        score = float((job.artifacts / "score").read_text())
     except FileNotFoundError:
         return Score("refused", "missing: the training left no score", {})
     if not math.isfinite(score):

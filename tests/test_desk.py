@@ -17,7 +17,7 @@ from autoresearch_jax.commands import loop
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import compile_check
 from autoresearch_jax.jobs.environment import Environment
-from autoresearch_jax.jobs.local import Runner
+from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.loop import proposal_queue, proposer
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.records import costs, journal
@@ -293,7 +293,7 @@ def test_an_agent_that_thinks_is_ended_with_the_loop(workspace):
 
 
 class Gated:
-    """In place of the gate: refuses a train.py that says so, and compiles for no time."""
+    """In place of the compile check: refuses a train.py that says so, and compiles for no time."""
 
     def __init__(self, folder):
         text = (folder / "train.py").read_text()
@@ -303,7 +303,7 @@ class Gated:
         cost = {"peak_gib": 1.0, "compile_seconds": 0.1}
         return compile_check.Verdict(self.refusal, {} if self.refusal else cost)
 
-    def wait(self, **_):
+    def wait(self, events):
         return self.verdict()
 
     def refused(self):
@@ -320,13 +320,11 @@ def gated(monkeypatch):
     """An accelerator whose gate answers at once; returns what was looked at."""
     seen = []
 
-    def start(self, export, log, name="gate"):
-        folder = self._private / name
-        export(folder)
-        seen.append(name)
-        return Gated(folder)
+    def start(self, job):
+        seen.append(job.folder.name)
+        return Gated(job.folder)
 
-    monkeypatch.setattr(Runner, "gate", start)
+    monkeypatch.setattr(LocalExecutor, "compile", start)
     return seen
 
 

@@ -212,17 +212,17 @@ def test_verify_trains_again(workspace):
 
 
 def test_a_disturbed_training_is_repeated_once(workspace, monkeypatch):
-    from autoresearch_jax.jobs import training
+    from autoresearch_jax.jobs import interference
     from autoresearch_jax.loop import worker
 
     monkeypatch.setattr(worker, "LEAST_TRAINING_S", 0.0)
     told = []
 
-    def disturbed(self, *trusted):
-        told.append([bool(metrics) for metrics in trusted])
+    def disturbed(metrics, words, *trusted):
+        told.append([bool(one) for one in trusted])
         return "a miner took 30% of the device" if len(told) > 1 else ""
 
-    monkeypatch.setattr(training.TrainResult, "disturbed", disturbed)
+    monkeypatch.setattr(interference, "reason", disturbed)
     view = harness.Notes()
     loop(workspace, noisy(CLEAR), policy="strict", view=view)
     assert told == [[], [True, True]]  # the baseline has none to compare with
@@ -233,21 +233,21 @@ def test_a_disturbed_training_is_repeated_once(workspace, monkeypatch):
 
 
 def test_one_that_a_disturbance_made_too_long_is_repeated_once(workspace, monkeypatch):
-    from autoresearch_jax.jobs.local import Runner
+    from autoresearch_jax.jobs.local import LocalExecutor
     from autoresearch_jax.loop import worker
 
     monkeypatch.setattr(worker, "LEAST_TRAINING_S", 0.0)
-    train, trained = Runner.train, []
+    train, trained = LocalExecutor.train, []
 
-    def late(runner, folder, **options):
-        result = train(runner, folder, **options)
+    def late(executor, job, *events):
+        result = train(executor, job, *events)
         trained.append(result)
         crowded = {**result.metrics, "crowded_percent": 80.0}
         if len(trained) != 2:  # the baseline, and the second time
             return result
         return dataclasses.replace(result, outcome="timeout", reason="late", metrics=crowded)
 
-    monkeypatch.setattr(Runner, "train", late)
+    monkeypatch.setattr(LocalExecutor, "train", late)
     loop(workspace, noisy(CLEAR), policy="strict")
     (found,) = records(workspace, "disturbed")
     assert found["n"] == 1

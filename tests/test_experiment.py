@@ -7,8 +7,8 @@ import pytest
 
 from autoresearch_jax.commands import measure, verify
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.jobs import local, training
-from autoresearch_jax.jobs.scoring import Score
+from autoresearch_jax.jobs import local, logs
+from autoresearch_jax.jobs.job import Score
 from autoresearch_jax.loop import session, worker
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
@@ -39,13 +39,13 @@ class Scorer:
         self.answers = list(answers)
         self.asked = []
 
-    def __call__(self, frozen, artifacts, **options):
-        names = sorted(path.name for path in frozen.iterdir())
-        self.asked.append({"frozen": names, **options})
+    def __call__(self, job, *_, **__):
+        names = sorted(path.name for path in job.frozen.iterdir())
+        self.asked.append({"frozen": names, "split": job.split, "limits": job.limits})
         answer = self.answers.pop(0) if self.answers else None
         if isinstance(answer, BaseException):
             raise answer
-        return answer or written_score(frozen, artifacts)
+        return answer or written_score(job)
 
 
 # ------------------------------------------------------------------------------- the score
@@ -78,8 +78,8 @@ def test_a_candidates_limits_come_from_the_baseline(workspace):
     scorer = Scorer(baseline)
     run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t", scorer=scorer)
     first, second = scorer.asked
-    assert (first["limit_s"], first["tolerance"]) == (3600.0, 0.05)
-    assert (second["limit_s"], second["tolerance"]) == (80.0, 0.01)
+    assert (first["limits"].scoring_s, first["limits"].tolerance) == (3600.0, 0.05)
+    assert (second["limits"].scoring_s, second["limits"].tolerance) == (80.0, 0.01)
 
 
 def test_killed_between_training_and_score_it_is_scored_and_not_trained_again(workspace, tmp_path):
@@ -144,7 +144,7 @@ def test_parameters_of_the_baseline_and_the_last_kept_ones_stay(workspace, monke
 
 
 def test_a_long_log_keeps_its_head_and_tail(workspace, monkeypatch):
-    monkeypatch.setattr(training, "LOG_BYTES", 4096)
+    monkeypatch.setattr(logs, "LOG_BYTES", 4096)
     flood = train_py(0.9, "print('first')\nprint('x' * 100_000)")
     run_loop(workspace, Scripted(flood), 1, tag="t")
     log = (workspace.run_dir("t", 1) / "run.log").read_text()
@@ -283,7 +283,7 @@ def test_a_changed_installation_stops_the_loop(workspace, monkeypatch):
     def examine(*_):
         return loop_conditions(watched=True)
 
-    with pytest.raises(UserError, match=r"experiment 1.*changed what is installed: a and 1 more"):
+    with pytest.raises(UserError, match=r"experiment 1.*changed installed packages \(a and 1 more"):
         run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t", examine=examine)
 
 

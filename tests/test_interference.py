@@ -13,6 +13,8 @@ import pytest
 
 from autoresearch_jax.common import literals
 from autoresearch_jax.jobs import interference, training
+from autoresearch_jax.jobs.job import Events, TrainJob
+from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.kit.progress import lost_percent
 from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.system import supervisor
@@ -304,7 +306,7 @@ def test_where_nothing_can_be_seen_nothing_is_said():
 def train(tmp_path):
     """Runs a folder's train.py."""
 
-    def run(folder, home, budget_s, **options):
+    def run(folder, home, budget_s, monitor=None, **events):
         artifacts = tmp_path / "artifacts"
         artifacts.mkdir()
         box = isolation.Box(isolation.fresh(tmp_path / "scratch"))
@@ -312,13 +314,14 @@ def train(tmp_path):
             home, artifacts, tmp_path / "cache", seed="7", data=None
         )
         return training.train(
-            folder,
-            log=tmp_path / "run.log",
-            artifacts=artifacts,
-            budget_s=budget_s,
-            env=profiles.environment(os.environ, box) | own | {"JAX_PLATFORMS": "cpu"},
-            box=box,
-            **options,
+            TrainJob(folder, artifacts, tmp_path / "run.log", "a test", budget_s),
+            Launch(
+                "none",
+                box,
+                profiles.environment(os.environ, box) | own | {"JAX_PLATFORMS": "cpu"},
+            ),
+            Events(**events),
+            monitor=monitor,
         )
 
     return run
@@ -353,15 +356,17 @@ def test_a_training_is_watched_while_it_trains(train, tmp_path):
     folder = tmp_path / "train"
     folder.mkdir()
     (folder / "train.py").write_text(PHASES)
-    result = train(folder, tmp_path / "home", 20.0, watch=Recorded())
+    result = train(folder, tmp_path / "home", 20.0, monitor=Recorded())
     assert result.outcome == "ok"
     assert 5 < result.metrics["throttled_percent"] < 35  # of some 10; what it says does not count
     assert "crowded_percent" not in result.metrics
     assert result.metrics["lost_percent"] == 7.5
     assert result.words == {"throttled_percent": "watched"}
     lost = {"throttled_percent": 30.0}
-    assert result.disturbed(lost).startswith("the training lost 8%")
-    assert result.disturbed({**lost, "lost_percent": 3.0}) == ""
+    assert interference.reason(result.metrics, result.words, lost).startswith(
+        "the training lost 8%"
+    )
+    assert interference.reason(result.metrics, result.words, {**lost, "lost_percent": 3.0}) == ""
 
 
 def test_a_training_that_is_stopped_for_a_while_says_so(prepared, train, tmp_path):
@@ -389,7 +394,7 @@ def test_a_training_that_is_stopped_for_a_while_says_so(prepared, train, tmp_pat
     assert result.outcome == "ok", result.log.read_text()
     # 1.5 of 5 seconds, and what a busy machine adds.
     assert 10 < result.metrics["lost_percent"] < 90
-    assert result.disturbed(QUIET).startswith("the training lost ")
+    assert interference.reason(result.metrics, result.words, QUIET).startswith("the training lost ")
 
 
 def _is_training(pid):

@@ -18,7 +18,7 @@ from autoresearch_jax.commands import loop, measure
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs.environment import Environment
-from autoresearch_jax.jobs.training import Limits
+from autoresearch_jax.jobs.job import Limits
 from autoresearch_jax.loop import worker
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.session import Session
@@ -109,9 +109,9 @@ def test_an_experiment_costs_the_same_work_whatever_lies_behind_it(workspace, mo
         Replay, "_apply", lambda self, step: replayed.append(step) or apply(self, step)
     )
 
-    def score(frozen, artifacts, **options):
+    def score(job, *_, **__):
         counts.append((len(gits), len(replayed)))
-        return harness.written_score(frozen, artifacts, **options)
+        return harness.written_score(job)
 
     worse = [train_py(2.0 + n) for n in range(12)]
     run_loop(workspace, Scripted(*worse), len(worse), tag="t", scorer=score)
@@ -697,9 +697,9 @@ for name in {[str(path) for path in places]}:
     before = state(workspace.root), {path: path.read_bytes() for path in git_files}
     seen = []
 
-    def score(frozen, artifacts, **options):
-        seen.extend((frozen / name).read_text() for name in ("prepare.py", "constants.py"))
-        return harness.written_score(frozen, artifacts, **options)
+    def score(job, *_, **__):
+        seen.extend((job.frozen / name).read_text() for name in ("prepare.py", "constants.py"))
+        return harness.written_score(job)
 
     setup = harness.setup(level=level, scorer=score)
     result = measure.measure(workspace, *setup, log_path=workspace.root / "run.log")

@@ -20,9 +20,11 @@ import psutil
 import pytest
 
 from autoresearch_jax.commands import loop
-from autoresearch_jax.jobs import environment, scoring, training
-from autoresearch_jax.jobs.ray import executor
-from autoresearch_jax.jobs.ray.messages import Resources, Seen
+from autoresearch_jax.jobs import environment, scoring
+from autoresearch_jax.jobs.job import Limits
+from autoresearch_jax.jobs.ray import placement
+from autoresearch_jax.jobs.ray.cluster import Cluster as Connection
+from autoresearch_jax.jobs.ray.messages import Inspected, Resources
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.repo.workspace import Workspace
@@ -151,7 +153,7 @@ class Night:
                 examined["here"] = environment.examine(workspace, wanted, required, overrides)
             return examined["here"]
 
-        after = training.Limits.after
+        after = Limits.after
 
         def roomy(baseline, budget_s):  # the machine may be busy, and trainings wait here
             return dataclasses.replace(
@@ -160,7 +162,7 @@ class Night:
 
         self.ground = ground
         with ground.environment() as patch:
-            patch.setattr(training.Limits, "after", roomy)
+            patch.setattr(Limits, "after", roomy)
             self.workspace = Workspace.open(ground.root)
             self._before = max(1, len(self.history))  # the baseline comes first
             self.notes = lab.Watching(lambda: watch(self))
@@ -397,8 +399,8 @@ def test_more_workers_than_cores_are_refused(ground, whole, examined):
 def test_a_machine_that_has_refused_is_not_asked(ground, whole, examined, tmp_path):
     with ground.environment():
         here = examined.get("here") or environment.examine(ground.workspace)
-        found = executor.Cluster(whole.address, tmp_path / "driver.log")
-        job = executor.asked(ground.workspace, Resources("CPU", 1), here, "auto", None)
+        found = Connection(whole.address, tmp_path / "driver.log")
+        job = placement.requirements(ground.workspace, Resources("CPU", 1), here, "auto", None)
     nodes = [one.node for one in found.machines]
     assert len(nodes) == 2
     try:
@@ -406,13 +408,13 @@ def test_a_machine_that_has_refused_is_not_asked(ground, whole, examined, tmp_pa
         def seen(not_on, seconds):
             ends = time.monotonic() + seconds
             asked = {"num_cpus": 1, "not_on": not_on}
-            events = found.run("look", job, asked, lambda: time.monotonic() > ends)
-            return [one for one in events if isinstance(one, Seen)]
+            events = found.run("inspect", job, asked, lambda: time.monotonic() > ends)
+            return [one for one in events if isinstance(one, Inspected)]
 
         assert seen(nodes[:1], 120)
         assert seen(nodes[1:], 120)
         assert not seen(nodes, 5)
         found.has_refused(nodes[0])
-        assert [one.node for one in executor.fitting(found, job.resources)] == nodes[1:]
+        assert [one.node for one in placement.fitting(found, job.resources)] == nodes[1:]
     finally:
         found.close()

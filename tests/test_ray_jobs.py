@@ -1,10 +1,12 @@
 """What the coordinator and the machines of a cluster do, without Ray between them."""
 
+import dataclasses
 import io
 import json
 import os
 import tarfile
 import threading
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,28 +15,30 @@ from autoresearch_jax.common import paths, protocol
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs import environment
-from autoresearch_jax.jobs.ray import archive, executor, machine
+from autoresearch_jax.jobs.job import Limits, ScoreJob, TrainJob
+from autoresearch_jax.jobs.ray import archive, cluster, machine, placement
 from autoresearch_jax.jobs.ray.messages import (
-    Look,
+    Inspected,
     Machine,
     News,
-    Rate,
-    Rated,
+    Refused,
+    Requirements,
     Resources,
-    Seen,
-    Train,
+    Scored,
+    ScoreTask,
     Trained,
+    TrainTask,
 )
-from autoresearch_jax.jobs.training import Limits
 from autoresearch_jax.repo.workspace import FROZEN
 from autoresearch_jax.system import hardware, locks
 from tests import harness
 from tests.attacks import lab
 
 LIMITS = Limits(overrun_s=60.0)
+AWAY = Path("/nowhere")  # a path of the coordinator's, which the machine replaces
 
 
-# ---------------------------------------------------------------------------------- parcels
+# --------------------------------------------------------------------------------- archives
 
 
 def test_a_folder_travels_without_its_links(tmp_path):
@@ -101,29 +105,29 @@ V5E = {"CPU": 24.0, "TPU": 4.0, "accelerator_type:TPU-V5E": 1.0}
     ],
 )
 def test_each_worker_gets_the_most_that_all_can_have(found, workers, each):
-    assert executor.resources(machines(*found), workers) == each
+    assert placement.resources(machines(*found), workers) == each
 
 
 def test_too_few_devices_are_refused():
     with pytest.raises(UserError, match="--workers 9: each takes a GPU of its own, and the clust"):
-        executor.resources(machines(H100), 9)
+        placement.resources(machines(H100), 9)
     with pytest.raises(UserError, match="Try --workers 8"):
-        executor.resources(machines(H100), 9)
+        placement.resources(machines(H100), 9)
 
 
 def test_devices_of_several_kinds_are_refused():
     with pytest.raises(UserError, match="several kinds \\(A100, H100\\), and their scores do not"):
-        executor.resources(machines(H100, A100), 2)
+        placement.resources(machines(H100, A100), 2)
 
 
 def test_what_ray_is_asked_for():
-    assert executor._options(Resources("GPU", 2, "H100")) == {
+    assert placement.options(Resources("GPU", 2, "H100")) == {
         "num_cpus": 0,
         "num_gpus": 2,
         "accelerator_type": "H100",
     }
-    assert executor._options(Resources("TPU", 4, "TPU-V5E"))["resources"] == {"TPU": 4}
-    assert executor._options(Resources("CPU", 3)) == {"num_cpus": 3}
+    assert placement.options(Resources("TPU", 4, "TPU-V5E"))["resources"] == {"TPU": 4}
+    assert placement.options(Resources("CPU", 3)) == {"num_cpus": 3}
 
 
 # ------------------------------------------------------------------------------------ locks
@@ -156,8 +160,8 @@ def look(ground):
     """What a machine is asked, in the environment of the ground."""
     with ground.environment():
         data = manifest.load(ground.root)
-        machine._seen.clear()
-        yield Look(
+        machine._known.clear()
+        yield Requirements(
             Resources("CPU", 1),
             archive.pack_files({name: (ground.root / name).read_bytes() for name in FROZEN}),
             data.source,
@@ -169,13 +173,12 @@ def look(ground):
         )
 
 
-def train_job(look: Look, train_py: str, **options) -> Train:
-    options = {"scored": True, "cache": b"", "limits": LIMITS} | options
-
+def train_job(look: Requirements, train_py: str, scored: bool = True) -> TrainTask:
+    job = TrainJob(AWAY, AWAY, AWAY, "one", 1.0, LIMITS, scored_next=scored)
     with tarfile.open(fileobj=io.BytesIO(look.frozen)) as tar:
         frozen = {name: tar.extractfile(name).read() for name in FROZEN}
     folder = archive.pack_files({"train.py": train_py.encode(), **frozen})
-    return Train(look, folder, title="one", seed=42, budget_s=1.0, max_memory_gb=None, **options)
+    return TrainTask(look, job, folder, cache=b"", max_memory_gb=None)
 
 
 def test_a_machine_trains_and_scores(look, tmp_path):
@@ -188,8 +191,10 @@ def test_a_machine_trains_and_scores(look, tmp_path):
     archive.unpack(done.artifacts, tmp_path / "artifacts")
     assert (tmp_path / "artifacts" / protocol.EXPORTED).is_file()
     assert done.cache  # of the baseline
-    *_, again = machine.rate(Rate(look, done.artifacts, "val", "one", LIMITS))
-    assert isinstance(again, Rated)
+    *_, again = machine.score(
+        ScoreTask(look, ScoreJob(AWAY, AWAY, AWAY, "one", LIMITS), done.artifacts)
+    )
+    assert isinstance(again, Scored)
     assert again.score.metrics["val_bpb"] == done.score.metrics["val_bpb"]
     assert not list((paths.home() / "cluster").glob("task-*"))
 
@@ -215,41 +220,41 @@ def test_the_coordinator_s_earlier_trainings_are_hidden(look, ground):
 
 
 def test_a_machine_of_another_kind_is_refused(look):
-    (seen,) = [one for one in machine.look(look) if isinstance(one, Seen)]
+    (seen,) = [one for one in machine.inspect(look) if isinstance(one, Inspected)]
     pinned = dict(seen.environment.fingerprint)
     assert pinned["number of cores"] == 1
     for name, value in (("device", "NVIDIA H100"), ("JAX", "0.1"), ("number of cores", 2)):
         changed = tuple({**pinned, name: value}.items())
-        job = train_job(machine.dataclasses.replace(look, pinned=changed), lab.train_py())
-        with pytest.raises(machine.Refused, match=f"has {name} .*they would not compare"):
+        job = train_job(dataclasses.replace(look, fingerprint=changed), lab.train_py())
+        with pytest.raises(Refused, match=f"has {name} .*they would not compare"):
             list(machine.train(job))
 
 
 def test_data_is_prepared_on_first_use(look, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
-    (seen,) = [one for one in machine.look(look) if isinstance(one, Seen)]
+    (seen,) = [one for one in machine.inspect(look) if isinstance(one, Inspected)]
     assert seen.environment.data_fingerprint == look.data
     monkeypatch.setattr(machine, "_prepare", None)  # what it has looked at it knows
-    list(machine.look(look))
+    list(machine.inspect(look))
 
 
 def test_other_data_is_refused(look):
-    job = machine.dataclasses.replace(look, data="0" * 16)
-    with pytest.raises(machine.Refused, match=r"is not the coordinator's \(0000.*prepare.py"):
-        list(machine.look(job))
+    job = dataclasses.replace(look, data="0" * 16)
+    with pytest.raises(Refused, match=r"is not the coordinator's \(0000.*prepare.py"):
+        list(machine.inspect(job))
 
 
 def test_data_that_cannot_be_prepared_is_refused(look, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
-    job = machine.dataclasses.replace(look, source=str(tmp_path / "nowhere"))
-    with pytest.raises(machine.Refused, match="cannot prepare the data"):
-        list(machine.look(job))
+    job = dataclasses.replace(look, source=str(tmp_path / "nowhere"))
+    with pytest.raises(Refused, match="cannot prepare the data"):
+        list(machine.inspect(job))
 
 
 def test_a_machine_without_the_device_is_refused(look):
-    job = machine.dataclasses.replace(look, resources=Resources("GPU", 1))
-    with pytest.raises(machine.Refused, match="has no device file of a GPU, or JAX_PLATFORMS=cpu"):
-        list(machine.look(job))
+    job = dataclasses.replace(look, resources=Resources("GPU", 1))
+    with pytest.raises(Refused, match="has no device file of a GPU, or JAX_PLATFORMS=cpu"):
+        list(machine.inspect(job))
 
 
 def test_a_task_that_is_given_up_leaves_nothing_running(look):
@@ -271,16 +276,16 @@ def test_what_a_killed_task_left_goes(look):
     left = paths.home() / "cluster" / "task-dead"
     left.mkdir(parents=True)
     (left / "big").write_bytes(b"x")
-    list(machine.look(look))
+    list(machine.inspect(look))
     assert not left.exists()
 
 
 def test_news_come_as_they_happen():
     go = threading.Event()
 
-    def work(desk):
-        desk.say("said")
-        desk.live("happens")
+    def work(reporter):
+        reporter.say("said")
+        reporter.live("happens")
         assert go.wait(20)
         return "result"
 
@@ -292,23 +297,23 @@ def test_news_come_as_they_happen():
 
 
 def test_what_work_raises_is_raised():
-    def work(desk):
+    def work(reporter):
         raise UserError("no disk")
 
-    with pytest.raises(machine.Refused, match="no disk"):
+    with pytest.raises(Refused, match="no disk"):
         list(machine._with_news(work))
 
 
 def test_a_coordinator_without_ray_is_told(monkeypatch, tmp_path):
-    monkeypatch.setattr(executor.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="--ray needs the extra ray: uv run --extra ray"):
-        executor.Cluster("auto", tmp_path / "log")
+        cluster.Cluster("auto", tmp_path / "log")
 
 
 def test_an_environment_can_travel(look):
     import pickle
 
-    (seen,) = [one for one in machine.look(look) if isinstance(one, Seen)]
+    (seen,) = [one for one in machine.inspect(look) if isinstance(one, Inspected)]
     found = pickle.loads(pickle.dumps(seen)).environment
     assert isinstance(found, environment.Environment)
     assert found.fingerprint == seen.environment.fingerprint
@@ -332,7 +337,7 @@ def test_preparing_ends_with_the_task(look, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     waits = b"import time\nprint('waits', flush=True)\ntime.sleep(600)\n"
     frozen = archive.pack_files({"prepare.py": waits, "constants.py": b"TIME_BUDGET = 1\n"})
-    task = machine.look(machine.dataclasses.replace(look, frozen=frozen))
+    task = machine.inspect(dataclasses.replace(look, frozen=frozen))
     while "prepares the data" not in next(task).live:
         pass
     task.close()

@@ -23,6 +23,8 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.protocol import BROKEN, REFUSED
 from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs import scoring
+from autoresearch_jax.jobs.job import Limits, ScoreJob
+from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.kit import artifacts
 from autoresearch_jax.sandbox import isolation
 from autoresearch_jax.sandbox.isolation import Box
@@ -550,20 +552,24 @@ def test_effects_are_refused(tmp_path):
 
 @pytest.fixture
 def harness_score(frozen, prepared, monkeypatch, tmp_path):
-    """scoring.score, without a box."""
+    """scoring.score, without a sandbox."""
     monkeypatch.setenv("AUTORESEARCH_HOME", str(prepared[1]))
 
     def harness_score(left, *, home=prepared[1], data=None, limit_s=100.0):
         return scoring.score(
-            frozen,
-            left,
+            ScoreJob(
+                frozen,
+                left,
+                tmp_path / "score.log",
+                "a test",
+                Limits(scoring_s=limit_s, tolerance=0.01),
+            ),
+            Launch(
+                "none",
+                Box(isolation.fresh(tmp_path / "scratch")),
+                data_helpers.environment(home),
+            ),
             data=data,
-            tolerance=0.01,
-            limit_s=limit_s,
-            level="none",
-            box=Box(isolation.fresh(tmp_path / "scratch")),
-            env=data_helpers.environment(home),
-            log=tmp_path / "score.log",
         )
 
     return harness_score

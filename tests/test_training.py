@@ -11,7 +11,8 @@ import pytest
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import logs, training
-from autoresearch_jax.jobs.training import Limits
+from autoresearch_jax.jobs.job import Events, Limits, TrainJob
+from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.system import process, supervisor
 from tests.harness import alive, train_py
@@ -35,6 +36,9 @@ def daemon(path):
 """
 
 
+LIMITS = Limits()
+
+
 @pytest.fixture
 def train(tmp_path):
     """Runs a source as train.py."""
@@ -43,19 +47,20 @@ def train(tmp_path):
     artifacts.mkdir()
     isolation.fresh(scratch)
 
-    def run(source, budget_s=20.0, **options):
+    def run(source, budget_s=20.0, limits=LIMITS, disk_bytes=training.DISK_BYTES, **events):
         (folder / "train.py").write_text(textwrap.dedent(source))
         own = profiles.training_environment(
             tmp_path / "home", artifacts, tmp_path / "cache", seed="7", data=None
         )
         return training.train(
-            folder,
-            log=tmp_path / "run.log",
-            artifacts=artifacts,
-            budget_s=budget_s,
-            env=isolation.environment(os.environ, scratch) | own,
-            box=isolation.Box(scratch),
-            **options,
+            TrainJob(folder, artifacts, tmp_path / "run.log", "a test", budget_s, limits),
+            Launch(
+                "none",
+                isolation.Box(scratch),
+                isolation.environment(os.environ, scratch) | own,
+            ),
+            Events(**events),
+            disk_bytes=disk_bytes,
         )
 
     return run
@@ -282,8 +287,14 @@ def test_nothing_outlives_a_harness_killed_with_sigkill(tmp_path):
     script = f"""
 from pathlib import Path
 from autoresearch_jax.jobs import training
+from autoresearch_jax.jobs.job import TrainJob
+from autoresearch_jax.jobs.launch import Launch
+from autoresearch_jax.sandbox.isolation import Box
 here = Path({str(tmp_path)!r})
-training.train(here / "train", log=here / "log", artifacts=here / "left", budget_s=600, env={{}})
+training.train(
+    TrainJob(here / "train", here / "left", here / "log", "a test", 600.0),
+    Launch("none", Box(here / "scratch"), {{}}),
+)
 """
     with subprocess.Popen([sys.executable, "-c", script]) as harness:
         wait_for(pids[1])
@@ -338,7 +349,8 @@ def test_it_is_ended_when_the_person_gives_up(train, tmp_path):
 def test_what_cannot_start_is_the_persons_to_mend(train, tmp_path):
     with pytest.raises(UserError, match=r"has no train\.py"):
         training.train(
-            tmp_path / "nowhere", log=tmp_path / "l", artifacts=tmp_path, env={}, budget_s=1
+            TrainJob(tmp_path / "nowhere", tmp_path, tmp_path / "l", "a test", 1.0),
+            Launch("none", isolation.Box(tmp_path / "scratch"), {}),
         )
     options = {"env": dict(os.environ), "limit_s": 9.0}
     with pytest.raises(UserError, match=r"no-such-program cannot be started.*No such file"):

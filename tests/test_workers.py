@@ -14,7 +14,8 @@ import pytest
 from autoresearch_jax.agents import Proposal
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import device_allocation
-from autoresearch_jax.jobs.local import Lost, Runner
+from autoresearch_jax.jobs.job import NO_EVENTS, Lost
+from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.loop.worker import Worker
 from autoresearch_jax.records import costs, journal
 from autoresearch_jax.repo.workspace import Workspace
@@ -409,12 +410,12 @@ class Broken:
         self.at, self.error = at, error
         self.asked = []
 
-    def __call__(self, frozen, artifacts, **options):
-        worker, n = frozen.parent.name, int(artifacts.parent.name)
+    def __call__(self, job, *_, **__):
+        worker, n = job.frozen.parent.name, int(job.artifacts.parent.name)
         self.asked.append((worker, n))
         if self.at(worker, n):
             raise UserError(self.error)
-        return harness.written_score(frozen, artifacts, **options)
+        return harness.written_score(job)
 
 
 def test_a_worker_that_fails_is_retired_and_its_experiment_goes_to_another(workspace):
@@ -484,15 +485,18 @@ class Gone:
 
     def __init__(self, monkeypatch, wanted, times):
         self.wanted, self.times, self.lost = wanted, times, 0
-        train = Runner.train
+        train = LocalExecutor.train
 
-        def lost(runner, folder, *, artifacts, **options):
-            if self.wanted(int(artifacts.parent.name), artifacts.name) and self.lost < self.times:
+        def lost(executor, job, events=NO_EVENTS):
+            if (
+                self.wanted(int(job.artifacts.parent.name), job.artifacts.name)
+                and self.lost < self.times
+            ):
                 self.lost += 1
                 raise Lost("the machine is gone.")
-            return train(runner, folder, artifacts=artifacts, **options)
+            return train(executor, job, events)
 
-        monkeypatch.setattr(Runner, "train", lost)
+        monkeypatch.setattr(LocalExecutor, "train", lost)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -526,16 +530,16 @@ def test_what_is_lost_twice_when_it_is_measured_again_is_a_crash(workspace, monk
 def test_the_baseline_the_noise_and_the_audit_are_done_once_more(workspace, monkeypatch, workers):
     noisy(workspace)
     calls = Counter()
-    train = Runner.train
+    train = LocalExecutor.train
 
-    def every_other(runner, folder, *, artifacts, **options):
-        if artifacts.parent.name == "0" or artifacts.name.startswith("repeat-"):
-            calls[folder] += 1  # of that worker
-            if calls[folder] % 2:
+    def every_other(executor, job, events=NO_EVENTS):
+        if job.artifacts.parent.name == "0" or job.artifacts.name.startswith("repeat-"):
+            calls[job.folder] += 1  # of that worker
+            if calls[job.folder] % 2:
                 raise Lost("the machine is gone.")
-        return train(runner, folder, artifacts=artifacts, **options)
+        return train(executor, job, events)
 
-    monkeypatch.setattr(Runner, "train", every_other)
+    monkeypatch.setattr(LocalExecutor, "train", every_other)
     view = Events(workspace)
     ideas = [idea("clear", FIRST=0.5)]
     run(workspace, ideas, 1, policy="confirm", audit=2, workers=workers, view=view)

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from autoresearch_jax.commands import loop
-from autoresearch_jax.jobs import environment, scoring, training
+from autoresearch_jax.jobs import environment, scoring
 from autoresearch_jax.jobs.environment import Environment
+from autoresearch_jax.jobs.job import Limits
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import journal, results_tsv
@@ -204,14 +205,14 @@ class Ground:
             found = self.found[level]
             return replace(found, watched=found.watched and watched)
 
-        after = training.Limits.after
+        after = Limits.after
 
-        def tightened(baseline, budget_s) -> training.Limits:
+        def tightened(baseline, budget_s) -> Limits:
             roomy = {"overrun_s": 4.0, "checkpoint_s": 60.0}  # the machine may be busy
             return replace(after(baseline, budget_s), **(roomy | (limits or {})))
 
         with self.environment(**env) as patch:
-            patch.setattr(training.Limits, "after", tightened)
+            patch.setattr(Limits, "after", tightened)
             notes = Watching(watch)
             config = LoopConfig(max=len(proposals), fallback=False, tag=TAG, isolation=level)
             workspace, agent = Workspace.open(self.root), harness.Scripted(*proposals)

@@ -24,7 +24,7 @@ from autoresearch_jax.agents import Proposal
 from autoresearch_jax.commands import loop
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import device_allocation
-from autoresearch_jax.jobs.local import Runner
+from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.loop import session
 from autoresearch_jax.records import journal
 from autoresearch_jax.records.journal import Journal
@@ -41,9 +41,9 @@ EFFECTS = (
     (Ratchet, "export"),
     (Ratchet, "worktree"),
     (Ratchet, "candidate"),
-    (Runner, "train"),
-    (Runner, "score"),
-    (Runner, "trust_cache"),
+    (LocalExecutor, "train"),
+    (LocalExecutor, "score"),
+    (LocalExecutor, "trust_cache"),
     (session.Session, "_prune"),
     (journal, "write_bytes"),
 )

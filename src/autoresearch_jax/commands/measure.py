@@ -13,10 +13,11 @@ from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data.manifest import FROZEN
 from autoresearch_jax.jobs import compile_check, environment
-from autoresearch_jax.jobs.local import Runner
+from autoresearch_jax.jobs.executor import Context
+from autoresearch_jax.jobs.job import CompileJob, Events, Score, ScoreJob, TrainJob, TrainResult
+from autoresearch_jax.jobs.launch import Launch
+from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.jobs.logs import read_tail
-from autoresearch_jax.jobs.scoring import Score
-from autoresearch_jax.jobs.training import TrainResult
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools, open_devices
 from autoresearch_jax.repo.workspace import FILES, Workspace, time_budget
@@ -58,25 +59,22 @@ class Begun:
 def measure(workspace: Workspace, config: LoopConfig, tools: Tools, *, log_path: Path) -> Measured:
     """Trains a copy of the checkout's files as they are now. Raises UserError."""
     log_path = log_place(workspace, log_path)
-    with _ready(workspace, config, tools, "run") as (runner, _, here):
+    with _ready(workspace, config, tools, "run") as (executor, _, here):
         frozen = here / "frozen"
-        trained = runner.train(
+        job = TrainJob(
             here / "train",
-            artifacts=here / "artifacts",
-            log=log_path,
-            budget_s=time_budget(frozen),
-            limits=tools.limits,
-            title="train.py",
-            frozen=lambda: frozen,
+            here / "artifacts",
+            log_path,
+            "train.py",
+            time_budget(frozen),
+            tools.limits,
+            scored_next=True,
         )
+        trained = executor.train(job)
         if trained.outcome != "ok":
             return Measured(trained, None)
-        scored = runner.score(
-            frozen,
-            here / "artifacts",
-            log=here / "score.log",
-            limits=tools.limits,
-            title="train.py",
+        scored = executor.score(
+            ScoreJob(frozen, job.artifacts, here / "score.log", job.title, job.limits)
         )
     return Measured(trained, scored)
 
@@ -92,7 +90,7 @@ def begin(
 
     `under_load` is called while it trains. Raises UserError.
     """
-    with _ready(workspace, config, tools, "doctor --first-step") as (runner, interrupts, here):
+    with _ready(workspace, config, tools, "doctor --first-step") as (executor, interrupts, here):
         log, started = here / "run.log", time.monotonic()
         seen: list[float] = []
 
@@ -104,15 +102,15 @@ def begin(
             under_load()
             return True
 
-        trained = runner.train(
+        job = TrainJob(
             here / "train",
-            artifacts=here / "artifacts",
-            log=log,
-            budget_s=time_budget(here / "frozen"),
-            limits=tools.limits,
-            title="the first step",
-            enough=enough,
+            here / "artifacts",
+            log,
+            "the first step",
+            time_budget(here / "frozen"),
+            tools.limits,
         )
+        trained = executor.train(job, Events(abandoned=enough))
         if interrupts.stopping():
             raise UserError("Stopped before it was known how long the first step takes.")
         # A train.py with lines of its own is known to train once it has exported its model.
@@ -125,7 +123,7 @@ def begin(
 @contextmanager
 def _ready(
     workspace: Workspace, config: LoopConfig, tools: Tools, what: str
-) -> Iterator[tuple[Runner, Interrupts, Path]]:
+) -> Iterator[tuple[LocalExecutor, Interrupts, Path]]:
     """The devices are held, and a folder has the checkout's files in `train` and `frozen`."""
     with (
         open_devices(workspace, config, tools, what) as (view, interrupts, found, fds, _),
@@ -133,17 +131,19 @@ def _ready(
     ):
         _copy(workspace, _files(workspace), here / "train")
         _copy(workspace, FROZEN, here / "frozen")  # before other people's code runs
-        runner = Runner(
+        context = Context(
             workspace,
             here,
             found,
-            view=view,
+            view,
+            stop=interrupts.stopping,  # there is no loop to finish
+            trusted_cache=here / "baseline-cache",
             scorer=tools.scorer,
             max_memory_gb=config.max_memory_gb,
             keep_fds=(*fds, lock),
-            stop=interrupts.stopping,  # there is no loop to finish
         )
-        yield runner, interrupts, here
+        executor = LocalExecutor(context)
+        yield executor, interrupts, here
 
 
 def compile_only(
@@ -189,20 +189,17 @@ def compile_only(
         scratch = isolation.fresh(here / "scratch")
         box = profiles.training(workspace, None, scratch=scratch, writable=(folder,))
         variables = profiles.environment(os.environ, box) | {"PYTHONDONTWRITEBYTECODE": "1"}
+        variables |= {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}
+        limits = (has, config.max_memory_gb)
         compilation = compile_check.CompileCheck(
-            folder,
+            CompileJob(folder, log_path),
+            Launch(chosen.level, box, variables, keep_fds=(lock,)),
             target=target or "",
             devices=devices,
-            memory_gib=min(
-                (gib for gib in (has, config.max_memory_gb) if gib is not None), default=None
-            ),
-            level=chosen.level,
-            box=box,
-            env=variables | ({"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}),
-            log=log_path,
-            keep_fds=(lock,),
+            memory_gib=min((gib for gib in limits if gib is not None), default=None),
         )
-        return compilation.wait(abandoned=interrupts.stopping, live=view.live)
+        events = Events(live=view.live, abandoned=interrupts.stopping)
+        return compilation.wait(events)
 
 
 def _files(workspace: Workspace) -> set[str]:

@@ -25,7 +25,7 @@ from autoresearch_jax.common.text import clean, printable
 from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import DataError, Manifest
 from autoresearch_jax.jobs import environment, logs
-from autoresearch_jax.jobs.local import EARLY_ENVIRONMENT
+from autoresearch_jax.jobs.local import EARLY_VARIABLES
 from autoresearch_jax.records import journal, lookup
 from autoresearch_jax.records.experiment import Experiment, replay
 from autoresearch_jax.repo.candidates import Ratchet
@@ -197,7 +197,7 @@ def _run(
     box = profiles.sampler(
         model.data, scratch=scratch, readable=readable, writable=(cache, reader.pipe)
     )
-    own = profiles.scorer_environment(workspace.home, cache) | EARLY_ENVIRONMENT
+    own = profiles.scorer_environment(workspace.home, cache) | EARLY_VARIABLES
     argv = [sys.executable, "-I", "-m", "autoresearch_jax.sampler", str(spec)]
     ended = process.run(
         isolation.wrap(level, argv, box),

@@ -9,7 +9,7 @@ from functools import partial
 from statistics import fmean
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.jobs.local import SEED
+from autoresearch_jax.jobs.job import SEED
 from autoresearch_jax.loop import statistics
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools, open_session

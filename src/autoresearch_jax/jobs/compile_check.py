@@ -1,25 +1,23 @@
-"""The gate (no JAX): what compiling says of a candidate, before a budget is spent on it.
+"""The compile check (no JAX): what compiling says of a candidate, before a budget is spent on it.
 
 A process of its own (`compiler`) imports the candidate's train.py and compiles its `abstract_step`
-for a device that it does not open, so that it can work beside a training. In a box like a
-training's, since it runs an agent's code: its answer is advice, and who forges it loses by it.
+for a device that it does not open, so that it can work beside a training. It runs an agent's code,
+so its sandbox is a training's, and its answer is advice: whoever forges it loses by it.
 """
 
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs import logs, training
-from autoresearch_jax.sandbox import isolation
-from autoresearch_jax.sandbox.isolation import Box
-from autoresearch_jax.system import process
+from autoresearch_jax.jobs.job import NO_EVENTS, CompileJob, Events
+from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.system.device_specs import PACKAGES, TARGETS
 
 ANSWER_BYTES = 1 << 20
@@ -29,7 +27,7 @@ COMPILING_SECONDS = 1200.0  # a TPU's compiler takes a minute on two cores at fu
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says."""
+    """What the compile check says."""
 
     refused: str = ""  # why it cannot run; "" where it can, or where nothing is known
     cost: Mapping[str, Any] = field(default_factory=dict)  # as `compiler.__main__` answers
@@ -48,27 +46,24 @@ class Verdict:
 
 
 class CompileCheck:
-    """A compilation that has been started. It is to be waited for, or ended."""
+    """A compilation that was started. Either `wait` for it, or `end` it."""
 
     def __init__(
         self,
-        folder: Path,
+        job: CompileJob,
+        launch: Launch,
         *,
         target: str,
         devices: int,
         memory_gib: float | None,
-        level: str,
-        box: Box,
-        env: Mapping[str, str],
-        log: Path,
-        keep_fds: tuple[int, ...] = (),
     ) -> None:
-        """Compiles train.py of `folder`; `target` is of TARGETS, or "" for what JAX finds.
+        """`target` is of TARGETS, or "" for the devices that JAX finds.
 
-        `memory_gib` is what it may use of a device, None: all. `log` takes what it prints.
+        `memory_gib` is what it may use of a device, None: all.
         """
-        self.folders = (folder, box.scratch)  # all that it can write to
-        self._out = box.scratch / "answer.json"
+        self.folders = (job.folder, launch.box.scratch)  # all that it can write to
+        self._log = job.log
+        self._out = launch.box.scratch / "answer.json"
         spec = {
             "target": target,
             "devices": devices,
@@ -77,14 +72,7 @@ class CompileCheck:
             "out": str(self._out),
         }
         argv = [sys.executable, "-m", "autoresearch_jax.compiler", json.dumps(spec)]
-        self._running = process.Running(
-            isolation.wrap(level, argv, box),
-            cwd=folder,
-            env=env,
-            stdout=log,
-            keep_fds=keep_fds,
-        )
-        self._log = log
+        self._running = launch.start(argv, cwd=job.folder, log=job.log)
 
     def refused(self) -> str:
         """Why the candidate cannot run, as far as that is known by now."""
@@ -101,15 +89,10 @@ class CompileCheck:
             files.remove(folder)
         return verdict
 
-    def wait(
-        self,
-        limit_s: float = COMPILING_SECONDS,
-        abandoned: Callable[[], bool] = lambda: False,
-        live: Callable[[str], None] = lambda _: None,
-    ) -> Verdict:
+    def wait(self, events: Events = NO_EVENTS, limit_s: float = COMPILING_SECONDS) -> Verdict:
         """Waits until it has said all. Raises UserError if it said nothing."""
         ended = self._running.wait(
-            limit_s=limit_s, abandoned=abandoned, tick=lambda: live("compiling")
+            limit_s=limit_s, abandoned=events.abandoned, tick=lambda: events.live("compiling")
         )
         found = self._verdict()
         if not found.refused and not found.cost:

@@ -6,19 +6,15 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from autoresearch_jax.common import files, scored_files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.protocol import BROKEN, GO, REFUSED
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs import logs
-from autoresearch_jax.sandbox import isolation
-from autoresearch_jax.sandbox.isolation import Box
-from autoresearch_jax.system import process
+from autoresearch_jax.jobs.job import NO_EVENTS, Events, Score, ScoreJob
+from autoresearch_jax.jobs.launch import Launch
 
 PACKAGE = Path(__file__).parents[1]
 # What a score rests on, of this package: the files that a scoring imports, no more and no less
@@ -54,16 +50,6 @@ CODE = (
 
 UNSEALABLE = "unsealable"
 SEAL_BYTES = 32 << 30  # with holes: hashed in a minute; no training may write that much
-
-
-@dataclass(frozen=True)
-class Score:
-    """What came of a scoring."""
-
-    outcome: str  # "ok", "refused" or "abandoned"
-    reason: str  # why it is not "ok", else ""
-    metrics: Mapping[str, float]  # val_bpb among them if it is "ok"
-    signal: int = 0  # that ended it, if one did
 
 
 def code_sha256() -> str:
@@ -106,101 +92,68 @@ def seal(artifacts: Path) -> str:
     return digest.hexdigest()
 
 
-def score(
-    frozen: Path,
-    artifacts: Path,
-    *,
-    limit_s: float,
-    live: Callable[[str], None] = lambda _: None,
-    abandoned: Callable[[], bool] = lambda: False,
-    **options: Any,
-) -> Score:
-    """Scores what a training left in `artifacts`; `options` are those of `Started`.
+def score(job: ScoreJob, launch: Launch, *, data: str | None, events: Events = NO_EVENTS) -> Score:
+    """Scores what a training left in `job.artifacts`; `data` is the pinned fingerprint.
 
-    Raises UserError where not the artifacts, but the data or the machine is at fault.
+    Raises UserError if not the artifacts, but the data or the machine is at fault.
     """
-    scorer = Started(frozen, artifacts, **options)
-    return scorer.wait(limit_s=limit_s, live=live, abandoned=abandoned)
+    return Scoring(job, launch, data=data).wait(limit_s=job.limits.scoring_s, events=events)
 
 
-class Started:
-    """A process that scores. It is to be waited for, or ended."""
+class Scoring:
+    """A process that scores. Either `wait` for it, or `end` it."""
 
     def __init__(
-        self,
-        frozen: Path,
-        artifacts: Path,
-        *,
-        data: str | None,
-        split: str = "val",
-        tolerance: float,
-        level: str,
-        box: Box,
-        env: Mapping[str, str],
-        log: Path,
-        keep_fds: tuple[int, ...] = (),
-        early: bool = False,
+        self, job: ScoreJob, launch: Launch, *, data: str | None, early: bool = False
     ) -> None:
-        """`frozen` holds the pinned prepare.py and constants.py, `data` is the pinned fingerprint.
+        """Its sandbox must let it read `job.frozen`, `job.artifacts` and its data.
 
-        `box` must let it read both, its data and the artifacts; `box.scratch` is a fresh folder.
         An `early` one is started while the training runs: it compiles what that has exported, and
         waits for `go`.
         """
-        self._level, self._log = level, log
-        self._out = box.scratch / "answer.json"
+        self.job = job
+        self._launch = launch
+        self._out = launch.box.scratch / "answer.json"
         spec = {
-            "frozen": str(frozen),
-            "artifacts": str(artifacts),
-            "split": split,
+            "frozen": str(job.frozen),
+            "artifacts": str(job.artifacts),
+            "split": job.split,
             "data": data,
-            "tolerance": tolerance,
+            "tolerance": job.limits.tolerance,
             "early": early,
             "out": str(self._out),
         }
         argv = [sys.executable, "-I", "-m", "autoresearch_jax.scorer", json.dumps(spec)]
         self._begun = time.monotonic()
-        self._running = process.Running(
-            isolation.wrap(level, argv, box),
-            cwd=frozen,
-            env=env,
-            stdout=log,
-            stdin=None if early else Path("/dev/null"),
-            keep_fds=keep_fds,
-        )
+        stdin = None if early else Path("/dev/null")
+        self._running = launch.start(argv, cwd=job.frozen, log=job.log, stdin=stdin)
 
     def go(self) -> None:
-        """Tells an early one that the training has ended, and what it left will not change."""
+        """Lets an early one read what the training left: it has ended."""
         self._begun = time.monotonic()
         self._running.tell(GO)
 
     def pids(self) -> list[int]:
-        """Its processes, which may hold the accelerator."""
+        """Its processes, which may use the accelerator."""
         return self._running.pids()
 
     def end(self) -> None:
-        """Ends it at once; nothing is left to do once it was waited for. Raises UserError."""
+        """Ends it at once; does nothing after `wait`. Raises UserError."""
         self._running.end()
 
-    def wait(
-        self,
-        *,
-        limit_s: float,
-        live: Callable[[str], None] = lambda _: None,
-        abandoned: Callable[[], bool] = lambda: False,
-    ) -> Score:
+    def wait(self, *, limit_s: float, events: Events = NO_EVENTS) -> Score:
         """Its answer. Raises UserError as `score` does."""
         ended = self._running.wait(
-            limit_s=limit_s, abandoned=abandoned, tick=lambda: live("scoring")
+            limit_s=limit_s, abandoned=events.abandoned, tick=lambda: events.live("scoring")
         )
         metrics = {"scoring_seconds": round(time.monotonic() - self._begun, 3)}
-        returncode = isolation.signal_of(self._level, ended.returncode)
+        returncode = self._launch.returncode(ended)
         if ended.why == "abandoned":
             return Score("abandoned", "abandoned", metrics)
         if ended.why == "limit":
             return Score("refused", f"too-slow: not scored within {limit_s:.0f} s", metrics)
         if returncode not in (0, REFUSED, BROKEN):
-            tail = logs.read_tail(self._log)
+            tail = logs.read_tail(self.job.log)
             why = f"signal {-returncode}" if returncode < 0 else logs.crash_reason(tail)
             reason = clean(f"scorer-failed: {why}", logs.REASON_LIMIT)
             return Score("refused", reason, metrics, max(0, -returncode))

@@ -7,8 +7,6 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,8 @@ from autoresearch_jax.common import files, protocol
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs import interference, logs
-from autoresearch_jax.sandbox import isolation
-from autoresearch_jax.sandbox.isolation import Box
-from autoresearch_jax.system import process
-
-# "abandoned" is never recorded: that experiment is trained again.
-OUTCOMES = ("ok", "crash", "timeout", "abandoned")
+from autoresearch_jax.jobs.job import NO_EVENTS, Events, TrainJob, TrainResult
+from autoresearch_jax.jobs.launch import Launch
 
 SUMMARY_BYTES = 1 << 16
 # What the harness measures itself, and no training says of itself.
@@ -29,147 +23,72 @@ MEASURED = re.compile(
     "val_bpb$|compiled_gib$|"
     "(agent|startup|checkpoint|wall|gate|scoring|score|score_ahead|probe|throttled|shared|crowded)_"
 )
-SHORT_SECONDS = 60.0  # a budget below it is a demo's: it shows the machinery, not research
 DISK_BYTES = 16 << 30  # that a training may write; the parameters at full size are 0.2 GB
 DISK_SECONDS = 2.0  # between two looks at what it has written
 _LOST = re.compile(r"(?m)^lost to unusually long steps: (\d{1,3}\.\d)%$")  # kit/progress.py
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Seconds that each phase may take, by the harness's timer, and what probes may differ by.
-
-    These are a baseline's. `after` gives the ones of all that is compared with it.
-    """
-
-    startup_s: float = 600.0  # until `begin` has exported the model: imports, compilation
-    overrun_s: float | None = None  # beyond the budget; None: a tenth of it and 10 s
-    checkpoint_s: float = 300.0  # from `finish` to the end of the process
-    scoring_s: float = 3600.0
-    tolerance: float = 0.05  # nats: a baseline whose own answers differ by more is refused
-    usual_startup_s: float | None = None  # the baseline's; much more of it is reported
-
-    def overrun(self, budget_s: float) -> float:
-        """Seconds that training may go on after the budget: its last step, its last print."""
-        return 10 + 0.1 * budget_s if self.overrun_s is None else self.overrun_s
-
-    @classmethod
-    def after(cls, baseline: Mapping[str, float], budget_s: float) -> "Limits":
-        """What a candidate may take, given what the baseline took (its metrics)."""
-        startup = baseline.get("startup_seconds", 0.0)
-        overrun = max(0.0, baseline.get("training_seconds", 0.0) - budget_s)
-        # A machine that falters for a second costs a short training a tenth of its time.
-        faltering = 1.0 if budget_s >= SHORT_SECONDS else 3.0
-        scoring = baseline.get("scoring_seconds", 0.0) + baseline.get("score_ahead_seconds", 0.0)
-        return cls(
-            startup_s=2 * startup + max(20.0, 0.1 * budget_s),
-            overrun_s=2 * overrun + 0.01 * budget_s + faltering,
-            checkpoint_s=2 * baseline.get("checkpoint_seconds", 0.0) + 5.0,
-            scoring_s=5 * scoring + 30.0,
-            tolerance=min(cls.tolerance, max(1e-4, 10 * baseline.get("probe_noise", 0.0))),
-            usual_startup_s=startup,
-        )
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What came of a training process."""
-
-    outcome: str  # one of OUTCOMES
-    reason: str  # why it is not "ok", else ""
-    metrics: Mapping[str, float]  # what it says of itself, and the seconds that were measured
-    log: Path
-    signal: int = 0  # that ended it, if one did
-    note: str = ""  # something that a person should look at
-    words: Mapping[str, str] = field(default_factory=dict)  # of a interference.Monitor
-
-    def disturbed(self, *trusted: Mapping[str, float]) -> str:
-        """Why it is not believed, or "": `disturbance.reason`."""
-        return interference.reason(self.metrics, self.words, *trusted)
-
-    @property
-    def seconds(self) -> float:
-        return self.metrics["wall_seconds"]
-
-
 def train(
-    folder: Path,
+    job: TrainJob,
+    launch: Launch,
+    events: Events = NO_EVENTS,
     *,
-    log: Path,
-    artifacts: Path,
-    budget_s: float,
-    env: Mapping[str, str],
-    level: str = "none",
-    box: Box | None = None,
-    limits: Limits = Limits(),
+    monitor: interference.Monitor | None = None,
     disk_bytes: int = DISK_BYTES,
-    also_written: tuple[Path, ...] = (),
-    live: Callable[[str], None] = lambda _: None,
-    exported: Callable[[], None] = lambda: None,
-    abandoned: Callable[[], bool] = lambda: False,
-    keep_fds: tuple[int, ...] = (),
-    watch: interference.Monitor | None = None,
 ) -> TrainResult:
-    """Runs train.py of `folder` there, until it and all it started has ended.
+    """Runs train.py of the job's folder, until it and all it started has ended.
 
-    `log` takes what it prints, `artifacts` (an existing empty folder) what it exports; `live` is
-    told its last line, and `exported` that it has begun to train. It runs in `box` at isolation
-    `level`, and may write `disk_bytes` in all, what is in `also_written` included. Raises UserError
-    if it cannot be started or not be ended.
+    `job.artifacts` is an existing empty folder. All that it writes may be `disk_bytes`. Raises
+    UserError if it cannot be started or not be ended.
     """
-    if not (folder / "train.py").is_file():
-        raise UserError(f"{folder} has no train.py.")
-    box = Box(scratch=artifacts.with_name("scratch")) if box is None else box
-    written = (*box.writable, box.scratch, *also_written)
-    clock = Clock(artifacts, limits, budget_s, written=written, disk_bytes=disk_bytes)
-
-    watch = interference.Monitor() if watch is None else watch
-    news = [exported]
+    if not (job.folder / "train.py").is_file():
+        raise UserError(f"{job.folder} has no train.py.")
+    written = (*launch.box.writable, launch.box.scratch, *job.also_written)
+    clock = Clock(job, written=written, disk_bytes=disk_bytes)
+    monitor = interference.Monitor() if monitor is None else monitor
+    exported = False
 
     def tick() -> str:
-        live(logs.last_line(log))
+        nonlocal exported
+        events.live(logs.last_line(job.log))
         over = clock.look()
         if clock.training:
-            watch.begin()
+            monitor.begin()
         else:
-            watch.end()
-        if clock.training and not over and news:
-            news.pop()()
+            monitor.end()
+        if clock.training and not over and not exported:
+            exported = True
+            events.exported()
         return over
 
     try:
-        ended = process.run(
-            isolation.wrap(level, [sys.executable, "train.py"], box),
-            cwd=folder,
-            env=env,
-            stdout=log,
-            limit_s=math.inf,  # the clock's are tighter
-            abandoned=abandoned,
-            tick=tick,
-            keep_fds=keep_fds,
+        # The clock's limits are the ones that count.
+        ended = launch.start([sys.executable, "train.py"], cwd=job.folder, log=job.log).wait(
+            limit_s=math.inf, abandoned=events.abandoned, tick=tick
         )
     finally:
-        watch.end()
+        monitor.end()
     over = clock.look(last=True)
-    returncode = isolation.signal_of(level, ended.returncode)
+    returncode = launch.returncode(ended)
+    tail = logs.read_tail(job.log)
     if ended.why == "abandoned":
         outcome, reason = "abandoned", "abandoned"
-    elif over:  # also where it ended by itself since the last look
+    elif over:  # also if it ended by itself since the last look
         outcome, reason = "timeout", over
     else:
-        outcome, reason = judge(returncode, logs.read_tail(log))
-    metrics = read_summary(artifacts / protocol.SUMMARY) | clock.seconds() | watch.metrics
-    if lost := _LOST.findall(logs.read_tail(log)):
+        outcome, reason = judge(returncode, tail)
+    metrics = read_summary(job.artifacts / protocol.SUMMARY) | clock.seconds() | monitor.metrics
+    if lost := _LOST.findall(tail):
         metrics["lost_percent"] = float(lost[-1])
     metrics["wall_seconds"] = round(ended.seconds, 3)
     return TrainResult(
         outcome,
         clean(reason, logs.REASON_LIMIT),
         metrics,
-        log,
-        max(0, -returncode),
-        clock.note(),
-        watch.words,
+        job.log,
+        signal=max(0, -returncode),
+        note=clock.note(),
+        words=monitor.words,
     )
 
 
@@ -181,16 +100,10 @@ class Clock:
     """
 
     def __init__(
-        self,
-        artifacts: Path,
-        limits: Limits,
-        budget_s: float,
-        written: tuple[Path, ...] = (),
-        disk_bytes: int = DISK_BYTES,
+        self, job: TrainJob, written: tuple[Path, ...] = (), disk_bytes: int = DISK_BYTES
     ) -> None:
-        self._artifacts = artifacts
-        self._limits = limits
-        self._budget_s = budget_s
+        """`written` are the folders that may have `disk_bytes` between them."""
+        self._job = job
         self._written = written
         self._disk_bytes = disk_bytes
         self._started = time.monotonic()
@@ -202,9 +115,9 @@ class Clock:
     def look(self, *, last: bool = False) -> str:
         """Notes the phase; why the process must end, or "". The `last` look is after its end."""
         now = time.monotonic()
-        if self._exported is None and os.path.lexists(self._artifacts / protocol.EXPORTED):
+        if self._exported is None and os.path.lexists(self._job.artifacts / protocol.EXPORTED):
             self._exported = now
-        if self._stopped is None and os.path.lexists(self._artifacts / protocol.STOPPED):
+        if self._stopped is None and os.path.lexists(self._job.artifacts / protocol.STOPPED):
             self._stopped = now
         self._ended_by = self._ended_by or self._over(now)
         if not self._ended_by and (last or now > self._next_look):
@@ -218,7 +131,7 @@ class Clock:
         return self._exported is not None and self._stopped is None
 
     def _over(self, now: float) -> str:
-        limits, budget = self._limits, self._budget_s
+        limits, budget = self._job.limits, self._job.budget_s
         begun = self._exported
         if begun is None or begun - self._started > limits.startup_s:
             took = (begun or now) - self._started
@@ -250,7 +163,7 @@ class Clock:
 
     def note(self) -> str:
         """What a person should look at, or ""."""
-        usual, took = self._limits.usual_startup_s, self.seconds()["startup_seconds"]
+        usual, took = self._job.limits.usual_startup_s, self.seconds()["startup_seconds"]
         if usual is None or took <= 1.5 * usual + 5:
             return ""
         return f"start-up took {took:.0f} s, the baseline's {usual:.0f} s: is it training there?"

@@ -11,8 +11,9 @@ from autoresearch_jax.common.console import SteadyView, View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import device_allocation, environment, scoring
 from autoresearch_jax.jobs.environment import Environment
-from autoresearch_jax.jobs.local import Runner, Scorer
-from autoresearch_jax.jobs.training import Limits
+from autoresearch_jax.jobs.executor import Context, Executor, Scorer
+from autoresearch_jax.jobs.job import Limits
+from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records import tags
@@ -41,7 +42,7 @@ def open_session(
     Raises UserError, also where `begun` asks for a tag that has run and there is none.
     """
     devices = open_devices if config.ray is None else open_cluster
-    with devices(workspace, config, tools, what) as (view, interrupts, found, fds, runners):
+    with devices(workspace, config, tools, what) as (view, interrupts, found, fds, executors):
         workspace.head()  # a repository without a commit is refused before anything is written
         chosen, new, why = tags.choose(workspace, config.tag, found.fingerprint)
         if new and begun:
@@ -59,7 +60,7 @@ def open_session(
             limits=tools.limits,
             scorer=tools.scorer,
             device_locks=fds,
-            runners=runners,
+            executors=executors,
         )
         try:
             yield session, f"{'new' if new else 'resumed'}: {why}"
@@ -74,7 +75,7 @@ class Devices(NamedTuple):
     interrupts: Interrupts
     environment: Environment  # of one worker
     locks: tuple[int, ...]
-    runners: Sequence[Callable[..., Runner]]  # makes one for each worker
+    executors: Sequence[Callable[[Context], Executor]]  # makes one for each worker
 
 
 @contextmanager
@@ -109,8 +110,8 @@ def open_devices(
             raise UserError("Stopped before anything was begun.")
         if found.warning:
             view.say(f"Warning: {found.warning}.")
-        runners = [partial(Runner, allocation=part) for part in parts]
-        yield Devices(view, interrupts, found, handles, runners)
+        executors = [partial(LocalExecutor, allocation=part) for part in parts]
+        yield Devices(view, interrupts, found, handles, executors)
 
 
 @contextmanager
@@ -121,7 +122,9 @@ def open_cluster(
 
     Each worker locks its devices while it trains. Agents run here, in this machine's sandbox.
     """
-    from autoresearch_jax.jobs.ray import executor as cluster
+    from autoresearch_jax.jobs.ray import placement
+    from autoresearch_jax.jobs.ray.cluster import Cluster
+    from autoresearch_jax.jobs.ray.executor import RayExecutor
 
     assert config.ray is not None
     view, workers = SteadyView(tools.view), config.workers
@@ -129,21 +132,23 @@ def open_cluster(
         if config.tag is not None:
             tags.refuse_held(workspace, config.tag)
         view.live("looking at the data and the cluster")
-        connection = cluster.Cluster(
+        connection = Cluster(
             config.ray, workspace.home / "cluster" / "driver.log", interrupts.stopping
         )
         stack.callback(connection.close)
-        given = cluster.resources(connection.machines, workers)
+        given = placement.resources(connection.machines, workers)
         here = tools.examine(
             workspace,
             config.isolation,
             config.require_isolation,
             overrides={"JAX_PLATFORMS": "cpu"},
         )
-        job = cluster.asked(workspace, given, here, config.isolation, config.require_isolation)
-        job, there = cluster.look(connection, job, view, interrupts)
+        wanted = placement.requirements(
+            workspace, given, here, config.isolation, config.require_isolation
+        )
+        wanted, there = placement.inspect(connection, wanted, view, interrupts)
         found = replace(there, data=here.data, level=here.level, target=None)
         if here.warning:
             view.say(f"Warning: {here.warning}.")
-        make = partial(cluster.ClusterRunner, cluster=connection, job=job)
+        make = partial(RayExecutor, cluster=connection, requirements=wanted)
         yield Devices(view, interrupts, found, (), [make] * workers)

@@ -36,6 +36,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs import logs
 from autoresearch_jax.jobs.compile_check import Verdict
+from autoresearch_jax.jobs.job import Events
 from autoresearch_jax.loop import proposal_queue
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.proposal_queue import Draft
@@ -557,11 +558,11 @@ class Desk:
             return Verdict()
         commit = session.ratchet.candidate(best.commit, blob, "For the gate alone.\n")
         log = session.ask_dir(ask) / "gate.log"
-        gate = session.worker.gate(commit, log, f"gate-ahead-{place}")
+        gate = session.worker.compile(commit, log, f"gate-ahead-{place}")
         if gate is None:
             return Verdict()
         try:
-            return gate.wait(abandoned=self._gives_up)
+            return gate.wait(Events(abandoned=self._gives_up))
         except UserError:  # it said nothing: the training will show
             return Verdict()
         finally:

@@ -18,7 +18,7 @@ from functools import partial
 
 from autoresearch_jax.agents import AgentError
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.jobs.local import Lost
+from autoresearch_jax.jobs.job import Lost
 from autoresearch_jax.loop.proposer import Desk
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker

@@ -18,9 +18,11 @@ from autoresearch_jax.common import files, syntax
 from autoresearch_jax.common.console import Board, View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
-from autoresearch_jax.jobs import logs, scoring, training
+from autoresearch_jax.jobs import logs, scoring
 from autoresearch_jax.jobs.environment import Environment
-from autoresearch_jax.jobs.local import SEED, Runner, Scorer
+from autoresearch_jax.jobs.executor import Context, Executor, Scorer
+from autoresearch_jax.jobs.job import SEED, Limits
+from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.loop import policy, proposal_queue, statistics
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.worker import Worker
@@ -56,15 +58,15 @@ class Session:
         environment: Environment,
         view: View,
         stop: Interrupts,
-        limits: training.Limits,
+        limits: Limits,
         scorer: Scorer = scoring.score,
         device_locks: tuple[int, ...] = (),
-        runners: Sequence[Callable[..., Runner]] = (Runner,),
+        executors: Sequence[Callable[[Context], Executor]] = (LocalExecutor,),
     ) -> None:
         """Takes the tag. Raises UserError if its branch is checked out or another holds it.
 
         `limits` are the baseline's; candidates get theirs from what the baseline took. There is a
-        worker for each of `runners`.
+        worker for each of `executors`.
         """
         self.config = config
         self.workspace = workspace
@@ -80,8 +82,8 @@ class Session:
         self.lock = lock_tag(workspace.state_dir(tag) / "lock", tag, view)
         self.keep_fds = (self.lock, *device_locks)  # they outlive this process in what it started
         self.ratchet.keep_fds = self.keep_fds
-        board = Board(view, len(runners))
-        self.crew = Crew([self._worker(make, at, board) for at, make in enumerate(runners)])
+        board = Board(view, len(executors))
+        self.crew = Crew([self._worker(make, at, board) for at, make in enumerate(executors)])
         self.worker = self.crew.workers[0]
         self._seeds: dict[int, int] = {}  # the last that was given away, by experiment
         self._one = threading.Lock()  # at a time gives one away
@@ -91,21 +93,22 @@ class Session:
             os.close(self.lock)
             raise
 
-    def _worker(self, make: Callable[..., Runner], at: int, board: Board) -> Worker:
+    def _worker(self, make: Callable[[Context], Executor], at: int, board: Board) -> Worker:
         """The worker of that number, in folders of its own; the first has them in the tag's."""
         private = self.private / f"worker-{at + 1}" if at else self.private
-        runner = make(
+        view = board.place(at)
+        context = Context(
             self.workspace,
             private,
             self.environment,
-            view=board.place(at),
+            view,
             stop=self.interrupts.abandoned,
+            trusted_cache=self.private / "baseline-cache",
             scorer=self._scorer,
             max_memory_gb=self.config.max_memory_gb,
             keep_fds=self.keep_fds,
-            trusted_cache=self.private / "baseline-cache",
         )
-        return Worker(self, runner, private)
+        return Worker(self, make(context), private, view)
 
     def close(self) -> None:
         self.view.live("")
@@ -524,12 +527,12 @@ class Session:
             self._seeds[e.n] = 1 + max(*known, self._seeds.get(e.n, SEED))
             return self._seeds[e.n]
 
-    def limits_for(self, e: Experiment, budget_s: float = 0.0) -> training.Limits:
+    def limits_for(self, e: Experiment, budget_s: float = 0.0) -> Limits:
         """The baseline's own, or those that come from what the baseline took."""
         baseline = self.baseline
         if baseline is None or baseline.n == e.n:
             return self.limits
-        return training.Limits.after(baseline.metrics, budget_s)
+        return Limits.after(baseline.metrics, budget_s)
 
     # ------------------------------------------------------------------------------ effects
 

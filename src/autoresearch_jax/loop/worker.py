@@ -9,12 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoresearch_jax.common import files, literals, syntax
+from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.data import manifest
-from autoresearch_jax.jobs import logs, scoring, training
+from autoresearch_jax.jobs import interference, logs, scoring
 from autoresearch_jax.jobs.compile_check import CompileCheck, Verdict
-from autoresearch_jax.jobs.local import SEED, Runner
+from autoresearch_jax.jobs.executor import Executor
+from autoresearch_jax.jobs.job import (
+    NO_EVENTS,
+    SEED,
+    CompileJob,
+    Events,
+    Limits,
+    Score,
+    ScoreJob,
+    TrainJob,
+    TrainResult,
+)
 from autoresearch_jax.records.experiment import Experiment, Record, Repeat
 from autoresearch_jax.repo.workspace import FROZEN, time_budget
 from autoresearch_jax.system import interrupts
@@ -35,16 +47,16 @@ class Worker:
     What an experiment's scores come to, the session decides.
     """
 
-    def __init__(self, session: "Session", runner: Runner, private: Path) -> None:
-        """`private` is the runner's folder."""
+    def __init__(self, session: "Session", executor: Executor, private: Path, view: View) -> None:
+        """`private` is the executor's folder."""
         self.session = session
-        self.runner = runner
+        self.executor = executor
         self.private = private
-        self.view = runner.view
+        self.view = view
 
     def begin(self) -> None:
         """The thread that this is called in is this worker's."""
-        self.runner.allocation.bind_thread()
+        self.executor.bind_thread()
 
     def measured(self, e: Experiment) -> Experiment:
         """Trains and scores it, as far as the journal says that it is not yet."""
@@ -54,7 +66,7 @@ class Worker:
         if e.outcome == "ok" and e.scored is None:
             self._score(e)
             e = self.session.history[e.n]
-        self.runner.end_early()  # if this one needs no score
+        self.executor.end_early()  # if this one needs no score
         return e
 
     def record_crash(self, e: Experiment, reason: str) -> None:
@@ -63,8 +75,11 @@ class Worker:
         found = {"outcome": "crash", "reason": reason, "metrics": {}, "note": "", "left": ""}
         self._record_training(e, found)
 
-    def _record_training(self, e: Experiment, found: Record) -> None:
-        provenance = {**self.session.environment.provenance, **self.runner.provenance, "seed": SEED}
+    def _record_training(
+        self, e: Experiment, found: Record, result: TrainResult | None = None
+    ) -> None:
+        ran = {} if result is None else result.provenance
+        provenance = {**self.session.environment.provenance, **ran, "seed": SEED}
         self.session.journal.append(
             "trained", n=e.n, **found, provenance=provenance, time=time.time()
         )
@@ -80,9 +95,7 @@ class Worker:
         session = self.session
         log = session.workspace.repeat_log(session.tag, e.n, seed)
         artifacts = log.with_suffix("")
-        frozen = partial(self._frozen, e.base or e.commit, "frozen-early")
-        frozen_if_scored = frozen if split == "val" else None
-        run = partial(self._run_training, e, artifacts, log, seed=seed, frozen=frozen_if_scored)
+        run = partial(self._run_training, e, artifacts, log, seed=seed, scored_next=split == "val")
         told = partial(
             session.journal.append, "repeating", n=e.n, seed=seed, purpose=purpose, time=time.time()
         )
@@ -103,7 +116,7 @@ class Worker:
                 told(phase="given up")
             raise
         finally:
-            self.runner.end_early()
+            self.executor.end_early()
             files.remove(artifacts)
         said = {"split": split, "outcome": outcome, "reason": reason, "metrics": metrics}
         self._record_repeat(e, seed, purpose, said)
@@ -123,7 +136,7 @@ class Worker:
             "repeated", n=e.n, seed=seed, purpose=purpose, **said, time=time.time()
         )
 
-    def scaled(self, e: Experiment, depth: int, budget_s: int | None) -> scoring.Score:
+    def scaled(self, e: Experiment, depth: int, budget_s: int | None) -> Score:
         """The score of an experiment at another depth, and with another budget if one is given.
 
         Raises Abandoned, UserError.
@@ -142,11 +155,11 @@ class Worker:
                 e, artifacts, log, resize=resize, limits=self.session.limits
             )
             if result.outcome != "ok":
-                return scoring.Score(result.outcome, result.reason, dict(result.metrics))
+                return Score(result.outcome, result.reason, dict(result.metrics))
             score_log = log.with_name("scaled-score.log")
             return self._score_of_artifacts(e, artifacts, score_log, "val", self.session.limits)
         finally:
-            self.runner.end_early()
+            self.executor.end_early()
             files.remove(artifacts)
             self.view.live("")
 
@@ -160,6 +173,7 @@ class Worker:
         broken = e.refused or syntax.unparsable(self.session.ratchet.blob(e.commit))
         found: Record = {"outcome": "crash", "reason": broken, "metrics": {}}
         found |= {"note": "", "left": ""}
+        result = None
         if not broken:
             result, verdict = self._train_gated(e)
             if not self._was_disturbed(e) and self._disturbed(e, result):
@@ -171,7 +185,7 @@ class Worker:
             found["left"] = (
                 scoring.seal(self.session.artifacts(e)) if result.outcome == "ok" else ""
             )
-        self._record_training(e, found)
+        self._record_training(e, found, result)
 
     def _was_disturbed(self, e: Experiment) -> bool:
         """Whether its training has been made again already, by a process that was killed, too."""
@@ -179,9 +193,7 @@ class Worker:
         first = (one for one in records if one["step"] == "disturbed" and one.get("seed") is None)
         return any(one["n"] == e.n for one in first)
 
-    def _disturbed(
-        self, e: Experiment, result: training.TrainResult, seed: int | None = None
-    ) -> bool:
+    def _disturbed(self, e: Experiment, result: TrainResult, seed: int | None = None) -> bool:
         """Whether a training is not believed, and is to be made again, once; that is recorded.
 
         `seed` is that of a repeat.
@@ -192,13 +204,13 @@ class Worker:
         session = self.session
         others = (session.baseline, session.by_commit(e.base))
         trusted = (one.metrics for one in others if one is not None and one.n != e.n)
-        why = result.disturbed(*trusted)
+        why = interference.reason(result.metrics, result.words, *trusted)
         if why:
             self.view.say(f"     not believed, and trained again: {why}")
             session.journal.append("disturbed", n=e.n, seed=seed, reason=why, time=time.time())
         return bool(why)
 
-    def _train_gated(self, e: Experiment) -> tuple[training.TrainResult, Verdict]:
+    def _train_gated(self, e: Experiment) -> tuple[TrainResult, Verdict]:
         """A training, and beside it the gate, which may end it. Raises Abandoned, UserError.
 
         The gate is believed once it has let the baseline pass: that shows that it can compile here.
@@ -206,7 +218,7 @@ class Worker:
         log = self.session.log(e)
         log.parent.mkdir(parents=True, exist_ok=True)
         passed = "compiled_gib" in e.metrics and not e.repairs  # before its turn
-        gate = None if passed else self.gate(e.commit, log.with_name("gate.log"))
+        gate = None if passed else self.compile(e.commit, log.with_name("gate.log"))
         believed = self.session.gate_is_believed
         verdict = Verdict()
         try:
@@ -214,8 +226,8 @@ class Worker:
                 e,
                 self.session.artifacts(e),
                 log,
-                enough=lambda: believed and gate is not None and bool(gate.refused()),
-                frozen=partial(self._frozen, e.base or e.commit, "frozen-early"),
+                Events(abandoned=lambda: believed and gate is not None and bool(gate.refused())),
+                scored_next=True,
                 also_written=() if gate is None else gate.folders,
             )
         finally:
@@ -223,26 +235,28 @@ class Worker:
                 verdict = gate.end()
         return result, verdict
 
-    def gate(self, commit: str, log: Path, name: str = "gate") -> CompileCheck | None:
-        """Starts the gate for a commit, where there is one."""
-        return self.runner.gate(partial(self.session.ratchet.export, commit), log, name)
+    def compile(self, commit: str, log: Path, name: str = "gate") -> CompileCheck | None:
+        """Starts the compile check of a commit, in a folder of that name; None if there is none."""
+        if self.session.environment.target is None:
+            return None
+        folder = self.private / name
+        self.session.ratchet.export(commit, folder)
+        return self.executor.compile(CompileJob(folder, log))
 
     def _run_training(
         self,
         e: Experiment,
         artifacts: Path,
         log: Path,
-        enough: Callable[[], bool] = lambda: False,
-        exported: Callable[[], None] = lambda: None,
-        frozen: Callable[[], Path] | None = None,
+        events: Events = NO_EVENTS,
+        *,
+        scored_next: bool = False,
         also_written: tuple[Path, ...] = (),
         seed: int = SEED,
         resize: Callable[[Path], None] = lambda _: None,
-        limits: training.Limits | None = None,
-    ) -> training.TrainResult:
-        """One training of an experiment's commit; `enough` may end it; `frozen` if it is scored.
-
-        `resize` may change the files before.
+        limits: Limits | None = None,
+    ) -> TrainResult:
+        """One training of an experiment's commit; `resize` may change the files before.
 
         Raises Abandoned, UserError.
         """
@@ -252,19 +266,18 @@ class Worker:
         self.session.ratchet.export(e.commit, folder)
         resize(folder)
         budget_s = time_budget(folder)
-        result = self.runner.train(
+        job = TrainJob(
             folder,
-            artifacts=artifacts,
-            log=log,
-            budget_s=budget_s,
-            limits=limits or self.session.limits_for(e, budget_s),
-            title=_title(e),
-            seed=seed,
-            enough=enough,
-            exported=exported,
-            frozen=frozen,
-            also_written=also_written,
+            artifacts,
+            log,
+            _title(e),
+            budget_s,
+            limits or self.session.limits_for(e, budget_s),
+            seed,
+            scored_next,
+            also_written,
         )
+        result = self.executor.train(job, events)
         # A service manager signals every process, so a training may be ended along with the loop.
         if (result.outcome == "abandoned" and self.session.interrupts.abandoned()) or (
             result.signal in interrupts.SIGNALS and self.session.interrupts.stopping()
@@ -280,7 +293,7 @@ class Worker:
         """Scores what a training left, and records it. Raises Abandoned, UserError."""
         score = self.score(e)
         if not e.base and score.outcome == "ok":
-            self.runner.trust_cache()  # before the record, after which nobody comes back to it
+            self.executor.trust_cache()  # before the record, after which nobody comes back to it
         self.session.journal.append(
             "scored",
             n=e.n,
@@ -290,7 +303,7 @@ class Worker:
             time=time.time(),
         )
 
-    def score(self, e: Experiment, split: str = "val") -> scoring.Score:
+    def score(self, e: Experiment, split: str = "val") -> Score:
         """The score of what an experiment's training left. Raises Abandoned, UserError."""
         log = self.session.log(e).with_name("score.log")
         return self._score_of_artifacts(e, self.session.artifacts(e), log, split)
@@ -301,25 +314,20 @@ class Worker:
         artifacts: Path,
         log: Path,
         split: str,
-        limits: training.Limits | None = None,
-    ) -> scoring.Score:
-        score = self.runner.score(
-            self._frozen(e.base or e.commit),
-            artifacts,
-            log=log,
-            limits=limits or self.session.limits_for(e),
-            title=_title(e),
-            split=split,
-        )
+        limits: Limits | None = None,
+    ) -> Score:
+        frozen = self._frozen(e.base or e.commit)
+        limits = limits or self.session.limits_for(e)
+        score = self.executor.score(ScoreJob(frozen, artifacts, log, _title(e), limits, split))
         if score.outcome == "abandoned" or (
             score.signal in interrupts.SIGNALS and self.session.interrupts.stopping()
         ):
             raise Abandoned
         return score
 
-    def _frozen(self, commit: str, name: str = "frozen") -> Path:
+    def _frozen(self, commit: str) -> Path:
         """A folder with the pinned frozen files and nothing else. Raises UserError."""
-        folder = self.private / name
+        folder = self.private / "frozen"
         files.remove(folder)
         folder.mkdir(parents=True)
         for file in FROZEN:
@@ -351,8 +359,10 @@ class Worker:
                 e,
                 artifacts,
                 run_dir / "control.log",
-                enough=lambda: bool(begun) and time.monotonic() - begun[0] > CONTROL_SECONDS,
-                exported=lambda: begun.append(time.monotonic()),
+                Events(
+                    exported=lambda: begun.append(time.monotonic()),
+                    abandoned=lambda: bool(begun) and time.monotonic() - begun[0] > CONTROL_SECONDS,
+                ),
             )
         finally:
             files.remove(artifacts)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, TypeVar
 
-from autoresearch_jax.jobs.local import Lost
+from autoresearch_jax.jobs.job import Lost
 from autoresearch_jax.system.interrupts import Abandoned
 
 if TYPE_CHECKING:
@@ -83,4 +83,4 @@ class Crew:
         for thread in self._threads:
             thread.shutdown(wait=True)
         for worker in self.workers:
-            worker.runner.end_early()
+            worker.executor.end_early()

@@ -1,6 +1,7 @@
-"""Trainings on the machines of a Ray cluster.
+"""Runs jobs on the machines of a Ray cluster.
 
-Only the coordinator writes git and the journal. `driver`, a process of its own, talks to Ray, which
-ends a driver that loses its head; `machine` is what runs on the cluster's machines; `runner` has
-the interface of the runner that trains here, and `parcel` is how folders travel.
+Only the coordinator writes git and the journal. `executor` turns its jobs into tasks for the
+machines that `placement` chooses, and `archive` packs their folders. `cluster` hands the tasks to
+`driver`, a process of its own, since Ray ends a driver that loses its head. `machine` carries them
+out there.
 """

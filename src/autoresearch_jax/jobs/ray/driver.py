@@ -19,7 +19,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autoresearch_jax.jobs.ray import machine
-from autoresearch_jax.jobs.ray.messages import Machine
+from autoresearch_jax.jobs.ray.messages import Machine, Refused
 
 HEALTH_SECONDS = 5.0  # between two looks at the head
 ANSWER_SECONDS = 20.0  # that a look may take
@@ -72,7 +72,7 @@ class Driver:
         except ray.exceptions.TaskCancelledError:
             self.answer(number, "cancelled")
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, machine.Refused):
+            if isinstance(error.cause, Refused):
                 self.answer(number, "refused", error.cause.args)
             else:
                 print(error, file=sys.stderr, flush=True)

@@ -1,12 +1,11 @@
-"""What a machine of the cluster does: it looks at itself, trains and scores (Ray is not needed).
+"""What a machine of the cluster does: it inspects itself, trains and scores (without Ray).
 
-Each function is a Ray task that yields news, and its result last. A task that is cancelled is told
-so by KeyboardInterrupt. Where it is killed, along with the machine or for want of a coordinator,
-what it has started ends as well, and the locks of its devices go with it.
+Each of TASKS is a generator that yields news, and its result last. A task that is cancelled gets
+a KeyboardInterrupt. If it is killed, along with the machine or because the coordinator is gone,
+what it has started ends as well, and the locks of its devices are released.
 """
 
 import contextlib
-import dataclasses
 import math
 import os
 import queue
@@ -16,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,89 +25,83 @@ from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs import device_allocation, environment, logs
 from autoresearch_jax.jobs.device_allocation import DeviceAllocation
 from autoresearch_jax.jobs.environment import Environment
-from autoresearch_jax.jobs.local import Runner
+from autoresearch_jax.jobs.executor import Context
+from autoresearch_jax.jobs.job import Events, ScoreJob
+from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.jobs.ray import archive
-from autoresearch_jax.jobs.ray.messages import Look, News, Rate, Rated, Seen, Train, Trained
+from autoresearch_jax.jobs.ray.messages import (
+    Inspected,
+    News,
+    Refused,
+    Requirements,
+    Scored,
+    ScoreTask,
+    Trained,
+    TrainTask,
+)
 from autoresearch_jax.system import hardware, locks, process
 from autoresearch_jax.system.disk_errors import disk_errors
-
-
-class Refused(Exception):
-    """A machine is not as it must be: its id in the cluster, and why."""
-
 
 NEWS_SECONDS = 0.5  # between two looks at what has been printed
 NAME = socket.gethostname()
 
 
-def look(job: Look) -> Iterator[Any]:
-    """Yields what the machine is. Raises UserError where it is not as it must be."""
+def inspect(requirements: Requirements) -> Iterator[Any]:
+    """Yields what the machine is. Raises Refused if it does not meet the requirements."""
 
-    def work(desk: "_Desk") -> Seen:
-        with _own_devices(job, desk) as held, _own_folder() as (here, _):
-            return Seen(NAME, _examined(job, held, here, desk))
+    def work(reporter: "_Reporter") -> Inspected:
+        with _own_devices(requirements, reporter) as devices, _own_folder() as (here, _):
+            return Inspected(NAME, _environment(requirements, devices, here, reporter))
 
     yield from _with_news(work)
 
 
-def train(job: Train) -> Iterator[Any]:
-    """Trains, and scores if wanted. Raises UserError where the machine is at fault."""
+def train(task: TrainTask) -> Iterator[Any]:
+    """Trains, and scores what is scored next. Raises Refused if the machine is at fault."""
 
-    def work(desk: "_Desk") -> Trained:
-        with _runner(job.look, desk, job.max_memory_gb) as (runner, here):
-            folder, frozen, artifacts = here / "train", here / "frozen", here / "artifacts"
-            archive.unpack(job.folder, folder)
-            if job.cache:
-                archive.unpack(job.cache, here / "baseline-cache")
-            desk.log = here / "run.log"
-            result = runner.train(
-                folder,
-                artifacts=artifacts,
-                log=desk.log,
-                budget_s=job.budget_s,
-                limits=job.limits,
-                title=job.title,
-                seed=job.seed,
-                frozen=(lambda: frozen) if job.scored else None,
-                exported=desk.exported.set,
+    def work(reporter: "_Reporter") -> Trained:
+        own = _executor(task.requirements, reporter, task.max_memory_gb)
+        with own as (executor, here, provenance):
+            artifacts = here / "artifacts"
+            job = replace(
+                task.job, folder=here / "train", artifacts=artifacts, log=here / "run.log"
             )
+            archive.unpack(task.folder, job.folder)
+            if task.cache:
+                archive.unpack(task.cache, here / "baseline-cache")
+            reporter.log = job.log
+            result = executor.train(job, Events(exported=reporter.exported.set))
             score, score_log = None, here / "score.log"
-            if result.outcome == "ok" and job.scored:
-                score = runner.score(
-                    frozen, artifacts, log=score_log, limits=job.limits, title=job.title
+            if result.outcome == "ok" and job.scored_next:
+                score = executor.score(
+                    ScoreJob(here / "frozen", artifacts, score_log, job.title, job.limits)
                 )
                 early = artifacts.with_name("score-early.log")
                 score_log = score_log if score_log.exists() else early
             left = cache = b""
             try:
-                # What was refused nobody asks for again.
+                # The coordinator does not score again what was refused.
                 if result.outcome == "ok" and (score is None or score.outcome == "ok"):
                     left = archive.pack_scored(artifacts)
-                    cache = b"" if job.cache else archive.pack(here / "cache")
+                    cache = b"" if task.cache else archive.pack(here / "cache")
             except (archive.TooLarge, scored_files.TooMuch, OSError) as error:
                 why = f"what it left cannot be sent: {error}"
-                result, score = dataclasses.replace(result, outcome="crash", reason=why), None
-            return Trained(runner.provenance, result, left, cache, score, _read(score_log))
+                result, score = replace(result, outcome="crash", reason=why), None
+            result = replace(result, provenance=provenance)
+            return Trained(result, left, cache, score, _read(score_log))
 
     yield from _with_news(work)
 
 
-def rate(job: Rate) -> Iterator[Any]:
-    """Scores. Raises UserError where the machine or its data is at fault."""
+def score(task: ScoreTask) -> Iterator[Any]:
+    """Scores. Raises Refused if the machine or its data is at fault."""
 
-    def work(desk: "_Desk") -> Rated:
-        with _runner(job.look, desk) as (runner, here):
-            archive.unpack(job.artifacts, here / "artifacts")
-            log = here / "score.log"
-            score = runner.score(
-                here / "frozen",
-                here / "artifacts",
-                log=log,
-                limits=job.limits,
-                title=job.title,
-                split=job.split,
-            )
-            return Rated(score, _read(log))
+    def work(reporter: "_Reporter") -> Scored:
+        with _executor(task.requirements, reporter) as (executor, here, _):
+            artifacts, log = here / "artifacts", here / "score.log"
+            archive.unpack(task.artifacts, artifacts)
+            job = replace(task.job, frozen=here / "frozen", artifacts=artifacts, log=log)
+            return Scored(executor.score(job), _read(log))
 
     yield from _with_news(work)
 
@@ -126,11 +119,11 @@ def _node() -> str:
     return ray.get_runtime_context().get_node_id() if ray and ray.is_initialized() else ""
 
 
-class _Desk:
-    """Where the thread that works leaves its news: a View, and what it has printed."""
+class _Reporter:
+    """Where the thread that works leaves its news: a View, and what the job has printed."""
 
     def __init__(self) -> None:
-        self.stopped = threading.Event()  # set where nobody wants the result any more
+        self.stopped = threading.Event()  # set when nobody waits for the result
         self.exported = threading.Event()
         self.log: Path | None = None
         self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -162,25 +155,25 @@ class _Desk:
         return b""
 
 
-def _with_news(work: Callable[[_Desk], Any]) -> Iterator[Any]:
+def _with_news(work: Callable[[_Reporter], Any]) -> Iterator[Any]:
     """Yields news while `work` runs in a thread, then what that returns; raises what it raises."""
-    desk = _Desk()
+    reporter = _Reporter()
     last = News()
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work, desk)
+        future = pool.submit(work, reporter)
         try:
             while not future.done():
                 time.sleep(NEWS_SECONDS / 5 if last == News() else NEWS_SECONDS)
-                if (news := desk.news()) != last or news.log or news.said:
+                if (news := reporter.news()) != last or news.log or news.said:
                     last = news
                     yield news
         finally:
-            desk.stopped.set()
+            reporter.stopped.set()
     try:
         found = future.result()
     except UserError as error:
         raise Refused(_node(), str(error)) from None
-    while (news := desk.news()).log:  # what was printed last
+    while (news := reporter.news()).log:  # what was printed last
         yield news
     yield found
 
@@ -198,28 +191,35 @@ class _Place:
 
 
 @contextlib.contextmanager
-def _runner(
-    job: Look, desk: _Desk, max_memory_gb: float | None = None
-) -> Iterator[tuple[Runner, Path]]:
-    """A runner with devices of its own, and its folder, with the frozen files in `frozen`."""
-    with _own_devices(job, desk) as held, _own_folder() as (here, lock), disk_errors():
-        found = _examined(job, held, here, desk)
-        runner = Runner(
-            _Place(here / "frozen", paths.home(), Path(job.hidden)),
+def _executor(
+    requirements: Requirements, reporter: _Reporter, max_memory_gb: float | None = None
+) -> Iterator[tuple[LocalExecutor, Path, dict[str, str]]]:
+    """An executor with devices of its own, its folder, and where it is, for the records.
+
+    The folder has the frozen files in `frozen`.
+    """
+    with (
+        _own_devices(requirements, reporter) as devices,
+        _own_folder() as (here, lock),
+        disk_errors(),
+    ):
+        found = _environment(requirements, devices, here, reporter)
+        context = Context(
+            _Place(here / "frozen", paths.home(), Path(requirements.hidden)),
             here,
-            dataclasses.replace(found, target=None),
-            view=desk,
-            stop=desk.stopped.is_set,
+            replace(found, target=None),
+            reporter,
+            stop=reporter.stopped.is_set,
+            trusted_cache=here / "baseline-cache",
             max_memory_gb=max_memory_gb,
-            keep_fds=(*held.locks, lock),
-            allocation=held.allocation,
+            keep_fds=(*devices.locks, lock),
         )
+        executor = LocalExecutor(context, devices.allocation)
         claimed = {name: str(found.provenance[name]) for name in ("isolation", "box")}
-        runner.provenance = {"machine": NAME, **claimed}
         try:
-            yield runner, here
+            yield executor, here, {"machine": NAME, **claimed}
         finally:
-            runner.end_early()
+            executor.end_early()
 
 
 def _own_folder() -> contextlib.AbstractContextManager[tuple[Path, int]]:
@@ -227,74 +227,73 @@ def _own_folder() -> contextlib.AbstractContextManager[tuple[Path, int]]:
 
 
 @dataclass(frozen=True)
-class _Held:
+class _Devices:
     allocation: DeviceAllocation
     locks: tuple[int, ...]
 
 
 @contextlib.contextmanager
-def _own_devices(job: Look, desk: _Desk) -> Iterator[_Held]:
+def _own_devices(requirements: Requirements, reporter: _Reporter) -> Iterator[_Devices]:
     """The devices that Ray has given this task, locked: loops without Ray lock them, too."""
     with contextlib.suppress(OSError):  # Ray's tasks give way to all others
         os.setpriority(os.PRIO_PROCESS, 0, 0)
     os.environ.pop("OMP_NUM_THREADS", None)  # Ray's as well
-    names = hardware.device_names()
+    names, wanted = hardware.device_names(), requirements.resources
     what = f"a task of autoresearch-jax on Ray, at {NAME}"
-    if job.resources.kind != "CPU":
+    if wanted.kind == "CPU":
+        handles = locks.some(names, wanted.size, what, reporter)
+        cores = frozenset(int(name.partition("-")[2]) for name in handles)
+        allocation = DeviceAllocation(cores=cores)
+    else:
         if names[0].startswith("cpu"):
             raise UserError(
-                f"{NAME} has no device file of a {job.resources.kind}, or JAX_PLATFORMS=cpu is set "
+                f"{NAME} has no device file of a {wanted.kind}, or JAX_PLATFORMS=cpu is set "
                 "there: start Ray there without it."
             )
-        held = dict(zip(names, locks.devices(names, what, desk), strict=True))
-        allocation = DeviceAllocation(
-            device_allocation.tpu_bounds(len(names)) if job.resources.kind == "TPU" else {}
-        )
-        if job.resources.kind == "GPU":
-            # A driver takes moments to release what the task before had. What others hold stays.
+        handles = dict(zip(names, locks.devices(names, what, reporter), strict=True))
+        tpu = wanted.kind == "TPU"
+        allocation = DeviceAllocation(device_allocation.tpu_bounds(len(names)) if tpu else {})
+        if wanted.kind == "GPU":
+            # A driver takes moments to release what the task before had. What others use stays.
             with contextlib.suppress(UserError):
                 hardware.wait_until_free()
-    else:
-        held = locks.some(names, job.resources.size, what, desk)
-        allocation = DeviceAllocation(cores=frozenset(int(name.partition("-")[2]) for name in held))
     try:
         allocation.bind_thread()
-        yield _Held(allocation, tuple(held.values()))
+        yield _Devices(allocation, tuple(handles.values()))
     finally:
-        for handle in held.values():
+        for handle in handles.values():
             os.close(handle)
 
 
-_seen: dict[Any, Environment] = {}  # by this process, which Ray keeps for further tasks
+_known: dict[Any, Environment] = {}  # by this process, which Ray keeps for further tasks
 
 
-def _examined(job: Look, held: _Held, here: Path, desk: _Desk) -> Environment:
-    """The machine's environment, looked at once. Raises UserError where they are not the pinned."""
-    frozen = here / "frozen"
-    archive.unpack(job.frozen, frozen)
-    key = (
-        job.frozen,
-        job.data,
-        job.isolation,
-        job.required,
-        os.environ.get("CUDA_VISIBLE_DEVICES"),
-    )
-    if key not in _seen:
-        _prepare(job, frozen, desk)
-        place = _Place(frozen, paths.home(), Path(job.hidden))
-        overrides = dict(held.allocation.variables) or None
-        _seen[key] = environment.examine(place, job.isolation, job.required, overrides)
-    found = _seen[key]
-    found = dataclasses.replace(
-        found, fingerprint={**found.fingerprint, **held.allocation.fingerprint}
-    )
-    if job.resources.kind != "CPU" and found.platform == "cpu":
-        extra = "tpu" if job.resources.kind == "TPU" else hardware.cuda_extra()
+def _environment(
+    requirements: Requirements, devices: _Devices, here: Path, reporter: _Reporter
+) -> Environment:
+    """The machine's environment, examined once a process.
+
+    Raises UserError if it does not meet the requirements.
+    """
+    wanted, frozen, allocation = requirements, here / "frozen", devices.allocation
+    archive.unpack(wanted.frozen, frozen)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    key = (wanted.frozen, wanted.data, wanted.isolation, wanted.required, visible)
+    if key not in _known:
+        _prepare(wanted, frozen, reporter)
+        place = _Place(frozen, paths.home(), Path(wanted.hidden))
+        overrides = dict(allocation.variables) or None
+        _known[key] = environment.examine(place, wanted.isolation, wanted.required, overrides)
+    found = _known[key]
+    found = replace(found, fingerprint={**found.fingerprint, **allocation.fingerprint})
+    kind = wanted.resources.kind
+    if kind != "CPU" and found.platform == "cpu":
+        extra = "tpu" if kind == "TPU" else hardware.cuda_extra()
         raise UserError(
             f"JAX on {NAME} sees only the CPU. Install it there with the extra {extra}, and start "
             "Ray anew."
         )
-    for name, pinned in job.pinned:
+    for name, pinned in wanted.fingerprint:
         if found.fingerprint.get(name) != pinned:
             raise UserError(
                 f"{NAME} has {name} {found.fingerprint.get(name)}, and the scores of this tag rest "
@@ -304,15 +303,15 @@ def _examined(job: Look, held: _Held, here: Path, desk: _Desk) -> Environment:
     return found
 
 
-def _prepare(job: Look, frozen: Path, desk: _Desk) -> None:
-    """Prepares the data where it is not there yet. Raises UserError."""
-    with _one_at_a_time(paths.home() / "cluster" / "prepare.lock", desk):
+def _prepare(wanted: Requirements, frozen: Path, reporter: _Reporter) -> None:
+    """Prepares the data unless it is there. Raises UserError."""
+    with _one_at_a_time(paths.home() / "cluster" / "prepare.lock", reporter):
         try:
             found = manifest.load(frozen)
         except manifest.DataError:
-            desk.live(f"{NAME} prepares the data ({job.source})")
-            command = [sys.executable, "prepare.py", "--source", job.source]
-            command += ["--num-shards", str(job.num_shards)]
+            reporter.live(f"{NAME} prepares the data ({wanted.source})")
+            command = [sys.executable, "prepare.py", "--source", wanted.source]
+            command += ["--num-shards", str(wanted.num_shards)]
             log = frozen.with_name("prepare.log")
             ended = process.run(
                 command,
@@ -320,27 +319,27 @@ def _prepare(job: Look, frozen: Path, desk: _Desk) -> None:
                 env=os.environ,
                 stdout=log,
                 limit_s=math.inf,
-                abandoned=desk.stopped.is_set,
+                abandoned=reporter.stopped.is_set,
             )
             if ended.returncode:
-                last = logs.last_line(log) or "it said nothing"
+                last = logs.last_line(log) or "it printed nothing"
                 raise UserError(f"{NAME} cannot prepare the data: {last}") from None
             found = manifest.load(frozen)
-    if found.fingerprint != job.data:
+    if found.fingerprint != wanted.data:
         raise UserError(
             f"the data prepared on {NAME} ({found.fingerprint}) is not the coordinator's "
-            f"({job.data}). Prepare it there again: {found.command}"
+            f"({wanted.data}). Prepare it there again: {found.command}"
         )
 
 
 @contextlib.contextmanager
-def _one_at_a_time(path: Path, desk: _Desk) -> Iterator[None]:
+def _one_at_a_time(path: Path, reporter: _Reporter) -> Iterator[None]:
     while True:
         try:
             lock = locks.hold(path, "prepares data")
             break
         except locks.Held:
-            if desk.stopped.is_set():
+            if reporter.stopped.is_set():
                 raise
             time.sleep(NEWS_SECONDS)
     try:
@@ -349,4 +348,4 @@ def _one_at_a_time(path: Path, desk: _Desk) -> Iterator[None]:
         os.close(lock)
 
 
-TASKS = {"look": look, "train": train, "rate": rate}
+TASKS = {"inspect": inspect, "train": train, "score": score}

@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from autoresearch_jax.jobs.environment import Environment
-from autoresearch_jax.jobs.scoring import Score
-from autoresearch_jax.jobs.training import Limits, TrainResult
+from autoresearch_jax.jobs.job import Score, ScoreJob, TrainJob, TrainResult
+
+
+class Refused(Exception):
+    """A machine cannot be used: its id in the cluster, and why."""
 
 
 class Machine(NamedTuple):
@@ -18,7 +21,7 @@ class Machine(NamedTuple):
 
 @dataclass(frozen=True)
 class Resources:
-    """What each worker has of a machine, in the units of Ray's resources."""
+    """What each worker gets of a machine, in the units of Ray's resources."""
 
     kind: str  # GPU, TPU or CPU
     size: int  # GPUs, chips or cores
@@ -26,59 +29,55 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class Look:
-    """Is this machine as it must be? It is asked of each before a training."""
+class Requirements:
+    """What a machine must be or have, so that scores on it compare. Each task checks them."""
 
     resources: Resources
-    frozen: bytes  # prepare.py and constants.py
+    frozen: bytes  # prepare.py and constants.py, packed
     source: str  # of the data, as prepare.py takes it
     num_shards: int
     data: str  # its fingerprint
     isolation: str  # of isolation.LEVELS, or "auto"
-    required: str | None
-    hidden: str  # a folder of the coordinator's, in case this is its machine: of earlier trainings
-    pinned: tuple[tuple[str, object], ...] = ()  # the fingerprint that it must have; (): any
+    required: str | None  # the weakest isolation that will do
+    hidden: str  # the coordinator's folder of earlier trainings, in case this is its machine
+    fingerprint: tuple[tuple[str, object], ...] = ()  # (): any
+
+
+# In the jobs of both tasks, each machine replaces the paths by its own.
 
 
 @dataclass(frozen=True)
-class Train:
-    """One training, and its score where that is wanted."""
+class TrainTask:
+    """A training, and its score if the job is scored next."""
 
-    look: Look
-    folder: bytes  # what is trained: train.py and the frozen files as its commit has them
-    scored: bool
-    cache: bytes  # what the baseline compiled; b"" where that is wanted back
-    title: str
-    seed: int
-    budget_s: float
-    limits: Limits
+    requirements: Requirements
+    job: TrainJob
+    folder: bytes  # what is in the job's, packed
+    cache: bytes  # what the baseline compiled, packed; b"" for the baseline itself
     max_memory_gb: float | None
 
 
 @dataclass(frozen=True)
-class Rate:
+class ScoreTask:
     """The score of what a training left."""
 
-    look: Look
-    artifacts: bytes
-    split: str
-    title: str
-    limits: Limits
+    requirements: Requirements
+    job: ScoreJob
+    artifacts: bytes  # what is in the job's, packed
 
 
 class News(NamedTuple):
-    """What has happened meanwhile."""
+    """What has happened since the last ones."""
 
     log: bytes = b""  # that was printed since
     live: str = ""
     said: tuple[str, ...] = ()
-    exported: bool = False  # whether the training has begun
+    exported: bool = False  # whether the training's budget runs
 
 
 class Trained(NamedTuple):
     """The end of a training."""
 
-    provenance: dict[str, str]  # the machine, and the box that it trained in
     result: TrainResult
     artifacts: bytes
     cache: bytes
@@ -86,15 +85,15 @@ class Trained(NamedTuple):
     score_log: bytes
 
 
-class Rated(NamedTuple):
+class Scored(NamedTuple):
     """The end of a scoring."""
 
     score: Score
     log: bytes
 
 
-class Seen(NamedTuple):
-    """A machine that was looked at."""
+class Inspected(NamedTuple):
+    """A machine that meets the requirements."""
 
-    machine: str
+    machine: str  # its host name
     environment: Environment

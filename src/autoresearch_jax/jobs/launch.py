@@ -1,0 +1,36 @@
+"""How the process of a job is started: in which sandbox, with which variables and locks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoresearch_jax.sandbox import isolation
+from autoresearch_jax.sandbox.isolation import Box
+from autoresearch_jax.system import process
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the processes of a job are started with."""
+
+    level: str  # of isolation.LEVELS
+    box: Box
+    variables: Mapping[str, str]
+    keep_fds: tuple[int, ...] = ()  # locks that stay taken until all of it has ended
+
+    def start(
+        self, argv: Sequence[str], *, cwd: Path, log: Path, stdin: Path | None = Path("/dev/null")
+    ) -> process.Running:
+        """Starts a command; see `process.Running`."""
+        return process.Running(
+            isolation.wrap(self.level, argv, self.box),
+            cwd=cwd,
+            env=self.variables,
+            stdout=log,
+            stdin=stdin,
+            keep_fds=self.keep_fds,
+        )
+
+    def returncode(self, ended: process.Ended) -> int:
+        """The return code as without a sandbox; negative: the signal that ended it."""
+        return isolation.signal_of(self.level, ended.returncode)
