@@ -33,7 +33,7 @@ DESCRIBED = {"command": ["my-client", "--quiet"]}
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home folder where nobody is logged in, and an empty folder in front of PATH."""
+    """A home folder without any login, and an empty folder in front of PATH."""
     for name in [name for name in os.environ if name.startswith(LEADING)]:
         monkeypatch.delenv(name)
     for name in ("home", "bin"):
@@ -148,7 +148,7 @@ def test_names_make_clients():
     assert make("claude", (), mine).client.limit_s == 5  # the person's goes before ours
     for command in ("mine", "claude -p", "claude: x", "./claude", "a:b", "claude:"):
         assert isinstance(make(command), CommandAgent)
-    with pytest.raises(UserError, match="'mine' cannot be told the model 'x'"):
+    with pytest.raises(UserError, match="--agent mine:x selects the model 'x'"):
         make("mine:x", (), mine)
     with pytest.raises(UserError, match=r"agents\.mine"):
         make("tea", (), {"mine": {}})
@@ -172,10 +172,10 @@ def test_a_missing_program_is_said_with_what_installs_it(home):
 
 
 def test_one_word_that_is_nothing_is_no_command(home):
-    with pytest.raises(AgentError, match=r"'cluade' is no client \(claude, codex") as caught:
+    with pytest.raises(AgentError, match=r"--agent 'cluade' is unknown") as caught:
         agents.make_agent("cluade").check()
     assert caught.value.kind == "missing"
-    with pytest.raises(AgentError, match=r"boxed, gemini, opencode, mine\), .* mean mine\?$"):
+    with pytest.raises(AgentError, match=r"boxed, gemini, opencode, mine; .* mean mine\?$"):
         agents.make_agent("mien", (), {"mine": DESCRIBED}).check()
     for command in ("ls", "cd x && cluade", "exit; true", "./agent.sh"):
         agents.make_agent(command).check()
@@ -200,7 +200,7 @@ def test_a_login_is_looked_for_in_variables_and_files(home, program, monkeypatch
         one.check()
         assert one.client.logged_in() is (None if evidence == "settings" else True)
     else:
-        said = r"^nobody is logged in to codex\. Log in: codex login, or export CODEX_API_KEY$"
+        said = r"^there is no login for codex\. Log in: codex login, or export CODEX_API_KEY$"
         with pytest.raises(AgentError, match=said) as caught:
             one.check()
         assert caught.value.kind == "login"
@@ -243,7 +243,7 @@ def test_doctor_looks_at_the_chosen_agent(home, program, tmp_path):
     assert "program.md sets the agent claude: claude is not in PATH. Install" in problem.problem
     program("claude", "")
     [problem] = doctors(tmp_path, "---\nagent: claude\n---\n")[1]
-    assert "nobody is logged in to claude" in problem.problem
+    assert "there is no login for claude" in problem.problem
     [problem] = doctors(tmp_path, "---\nagents: {mine: {}}\n---\n")[1]
     assert "has no agents.mine.command" in problem.problem
     assert not doctors(tmp_path, "---\nagent: tpe\n---\n")[1]
@@ -395,7 +395,7 @@ def test_a_client_that_is_not_there_is_missing(home, context):
 
 def test_a_client_that_only_our_box_holds_is_not_started_without(program, context):
     program("my-client", "")
-    with pytest.raises(AgentError, match="isolation none has none") as caught:
+    with pytest.raises(AgentError, match="needs our sandbox, but isolation is none") as caught:
         ClientAgent(described(needs_box=True)).propose(context)
     assert caught.value.kind == "missing"
     assert not (context.run_dir / "agent.out").exists()
@@ -574,7 +574,7 @@ def test_a_cost_that_no_number_holds_is_none():
     ("name", "meant"), [("cluade:opus", "claude"), ("tpe:opus", "tpe"), ("nosuch:model", "")]
 )
 def test_a_mistyped_name_with_a_model_is_no_command(name, meant):
-    with pytest.raises(AgentError, match="is no client") as caught:
+    with pytest.raises(AgentError, match="is unknown") as caught:
         client.make_client(name, (), {}).check()
     assert caught.value.kind == "missing"
     assert str(caught.value).endswith(f"Did you mean {meant}?" if meant else "the clients")

@@ -90,7 +90,7 @@ EDITS["codex-boxed"] = EDITS["codex"]
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home folder where nobody is logged in, and the clients in PATH."""
+    """A home folder without any login, and the clients in PATH."""
     for name in [name for name in os.environ if name.startswith(LEADING)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -343,7 +343,7 @@ def test_an_api_that_does_not_answer_is_a_hang(context, login, name):
 
 @pytest.mark.parametrize("name", installed("claude", "codex", "gemini"))
 def test_that_nobody_is_logged_in_is_seen_before_it_is_asked(home, context, name):
-    with pytest.raises(AgentError, match="nobody is logged in") as caught:
+    with pytest.raises(AgentError, match="there is no login") as caught:
         agent(name).check()
     assert caught.value.kind == "login"
 

@@ -245,7 +245,7 @@ def test_the_command_starts_train_py_only_when_it_is_asked_to(workspace, driver)
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Makes a client be installed; nobody is logged in to it."""
+    """Makes a client be installed; without a login."""
     monkeypatch.setenv("HOME", str(tmp_path / "somebody"))
     for one in client_specs.shipped().values():
         for name in (*one.login_env, "CLAUDE_CONFIG_DIR", "CODEX_HOME"):
@@ -277,7 +277,7 @@ def test_an_agent_is_looked_at_before_program_md_names_it(install, tmp_path, mon
     login = "claude auth login, or export ANTHROPIC_API_KEY"
     (problem,) = of_agent(tmp_path, "claude:opus")
     assert problem == (
-        f"--agent claude:opus: nobody is logged in to claude:opus. Log in: {login}.",
+        f"--agent claude:opus: there is no login for claude:opus. Log in: {login}.",
         login,
     )
     monkeypatch.setenv("ANTHROPIC_API_KEY", "x")

@@ -221,7 +221,9 @@ def test_a_login_that_is_known_goes_before_one_that_cannot_be_seen(monkeypatch):
 
 @pytest.mark.parametrize("name", ["tpe", "tpe:x", "hybrid", "hybrid:claude"])
 def test_a_search_does_not_advise_itself(name):
-    with pytest.raises(UserError, match=f"hybrid:{name} names no client.*--agent hybrid:claude"):
+    with pytest.raises(
+        UserError, match=f"hybrid:{name} does not name a client.*--agent hybrid:claude"
+    ):
         make_hybrid(name, (), {})
 
 

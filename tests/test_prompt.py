@@ -75,7 +75,7 @@ def test_the_session_is_stated():
     )
     assert "Training takes 300 s" in text
     assert "1 x NVIDIA H100 80GB HBM3" in text
-    assert "may use 79.6 GiB of each device; the best takes 40.0 GiB, so 39.6 GiB are free" in text
+    assert "may use 79.6 GiB of each device; the best uses 40.0 GiB, so 39.6 GiB are free" in text
     assert "18720 s (5.2 h)" in text
     assert "12.30 dollars" in text
     assert "this one included: 7" in text
@@ -101,12 +101,12 @@ def test_an_experiment_is_a_line_with_what_was_expected_beside_what_happened():
         '- 2 keep 0.990000, change -0.010000, expected "-0.002", 40.0 GiB: "DEPTH 8 -> 9"\n' in text
     )
     assert (
-        "- 3 discard 0.995000, change +0.005000, 953 steps, 40.0 GiB, mended after a crash: "
+        "- 3 discard 0.995000, change +0.005000, 953 steps, 40.0 GiB, repaired after a crash: "
         in text
     )
     assert '- 4 discard 0.900000, change -0.090000, 40.0 GiB: "baseline" (why: "it' in text
     assert '- 5 crash: "baseline" (why: "TypeError: x")\n' in text
-    assert "So far 5 experiments: 2 kept, 1 crashed.\n" in text
+    assert "5 experiments: 2 kept, 1 crashed.\n" in text
     assert '# The last crash\n\nExperiment 5, "baseline":\n\n> TypeError: x\n' in text
 
 
@@ -127,19 +127,19 @@ def test_what_is_being_trained_is_named_with_no_result():
     )
     text = prompt.build(brief(running))
     assert '- 7, expected "-0.001": "HEAD_DIM 128 -> 64"\n' in text
-    assert "The result is not known yet" in text
-    assert "So far 1 experiments" in text
+    assert "with an unknown result" in text
+    assert "\n1 experiments: " in text
     assert "attention: 1 tried" not in text
-    assert "not known yet" not in prompt.build(BRIEF)
+    assert "unknown result" not in prompt.build(BRIEF)
 
 
-def test_after_many_without_a_gain_another_theme_is_asked_for():
+def test_after_many_experiments_without_a_gain_it_asks_for_another_direction():
     tried = [dataclasses.replace(TRIED, n=n) for n in range(1, 1 + prompt.QUIET)]
-    assert f"The last {prompt.QUIET} brought nothing" in prompt.build(brief(*tried))
-    assert "brought nothing" not in prompt.build(brief(*tried[1:]))
+    assert f"The last {prompt.QUIET} brought no gain" in prompt.build(brief(*tried))
+    assert "brought no gain" not in prompt.build(brief(*tried[1:]))
 
 
-def test_answers_of_no_use_are_named():
+def test_unusable_answers_are_listed():
     text = prompt.build(brief(rejected=[("DEPTH 8 -> 9", "it means the same as experiment 3")]))
     assert '- "DEPTH 8 -> 9": "it means the same as experiment 3"\n' in text
     text = prompt.build(brief(rejected=[("", "train.py was not changed.")]))
@@ -149,11 +149,11 @@ def test_answers_of_no_use_are_named():
 def test_a_repair_shows_the_crash_and_asks_for_the_same_idea():
     log = "step 1\rstep 2\r\n\x1b[31mTraceback:\x1b[0m\n  File x\n\nTypeError: no\n"
     text = prompt.repair(BRIEF, description="SwiGLU", reason="TypeError: no", log=log)
-    assert 'It was described as "SwiGLU". Why it ended:\n\n> TypeError: no\n' in text
+    assert 'Its description was "SwiGLU". It ended because of:\n\n> TypeError: no\n' in text
     assert "\n> step 2\n> Traceback:\n>   File x\n> TypeError: no\n" in text
     assert "DEPTH = 8" not in text
     assert "Do well." in text
-    assert prompt.MEND in text
+    assert prompt.REPAIR in text
     assert text.endswith(prompt.REPLY)
 
 
@@ -207,7 +207,7 @@ def test_a_train_py_does_not_end_its_own_fence(source):
     opening = re.search("^(`+)python$", text, re.MULTILINE)
     closing = re.compile(rf"^`{{{len(opening[1])},}} *$", re.MULTILINE)
     end = closing.search(text, opening.end())
-    assert text[end.end() :].startswith("\n\n# This session")
+    assert text[end.end() :].startswith("\n\n# Machine and limits")
 
 
 # ----------------------------------------------------------------------------- the bound
@@ -284,7 +284,7 @@ def test_the_longest_prompt_there_is():
     )
     assert prompt.LIMIT / 2 < len(text) <= prompt.LIMIT
     assert text.endswith(prompt.REPLY)
-    assert "characters are left out here: program.md is long" in text
+    assert "characters omitted: program.md is too long" in text
 
 
 def test_the_files_that_are_shipped_fit_whole():
@@ -293,7 +293,7 @@ def test_the_files_that_are_shipped_fit_whole():
     text = prompt.build(brief(program=program, best_source=source))
     assert front_matter.split(program)[1].strip() in text
     assert source.rstrip() in text
-    assert "left out here" not in text
+    assert "characters omitted" not in text
 
 
 # ------------------------------------------------------------------------------- themes

@@ -142,7 +142,7 @@ def test_a_range_without_its_constant_is_said_once_at_the_start(tmp_path, monkey
     search = {"DEPTH": [2, 8], "MATRX_LR": [0.01, 0.1], "GONE": False}
     view = Notes()
     harness.run_loop(Workspace.open(root), harness.Scripted(), 0, view, tag="t", search=search)
-    said = "names what train.py does not set: MATRX_LR (did you mean MATRIX_LR?), GONE"
+    said = "names constants that train.py does not set: MATRX_LR (did you mean MATRIX_LR?), GONE"
     assert [said in line for line in view.said if line.startswith("Warning")] == [True]
     assert "0 experiments after the baseline. Ctrl-C" in view.text
     (root / "program.md").write_text("---\nsearch: {MATRX_LR: [0.01, 0.1]}\n---\n")

@@ -1,7 +1,8 @@
-"""Command-line clients as agents: a prompt goes in, an edited train.py and some words come out.
+"""Command-line clients as agents: they get a prompt, edit train.py and print an answer.
 
-What a client is, is data (descriptions.py): its arguments, where its answer and its cost stand in
-what it prints, what it must be able to write, how one logs in. Any shell command is a client, too.
+A client is described by data (client_specs.py): its arguments, where its output contains the answer
+and the cost, which paths it must be able to write, and how to log in. Any shell command can be a
+client, too.
 """
 
 import contextlib
@@ -27,21 +28,21 @@ from autoresearch_jax.system import process
 from autoresearch_jax.system.process import Ended
 
 TRIAL_S = 60.0
-TAIL = 4000  # characters of each output that are searched for a known trouble
-# The name is in the commits, which are pushed; a key in front of the command shall not be.
+TAIL = 4000  # characters of each output that are searched for a known failure
+# The name appears in commits, which may be pushed, so a key in front of the command must not.
 VALUE = re.compile(r"""\b([A-Za-z_]\w*)=(?:'[^']*'|"(?:\\.|[^"\\])*"|[^\s'";&|])+""")
-# Nor one among its arguments.
+# The same for a key among its arguments.
 SECRET = re.compile(r"(?i)(-[\w-]*(?:key|token|secret|password)[\w-]*[ =]|bearer )[^\s'\"]+")
 
 
 def known(clients: Mapping[str, Any]) -> dict[str, Client]:
-    """The shipped clients and the person's own, which go before. Raises ValueError."""
+    """Return the built-in clients and the user's, which take precedence. Raises ValueError."""
     own = {name: parse(name, described) for name, described in clients.items()}
     return {**shipped(), **own}
 
 
 def make_client(name: str, writes: Sequence[Path], clients: Mapping[str, Any]) -> Agent:
-    """The client NAME or NAME:MODEL, else `name` as a shell command. Raises UserError."""
+    """Return the client NAME or NAME:MODEL, or a shell command. Raises UserError."""
     try:
         found = known(clients)
     except ValueError as error:
@@ -53,44 +54,45 @@ def make_client(name: str, writes: Sequence[Path], clients: Mapping[str, Any]) -
         return CommandAgent(name, writes=writes, clients=found.values())
     if not found[first].model:
         raise UserError(
-            f"{first!r} cannot be told the model {model!r}: agents.{first} has no `model` "
-            f"arguments. Add them in the front matter of program.md, or try --agent {first}"
+            f"--agent {name} selects the model {model!r}, but agents.{first} has no `model` "
+            f"arguments. Add them in the front matter of program.md, or use --agent {first}"
         )
     return ClientAgent(found[first], model, writes)
 
 
 class ClientAgent(Agent):
-    """Runs a client in the agent's worktree, in a box of its own."""
+    """Runs a client in the agent's worktree, in a sandbox."""
 
     slow = True
     repairs = True
 
     def __init__(self, client: Client, model: str = "", writes: Sequence[Path] = ()) -> None:
-        """`writes` are files and folders, beside the client's own, that it may write."""
+        """`writes` are files and folders that it may write, in addition to the client's own."""
         self.client = client
         self.model = model
         self.name = f"{client.name}:{model}" if model else client.name
         self.priced = "usd" in client.fields
-        self._tried: set[str] = set()  # levels of isolation at which it can work
+        self._tried: set[str] = set()  # levels of isolation at which its trial succeeded
         self.writes = (*(path.expanduser().absolute() for path in writes), *places(client.writes))
 
     def check(self) -> None:
-        """Raises AgentError where the program is not there, or evidently nobody is logged in."""
+        """Raise AgentError if the program is missing, or if there is certainly no login."""
         client = self.client
         if client.installed() is None:
             how = f" Install it: {client.install}" if client.install else ""
             raise AgentError(f"{client.program} is not in PATH.{how}", "missing")
         if client.logged_in() is False:
             wanted = ", ".join([*client.login_env, *client.login_files])
-            how = f"Log in: {client.login}" if client.login else f"None of {wanted} is there."
-            raise AgentError(f"nobody is logged in to {self.name}. {how}", "login")
+            how = f"Log in: {client.login}" if client.login else f"None of {wanted} exists."
+            raise AgentError(f"there is no login for {self.name}. {how}", "login")
 
     def propose(self, context: Context) -> Proposal:
-        """The prompt goes in, also as the file that AUTORESEARCH_PROMPT names.
+        """Run the client on the prompt, which is also in the file named by AUTORESEARCH_PROMPT.
 
-        Its description is a line `DESCRIPTION: ...` of the answer, else the subject of its commit,
-        else the answer's last line. What it prints is kept in agent.out and agent.err of the run's
-        folder. Raises AgentError, also where it printed no JSON, as it should, and changed nothing.
+        The description is the line `DESCRIPTION: ...` of the answer, otherwise the subject of the
+        client's commit, otherwise the last line of the answer. The output is kept in agent.out and
+        agent.err in the run's folder. Raises AgentError, also if the client printed no JSON
+        although it should, and changed nothing.
         """
         self._try(context)
         before = _content(context.worktree / "train.py")
@@ -121,7 +123,7 @@ class ClientAgent(Agent):
         err: Path | None,
         limit_s: float,
     ) -> Ended:
-        """Runs one of its commands until that has ended. Raises AgentError if it is not there."""
+        """Run one of its commands to its end. Raises AgentError if the program is missing."""
         if context.box is not None:
             argv = isolation.wrap(context.level, argv, self._box(context.box))
         try:
@@ -142,7 +144,7 @@ class ClientAgent(Agent):
             words = "the prompt is too long for an argument: use {prompt_file}, or standard input"
             raise AgentError(f"`{self.name}` cannot be started: {words}.", "missing") from None
         except UserError as error:
-            if self.client.installed():  # something else is wrong, and the loop's matter
+            if self.client.installed():  # not the client's fault, so the loop must handle it
                 raise
             raise AgentError(str(error), "missing") from None
 
@@ -165,23 +167,23 @@ class ClientAgent(Agent):
             **self.client.env,
             **context.env,
             "AUTORESEARCH_PROMPT": str(context.prompt_path),
-            "PWD": str(context.worktree),  # some believe it more than the system
+            "PWD": str(context.worktree),  # some programs trust it more than getcwd
         }
 
     def _box(self, box: Box) -> Box:
-        """The box, with what the client must write."""
+        """Return the sandbox with the paths that the client must be able to write."""
         for path in places([word for word in self.client.writes if word.endswith("/")]):
-            with contextlib.suppress(OSError):  # a box passes over what is not there
+            with contextlib.suppress(OSError):  # the sandbox ignores missing paths
                 path.mkdir(parents=True, exist_ok=True)
         return dataclasses.replace(box, writable=(*box.writable, *self.writes))
 
     def _try(self, context: Context) -> None:
-        """Raises AgentError where it would be held by nothing, or its own sandbox cannot start."""
+        """Raise AgentError if nothing would restrict it, or if its own sandbox cannot start."""
         level, client = context.level, self.client
         if client.needs_box and level == "none":
             raise AgentError(
-                f"{self.name} is held by our box, and by nothing else; --isolation none has none. "
-                "Take one: sudo apt install bubblewrap, or another --agent",
+                f"{self.name} needs our sandbox, but isolation is none. Run `sudo apt install "
+                "bubblewrap`, or choose another --agent",
                 "missing",
             )
         if not client.trial or level in self._tried:
@@ -199,7 +201,7 @@ class ClientAgent(Agent):
         self._tried.add(level)
 
     def _failure(self, returncode: int, reply: Reply, out: Path, err: Path) -> AgentError:
-        """What went wrong, in the client's words if it has any."""
+        """Return what went wrong, in the client's words if there are any."""
         tails = [replies.plain(path)[-TAIL:] for path in (err, out)]
         said = reply.error or "\n".join(tails)
         kind = replies.kind_of(said, self.client.troubles)
@@ -219,7 +221,7 @@ class ClientAgent(Agent):
 
 
 def _content(path: Path) -> bytes | None:
-    """What a file holds; None of what an agent may leave instead: a link, a pipe, a flood."""
+    """Return a file's content, or None for anything but a regular file of acceptable size."""
     with contextlib.suppress(OSError):
         status = path.lstat()
         if stat.S_ISREG(status.st_mode) and status.st_size <= replies.READ_BYTES:
@@ -228,18 +230,18 @@ def _content(path: Path) -> bytes | None:
 
 
 def _meant(name: str, clients: Iterable[str]) -> str:
-    """The client or search whose name is nearest, as a question; "" if none is near."""
+    """Return a question that suggests the closest name, or an empty string."""
     near = difflib.get_close_matches(name.lower(), [*clients, "tpe", "hybrid"], n=1)
     return f". Did you mean {near[0]}?" if near else ""
 
 
 def _filled(word: str, values: Mapping[str, str]) -> str:
-    """The word with its placeholders replaced, once each: a prompt may hold braces."""
+    """Replace the placeholders of a word in one pass, because a prompt may contain braces."""
     return re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], word)
 
 
 class CommandAgent(ClientAgent):
-    """Any command line, for /bin/sh. Nothing in it is replaced: it is a program, not a text."""
+    """Any command line for /bin/sh. It is a program, so placeholders in it are not replaced."""
 
     def __init__(
         self,
@@ -248,7 +250,7 @@ class CommandAgent(ClientAgent):
         writes: Sequence[Path] = (),
         clients: Iterable[Client] | None = None,
     ) -> None:
-        """Those of `clients`, the shipped ones by default, that the command names keep a login."""
+        """Clients that the command names, of `clients` or the built-in ones, keep their login."""
         words = {Path(word).name for word in re.split(r"[\s;&|]+", command)}
         clients = list(shipped().values() if clients is None else clients)
         self._clients = [one.name for one in clients]
@@ -260,13 +262,14 @@ class CommandAgent(ClientAgent):
         self.name = clean(SECRET.sub(r"\1…", VALUE.sub(r"\1=…", command)), 60)
 
     def check(self) -> None:
-        """Raises AgentError where it reads as NAME or NAME:MODEL, and nothing has that name."""
+        """Raise AgentError if it looks like NAME or NAME:MODEL, but nothing has that name."""
         if re.fullmatch(r"[\w.-]+(:\S*)?", self.command) and shutil.which(self.command) is None:
             name = self.command.partition(":")[0]
             raise AgentError(
-                f"{self.command!r} is no client ({', '.join(self._clients)}), alone or with "
-                ":MODEL, no search (tpe, hybrid) and no program in PATH. `autoresearch-jax doctor` "
-                f"lists the clients{_meant(name, self._clients)}",
+                f"--agent {self.command!r} is unknown. Expected a client "
+                f"({', '.join(self._clients)}; or NAME:MODEL), a search (tpe, hybrid) or a program "
+                "in PATH. `autoresearch-jax doctor` lists the clients"
+                f"{_meant(name, self._clients)}",
                 "missing",
             )
 
@@ -277,11 +280,11 @@ class CommandAgent(ClientAgent):
         return context.prompt_path
 
     def _failure(self, returncode: int, reply: Reply, out: Path, err: Path) -> AgentError:
-        if returncode != 127:  # the shell's way to say that it did not find it
+        if returncode != 127:  # the shell's exit code for a missing command
             return super()._failure(returncode, reply, out, err)
         words = replies.last_line(replies.plain(err)) or "it printed nothing"
         return AgentError(
-            f"`{self.name}` was not found: {words} (it is started in a copy of the workspace, "
-            "so name a script of yours by its full path, and not one in /tmp)",
+            f"`{self.name}` was not found: {words}. It runs in a copy of the workspace, so give "
+            "the full path of a script, which must not be in /tmp",
             "missing",
         )

@@ -1,4 +1,4 @@
-"""What a client is, as data: clients.yaml, and what a person adds under `agents:` in program.md."""
+"""Descriptions of clients: clients.yaml, and `agents:` in the front matter of program.md."""
 
 import dataclasses
 import functools
@@ -23,25 +23,25 @@ FIELDS = ("reply", "usd", "tokens", "error")  # JMESPath expressions
 
 @dataclass(frozen=True)
 class Client:
-    """A client as clients.yaml describes it. Paths may begin with ~ and hold $VARIABLES."""
+    """A client as described in clients.yaml. Paths may contain ~ and $VARIABLES."""
 
     name: str
-    command: tuple[str, ...]  # {worktree}, {prompt} and {prompt_file} stand for what they say;
-    # without one of the latter two the prompt is on its standard input
-    model: tuple[str, ...] = ()  # arguments that choose a model, {model} among them
-    env: Mapping[str, str] = field(default_factory=dict)  # beside the person's own
-    output: str = "text"  # of replies.OUTPUTS
+    command: tuple[str, ...]  # with {worktree}, {prompt} and {prompt_file} as placeholders;
+    # without one of the latter two, the prompt is on standard input
+    model: tuple[str, ...] = ()  # arguments that select a model, with {model}
+    env: Mapping[str, str] = field(default_factory=dict)  # in addition to the user's
+    output: str = "text"  # one of replies.OUTPUTS
     fields: Mapping[str, str] = field(default_factory=dict)  # of FIELDS
     troubles: Mapping[str, str] = field(default_factory=dict)  # kind -> pattern, see replies
-    needs_box: bool = False  # whether nothing but our box holds it
-    trial: tuple[str, ...] = ()  # a command that succeeds where it can work: of its own sandbox
-    trial_advice: str = ""  # what to do where that fails
-    writes: tuple[str, ...] = ()  # where its login and sessions lie; with / at the end: a folder
-    install: str = ""  # the command that does
-    login: str = ""  # likewise
-    login_env: tuple[str, ...] = ()  # any of these variables, or of these files, is a login;
-    login_files: tuple[str, ...] = ()  # without any named here, who is logged in is not known
-    login_maybe: tuple[str, ...] = ()  # nor with these files alone: settings that may name a login
+    needs_box: bool = False  # whether only our sandbox restricts it
+    trial: tuple[str, ...] = ()  # a command that fails if its own sandbox cannot start
+    trial_advice: str = ""  # what to do if it fails
+    writes: tuple[str, ...] = ()  # files of login and sessions; a trailing / means a folder
+    install: str = ""  # the command that installs it
+    login: str = ""  # the command that logs in
+    login_env: tuple[str, ...] = ()  # any of these variables or files counts as a login;
+    login_files: tuple[str, ...] = ()  # if both are empty, the login is not checked
+    login_maybe: tuple[str, ...] = ()  # settings that may contain a login: with these, unknown
     limit_s: float = LIMIT_S
 
     @property
@@ -49,11 +49,11 @@ class Client:
         return self.command[0]
 
     def installed(self) -> str | None:
-        """Where its program lies; None where it is not in PATH."""
+        """Return the path of its program, or None if it is not in PATH."""
         return shutil.which(self.program)
 
     def logged_in(self) -> bool | None:
-        """Whether somebody is, as far as files and variables tell; None where they do not."""
+        """Return whether a login exists, or None if files and variables do not tell."""
         variables = any(os.environ.get(name) for name in self.login_env)
         if variables or any(path.exists() for path in places(self.login_files)):
             return True
@@ -64,7 +64,7 @@ class Client:
 
 @functools.cache
 def shipped() -> Mapping[str, Client]:
-    """The clients of clients.yaml, by name."""
+    """Return the clients of clients.yaml, by name."""
     found: dict[str, Client] = {}
     for name, described in yaml.safe_load(SHIPPED.read_text(encoding="utf-8")).items():
         found[name] = _parse(name, described, found)
@@ -72,10 +72,10 @@ def shipped() -> Mapping[str, Client]:
 
 
 def parse(name: str, described: Any) -> Client:
-    """A client from its description, as under `agents:` in program.md's front matter.
+    """Return a client from its description under `agents:` in program.md's front matter.
 
-    Raises ValueError where it is not described as it must be; the message is what the front
-    matter does wrong, such as `sets agents.mine.output to 'xml', and it must be ...`.
+    Raises ValueError if the description is invalid; the message completes "The front matter ...",
+    such as `sets agents.mine.output to 'xml', and it must be ...`.
     """
     return _parse(name, described, shipped())
 
@@ -169,7 +169,7 @@ def _patterns(where: str, value: Any) -> dict[str, str]:
 
 
 def _expression(where: str, value: Any) -> str:
-    import jmespath  # only who has clients of his own needs it at the start
+    import jmespath  # slow to import, and only needed for user-defined clients
 
     try:
         jmespath.compile(_line(where, value))
@@ -204,6 +204,6 @@ def _wrong(where: str, value: Any, rule: str) -> ValueError:
 
 
 def places(paths: Sequence[str]) -> list[Path]:
-    """The paths with ~ and variables filled in, without those whose variable is not set."""
+    """Return the paths with ~ and variables expanded, without those with an unset variable."""
     found = [Path(os.path.expandvars(path)).expanduser() for path in paths]
     return [path.absolute() for path in found if "$" not in str(path)]

@@ -1,12 +1,12 @@
-"""A search and a language model in turns: each one's results are the other's knowledge.
+"""A search and a language model that take turns and share their results.
 
-Most trials are the search's (tpe.py). For a fraction of them the model is asked, with the search's
-state in its prompt: the best points, where good values lie and how far apart, what matters, and
-what the search would try next. The model may change anything, code too; what its trials gave
-returns to the search with all others (`tpe.trials_of` says how a change of code is told apart).
+The search (tpe.py) makes most proposals. The model makes a fraction of them, with the state of the
+search in its prompt: the best points, the mean and spread of good values, the importance of each
+constant, and what the search would try next. The model may change anything, including code. The
+search uses all results (`tpe.trials_of` says how it separates changes of code).
 
-After Centaur (Ferreira et al. 2026, arXiv:2603.24647): an optimizer that shared its mean, spread
-and best points with a model for 30% of the trials came further than either alone.
+Source: Centaur (Ferreira et al. 2026, arXiv:2603.24647), where an optimizer that shared its mean,
+spread and best points with a model for 30% of the trials reached more than either alone.
 """
 
 import dataclasses
@@ -25,31 +25,31 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.literals import Value
 from autoresearch_jax.common.text import clean
 
-FRACTION = 0.3  # of the trials that are the advisor's
+FRACTION = 0.3  # of the proposals come from the advisor
 ADVISORS = ("claude", "codex", "gemini", "opencode")
-BEST = 5  # points that the advisor is told
+BEST = 5  # points in the prompt
 SUGGESTIONS = 3
-ROWS = 24  # constants that it is told of
+ROWS = 24  # constants in the prompt
 CELL = 80  # characters of a cell in the table
-ENOUGH = 20  # scores, from which on importance is more than chance
+ENOUGH = 20  # scores; with fewer, importance is mostly chance
 QUARTER = 0.25  # of the scores counts as good
 LINE = 200  # characters
 
 HEADING = "# What the optimizer knows"
 INTRODUCTION = """\
 In this search you take turns with an optimizer (a tree-structured Parzen estimator), which proposes
-new values for the upper-case constants of train.py. What follows is its state; every result, yours
-too, returns to it. It never changes code. You may edit anything in train.py, not just constants: do
-what it cannot, or use what it knows for a bolder step than its own."""
+new values for the upper-case constants of train.py. Its state follows. It learns from every result,
+including yours, but it never changes code. You may edit anything in train.py, not just constants:
+do what it cannot, or use what it knows to take a bolder step."""
 
 
 class Hybrid(Agent):
-    """Asks an advisor for a fraction of the proposals, `tpe` for the others (see the module)."""
+    """Asks an advisor for a fraction of the proposals, and `tpe` for the others."""
 
     def __init__(self, advisor: Agent, fraction: float = FRACTION) -> None:
-        """`fraction` of the trials are the advisor's, from 0 to 1."""
+        """`fraction`, from 0 to 1, is the advisor's share of the proposals."""
         if not 0 <= fraction <= 1:
-            raise ValueError(f"the advisor's fraction must lie between 0 and 1, and is {fraction}")
+            raise ValueError(f"fraction must be between 0 and 1, not {fraction}")
         self.advisor, self.fraction = advisor, fraction
         self.tpe = Tpe()
         self.name = f"hybrid({advisor.name})"
@@ -59,7 +59,7 @@ class Hybrid(Agent):
         self.advisor.check()
 
     def propose(self, context: Context) -> Proposal:
-        """The advisor's proposal, or the search's; where that finds nothing new, the advisor's."""
+        """Ask the advisor or the search; if the search finds nothing new, ask the advisor."""
         if not self.advises(context.n):
             try:
                 return dataclasses.replace(self.tpe.propose(context), agent=self.tpe.name)
@@ -70,18 +70,18 @@ class Hybrid(Agent):
         return self._signed(self.advisor.propose(told))
 
     def repair(self, context: Context) -> Proposal:
-        """The advisor mends; a search cannot."""
+        """Let the advisor repair, because a search cannot."""
         return self._signed(self.advisor.repair(context))
 
     def advises(self, n: int) -> bool:
-        """Whether experiment `n` is the advisor's: evenly spread, and the first one early."""
+        """Return whether experiment `n` is the advisor's; these are spread evenly."""
         return math.floor(n * self.fraction + 0.5) > math.floor((n - 1) * self.fraction + 0.5)
 
     def state(self, context: Context) -> str:
-        """The search's state as a section of a prompt, bounded; "" where it knows nothing."""
+        """Return the search's state as a section of a prompt, or "" if there is none."""
         try:
             known = self.tpe.known(context)
-        except AgentError:  # no constants: the advisor may have taken them out
+        except AgentError:  # no constants: the advisor may have removed them
             return ""
         parts = [
             f"{HEADING}\n\n{INTRODUCTION}",
@@ -104,17 +104,17 @@ class Hybrid(Agent):
 
 
 def make_hybrid(advisor: str, writes: Sequence[Path], clients: Mapping[str, Any]) -> Hybrid:
-    """The hybrid with that advisor, a client's name or a command; "": the first that is there.
+    """Return a hybrid with an advisor, a client's name or a command; "": the first usable client.
 
-    One whose login is known to be there goes before one where that cannot be seen. Raises UserError
-    if none is there.
+    A client with a certain login takes precedence over one whose login is unknown. Raises UserError
+    if no client is usable.
     """
     from autoresearch_jax.agents.client import known, make_client
 
     if advisor.partition(":")[0] in ("tpe", "hybrid"):
         raise UserError(
-            f"hybrid:{advisor} names no client, and tpe is in hybrid anyway. Name who shall share "
-            "the trials with it, such as --agent hybrid:claude, or try --agent hybrid"
+            f"hybrid:{advisor} does not name a client, and hybrid already includes tpe. Name the "
+            "client, as in --agent hybrid:claude, or use --agent hybrid"
         )
     if advisor:
         return Hybrid(make_client(advisor, writes, clients))
@@ -133,9 +133,9 @@ def make_hybrid(advisor: str, writes: Sequence[Path], clients: Mapping[str, Any]
         return Hybrid(there[next(sure, next(iter(there)))])
     own = "".join(f", --agent hybrid:{name}" for name in clients if name not in ADVISORS)
     raise UserError(
-        f"hybrid found no agent to ask ({'; '.join(problems)}). `autoresearch-jax doctor` says how "
-        f"to install one and log in. Or name another: --agent 'hybrid:COMMAND'{own}; --agent tpe "
-        "searches without one."
+        f"hybrid found no usable client ({'; '.join(problems)}). `autoresearch-jax doctor` says "
+        f"how to install one and log in. Or name another: --agent 'hybrid:COMMAND'{own}; --agent "
+        "tpe needs none."
     )
 
 
@@ -155,12 +155,12 @@ def _best_points(known: Known) -> str:
         lines.append(_bullet(f"{trial.val_bpb:.6f} (experiment {trial.n}): {what}"))
     if not lines:
         return ""
-    title = "The best points so far, and how their constants differ from the present train.py"
-    return "\n".join([f"{title}; val_bpb, the effect of other code taken off:", "", *lines])
+    title = "The best points so far, and how their constants differ from the current train.py"
+    return "\n".join([f"{title}; val_bpb without the effect of other code:", "", *lines])
 
 
 def _constants(known: Known, weights: Mapping[str, float]) -> str:
-    """A table of the constants, the most important first."""
+    """Return a table of the constants, the most important first."""
     good = _good(known.trials)
     names = sorted(known.space, key=lambda name: -weights.get(name, 0.0))[:ROWS]
     rows = [
@@ -174,7 +174,7 @@ def _constants(known: Known, weights: Mapping[str, float]) -> str:
         for name in names
     ]
     head = ["constant", "now", "range searched", "in the best quarter", "importance"]
-    # A pattern of an agent's may hold anything.
+    # A pattern that an agent wrote may contain anything.
     rows = [[clean(cell.replace("|", "/"), CELL) for cell in row] for row in rows]
     lines = [" | ".join(cells) for cells in ([*head], ["---"] * len(head), *rows)]
     note = (
@@ -184,7 +184,7 @@ def _constants(known: Known, weights: Mapping[str, float]) -> str:
 
 
 def _spread(one: Range, values: Sequence[Value]) -> str:
-    """Mean and spread of values on their axis, as `0.043 x/ 1.30` or `8 +- 0.50`."""
+    """Return mean and spread of values on their axis, as `0.043 x/ 1.30` or `8 +- 0.50`."""
     values = [value for value in values if one.holds(value)]
     if not values:
         return ""
@@ -203,15 +203,15 @@ def _spread(one: Range, values: Sequence[Value]) -> str:
 
 
 def importance(space: Mapping[str, Range], trials: Sequence[Trial]) -> dict[str, float]:
-    """How much each constant has to do with being in the best quarter (PED-ANOVA); sums to 1.
+    """Return the importance of each constant for the best quarter (PED-ANOVA); the sum is 1.
 
-    {} while there are too few scores, or none stands out.
+    The result is empty if there are too few scores, or if all are equal.
     """
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    # What lacks a constant would make a regime of its own, too small to tell anything.
+    # A trial that lacks a constant would form a group that is too small to learn from.
     whole = [
         trial
         for trial in _scored(trials)
@@ -254,7 +254,7 @@ def _scored(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _good(trials: Sequence[Trial]) -> list[Trial]:
-    """The best quarter; ties with its last one are in it."""
+    """Return the best quarter, including ties with its last trial."""
     scores = sorted(trial.val_bpb for trial in trials if trial.val_bpb is not None)
     if not scores:
         return []

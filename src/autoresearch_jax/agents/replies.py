@@ -1,4 +1,4 @@
-"""What a client has said: its proposal's words, what it cost, and what went wrong."""
+"""Answers of clients: the description of a proposal, its cost, and failures."""
 
 import json
 import re
@@ -16,11 +16,11 @@ from autoresearch_jax.jobs import logs
 
 OUTPUTS = ("text", "json", "json-lines")
 WEEK_SECONDS = 7 * 86400.0
-READ_BYTES = 16 << 20  # more than a log has
+READ_BYTES = 16 << 20  # more than a log can have
 
-# What the words of a client, or of its API, mean as a kind of AgentError; the first that is found.
-# A client's own patterns (`troubles` of clients.yaml) go before these.
-LARGEST = 1e15  # that a client is believed to have cost
+LARGEST = 1e15  # plausible cost of an answer; more is ignored
+# Patterns of each kind of AgentError in the output of a client or of its API; the first match
+# counts. A client's own patterns (`troubles` of clients.yaml) take precedence.
 TROUBLES = {
     "missing": r"(execvp|env:) .*No such file|command not found|cannot be started",
     "login": r"(?<!line )\b401\b|unauthori[sz]ed|unauthenticated|not logged in|authenticat"
@@ -37,7 +37,7 @@ TROUBLES = {
     r"|\brefused to (answer|help)",
 }
 
-# `DESCRIPTION: ...`, as the prompt asks for it; models like to set such words in bold.
+# `DESCRIPTION: ...`, as the prompt asks for; models often set it in bold.
 LABEL = re.compile(
     r"^[ \t>#*_-]*(DESCRIPTION|EXPECTED)[*_]*[ \t]*:[*_]*[ \t]*(.*?)(?:\*\*)?[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
@@ -61,24 +61,24 @@ MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", 
 
 @dataclass(frozen=True)
 class Reply:
-    """What was read from a client's output."""
+    """A client's output."""
 
-    text: str  # its answer, all of it
-    error: str  # what it says went wrong, "" if nothing did
+    text: str  # the complete answer
+    error: str  # the error that it reported, or ""
     usage: Usage
-    understood: bool = True  # False: it printed nothing of the form that it is described to print
+    understood: bool = True  # False: the output does not have the expected format
 
 
 def read(output: str, fields: Mapping[str, str], out: Path, err: Path) -> Reply:
-    """Reads the output of a client, which may have ended anyhow.
+    """Read the output of a client, which may have failed in any way.
 
-    `output` is of OUTPUTS; `fields` has JMESPath expressions, for json over the one object, for
-    json-lines over the list of events: `reply`, `error`, `usd`, `tokens`.
+    `output` is one of OUTPUTS. `fields` has the JMESPath expressions `reply`, `error`, `usd` and
+    `tokens`, over the object for json and over the list of events for json-lines.
     """
     said = _load(output, out) or _load(output, err)
     if output == "text":
         return Reply(plain(out), "", Usage())
-    if said is None:  # usage text, say: none of it is an answer
+    if said is None:  # not an answer but, for example, a usage message
         return Reply("", "", Usage(), understood=False)
     found = {name: _search(expression, said) for name, expression in fields.items()}
     tokens = _number(found.get("tokens"))
@@ -90,25 +90,25 @@ def read(output: str, fields: Mapping[str, str], out: Path, err: Path) -> Reply:
 
 
 def plain(path: Path) -> str:
-    """The end of a file as text without the codes that a terminal acts on."""
+    """Return the end of a file as text without terminal codes."""
     return without_escapes(logs.read_tail(path)).replace("\r", "\n")
 
 
 def labels(text: str) -> tuple[str, str, str]:
-    """(description, expected, last line) of an answer: the labelled lines, "" where one is not."""
+    """Return (description, expected, last line) of an answer; missing ones are ""."""
     found = {name.upper(): words for name, words in LABEL.findall(text)}
     last = last_line(LABEL.sub("", text))
     return clean(found.get("DESCRIPTION", "")), clean(found.get("EXPECTED", "")), last
 
 
 def last_line(text: str) -> str:
-    """The last line with words in it, bounded; "" where there is none."""
+    """Return the last line that contains words, shortened, or ""."""
     lines = [line for line in text.splitlines() if line.strip(" \t*`-#>{}")]
     return clean(lines[-1]) if lines else ""
 
 
 def kind_of(text: str, troubles: Mapping[str, str]) -> str:
-    """The kind of trouble that a text tells of, "failed" if none is known."""
+    """Return the kind of failure that a text reports, or "failed"."""
     for patterns in (troubles, TROUBLES):
         for kind, pattern in patterns.items():
             if re.search(pattern, text, re.IGNORECASE):
@@ -117,7 +117,7 @@ def kind_of(text: str, troubles: Mapping[str, str]) -> str:
 
 
 def again(text: str, now: float | None = None) -> float | None:
-    """The unix time from which on a client says that it may be asked; within a week from `now`."""
+    """Return the Unix time at which a client may be asked again, at most a week from `now`."""
     now = time.time() if now is None else now
     if stamp := STAMP.search(text):
         when = float(stamp[1])
@@ -132,10 +132,10 @@ def again(text: str, now: float | None = None) -> float | None:
 
 
 def _clock(found: re.Match[str], now: float) -> float:
-    """The next time that a clock, in the named zone or else this machine's, shows this."""
+    """Return the next Unix time at which a clock in the named or local zone shows this."""
     try:
         zone = ZoneInfo(found["zone"]) if found["zone"] else None
-    except (OSError, ValueError, KeyError):  # an unknown name, or no table of them
+    except (OSError, ValueError, KeyError):  # an unknown name, or no time zone database
         zone = None
     here = datetime.fromtimestamp(now, zone)
     hour = int(found["hour"])
@@ -151,12 +151,12 @@ def _clock(found: re.Match[str], now: float) -> float:
         elif then <= here:
             then += timedelta(days=1)
         return then.timestamp()
-    except (ValueError, OverflowError):  # no such hour or day
+    except (ValueError, OverflowError):  # an hour or day that does not exist
         return 0.0
 
 
 def _load(output: str, path: Path) -> Any:
-    """The object, or the list of events, in a file; None where there is none."""
+    """Return the object or the list of events in a file, or None."""
     if output == "text":
         return None
     text = logs.read_tail(path, READ_BYTES)
@@ -168,7 +168,7 @@ def _load(output: str, path: Path) -> Any:
 
 def _json(text: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(text, strict=False)  # a script's `echo` writes line ends into words
+        found = json.loads(text, strict=False)  # a script's `echo` may write line ends into strings
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
@@ -179,7 +179,7 @@ def _search(expression: str, said: Any) -> Any:
 
     try:
         return jmespath.search(expression, said)
-    except jmespath.exceptions.JMESPathError:  # a sum of what is no number
+    except jmespath.exceptions.JMESPathError:  # for example, a sum over texts
         return None
 
 

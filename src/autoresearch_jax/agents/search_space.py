@@ -1,7 +1,7 @@
-"""Where a constant of `train.py` may go: its range and scale.
+"""Ranges and scales of the constants of `train.py`.
 
-They are told from its name and value, or given by the person in the front matter of program.md
-(docs/search.md has the forms).
+They are inferred from name and value, or set by the user in the front matter of program.md
+(docs/search.md describes the forms).
 """
 
 import difflib
@@ -17,10 +17,14 @@ from autoresearch_jax.common.literals import Value
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-# A first step stays near what works: a factor on logarithmic scales, a distance on linear ones,
-# one notch on whole numbers. `reach` then grows it to the whole range.
+# A first step stays near the current value: a factor on logarithmic scales, a distance on linear
+# ones, one notch on whole numbers. `reach` then extends it to the whole range.
 FIRST_STEP = {"log": math.log(2), "tail": math.log(2), "linear": 0.25, "powers": 1, "grid": 1}
-SMALLEST_STEP = {"log": 0.18, "tail": 0.18, "linear": 0.08}  # less drowns in the noise of a run
+SMALLEST_STEP = {
+    "log": 0.18,
+    "tail": 0.18,
+    "linear": 0.08,
+}  # smaller ones vanish in the noise
 PATTERNS = ("L", "SL", "SSL", "SSSL", "SSSSSL")  # windows of attention, layer by layer
 SCALES = ("log", "linear", "tail", "powers", "grid")
 FORMS = "[low, high], {low:, high:, scale:, unit:}, a list of words, {choices: [...]} or false"
@@ -28,9 +32,9 @@ FORMS = "[low, high], {low:, high:, scale:, unit:}, a list of words, {choices: [
 
 @dataclass(frozen=True)
 class Range:
-    """A constant's range, and the axis on which its steps are even.
+    """A constant's range, and the axis on which its steps are uniform.
 
-    Scales: `log` and `linear` numbers; `tail`, the logarithm of 1 - value, for betas near one;
+    Scales: `log` and `linear` for numbers; `tail`, the logarithm of 1 - value, for betas near 1;
     `powers` of two; `grid`, multiples of `unit`; `choice` among words or numbers.
     """
 
@@ -39,11 +43,11 @@ class Range:
     high: float = 0.0
     unit: int = 1
     choices: tuple[Value, ...] = ()
-    whole: bool = False  # whether a number on a `log` or `linear` scale is a whole one
-    strict: bool = False  # whether the range holds although the present value lies outside
+    whole: bool = False  # whether numbers on a `log` or `linear` scale are whole
+    strict: bool = False  # whether the range applies even if the current value is outside
 
     def encode(self, value: Any) -> Any:
-        """The place of `value` on the axis; a choice is its own."""
+        """Return the position of `value` on the axis; for a choice, the value itself."""
         if self.scale == "log":
             return math.log(max(value, 1e-12))
         if self.scale == "tail":
@@ -53,7 +57,7 @@ class Range:
         return round(value / self.unit) if self.scale == "grid" else value
 
     def decode(self, at: Any) -> Value:
-        """The value at a place on the axis, in as many digits as a person would write."""
+        """Return the value at a position on the axis, rounded to a few digits."""
         if self.scale == "choice":
             return at
         if self.scale == "powers":
@@ -66,7 +70,7 @@ class Range:
         return round(value) if self.whole else value
 
     def holds(self, value: Value) -> bool:
-        """Whether `value` is of the kind that this range is about, and has a place on its axis."""
+        """Return whether `value` has the type of this range and a position on its axis."""
         if self.scale == "choice":
             return isinstance(value, str) == isinstance(self.choices[0], str)
         if isinstance(value, str) or (self.whole and not isinstance(value, int)):
@@ -76,9 +80,9 @@ class Range:
         return self.strict or value > 0 or (value == 0 and self.scale == "linear")
 
     def axis(self, value: Value, reach: float) -> "BaseDistribution | None":
-        """The stretch of the axis around `value`; `reach` 0 is a first step, 1 the whole range.
+        """Return the part of the axis around `value`: reach 0 is a first step, 1 the whole range.
 
-        None where there is nowhere to go.
+        The result is None if there is no room to move.
         """
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -100,7 +104,7 @@ class Range:
         return IntDistribution(low, high) if low < high else None
 
     def moves(self, old: Value, new: Value) -> bool:
-        """Whether the step from `old` to `new` is more than noise."""
+        """Return whether the step from `old` to `new` is large enough to matter."""
         if self.scale == "choice":
             return old != new
         if self.whole and old == new:
@@ -108,7 +112,7 @@ class Range:
         return abs(self.encode(old) - self.encode(new)) >= self._smallest_step()
 
     def sides(self, value: Value) -> set[bool]:
-        """Where there is room to move from `value`: True is up. Choices have no sides."""
+        """Return the directions with room to move from `value` (True is up); none for choices."""
         if self.scale == "choice":
             return set()
         at, (low, high) = self.encode(value), self._ends()
@@ -116,7 +120,7 @@ class Range:
         return {up for up, room in ((False, at - low), (True, high - at)) if room >= smallest}
 
     def describe(self) -> str:
-        """The range in a few words, such as `0.005 to 0.32, log`."""
+        """Return the range in words, such as `0.005 to 0.32, log`."""
         if self.scale == "choice":
             return "one of " + ", ".join(map(str, self.choices))
         scale = f"steps of {self.unit}" if self.scale == "grid" else self.scale
@@ -140,11 +144,11 @@ class Range:
         smallest = SMALLEST_STEP.get(self.scale, 0.5)
         if not self.strict or self.scale in ("powers", "grid"):
             return smallest
-        # A range as narrow as that, or as wide, is one that a person wants to be searched in.
+        # A user who sets a narrow range wants smaller steps than usual.
         return self._width() * 0.08 if self.scale == "linear" else min(smallest, self._width() / 8)
 
     def _rounded(self, at: float) -> float:
-        """The number at a place, with two digits, or more where the range is narrow."""
+        """Return the number at a position with two digits, or more if the range is narrow."""
         finer = max(0, math.ceil(-math.log10(self._width()))) if self.strict else 0
         if self.scale == "log":
             return float(f"{math.exp(at):.{2 + finer}g}")
@@ -153,11 +157,11 @@ class Range:
         return round(at, 2 + finer)
 
 
-# ------------------------------------------------------------------ told from name and value
+# ------------------------------------------------------------- inferred from name and value
 
 
 def infer(name: str, value: Value) -> Range | None:
-    """The range of a constant; None where neither its name nor its value tells one."""
+    """Return the range of a constant, or None if name and value do not suggest one."""
     if isinstance(value, str):
         patterns = tuple(dict.fromkeys([value, *PATTERNS]))
         return Range("choice", choices=patterns) if re.fullmatch("[SL]+", value) else None
@@ -168,7 +172,7 @@ def infer(name: str, value: Value) -> Range | None:
     if re.search(r"BETA|MOMENTUM", name) and 0 < value < 1:
         return Range("tail", max(0.5, 1 - (1 - value) * 5), 1 - max(1e-4, (1 - value) / 5))
     if value <= 1 and re.search(r"_(RATIO|FRAC|FRACTION)$", name):
-        # A warm-up or a floor over most of a run is no recipe.
+        # A warm-up over most of a run, or a high final rate, is never useful.
         return Range("linear", 0.0, 0.3 if re.search("WARMUP|FINAL", name) else 1.0)
     if value == 0:
         small = re.search(r"DECAY|DROPOUT|SMOOTHING", name)
@@ -183,19 +187,19 @@ def _infer_whole(name: str, value: int) -> Range | None:
     if "BATCH" in name:
         return Range("powers", max(1, value // 8), value * 4) if power else None
     if "HEAD_DIM" in name:
-        # The fused attention of GPUs and TPUs takes heads of up to 128.
+        # The fused attention of GPUs and TPUs supports head sizes up to 128.
         return Range("powers", max(1, value // 4), max(value, 128)) if power else None
     unit = max(1, 2 ** (value.bit_length() - 3))  # 8 for 64, 1 for 4 to 7
     unit = 1 if value < 32 else unit
     return Range("grid", max(unit, value // 2), max(2, value * 2), unit)
 
 
-# ---------------------------------------------------------------------- given by a person
+# ------------------------------------------------------------------------- set by the user
 
 
 @dataclass(frozen=True)
 class Wish:
-    """A range as a person gives it. What is not said is told from the constant."""
+    """A range that a user set. Missing parts are inferred from the constant."""
 
     low: float | None = None
     high: float | None = None
@@ -204,13 +208,13 @@ class Wish:
     choices: tuple[Value, ...] = ()
 
     def of(self, name: str, value: Value) -> Range | None:
-        """The range of a constant that has this value now; None where it does not fit its kind."""
+        """Return the range of a constant with this value, or None if it does not fit its type."""
         if self.choices:
             found = Range("choice", choices=self.choices, strict=True)
         elif isinstance(value, str) or self.low is None or self.high is None:
             return None
         else:
-            # A decay of 0 is a whole number by accident, which a range up to 0.3 shows.
+            # A decay of 0 is an int only by notation, as a range up to 0.3 shows.
             written = isinstance(self.low, int) and isinstance(self.high, int)
             whole = isinstance(value, int) and (self.high > 1 or written)
             scale = self.scale or self._scale(name, value, whole)
@@ -239,19 +243,24 @@ def _unit(name: str, value: float) -> int:
 
 
 def check(search: Mapping[str, Any]) -> None:
-    """Raises ValueError where a range that a person gives is not as it must be."""
+    """Raise ValueError if a range that a user set is invalid."""
     for name, described in search.items():
         parse(name, described)
 
 
 def passed_over(search: Mapping[str, Any], source: str) -> str:
-    """What is said of ranges for which a file has no constant; "" if it has all.
+    """Return a warning about ranges without a constant in a file, or "" if there are none.
 
-    An agent may rename constants, so they stop nothing; but it may be a slip.
+    This is not an error, because an agent may rename constants; but it may be a typing error.
     """
     try:
         found = list(literals.read(source))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # no Python: others will say so
+    except (
+        SyntaxError,
+        ValueError,
+        RecursionError,
+        MemoryError,
+    ):  # reported elsewhere
         return ""
     said = []
     for name in search:
@@ -260,14 +269,14 @@ def passed_over(search: Mapping[str, Any], source: str) -> str:
             said.append(f"{name} (did you mean {near[0]}?)" if near else name)
     if not said:
         return ""
-    return f"`search` in program.md names what train.py does not set: {', '.join(said)}"
+    return f"`search` in program.md names constants that train.py does not set: {', '.join(said)}"
 
 
 def parse(name: str, described: Any) -> Wish | None:
-    """A range that a person gives; None for `false`, which leaves the constant alone.
+    """Return a range that a user set, or None for `false`, which excludes the constant.
 
     Raises:
-        ValueError: it is not as it must be; the message says how it must be.
+        ValueError: the range is invalid; the message says what was expected.
     """
     if described is False:
         return None
@@ -291,7 +300,7 @@ def parse(name: str, described: Any) -> Wish | None:
 
 
 def _numbered(described: Any) -> Any:
-    """The same with numbers for what YAML takes for a word: 1e-3, which has no point."""
+    """Convert numbers such as 1e-3, which YAML reads as a word because they have no point."""
     if isinstance(described, dict):
         return {key: _numbered(value) for key, value in described.items()}
     if isinstance(described, list):
@@ -303,43 +312,43 @@ def _numbered(described: Any) -> Any:
 def _parse_choices(name: str, described: Mapping[str, Any]) -> Wish:
     choices = described["choices"]
     if len(described) > 1:
-        raise _refused(name, described, "must have nothing beside its choices")
+        raise _refused(name, described, "must have no keys other than choices")
     if not isinstance(choices, list) or len(choices) < 2:
-        raise _refused(name, choices, "must have two choices or more")
+        raise _refused(name, choices, "must have at least two choices")
     words = all(isinstance(one, str) for one in choices)
     if not words and not all(map(_is_number, choices)):
-        raise _refused(name, choices, "must have words alone, or numbers alone")
+        raise _refused(name, choices, "must have only words or only numbers")
     if len(set(choices)) < len(choices):
         raise _refused(name, choices, "must have each choice once")
     return Wish(choices=tuple(choices))
 
 
 def _problem(wish: Wish) -> str:
-    """What is wrong with the numbers of a range; "" if nothing is."""
+    """Return what is wrong with the numbers of a range, or "" if they are valid."""
     low, high, scale, unit = wish.low, wish.high, wish.scale, wish.unit
     if not _is_number(low) or not _is_number(high):
-        return "must have a number each as low and high"
+        return "must have numbers as low and high"
     assert low is not None
     assert high is not None
     if not low < high:
         return f"must have a low below its high, and {low} is not below {high}"
     if scale is not None and scale not in SCALES:
-        return f"has the scale {scale!r}, which is none of {', '.join(SCALES)}"
+        return f"has the scale {scale!r}, and it must be one of {', '.join(SCALES)}"
     if unit is not None and (type(unit) is not int or unit < 1):
         return f"has the unit {unit!r}, and it must be a whole number above 0"
     if unit is not None and scale not in (None, "grid"):
-        return f"has a unit, which only the scale grid has, not {scale}"
+        return f"has a unit, which only the scale grid allows, not {scale}"
     if unit is not None and _too_coarse(unit, low, high):
-        return f"must hold two multiples of its unit {unit} or more"
+        return f"must contain at least two multiples of its unit {unit}"
     return _impossible(scale, low, high) if scale else ""
 
 
 def _impossible(scale: str, low: float, high: float) -> str:
-    """Why no range on this scale has these ends; "" if one has."""
+    """Return why these bounds are invalid on a scale, or "" if they are valid."""
     if scale in ("log", "grid") and low <= 0:
         return f"must be above 0 for the scale {scale}, and {low} is not"
     if scale == "tail" and not 0 <= low < high < 1:
-        return "must lie between 0 and 1 for the scale tail"
+        return "must be between 0 and 1 for the scale tail"
     if scale == "powers" and not (low >= 1 and _is_power(low) and _is_power(high)):
         return "must have powers of two as low and high for the scale powers"
     return ""
@@ -352,7 +361,7 @@ def _too_coarse(unit: int, low: float, high: float) -> bool:
 def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return abs(value) < 1e15  # NaN is not, either
+    return abs(value) < 1e15  # also excludes NaN
 
 
 def _is_power(value: float) -> bool:
@@ -367,5 +376,5 @@ def _refused(name: str, value: Any, rule: str) -> ValueError:
 
 
 def describe(before: Mapping[str, Value], changes: Mapping[str, Value]) -> str:
-    """One line such as `MATRIX_LR 0.04 -> 0.052, DEPTH 8 -> 9`."""
+    """Return one line such as `MATRIX_LR 0.04 -> 0.052, DEPTH 8 -> 9`."""
     return ", ".join(f"{name} {before[name]} -> {value}" for name, value in changes.items())

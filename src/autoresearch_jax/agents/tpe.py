@@ -1,11 +1,11 @@
-"""The built-in search: a few constants of `train.py` at a time, steered by every earlier result.
+"""The built-in search over the constants of `train.py`, guided by all earlier results.
 
-It needs no network and no key. Each proposal changes one to three constants of the best known
-`train.py`. Which ones is drawn at random, those that were tried least first; their values come
-from optuna's tree-structured Parzen estimator, which prefers places that resemble the best
-experiments more than the others. The estimator is rebuilt from the history for every proposal,
-so a proposal depends on the history and the seed alone; what it remembers of earlier files only
-saves the reading of them.
+It needs no network and no key. Each proposal changes one to three constants of the best `train.py`.
+The constants are drawn at random, with a preference for those that were tried least. Their values
+come from optuna's tree-structured Parzen estimator, which prefers values that resemble the best
+experiments more than the others. The estimator is rebuilt from the history for every proposal, so a
+proposal depends only on the history and the seed; what the search remembers of earlier files only
+saves reading them again.
 """
 
 import random
@@ -22,16 +22,16 @@ from autoresearch_jax.common import literals
 from autoresearch_jax.common.literals import Value
 from autoresearch_jax.records.experiment import Experiment
 
-ATTEMPTS = 64  # draws before the search calls itself exhausted
-GUIDED = 16  # of these, before it draws evenly: an estimator that is sure repeats itself
-HOW_MANY = (0.6, 0.3, 0.1)  # chances of changing one, two or three constants
-WHOLE_RANGE_AFTER = 30  # results, from which a step may cross the whole range
+ATTEMPTS = 64  # draws before the search is exhausted
+GUIDED = 16  # draws with the estimator, which may repeat itself; then uniform ones
+HOW_MANY = (0.6, 0.3, 0.1)  # probabilities of changing one, two or three constants
+WHOLE_RANGE_AFTER = 30  # results, after which a step may cross the whole range
 
-# Names that change what is reported or drawn, or how work is cut up; never what is learned.
+# Names that affect reports, seeds or the division of work, but not what is learned.
 WITHOUT_EFFECT = re.compile(
     r"SEED|LOG(?!IT)|PRINT|EVERY|INTERVAL|EVAL|VERBOSE|DEVICE_BATCH|MICRO_BATCH"
 )
-WEIGHTS = (  # how much a kind of constant is worth trying; the first that fits counts
+WEIGHTS = (  # how promising a kind of constant is; the first match counts
     (re.compile(r"TOTAL_BATCH|MATRIX_LR|DEPTH"), 6.0),
     (re.compile(r"LR$|RATE|ASPECT|BATCH|LAYER|WIDTH|DIM|WARMDOWN"), 2.0),
     (re.compile(r""), 1.0),
@@ -40,20 +40,20 @@ WEIGHTS = (  # how much a kind of constant is worth trying; the first that fits 
 
 @dataclass(frozen=True)
 class Trial:
-    """An earlier experiment as the search sees it."""
+    """An earlier experiment, as the search uses it."""
 
     values: Mapping[str, Value]
-    val_bpb: float | None  # bits per byte, the effect of its code left out; None: it crashed
-    n: int | None = None  # of the experiment; None: the gate refused it
+    val_bpb: float | None  # bits per byte, without the effect of its code; None: crash
+    n: int | None = None  # of the experiment; None: refused by the compile check
 
 
 @dataclass(frozen=True)
 class Known:
-    """All that a proposal follows from."""
+    """Everything that a proposal depends on."""
 
     source: str  # of the best train.py
     current: Mapping[str, Value]  # its constants
-    space: Mapping[str, Range]  # of those that are searched
+    space: Mapping[str, Range]  # of the constants that are searched
     trials: Sequence[Trial]  # oldest first
     tried: frozenset[str]  # the signatures of all files so far
 
@@ -63,7 +63,7 @@ class Idea:
     """New values for a few constants."""
 
     changes: Mapping[str, Value]
-    source: str  # of the train.py with them
+    source: str  # of the train.py with these values
 
 
 class Tpe(Agent):
@@ -73,30 +73,30 @@ class Tpe(Agent):
 
     def __init__(self) -> None:
         self._reader = readings.Reader()
-        self._read: dict[str, Reading] = {}  # by commit, whose train.py never changes
-        self._used: dict[str, set[str]] = {}  # the names that code uses; the latest code alone
+        self._read: dict[str, Reading] = {}  # by commit
+        self._used: dict[str, set[str]] = {}  # the names that the latest code uses
 
     def propose(self, context: Context) -> Proposal:
-        """Rewrites `train.py` in the worktree; described as `NAME old -> new, ...`.
+        """Rewrite `train.py` in the worktree; the description is `NAME old -> new, ...`.
 
         Raises:
-            AgentError: `train.py` is not Python, has nothing to search over ("failed"), or
-                everything that was drawn around it has been tried ("exhausted").
+            AgentError: `train.py` is not Python or has nothing to search over ("failed"), or all
+                values that were drawn have been tried ("exhausted").
         """
         known = self.known(context)
         rng = random.Random(f"{context.seed}/{context.n}")
         idea = next(self.ideas(known, rng), None)
         if idea is None:
             raise AgentError(
-                f"tpe found nothing new in {ATTEMPTS} draws around the best train.py: "
-                "change it by hand with `autoresearch-jax run -m ...`, or use another --agent.",
+                f"tpe found nothing new in {ATTEMPTS} draws around the best train.py. "
+                "Change it by hand with `autoresearch-jax run -m ...`, or use another --agent.",
                 "exhausted",
             )
         (context.worktree / "train.py").write_bytes(idea.source.encode())
         return Proposal(describe(known.current, idea.changes))
 
     def known(self, context: Context) -> Known:
-        """What is known before a proposal. Raises AgentError, as `propose` does."""
+        """Return what is known before a proposal. Raises AgentError, as `propose` does."""
         try:
             source = (context.worktree / "train.py").read_bytes().decode()
         except UnicodeDecodeError as error:
@@ -111,7 +111,7 @@ class Tpe(Agent):
         if not space:
             raise AgentError(
                 "train.py has no upper-case constants (such as MATRIX_LR = 0.04) to search over, "
-                "or `search` in program.md leaves them all alone."
+                "or `search` in program.md excludes them all."
             )
         return Known(
             source=source,
@@ -123,7 +123,7 @@ class Tpe(Agent):
         )
 
     def ideas(self, known: Known, rng: random.Random) -> Iterator[Idea]:
-        """New values for a few constants, each time others, until ATTEMPTS draws are used up."""
+        """Yield distinct new values for a few constants, until ATTEMPTS draws are used up."""
         tried = set(known.tried)
         for attempt in range(ATTEMPTS):
             names = choose(rng, known.space, known.current, known.trials)
@@ -144,13 +144,12 @@ class Tpe(Agent):
 
 
 def trials_of(history: Sequence[Experiment], past: Mapping[str, Reading]) -> list[Trial]:
-    """The experiments as trials of their constants, whoever proposed them; `past` is by commit.
+    """Return the experiments as trials of their constants, whoever proposed them.
 
-    Scores with the same code compare as they are. A change of code is put down to the code: what
-    the first file that has it gained on the file it started from is taken off every score with
-    it, so that trials of before stay worth something. A crash with new code says nothing of
-    constants, and is left out. What runs now counts as the median, so that the next one lies
-    elsewhere.
+    `past` is by commit. Scores with the same code are comparable. The effect of new code is the
+    gain of the first file with it over its base; it is subtracted from every score with that code,
+    so that earlier trials stay useful. A crash with new code says nothing about constants and is
+    omitted. An experiment in training counts as the median, so that the next proposal differs.
     """
     base_of = {e.commit: e for e in history}
     gains: dict[str, float] = {}  # by code, in bits per byte
@@ -175,12 +174,12 @@ def trials_of(history: Sequence[Experiment], past: Mapping[str, Reading]) -> lis
 
 
 def _failed(e: Experiment) -> bool:
-    # What was discarded for a reason of its own, its memory say, is as bad as a crash.
+    # A discard with a reason, such as memory, is as bad as a crash.
     return e.status == "crash" or bool(e.status and e.reason)
 
 
 def ranges_of(source: str, given: Mapping[str, Any] | None = None) -> dict[str, Range]:
-    """What may be searched in a file that is the first. Raises AgentError: it is not Python."""
+    """Return the ranges of a first file. Raises AgentError if it is not Python."""
     used = _used_names(source)
     return space_of(readings.read(source).values, used, (), given or {})
 
@@ -191,10 +190,10 @@ def space_of(
     history: Sequence[Mapping[str, Value]],
     given: Mapping[str, Any],
 ) -> dict[str, Range]:
-    """What may be searched, and where, of the constants of a file and the names that it uses.
+    """Return the ranges of the constants of a file, given the names that it uses.
 
-    Ranges are inferred from the first file that had the constant; `history` are the constants of
-    all files so far, oldest first. Those that a person has `given` (ranges.parse) go before.
+    A range is inferred from the first file with the constant; `history` has the constants of all
+    files so far, oldest first. Ranges in `given`, which the user set, take precedence.
     """
     first: dict[str, Value] = {}
     for values in history:
@@ -230,14 +229,14 @@ def choose(
     current: Mapping[str, Value],
     trials: Sequence[Trial],
 ) -> list[str]:
-    """One to three constants to change; important ones, and those moved least so far, first."""
+    """Choose one to three constants, preferring important ones and those changed least."""
     weights = {}
     for name, one in space.items():
         now = current[name]
         past = [trial.values[name] for trial in trials if name in trial.values]
         steps = [value for value in past if one.holds(value) and one.moves(now, value)]
         untried = one.sides(now) - {step > now for step in steps}  # type: ignore[operator]
-        # One side known and the other not: the likeliest place of an improvement.
+        # An improvement is most likely where only one direction has been tried.
         one_sided = steps and untried
         kind = next(weight for pattern, weight in WEIGHTS if pattern.search(name))
         weights[name] = kind * (2 if one_sided else 1 / (1 + len(steps)))
@@ -255,9 +254,9 @@ def draw(
     trials: Sequence[Trial],
     reach: float,
 ) -> dict[str, Value]:
-    """New values for constants, from the estimator over all earlier results; evenly without any.
+    """Draw new values from the estimator over all earlier results, or uniformly without any.
 
-    Constants whose new value is too near the old one are left out.
+    Constants whose new value is too close to the old one are omitted.
     """
     import optuna
 
@@ -267,7 +266,7 @@ def draw(
         axis = one.axis(current[name], reach)
         if axis is not None:
             axes[name] = axis
-    # Without start-up trials: even one result says where not to look again.
+    # No start-up trials, because even one result is useful.
     sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31), n_startup_trials=0)
     study = optuna.create_study(sampler=sampler)
     study.add_trials(list(_frozen(space, axes, trials)))
@@ -279,11 +278,11 @@ def draw(
 def _frozen(
     space: Mapping[str, Range], axes: Mapping[str, Any], trials: Sequence[Trial]
 ) -> Iterator[Any]:
-    """The earlier results as optuna's trials, each with the constants that lie on the axes."""
+    """Yield the earlier results as optuna trials with the constants that are on the axes."""
     import optuna
 
     scores = [trial.val_bpb for trial in trials if trial.val_bpb is not None] or [1.0]
-    # A crash is worse than everything seen, so that the estimator turns away from it.
+    # A crash counts as worse than every score, so that the estimator avoids it.
     penalty = 2 * max(scores) - min(scores) + 0.1
     for trial in trials:
         inside = {}
