@@ -22,13 +22,22 @@ def why_not(level):
     return ""
 
 
-def at(*levels):
-    """The levels; those that are not to be had here are skipped, and say why."""
-    skips = [pytest.mark.skipif(bool(why_not(level)), reason=why_not(level)) for level in levels]
-    return [pytest.param(level, marks=skip) for level, skip in zip(levels, skips, strict=True)]
+def at(*levels, nightly=()):
+    """Return the levels as parameters. Those that this machine lacks are skipped with the reason.
+
+    Those in `nightly` run only with `--nightly`.
+    """
+    found = []
+    for level in levels:
+        marks = [pytest.mark.skipif(bool(why_not(level)), reason=why_not(level))]
+        marks += [pytest.mark.nightly] * (level in nightly)
+        found.append(pytest.param(level, marks=marks))
+    return found
 
 
 BOXES = at("landlock", "bwrap")
 EVERY = at(*isolation.LEVELS)
 STRONGEST = next(level for level in reversed(isolation.LEVELS) if not why_not(level))
+WEAKER = [level for level in isolation.LEVELS if level != STRONGEST]
+STRONGEST_BY_DAY = at(*isolation.LEVELS, nightly=WEAKER)  # and every level at night
 boxed = pytest.mark.skipif(STRONGEST == "none", reason="only a box stops it, and there is none")

@@ -4,7 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests import data_helpers
+
+pytestmark = pytest.mark.nightly
 
 BENCH = data_helpers.ROOT / "bench" / "data.py"
 

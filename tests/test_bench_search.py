@@ -14,6 +14,7 @@ TOP = Path(__file__).parents[1]
 TRAIN = (TOP / "train.py").read_text()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("option", ["--pending=0", "--pending=1"])
 def test_it_compares_the_searches(option):
     size = ("--seeds", "2", "--count", "8", "--landscape", "b", option, "--json")

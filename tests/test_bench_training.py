@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.nightly
+
 BENCH = Path(__file__).parents[1] / "bench"
 # What bench/original.py looks for in the original, and no more.
 KNOWN = """

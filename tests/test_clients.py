@@ -4,7 +4,7 @@
     npm install --no-fund --no-audit --prefix "$AUTORESEARCH_CLIENTS" \\
         @anthropic-ai/claude-code@2.1.197 @openai/codex@0.169.0 \\
         @google/gemini-cli@0.61.0 opencode-ai@1.18.33
-    pytest -m clients
+    uv run pytest --nightly tests/test_clients.py
 
 AUTORESEARCH_CLIENTS names the folder; not one in /tmp, which a box has for itself. Without it the
 clients in PATH are taken. No test reaches beyond loopback, or reads the person's login.
@@ -30,7 +30,7 @@ from tests.harness import git, run_loop
 from tests.levels import STRONGEST, at
 from tests.scripted_api import LEADING, Call, Fail, Hang, Say, serve
 
-pytestmark = pytest.mark.clients
+pytestmark = pytest.mark.nightly
 
 FOLDER = os.environ.get("AUTORESEARCH_CLIENTS", "")
 PATH = os.pathsep.join(filter(None, [FOLDER and f"{FOLDER}/node_modules/.bin", os.environ["PATH"]]))

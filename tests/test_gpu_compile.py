@@ -12,11 +12,12 @@ WINDOW = 1025  # positions that an S layer sees, its own included
 LAYERS, LONG = 8, 2  # the long ones see all of the row
 
 pytestmark = [
-    pytest.mark.gpu_compile,
+    pytest.mark.nightly,
     pytest.mark.timeout(600),
     pytest.mark.skipif(
         not (importlib.util.find_spec("jax_cuda13_plugin") and importlib.util.find_spec("nvidia")),
-        reason="CUDA is not installed: uv run --extra cuda13 pytest -n0 tests/test_gpu_compile.py",
+        reason="CUDA is not installed: uv run --extra cuda13 pytest --nightly -n0 "
+        "tests/test_gpu_compile.py",
     ),
 ]
 

@@ -35,7 +35,7 @@ def test_it_names_what_it_has_not_been_run_on():
         assert row.endswith("| **no** |")
 
 
-@pytest.mark.notebook
+@pytest.mark.nightly
 @pytest.mark.timeout(900)  # a busy machine is not a defect
 def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     home = {"HOME": "", "AUTORESEARCH_HOME": "data", "IPYTHONDIR": "ipython"}

@@ -17,11 +17,11 @@ from tests import bench_rows
 ROOT = Path(__file__).parents[1]
 
 pytestmark = [
-    pytest.mark.gpu_compile,
+    pytest.mark.nightly,
     pytest.mark.timeout(900),
     pytest.mark.skipif(
         not (importlib.util.find_spec("jax_cuda13_plugin") and importlib.util.find_spec("nvidia")),
-        reason="CUDA is not installed: uv run --extra cuda13 pytest -n0 "
+        reason="CUDA is not installed: uv run --extra cuda13 pytest --nightly -n0 "
         "tests/test_old_gpu_compile.py",
     ),
 ]
@@ -50,7 +50,6 @@ def test_16_gb_fit_with_room(t4, capsys):
     assert 0 < row["peak_gib"] < 0.8 * row["limit_gib"]
 
 
-@pytest.mark.soak
 def test_6_gb_fit_with_room():
     row = preset("6gb", "gtx1660")
     assert 0 < row["peak_gib"] < 0.8 * row["limit_gib"]

@@ -1,6 +1,6 @@
 """A loop on a real Ray cluster: two machines, as Ray counts them, of this one.
 
-uv run --extra ray pytest -n0 tests/test_ray.py
+uv run --extra ray pytest --nightly -n0 tests/test_ray.py
 """
 
 import contextlib
@@ -31,12 +31,12 @@ from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 from tests.attacks import lab
 
-WHY = "Ray is not installed: uv run --extra ray pytest -n0 tests/test_ray.py"
+WHY = "Ray is not installed: uv run --extra ray pytest --nightly -n0 tests/test_ray.py"
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason=WHY)
 services = pytest.importorskip("ray._private.services")
 
 pytestmark = [
-    pytest.mark.ray,
+    pytest.mark.nightly,
     # Ray's own, in the process that starts its servers.
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.timeout(600),

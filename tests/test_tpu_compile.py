@@ -1,6 +1,6 @@
 """The step at full default size compiles for TPUs, on a machine without one.
 
-For several by default, and with `-m soak` for one, of another kind: each takes minutes.
+For several of one kind, and for one of another kind. Each takes minutes.
 """
 
 import importlib.util
@@ -14,15 +14,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.tpu_compile
+@pytest.mark.nightly
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: uv run --extra tpu pytest -n0 tests/test_tpu_compile.py",
+    reason="libtpu is not installed: uv run --extra tpu pytest --nightly -n0 "
+    "tests/test_tpu_compile.py",
 )
 @pytest.mark.parametrize(
     ("target", "devices", "memory_gib"),
-    [("v5e", 4, 16), pytest.param("v6e", 1, 32, marks=pytest.mark.soak)],
+    [("v5e", 4, 16), ("v6e", 1, 32)],
 )
 def test_the_default_step_compiles_and_fits(target, devices, memory_gib, capsys):
     command = [sys.executable, "bench/compiled.py", "--target", target, "--json"]

@@ -1,21 +1,35 @@
 """Fixtures of the attacks: the ground, made once and copied for each group of them."""
 
+import pickle
+
 import pytest
 
+from tests import sharing
 from tests.attacks import lab
 
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory):
-    """Ground that nobody may change."""
-    return lab.make_ground(tmp_path_factory.mktemp("attacks") / "template")
+    """Ground with a measured baseline. Only read and copy it."""
+
+    def make(folder):
+        ground = lab.make_ground(folder / "ground")
+        (folder / "found").write_bytes(pickle.dumps(ground.found))
+
+    folder = sharing.make_once(tmp_path_factory, "attacks", make)
+    return lab.Ground(folder / "ground", pickle.loads((folder / "found").read_bytes()))
 
 
 @pytest.fixture(scope="module")
-def attack(template, tmp_path_factory):
-    """Runs attacks, name -> train.py, in one loop on a copy of the ground."""
+def attack(template, tmp_path_factory, nightly):
+    """Run attacks, name -> train.py, in one loop on a copy of the ground.
 
-    def attack(attacks, **options):
+    By day it runs only those named in `by_day`, because each costs seconds.
+    """
+
+    def attack(attacks, by_day=None, **options):
+        if by_day is not None and not nightly:
+            attacks = {name: attacks[name] for name in by_day}
         ground = template.copy(tmp_path_factory.mktemp("attack") / "ground")
         return lab.Group(ground, attacks, **options)
 

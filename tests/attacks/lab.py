@@ -7,7 +7,7 @@ the same number every time, and an attack that is mere noise must give exactly t
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -257,6 +257,11 @@ def make_fresh_ground(folder: Path) -> Ground:
 
 
 # ---------------------------------------------------------------------------------------- claims
+
+
+def cases(names: Iterable[str], by_day: Collection[str]) -> list[object]:
+    """Return the names as parameters of a test; those not in `by_day` run only at night."""
+    return [pytest.param(x, marks=[pytest.mark.nightly] * (x not in by_day)) for x in names]
 
 
 class Group:

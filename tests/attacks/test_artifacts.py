@@ -69,16 +69,21 @@ WITHOUT_BOUNDS = {
 }
 
 
+# tests/test_scorer.py tries all of these on the scorer itself, without a training before it.
+BY_DAY = ("cut parameters", "larger")
+
+
 @pytest.fixture(scope="module")
 def left(attack):
-    return attack({name: train_py(last=code) for name, (code, _) in ATTACKS.items()})
+    return attack({name: train_py(last=code) for name, (code, _) in ATTACKS.items()}, BY_DAY)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", lab.cases(ATTACKS, BY_DAY))
 def test_what_is_not_as_it_must_be_is_refused(left, name):
     left.check_refused(name, ATTACKS[name][1])
 
 
+@pytest.mark.nightly
 def test_links_to_what_another_experiment_left_are_refused(template, tmp_path):
     """Through a link the best one's parameters would be scored once more."""
     ground = template.copy(tmp_path / "ground")
@@ -102,6 +107,7 @@ def test_links_to_what_another_experiment_left_are_refused(template, tmp_path):
     group.check_refused(str(array.relative_to(best)), f"symlink: {array.relative_to(best)} is a li")
 
 
+@pytest.mark.nightly
 def test_trees_without_bounds_do_not_stop_the_loop(attack):
     """Beside what is scored they do not matter, in it they are refused; all of it is removed."""
     attacks = {name: train_py(last=code) for name, (code, _) in WITHOUT_BOUNDS.items()}

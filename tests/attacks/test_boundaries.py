@@ -18,7 +18,7 @@ from autoresearch_jax.system import installed
 from tests import harness, levels
 from tests.attacks import lab
 from tests.attacks.lab import train_py
-from tests.levels import EVERY
+from tests.levels import STRONGEST_BY_DAY
 
 DENIED = {"PermissionError", "FileNotFoundError", "NotADirectoryError", "OSError"}
 MARK = f"autoresearch_attack_{os.getpid()}"  # of what is left where all may look
@@ -149,7 +149,7 @@ KEPT_WHOLE = (
 )
 
 
-@pytest.fixture(scope="module", params=EVERY)
+@pytest.fixture(scope="module", params=STRONGEST_BY_DAY)
 def reached(request, template, tmp_path_factory):
     """A loop at each level, in which trainings reach for all that they know of."""
     level = request.param
@@ -212,23 +212,28 @@ def places(ground: lab.Ground) -> dict[str, Path]:
 # --------------------------------------------------------------------------------- at each level
 
 
-@pytest.mark.parametrize("what", KEPT_SHUT)
-def test_what_it_must_not_know_cannot_be_read(reached, what):
+def test_what_a_training_must_not_know_cannot_be_read(reached):
     level, group = reached
     group.check_honest("reaches")
-    said = group.noted("reaches")["read"][what]
-    assert said == "read" if level == "none" else said in DENIED
+    said = group.noted("reaches")["read"]
+    assert said.keys() == set(KEPT_SHUT)
+    allowed = {"read"} if level == "none" else DENIED
+    assert [what for what in KEPT_SHUT if said[what] not in allowed] == [], said
 
 
-@pytest.mark.parametrize("what", KEPT_WHOLE)
-def test_what_others_rest_on_cannot_be_written(reached, what):
+def test_what_others_rest_on_cannot_be_written(reached):
     level, group = reached
     if level == "none":
-        pytest.skip("without a box it can be")
+        pytest.skip("without a sandbox it can be written")
     group.check_honest("reaches")
-    assert what in group.noted("reaches")["written"]  # maybe in a /tmp of its own
-    path = places(group.ground)[what]
-    assert not path.exists() or MARK.encode() not in path.read_bytes()
+    assert group.noted("reaches")["written"].keys() == set(KEPT_WHOLE)  # maybe in its own /tmp
+    paths = places(group.ground)
+    changed = [
+        what
+        for what in KEPT_WHOLE
+        if paths[what].exists() and MARK.encode() in paths[what].read_bytes()
+    ]
+    assert changed == []
 
 
 def test_results_are_a_projection_of_the_journal(reached):
@@ -293,7 +298,7 @@ def processes_of(artifacts: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("level", EVERY)
+@pytest.mark.parametrize("level", STRONGEST_BY_DAY)
 def test_what_it_is_scored_on_cannot_be_learnt(template, tmp_path, level):
     ground = template.copy(tmp_path / "ground")
     rows = places(ground)["validation rows"]
@@ -308,7 +313,9 @@ def test_what_it_is_scored_on_cannot_be_learnt(template, tmp_path, level):
 # ------------------------------------------------------------------------------- without a box
 
 
-@pytest.mark.parametrize("what", ["tokenizer", "token bytes", "validation rows"])
+@pytest.mark.parametrize(
+    "what", lab.cases(["tokenizer", "token bytes", "validation rows"], ["tokenizer"])
+)
 def test_without_a_box_altered_data_ends_the_loop(template, tmp_path, what):
     ground = template.copy(tmp_path / "ground")
     before, rows = ground.history, harness.rows(ground.root)
@@ -336,6 +343,7 @@ def test_without_a_box_a_journal_that_was_written_to_ends_the_loop(template, tmp
     lab.check_the_past(ground, before, rows)
 
 
+@pytest.mark.nightly
 def test_without_a_box_an_installed_package_ends_the_loop(template, tmp_path, monkeypatch):
     ground = template.copy(tmp_path / "ground")
     before, rows = ground.history, harness.rows(ground.root)
@@ -387,6 +395,7 @@ CACHE_ALL = {  # small programs as well
 }
 
 
+@pytest.mark.nightly
 @levels.boxed
 def test_a_poisoned_compile_cache_reaches_nobody(template, tmp_path):
     ground = template.copy(tmp_path / "ground")

@@ -67,7 +67,8 @@ def said(attack):
                     "piped": """os.mkfifo(self.run_dir / "summary.json")""",
                 }.items()
             },
-        }
+        },
+        by_day=("printed", "evaluated"),
     )
 
 
@@ -81,21 +82,25 @@ def test_a_patched_evaluation_does_not_count(said):
     assert f"{LOWER}" in said.log("evaluated")
 
 
+@pytest.mark.nightly
 def test_a_patched_report_does_not_count(said):
     e = said.check_honest("reported")
     assert f"{LOWER}" in said.log("reported")
     assert e.metrics["val_bpb"] == e.val_bpb
 
 
+@pytest.mark.nightly
 def test_a_patched_finish_leaves_nothing_to_score(said):
     said.check_refused("finished", "missing: the training left no params")
 
 
+@pytest.mark.nightly
 def test_a_score_by_another_spelling_is_no_score(said):
     e = said.check_refused("padded", "missing: the training left no params")
     assert "val_bpb" not in e.metrics
 
 
+@pytest.mark.nightly
 def test_a_pipe_in_place_of_a_report_is_not_waited_for(said):
     said.check_refused("piped", "missing: the training left no params")
 
@@ -131,6 +136,7 @@ def late(attack):
                 """,
             ),
         },
+        by_day=("slowed",),
         limits={"checkpoint_s": 4.0},
     )
 
@@ -140,10 +146,12 @@ def test_a_slowed_clock_buys_no_time(late):
     assert 5 <= e.metrics["training_seconds"] < 30
 
 
+@pytest.mark.nightly
 def test_an_early_mark_of_the_end_buys_no_time(late):
     late.check_refused("marked", "saving took over 4 s")
 
 
+@pytest.mark.nightly
 def test_a_log_without_end_ends(template, tmp_path):
     ground = template.copy(tmp_path / "ground")
     log = ground.workspace.run_dir(lab.TAG, len(ground.history)) / "run.log"
@@ -158,6 +166,7 @@ def test_a_log_without_end_ends(template, tmp_path):
     assert log.stat().st_size <= logs.LOG_BYTES  # once it is decided
 
 
+@pytest.mark.nightly
 def test_training_during_startup_is_bounded(attack):
     group = attack(
         {"early": train_py(first="time.sleep(600)", batches=lab.BEST * 10)},

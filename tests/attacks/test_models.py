@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.attacks.lab import train_py
+from tests.attacks.lab import cases, train_py
 
 # Each looks up the next token, and adds to the honest logits as much as settles the matter.
 DENSE = """
@@ -60,6 +60,11 @@ note(forged=True)
 """
 
 
+# tests/test_scorer.py tries models like these on the scorer itself, without a training before it.
+SEERS_BY_DAY = ("one position", "other rows", "forged callback")
+NUMBERS_BY_DAY = ("shifted", "NaN")
+
+
 @pytest.fixture(scope="module")
 def seers(attack):
     return attack(
@@ -82,19 +87,22 @@ def seers(attack):
                     names=["made_up"], body="return jax.ffi.ffi_call('made_up', kind)(tokens)"
                 )
             ),
-        }
+        },
+        SEERS_BY_DAY,
     )
 
 
+@pytest.mark.nightly
 def test_attention_without_a_mask_is_refused(seers):
     seers.check_refused("dense", "later-tokens")
 
 
-@pytest.mark.parametrize("name", ["one position", "first position"])
+@pytest.mark.parametrize("name", cases(["one position", "first position"], SEERS_BY_DAY))
 def test_a_leak_at_one_position_in_64_is_refused(seers, name):
     seers.check_refused(name, "later-tokens")
 
 
+@pytest.mark.nightly
 def test_a_leak_in_one_row_of_16_is_refused(seers):
     seers.check_refused("one row in 16", "later-tokens")
 
@@ -103,12 +111,13 @@ def test_a_look_at_other_rows_is_refused(seers):
     seers.check_refused("other rows", "other-rows")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["pure callback", "io callback"])
 def test_a_call_back_to_python_is_not_exported(seers, name):
     seers.check_refused(name, "callback")
 
 
-@pytest.mark.parametrize("name", ["forged callback", "made-up call"])
+@pytest.mark.parametrize("name", cases(["forged callback", "made-up call"], SEERS_BY_DAY))
 def test_a_forged_export_is_scanned(seers, name):
     e = seers.check_refused(name, "custom-call: it calls '")
     assert seers.noted(name) == {"forged": True}
@@ -128,7 +137,8 @@ NUMBERS = {
 @pytest.fixture(scope="module")
 def numbers(attack):
     return attack(
-        {name: train_py(CHANGED.format(expression=text)) for name, text in NUMBERS.items()}
+        {name: train_py(CHANGED.format(expression=text)) for name, text in NUMBERS.items()},
+        NUMBERS_BY_DAY,
     )
 
 
@@ -137,12 +147,13 @@ def test_a_shift_of_all_logits_changes_nothing(numbers):
     assert e.val_bpb == pytest.approx(numbers.ground.worse, abs=1e-4)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["scaled", "all alike"])
 def test_large_logits_are_worth_what_they_foresee(numbers, name):
     e = numbers.check_not_kept(name)
     assert e.val_bpb > numbers.ground.worse
 
 
-@pytest.mark.parametrize("name", ["NaN", "infinite", "overflowing"])
+@pytest.mark.parametrize("name", cases(["NaN", "infinite", "overflowing"], NUMBERS_BY_DAY))
 def test_logits_that_are_no_numbers_are_refused(numbers, name):
     numbers.check_refused(name, "not-finite")

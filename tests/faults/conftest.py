@@ -40,6 +40,19 @@ def faulty_lab(tmp_path_factory, shim):
     made.close()
 
 
+@pytest.fixture(scope="session")
+def sample(nightly):
+    """By day every `step`-th of some points, always the same ones; at night all of them.
+
+    Points often come in pairs, such as before and after an effect: an odd step takes both kinds.
+    """
+
+    def sample(points, step):
+        return list(points) if nightly else list(points)[::step]
+
+    return sample
+
+
 @pytest.fixture
 def verdict(record_property):
     """Counts the points of a matrix for the summary, and fails with what went wrong at which."""

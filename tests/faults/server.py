@@ -22,11 +22,11 @@ import scipy.stats  # noqa: F401 - likewise the audit
 
 from autoresearch_jax.agents import Proposal
 from autoresearch_jax.commands import loop
+from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import device_allocation
 from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.loop import session
-from autoresearch_jax.records import journal
 from autoresearch_jax.records.journal import Journal
 from autoresearch_jax.repo.candidates import Ratchet
 from autoresearch_jax.repo.workspace import Workspace
@@ -45,7 +45,7 @@ EFFECTS = (
     (LocalExecutor, "score"),
     (LocalExecutor, "trust_cache"),
     (session.Session, "_prune"),
-    (journal, "write_bytes"),
+    (files, "write_bytes"),
 )
 
 

@@ -1,14 +1,13 @@
-"""Any write, fsync or rename of the loop or of its git commands fails, or is never come to.
+"""Any write, fsync or rename of the loop or of its git commands fails, or is never reached.
 
-shim.c counts them all and acts at one. By default every other one fails, in one way in turn, and at
-every tenth the loop is killed: others after each commit of this repository. With `-m soak` each
-fails in every way, and at each it is killed.
+shim.c counts them all and acts at one. By day every tenth one fails, in one way in turn, and at
+every thirtieth the loop is killed. At night each fails in every way, and at each the loop is
+killed.
 """
 
 import errno
 import itertools
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,35 +71,21 @@ def check(lab, point):
     return f"{found} (at first: {reply.words})" if found else ""
 
 
-def in_turn(kinds, stages, step):
-    """Every `step`-th call of each stage, with one kind after the other."""
-    turns = itertools.cycle(kinds)
-    first = 1 + offset() % step
-    return [
-        (stage, next(turns), n) for stage in stages for n in range(first, stage.calls + 1, step)
-    ]
+def in_turn(kinds, calls):
+    """Return one fault for each call, with one kind after the other."""
+    return [(stage, kind, n) for kind, (stage, n) in zip(itertools.cycle(kinds), calls)]
 
 
-def offset():
-    """Another number after each commit; a complaint names its call, so it can be found again."""
-    done = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return int(done.stdout or "0", 16)
-
-
-def every_kind(kinds, stages, _):
-    return [
-        (stage, kind, n) for stage in stages for kind in kinds for n in range(1, stage.calls + 1)
-    ]
+def in_every_way(kinds, calls):
+    return [(stage, kind, n) for stage, n in calls for kind in kinds]
 
 
 @pytest.mark.timeout(1800)  # a busy machine is not a defect
-@pytest.mark.parametrize("choose", [in_turn, pytest.param(every_kind, marks=pytest.mark.soak)])
-def test_no_row_is_lost_whichever_call_it_is(faulty_lab, stages, choose, verdict):
-    failing, killed = choose(FAULTS, stages, 2), choose(KILLS, stages, 10)
-    assert len(failing) > 200
+def test_no_row_is_lost_whichever_call_fails(faulty_lab, stages, sample, nightly, verdict):
+    calls = [(stage, n) for stage in stages for n in range(1, stage.calls + 1)]
+    assert len(calls) > 400
+    choose = in_every_way if nightly else in_turn
+    failing, killed = choose(FAULTS, sample(calls, 10)), choose(KILLS, sample(calls, 30))
     complaints = each(lambda point: check(faulty_lab, point), failing + killed)
     verdict("failing calls", len(failing), complaints[: len(failing)])
     verdict("kills at a call", len(killed), complaints[len(failing) :])

@@ -17,7 +17,7 @@ from tests.faults.lab import Request, each
 from tests.harness import git, rows, train_py
 
 MOST = 5
-POINTS = 16
+POINTS_BY_DAY, POINTS_AT_NIGHT = 6, 24
 
 
 def left_over(folder):
@@ -68,7 +68,10 @@ def two_numbers(lab):
     return workspace.root.parent
 
 
-def test_two_workers_killed_at_any_effect_decide_each_proposal_once(lab, two_numbers, verdict):
+def test_two_workers_killed_at_any_effect_decide_each_proposal_once(
+    lab, two_numbers, nightly, verdict
+):
+    points = POINTS_AT_NIGHT if nightly else POINTS_BY_DAY
     workspace = lab.new(two_numbers)
     whole = lab.run(workspace, Request("two workers"))
     assert whole.ended == "done", whole
@@ -91,11 +94,11 @@ def test_two_workers_killed_at_any_effect_decide_each_proposal_once(lab, two_num
 
     killed: list[tuple[str, int]] = []
     carried: list[bool] = []  # of each, whether anything was carried over
-    step = 0.8 * whole.effects / POINTS  # how many effects there are depends on the order
-    numbers = [1 + round(step * at) for at in range(POINTS)]
+    step = 0.8 * whole.effects / points  # how many effects there are depends on the order
+    numbers = [1 + round(step * at) for at in range(points)]
     kills = zip(itertools.cycle(["after", "before", "before", "after"]), numbers, strict=False)
     complaints = each(one, list(zip(kills, resumed, strict=False)))
-    assert len(killed) > POINTS / 2
+    assert len(killed) > points / 2
     # Whether anything is carried over depends on what overlaps, and so on how busy the machine is.
     for _ in range(10):
         if any(carried):
