@@ -42,8 +42,8 @@ from autoresearch_jax.jobs.executor import Context
 from autoresearch_jax.jobs.job import Limits, Score, ScoreJob, TrainJob, TrainResult
 from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.loop.config import LoopConfig
-from autoresearch_jax.loop.proposer import Desk
-from autoresearch_jax.loop.scheduler import Coordinator
+from autoresearch_jax.loop.proposer import Proposer
+from autoresearch_jax.loop.scheduler import Scheduler
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records import journal
 from autoresearch_jax.records.experiment import Experiment
@@ -149,17 +149,17 @@ def measure(workers: int, count: int, seconds: float, seed: int) -> dict:
             limits=Limits(),
             executors=[partial(Simulated, seconds=seconds, seed=seed)] * workers,
         )
-        desk = Desk(session, Idea(), config)
+        proposer = Proposer(session, Idea(), config)
         try:
             session.begin("loop", continues=False, agent="idea", workers=workers, **config.limits)
             session.run(session.propose_baseline())
             gits, begun = workspace.gits, time.monotonic()
-            Coordinator(session, desk, lambda: None).run()
+            Scheduler(session, proposer, lambda: None).run()
             took, gits = time.monotonic() - begun, workspace.gits - gits
         finally:
-            desk.close()
+            proposer.close()
             session.close()
-        history = journal.experiments(workspace.state_dir(TAG))
+        history = list(journal.read(workspace.state_dir(TAG)))
     return summary(history, took, gits) | {"workers": workers}
 
 

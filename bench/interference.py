@@ -29,6 +29,7 @@ from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import journal
 from bench.overhead import fresh_home, real_workspace
 from bench.speedup import Worse
+from tests.harness import lines
 
 TAG = "t"
 # As long as this process lives. A shell starts it and ends, so that it is not one of ours: what we
@@ -73,8 +74,8 @@ def main(budget: int, count: int, as_json: bool) -> None:
         finally:
             agent.quiet()
         state = workspace.state_dir(TAG)
-        _, *done = journal.experiments(state)
-        records = [one for one in journal.records(state) if one["step"] == "disturbed"]
+        _, *done = list(journal.read(state))
+        records = [one for one in lines(state) if one["step"] == "disturbed"]
     found: dict = {"budget_s": budget}
     for kind, rest in (("quiet", 1), ("crowded", 0)):
         of_kind = [one for one in done if one.n % 2 == rest]

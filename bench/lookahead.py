@@ -94,7 +94,7 @@ def measure(budget: float, thinks: float, count: int, ahead: bool) -> dict:
         workspace = Workspace.open(root)
         config = LoopConfig(tag=TAG, max=count, lookahead=ahead, fallback=False)
         loop.run_loop(workspace, config, harness.tools(scorer=Falling()), Thinker(thinks))
-        baseline, *done = journal.experiments(workspace.state_dir(TAG))
+        baseline, *done = list(journal.read(workspace.state_dir(TAG)))
     assert len(done) == count
     assert all(one.status in ("keep", "discard") for one in done)
     whole = done[-1].finished - baseline.finished

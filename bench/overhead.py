@@ -41,6 +41,7 @@ from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import process
 from autoresearch_jax.views import report
 from tests import harness
+from tests.harness import lines
 
 SIZES = (0, 100, 300, 1000, 3000)
 TAG = "t"
@@ -176,7 +177,7 @@ def measure_loop(behind: int, count: int) -> dict:
                 config, tools = harness.setup(tag=TAG, max=count + 1, scorer=scorer)
                 begun = time.time()
                 loop.run_loop(workspace, config, tools, agent)
-            records = journal.records(workspace.state_dir(TAG))
+            records = lines(workspace.state_dir(TAG))
             done, cost = replay(records)[-count - 1 :], costs.by_experiment(records)
             assert all(one.status in ("keep", "discard") for one in done)
             took = [cost[one.n].agent_s for one in done]
@@ -273,7 +274,7 @@ def measure_phases(count: int, budget: int, preset: str, source: str) -> dict:
         workspace, view = real_workspace(folder, budget, preset, source), harness.Notes()
         begun = time.time()
         loop.run_loop(workspace, LoopConfig(tag=TAG, max=count), Tools(view), Idea())
-        done = journal.experiments(workspace.state_dir(TAG))
+        done = list(journal.read(workspace.state_dir(TAG)))
     rows = [phases_of(one, budget) for one in done]
     names = list(dict.fromkeys(name for row in reversed(rows) for name in row))
     return {

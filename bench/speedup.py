@@ -61,7 +61,7 @@ def measure(workspace: Workspace, workers: int, count: int, address: str | None)
     tag = f"{TAG}-{workers}"
     config = LoopConfig(tag=tag, max=count, fallback=False, workers=workers, ray=address)
     loop.run_loop(workspace, config, Tools(QuietView()), Worse())
-    baseline, *done = journal.experiments(workspace.state_dir(tag))
+    baseline, *done = list(journal.read(workspace.state_dir(tag)))
     assert len(done) == count
     assert all(one.status == "discard" for one in done), [one.status for one in done]
     spent = [one.metrics["wall_seconds"] + one.metrics["scoring_seconds"] for one in done]

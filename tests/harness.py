@@ -1,5 +1,6 @@
 """Helpers of the harness's tests: a real git repository whose train.py answers at once."""
 
+import json
 import math
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.job import Score
 from autoresearch_jax.loop.config import LoopConfig, resolve
 from autoresearch_jax.loop.open_session import Tools
+from autoresearch_jax.records import events
 from autoresearch_jax.repo.workspace import Workspace
 
 DEVICE = {"frozen files": "f", "device": "cpu", "device count": 1, "JAX": "0"}
@@ -161,6 +163,18 @@ def ended_pid() -> int:
     with subprocess.Popen(["true"]) as process:
         process.wait()
     return process.pid
+
+
+def event(step: str, **fields) -> events.Event:
+    """An event of a journal, from what its line holds."""
+    return events.decode(json.dumps({"step": step, **fields}).encode())
+
+
+def lines(state_dir: Path) -> list[dict]:
+    """The lines of a tag's journal, as JSON has them and without their checksums."""
+    path = state_dir / "journal.jsonl"
+    found = [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    return [{key: value for key, value in line.items() if key != "crc"} for line in found]
 
 
 def rows(root: Path) -> list[list[str]]:

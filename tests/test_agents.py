@@ -26,14 +26,14 @@ def workspace(tmp_path, monkeypatch):
 
 
 def experiment(workspace):
-    return journal.experiments(workspace.state_dir("t"))[1]
+    return journal.read(workspace.state_dir("t"))[1]
 
 
 def failure(workspace, command, level="none", times=3, **options):
     """What the loop says, after asking that often, of a command that never makes a proposal."""
     view = Notes()
     agent = CommandAgent(command, **options)
-    with pytest.raises(UserError, match="Nothing is lost: mend the agent"):
+    with pytest.raises(UserError, match="Nothing is lost: correct the agent"):
         run_loop(workspace, agent, 1, view, tag="t", level=level)
     assert len(rows(workspace.root)) == 1  # it costs no row
     said = [line for line in view.said if "no proposal:" in line]
@@ -152,7 +152,7 @@ def test_in_a_box_an_agent_writes_in_its_worktree_alone(workspace, tmp_path, mon
         git {identity} commit -qam 'my idea' && git log -1 --format=%s
     """
     run_loop(workspace, command, 2, tag="t", level=level)
-    found = journal.experiments(workspace.state_dir("t"))[1:]
+    found = list(journal.read(workspace.state_dir("t")))[1:]
     assert [e.description for e in found] == ["my idea"] * 2
     assert (login / "log").read_text() == "codex session\n"
     assert sorted(path.name for path in login.parent.iterdir()) == [".codex"]

@@ -26,7 +26,7 @@ from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.sandbox import isolation
 from autoresearch_jax.sandbox.isolation import Box
 from tests import harness
-from tests.harness import git, run_loop
+from tests.harness import git, lines, run_loop
 from tests.levels import STRONGEST, at
 from tests.scripted_api import LEADING, Call, Fail, Hang, Say, serve
 
@@ -264,11 +264,11 @@ def test_the_loop_keeps_or_discards_what_it_wrote(login, tmp_path, monkeypatch, 
             DONE,
         ]
         run_loop(workspace, agent(name), 1, tag="t", level=STRONGEST)
-    kept, discarded = journal.experiments(workspace.state_dir("t"))[1:]
+    kept, discarded = list(journal.read(workspace.state_dir("t")))[1:]
     assert (kept.status, kept.val_bpb, kept.agent) == ("keep", 0.5, "claude")
     assert (kept.description, kept.expected) == ("halve the score", "-0.5")
     assert (discarded.status, discarded.val_bpb) == ("discard", 0.7)
-    asked = [r for r in journal.records(workspace.state_dir("t")) if r["step"] == "asked"]
+    asked = [r for r in lines(workspace.state_dir("t")) if r["step"] == "asked"]
     assert all(r["usd"] > 0 and r["tokens"] >= 330 for r in asked)
 
 

@@ -152,7 +152,7 @@ def journal_of(workspace):
     from autoresearch_jax.records import journal
 
     (tag,) = workspace.tags()
-    return journal.experiments(workspace.state_dir(tag))
+    return list(journal.read(workspace.state_dir(tag)))
 
 
 # ------------------------------------------------------------------------- memory, as run

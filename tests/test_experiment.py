@@ -14,7 +14,7 @@ from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import hardware, locks
 from tests import harness
-from tests.harness import Notes, Scripted, rows, run_loop, train_py, written_score
+from tests.harness import Notes, Scripted, lines, rows, run_loop, train_py, written_score
 
 
 @pytest.fixture
@@ -25,11 +25,11 @@ def workspace(tmp_path, monkeypatch):
 
 
 def found(workspace):
-    return journal.experiments(workspace.state_dir("t"))
+    return list(journal.read(workspace.state_dir("t")))
 
 
 def steps(workspace):
-    return [r["step"] for r in journal.records(workspace.state_dir("t"))]
+    return [r["step"] for r in lines(workspace.state_dir("t"))]
 
 
 class Scorer:
@@ -235,7 +235,7 @@ def test_verify_scores_the_best_again_and_records_it(workspace):
     assert verify.lines([one])[0].endswith(
         "recorded 0.900000, computed again 0.900000: the same  (idea 1)"
     )
-    begun, last = journal.records(workspace.state_dir("t"))[-2:]
+    begun, last = lines(workspace.state_dir("t"))[-2:]
     assert (begun["step"], begun["kind"]) == ("session", "verify")  # so that it is seen to run
     assert (last["step"], last["n"], last["split"]) == ("verified", 1, "val")
     (other,) = check(workspace, scorer=Scorer(Score("ok", "", {"val_bpb": 0.91})), name="1")

@@ -1,8 +1,12 @@
 """The journal survives torn tails; results.tsv is its projection and reads others' too."""
 
+import dataclasses
 import errno
+import math
 import os
 import unicodedata
+import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,9 +15,13 @@ from hypothesis import strategies as st
 from autoresearch_jax.common import files
 from autoresearch_jax.common.text import DESCRIPTION_LIMIT, clean
 from autoresearch_jax.records import journal, results_tsv
-from autoresearch_jax.records.experiment import Experiment, Replay, replay
+from autoresearch_jax.records.events import Began, Finished, Outcome, Trained, Unknown
+from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.journal import Journal, JournalError
 from autoresearch_jax.records.results_tsv import Row
+from autoresearch_jax.repo.workspace import Workspace
+from tests import harness
+from tests.harness import event, lines
 
 STEPS = (
     {"step": "session", "kind": "loop", "fingerprint": {"data": "d"}, "time": 1.0},
@@ -32,8 +40,16 @@ def steps():
 def write(folder, records):
     book = Journal(folder)
     for record in records:
-        book.append(**record)
+        book.append(event(**record))
     book.close()
+
+
+def told(folder):
+    """The steps of a journal, without the fields that `steps` leaves out."""
+    return [
+        {key: line.get(key) for key in step}
+        for line, step in zip(lines(folder), steps(), strict=False)
+    ]
 
 
 def test_experiments_come_back_as_they_were_recorded(tmp_path):
@@ -47,7 +63,7 @@ def test_experiments_come_back_as_they_were_recorded(tmp_path):
     }
     trained |= {"metrics": {"peak_vram_mb": 2048.0}, "provenance": {"seed": 42}}
     write(tmp_path, [*steps()[:2], trained, *steps()[3:]])
-    assert journal.experiments(tmp_path) == [
+    assert list(journal.read(tmp_path)) == [
         Experiment(
             n=0,
             commit="a" * 40,
@@ -76,21 +92,25 @@ def test_what_is_decided_comes_in_the_order_of_the_decisions(tmp_path):
     assert (proposed["step"], decided["step"]) == ("proposed", "decided")
     begun = [{"step": "session", "workers": 2}, *(proposed | {"n": n} for n in range(3))]
     write(tmp_path, [*begun, decided | {"n": 2}, decided | {"n": 0}])
-    found = journal.experiments(tmp_path)
-    assert [(e.n, e.workers) for e in decided(found)] == [(2, 2), (0, 2)]
+    found = journal.read(tmp_path)
+    assert [(e.n, e.workers) for e in found.decided] == [(2, 2), (0, 2)]
     assert found[1].place is None
 
 
 def test_what_is_trained_again_is_scored_again(tmp_path):
     write(tmp_path, [*steps()[:4], steps()[2]])
-    (e,) = journal.experiments(tmp_path)
+    (e,) = list(journal.read(tmp_path))
     assert (e.outcome, e.scored) == ("ok", None)
 
 
 def test_unknown_steps_and_a_missing_journal_are_no_error(tmp_path):
-    assert journal.experiments(tmp_path) == []
-    write(tmp_path, [{"step": "of a later version", "n": 7}, *steps()])
-    assert [e.n for e in journal.experiments(tmp_path)] == [0]
+    assert list(journal.read(tmp_path)) == []
+    body = b'{"step": "of a later version", "n": 7'
+    line = body + b', "crc": "%08x"}\n' % zlib.crc32(body)
+    journal.path_of(tmp_path).write_bytes(line)
+    write(tmp_path, steps())
+    assert journal.path_of(tmp_path).read_bytes().startswith(line)
+    assert [e.n for e in list(journal.read(tmp_path))] == [0]
 
 
 @settings(max_examples=60, deadline=None)
@@ -106,41 +126,59 @@ def test_a_torn_tail_at_any_byte_is_cut_off_and_written_over(tmp_path_factory, c
     torn = whole[: min(cut, len(whole))]
     path.write_bytes(torn + tail if torn and not torn.endswith(b"\n") else torn)
     expected = steps()[: torn.count(b"\n")]
-    assert journal.records(folder) == expected  # reading changes nothing
+    journal.read(folder)
+    assert path.read_bytes().startswith(torn)  # reading changes nothing
     book = Journal(folder)
-    assert book.records == expected
+    assert told(folder) == expected
     assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[: len(expected)])
-    book.append("session", kind="again")
+    book.append(Began(kind="again"))
     book.close()
-    assert journal.records(folder) == [*expected, {"step": "session", "kind": "again"}]
+    assert told(folder)[: len(expected)] == expected
+    assert lines(folder)[-1]["kind"] == "again"
+    assert len(lines(folder)) == len(expected) + 1
 
 
 @pytest.mark.parametrize("line", [1, 2, 4])
 def test_a_damaged_line_is_named_and_nothing_is_changed(tmp_path, line):
     write(tmp_path, steps())
     path = journal.path_of(tmp_path)
-    lines = path.read_bytes().splitlines(keepends=True)
-    lines[line - 1] = lines[line - 1].replace(b'"step": "', b'"step": "x', 1)
-    path.write_bytes(b"".join(lines))
+    damaged = path.read_bytes().splitlines(keepends=True)
+    damaged[line - 1] = damaged[line - 1].replace(b'"step": "', b'"step": "x', 1)
+    path.write_bytes(b"".join(damaged))
     before = path.read_bytes()
     with pytest.raises(JournalError, match=rf"line {line} is damaged"):
         Journal(tmp_path)
     with pytest.raises(JournalError, match=r"--tag NEW-TAG"):
-        journal.experiments(tmp_path)
+        list(journal.read(tmp_path))
     assert path.read_bytes() == before
 
 
 @given(
-    st.dictionaries(
-        st.text(max_size=9),
-        st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    )
+    st.text(max_size=20),
+    st.dictionaries(st.text(max_size=9), st.floats(allow_nan=False, allow_infinity=False)),
+    st.dictionaries(st.text(max_size=9), st.none() | st.integers(-(2**63), 2**63) | st.text()),
 )
-def test_any_record_survives_sealing(record):
-    line = journal.seal(record)
+def test_any_event_survives_sealing(text, metrics, facts):
+    trained = Trained(
+        n=0, outcome=Outcome.OK, reason=text, metrics=metrics, provenance=facts, time=1.0
+    )
+    line = journal.seal(trained)
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
-    assert journal.unseal(line[:-1]) == record
+    assert journal.unseal(line[:-1]) == trained
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_number_that_json_does_not_have_is_refused(number):
+    with pytest.raises(ValueError, match="JSON"):
+        journal.seal(Trained(n=0, outcome=Outcome.OK, metrics={"loss": number}))
+
+
+def test_a_known_event_without_a_field_is_damage(tmp_path):
+    body = b'{"step": "decided", "n": 0'
+    journal.path_of(tmp_path).write_bytes(body + b', "crc": "%08x"}\n' % zlib.crc32(body))
+    with pytest.raises(JournalError, match=r"line 1 is damaged \(.*status"):
+        journal.read(tmp_path)
 
 
 @pytest.mark.parametrize("after", [0, 10])
@@ -158,12 +196,12 @@ def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path, monkeypatch, after):
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
         with pytest.raises(OSError, match="No space left"):
-            book.append("decided", n=0, status="keep", reason="", time=3.0)
+            book.append(event(**steps()[4]))
     assert journal.path_of(tmp_path).read_bytes() == before
-    assert book.records == steps()[:2]
-    book.append(**steps()[2])  # and it goes on once there is room
+    assert [e.outcome for e in book.experiments] == [None]
+    book.append(event(**steps()[2]))  # and it goes on once there is room
     book.close()
-    assert journal.records(tmp_path) == steps()[:3]
+    assert told(tmp_path) == steps()[:3]
 
 
 def edited(path):
@@ -179,7 +217,7 @@ def replaced(path):
 
 
 def added(path):
-    path.write_bytes(path.read_bytes() + journal.seal({"step": "finished", "time": 1.0}))
+    path.write_bytes(path.read_bytes() + journal.seal(Finished(time=1.0)))
 
 
 CHANGES = {
@@ -195,14 +233,14 @@ CHANGES = {
 def test_a_journal_that_somebody_else_changed_gets_no_further_line(tmp_path, change):
     write(tmp_path, steps()[:3])
     path, book = journal.path_of(tmp_path), Journal(tmp_path)
-    book.append(**steps()[3])
+    book.append(event(**steps()[3]))
     act, words = CHANGES[change]
     act(path)
     left = path.read_bytes() if path.exists() else None
     for _ in range(2):  # it does not get used to it
         with pytest.raises(JournalError, match=rf"{words}.*--tag NEW-TAG"):
-            book.append(**steps()[4])
-    assert book.records == steps()[:4]
+            book.append(event(**steps()[4]))
+    assert [e.status for e in book.experiments] == [None]
     assert (path.read_bytes() if path.exists() else None) == left
     book.close()
 
@@ -216,9 +254,9 @@ def test_a_backup_or_a_chmod_of_the_journal_stops_nothing(tmp_path):
         lambda: path.read_bytes(),
     ):
         change()
-        book.append(**steps()[0])
+        book.append(event(**steps()[0]))
     book.close()
-    assert len(journal.records(tmp_path)) == 4
+    assert len(lines(tmp_path)) == 4
 
 
 @given(st.text())
@@ -314,27 +352,60 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link.tsv", "results.tsv"]
 
 
-def test_the_experiments_of_a_growing_journal_are_those_of_a_replay(tmp_path):
+def test_a_growing_journal_says_what_one_that_is_read_anew_says(tmp_path):
     book = Journal(tmp_path)
+    follower = journal.Follower(book.path)
     later = [step | {"n": 1} if "n" in step else step for step in steps()]
-    before = []
-    for record in [*steps(), *later, steps()[2]]:  # the last is of an earlier one again
-        book.append(**record)
-        found = book.experiments()
-        assert found == replay(book.records)
-        assert found is book.experiments()
-        before.append((found, list(found)))
-    assert all(listed == copy for listed, copy in before)  # none has changed since
+    written = [*steps(), *later, steps()[2]]  # the last is of an earlier one again
+    read = []
+    for record in written:
+        before = list(book.experiments)
+        copy = [dataclasses.replace(e) for e in before]
+        book.append(event(**record))
+        read += follower.read()
+        anew = list(journal.read(tmp_path))
+        assert list(book.experiments) == list(follower.experiments) == anew
+        assert before == copy  # what was handed out has not changed
+    assert len(read) == len(written)  # each is read once
     book.close()
 
 
-def test_every_record_is_replayed_once(tmp_path, monkeypatch):
-    book, seen = Journal(tmp_path), []
-    apply = Replay._apply
-    monkeypatch.setattr(Replay, "_apply", lambda self, step: seen.append(step) or apply(self, step))
-    for n in range(20):
-        for step in steps():
-            book.append(**(step | {"n": n} if "n" in step else step))
-            book.experiments()
-    book.close()
-    assert seen == book.records
+OLD = Path(__file__).parent / "golden" / "journal-0.1.0"
+
+
+def test_a_journal_of_version_0_1_0_opens():
+    old = journal.read(OLD)
+    assert [e.status for e in old] == (
+        ["keep", "keep", "discard", "discard", "keep", "discard", "crash", "discard", "discard"]
+    )
+    assert results_tsv.results_text(old) == (OLD / "results.tsv").read_text(encoding="utf-8")
+    assert (old.best.n, old.baseline.n, old[6].repairs, old.queue) == (4, 0, 1, [])
+    assert old.audit.gain == pytest.approx(0.0458, abs=1e-4)
+    assert len(old.baseline.repeats) == 6
+    assert old.costs.total.asked == 11
+    unread = [line for line in lines(OLD) if isinstance(event(**line), Unknown)]
+    assert unread == []
+
+
+def test_a_tag_of_version_0_1_0_goes_on(tmp_path, monkeypatch):
+    """With the fingerprint that it has: the same device, data and frozen code."""
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    root = tmp_path / "workspace"
+    harness.git(tmp_path, "clone", "-q", "-b", "main", str(OLD / "repository.bundle"), str(root))
+    refs = "+refs/autoresearch/*:refs/autoresearch/*", "+refs/heads/auto*:refs/heads/auto*"
+    harness.git(root, "fetch", "-q", "origin", *refs)
+    workspace = Workspace.open(root)
+    state = workspace.state_dir("nov29")
+    state.mkdir(parents=True)
+    (state / "journal.jsonl").write_bytes((OLD / "journal.jsonl").read_bytes())
+    before = journal.read(state)
+    source = harness.train_py(1.5)
+    harness.run_loop(
+        workspace, harness.Scripted(source), 1,
+        fingerprint_of=lambda _: before.first.fingerprint, tag="nov29",
+    )  # fmt: skip
+    after = journal.read(state)
+    assert list(after)[:-1] == list(before)
+    assert (after[9].status, after[9].val_bpb, after[9].base) == ("keep", 1.5, before.best.commit)
+    assert harness.git(root, "rev-parse", "autoresearch/nov29") == after[9].commit
+    assert harness.rows(root)[-1][3] == "keep"

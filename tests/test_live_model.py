@@ -206,7 +206,7 @@ def test_the_log_of_an_attempt_before_is_not_its_progress(night):
     commit = {"commit": night.commits[0], "was": night.commits[1], "program": "", "agent": "claude"}
     record = {"step": "repaired", "n": n, "description": "mended", "time": time.time(), **commit}
     with night.path.open("ab") as file:
-        file.write(journal.seal(record))
+        file.write(journal.seal(harness.event(**record)))
     (running,) = reader.look().running
     assert (running.phase, running.progress.percent) == ("starting", None)
     night.log(n, percent=3)
@@ -218,7 +218,7 @@ def test_what_answers_cost_shows_before_anything_is_decided(night):
     before = reader.look().summary.spent.usd
     asked = {"step": "asked", "ask": 99, "usd": 0.75, "tokens": 10, "seconds": 9.0, "time": 0.0}
     with night.path.open("ab") as file:
-        file.write(journal.seal({**asked, "n": 30}))
+        file.write(journal.seal(harness.event(**asked | {"n": 30})))
     assert reader.look().summary.spent.usd == pytest.approx(before + 0.75)
     assert reader.look().summary.spent == report.spent(night.workspace.root)
 
@@ -233,7 +233,7 @@ class Loop:
 
     def append(self, step, at, **fields):
         begun = time.time() - (0 if step == "session" else 2000)
-        self.journal.append(step, time=begun + at, **fields)
+        self.journal.append(harness.event(step, time=begun + at, **fields))
 
     def propose(self, n, at, base=0, **fields):
         self.append(
@@ -355,8 +355,8 @@ def test_it_waits_for_the_first_tag(tmp_path):
     json.dumps(plain.of(told), allow_nan=False)
     state = Workspace.open(root).state_dir("first")
     record = journal.Journal(state)
-    record.append("proposed", n=0, commit="c" * 40, base="", description="baseline", agent="",
-                  metrics={}, time=1.0)  # fmt: skip
+    proposed = harness.event("proposed", n=0, commit="c" * 40, base="", time=1.0)
+    record.append(proposed)
     record.close()
     assert reader.look().title == "autoresearch/first"
 
@@ -375,7 +375,7 @@ def test_a_table_is_told_until_there_is_a_tag(tmp_path):
         0.9932,
     )
     record = journal.Journal(Workspace.open(root).state_dir("first"))
-    record.append("session", kind="loop", pid=os.getpid(), time=time.time())
+    record.append(harness.event("session", kind="loop", pid=os.getpid(), time=time.time()))
     record.close()
     begun = reader.look()
     assert (begun.title, list(begun.entries)) == ("autoresearch/first", [])
@@ -393,7 +393,7 @@ def test_a_newer_tag_is_followed_once_a_loop_begins_it(night):
     os.utime(night.path, (0, 0))
     record = {"step": "session", "kind": "loop", "continues": True, "time": 0, "pid": 0}
     with journal.path_of(night.workspace.state_dir(TAG)).open("ab") as file:
-        file.write(journal.seal(record))
+        file.write(journal.seal(harness.event(**record)))
     assert reader.look().state == "idle"
     night.add()
     told = reader.look()

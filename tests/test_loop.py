@@ -19,13 +19,14 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.job import Limits
+from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.loop import worker
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.session import Session
-from autoresearch_jax.records import journal, tags
-from autoresearch_jax.records.experiment import Replay
+from autoresearch_jax.records import events, journal, tags
+from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.journal import Journal
-from autoresearch_jax.repo.candidates import Ratchet
+from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import locks
 from autoresearch_jax.system.interrupts import Interrupts
@@ -44,7 +45,7 @@ def workspace(tmp_path, monkeypatch):
 
 
 def tip(workspace, tag="t"):
-    return Ratchet(workspace, tag).tip()
+    return Candidates(workspace, tag).tip()
 
 
 def propose(workspace, description="by hand", **options):
@@ -64,7 +65,7 @@ def test_a_session_keeps_what_improves_and_records_the_rest(workspace):
     view = Notes()
     result = run_loop(workspace, Scripted(*IDEAS), 4, view, tag="t", desc="think small")
     assert (result.tag, result.decided, result.stopped) == ("t", 5, "max")
-    found = journal.experiments(workspace.state_dir("t"))
+    found = list(journal.read(workspace.state_dir("t")))
     assert [e.status for e in found] == ["keep", "keep", "discard", "crash", "keep"]
     assert [e.val_bpb for e in found] == [1.0, 0.9, 0.95, None, 0.8]
     assert rows(workspace.root) == [
@@ -78,7 +79,7 @@ def test_a_session_keeps_what_improves_and_records_the_rest(workspace):
     chain = git(workspace.root, "rev-list", "--reverse", tip(workspace)).split()
     assert chain == [e.commit for e in found if e.status == "keep"]
     assert result.best == found[4]
-    wheel = Ratchet(workspace, "t")
+    wheel = Candidates(workspace, "t")
     assert [wheel.show(f"refs/autoresearch/t/{n + 1}") for n in range(4)] == list(IDEAS)
     assert found[3].reason == "SyntaxError: '(' was never closed (train.py, line 1)"
     # The person's checkout is as it was, but for results.tsv.
@@ -99,14 +100,14 @@ def test_a_session_keeps_what_improves_and_records_the_rest(workspace):
 
 def test_an_experiment_costs_the_same_work_whatever_lies_behind_it(workspace, monkeypatch):
     gits, replayed, counts = [], [], []
-    git_bytes, apply = Workspace.git_bytes, Replay._apply
+    git_bytes, apply = Workspace.git_bytes, Experiments.apply
     monkeypatch.setattr(
         Workspace,
         "git_bytes",
         lambda self, *words, **options: gits.append(words) or git_bytes(self, *words, **options),
     )
     monkeypatch.setattr(
-        Replay, "_apply", lambda self, step: replayed.append(step) or apply(self, step)
+        Experiments, "apply", lambda self, step: replayed.append(step) or apply(self, step)
     )
 
     def score(job, *_, **__):
@@ -157,7 +158,7 @@ def test_a_training_that_fails_is_a_crash_and_never_the_best(workspace, monkeypa
     ]
     monkeypatch.setattr(Limits, "after", lambda *_: Limits(startup_s=3.0))
     run_loop(workspace, Scripted(*ideas), 5, tag="t")
-    found = journal.experiments(workspace.state_dir("t"))
+    found = list(journal.read(workspace.state_dir("t")))
     assert [e.status for e in found[1:]] == ["crash"] * 5
     assert [e.outcome for e in found[1:]] == ["crash", "ok", "ok", "crash", "timeout"]
     assert [e.scored for e in found[1:]] == [None, "refused", "refused", None, None]
@@ -299,7 +300,7 @@ def test_a_branch_moved_while_training_is_not_overwritten(workspace):
     with pytest.raises(UserError, match="moved by hand"):
         run_loop(workspace, Scripted(idea), 1, tag="t")
     assert tip(workspace) == elsewhere
-    assert journal.experiments(workspace.state_dir("t"))[1].status == "keep"
+    assert journal.read(workspace.state_dir("t"))[1].status == "keep"
 
 
 # ------------------------------------------------------------------------------- the checkout
@@ -406,6 +407,7 @@ def test_loops_of_two_tags_write_one_results_tsv(workspace, monkeypatch):
             view=Notes(),
             stop=stop,
             limits=Limits(),
+            executors=[LocalExecutor],
         )
         with contextlib.closing(one):
             for _ in range(30):
@@ -476,7 +478,7 @@ if not once.exists():
     result = run_loop(workspace, Scripted(idea), 1, view, tag="t")
     assert (result.stopped, result.decided) == ("abandoned", 1)
     assert not harness.alive(int(once.read_text()))
-    assert journal.experiments(workspace.state_dir("t"))[1].status is None
+    assert journal.read(workspace.state_dir("t"))[1].status is None
     result = run_loop(workspace, Scripted(), 1, tag="t")
     assert (result.stopped, result.decided) == ("max", 1)
     assert [row[1] for row in rows(workspace.root)] == ["1.000000", "0.900000"]
@@ -600,10 +602,10 @@ def test_a_full_disk_stops_with_a_clear_message_and_loses_nothing(workspace, mon
     run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t")
     append = Journal.append
 
-    def full(self, name, **fields):
-        if name == step:
+    def full(self, event):
+        if events.encode(event)["step"] == step:
             raise OSError(errno.ENOSPC, "No space left on device")
-        append(self, name, **fields)
+        append(self, event)
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "append", full)
@@ -639,7 +641,7 @@ def test_a_disk_that_others_fill_is_no_fault_of_the_proposal(workspace, monkeypa
     monkeypatch.setattr(worker.shutil, "disk_usage", left)
     with pytest.raises(UserError, match="0 MiB left"):
         run_loop(workspace, Scripted("raise OSError('no space')"), 1, tag="t")
-    assert journal.experiments(workspace.state_dir("t"))[1].status is None
+    assert journal.read(workspace.state_dir("t"))[1].status is None
 
 
 def test_a_nearly_full_disk_starts_nothing(workspace, monkeypatch):
@@ -647,7 +649,7 @@ def test_a_nearly_full_disk_starts_nothing(workspace, monkeypatch):
     with pytest.raises(UserError, match=r"MiB left, of the .* needed"):
         run_loop(workspace, Scripted(), 1, tag="t")
     monkeypatch.undo()
-    assert journal.experiments(workspace.state_dir("t"))[0].status is None
+    assert journal.read(workspace.state_dir("t"))[0].status is None
 
 
 # ------------------------------------------------------------------------------- run, run -m
@@ -715,7 +717,7 @@ def test_run_m_proposes_the_edited_train_py_and_puts_the_best_back(workspace):
     e = propose(workspace, "worse\tidea", tag="t")
     assert (e.n, e.status, e.agent, e.description) == (1, "discard", "person", "worse idea")
     assert path.read_text() == committed
-    assert Ratchet(workspace, "t").show("refs/autoresearch/t/1") == train_py(1.5)
+    assert Candidates(workspace, "t").show("refs/autoresearch/t/1") == train_py(1.5)
     assert (workspace.root / "run.log").read_text() == "the score is 1.5\n"
     path.write_text(train_py(0.9))
     assert propose(workspace, tag="t").status == "keep"
@@ -733,7 +735,7 @@ def test_run_m_proposes_the_edited_train_py_and_puts_the_best_back(workspace):
 def test_run_m_without_an_edit_is_refused_and_records_nothing(workspace):
     with pytest.raises(UserError, match=r"nothing to propose\. Edit it first"):
         propose(workspace)
-    assert workspace.tags() == [] or journal.experiments(workspace.state_dir("t")) == []
+    assert workspace.tags() == [] or list(journal.read(workspace.state_dir("t"))) == []
     (workspace.root / "train.py").write_text(train_py(0.9))
     propose(workspace)
     with pytest.raises(UserError, match="nothing to propose"):
@@ -785,4 +787,4 @@ def test_the_loop_stops_when_its_data_is_prepared_anew(workspace, prepared, monk
     other = dataclasses.replace(data, shards=data.shards[:1])  # as if prepared anew since
     with pytest.raises(UserError, match="prepared anew"):
         run_loop(workspace, Scripted(train_py(0.8)), 1, tag="u", data=other, **options)
-    assert journal.experiments(workspace.state_dir("u"))[0].status is None
+    assert journal.read(workspace.state_dir("u"))[0].status is None

@@ -10,10 +10,12 @@ from rich.console import Console
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.records import journal, results_tsv
-from autoresearch_jax.records.costs import Spent
+from autoresearch_jax.records.costs import Costs
+from autoresearch_jax.records.events import Asked, Decided, Proposed, Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.journal import Journal
 from autoresearch_jax.views import plot, report
+from tests import harness
 
 ORIGINAL = """commit\tval_bpb\tmemory_gb\tstatus\tdescription
 a1b2c3d\t0.997900\t44.0\tkeep\tbaseline
@@ -189,16 +191,14 @@ def night(tmp_path):
         zip(commits, ["", commits[0]], [2.0, 2.1], strict=True)
     ):
         text = "baseline" if n == 0 else "MATRIX_LR 0.04 -> 0.05"
-        record.append(
-            "proposed", n=n, commit=commit, base=base, description=text, agent="tpe", metrics={},
-            time=100.0 * n,
-        )  # fmt: skip
+        add = lambda step, at, n=n, **fields: record.append(  # noqa: E731
+            harness.event(step, n=n, time=at, **fields)
+        )
+        add("proposed", 100.0 * n, commit=commit, base=base, description=text, agent="tpe")
         peak = {"peak_vram_mb": 1024.0, "startup_seconds": 9.0, "training_seconds": 60.25}
-        record.append("trained", n=n, outcome="ok", reason="", metrics=peak, time=1.0,
-                      provenance={"isolation": "bwrap"})  # fmt: skip
-        record.append("scored", n=n, outcome="ok", reason="", metrics={"val_bpb": score}, time=1.5)
-        status = "keep" if n == 0 else "discard"
-        record.append("decided", n=n, status=status, reason="", time=100.0 * n + 90)
+        add("trained", 1.0, outcome="ok", metrics=peak, provenance={"isolation": "bwrap"})
+        add("scored", 1.5, outcome="ok", metrics={"val_bpb": score})
+        add("decided", 100.0 * n + 90, status="keep" if n == 0 else "discard")
     record.close()
     log = workspace.run_dir("nov1", 1) / "run.log"
     log.parent.mkdir(parents=True)
@@ -216,7 +216,7 @@ def test_the_journal_comes_before_results_tsv(night):
 @pytest.mark.parametrize("name", ["1", "commit"])
 def test_show_tells_all_of_a_discarded_experiment(night, name):
     if name == "commit":
-        name = journal.experiments(night.state_dir("nov1"))[1].commit[:8]
+        name = list(journal.read(night.state_dir("nov1")))[1].commit[:8]
     text = printed(report.show, night, name)
     assert "experiment 1 of nov1: MATRIX_LR 0.04 -> 0.05" in text
     assert "status    discard" in text
@@ -233,10 +233,12 @@ def test_show_tells_all_of_a_discarded_experiment(night, name):
 
 def test_what_is_carried_over_is_said(night):
     with contextlib.closing(Journal(night.state_dir("nov1"))) as record:
-        commit = record.experiments()[1].commit
-        record.append("proposed", n=2, commit=commit, base="", description="again", agent="tpe",
-                      metrics={}, of=1, time=200.0)  # fmt: skip
-        record.append("decided", n=2, status="crash", reason="boom", time=300.0)
+        commit = record.experiments[1].commit
+        for event in (
+            Proposed(n=2, commit=commit, base="", description="again", agent="tpe", of=1),
+            Decided(n=2, status=Status.CRASH, reason="boom"),
+        ):
+            record.append(event)
     assert "\ncarries   over experiment 1\n" in printed(report.show, night, "2")
     assert [row["of"] for row in json.loads(report.as_json(report.load(night.root)))] == [
         None, None, 1,
@@ -256,8 +258,10 @@ def test_what_no_box_hides_is_said_without_a_contradiction():
 def test_what_is_not_known_is_no_number_and_nothing_is_cut_but_in_a_table():
     words = "e" * 70
     found = [Experiment(n, "c", "", "", "a" * 50, "keep", 1.0, expected=words) for n in range(3)]
-    told = {0: Spent(asked=1), 1: Spent(asked=1, priced=1), 2: Spent(priced=2, usd=0.5, tokens=7)}
-    listed = report.entries(found, told)
+    costs = Costs()
+    for n, usd, tokens in ((0, None, None), (1, 0.0, None), (2, 0.5, 7)):
+        costs.add(Asked(ask=n, n=n, usd=usd, tokens=tokens))
+    listed = report.entries(found, costs)
     rows = json.loads(report.as_json(listed))
     assert [(row["usd"], row["tokens"]) for row in rows] == [(None, None), (0.0, None), (0.5, 7)]
     table = list(csv.DictReader(io.StringIO(report.as_csv(listed))))

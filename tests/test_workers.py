@@ -10,17 +10,19 @@ import time
 from collections import Counter
 
 import pytest
+from msgspec import structs
 
 from autoresearch_jax.agents import Proposal
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import device_allocation
 from autoresearch_jax.jobs.job import NO_EVENTS, Lost
 from autoresearch_jax.jobs.local import LocalExecutor
-from autoresearch_jax.loop.worker import Worker
-from autoresearch_jax.records import costs, journal
+from autoresearch_jax.records import journal
+from autoresearch_jax.records.events import Purpose, Repeated
+from autoresearch_jax.records.journal import Journal
 from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
-from tests.harness import Notes, Scripted, git, rows, run_loop, train_py
+from tests.harness import Notes, Scripted, git, lines, rows, run_loop, train_py
 
 # FIRST and SECOND lower the score, and are far enough apart to be merged; together they cost
 # CLASH. HOLD is a file that the training waits for; a baseline waits for nothing.
@@ -137,11 +139,11 @@ def run(workspace, ideas, most, *, workers=2, view=None, **options):
 
 
 def found(workspace):
-    return journal.experiments(workspace.state_dir("t"))
+    return list(journal.read(workspace.state_dir("t")))
 
 
 def records(workspace, step):
-    return [one for one in journal.records(workspace.state_dir("t")) if one["step"] == step]
+    return [one for one in lines(workspace.state_dir("t")) if one["step"] == step]
 
 
 def decisions(workspace):
@@ -167,7 +169,7 @@ def looks_right(workspace, *, undecided=()):
     assert [[row[0], row[3]] for row in rows(workspace.root)] == told
     git(workspace.root, "fsck", "--strict")
     going_on = set()  # of what is measured again
-    for one in journal.records(workspace.state_dir("t")):
+    for one in lines(workspace.state_dir("t")):
         if one["step"] == "repeating" and one["phase"] != "given up":
             going_on.add((one["n"], one["seed"]))
         elif one["step"] in ("repeating", "repeated"):
@@ -203,7 +205,7 @@ def test_what_was_measured_behind_the_best_is_carried_over_and_counts_there(work
     assert [e.val_bpb for e in (first, both)] == pytest.approx([0.9, 0.7])
     assert [one["n"] for one in records(workspace, "trained")].count(4) == 1
     assert (result.stopped, result.decided, result.best) == ("max", 5, both)
-    spent = costs.spent(journal.records(workspace.state_dir("t")))
+    spent = journal.read(workspace.state_dir("t")).costs.total
     assert spent.experiments == 3  # that it is measured again is no proposal
 
 
@@ -365,14 +367,15 @@ def test_an_audit_runs_side_by_side(workspace):
 
 
 def test_a_repeat_is_told_with_its_own_score(workspace, monkeypatch):
-    record = Worker._record_repeat
+    append = Journal.append
 
-    def two(worker, e, seed, purpose, said):
-        record(worker, e, seed, purpose, said)
-        another = {**said, "metrics": {"val_bpb": 9.0}}  # by another worker, at that moment
-        record(worker, e, seed + 100, "noise", another)
+    def two(book, event):
+        append(book, event)
+        if isinstance(event, Repeated):  # by another worker, at that moment
+            metrics, seed = {"val_bpb": 9.0}, event.seed + 100
+            append(book, structs.replace(event, metrics=metrics, seed=seed, purpose=Purpose.NOISE))
 
-    monkeypatch.setattr(Worker, "_record_repeat", two)
+    monkeypatch.setattr(Journal, "append", two)
     view = Events(workspace)
     run(workspace, [idea("better", FIRST=0.1)], 1, workers=1, audit=2, view=view)
     told = [line for line in view.said if "audit: experiment" in line]

@@ -70,7 +70,7 @@ class Night:
 
     def _write(self, records: list[dict[str, Any]]) -> None:
         with self.path.open("ab") as file:
-            file.write(b"".join(map(journal.seal, records)))
+            file.write(b"".join(journal.seal(harness.event(**one)) for one in records))
 
     def live(self, pid: int | None = None, workers: int = 1) -> None:
         """A loop of this very process goes on."""

@@ -146,7 +146,7 @@ class Ground:
         return self.history_of(TAG)
 
     def history_of(self, tag: str) -> list[Experiment]:
-        return journal.experiments(self.workspace.state_dir(tag))
+        return list(journal.read(self.workspace.state_dir(tag)))
 
     @property
     def baseline(self) -> float:

@@ -16,7 +16,7 @@ from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 from tests.faults.control import SIZE
-from tests.harness import SERIES, git, rows, state
+from tests.harness import SERIES, git, lines, rows, state
 
 TOP = Path(__file__).parents[2]
 SERVERS = 2
@@ -122,7 +122,7 @@ def each(function, points):
 
 
 def steps(workspace):
-    return [record["step"] for record in journal.records(workspace.state_dir("t"))]
+    return [record["step"] for record in lines(workspace.state_dir("t"))]
 
 
 def git_locks(workspace):
@@ -133,7 +133,7 @@ def git_locks(workspace):
 
 def everything(workspace):
     """All of the outcome."""
-    found = journal.experiments(workspace.state_dir("t"))
+    found = list(journal.read(workspace.state_dir("t")))
     chain = git(workspace.root, "rev-list", "--reverse", "autoresearch/t").split()
     names = "--format=%(refname) %(objectname)"
     refs = git(workspace.root, "for-each-ref", names, "refs/autoresearch").splitlines()

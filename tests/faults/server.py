@@ -28,7 +28,7 @@ from autoresearch_jax.jobs import device_allocation
 from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.loop import session
 from autoresearch_jax.records.journal import Journal
-from autoresearch_jax.repo.candidates import Ratchet
+from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
 from tests.faults import instant
 from tests.faults.control import Control
@@ -36,11 +36,11 @@ from tests.harness import SERIES, BySeries, run_loop, setup, train_py
 
 EFFECTS = (
     (Journal, "append"),
-    (Ratchet, "name"),
-    (Ratchet, "move"),
-    (Ratchet, "export"),
-    (Ratchet, "worktree"),
-    (Ratchet, "candidate"),
+    (Candidates, "name"),
+    (Candidates, "move"),
+    (Candidates, "export"),
+    (Candidates, "worktree"),
+    (Candidates, "candidate"),
     (LocalExecutor, "train"),
     (LocalExecutor, "score"),
     (LocalExecutor, "trust_cache"),

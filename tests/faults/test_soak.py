@@ -4,10 +4,9 @@ import random
 
 import pytest
 
-from autoresearch_jax.records import journal
 from tests.faults.lab import Request, everything, steps
 from tests.faults.server import score_of
-from tests.harness import rows
+from tests.harness import lines, rows
 
 EXPERIMENTS = 500
 SEED = 20261124
@@ -40,7 +39,7 @@ def test_a_night_of_random_kills_has_one_row_for_each_experiment(lab, verdict):
     assert found["branch"] == kept
     assert found["locks"] == []
     assert len(rows(workspace.root)) == EXPERIMENTS + 1
-    records = journal.records(workspace.state_dir("t"))
+    records = lines(workspace.state_dir("t"))
     for step in ("proposed", "trained", "scored", "decided"):
         numbers = [record["n"] for record in records if record["step"] == step]
         assert numbers == list(range(EXPERIMENTS + 1)), step

@@ -14,7 +14,7 @@ import pytest
 from autoresearch_jax.records import journal
 from tests import harness
 from tests.faults.lab import Request, each
-from tests.harness import git, rows, train_py
+from tests.harness import git, lines, rows, train_py
 
 MOST = 5
 POINTS_BY_DAY, POINTS_AT_NIGHT = 6, 24
@@ -33,16 +33,16 @@ def left_over(folder):
 
 def wrong(workspace):
     """What is not as it must be at the end."""
-    records = journal.records(workspace.state_dir("t"))
-    history = journal.experiments(workspace.state_dir("t"))
+    records = lines(workspace.state_dir("t"))
+    history = list(journal.read(workspace.state_dir("t")))
     decided = [one["n"] for one in records if one["step"] == "decided"]
     kept = [e for e in history if e.status == "keep"]
     chain = git(workspace.root, "rev-list", "--reverse", "autoresearch/t").split()
     refs = git(workspace.root, "for-each-ref", "--format=%(refname) %(objectname)")
     lost = [e.n for e in history if f"refs/autoresearch/t/{e.n} {e.commit}" not in refs]
     origins = [e.of for e in history if e.of is not None]
-    carried = [(one["of"], one["base"]) for one in records if one["step"] == "drafted"]
-    carried = [one for one in carried if one[0] is not None]
+    queued = [queued for one in records for queued in one.get("queued", [])]
+    carried = [(one["of"], one["base"]) for one in queued]
     facts = {
         "decided": (sorted(decided), [e.n for e in history]),
         "proposals": (sum(e.of is None for e in history), MOST + 1),
@@ -88,7 +88,7 @@ def test_two_workers_killed_at_any_effect_decide_each_proposal_once(
         if reply.ended != "done":
             return f"{kill}, then {command}: {reply}"
         found = wrong(workspace)
-        carried.append(any(e.of for e in journal.experiments(workspace.state_dir("t"))))
+        carried.append(any(e.of for e in list(journal.read(workspace.state_dir("t")))))
         shutil.rmtree(workspace.root.parent)
         return f"{kill}, then {command}: {found}" if found else ""
 

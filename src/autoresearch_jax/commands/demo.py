@@ -85,8 +85,7 @@ def _check_ours(target: Path) -> None:
 
 def _decided(workspace: Workspace) -> int:
     tags = workspace.tags()
-    found = journal.experiments(workspace.state_dir(tags[-1])) if tags else []
-    return sum(one.status is not None for one in found)
+    return len(journal.read(workspace.state_dir(tags[-1])).decided) if tags else 0
 
 
 def _short(target: Path) -> str:

@@ -216,7 +216,7 @@ def _last_first_step(root: Path) -> FirstStep | None:
     with contextlib.suppress(OSError, UserError):
         workspace = Workspace.open(root)
         for tag in reversed(workspace.tags()):
-            for one in journal.experiments(workspace.state_dir(tag)):
+            for one in journal.read(workspace.state_dir(tag)):
                 if one.status == "keep" and "startup_seconds" in one.metrics:
                     seconds = round(one.metrics["startup_seconds"], 1)
                     return FirstStep(seconds, f"autoresearch/{tag}")

@@ -1,6 +1,5 @@
 """One experiment after the other: propose, train, decide, record."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -8,18 +7,20 @@ from pathlib import Path
 
 from autoresearch_jax import agents
 from autoresearch_jax.agents import Agent, AgentError, search_space
-from autoresearch_jax.common import files
+from autoresearch_jax.common import files, syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.loop import notify, statistics
+from autoresearch_jax.loop.asking import known, source_of
+from autoresearch_jax.loop.audit import audit
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools, open_session
-from autoresearch_jax.loop.proposer import Desk, known, source_of
-from autoresearch_jax.loop.scheduler import Coordinator
+from autoresearch_jax.loop.proposer import Proposer
+from autoresearch_jax.loop.scheduler import Scheduler, run_alone
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
-from autoresearch_jax.records import costs
 from autoresearch_jax.records.costs import PERSON
+from autoresearch_jax.records.events import Finished, Purpose, Restored
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import FILES, Workspace
 from autoresearch_jax.system.interrupts import Abandoned
@@ -57,10 +58,10 @@ def run_loop(
         open_session(workspace, config, tools, what) as (session, why),
         notify.telling(session, config) as teller,
     ):
-        records = session.journal.records
-        continues = costs.continues(records, config.limits)
-        done = costs.this_loop(records).experiments if continues else 0
-        limits = _limits(config, new=session.best is None)
+        costs = session.experiments.costs
+        continues = costs.continues(config.limits)
+        done = costs.this_loop().experiments if continues else 0
+        limits = _limits(config, new=session.experiments.best is None)
         session.view.say(
             f"Agent {agent.name}, tag {session.tag} ({why}), {limits}"
             + (f", {done} of them begun already" if done else "")
@@ -70,20 +71,20 @@ def run_loop(
             session.view.say(f"{agent.name} does not say what it costs: --max-usd cannot hold it.")
         _say_unused_edits(session)
         _say_passed_over(session)
-        fields = {**config.recorded(), "agent": agent.name, "workers": len(session.crew)}
+        fields = {**config.recorded(), "agent": agent.name, "workers": len(session.pool)}
         session.begin("loop", continues=continues, **fields)
-        before = sum(e.status is not None for e in session.history)
-        desk = Desk(session, agent, config, partial(teller.tell, "paused"))
+        before = len(session.experiments.decided)
+        proposer = Proposer(session, agent, config, partial(teller.tell, "paused"))
         try:
-            stopped = _repeat(session, desk, teller.decided)
+            stopped = _repeat(session, proposer, teller.decided)
         except Abandoned:
             stopped = "abandoned"
             session.view.say("Abandoned. The same command goes on with that experiment.")
         finally:
-            desk.close()
+            proposer.close()
         teller.ended(stopped)
-        decided = sum(e.status is not None for e in session.history) - before
-        return LoopResult(session.tag, decided, session.best, stopped)
+        decided = len(session.experiments.decided) - before
+        return LoopResult(session.tag, decided, session.experiments.best, stopped)
 
 
 def _check(agent: Agent) -> None:
@@ -120,7 +121,7 @@ def run_proposal(
     log_path = log_place(workspace, log_path)
     source = source_of(workspace.root / "train.py")
     with open_session(workspace, config, tools, "run -m") as (session, _):
-        blob = session.ratchet.store(source)
+        blob = session.candidates.store(source)
         if _waiting(session, blob) is None:
             _refuse_unedited(session, blob)
             _refuse_known(session, source)
@@ -148,28 +149,28 @@ def log_place(workspace: Workspace, path: Path) -> Path:
 # ----------------------------------------------------------------------------------- the loop
 
 
-def _repeat(session: Session, desk: Desk, decided: Callable[[], None]) -> str:
+def _repeat(session: Session, proposer: Proposer, decided: Callable[[], None]) -> str:
     """Experiments until there is a reason to stop, which is returned. Raises as run_loop does.
 
     `decided` is called after each.
     """
     left = session.settle()
-    if left and session.best is None:
-        session.run(left.pop(0))  # the baseline: the others' limits come from it
+    if left and session.experiments.best is None:
+        run_alone(session, left.pop(0))  # the baseline: the others' limits come from it
     if session.interrupts.stopping():
         return "interrupted"
-    _baseline(session, desk.think_ahead)
+    _baseline(session, proposer.think_ahead)
     if not _knows_noise(session):
         return "interrupted"
     rule = statistics.rule(session.config.policy, session.noise)
-    if pace := statistics.pace_words(rule, session.history, len(session.crew)):
+    if pace := statistics.pace_words(rule, session.experiments, len(session.pool)):
         session.view.say(f"     {pace}")
-    ended = Coordinator(session, desk, decided, left).run()
+    ended = Scheduler(session, proposer, decided, left).run()
     if ended == "interrupted":
         return ended
     if session.config.audit and not _audited(session, session.config.audit):
         return "interrupted"
-    session.journal.append("finished", time=time.time())
+    session.journal.append(Finished())
     return ended
 
 
@@ -180,9 +181,9 @@ def _knows_noise(session: Session) -> bool:
     """
     if session.config.policy != "confirm":
         return True
-    baseline = session.baseline
+    baseline = session.experiments.baseline
     assert baseline is not None
-    done = 1 + sum(one.purpose == "noise" and one.counts for one in baseline.repeats)
+    done = 1 + sum(one.purpose == Purpose.NOISE and one.counts for one in baseline.repeats)
 
     def run(number: int, worker: Worker) -> None:
         if session.interrupts.stopping():
@@ -190,14 +191,14 @@ def _knows_noise(session: Session) -> bool:
         session.view.say(
             f"     measuring the noise: the baseline again, run {number} of {statistics.NOISE_RUNS}"
         )
-        repeat = worker.repeat(baseline, "noise")
+        repeat = worker.repeat(baseline, Purpose.NOISE)
         if repeat.score is None:
             raise UserError(
                 f"The baseline failed when it was run again: {repeat.reason.rstrip('.')}. Nothing "
                 "is lost. Look with `autoresearch-jax doctor`, then run the same command again."
             )
 
-    session.crew.run([partial(run, at + 1) for at in range(done, statistics.NOISE_RUNS)])
+    session.pool.run([partial(run, at + 1) for at in range(done, statistics.NOISE_RUNS)])
     if session.interrupts.stopping():
         return False
     statistics.rule(session.config.policy, session.noise)  # refuses a noise of nothing
@@ -208,8 +209,8 @@ def _knows_noise(session: Session) -> bool:
 
 def _audited(session: Session, runs: int) -> bool:
     """Audits the best, unless it is the baseline or was audited. False if told to stop."""
-    baseline, best = session.baseline, session.best
-    last = statistics.audited(session.journal.records)
+    baseline, best = session.experiments.baseline, session.experiments.best
+    last = session.experiments.audit
     if baseline is None or best is None or best.n == baseline.n:
         return True
     if last is not None and last.best == best.n:
@@ -219,7 +220,7 @@ def _audited(session: Session, runs: int) -> bool:
     session.view.say(
         f"Auditing experiment {best.n}: {runs} new runs of it and {runs} of the baseline."
     )
-    session.view.say(statistics.audit_words(session.audit(runs)))
+    session.view.say(statistics.audit_words(audit(session, runs)))
     return True
 
 
@@ -228,14 +229,14 @@ def _baseline(session: Session, meanwhile: Callable[[], None] = lambda: None) ->
 
     `meanwhile` is called before its training begins.
     """
-    if session.best is not None:
+    if session.experiments.best is not None:
         return
     e = session.propose_baseline()
     where = session.workspace.git("rev-parse", "--abbrev-ref", "HEAD")
     where = "a detached HEAD" if where == "HEAD" else f"branch {where}"
     session.view.say(f"Measuring the baseline: train.py of commit {e.commit[:7]} ({where}).")
     meanwhile()
-    e = session.run(e)
+    e = run_alone(session, e)
     if e.status == "crash":
         raise UserError(
             f"The baseline, train.py of commit {e.commit[:7]}, gave no score: "
@@ -246,9 +247,11 @@ def _baseline(session: Session, meanwhile: Callable[[], None] = lambda: None) ->
 
 def _say_unused_edits(session: Session) -> None:
     path = session.workspace.root / "train.py"
-    known = [session.workspace.head()] + ([session.best.commit] if session.best else [])
-    blob = session.ratchet.store(path.read_bytes())
-    if blob not in [session.ratchet.blob_id(commit) for commit in known]:
+    known = [session.workspace.head()] + (
+        [session.experiments.best.commit] if session.experiments.best else []
+    )
+    blob = session.candidates.store(path.read_bytes())
+    if blob not in [session.candidates.blob_id(commit) for commit in known]:
         session.view.say(
             "train.py in the checkout has uncommitted edits: the committed one is used. "
             "`autoresearch-jax run -m DESCRIPTION` proposes the edited one."
@@ -256,8 +259,10 @@ def _say_unused_edits(session: Session) -> None:
 
 
 def _say_passed_over(session: Session) -> None:
-    commit = session.best.commit if session.best else session.workspace.head()
-    if said := search_space.passed_over(session.config.search, session.ratchet.show(commit)):
+    commit = (
+        session.experiments.best.commit if session.experiments.best else session.workspace.head()
+    )
+    if said := search_space.passed_over(session.config.search, session.candidates.show(commit)):
         session.view.say(f"Warning: {said}. That is passed over.")
 
 
@@ -266,19 +271,18 @@ def _say_passed_over(session: Session) -> None:
 
 def _waiting(session: Session, blob: str) -> Experiment | None:
     """The person's last experiment with this train.py, if the command for it never finished."""
-    restored = {r["n"] for r in session.journal.records if r["step"] == "restored"}
-    for e in reversed(session.history):
-        if e.agent == PERSON and e.n not in restored:
-            return e if session.ratchet.blob_id(e.commit) == blob else None
+    for e in reversed(list(session.experiments)):
+        if e.agent == PERSON and e.n not in session.experiments.restored:
+            return e if session.candidates.blob_id(e.commit) == blob else None
     return None
 
 
 def _refuse_unedited(session: Session, blob: str) -> None:
     """Raises UserError if the checkout's train.py is the best known, or where the tag began."""
-    kept = [e for e in session.history if e.status == "keep"]
+    kept = session.experiments.kept
     known = [kept[-1].commit, kept[0].commit] if kept else [session.workspace.head()]
     for commit in known:
-        if session.ratchet.blob_id(commit) == blob:
+        if session.candidates.blob_id(commit) == blob:
             raise UserError(
                 f"train.py in {session.workspace.root} is that of commit {commit[:7]}: there is "
                 "nothing to propose. Edit it first; `autoresearch-jax run` without -m measures it "
@@ -288,7 +292,7 @@ def _refuse_unedited(session: Session, blob: str) -> None:
 
 def _refuse_known(session: Session, train_py: bytes) -> None:
     """Raises UserError if an experiment of the tag has scored this train.py already."""
-    same = session.same_as(train_py)
+    same = session.experiments.same_program(syntax.meaning(train_py))
     if same is not None:
         raise UserError(
             f"train.py in {session.workspace.root} is that of {known(same)}, comments and "
@@ -299,7 +303,7 @@ def _refuse_known(session: Session, train_py: bytes) -> None:
 def _decided_proposal(session: Session, blob: str, description: str) -> Experiment:
     """The decided experiment of the person's train.py, a new one or an interrupted one."""
     for left in session.settle():
-        session.run(left)
+        run_alone(session, left)
     waiting = _waiting(session, blob)
     if waiting is not None:
         return waiting
@@ -307,15 +311,15 @@ def _decided_proposal(session: Session, blob: str, description: str) -> Experime
         _baseline(session)
     if session.interrupts.stopping():
         raise Abandoned
-    return session.run(session.propose(blob, description=description, agent=PERSON))
+    return run_alone(session, session.propose(blob, description=description, agent=PERSON))
 
 
 def _restore(session: Session, e: Experiment, source: bytes) -> None:
     """Makes the checkout's train.py the best known, unless the person has edited it meanwhile."""
-    best, path = session.best, session.workspace.root / "train.py"
+    best, path = session.experiments.best, session.workspace.root / "train.py"
     assert best is not None
     if path.read_bytes() == source:
-        files.write_bytes(path, session.ratchet.blob(best.commit))
+        files.write_bytes(path, session.candidates.blob(best.commit))
     else:
         session.view.say("train.py was edited meanwhile, and is left as it is.")
-    session.journal.append("restored", n=e.n, time=time.time())
+    session.journal.append(Restored(n=e.n))

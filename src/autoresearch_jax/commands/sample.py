@@ -27,8 +27,9 @@ from autoresearch_jax.data.manifest import DataError, Manifest
 from autoresearch_jax.jobs import environment, logs
 from autoresearch_jax.jobs.local import EARLY_VARIABLES
 from autoresearch_jax.records import journal, lookup
-from autoresearch_jax.records.experiment import Experiment, replay
-from autoresearch_jax.repo.candidates import Ratchet
+from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.experiments import Experiments
+from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import FROZEN, Workspace
 from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.system import hardware, locks, process
@@ -85,7 +86,7 @@ def sample(
     with disk_errors(), _own_folder(workspace) as folder, _devices(workspace, view) as handles:
         frozen = folder / "frozen"
         frozen.mkdir()
-        ratchet = Ratchet(workspace, tag)
+        ratchet = Candidates(workspace, tag)
         for file in FROZEN:
             (frozen / file).write_bytes(ratchet.blob(e.commit, file))
         model = Model(e.n, artifacts, frozen, _data(workspace, frozen, pinned, e))
@@ -104,18 +105,15 @@ def choose(
     Raises UserError where nothing was measured.
     """
     tag = lookup.pick_tag(workspace, tag)
-    records = journal.records(workspace.state_dir(tag)) if tag else []
-    if tag is None or not records:
+    experiments = journal.read(workspace.state_dir(tag)) if tag else Experiments()
+    if tag is None or experiments.first is None:
         raise UserError(
             "nothing was measured here yet, so there is no model: autoresearch-jax loop"
         )
-    history = replay(records)
-    if name is not None:
-        return tag, lookup.find(history, name), records[0]["fingerprint"].get("data")
-    best = next((e for e in reversed(history) if e.status == "keep"), None)
-    if best is None:
+    chosen = experiments.best if name is None else lookup.find(experiments, name)
+    if chosen is None:
         raise UserError(f"tag {tag} has no model that was scored yet: autoresearch-jax loop")
-    return tag, best, records[0]["fingerprint"].get("data")
+    return tag, chosen, experiments.first.fingerprint.get("data")
 
 
 def refuse_unkept(e: Experiment, artifacts: Path) -> None:

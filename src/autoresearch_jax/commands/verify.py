@@ -1,7 +1,6 @@
 """Scores had again, at any later time: computed anew from what is left, or trained anew."""
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,12 +10,14 @@ from statistics import fmean
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import SEED
 from autoresearch_jax.loop import statistics
+from autoresearch_jax.loop.audit import audit as new_runs
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools, open_session
 from autoresearch_jax.loop.policy import Noise
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
-from autoresearch_jax.records import lookup
+from autoresearch_jax.records import events, lookup
+from autoresearch_jax.records.events import Purpose
 from autoresearch_jax.records.experiment import Experiment, Repeat
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system.interrupts import Abandoned
@@ -75,12 +76,16 @@ def verify(
     The journal records it. Raises UserError where there is nothing to score, or no score comes.
     """
     with open_session(workspace, config, tools, "verify", begun=True) as (session, _):
-        if session.best is None or session.baseline is None:
+        if session.experiments.best is None or session.experiments.baseline is None:
             raise UserError(f"tag {session.tag} has no score yet: autoresearch-jax loop")
         if name is not None:
-            chosen = [lookup.find(session.history, name)]
+            chosen = [lookup.find(session.experiments, name)]
         else:
-            both = (session.baseline, session.best) if sealed else (session.best,)
+            both = (
+                (session.experiments.baseline, session.experiments.best)
+                if sealed
+                else (session.experiments.best,)
+            )
             chosen = list({e.n: e for e in both}.values())  # the baseline may be the best
         split = "sealed" if sealed else "val"
         if sealed and session.environment.data is not None:
@@ -113,14 +118,16 @@ def seeds(
     Raises UserError, also where it is stopped; the runs until then are recorded.
     """
     with _measuring(workspace, config, tools) as session:
-        e = _chosen(session, name, session.baseline)
+        e = _chosen(session, name, session.experiments.baseline)
 
         def run(worker: Worker) -> None:
-            repeat = _repeated(session, e, "noise", worker=worker)
+            repeat = _repeated(session, e, Purpose.NOISE, worker=worker)
             session.view.say(f"experiment {e.n}, seed {repeat.seed}: {repeat.score:.6f}")
 
-        session.crew.run([run] * runs)
-        scores = [one.score for one in session.history[e.n].repeats if one.purpose == "noise"]
+        session.pool.run([run] * runs)
+        scores = [
+            one.score for one in session.experiments[e.n].repeats if one.purpose == Purpose.NOISE
+        ]
         found = [score for score in scores if score is not None]
         told = [
             f"experiment {e.n}, {e.commit[:7]}: {fmean(found):.6f} on average of "
@@ -132,11 +139,11 @@ def seeds(
 def audit(workspace: Workspace, config: LoopConfig, tools: Tools, *, runs: int) -> list[str]:
     """Compares baseline and best by new runs of each: what is told of it. Raises UserError."""
     with _measuring(workspace, config, tools) as session:
-        assert session.best is not None
-        assert session.baseline is not None
-        if session.best.n == session.baseline.n:
+        assert session.experiments.best is not None
+        assert session.experiments.baseline is not None
+        if session.experiments.best.n == session.experiments.baseline.n:
             raise UserError("nothing was kept but the baseline, so there is no gain to audit.")
-        return [statistics.audit_words(session.audit(runs))]
+        return [statistics.audit_words(new_runs(session, runs))]
 
 
 def retrain(
@@ -144,7 +151,7 @@ def retrain(
 ) -> Retrained:
     """Trains an experiment (the best by default) again as it was recorded. Raises UserError."""
     with _measuring(workspace, config, tools) as session:
-        e = _chosen(session, name, session.best)
+        e = _chosen(session, name, session.experiments.best)
         if session.noise is None:
             raise UserError(
                 "how far a score may differ is not known: the noise was not measured. Measure it: "
@@ -152,7 +159,7 @@ def retrain(
             )
         assert e.val_bpb is not None
         low, high = statistics.expected_again(e.val_bpb, session.noise)
-        score = _repeated(session, e, "retrain", seed=SEED).score
+        score = _repeated(session, e, Purpose.RETRAIN, seed=SEED).score
         assert score is not None
         return Retrained(e, score, low, high)
 
@@ -198,7 +205,7 @@ def scale(
     Raises UserError, also where one of both gives no score there.
     """
     with _measuring(workspace, config, tools) as session:
-        e, baseline = _chosen(session, name, session.best), session.baseline
+        e, baseline = _chosen(session, name, session.experiments.best), session.experiments.baseline
         assert baseline is not None
         if e.n == baseline.n:
             raise UserError("that is the baseline, which has no gain: name an experiment.")
@@ -207,22 +214,22 @@ def scale(
             if session.interrupts.stopping():
                 raise Abandoned
             scaled = partial(Worker.scaled, e=one, depth=depth, budget_s=budget_s)
-            score = session.crew.one(scaled)
+            score = session.pool.one(scaled)
             if score.outcome != "ok":
                 reason = score.reason.rstrip(".")
                 raise UserError(f"experiment {one.n} gives no score at depth {depth}: {reason}.")
             scores.append(score.metrics["val_bpb"])
         found = Scaled(e, depth, *scores)
         session.journal.append(
-            "scaled",
-            n=e.n,
-            baseline=baseline.n,
-            depth=depth,
-            budget=budget_s,
-            baseline_bpb=found.baseline_bpb,
-            val_bpb=found.val_bpb,
-            tag=found.tag,
-            time=time.time(),
+            events.Scaled(
+                n=e.n,
+                baseline=baseline.n,
+                depth=depth,
+                budget=budget_s,
+                baseline_bpb=found.baseline_bpb,
+                val_bpb=found.val_bpb,
+                tag=found.tag,
+            )
         )
         return found.words(baseline, session.noise)
 
@@ -231,9 +238,9 @@ def scale(
 def _measuring(workspace: Workspace, config: LoopConfig, tools: Tools) -> Iterator[Session]:
     """A session to train in again. Raises UserError where nothing was scored, or if stopped."""
     with open_session(workspace, config, tools, "verify", begun=True) as (session, _):
-        if session.best is None or session.baseline is None:
+        if session.experiments.best is None or session.experiments.baseline is None:
             raise UserError(f"tag {session.tag} has no score yet: autoresearch-jax loop")
-        if undecided := [e.n for e in session.history if e.status is None]:
+        if undecided := [e.n for e in session.experiments.undecided]:
             raise UserError(
                 f"experiment {undecided[0]} is not decided yet. Finish it first: autoresearch-jax "
                 "loop --max 0"
@@ -249,7 +256,7 @@ def _measuring(workspace: Workspace, config: LoopConfig, tools: Tools) -> Iterat
 
 def _chosen(session: Session, name: str | None, default: Experiment | None) -> Experiment:
     """The named experiment. Raises UserError where it has no score."""
-    e = default if name is None else lookup.find(session.history, name)
+    e = default if name is None else lookup.find(session.experiments, name)
     assert e is not None
     if e.val_bpb is None:
         raise UserError(
@@ -262,7 +269,7 @@ def _chosen(session: Session, name: str | None, default: Experiment | None) -> E
 def _repeated(
     session: Session,
     e: Experiment,
-    purpose: str,
+    purpose: Purpose,
     seed: int | None = None,
     worker: Worker | None = None,
 ) -> Repeat:
@@ -270,7 +277,7 @@ def _repeated(
     if session.interrupts.stopping():
         raise Abandoned
     if worker is None:
-        repeat = session.crew.one(lambda one: one.repeat(e, purpose, seed=seed))
+        repeat = session.pool.one(lambda one: one.repeat(e, purpose, seed=seed))
     else:
         repeat = worker.repeat(e, purpose, seed=seed)
     if repeat.score is None:
@@ -291,11 +298,11 @@ def _scored(session: Session, e: Experiment, split: str) -> Verified:
     try:
         if session.interrupts.stopping():
             raise Abandoned
-        score = session.crew.one(lambda worker: worker.score(e, split))
+        score = session.pool.one(lambda worker: worker.score(e, split))
     except Abandoned:
         raise UserError("Stopped. The same command starts again.") from None
     if score.outcome != "ok":
         raise UserError(f"experiment {e.n} cannot be scored any more: {score.reason}")
     metrics = dict(score.metrics)
-    session.journal.append("verified", n=e.n, split=split, metrics=metrics, time=time.time())
+    session.journal.append(events.Verified(n=e.n, split=split, metrics=metrics))
     return Verified(e, split, metrics["val_bpb"])

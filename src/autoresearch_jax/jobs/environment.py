@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import Manifest
 from autoresearch_jax.jobs import scoring
-from autoresearch_jax.records.experiment import Record
 from autoresearch_jax.repo.workspace import Place
 from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.sandbox.isolation import Box
@@ -26,8 +26,8 @@ REBUILT = ("pydocs",)  # sources whose held-out text anybody can make again
 class Environment:
     """The ground that experiments stand on."""
 
-    fingerprint: Record  # two tags that differ in it do not compare
-    provenance: Record = field(default_factory=dict)  # what every record carries
+    fingerprint: dict[str, Any]  # two tags that differ in it do not compare
+    provenance: dict[str, Any] = field(default_factory=dict)  # what every record carries
     level: str = "none"  # of isolation.LEVELS: the box that trainings run in
     data: Manifest | None = None
     watched: bool = False  # whether to look for changes of what is installed: nothing forbids them

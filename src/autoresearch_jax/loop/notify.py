@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
-from autoresearch_jax.records.experiment import decided
 from autoresearch_jax.system import process
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ class Teller:
     def __init__(self, session: "Session", config: "LoopConfig") -> None:
         self._session = session
         self._config = config
-        self._seen = sum(e.status is not None for e in session.history)
+        self._seen = len(session.experiments.decided)
         self._wanted = {one.partition("=")[0] for one in config.notify_on}
         self._crashes = config.crashes
         self._told: set[bool] = set()  # whether it was said that it is slow, and that it failed
@@ -73,7 +72,7 @@ class Teller:
 
     def decided(self) -> None:
         """Looks at the experiments that were decided since the last time."""
-        found = decided(self._session.history)
+        found = self._session.experiments.decided
         for at in range(self._seen, len(found)):
             e, before = found[at], found[:at]
             best = next((b.val_bpb for b in reversed(before) if b.status == "keep"), None)
@@ -95,7 +94,7 @@ class Teller:
     def ended(self, stopped: str) -> None:
         """The loop is over; `stopped` as in a LoopResult."""
         self.decided()
-        best = self._session.best
+        best = self._session.experiments.best
         if stopped != "abandoned":  # whoever does that is at its terminal, and waits for it
             known = best is not None and best.val_bpb is not None
             score = f", best val_bpb {best.val_bpb:.6f}" if best and known else ""

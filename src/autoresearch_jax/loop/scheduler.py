@@ -19,32 +19,70 @@ from functools import partial
 from autoresearch_jax.agents import AgentError
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import Lost
-from autoresearch_jax.loop.proposer import Desk
+from autoresearch_jax.loop.decision import MeasureAgain
+from autoresearch_jax.loop.proposer import Proposer
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
 from autoresearch_jax.loop.worker_pool import TICK_SECONDS, Job
-from autoresearch_jax.records.experiment import Experiment, Record
+from autoresearch_jax.records.events import Purpose
+from autoresearch_jax.records.experiment import Experiment
 
 CRASHES = 3  # in a row and alike, after which the best is started again
+
+
+def run_alone(
+    session: Session, e: Experiment, repaired: Callable[[Experiment], bool] = lambda _: False
+) -> Experiment:
+    """Trains and decides one experiment, as far as the journal says that it is not yet.
+
+    `repaired` is asked about one that crashed, and returns whether it has been repaired. Raises
+    Abandoned, and UserError where the loop cannot go on; `e` is undecided then.
+    """
+
+    def run(worker: Worker) -> None:
+        found = worker.measured(e)
+        while found.score is None and repaired(found):
+            found = worker.measured(session.experiments[e.n])
+        while (again := session.decide(session.experiments[e.n])) is not None:
+            say_again(session, again)
+            measure_again(session, session.experiments[again.n], worker)
+
+    session.pool.run([run])  # it works where its devices are
+    return session.experiments[e.n]
+
+
+def say_again(session: Session, again: MeasureAgain) -> None:
+    session.view.say(f"     measuring experiment {again.n} again: {again.reason}")
+
+
+def measure_again(session: Session, e: Experiment, worker: Worker) -> None:
+    """Once more, for a decision. Raises Abandoned, and UserError where the best fails."""
+    repeat = worker.repeat(e, Purpose.DECIDE)
+    if repeat.score is None and e.status is not None:
+        raise UserError(
+            f"The best one, experiment {e.n}, failed when it was measured again: "
+            f"{repeat.reason.rstrip('.')}. Nothing is lost. Look with `autoresearch-jax "
+            "doctor`, then run the same command again."
+        )
 
 
 class _Retired(Exception):
     """A worker cannot go on, and others do."""
 
 
-class Coordinator:
+class Scheduler:
     """Experiments by all workers of a session, until there is a reason to stop."""
 
     def __init__(
         self,
         session: Session,
-        desk: Desk,
+        proposer: Proposer,
         decided: Callable[[], None],
         left: Sequence[Experiment] = (),
     ) -> None:
         """`decided` is called after each decision; `left` are undecided, and come first."""
         self._session = session
-        self._desk = desk
+        self._proposer = proposer
         self._decided = decided
         self._one = threading.RLock()  # decides, or hands something out
         self._asking = threading.Lock()  # one waits for a proposal
@@ -54,7 +92,7 @@ class Coordinator:
         self._again: set[int] = set()  # that are measured again now
         self._arrived: list[int] = []  # that are measured, in their order, and not decided
         self._losses: Counter[int] = Counter()  # in a row, of what is measured, by experiment
-        self._left = len(session.crew)  # workers that go on
+        self._left = len(session.pool)  # workers that go on
         self._idle = 0  # of these, the ones with nothing to measure
         self._failed = False  # so that all others stop as well
         self._torn = False  # a decision failed, perhaps between its record and its effects
@@ -62,7 +100,7 @@ class Coordinator:
 
     def run(self) -> str:
         """Returns why it ended: a limit's name, or "interrupted". Raises Abandoned, UserError."""
-        self._session.crew.run([self._work] * len(self._session.crew))
+        self._session.pool.run([self._work] * len(self._session.pool))
         if self._session.interrupts.stopping():  # what a limit allows may not be done yet
             return "interrupted"
         return self._limit or "interrupted"
@@ -78,7 +116,7 @@ class Coordinator:
             pass
         except BaseException:
             self._failed = True
-            self._desk.give_up()
+            self._proposer.give_up()
             raise
 
     def _ends(self) -> bool:
@@ -112,7 +150,7 @@ class Coordinator:
             e = self._proposed()
             if e is None:
                 return None
-            self._desk.think_ahead()
+            self._proposer.think_ahead()
             return partial(self._measure, e.n)
         finally:
             self._asking.release()
@@ -122,10 +160,10 @@ class Coordinator:
         if not self._wanted and not self._queue:
             return None
         with self._one:
-            history, best = self._session.history, self._session.best
+            experiments, best = self._session.experiments, self._session.experiments.best
             while self._wanted:
                 n = self._wanted.pop(0)
-                wanted = history[n].status is None or (best is not None and n == best.n)
+                wanted = experiments[n].status is None or (best is not None and n == best.n)
                 if wanted:  # else what waited for it is decided
                     self._again.add(n)
                     return partial(self._measure_again, n)
@@ -133,15 +171,15 @@ class Coordinator:
 
     def _proposed(self) -> Experiment | None:
         """A new experiment; None where there is a reason to stop."""
-        session, desk = self._session, self._desk
+        session, proposer = self._session, self._proposer
         while not self._ends():
-            self._limit = desk.over()
+            self._limit = proposer.over()
             if self._limit:
                 return None
             try:
-                e = desk.take()
+                e = proposer.take()
             except AgentError:
-                if desk.over():
+                if proposer.over():
                     continue
                 return None
             if self._ends():  # it came while an agent thought; it is kept
@@ -155,21 +193,21 @@ class Coordinator:
     def _measure(self, n: int, worker: Worker) -> None:
         session = self._session
         try:
-            e = worker.measured(session.history[n])
-            while session.score_of(e) is None and self._desk.mend(e):
-                e = worker.measured(session.history[n])
+            e = worker.measured(session.experiments[n])
+            while e.score is None and self._proposer.repaired(e):
+                e = worker.measured(session.experiments[n])
         except UserError as error:
             if self._queued_again(n, error, self._queue):
                 return
-            worker.record_crash(session.history[n], str(error))
+            worker.record_crash(session.experiments[n], str(error))
         self._losses.pop(n, None)
         with self._one:
             self._arrived.append(n)
 
     def _measure_again(self, n: int, worker: Worker) -> None:
-        e = self._session.history[n]
+        e = self._session.experiments[n]
         try:
-            self._session.measure_again(e, worker)
+            measure_again(self._session, e, worker)
             self._losses.pop(n, None)
         except UserError as error:
             if self._queued_again(n, error, self._wanted):
@@ -210,7 +248,7 @@ class Coordinator:
             while at < len(self._arrived) and not self._torn:
                 n = self._arrived[at]
                 try:
-                    again = session.decide(session.history[n])
+                    again = session.decide(session.experiments[n])
                 except BaseException:
                     self._torn = True
                     raise
@@ -220,16 +258,16 @@ class Coordinator:
                     at = 0  # what waited for it may be decided now
                     continue
                 at += 1
-                if again.experiment.n not in (*self._again, *self._wanted):
-                    session.say_again(again)
-                    self._wanted.append(again.experiment.n)
+                if again.n not in (*self._again, *self._wanted):
+                    say_again(session, again)
+                    self._wanted.append(again.n)
 
     def _pause_if_broken(self, worker: Worker) -> None:
         """After crashes alike, starts the best again. Raises UserError if that crashes as well."""
         session = self._session
         with self._checking:
-            alike = _crashes_alike(session.journal.records, session.history)
-            best = session.best
+            alike = _alike(session.experiments.crashes)
+            best = session.experiments.best
             if len(alike) < CRASHES or best is None:
                 return
             session.view.say(
@@ -248,23 +286,18 @@ class Coordinator:
                 f"Paused: {len(alike)} experiments in a row crashed "
                 f"({alike[-1].reason.rstrip('.')}), and the best one, experiment {best.n}, does "
                 f"not run any more either: {reason.rstrip('.')}. So it is the machine, and nothing "
-                "is lost. Look with `autoresearch-jax doctor`, mend it, then run the same command "
-                "again."
+                "is lost. Look with `autoresearch-jax doctor`, then run the same command again."
             )
 
 
-def _crashes_alike(records: list[Record], history: list[Experiment]) -> list[Experiment]:
-    """The last experiments if they crashed with the same cause, since it was last looked into."""
+def _alike(crashes: Sequence[Experiment]) -> list[Experiment]:
+    """The last crashes, as far as they have the same cause."""
     found: list[Experiment] = []
-    for record in reversed(records):
-        if record["step"] in ("control", "session"):
+    for e in reversed(crashes):
+        if found and _cause(e.reason) != _cause(found[0].reason):
             break
-        if record["step"] == "decided":
-            e = history[record["n"]]
-            if e.status != "crash" or (found and _cause(e.reason) != _cause(found[0].reason)):
-                break
-            found.append(e)
-    return found[::-1]
+        found.insert(0, e)
+    return found
 
 
 def _cause(reason: str) -> str:

@@ -10,29 +10,20 @@ A repeat is one more training of an experiment, with another seed, for one of th
 Scores on which something was decided are too low by luck, so noise and gains come from the others.
 """
 
-import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.loop import policy
-from autoresearch_jax.loop.policy import Audit, Confirm, Measured, Noise, Policy, Strict
-from autoresearch_jax.records.experiment import Experiment, Record
+from autoresearch_jax.loop.policy import Confirm, Measured, Noise, Policy, Strict
+from autoresearch_jax.records.events import Audited, Outcome, Purpose, Status
+from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.experiments import Experiments
 
 NOISE_RUNS = 5  # of the baseline, by which a loop learns the noise that it needs
 AUDIT_RUNS = 3  # of baseline and best each, at the end of a loop that confirms
-
-
-@dataclass(frozen=True)
-class Audited:
-    """The last audit of a tag."""
-
-    baseline: int  # the experiments compared
-    best: int
-    split: str  # that was scored
-    found: Audit
 
 
 @dataclass(frozen=True)
@@ -66,18 +57,18 @@ class Claims:
             return ""
         if self.audit is None or self.audit.best != self.best:
             return "not audited"
-        return f"audited {self.audit.found.gain:+.6f}"
+        return f"audited {self.audit.gain:+.6f}"
 
 
 NOTHING = Claims()
 
 
-def noise(history: Sequence[Experiment]) -> Noise | None:
+def noise(history: Iterable[Experiment]) -> Noise | None:
     """The noise of one run's validation score; None before two fresh runs of one commit."""
     fresh = []
     for e in history:
-        scores = [one.val_bpb for one in e.repeats if one.purpose != "decide" and one.counts]
-        if not e.base and e.scored == "ok":
+        scores = [one.val_bpb for one in e.repeats if one.purpose != Purpose.DECIDE and one.counts]
+        if not e.base and e.scored == Outcome.OK:
             scores.append(e.val_bpb)  # of the baseline nothing was chosen
         fresh.append([score for score in scores if score is not None])
     return policy.noise(fresh) if any(len(scores) > 1 for scores in fresh) else None
@@ -85,9 +76,9 @@ def noise(history: Sequence[Experiment]) -> Noise | None:
 
 def measured(e: Experiment, lines: int | None = None) -> Measured:
     """An experiment as a policy sees it; `lines` of its code, where they matter."""
-    again = [one.val_bpb for one in e.repeats if one.purpose != "audit" and one.counts]
+    again = [one.val_bpb for one in e.repeats if one.purpose != Purpose.AUDIT and one.counts]
     scores = [score for score in (e.val_bpb, *again) if score is not None]
-    return Measured(scores if e.scored == "ok" else [], e.status, lines)
+    return Measured(scores if e.scored == Outcome.OK else [], e.status, lines)
 
 
 def rule(name: str, known: Noise | None, less_code: bool = False) -> Policy:
@@ -107,12 +98,12 @@ def rule(name: str, known: Noise | None, less_code: bool = False) -> Policy:
     return Confirm(known.sd, df=known.df, shorter=less_code)
 
 
-def pace_words(rule: Policy, history: Sequence[Experiment], workers: int) -> str:
+def pace_words(rule: Policy, history: Iterable[Experiment], workers: int) -> str:
     """What a policy costs in experiments an hour, by the runs so far; "" before the first."""
     took = [
         e.metrics.get("wall_seconds", 0.0) + e.metrics.get("scoring_seconds", 0.0)
         for e in history
-        if e.scored == "ok"
+        if e.scored == Outcome.OK
     ]
     if not took or not (seconds := statistics.median(took)):
         return ""
@@ -134,23 +125,14 @@ def expected_again(val_bpb: float, known: Noise) -> tuple[float, float]:
     return val_bpb - reach, val_bpb + reach
 
 
-def audited(records: Sequence[Record]) -> Audited | None:
-    """The last audit that the records hold."""
-    for record in reversed(records):
-        if record["step"] == "audited":
-            names = [field.name for field in dataclasses.fields(Audit)]
-            found = Audit(**{name: record[name] for name in names})
-            return Audited(record["baseline"], record["best"], record["split"], found)
-    return None
-
-
-def claims(history: Sequence[Experiment], records: Sequence[Record]) -> Claims:
+def claims(experiments: Experiments) -> Claims:
     """What may be said of a tag's gain."""
-    kept = [e.n for e in history if e.status == "keep"]
-    decided = [e for e in history if e.base and e.status in ("keep", "discard")]
-    again = sum(one.purpose == "decide" for e in history for one in e.repeats)
+    kept = experiments.kept
+    decided = [e for e in experiments if e.base and e.status in (Status.KEEP, Status.DISCARD)]
+    again = sum(one.purpose == Purpose.DECIDE for e in experiments for one in e.repeats)
     runs = 1 + again / len(decided) if decided else 1.0
-    return Claims(noise(history), audited(records), kept[-1] if kept[1:] else None, runs)
+    best = kept[-1].n if kept[1:] else None
+    return Claims(noise(experiments), experiments.audit, best, runs)
 
 
 def noise_words(found: Noise) -> str:
@@ -162,11 +144,10 @@ def noise_words(found: Noise) -> str:
 
 def audit_words(one: Audited, best: int | None = None) -> str:
     """The audit in a line; `best` is the present best, which it may be older than."""
-    found = one.found
-    gain = f"{found.gain:+.6f} bpb ({found.confidence:.0%} interval {found.low:+.6f} to"
+    gain = f"{one.gain:+.6f} bpb ({one.confidence:.0%} interval {one.low:+.6f} to"
     words = (
-        f"audited gain of experiment {one.best} over the baseline: {gain} {found.high:+.6f}; "
-        f"{found.baseline_runs} and {found.best_runs} new runs, {one.split} text)"
+        f"audited gain of experiment {one.best} over the baseline: {gain} {one.high:+.6f}; "
+        f"{one.baseline_runs} and {one.best_runs} new runs, {one.split} text)"
     )
     if best is not None and best != one.best:
         words += f"; what was kept since then, up to experiment {best}, is not audited"

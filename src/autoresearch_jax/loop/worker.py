@@ -3,10 +3,12 @@
 import contextlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+from msgspec import structs
 
 from autoresearch_jax.common import files, literals, syntax
 from autoresearch_jax.common.console import View
@@ -27,13 +29,22 @@ from autoresearch_jax.jobs.job import (
     TrainJob,
     TrainResult,
 )
-from autoresearch_jax.records.experiment import Experiment, Record, Repeat
+from autoresearch_jax.loop.open_tag import OpenTag
+from autoresearch_jax.records.events import (
+    Control,
+    Interfered,
+    Outcome,
+    Phase,
+    Purpose,
+    Repeated,
+    Repeating,
+    Scored,
+    Trained,
+)
+from autoresearch_jax.records.experiment import Experiment, Repeat
 from autoresearch_jax.repo.workspace import FROZEN, time_budget
 from autoresearch_jax.system import interrupts
 from autoresearch_jax.system.interrupts import Abandoned
-
-if TYPE_CHECKING:
-    from autoresearch_jax.loop.session import Session
 
 MIN_FREE_BYTES = 512 << 20  # below it nothing is started: it would fail for want of disk
 LEAST_TRAINING_S = 60.0  # of a shorter one, a share of its time tells nothing
@@ -41,15 +52,15 @@ CONTROL_SECONDS = 20.0  # of training after which the best counts as running
 
 
 class Worker:
-    """Trains and scores a session's experiments on one device, one after the other.
+    """Trains and scores the experiments of a tag on one device, one after the other.
 
-    Workers of one session work side by side, each in folders of its own: they only add records.
-    What an experiment's scores come to, the session decides.
+    Workers of one tag work side by side, each in folders of its own: they only add events. What
+    becomes of an experiment is not theirs to decide.
     """
 
-    def __init__(self, session: "Session", executor: Executor, private: Path, view: View) -> None:
+    def __init__(self, tag: OpenTag, executor: Executor, private: Path, view: View) -> None:
         """`private` is the executor's folder."""
-        self.session = session
+        self.tag = tag
         self.executor = executor
         self.private = private
         self.view = view
@@ -62,78 +73,86 @@ class Worker:
         """Trains and scores it, as far as the journal says that it is not yet."""
         if e.outcome is None or not self._still_there(e):
             self._train(e)
-            e = self.session.history[e.n]
+            e = self.tag.experiments[e.n]
         if e.outcome == "ok" and e.scored is None:
             self._score(e)
-            e = self.session.history[e.n]
+            e = self.tag.experiments[e.n]
         self.executor.end_early()  # if this one needs no score
         return e
 
     def record_crash(self, e: Experiment, reason: str) -> None:
         """Records a training that nothing came of."""
         reason = clean(reason, logs.REASON_LIMIT)
-        found = {"outcome": "crash", "reason": reason, "metrics": {}, "note": "", "left": ""}
-        self._record_training(e, found)
+        self._record_training(Trained(n=e.n, outcome=Outcome.CRASH, reason=reason))
 
-    def _record_training(
-        self, e: Experiment, found: Record, result: TrainResult | None = None
-    ) -> None:
-        ran = {} if result is None else result.provenance
-        provenance = {**self.session.environment.provenance, **ran, "seed": SEED}
-        self.session.journal.append(
-            "trained", n=e.n, **found, provenance=provenance, time=time.time()
-        )
+    def _record_training(self, found: Trained, ran: Mapping[str, Any] | None = None) -> None:
+        """Records it; `ran` says where, if it was not on this machine."""
+        provenance = {**self.tag.environment.provenance, **(ran or {}), "seed": SEED}
+        self.tag.journal.append(structs.replace(found, provenance=provenance))
 
     def repeat(
-        self, e: Experiment, purpose: str, *, split: str = "val", seed: int | None = None
+        self, e: Experiment, purpose: Purpose, *, split: str = "val", seed: int | None = None
     ) -> Repeat:
         """Trains and scores an experiment once more, with a seed of its own, and records it.
 
         Raises Abandoned, UserError.
         """
-        seed = self.session.new_seed(e) if seed is None else seed
-        session = self.session
-        log = session.workspace.repeat_log(session.tag, e.n, seed)
+        seed = self.tag.new_seed(e) if seed is None else seed
+        tag = self.tag
+        log = tag.workspace.repeat_log(tag.tag, e.n, seed)
         artifacts = log.with_suffix("")
         run = partial(self._run_training, e, artifacts, log, seed=seed, scored_next=split == "val")
-        told = partial(
-            session.journal.append, "repeating", n=e.n, seed=seed, purpose=purpose, time=time.time()
-        )
-        told(phase="training")
+
+        def record(phase: Phase) -> None:
+            tag.journal.append(Repeating(n=e.n, seed=seed, purpose=purpose, phase=phase))
+
+        record(Phase.TRAINING)
         try:
             result = run()
-            if self._disturbed(e, result, seed):
+            if self._interfered(e, result, seed):
                 result = run()
-            outcome, reason, metrics = result.outcome, result.reason, dict(result.metrics)
-            if outcome == "ok":
-                told(phase="scoring")
+            outcome, reason = Outcome(result.outcome), result.reason
+            metrics = dict(result.metrics)
+            if outcome == Outcome.OK:
+                record(Phase.SCORING)
                 score_log = log.with_name(f"{log.stem}-score.log")
                 score = self._score_of_artifacts(e, artifacts, score_log, split)
-                outcome, reason = score.outcome, score.reason
+                outcome, reason = Outcome(score.outcome), score.reason
                 metrics |= score.metrics
         except BaseException:
             with contextlib.suppress(OSError, UserError):  # what went wrong matters more
-                told(phase="given up")
+                record(Phase.GIVEN_UP)
             raise
         finally:
             self.executor.end_early()
             files.remove(artifacts)
-        said = {"split": split, "outcome": outcome, "reason": reason, "metrics": metrics}
-        self._record_repeat(e, seed, purpose, said)
+        tag.journal.append(
+            Repeated(
+                n=e.n,
+                seed=seed,
+                purpose=purpose,
+                split=split,
+                outcome=outcome,
+                reason=reason,
+                metrics=metrics,
+            )
+        )
         self.view.live("")
         # Other workers may repeat the same one at the moment.
-        repeats = self.session.history[e.n].repeats
+        repeats = self.tag.experiments[e.n].repeats
         return next(one for one in reversed(repeats) if one.seed == seed)
 
     def record_repeat_crash(self, e: Experiment, reason: str) -> None:
         """Records a repeat for a decision that nothing came of."""
-        reason = clean(reason, logs.REASON_LIMIT)
-        said = {"split": "val", "outcome": "crash", "reason": reason, "metrics": {}}
-        self._record_repeat(e, self.session.new_seed(e), "decide", said)
-
-    def _record_repeat(self, e: Experiment, seed: int, purpose: str, said: Record) -> None:
-        self.session.journal.append(
-            "repeated", n=e.n, seed=seed, purpose=purpose, **said, time=time.time()
+        self.tag.journal.append(
+            Repeated(
+                n=e.n,
+                seed=self.tag.new_seed(e),
+                purpose=Purpose.DECIDE,
+                split="val",
+                outcome=Outcome.CRASH,
+                reason=clean(reason, logs.REASON_LIMIT),
+            )
         )
 
     def scaled(self, e: Experiment, depth: int, budget_s: int | None) -> Score:
@@ -141,7 +160,7 @@ class Worker:
 
         Raises Abandoned, UserError.
         """
-        run_dir = self.session.log(e).parent
+        run_dir = self.tag.log(e).parent
         artifacts, log = run_dir / "scaled", run_dir / "scaled.log"
 
         def resize(folder: Path) -> None:
@@ -151,13 +170,11 @@ class Worker:
 
         try:
             # Another size compiles and scores for another while: a baseline's limits.
-            result = self._run_training(
-                e, artifacts, log, resize=resize, limits=self.session.limits
-            )
+            result = self._run_training(e, artifacts, log, resize=resize, limits=self.tag.limits)
             if result.outcome != "ok":
                 return Score(result.outcome, result.reason, dict(result.metrics))
             score_log = log.with_name("scaled-score.log")
-            return self._score_of_artifacts(e, artifacts, score_log, "val", self.session.limits)
+            return self._score_of_artifacts(e, artifacts, score_log, "val", self.tag.limits)
         finally:
             self.executor.end_early()
             files.remove(artifacts)
@@ -166,81 +183,81 @@ class Worker:
     def _still_there(self, e: Experiment) -> bool:
         """Whether a trained experiment that is to be scored has what its training left."""
         waits = e.outcome == "ok" and e.scored is None
-        return not waits or scoring.seal(self.session.artifacts(e)) == e.left
+        return not waits or scoring.seal(self.tag.artifacts(e)) == e.left
 
     def _train(self, e: Experiment) -> None:
         """Trains and records it. Raises Abandoned, UserError."""
-        broken = e.refused or syntax.unparsable(self.session.ratchet.blob(e.commit))
-        found: Record = {"outcome": "crash", "reason": broken, "metrics": {}}
-        found |= {"note": "", "left": ""}
-        result = None
-        if not broken:
-            result, verdict = self._train_gated(e)
-            if not self._was_disturbed(e) and self._disturbed(e, result):
-                result, verdict = self._train_gated(e)
-            found |= {"outcome": result.outcome, "reason": result.reason, "note": result.note}
-            found["metrics"] = {**result.metrics, **verdict.metrics}
-            if result.outcome == "abandoned":  # by the gate: what else abandons does not come here
-                found |= {"outcome": "crash", "reason": verdict.refused or "the gate refused it"}
-            found["left"] = (
-                scoring.seal(self.session.artifacts(e)) if result.outcome == "ok" else ""
-            )
-        self._record_training(e, found, result)
+        broken = e.refused or syntax.unparsable(self.tag.candidates.blob(e.commit))
+        if broken:
+            self._record_training(Trained(n=e.n, outcome=Outcome.CRASH, reason=broken))
+            return
+        result, verdict = self._train_checked(e)
+        if not self.tag.experiments.was_trained_again(e) and self._interfered(e, result):
+            result, verdict = self._train_checked(e)
+        outcome, reason = Outcome(result.outcome), result.reason
+        if outcome == Outcome.ABANDONED:  # by the check: what else abandons does not come here
+            outcome, reason = Outcome.CRASH, verdict.refused or "the compile check refused it"
+        self._record_training(
+            Trained(
+                n=e.n,
+                outcome=outcome,
+                reason=reason,
+                metrics={**result.metrics, **verdict.metrics},
+                note=result.note,
+                left=scoring.seal(self.tag.artifacts(e)) if outcome == Outcome.OK else "",
+            ),
+            result.provenance,
+        )
 
-    def _was_disturbed(self, e: Experiment) -> bool:
-        """Whether its training has been made again already, by a process that was killed, too."""
-        records = self.session.journal.records
-        first = (one for one in records if one["step"] == "disturbed" and one.get("seed") is None)
-        return any(one["n"] == e.n for one in first)
-
-    def _disturbed(self, e: Experiment, result: TrainResult, seed: int | None = None) -> bool:
-        """Whether a training is not believed, and is to be made again, once; that is recorded.
+    def _interfered(self, e: Experiment, result: TrainResult, seed: int | None = None) -> bool:
+        """Whether a training is not trusted, and is to be made again, once; that is recorded.
 
         `seed` is that of a repeat.
         """
         trained_s = result.metrics.get("training_seconds", 0.0)
         if result.outcome not in ("ok", "timeout") or trained_s < LEAST_TRAINING_S:
             return False
-        session = self.session
-        others = (session.baseline, session.by_commit(e.base))
+        tag = self.tag
+        others = (tag.experiments.baseline, tag.experiments.by_commit(e.base))
         trusted = (one.metrics for one in others if one is not None and one.n != e.n)
         why = interference.reason(result.metrics, result.words, *trusted)
         if why:
             self.view.say(f"     not believed, and trained again: {why}")
-            session.journal.append("disturbed", n=e.n, seed=seed, reason=why, time=time.time())
+            tag.journal.append(Interfered(n=e.n, seed=seed, reason=why))
         return bool(why)
 
-    def _train_gated(self, e: Experiment) -> tuple[TrainResult, Verdict]:
-        """A training, and beside it the gate, which may end it. Raises Abandoned, UserError.
+    def _train_checked(self, e: Experiment) -> tuple[TrainResult, Verdict]:
+        """A training, and beside it the compile check, which may end it.
 
-        The gate is believed once it has let the baseline pass: that shows that it can compile here.
+        The check is trusted once the baseline has passed it: that shows that it can compile here.
+        Raises Abandoned, UserError.
         """
-        log = self.session.log(e)
+        log = self.tag.log(e)
         log.parent.mkdir(parents=True, exist_ok=True)
         passed = "compiled_gib" in e.metrics and not e.repairs  # before its turn
-        gate = None if passed else self.compile(e.commit, log.with_name("gate.log"))
-        believed = self.session.gate_is_believed
+        check = None if passed else self.compile(e.commit, log.with_name("gate.log"))
+        trusted = self.tag.check_is_trusted
         verdict = Verdict()
         try:
             result = self._run_training(
                 e,
-                self.session.artifacts(e),
+                self.tag.artifacts(e),
                 log,
-                Events(abandoned=lambda: believed and gate is not None and bool(gate.refused())),
+                Events(abandoned=lambda: trusted and check is not None and bool(check.refused())),
                 scored_next=True,
-                also_written=() if gate is None else gate.folders,
+                also_written=() if check is None else check.folders,
             )
         finally:
-            if gate is not None:
-                verdict = gate.end()
+            if check is not None:
+                verdict = check.end()
         return result, verdict
 
     def compile(self, commit: str, log: Path, name: str = "gate") -> CompileCheck | None:
         """Starts the compile check of a commit, in a folder of that name; None if there is none."""
-        if self.session.environment.target is None:
+        if self.tag.environment.target is None:
             return None
         folder = self.private / name
-        self.session.ratchet.export(commit, folder)
+        self.tag.candidates.export(commit, folder)
         return self.executor.compile(CompileJob(folder, log))
 
     def _run_training(
@@ -263,7 +280,7 @@ class Worker:
         folder = self.private / "train"
         files.remove(artifacts)  # of the same training, abandoned or out of disk
         self._check_disk()
-        self.session.ratchet.export(e.commit, folder)
+        self.tag.candidates.export(e.commit, folder)
         resize(folder)
         budget_s = time_budget(folder)
         job = TrainJob(
@@ -272,15 +289,15 @@ class Worker:
             log,
             _title(e),
             budget_s,
-            limits or self.session.limits_for(e, budget_s),
+            limits or self.tag.limits_for(e, budget_s),
             seed,
             scored_next,
             also_written,
         )
         result = self.executor.train(job, events)
         # A service manager signals every process, so a training may be ended along with the loop.
-        if (result.outcome == "abandoned" and self.session.interrupts.abandoned()) or (
-            result.signal in interrupts.SIGNALS and self.session.interrupts.stopping()
+        if (result.outcome == "abandoned" and self.tag.interrupts.abandoned()) or (
+            result.signal in interrupts.SIGNALS and self.tag.interrupts.stopping()
         ):
             raise Abandoned
         if result.outcome not in ("ok", "abandoned"):
@@ -294,19 +311,19 @@ class Worker:
         score = self.score(e)
         if not e.base and score.outcome == "ok":
             self.executor.trust_cache()  # before the record, after which nobody comes back to it
-        self.session.journal.append(
-            "scored",
-            n=e.n,
-            outcome=score.outcome,
-            reason=score.reason,
-            metrics=dict(score.metrics),
-            time=time.time(),
+        self.tag.journal.append(
+            Scored(
+                n=e.n,
+                outcome=Outcome(score.outcome),
+                reason=score.reason,
+                metrics=dict(score.metrics),
+            )
         )
 
     def score(self, e: Experiment, split: str = "val") -> Score:
         """The score of what an experiment's training left. Raises Abandoned, UserError."""
-        log = self.session.log(e).with_name("score.log")
-        return self._score_of_artifacts(e, self.session.artifacts(e), log, split)
+        log = self.tag.log(e).with_name("score.log")
+        return self._score_of_artifacts(e, self.tag.artifacts(e), log, split)
 
     def _score_of_artifacts(
         self,
@@ -317,10 +334,10 @@ class Worker:
         limits: Limits | None = None,
     ) -> Score:
         frozen = self._frozen(e.base or e.commit)
-        limits = limits or self.session.limits_for(e)
+        limits = limits or self.tag.limits_for(e)
         score = self.executor.score(ScoreJob(frozen, artifacts, log, _title(e), limits, split))
         if score.outcome == "abandoned" or (
-            score.signal in interrupts.SIGNALS and self.session.interrupts.stopping()
+            score.signal in interrupts.SIGNALS and self.tag.interrupts.stopping()
         ):
             raise Abandoned
         return score
@@ -331,16 +348,13 @@ class Worker:
         files.remove(folder)
         folder.mkdir(parents=True)
         for file in FROZEN:
-            (folder / file).write_bytes(self.session.ratchet.blob(commit, file))
-        pinned = self.session.environment.fingerprint.get("frozen files")
-        if (
-            self.session.environment.data is not None
-            and manifest.frozen_fingerprint(folder) != pinned
-        ):
+            (folder / file).write_bytes(self.tag.candidates.blob(commit, file))
+        pinned = self.tag.environment.fingerprint.get("frozen files")
+        if self.tag.environment.data is not None and manifest.frozen_fingerprint(folder) != pinned:
             raise UserError(
                 f"{' and '.join(FROZEN)} of commit {commit[:7]} are not those that tag "
-                f"{self.session.tag} was measured with ({pinned}). Start a new tag: "
-                f"--tag {self.session.tag}-2"
+                f"{self.tag.tag} was measured with ({pinned}). Start a new tag: "
+                f"--tag {self.tag.tag}-2"
             )
         return folder
 
@@ -350,7 +364,7 @@ class Worker:
         After crashes alike it tells a broken machine from bad proposals. Raises Abandoned,
         UserError.
         """
-        run_dir = self.session.workspace.run_dir(self.session.tag, e.n)
+        run_dir = self.tag.workspace.run_dir(self.tag.tag, e.n)
         artifacts = run_dir / "control"
         begun: list[float] = []
 
@@ -367,11 +381,11 @@ class Worker:
         finally:
             files.remove(artifacts)
         reason = "" if result.outcome in ("ok", "abandoned") else result.reason
-        self.session.journal.append("control", n=e.n, reason=reason, time=time.time())
+        self.tag.journal.append(Control(n=e.n, reason=reason))
         return reason
 
     def _check_disk(self) -> None:
-        for folder in (self.session.workspace.common_dir, self.session.workspace.home):
+        for folder in (self.tag.workspace.common_dir, self.tag.workspace.home):
             folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(folder).free
             if free < MIN_FREE_BYTES:

@@ -1,24 +1,25 @@
-"""The workers of a session, each in a thread of its own."""
+"""The workers of a tag, each in a thread of its own."""
 
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from autoresearch_jax.common.console import Board
+from autoresearch_jax.jobs.executor import Context, Executor
 from autoresearch_jax.jobs.job import Lost
+from autoresearch_jax.loop.open_tag import OpenTag
+from autoresearch_jax.loop.worker import Worker
 from autoresearch_jax.system.interrupts import Abandoned
-
-if TYPE_CHECKING:
-    from autoresearch_jax.loop.worker import Worker
 
 TICK_SECONDS = 0.2  # how soon a signal is noticed
 
-Job = Callable[["Worker"], None]
+Job = Callable[[Worker], None]
 Found = TypeVar("Found")
 
 
-def _done(job: Job, worker: "Worker") -> None:
+def _done(job: Job, worker: Worker) -> None:
     try:
         job(worker)
     except Lost as lost:
@@ -26,15 +27,16 @@ def _done(job: Job, worker: "Worker") -> None:
         job(worker)
 
 
-class Crew:
+class WorkerPool:
     """Has jobs done, each by one of its workers. A single worker works in the caller's thread."""
 
-    def __init__(self, workers: "Sequence[Worker]") -> None:
-        self.workers = workers
+    def __init__(self, tag: OpenTag, executors: Sequence[Callable[[Context], Executor]]) -> None:
+        board = Board(tag.view, len(executors))
+        self.workers = [_worker(tag, make, at, board) for at, make in enumerate(executors)]
         self._threads = [
             ThreadPoolExecutor(1, f"worker-{at}", initializer=one.begin)
-            for at, one in enumerate(workers)
-            if len(workers) > 1
+            for at, one in enumerate(self.workers)
+            if len(self.workers) > 1
         ]
 
     def __len__(self) -> int:
@@ -52,7 +54,7 @@ class Crew:
             return
         waiting, failed = deque(jobs), threading.Event()
 
-        def work(worker: "Worker") -> None:
+        def work(worker: Worker) -> None:
             while not failed.is_set():
                 try:
                     job = waiting.popleft()
@@ -72,7 +74,7 @@ class Crew:
         if errors:
             raise min(errors, key=lambda error: isinstance(error, Abandoned))
 
-    def one(self, job: "Callable[[Worker], Found]") -> Found:
+    def one(self, job: Callable[[Worker], Found]) -> Found:
         """Has one job done where a worker's devices are, and returns what it returns."""
         found: list[Found] = []
         self.run([lambda worker: found.append(job(worker))])
@@ -84,3 +86,21 @@ class Crew:
             thread.shutdown(wait=True)
         for worker in self.workers:
             worker.executor.end_early()
+
+
+def _worker(tag: OpenTag, make: Callable[[Context], Executor], at: int, board: Board) -> Worker:
+    """The worker of that number, in folders of its own; the first has them in the tag's."""
+    private = tag.private / f"worker-{at + 1}" if at else tag.private
+    view = board.place(at)
+    context = Context(
+        tag.workspace,
+        private,
+        tag.environment,
+        view,
+        stop=tag.interrupts.abandoned,
+        trusted_cache=tag.private / "baseline-cache",
+        scorer=tag.scorer,
+        max_memory_gb=tag.config.max_memory_gb,
+        keep_fds=tag.keep_fds,
+    )
+    return Worker(tag, make(context), private, view)

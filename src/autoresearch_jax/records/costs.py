@@ -1,13 +1,21 @@
 """What was spent: dollars, tokens, seconds of agents and of the accelerator."""
 
-import dataclasses
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 
-from autoresearch_jax.records.experiment import Record
+from autoresearch_jax.records.events import (
+    Asked,
+    Began,
+    Event,
+    Finished,
+    Proposed,
+    Repeated,
+    Restored,
+    Scored,
+    Trained,
+    Verified,
+)
 
 LARGEST = 1e15  # that one answer is believed to have cost
 PERSON = "person"  # the agent of `run -m`
@@ -15,147 +23,115 @@ PERSON = "person"  # the agent of `run -m`
 
 @dataclass(frozen=True)
 class Spent:
-    """Sums over some records of a journal."""
+    """Sums over some events of a journal."""
 
     experiments: int = 0  # proposed, the baseline and the person's own left out
     asked: int = 0  # times that an agent was asked
     usd: float = 0.0
     tokens: int = 0
     priced: int = 0  # answers of agents that tell dollars
-    unpriced: int = 0  # answers of agents that do not, and are no search
+    unpriced: int = 0  # answers of agents that do not, searches aside
     agent_s: float = 0.0  # that agents thought
     accelerator_s: float = 0.0  # of trainings and scorings
     loop_s: float = 0.0  # that loops ran
 
+    def __add__(self, other: "Spent") -> "Spent":
+        names = [one.name for one in fields(self)]
+        return Spent(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
-def unfinished(records: Sequence[Record]) -> int | None:
-    """The place of the record that the last loop began with, unless it reached its limit."""
-    for at in range(len(records) - 1, -1, -1):
-        record = records[at]
-        if record["step"] == "finished":
+
+class Costs:
+    """The sums over the events of a journal, by experiment and for the loop that runs."""
+
+    def __init__(self) -> None:
+        self.total = Spent()
+        self._of: dict[int, Spent] = {}  # by experiment, answers aside
+        self._answers: dict[int, dict[int, Spent]] = {}  # by experiment, then by question
+        self._asked_for: dict[int, int] = {}  # the experiment that each question is for
+        self._loop: Spent | None = None  # since the loop began that is not finished
+        self._limits: Began | None = None  # with what it began
+        self._opened = self._last = 0.0  # unix times, of the command that the events belong to
+
+    def of(self, n: int) -> Spent:
+        """What an experiment took, answers that came to nothing included."""
+        return sum(self._answers.get(n, {}).values(), self._of.get(n, Spent()))
+
+    def continues(self, limits: Mapping[str, float | None]) -> bool:
+        """Whether a loop with these limits goes on with the last one, and counts on from there."""
+        began = self._limits
+        return began is not None and all(getattr(began, k) == v for k, v in limits.items())
+
+    def this_loop(self) -> Spent:
+        """What the running loop has spent up to now, since it was begun first."""
+        if self._loop is None:
+            return Spent()
+        until = time.time() if self._opened else self._last
+        return replace(self._loop, loop_s=self._loop.loop_s + until - self._opened)
+
+    def add(self, event: Event) -> None:
+        """Takes in the next event of the journal."""
+        amount = _amount(event)
+        if amount is not None:
+            self.total += amount
+            self._add_to_experiment(event, amount)
+        self._add_to_loop(event, amount or Spent())
+
+    def _add_to_experiment(self, event: Event, amount: Spent) -> None:
+        if isinstance(event, Asked):
+            self._asked_for[event.ask] = event.n
+            answers = self._answers.setdefault(event.n, {})
+            answers[event.ask] = answers.get(event.ask, Spent()) + amount
+            return
+        assert isinstance(event, Proposed | Trained | Scored | Repeated)
+        self._of[event.n] = self._of.get(event.n, Spent()) + amount
+        if isinstance(event, Proposed) and event.ask is not None:
+            self._move_answer(event.ask, event.n)
+
+    def _move_answer(self, ask: int, n: int) -> None:
+        """Which experiment an answer is for shows only when it is used."""
+        thought = self._asked_for.get(ask, n)
+        if thought != n:
+            self._answers.setdefault(n, {})[ask] = self._answers[thought].pop(ask)
+            self._asked_for[ask] = n
+
+    def _add_to_loop(self, event: Event, amount: Spent) -> None:
+        if isinstance(event, Finished):
+            self._loop = self._limits = None
+        elif isinstance(event, Began) and event.kind == "loop" and not event.continues:
+            self._loop, self._limits = Spent(), event
+            self._opened = self._last = 0.0
+        if self._loop is None:
+            return
+        if isinstance(event, Began):
+            amount = Spent(loop_s=self._last - self._opened)
+            self._opened = self._last = event.time if event.kind == "loop" else 0.0
+        elif self._opened and not isinstance(event, Verified | Restored):
+            self._last = max(self._last, event.time)
+        self._loop += amount
+
+
+def _amount(event: Event) -> Spent | None:
+    """What an event adds; None: it belongs to no experiment."""
+    match event:
+        case Asked(usd=usd, tokens=tokens):
+            return Spent(
+                asked=1,
+                usd=min(usd or 0.0, LARGEST),
+                tokens=min(tokens or 0, int(LARGEST)),
+                priced=usd is not None,
+                unpriced=usd is None and bool(tokens),
+                agent_s=event.seconds,
+            )
+        case Proposed():
+            # One that was carried over to another best was counted when it was proposed.
+            counts = event.base and event.agent != PERSON and event.of is None
+            return Spent(experiments=bool(counts))
+        case Trained():
+            return Spent(accelerator_s=event.metrics.get("wall_seconds", 0.0))
+        case Scored():
+            return Spent(accelerator_s=event.metrics.get("scoring_seconds", 0.0))
+        case Repeated():
+            seconds = ("wall_seconds", "scoring_seconds")
+            return Spent(accelerator_s=sum(event.metrics.get(name, 0.0) for name in seconds))
+        case _:
             return None
-        if record["step"] == "session" and record["kind"] == "loop" and not record["continues"]:
-            return at
-    return None
-
-
-def continues(records: Sequence[Record], limits: Mapping[str, float | None]) -> bool:
-    """Whether a loop with these limits goes on with the last one, and counts on from there."""
-    at = unfinished(records)
-    if at is None:
-        return False
-    return {name: records[at].get(name) for name in limits} == limits
-
-
-class Tally:
-    """The sums over records, one after the other."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {one.name: 0.0 for one in dataclasses.fields(Spent)}
-        self._opened = self._last = 0.0  # of the loop that the records are about
-
-    def add(self, record: Record) -> None:
-        at = record.get("time", self._last)
-        if record["step"] == "session":
-            self._sums["loop_s"] += self._last - self._opened
-            self._opened = self._last = at if record["kind"] == "loop" else 0.0
-        elif self._opened and record["step"] not in ("verified", "restored"):
-            self._last = max(self._last, at)
-        for name, value in _amounts(record).items():
-            self._sums[name] += value
-
-    def spent(self, now: float | None = None) -> Spent:
-        """The sums; with `now`, the unix time, the last loop is still running."""
-        last = now if now is not None and self._opened else self._last
-        sums: dict[str, Any] = {**self._sums}
-        sums["loop_s"] += last - self._opened
-        whole = ("experiments", "asked", "tokens", "priced", "unpriced")
-        return Spent(**{name: int(v) if name in whole else v for name, v in sums.items()})
-
-
-def spent(records: Sequence[Record], now: float | None = None) -> Spent:
-    """The sums over records; with `now`, the unix time, the last loop is still running."""
-    tally = Tally()
-    for record in records:
-        tally.add(record)
-    return tally.spent(now)
-
-
-class ThisLoop:
-    """What the running loop has spent, since it was begun first.
-
-    The records are a list that only grows; each is looked at once. Any thread may ask.
-    """
-
-    def __init__(self) -> None:
-        self._seen = 0  # records
-        self._tally: Tally | None = None  # since the loop began; None: there is none
-        self._one = threading.Lock()
-
-    def up_to(self, records: Sequence[Record]) -> Spent:
-        with self._one:
-            new = records[self._seen :]
-            self._seen += len(new)
-            for record in new:
-                self._add(record)
-            return Spent() if self._tally is None else self._tally.spent(now=time.time())
-
-    def _add(self, record: Record) -> None:
-        if record["step"] == "finished":
-            self._tally = None
-        elif record["step"] == "session" and record["kind"] == "loop" and not record["continues"]:
-            self._tally = Tally()
-        if self._tally is not None:
-            self._tally.add(record)
-
-
-def this_loop(records: Sequence[Record]) -> Spent:
-    """What the running loop has spent, since it was begun first."""
-    return ThisLoop().up_to(records)
-
-
-def by_experiment(records: Sequence[Record]) -> dict[int, Spent]:
-    """What each experiment took, answers that came to nothing included."""
-    of: dict[int, list[Record]] = {}
-    proposed = [one for one in records if one["step"] == "proposed"]
-    became: dict[int, int] = {
-        one["ask"]: one["n"] for one in proposed if one.get("ask") is not None
-    }
-    for record in records:
-        if record["step"] in ("asked", "proposed", "trained", "scored", "repeated"):
-            n = became.get(record.get("ask", -1), int(record["n"]))
-            of.setdefault(n, []).append(record)
-    return {n: spent(found) for n, found in of.items()}
-
-
-def total(parts: Sequence[Spent]) -> Spent:
-    """The sum of several."""
-    sums: dict[str, Any] = {}
-    for one in dataclasses.fields(Spent):
-        sums[one.name] = sum(getattr(part, one.name) for part in parts)
-    return Spent(**sums)
-
-
-def _amounts(record: Record) -> dict[str, float]:
-    step = record["step"]
-    if step == "asked":
-        usd = record["usd"]
-        return {
-            "asked": 1,
-            "usd": min(usd or 0.0, LARGEST),
-            "tokens": min(record["tokens"] or 0, LARGEST),
-            "priced": usd is not None,
-            "unpriced": usd is None and bool(record["tokens"]),
-            "agent_s": record["seconds"],
-        }
-    if step == "proposed":
-        # One that was carried over to another best was counted when it was proposed.
-        counts = record["base"] and record["agent"] != PERSON and record.get("of") is None
-        return {"experiments": bool(counts)}
-    if step == "repeated":
-        took = (record["metrics"].get(name, 0.0) for name in ("wall_seconds", "scoring_seconds"))
-        return {"accelerator_s": sum(took)}
-    if step in ("trained", "scored"):
-        name = "wall_seconds" if step == "trained" else "scoring_seconds"
-        return {"accelerator_s": record["metrics"].get(name, 0.0)}
-    return {}

@@ -1,100 +1,135 @@
-"""The write-ahead record of a tag, and results.tsv as its projection.
+"""The write-ahead record of a tag: `journal.jsonl`, a checksummed line of JSON for each event.
 
-`journal.jsonl` holds one checksummed JSON line for each step of each experiment, on disk (fsync)
-before the step's effect is carried out. Reading it again is resuming. Steps:
-
-- `session`: a command started; the first one carries the tag's fingerprint and base commit.
-- `asked`: an agent was asked once, for experiment `n`: what it cost, and why it gave nothing.
-- `drafted`: an agent's proposal that waits for its turn, made while another one trained.
-- `dropped`: a draft that is not going to be proposed, and why.
-- `proposed`: experiment `n` exists: its commit, base, description, agent; the `ask` it answers, or
-  the one that it is `of`, which was better than its base when that was not the best any more.
-- `repaired`: its agent has seen its crash and mended it: the new commit, before it trains again.
-- `disturbed`: something else took from its training (disturbance.py), so it is trained again.
-- `trained`: its training ended: outcome, reason, metrics, provenance, the hash of what it left.
-- `scored`: the scorer has read that: outcome, reason, metrics, `val_bpb` among them.
-- `decided`: keep, discard or crash. Written before the branch moves.
-- `control`: after crashes alike, the best was started again, to see whether it still runs.
-- `verified`: a score was computed again, or on the sealed split.
-- `repeating`: an experiment is trained once more from now on, then scored, or that is given up;
-  only the views look at it.
-- `repeated`: an experiment was trained and scored once more, with another seed (evidence.py).
-- `scaled`: a gain was measured at another depth: whether it holds there.
-- `audited`: baseline and best were compared by new runs: the gain and its interval.
-- `finished`: a loop did as many experiments as `--max` asked for.
-- `restored`: after `run -m`, the person's train.py is the best known again.
-
-Readers pass over steps that they do not know, so that later versions may add some.
+An event (events.py) is on disk (fsync) before its effect is carried out. Reading the events again
+is resuming. Readers pass over events that they do not know, so that later versions may add some.
 """
 
 import json
 import os
 import re
 import threading
+import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.records.experiment import Experiment, Record, Replay, replay
+from autoresearch_jax.records import events
+from autoresearch_jax.records.events import Event
+from autoresearch_jax.records.experiments import Experiments
 
 _SEAL = re.compile(rb'^(\{.*), "crc": "([0-9a-f]{8})"\}$', re.DOTALL)
 
 
 class JournalError(UserError):
-    """The journal of a tag cannot be believed."""
+    """The journal of a tag cannot be trusted."""
 
 
-# ------------------------------------------------------------------------------- records
+# -------------------------------------------------------------------------------------- lines
 
 
-def seal(record: Record) -> bytes:
-    """The record as one line of JSON whose last field is the CRC of what stands before it."""
-    body = json.dumps(record, allow_nan=False).encode()[:-1]
+def seal(event: Event) -> bytes:
+    """The event as one line of JSON whose last field is the CRC of what stands before it.
+
+    Raises ValueError for a number that JSON does not have.
+    """
+    body = json.dumps(events.encode(event), allow_nan=False).encode()[:-1]
     return body + b', "crc": "%08x"}\n' % zlib.crc32(body)
 
 
-def unseal(line: bytes) -> Record:
-    """The record of a line without its line end. Raises ValueError if it is not intact."""
+def unseal(line: bytes) -> Event:
+    """The event of a line without its line end. Raises ValueError if it is not intact."""
     match = _SEAL.match(line)
     if not match or int(match[2], 16) != zlib.crc32(match[1]):
-        raise ValueError("checksum does not match")
-    record: Record = json.loads(match[1] + b"}")
-    return record
+        raise ValueError("its checksum does not match")
+    return events.decode(match[1] + b"}")
 
 
 def path_of(state_dir: Path) -> Path:
     return state_dir / "journal.jsonl"
 
 
-def records(state_dir: Path) -> list[Record]:
-    """All whole records, oldest first; [] where there is no journal. A torn tail is passed over.
-
-    Raises JournalError if a whole line is not what was written.
-    """
-    return _read(path_of(state_dir))[0]
+# ------------------------------------------------------------------------------------ reading
 
 
-def _read(path: Path) -> tuple[list[Record], int]:
-    """The records, and the number of bytes that they take."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return [], 0
-    # What follows the last line end was being written when the writer died: nobody has acted on
-    # it, since an append returns only after fsync.
-    whole = data[: data.rfind(b"\n") + 1]
-    found = []
-    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+def read(state_dir: Path) -> Experiments:
+    """What the journal of a tag says; nothing where there is no journal. Raises JournalError."""
+    follower = Follower(path_of(state_dir))
+    follower.read()
+    return follower.experiments
+
+
+def first(state_dir: Path) -> Event:
+    """The first event of a journal that has one. Raises JournalError."""
+    path = path_of(state_dir)
+    with path.open("rb") as file:
+        return next(_unsealed(path, file.readline(), 1))
+
+
+class Follower:
+    """The events of a journal that another process appends to; each is read once."""
+
+    def __init__(self, path: Path, generation: int = 0) -> None:
+        self.path = path
+        self.experiments = Experiments()
+        self.generation = generation  # another one after the journal was replaced
+        self._lines = 0
+        self.bytes_read = 0
+        self._file: tuple[int, int] | None = None  # device and inode
+
+    def read(self) -> list[Event]:
+        """Returns what was added; all of it in a new generation. Raises JournalError."""
         try:
-            found.append(unseal(line))
+            with self.path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if self._file != (found.st_dev, found.st_ino) or found.st_size < self.bytes_read:
+                    self._restart((found.st_dev, found.st_ino))
+                    return self._read(file.fileno())
+                try:
+                    return self._read(file.fileno())
+                except JournalError:
+                    # An event whose append failed was taken back after we had read it.
+                    self._restart(self._file)
+                    return self._read(file.fileno())
+        except FileNotFoundError:
+            return []
+
+    def _read(self, handle: int) -> list[Event]:
+        data = b""
+        while block := os.pread(handle, 1 << 22, self.bytes_read + len(data)):
+            data += block
+        # What follows the last line end is being written, or its writer died: nobody has acted on
+        # it, since an append returns only after fsync.
+        whole = data[: data.rfind(b"\n") + 1]
+        added = list(_unsealed(self.path, whole, self._lines + 1))
+        self.bytes_read += len(whole)
+        self._lines += len(added)
+        for event in added:
+            self.experiments.apply(event)
+        return added
+
+    def _restart(self, file: tuple[int, int] | None) -> None:
+        self.generation += bool(self._lines)
+        self.experiments = Experiments()
+        self._lines, self.bytes_read, self._file = 0, 0, file
+
+
+def _unsealed(path: Path, lines: bytes, number: int) -> Iterator[Event]:
+    """The events of whole lines, of which the first has that number. Raises JournalError."""
+    for at, line in enumerate(lines.split(b"\n")[:-1], start=number):
+        try:
+            yield unseal(line)
         except ValueError as error:
             raise JournalError(
-                f"{path}, line {number} is damaged ({error}). Nothing was changed. Put the file "
+                f"{path}, line {at} is damaged ({error}). Nothing was changed. Put the file "
                 f"back from a backup, or go on without it: autoresearch-jax loop --tag NEW-TAG"
             ) from None
-    return found, len(whole)
+
+
+# ------------------------------------------------------------------------------------ writing
 
 
 class Journal:
@@ -106,10 +141,11 @@ class Journal:
     def __init__(self, state_dir: Path) -> None:
         """Opens it, and cuts off a torn tail. Raises JournalError."""
         self.path = path_of(state_dir)
-        self.records, self._size = _read(self.path)
+        follower = Follower(self.path)
+        follower.read()
+        self.experiments, self._size = follower.experiments, follower.bytes_read
         state_dir.mkdir(parents=True, exist_ok=True)
-        self._replay = Replay()
-        self._one = threading.RLock()  # at a time
+        self._one = threading.Lock()  # at a time appends
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             os.ftruncate(self._file, self._size)
@@ -122,18 +158,21 @@ class Journal:
             os.close(self._file)
             raise
 
-    def append(self, step: str, **fields: Any) -> None:
-        """Writes a record, and returns when it is on disk.
+    def append(self, event: Event) -> None:
+        """Writes an event, with the time of now if it has none; returns when it is on disk.
 
         Raises OSError (a full disk, say); then the journal is as it was before. Raises
-        JournalError, and writes nothing, if somebody else has changed the file meanwhile.
+        JournalError, and writes nothing, if another process has changed the file meanwhile.
         """
+        if not event.time:
+            event = msgspec.structs.replace(event, time=time.time())
+        line = seal(event)
         with self._one:
-            self._append({"step": step, **fields})
+            self._refuse_changed()
+            self._write(line)
+            self.experiments.apply(event)
 
-    def _append(self, record: Record) -> None:
-        self._refuse_changed()
-        line = seal(record)
+    def _write(self, line: bytes) -> None:
         try:
             written = 0
             while written < len(line):
@@ -146,7 +185,6 @@ class Journal:
         self._size += len(line)
         self._sum = zlib.crc32(line, self._sum)
         self._stamp = _stamp(os.fstat(self._file))
-        self.records.append(record)
 
     def _refuse_changed(self) -> None:
         """Raises JournalError unless the path still is the file that we left there."""
@@ -166,15 +204,10 @@ class Journal:
 
     def _changed(self, what: str) -> JournalError:
         return JournalError(
-            f"{self.path} {what} while this process held it, so it cannot be believed, and nothing "
-            "was added. Put the file back from a backup, then run the same command again, or go on "
-            "without it: autoresearch-jax loop --tag NEW-TAG"
+            f"{self.path} {what} while this process had it open, so it cannot be trusted, and "
+            "nothing was added. Put the file back from a backup, then run the same command again, "
+            "or go on without it: autoresearch-jax loop --tag NEW-TAG"
         )
-
-    def experiments(self) -> list[Experiment]:
-        """Every experiment by its number, the undecided ones too. Not to be changed."""
-        with self._one:
-            return self._replay.up_to(self.records)
 
     def close(self) -> None:
         os.close(self._file)
@@ -183,8 +216,3 @@ class Journal:
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
     """What every change of a file changes, in the time of its file system."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def experiments(state_dir: Path) -> list[Experiment]:
-    """Every experiment of a tag by its number, the undecided ones too. Raises JournalError."""
-    return replay(records(state_dir))

@@ -1,9 +1,8 @@
 """Which experiment, and which tag, a person means."""
 
-from collections.abc import Sequence
-
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.workspace import Workspace
 
 
@@ -18,17 +17,23 @@ def pick_tag(workspace: Workspace, tag: str | None) -> str | None:
     return tag
 
 
-def find(listed: Sequence[Experiment], name: str) -> Experiment:
+def find(experiments: Experiments, name: str) -> Experiment:
     """The experiment of that number, or whose commit starts so. Raises UserError."""
-    by_number = [one for one in listed if name.isdecimal() and one.n == int(name)]
-    by_commit = [one for one in listed if len(name) >= 4 and one.commit.startswith(name.lower())]
+    by_number = [one for one in experiments if name.isdecimal() and one.n == int(name)]
+    by_commit = [
+        one for one in experiments if len(name) >= 4 and one.commit.startswith(name.lower())
+    ]
     found = by_number or by_commit
     if len(found) == 1:
         return found[0]
     if found:
         commits = ", ".join(one.commit[:12] for one in found)
         raise UserError(f"{name!r} means {len(found)} commits: {commits}. Type more digits.")
-    numbers = f"numbers go from 0 to {listed[-1].n}" if listed else "nothing has run yet"
+    numbers = (
+        f"numbers go from 0 to {len(experiments) - 1}"
+        if len(experiments)
+        else "nothing has run yet"
+    )
     raise UserError(
         f"there is no experiment {name!r}: {numbers}; `autoresearch-jax results` lists them."
     )

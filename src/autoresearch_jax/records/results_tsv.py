@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class Row:
     description: str
 
 
-def results_text(history: list[Experiment]) -> str:
+def results_text(history: Iterable[Experiment]) -> str:
     """The text of results.tsv: a row for each decided experiment."""
     return HEADER + "".join(_row_text(e) for e in history if e.status)
 
@@ -79,7 +80,7 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def write(workspace: Workspace, history: list[Experiment], view: View) -> None:
+def write(workspace: Workspace, history: Iterable[Experiment], view: View) -> None:
     """Brings results.tsv up to date; one that the person edited is copied aside first."""
     with (workspace.common_dir / "autoresearch" / "results.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a loop of another tag may be writing it
@@ -104,6 +105,6 @@ def _holds_unknown_rows(workspace: Workspace, old: bytes, text: str) -> bool:
     unknown = set(old.splitlines()) - set((HEADER + text).encode().splitlines())
     for tag in workspace.tags() if unknown else ():
         with contextlib.suppress(journal.JournalError):
-            other = journal.experiments(workspace.state_dir(tag))
+            other = journal.read(workspace.state_dir(tag))
             unknown -= set(results_text(other).encode().splitlines())
     return bool(unknown)

@@ -2,18 +2,21 @@
 
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.records import journal
-from autoresearch_jax.records.experiment import Record
+from autoresearch_jax.records.events import Began
 from autoresearch_jax.repo.workspace import Workspace, check_tag
 from autoresearch_jax.system import locks
 
 MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 
 
-def choose(workspace: Workspace, tag: str | None, fingerprint: Record) -> tuple[str, bool, str]:
+def choose(
+    workspace: Workspace, tag: str | None, fingerprint: dict[str, Any]
+) -> tuple[str, bool, str]:
     """The tag to use, whether it is new, and why. Raises UserError if `tag` cannot be used."""
     parent = "refs/heads/autoresearch"  # git has no branch beside one that is its folder's name
     if workspace.git("for-each-ref", "--format=%(refname)", parent) == parent:
@@ -51,7 +54,7 @@ def _has_records(workspace: Workspace, tag: str) -> bool:
     return path.exists() and b"\n" in path.read_bytes()
 
 
-def _named(workspace: Workspace, tag: str, fingerprint: Record) -> tuple[str, bool, str]:
+def _named(workspace: Workspace, tag: str, fingerprint: dict[str, Any]) -> tuple[str, bool, str]:
     if not _has_records(workspace, tag):
         if _taken(workspace, tag):
             raise UserError(
@@ -69,8 +72,9 @@ def _named(workspace: Workspace, tag: str, fingerprint: Record) -> tuple[str, bo
     return tag, False, "named by --tag"
 
 
-def _differences(workspace: Workspace, tag: str, fingerprint: Record) -> str:
-    known = journal.records(workspace.state_dir(tag))[0]["fingerprint"]
+def _differences(workspace: Workspace, tag: str, fingerprint: dict[str, Any]) -> str:
+    first = journal.first(workspace.state_dir(tag))
+    known = first.fingerprint if isinstance(first, Began) else {}
     names = [name for name in fingerprint | known if fingerprint.get(name) != known.get(name)]
     was, now = ({name: one.get(name, "all") for name in names} for one in (known, fingerprint))
     return ", ".join(f"{name} ({was[name]}, now {now[name]})" for name in names)

@@ -39,7 +39,7 @@ def strict(val_bpb: float | None, best: float | None) -> str:
     return "keep" if best is None or val_bpb < best else "discard"
 
 
-class Ratchet:
+class Candidates:
     """The commits of one tag."""
 
     def __init__(self, workspace: Workspace, tag: str) -> None:

@@ -17,9 +17,10 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean, printable
 from autoresearch_jax.loop import statistics
 from autoresearch_jax.loop.statistics import NOTHING, Claims
-from autoresearch_jax.records import costs, journal, lookup, results_tsv
-from autoresearch_jax.records.costs import Spent
-from autoresearch_jax.records.experiment import Experiment, Record, decided, replay
+from autoresearch_jax.records import journal, lookup, results_tsv
+from autoresearch_jax.records.costs import Costs, Spent
+from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.results_tsv import Row
 
 if TYPE_CHECKING:
@@ -129,12 +130,10 @@ def phases(one: Experiment) -> dict[str, float]:
     return found
 
 
-def entries(
-    found: Iterable[Experiment | Row], spent: Mapping[int, Spent] | None = None
-) -> list[Entry]:
+def entries(found: Iterable[Experiment | Row], costs: Costs | None = None) -> list[Entry]:
     """Decided experiments in this order, each with its gain over the best kept one before it.
 
-    `spent` is what each cost, by number.
+    `costs` tells what each took.
     """
     best: float | None = None
     listed = []
@@ -148,7 +147,7 @@ def entries(
         description = clean(one.description)
         n = ours.n if ours else index
         entry = Entry(n, one.commit, score, gain, memory, one.status, description)
-        listed.append(_with_story(entry, ours, (spent or {}).get(n)) if ours else entry)
+        listed.append(_with_story(entry, ours, costs.of(n) if costs else None) if ours else entry)
         if score is not None and (best is None or (one.status == "keep" and score < best)):
             best = score  # a fork may call its first row something else than "keep"
     return listed
@@ -188,32 +187,32 @@ def load(folder: Path, tag: str | None = None) -> list[Entry]:
         raise
     tag = lookup.pick_tag(workspace, tag)
     if tag is not None:
-        records = journal.records(workspace.state_dir(tag))
-        return entries(decided(replay(records)), costs.by_experiment(records))
+        experiments = journal.read(workspace.state_dir(tag))
+        return entries(experiments.decided, experiments.costs)
     table = workspace.root / "results.tsv"
     return entries(results_tsv.read_results(table)) if table.is_file() else []
 
 
 def claims(folder: Path, tag: str | None = None) -> Claims:
-    """What may be said of the gain of a tag (evidence.claims); nothing of a bare results.tsv."""
-    records = _records(folder, tag)
-    return statistics.claims(replay(records), records) if records else NOTHING
+    """What may be said of the gain of a tag (statistics.claims); nothing of a bare results.tsv."""
+    experiments = _experiments(folder, tag)
+    return statistics.claims(experiments) if len(experiments) else NOTHING
 
 
 def spent(folder: Path, tag: str | None = None) -> Spent:
     """What a tag cost in all, with what is not decided; nothing of a bare results.tsv."""
-    return costs.total(list(costs.by_experiment(_records(folder, tag)).values()))
+    return _experiments(folder, tag).costs.total
 
 
-def _records(folder: Path, tag: str | None) -> list[Record]:
+def _experiments(folder: Path, tag: str | None) -> Experiments:
     from autoresearch_jax.repo.workspace import Workspace
 
     try:
         workspace = Workspace.open(folder)
     except UserError:
-        return []
+        return Experiments()
     tag = lookup.pick_tag(workspace, tag)
-    return [] if tag is None else journal.records(workspace.state_dir(tag))
+    return Experiments() if tag is None else journal.read(workspace.state_dir(tag))
 
 
 def select(
@@ -272,7 +271,7 @@ def summarize(
             for name in (*PHASES, "harness")
             if (found := [entry.phases[name] for entry in listed if name in entry.phases])
         },
-        spent=spent or costs.total([e.spent for e in listed if e.spent is not None]),
+        spent=spent or sum((e.spent for e in listed if e.spent is not None), Spent()),
         claims=claims,
     )
 
@@ -412,15 +411,15 @@ def show(console: "Console", workspace: "Workspace", name: str, tag: str | None 
     Raises:
         UserError: there is no such experiment, or no journal.
     """
-    from autoresearch_jax.repo.candidates import Ratchet
+    from autoresearch_jax.repo.candidates import Candidates
 
     tag = lookup.pick_tag(workspace, tag)
     if tag is None:
         raise UserError(
             "nothing has run here yet, so there is nothing to show: `autoresearch-jax loop`."
         )
-    records = journal.records(workspace.state_dir(tag))
-    one = lookup.find(replay(records), name)
+    experiments = journal.read(workspace.state_dir(tag))
+    one = lookup.find(experiments, name)
     say = _printer(console)
     say(f"experiment {one.n} of {tag}: {clean(one.description)}", "bold")
     say(f"commit    {one.commit}")
@@ -430,24 +429,23 @@ def show(console: "Console", workspace: "Workspace", name: str, tag: str | None 
     if one.agent:
         say(f"agent     {clean(one.agent)}")
     if one.expected:
-        say(f"expected  {clean(one.expected)}; it became {_change(one, records)}")
+        say(f"expected  {clean(one.expected)}; it became {_change(one, experiments)}")
     if one.of is not None:
         say(f"carries   over experiment {one.of}")
     if one.repairs:
         say(f"mended    {_count(one.repairs, 'time')} after a crash")
-    if cost := _cost(costs.by_experiment(records).get(one.n, Spent())):
+    if cost := _cost(experiments.costs.of(one.n)):
         say(f"cost      {cost}")
     if one.reason:
         say(f"reason    {clean(one.reason, limit=1000)}")
     if one.verdict:
         say(f"decision  {clean(one.verdict)}")
     for repeat in one.repeats:
-        found = repeat.reason if repeat.score is None else f"{repeat.split} {repeat.score:.6f}"
-        say(f"again     {found} (seed {repeat.seed}, {repeat.purpose})")
-    for record in records:
-        if record["step"] == "scaled" and record["n"] == one.n:
-            scores = f"{record['val_bpb']:.6f}, the baseline {record['baseline_bpb']:.6f}"
-            say(f"scale     {record['tag']}: {scores} at depth {record['depth']}")
+        score = repeat.reason if repeat.score is None else f"{repeat.split} {repeat.score:.6f}"
+        say(f"again     {score} (seed {repeat.seed}, {repeat.purpose})")
+    for found in experiments.scaled.get(one.n, []):
+        scores = f"{found.val_bpb:.6f}, the baseline {found.baseline_bpb:.6f}"
+        say(f"scale     {found.tag}: {scores} at depth {found.depth}")
     if one.note:
         say(f"note      {clean(one.note)}", "yellow")
     if spent := phases(one):
@@ -464,7 +462,7 @@ def show(console: "Console", workspace: "Workspace", name: str, tag: str | None 
             say(f"  {key:<{width}}{clean(value)}")
     if one.base:
         say("")
-        for line in printable(Ratchet(workspace, tag).diff(one.base, one.commit)).splitlines():
+        for line in printable(Candidates(workspace, tag).diff(one.base, one.commit)).splitlines():
             say(line, _diff_style(line))
     log = workspace.run_dir(tag, one.n) / "run.log"
     if log.is_file():
@@ -556,9 +554,9 @@ def _cost(spent: Spent) -> str:
     return ", ".join(said) + unpriced
 
 
-def _change(one: Experiment, records: Sequence[Record]) -> str:
+def _change(one: Experiment, experiments: Experiments) -> str:
     """What became of an experiment, against the best before it."""
-    listed = entries(decided(replay(list(records))))
+    listed = entries(experiments.decided)
     entry = next((e for e in listed if e.n == one.n), None)
     if entry is None or entry.gain is None:
         return one.status or "nothing yet"

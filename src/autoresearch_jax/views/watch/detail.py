@@ -99,9 +99,9 @@ def _diff(reader: JournalReader, one: Experiment) -> dict[str, Any] | None:
 
 @functools.lru_cache(maxsize=CACHED)  # commits do not change
 def _lines(workspace: Workspace, tag: str, base: str, commit: str) -> tuple[list[diffs.Line], bool]:
-    from autoresearch_jax.repo.candidates import Ratchet
+    from autoresearch_jax.repo.candidates import Candidates
 
-    return diffs.lines(Ratchet(workspace, tag).diff(base, commit))
+    return diffs.lines(Candidates(workspace, tag).diff(base, commit))
 
 
 def _curve(reader: JournalReader, n: int | None) -> logs.Curve:

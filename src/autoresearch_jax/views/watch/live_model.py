@@ -6,20 +6,32 @@ Nothing here takes a lock, writes, or starts a git that might.
 """
 
 import dataclasses
-import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.loop import statistics
-from autoresearch_jax.records import costs, journal, lookup, results_tsv
-from autoresearch_jax.records.costs import Spent
-from autoresearch_jax.records.experiment import Experiment, Record, Replay, decided
+from autoresearch_jax.records import journal, lookup, results_tsv
+from autoresearch_jax.records.costs import Costs, Spent
+from autoresearch_jax.records.events import (
+    Audited,
+    Began,
+    Event,
+    Interfered,
+    Phase,
+    Proposed,
+    Repaired,
+    Repeated,
+    Repeating,
+)
+from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.experiments import Experiments
+from autoresearch_jax.records.journal import Follower
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.views import report
 from autoresearch_jax.views.report import Entry, Summary
@@ -105,48 +117,6 @@ def open_story(folder: Path, tag: str | None = None, *, follow: bool = False) ->
 Logs = dict[Path, tuple[object, Progress]]
 
 
-class Growing:
-    """The records of a journal that another process appends to; each is read once."""
-
-    def __init__(self, path: Path, generation: int = 0) -> None:
-        self.path = path
-        self.records: list[Record] = []
-        self.generation = generation  # of `records`; in one they are only added to
-        self._size = 0  # bytes that the records take
-        self._file: tuple[int, int] | None = None  # device and inode
-
-    def read(self) -> list[Record]:
-        """Returns what was added; all of it in a new generation. Raises JournalError."""
-        try:
-            with self.path.open("rb") as file:
-                found = os.fstat(file.fileno())
-                if self._file != (found.st_dev, found.st_ino) or found.st_size < self._size:
-                    self._restart((found.st_dev, found.st_ino))
-                try:
-                    return self._read(file)
-                except ValueError:
-                    # A record whose append failed was taken back after we had read it.
-                    self._restart(self._file)
-                    return self._read(file)
-        except FileNotFoundError:
-            return []
-        except ValueError as error:
-            raise journal.JournalError(f"{self.path} is damaged ({error}).") from None
-
-    def _read(self, file: Any) -> list[Record]:
-        file.seek(self._size)
-        data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]  # the rest is being written
-        added = [journal.unseal(line) for line in whole.split(b"\n")[:-1]]
-        self.records += added
-        self._size += len(whole)
-        return added
-
-    def _restart(self, file: tuple[int, int] | None) -> None:
-        self.generation += bool(self.records)
-        self.records, self._size, self._file = [], 0, file
-
-
 class JournalReader:
     """The story of a tag. Without one it waits for the first; with `follow` also for newer ones."""
 
@@ -165,24 +135,19 @@ class JournalReader:
         self._table, self._told_table = before, False
         self._before = ""
         self._one = threading.Lock()
-        self._journal: Growing | None = None
+        self._journal: Follower | None = None
         self._clear(generation=0)
 
     def _clear(self, generation: int) -> None:
         self._generation = generation  # of the journal, that all below comes from
-        self._replay = Replay()
-        self._history: list[Experiment] = []
+        self._experiments = Experiments()
         self._entries: list[Entry] = []
         self._best: list[Experiment] = []  # what gains are counted from; one at most
-        self._spent: dict[int, Spent] = {}
-        self._asks: dict[int, int] = {}  # which experiment each answer was thought to be for
         self._summary = report.summarize([])
         self._noise_sd: float | None = None
-        self._session: Record | None = None  # the last one
         # Unix time since which an experiment trains, by number, and by seed where it does so again.
         self._begun: dict[tuple[int, int | None], float] = {}
-        self._again: dict[tuple[int, int], Record] = {}  # measured again now, by number and seed
-        self._numbers: dict[str, int] = {}  # of the experiments, by commit
+        self._again: dict[tuple[int, int], Repeating] = {}  # measured again now, by number and seed
         self._logs: Logs = {}  # of what runs, and of what state
 
     def look(self) -> Story:
@@ -196,14 +161,14 @@ class JournalReader:
             if self.tag is None and (told := self._table.look()).entries:
                 self._generation, self._told_table = told.generation, True
                 return dataclasses.replace(told, problem=problem or told.problem)
-            lives = self._session is not None and _lives(self._session)
+            lives = _lives(self._session)
             running = self._running(lives)
             return Story(
                 title=f"autoresearch/{self.tag}" if self.tag else self.workspace.root.name,
                 entries=self._entries,
                 summary=self._summary,
                 running=running,
-                workers=(self._session or {}).get("workers") or 1,
+                workers=(self._session.workers if self._session else None) or 1,
                 state=self._state(lives, bool(running)),
                 noise_sd=self._noise_sd,
                 generation=self._generation,
@@ -214,7 +179,7 @@ class JournalReader:
     def experiment(self, n: int) -> Experiment | None:
         """One by its number, decided or not."""
         with self._one:
-            return self._history[n] if 0 <= n < len(self._history) else None
+            return self._experiments[n] if 0 <= n < len(self._experiments) else None
 
     def entry(self, n: int) -> Entry | None:
         """One that is decided."""
@@ -224,12 +189,13 @@ class JournalReader:
     def number(self, commit: str) -> int | None:
         """The number of the experiment that a commit belongs to."""
         with self._one:
-            return self._numbers.get(commit)
+            one = self._experiments.by_commit(commit)
+            return None if one is None else one.n
 
-    def spent(self, n: int) -> Spent | None:
+    def spent(self, n: int) -> Spent:
         """What an experiment cost so far."""
         with self._one:
-            return self._spent.get(n)
+            return self._experiments.costs.of(n)
 
     def run_dir(self, n: int) -> Path:
         """The folder of an experiment's logs."""
@@ -244,7 +210,7 @@ class JournalReader:
             self._before = was if self._journal and was else ""
             another = self._journal is not None or self._told_table
             generation = self._generation + another
-            self._journal = Growing(journal.path_of(self.workspace.state_dir(tag)), generation)
+            self._journal = Follower(journal.path_of(self.workspace.state_dir(tag)), generation)
         added = self._journal.read()
         if self._journal.generation != self._generation:
             self._clear(self._journal.generation)
@@ -259,80 +225,63 @@ class JournalReader:
         if self.tag is not None and not self._follow:
             return self.tag
         newest = lookup.pick_tag(self.workspace, None)
-        stays = newest is None or (self._session is not None and _lives(self._session))
+        stays = newest is None or _lives(self._session)
         return self.tag if self.tag is not None and stays else newest
 
-    def _add(self, added: list[Record]) -> None:
+    @property
+    def _session(self) -> Began | None:
+        """The last command that started."""
+        return self._experiments.began
+
+    def _add(self, added: list[Event]) -> None:
         assert self._journal is not None
-        for record in added:
-            self._note(record)
-        self._add_spent(added)
-        self._history = self._replay.up_to(self._journal.records)
-        fresh = decided(self._history)[len(self._entries) :]
+        self._experiments = experiments = self._journal.experiments
+        for event in added:
+            self._note(event)
+        fresh = experiments.decided[len(self._entries) :]
         if fresh:
             # The best so far goes before them, so that their gains are counted from it.
-            listed = report.entries([*self._best, *fresh], self._spent)[len(self._best) :]
+            costs = experiments.costs
+            listed = report.entries([*self._best, *fresh], costs)[len(self._best) :]
             # A Story that was handed out keeps its own.
-            self._entries = [*(_priced(one, self._spent) for one in self._entries), *listed]
+            self._entries = [*(_priced(one, costs) for one in self._entries), *listed]
             self._best = _best([*self._best, *fresh])
-        if fresh or any(record["step"] in ("repeated", "audited") for record in added):
-            noise = statistics.noise(self._history)
+        if fresh or any(isinstance(event, Repeated | Audited) for event in added):
+            noise = statistics.noise(experiments)
             self._noise_sd = None if noise is None else noise.sd
-            claims = statistics.claims(self._history, self._journal.records)
-            self._summary = report.summarize(self._entries, claims)
-        in_all = costs.total(list(self._spent.values()))  # with what is not decided yet
-        self._summary = dataclasses.replace(self._summary, spent=in_all)
+            self._summary = report.summarize(self._entries, statistics.claims(experiments))
+        # With what is not decided yet.
+        self._summary = dataclasses.replace(self._summary, spent=experiments.costs.total)
 
-    def _note(self, record: Record) -> None:
-        """What is going on after this record."""
-        step, n = record["step"], record.get("n", -1)
-        if step == "session":
-            self._session = record
-            self._again = {}  # a process that died finished none
-        if step in ("proposed", "repaired"):
-            self._numbers[record["commit"]] = n
-        if step in ("proposed", "repaired", "disturbed"):
-            self._begun[n, record.get("seed")] = record.get("time", 0.0)
-        if step == "repeating" and record["phase"] != "given up":
-            self._again[n, record["seed"]] = record
-        elif step in ("repeating", "repeated"):
-            self._again.pop((n, record["seed"]), None)
-
-    def _add_spent(self, added: list[Record]) -> None:
-        """Which experiment an answer is for shows only when it is used; mostly as was thought."""
-        assert self._journal is not None
-        moved = False
-        for record in added:
-            ask, n = record.get("ask"), record.get("n", -1)
-            if ask is not None and record["step"] == "asked":
-                self._asks[ask] = n
-            if ask is not None and record["step"] == "proposed":
-                moved |= self._asks.get(ask, n) != n
-        if moved:
-            self._spent = costs.by_experiment(self._journal.records)
-            return
-        for n, part in costs.by_experiment(added).items():
-            self._spent[n] = costs.total([self._spent.get(n, Spent()), part])
+    def _note(self, event: Event) -> None:
+        """What is going on after this event."""
+        match event:
+            case Began():
+                self._again = {}  # a process that died finished none
+            case Proposed() | Repaired():
+                self._begun[event.n, None] = event.time
+            case Interfered():
+                self._begun[event.n, event.seed] = event.time
+            case Repeating(phase=Phase.TRAINING | Phase.SCORING):
+                self._again[event.n, event.seed] = event
+            case Repeating() | Repeated():
+                self._again.pop((event.n, event.seed), None)
 
     def _running(self, lives: bool) -> tuple[Running, ...]:
         known, self._logs = self._logs, {}
         again = list(self._again.values()) if lives else []
-        measured_again = {record["n"] for record in again}
+        measured_again = {event.n for event in again}
         # What an interrupted loop left does not run while `verify` does.
-        undecided = [] if lives and self._verifies() else self._history
-        found = [
-            self._first(one, known)
-            for one in undecided
-            if one.status is None and one.n not in measured_again
-        ]
-        found += [self._another(record, known) for record in again]
+        undecided = [] if lives and self._verifies() else self._experiments.undecided
+        found = [self._first(one, known) for one in undecided if one.n not in measured_again]
+        found += [self._another(event, known) for event in again]
         return tuple(sorted(found, key=lambda one: (one.n, one.seed or 0)))
 
     def _first(self, one: Experiment, known: Logs) -> Running:
         """What is not decided yet."""
         trained = one.outcome is not None
         # The log of an attempt before it, or of a process that died, does not tell of this one.
-        resumed = (self._session or {}).get("time", 0.0) if not self._verifies() else 0.0
+        resumed = self._session.time if self._session and not self._verifies() else 0.0
         since = 0.0 if trained else max(self._begun.get((one.n, None), 0.0), resumed)
         progress = self._progress(self.run_dir(one.n) / "run.log", since, known)
         phase = "training" if progress.step is not None else "starting"
@@ -340,17 +289,16 @@ class JournalReader:
             phase = "scoring" if one.outcome == "ok" and one.scored is None else "measured"
         return self._running_one(one, phase, one.started, progress)
 
-    def _another(self, record: Record, known: Logs) -> Running:
+    def _another(self, event: Repeating, known: Logs) -> Running:
         """What is measured once more."""
         assert self.tag is not None
-        n, seed = record["n"], record["seed"]
+        n, seed = event.n, event.seed
         log = self.workspace.repeat_log(self.tag, n, seed)
-        progress = self._progress(log, max(record["time"], self._begun.get((n, seed), 0.0)), known)
-        phase = record["phase"]
-        if phase == "training" and progress.step is None:
-            phase = "starting"
-        running = self._running_one(self._history[n], phase, record["time"], progress)
-        return dataclasses.replace(running, seed=seed, purpose=PURPOSES.get(record["purpose"], ""))
+        progress = self._progress(log, max(event.time, self._begun.get((n, seed), 0.0)), known)
+        starting = event.phase == Phase.TRAINING and progress.step is None
+        phase = "starting" if starting else event.phase.value
+        running = self._running_one(self._experiments[n], phase, event.time, progress)
+        return dataclasses.replace(running, seed=seed, purpose=PURPOSES.get(event.purpose, ""))
 
     def _running_one(
         self, one: Experiment, phase: str, started: float, progress: Progress
@@ -360,7 +308,7 @@ class JournalReader:
             description=clean(one.description),
             expected=clean(one.expected, 40),
             agent=clean(one.agent, 30),
-            base=self._numbers.get(one.base),
+            base=base.n if (base := self._experiments.by_commit(one.base)) else None,
             of=one.of,
             phase=phase,
             started=started,
@@ -382,7 +330,7 @@ class JournalReader:
         return self._logs[log][1]
 
     def _verifies(self) -> bool:
-        return self._session is not None and self._session.get("kind") == "verify"
+        return self._session is not None and self._session.kind == "verify"
 
     def _state(self, lives: bool, running: bool) -> str:
         if lives:
@@ -390,9 +338,9 @@ class JournalReader:
         return "interrupted" if running else "idle"
 
 
-def _priced(entry: Entry, spent: Mapping[int, Spent]) -> Entry:
+def _priced(entry: Entry, costs: Costs) -> Entry:
     """The entry with what it cost."""
-    cost = spent.get(entry.n)
+    cost = costs.of(entry.n)
     return entry if entry.spent == cost else dataclasses.replace(entry, spent=cost)
 
 
@@ -407,14 +355,16 @@ def _best(found: Sequence[Experiment]) -> list[Experiment]:
     return best
 
 
-def _lives(session: Record) -> bool:
+def _lives(session: Began | None) -> bool:
     """Whether the process that began a session still runs, as far as this machine knows."""
     import psutil
 
+    if session is None or session.pid <= 0:
+        return False
     try:
         # A number that was given again belongs to a process younger than the record.
-        return psutil.Process(int(session["pid"])).create_time() <= session["time"] + 1
-    except (psutil.Error, KeyError, TypeError, ValueError):
+        return psutil.Process(session.pid).create_time() <= session.time + 1
+    except psutil.Error:
         return False
 
 

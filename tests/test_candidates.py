@@ -12,7 +12,7 @@ import pytest
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import GitError, UserError
 from autoresearch_jax.repo import candidates, stale_locks
-from autoresearch_jax.repo.candidates import Ratchet
+from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import locks
 from tests import harness
@@ -30,7 +30,7 @@ def workspace(tmp_path, monkeypatch):
 
 @pytest.fixture
 def wheel(workspace):
-    return Ratchet(workspace, "tag")
+    return Candidates(workspace, "tag")
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_no_other_ref_is_cleared_and_none_without_the_tag(workspace, held):
         wheel.clear_stale_locks({"refs/heads/main2": workspace.head()})
     assert path.exists()
     with pytest.raises(ValueError, match="lock of tag tag must be held"):
-        Ratchet(workspace, "tag").clear_stale_locks({})
+        Candidates(workspace, "tag").clear_stale_locks({})
 
 
 def test_a_git_of_ours_holds_the_tag_until_it_has_ended(workspace, held, tmp_path):

@@ -1,6 +1,5 @@
 """Who is asked and when: lookahead, mending, troubles, and what they cost, on real repositories."""
 
-import dataclasses
 import re
 import signal
 import subprocess
@@ -18,14 +17,26 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import compile_check
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.local import LocalExecutor
-from autoresearch_jax.loop import proposal_queue, proposer
+from autoresearch_jax.loop import back_off, proposer
 from autoresearch_jax.loop.config import LoopConfig
-from autoresearch_jax.records import costs, journal
-from autoresearch_jax.records.costs import Spent
-from autoresearch_jax.repo.candidates import Ratchet
+from autoresearch_jax.records import journal
+from autoresearch_jax.records.costs import Costs, Spent
+from autoresearch_jax.records.events import (
+    Asked,
+    Began,
+    Decided,
+    Dropped,
+    Finished,
+    Proposed,
+    Queued,
+    Status,
+    Verified,
+)
+from autoresearch_jax.records.experiments import Experiments
+from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
-from tests.harness import DEVICE, Notes, Scripted, rows, run_loop, train_py
+from tests.harness import DEVICE, Notes, Scripted, lines, rows, run_loop, train_py
 
 END = "RATE_LR = 0.04\nWIDTH = 64\nSCORE -= FIRST + SECOND + 0 * RATE_LR * WIDTH"
 
@@ -43,11 +54,11 @@ def parts(first=0, second=0, score=1.0):
 
 
 def found(workspace):
-    return journal.experiments(workspace.state_dir("t"))
+    return list(journal.read(workspace.state_dir("t")))
 
 
 def records(workspace, step):
-    return [one for one in journal.records(workspace.state_dir("t")) if one["step"] == step]
+    return [one for one in lines(workspace.state_dir("t")) if one["step"] == step]
 
 
 class Slow(Scripted):
@@ -146,7 +157,7 @@ def test_what_was_written_before_a_keep_is_carried_over_to_it(workspace):
     assert (first.status, second.status) == ("keep", "keep")
     assert second.base == first.commit
     assert second.val_bpb == pytest.approx(0.7)  # both
-    assert "FIRST = 0.1" in Ratchet(workspace, "t").show(second.commit)
+    assert "FIRST = 0.1" in Candidates(workspace, "t").show(second.commit)
     assert "carried over to the train.py of experiment 1" in view.text
     assert len(agent.contexts) == 2
 
@@ -200,7 +211,7 @@ def test_a_merge_that_is_no_python_is_dropped(workspace):
     caught = edit(middle, f"{middle}except ValueError:\n")
     run_loop(workspace, Slow(no_try, caught, edit("FIRST = 0", "FIRST = 0.1")), 2, tag="t")
     (dropped,) = records(workspace, "dropped")
-    assert dropped["reason"].startswith("merged with experiment 1 it is no Python (SyntaxError")
+    assert dropped["reason"].startswith("merged with experiment 1 it is not Python (SyntaxError")
     assert found(workspace)[2].val_bpb == pytest.approx(0.4)
 
 
@@ -235,7 +246,7 @@ def test_a_draft_survives_the_loop_that_made_it(workspace, tmp_path):
     script = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from tests.test_desk import *
+from tests.test_proposer import *
 workspace = Workspace.open({str(workspace.root)!r})
 run_loop(workspace, Slow({waits!r}, edit("SECOND = 0", "SECOND = 0.2", "waited")), 2, tag="t")
 """
@@ -394,7 +405,7 @@ def test_a_crash_is_mended_by_who_made_it(workspace):
     assert quoted
     assert all(line.startswith(">") or '"' in line or "raise" in line for line in lines)
     assert (run_dir / "prompt.md").exists()  # of the first answer
-    wheel = Ratchet(workspace, "t")
+    wheel = Candidates(workspace, "t")
     assert "raise" in wheel.show("refs/autoresearch/t/1.1")
     assert "raise" not in wheel.show("refs/autoresearch/t/1")
     assert wheel.tip() == e.commit
@@ -445,7 +456,7 @@ CRASH = edit("FIRST = 0", "FIRST = 0.1; raise ValueError('odd')", "odd")
 
 @pytest.mark.parametrize("instead", ["draft", "tpe"])
 def test_while_an_agent_mends_for_long_something_else_is_trained(workspace, monkeypatch, instead):
-    monkeypatch.setattr(proposer, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(back_off, "PATIENCE_SECONDS", 0.0)
     waits = instead == "draft"
     others = [edit("SECOND = 0", "SECOND = 0.2"), for_ever] if waits else [trouble("login")]
     agent = Mending(CRASH, *others)
@@ -467,9 +478,9 @@ def test_while_an_agent_mends_for_long_something_else_is_trained(workspace, monk
     e = found(workspace)
     assert [one.agent for one in e] == ["", "slow", "slow" if waits else "tpe", "slow"]
     assert (e[1].status, e[1].reason) == ("crash", "ValueError: odd")
-    assert "not mended yet: the crash is recorded, and slow goes on mending" in view.text
+    assert "not repaired yet: the crash is recorded, and slow goes on with the repair" in view.text
     assert (e[3].description, e[3].status) == ("mended", "keep")
-    source = Ratchet(workspace, "t").show(e[3].commit)
+    source = Candidates(workspace, "t").show(e[3].commit)
     assert "FIRST = 0.1\n" in source
     assert "SECOND = 0.2" in source or not waits  # carried over to what was kept meanwhile
     assert not records(workspace, "repaired")
@@ -478,7 +489,7 @@ def test_while_an_agent_mends_for_long_something_else_is_trained(workspace, monk
 
 
 def test_where_nothing_else_can_be_trained_mending_is_waited_for(workspace, monkeypatch):
-    monkeypatch.setattr(proposer, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(back_off, "PATIENCE_SECONDS", 0.0)
     agent = Mending(CRASH)
     threading.Timer(0.6, agent.go.set).start()
     run_loop(workspace, agent, 1, tag="t")
@@ -486,7 +497,7 @@ def test_where_nothing_else_can_be_trained_mending_is_waited_for(workspace, monk
 
 
 def test_an_agent_that_mends_is_ended_with_the_loop(workspace, monkeypatch):
-    monkeypatch.setattr(proposer, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(back_off, "PATIENCE_SECONDS", 0.0)
 
     class ForEver(Slow):
         def repair(self, context):
@@ -535,7 +546,7 @@ def test_without_a_fallback_a_quota_is_waited_for_and_ctrl_c_ends_that(workspace
 @pytest.mark.parametrize("kind", ["missing", "login"])
 def test_what_asking_again_cannot_mend_stops_a_loop_without_fallback(workspace, kind):
     agent = Slow(trouble(kind))
-    with pytest.raises(UserError, match=f"^{kind}: no answer. Nothing is lost: mend the agent"):
+    with pytest.raises(UserError, match=f"^{kind}: no answer. Nothing is lost: correct the agent"):
         run_loop(workspace, agent, 1, tag="t")
     assert len(agent.contexts) == 1
 
@@ -576,7 +587,7 @@ def test_an_agent_that_is_missing_is_said_before_the_baseline(workspace):
 
 
 def test_while_an_agent_thinks_for_long_tpe_proposes(workspace, monkeypatch):
-    monkeypatch.setattr(proposer, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(back_off, "PATIENCE_SECONDS", 0.0)
     done = threading.Event()
 
     def long(context):
@@ -593,7 +604,7 @@ def test_while_an_agent_thinks_for_long_tpe_proposes(workspace, monkeypatch):
     run_loop(workspace, Slow(long), 2, view, tag="t", fallback=True)
     assert [e.agent for e in found(workspace)] == ["", "tpe", "slow"]
     assert "slow has no proposal yet: tpe proposes meanwhile" in view.text
-    assert "FIRST = 0.1" in Ratchet(workspace, "t").show(found(workspace)[2].commit)
+    assert "FIRST = 0.1" in Candidates(workspace, "t").show(found(workspace)[2].commit)
     for e, name in zip(found(workspace)[1:], ("tpe", "slow"), strict=True):
         assert e.agent == name
         assert (workspace.run_dir("t", e.n) / "prompt.md").exists()
@@ -601,7 +612,7 @@ def test_while_an_agent_thinks_for_long_tpe_proposes(workspace, monkeypatch):
 
 def test_tpe_proposes_for_one_at_a_time(workspace, monkeypatch):
     """The agent fails just when the accelerator has waited for long enough."""
-    monkeypatch.setattr(proposer, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(back_off, "PATIENCE_SECONDS", 0.0)
     inside, most = [], []
 
     class Counting(Tpe):
@@ -623,7 +634,7 @@ def test_tpe_proposes_for_one_at_a_time(workspace, monkeypatch):
 
 
 def test_a_search_that_finds_nothing_does_not_end_an_agent_that_thinks(workspace, monkeypatch):
-    monkeypatch.setattr(proposer, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(back_off, "PATIENCE_SECONDS", 0.0)
 
     class Barren(Tpe):
         def propose(self, context):
@@ -639,7 +650,7 @@ def test_a_search_that_finds_nothing_does_not_end_an_agent_that_thinks(workspace
 
 
 def test_a_limit_that_is_over_at_once_is_not_believed_for_ever():
-    line = proposer.Line()
+    line = back_off.BackOff()
     pauses = []
     for _ in range(8):
         assert line.failed(AgentError("try again in 20 ms", "limit", again=time.time() + 0.02))
@@ -677,7 +688,7 @@ def test_a_draft_that_the_person_tried_meanwhile_is_dropped(workspace):
     path.write_text(parts(first=-0.1))
     setup = harness.setup(tag="t")
     log_path = workspace.root / "run.log"
-    if not proposal_queue.waiting(journal.records(workspace.state_dir("t"))):
+    if not journal.read(workspace.state_dir("t")).queue:
         pytest.skip("it was recorded before the signal")
     loop.run_proposal(workspace, *setup, description="mine", log_path=log_path)
     run_loop(workspace, Slow(edit("SECOND = 0", "SECOND = 0.2", "another")), 1, tag="t")
@@ -702,12 +713,11 @@ def test_what_an_experiment_cost_is_known(workspace):
         priced("SECOND = 0", "SECOND = 0.1", None, 3000),
     )
     run_loop(workspace, agent, 2, tag="t")
-    all_records = journal.records(workspace.state_dir("t"))
-    of = costs.by_experiment(all_records)
-    assert (of[1].usd, of[1].tokens, of[1].asked) == (0.75, 2100, 2)
-    assert (of[2].usd, of[2].tokens, of[2].unpriced) == (0.0, 3000, 1)
-    assert of[1].accelerator_s == found(workspace)[1].metrics["wall_seconds"]
-    total = costs.spent(all_records)
+    of = journal.read(workspace.state_dir("t")).costs
+    assert (of.of(1).usd, of.of(1).tokens, of.of(1).asked) == (0.75, 2100, 2)
+    assert (of.of(2).usd, of.of(2).tokens, of.of(2).unpriced) == (0.0, 3000, 1)
+    assert of.of(1).accelerator_s == found(workspace)[1].metrics["wall_seconds"]
+    total = of.total
     assert (total.usd, total.tokens, total.experiments) == (0.75, 5100, 2)
     assert found(workspace)[1].expected == "-0.1"
 
@@ -762,37 +772,44 @@ def test_an_answer_without_a_price_is_said_where_dollars_are_limited(workspace):
     assert "slow did not say what that cost: --max-usd misses it" in view.text
 
 
-def test_what_a_late_answer_cost_is_its_own(workspace):
-    steps = [
-        {"step": "asked", "ask": 0, "n": 1, "usd": 3.0, "tokens": 1, "seconds": 1.0},
-        {"step": "proposed", "ask": 1, "n": 1, "base": "b", "agent": "tpe"},
-        {"step": "proposed", "ask": 0, "n": 2, "base": "b", "agent": "slow"},
-    ]
-    assert {n: spent.usd for n, spent in costs.by_experiment(steps).items()} == {2: 3.0, 1: 0.0}
+def test_what_a_late_answer_cost_is_its_own():
+    costs = Experiments(
+        [
+            Asked(ask=0, n=1, usd=3.0, tokens=1, seconds=1.0),
+            Proposed(ask=1, n=1, commit="c", base="b", agent="tpe"),
+            Proposed(ask=0, n=2, commit="d", base="b", agent="slow"),
+        ]
+    ).costs
+    assert (costs.of(1).usd, costs.of(2).usd) == (0.0, 3.0)
 
 
 def test_absurd_costs_end_nothing():
-    asked = {"step": "asked", "ask": 0, "n": 1, "usd": 1e308, "tokens": 10**308, "seconds": 1.0}
-    assert costs.spent([asked, asked]).tokens == 2 * 10**15
+    costs = Costs()
+    for _ in range(2):
+        costs.add(Asked(ask=0, n=1, usd=1e308, tokens=10**18, seconds=1.0))
+    assert costs.total.tokens == 2 * 10**15
 
 
 HOUR = [
-    {"step": "session", "kind": "loop", "continues": False, "time": 1000.0},
-    {"step": "finished", "time": 1000.0 + 3600},
-    {"step": "session", "kind": "loop", "continues": False, "time": 90000.0},
-    {"step": "asked", "time": 90100.0, "usd": 1.0, "tokens": 5, "seconds": 2.0},
-    {"step": "verified", "time": 95000.0},
-    {"step": "session", "kind": "run", "time": 96000.0},
-    {"step": "decided", "time": 97000.0},
-    {"step": "session", "kind": "loop", "continues": True, "time": 99000.0},
+    Began(kind="loop", time=1000.0),
+    Finished(time=1000.0 + 3600),
+    Began(kind="loop", time=90000.0, max=3),
+    Asked(time=90100.0, usd=1.0, tokens=5, seconds=2.0),
+    Verified(n=0, split="val", time=95000.0),
+    Began(kind="run", time=96000.0),
+    Decided(n=0, status=Status.KEEP, time=97000.0),
+    Began(kind="loop", continues=True, time=99000.0, max=3),
 ]
 
 
-def test_hours_are_those_that_loops_ran():
-    assert costs.spent(HOUR).loop_s == 3600 + 100
-    assert costs.spent(HOUR, now=99010.0).loop_s == 3600 + 110
-    assert costs.unfinished(HOUR) == 2
-    assert costs.spent(HOUR[2:], now=99010.0).loop_s == 110
+def test_hours_are_those_that_loops_ran(monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 99010.0)
+    costs = Experiments(HOUR).costs
+    assert costs.this_loop().loop_s == 110
+    assert costs.continues({"max": 3, "max_usd": None})
+    assert not costs.continues({"max": 4, "max_usd": None})
+    assert not Experiments([*HOUR, Finished()]).costs.continues({"max": 3})
+    assert Experiments(HOUR[:2]).costs.this_loop() == Spent()
 
 
 @pytest.mark.parametrize(
@@ -814,10 +831,12 @@ def test_limits(config, spent, limit):
     assert all(value is None or value >= 0 for value in left.values())
 
 
-def test_the_oldest_draft_is_next():
-    draft = proposal_queue.Draft(0, "b", "c", "d", "", "slow")
-    steps = [{"step": "drafted", **dataclasses.asdict(draft), "ask": ask} for ask in (4, 5, 6)]
-    assert proposal_queue.waiting(steps)[0].ask == 4
-    assert proposal_queue.waiting([*steps, {"step": "proposed", "ask": 4}])[0].ask == 5
-    assert proposal_queue.waiting([*steps, {"step": "dropped", "ask": 5}])[0].ask == 4
-    assert not proposal_queue.waiting([{"step": "proposed"}])
+def test_the_oldest_proposal_is_next():
+    queued = [Queued(ask=ask, blob="b", base="c", agent="slow") for ask in (4, 5, 6)]
+    assert Experiments(queued).queue[0].ask == 4
+    proposed = Proposed(ask=4, n=0, commit="c", base="b")
+    assert Experiments([*queued, proposed]).queue[0].ask == 5
+    assert Experiments([*queued, Dropped(ask=5)]).queue[0].ask == 4
+    carried = Queued(of=0, blob="b", base="c")
+    assert Experiments([*queued, carried]).queue[0].of == 0  # it has been waited for already
+    assert not Experiments([proposed]).queue
