@@ -35,13 +35,12 @@ from autoresearch_jax.common import literals, protocol
 from autoresearch_jax.jobs.job import Score
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools
-from autoresearch_jax.records import costs, journal
-from autoresearch_jax.records.experiment import Experiment, replay
+from autoresearch_jax.records import journal
+from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import process
 from autoresearch_jax.views import report
 from tests import harness
-from tests.harness import lines
 
 SIZES = (0, 100, 300, 1000, 3000)
 TAG = "t"
@@ -163,7 +162,7 @@ def write_journal(workspace: Workspace, commits: list[str]) -> None:
         for name in ("run.log", "prompt.md"):
             (run_dir / name).write_text("x\n")
     path = journal.path_of(workspace.state_dir(TAG))
-    path.write_bytes(b"".join(map(journal.seal, records)))
+    path.write_bytes(b"".join(journal.seal(harness.event(**one)) for one in records))
 
 
 def measure_loop(behind: int, count: int) -> dict:
@@ -177,10 +176,10 @@ def measure_loop(behind: int, count: int) -> dict:
                 config, tools = harness.setup(tag=TAG, max=count + 1, scorer=scorer)
                 begun = time.time()
                 loop.run_loop(workspace, config, tools, agent)
-            records = lines(workspace.state_dir(TAG))
-            done, cost = replay(records)[-count - 1 :], costs.by_experiment(records)
+            experiments = journal.read(workspace.state_dir(TAG))
+            done = experiments[-count - 1 :]
             assert all(one.status in ("keep", "discard") for one in done)
-            took = [cost[one.n].agent_s for one in done]
+            took = [experiments.costs.of(one.n).agent_s for one in done]
             # From one decision to the next, and less the agent's own seconds.
             seconds = [b.finished - a.finished for a, b in itertools.pairwise(done)]
             found[agent.name] = {
