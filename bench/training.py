@@ -26,7 +26,7 @@ import original
 from rich.console import Console
 from rich.table import Table
 
-from autoresearch_jax.system import hardware
+from autoresearch_jax.system import visible_devices
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -246,7 +246,7 @@ def cell(value) -> str:
 @click.option("--set", "sizes", multiple=True, callback=assignment, metavar="NAME=NUMBER")
 @click.option("--json", "as_json", is_flag=True)
 def main(checkout, python, device, dtypes, seconds, repeats, attention, sizes, as_json):
-    device = device or ("gpu" if hardware.accelerator_present() == "nvidia" else "cpu")
+    device = device or ("gpu" if visible_devices.accelerator_present() == "nvidia" else "cpu")
     if device == "gpu" and "float32" in dtypes:
         raise click.UsageError("the original's attention kernel on a GPU has no float32")
     attention = attention or ("own" if device == "gpu" else "torch")

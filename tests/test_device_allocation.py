@@ -7,12 +7,12 @@ import pytest
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import device_allocation
 from autoresearch_jax.jobs.device_allocation import WHOLE, DeviceAllocation, split
-from autoresearch_jax.system import hardware
+from autoresearch_jax.system import nvidia
 
 
 @pytest.fixture(autouse=True)
 def alike(monkeypatch):
-    monkeypatch.setattr(hardware, "gpu_kinds", lambda: ["NVIDIA H100"])
+    monkeypatch.setattr(nvidia, "kinds", lambda: ["NVIDIA H100"])
 
 
 def names(kind, count):
@@ -46,7 +46,7 @@ def test_gpus_are_divided_as_they_are_visible_here():
 
 
 def test_gpus_of_several_kinds_are_refused(monkeypatch):
-    monkeypatch.setattr(hardware, "gpu_kinds", lambda: ["NVIDIA A100", "NVIDIA H100"])
+    monkeypatch.setattr(nvidia, "kinds", lambda: ["NVIDIA A100", "NVIDIA H100"])
     message = (
         "the GPUs are of several kinds (NVIDIA A100, NVIDIA H100), so their scores do not compare. "
         "Choose some that are alike: export CUDA_VISIBLE_DEVICES=0,1"

@@ -14,7 +14,7 @@ from autoresearch_jax.loop import config
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.sandbox.isolation import Chosen
-from autoresearch_jax.system import hardware, locks
+from autoresearch_jax.system import battery, device_probe, locks, nvidia, visible_devices
 from tests import harness
 from tests.harness import Notes, Scripted, train_py
 
@@ -44,7 +44,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "SSH_CONNECTION", "TMUX", "STY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(hardware, "battery", lambda: None)
+    monkeypatch.setattr(battery, "charge", lambda: None)
 
 
 @pytest.fixture
@@ -56,7 +56,9 @@ def driver(tmp_path, monkeypatch):
     tool.write_text(DRIVER.replace("cat ", f"cat {folder}/").replace("-e old", f"-e {folder}/old"))
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
-    device = hardware.Device("gpu", "NVIDIA H100 80GB HBM3", 1, 81_000.0, "0.10.2", "0.10.2", "9.0")
+    device = device_probe.Device(
+        "gpu", "NVIDIA H100 80GB HBM3", 1, 81_000.0, "0.10.2", "0.10.2", "9.0"
+    )
     monkeypatch.setattr(environment, "probe", lambda home: (device, Chosen("bwrap", "")))
 
     def answer(gpus, holders="", old=False):
@@ -119,7 +121,7 @@ def test_a_gpu_that_is_held_and_slow_is_said(driver, tmp_path):
 )
 def test_what_holds_a_clock_back(driver, reasons, slowed, unusual):
     driver(H100.replace("0x0000000000000001", reasons))
-    (gpu,) = hardware.gpus()
+    (gpu,) = nvidia.gpus()
     assert (len(gpu.slowed), gpu.unusual) == (slowed, unusual)
 
 
@@ -129,10 +131,10 @@ def test_what_a_driver_does_not_say_is_not_known(driver, tmp_path, monkeypatch):
     assert words(found, "GPU 0") == "GPU 0   its driver does not say"
     assert found["memory_free_mb"] is None
     driver("NVIDIA-SMI has failed because it could not communicate with the driver\n")
-    assert hardware.gpus() == []
+    assert nvidia.gpus() == []
     driver(H100)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert hardware.gpus() == []
+    assert nvidia.gpus() == []
 
 
 @pytest.mark.parametrize(
@@ -141,8 +143,8 @@ def test_what_a_driver_does_not_say_is_not_known(driver, tmp_path, monkeypatch):
 def test_what_nothing_tells_of_an_accelerator_is_said_not_to_be_known(
     tmp_path, monkeypatch, platform, kind
 ):
-    monkeypatch.setattr(hardware, "gpus", list)
-    device = hardware.Device(platform, kind, 1, 16_000.0, "0.10.2", "0.10.2")
+    monkeypatch.setattr(nvidia, "gpus", list)
+    device = device_probe.Device(platform, kind, 1, 16_000.0, "0.10.2", "0.10.2")
     monkeypatch.setattr(environment, "probe", lambda home: (device, Chosen("bwrap", "")))
     found = doctor.report(tmp_path)
     line = words(found, "memory")
@@ -185,7 +187,7 @@ def test_the_first_step_is_timed_and_the_gpu_looked_at_under_load(workspace, dri
     assert (first["source"], first["tokens_per_s"]) == ("now", 10667.0)
     assert words(found, "start").endswith(" s until the first step is done, then 10,667 tokens/s")
     seen = []
-    measure.begin(workspace, *harness.setup(), under_load=lambda: seen.append(hardware.gpus()))
+    measure.begin(workspace, *harness.setup(), under_load=lambda: seen.append(nvidia.gpus()))
     assert len(seen) == 1
     assert not list((workspace.home / "runs").glob("measure-*"))
 
@@ -211,7 +213,9 @@ def test_a_train_py_with_lines_of_its_own_is_timed_too(workspace):
 
 @pytest.mark.usefixtures("driver")
 def test_a_device_at_work_is_left_alone(workspace):
-    handles = locks.devices(hardware.device_names(), "autoresearch-jax loop in /elsewhere", Notes())
+    handles = locks.devices(
+        visible_devices.device_names(), "autoresearch-jax loop in /elsewhere", Notes()
+    )
     try:
         problem = doctor.report(workspace.root, Notes())["problems"][-1]
     finally:
@@ -346,13 +350,13 @@ def test_a_weak_box_is_a_note(monkeypatch):
 
 def test_what_may_take_the_machine_away_is_a_note(monkeypatch):
     assert not list(doctor._passing_machine())
-    monkeypatch.setattr(hardware, "battery", lambda: (57.0, False))
+    monkeypatch.setattr(battery, "charge", lambda: (57.0, False))
     (note,) = doctor._passing_machine()
     assert "on its battery, 57% full" in note.problem
-    monkeypatch.setattr(hardware, "battery", lambda: (57.0, True))
+    monkeypatch.setattr(battery, "charge", lambda: (57.0, True))
     (note,) = doctor._passing_machine()
     assert note.command.endswith("autoresearch-jax loop")
-    monkeypatch.setattr(hardware, "battery", lambda: None)
+    monkeypatch.setattr(battery, "charge", lambda: None)
     monkeypatch.setenv("SSH_CONNECTION", "192.0.2.1 1 192.0.2.2 22")
     (note,) = doctor._passing_machine()
     assert (note.command, "connection" in note.problem) == ("tmux", True)
@@ -365,7 +369,7 @@ def test_json_spells_commands_as_they_are_typed_like_the_text(driver, tmp_path, 
     root = tmp_path / "a folder"
     root.mkdir()
     (root / "program.md").write_text("---\nagent: hybrid:nobody\n---\n")
-    monkeypatch.setattr(hardware, "battery", lambda: (57.0, True))
+    monkeypatch.setattr(battery, "charge", lambda: (57.0, True))
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
     words = ["-C", str(root), "doctor"]
     text = CliRunner().invoke(main.main, words).stdout

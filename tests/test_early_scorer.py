@@ -13,7 +13,7 @@ import pytest
 
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.system import hardware
+from autoresearch_jax.system import device_use
 from tests import harness
 from tests.attacks import lab
 
@@ -106,7 +106,7 @@ class Series:
         sources = [self.proposal(i) for i in range(len(SERIES))]
         limits = LIMITS | {"checkpoint_s": 3.0}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hardware, "device_holders", device_holders)
+            patch.setattr(device_use, "holders", device_holders)
             ground.loop(*sources, limits=limits, watch=self.watch, **{SWITCH: "1"})
 
     def proposal(self, i):

@@ -10,7 +10,7 @@ from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs import environment, scoring
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.sandbox import isolation, landlock
-from autoresearch_jax.system import hardware
+from autoresearch_jax.system import device_probe, visible_devices
 from tests import data_helpers, harness, levels
 
 
@@ -108,9 +108,9 @@ def test_an_isolation_that_is_required_is_reached_or_refused(workspace, monkeypa
 
 @levels.boxed
 def test_a_box_that_hides_the_accelerator_is_not_taken(workspace, monkeypatch):
-    found, probe = [], hardware.probe
+    found, probe = [], device_probe.probe
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    monkeypatch.setattr(hardware, "accelerator_present", lambda: "nvidia")
+    monkeypatch.setattr(visible_devices, "accelerator_present", lambda: "nvidia")
 
     def outside_on_a_gpu(**options):
         device = probe(
@@ -120,12 +120,12 @@ def test_a_box_that_hides_the_accelerator_is_not_taken(workspace, monkeypatch):
         kind = {} if found[-1] else {"platform": "gpu", "device_kind": "NVIDIA H100"}
         return dataclasses.replace(device, **kind)
 
-    monkeypatch.setattr(hardware, "probe", outside_on_a_gpu)
+    monkeypatch.setattr(device_probe, "probe", outside_on_a_gpu)
     device, chosen = environment.probe(workspace.home)
     assert (device.platform, chosen.level) == ("gpu", "none")
     assert "in a box of it JAX does not find the NVIDIA H100" in chosen.warning
     # Where JAX has no GPU outside either, the box is not at fault, and a person is told once.
-    monkeypatch.setattr(hardware, "probe", probe)
+    monkeypatch.setattr(device_probe, "probe", probe)
     found = environment.examine(workspace)
     assert found.level == levels.STRONGEST
     assert "this machine has an NVIDIA GPU, but JAX sees only the CPU" in found.warning

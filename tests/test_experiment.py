@@ -12,7 +12,7 @@ from autoresearch_jax.jobs.job import Score
 from autoresearch_jax.loop import session, worker
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.system import hardware, locks
+from autoresearch_jax.system import locks, visible_devices
 from tests import harness
 from tests.harness import Notes, Scripted, lines, rows, run_loop, train_py, written_score
 
@@ -302,7 +302,7 @@ def test_a_warning_is_said_once(workspace):
 
 
 def test_a_held_device_is_refused_before_anything_slow(workspace, monkeypatch):
-    names = hardware.device_names()
+    names = visible_devices.device_names()
     handles = locks.devices(names, "something else", Notes())
     try:
         for start in (

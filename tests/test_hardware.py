@@ -13,7 +13,7 @@ from autoresearch_jax.commands import doctor, presets
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import environment
-from autoresearch_jax.system import hardware
+from autoresearch_jax.system import device_probe, device_use, nvidia, tpu, visible_devices
 from tests.data_helpers import ROOT
 
 TRAIN = (ROOT / "train.py").read_text()
@@ -25,7 +25,7 @@ def numbers(source):
 
 
 def test_probe_names_the_device():
-    device = hardware.probe()
+    device = device_probe.probe()
     assert device.platform in ("cpu", "gpu", "tpu")
     assert device.device_count >= 1
     assert device.memory_mb > 100
@@ -33,28 +33,28 @@ def test_probe_names_the_device():
 
 
 def test_a_probe_that_hangs_or_fails_is_said(monkeypatch):
-    monkeypatch.setattr(hardware, "PROBE", "import time; time.sleep(60)")
-    with pytest.raises(UserError, match="another process may hold"):
-        hardware.probe(timeout=0.5)
-    monkeypatch.setattr(hardware, "PROBE", "raise SystemExit('no such device')")
+    monkeypatch.setattr(device_probe, "PROBE", "import time; time.sleep(60)")
+    with pytest.raises(UserError, match="another process may use"):
+        device_probe.probe(timeout=0.5)
+    monkeypatch.setattr(device_probe, "PROBE", "raise SystemExit('no such device')")
     with pytest.raises(UserError, match="no such device"):
-        hardware.probe()
+        device_probe.probe()
 
 
 def test_one_of_several_hosts_is_refused_with_a_way_on(monkeypatch):
     monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
     monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
-    hardware.refuse_several_hosts()
+    tpu.refuse_several_hosts()
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "t1v-0,t1v-1,t1v-2,t1v-3")
     with pytest.raises(UserError, match=r"one of the 4 hosts .*export TPU_WORKER_HOSTNAMES=local"):
-        hardware.refuse_several_hosts()
+        tpu.refuse_several_hosts()
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    hardware.refuse_several_hosts()
+    tpu.refuse_several_hosts()
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234")
     with pytest.raises(UserError, match="unset JAX_COORDINATOR_ADDRESS"):
-        hardware.refuse_several_hosts()
+        tpu.refuse_several_hosts()
     monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
-    hardware.refuse_several_hosts()
+    tpu.refuse_several_hosts()
 
 
 @contextlib.contextmanager
@@ -74,7 +74,7 @@ def metadata(monkeypatch, **attributes):
 
     for name in ("TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE", "JAX_PLATFORMS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(hardware, "accelerator_present", lambda: "tpu")
+    monkeypatch.setattr(visible_devices, "accelerator_present", lambda: "tpu")
     with HTTPServer(("127.0.0.1", 0), Metadata) as server:
         monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.serve_forever)
@@ -88,26 +88,26 @@ def test_a_slice_that_only_its_metadata_names_is_refused(monkeypatch):
     names = "unknown:unknown:10.0.0.2,unknown:unknown:10.0.0.3"
     refusal = pytest.raises(UserError, match="one of the 2 hosts")
     with metadata(monkeypatch, worker_network_endpoints=names), refusal:
-        hardware.refuse_several_hosts()
-    hardware.refuse_several_hosts()  # nothing answers: a machine of one's own
+        tpu.refuse_several_hosts()
+    tpu.refuse_several_hosts()  # nothing answers: a machine of one's own
 
 
 def test_in_a_box_without_a_network_libtpu_is_told_its_slice(monkeypatch):
     with metadata(monkeypatch, accelerator_type="v5litepod-8"):
-        told = hardware.tpu_variables()
+        told = tpu.slice_variables()
         assert told["TPU_ACCELERATOR_TYPE"] == "v5litepod-8"
         assert told["TPU_SKIP_MDS_QUERY"] == "1"
         monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v6e-8")  # the person's word counts
-        assert hardware.tpu_variables() == {}
+        assert tpu.slice_variables() == {}
     with metadata(monkeypatch):
-        assert hardware.tpu_variables() == {}
+        assert tpu.slice_variables() == {}
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert hardware.tpu_variables() == {}
+    assert tpu.slice_variables() == {}
 
 
 def test_a_loop_on_several_hosts_is_refused(prepared_home, monkeypatch):
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
-    monkeypatch.setattr(hardware, "probe", lambda: pytest.fail("it would wait for the others"))
+    monkeypatch.setattr(device_probe, "probe", lambda: pytest.fail("it would wait for the others"))
     root, _ = prepared_home
     with pytest.raises(UserError, match="one of the 2 hosts"):
         environment.examine(None)  # before anything is read
@@ -135,8 +135,8 @@ def test_a_gpu_that_jax_does_not_see_is_said(monkeypatch, tmp_path):
     tool.write_text("#!/bin/sh\necho 535.104.05\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert hardware.accelerator_present() == "nvidia"
-    cpu = hardware.Device("cpu", "cpu", 1, 1000.0, "0.10.2", "0.10.2")
+    assert visible_devices.accelerator_present() == "nvidia"
+    cpu = device_probe.Device("cpu", "cpu", 1, 1000.0, "0.10.2", "0.10.2")
     (problem,) = doctor._unused_accelerator(cpu)
     assert problem.command == "uv run --extra cuda12 autoresearch-jax doctor"
     for said, extra in {
@@ -147,7 +147,7 @@ def test_a_gpu_that_jax_does_not_see_is_said(monkeypatch, tmp_path):
         "570.1, 9.0": "cuda12",
     }.items():
         tool.write_text(f"#!/bin/sh\necho {said}\n")
-        assert hardware.cuda_extra() == extra
+        assert nvidia.cuda_extra() == extra
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert not list(doctor._unused_accelerator(cpu))
 
@@ -188,7 +188,7 @@ def test_what_a_training_takes_is_named_at_once(nodes, variables, names, tmp_pat
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     cores = [f"cpu-{core}" for core in sorted(os.sched_getaffinity(0))]
-    assert hardware.device_names(tmp_path) == (names or cores)
+    assert visible_devices.device_names(tmp_path) == (names or cores)
 
 
 @pytest.fixture
@@ -203,53 +203,53 @@ def nvidia_smi(accelerated, tmp_path, monkeypatch):
 
 def test_a_gpu_is_waited_for(nvidia_smi, tmp_path, monkeypatch):
     nvidia_smi("")
-    assert hardware.device_busy(nodes=()) == ""
+    assert device_use.busy_message(nodes=()) == ""
     nvidia_smi("4711, 61002, /usr/bin/python3, or so\n12, [N/A], Xorg\n")
-    assert hardware.device_holders(nodes=()) == {
+    assert device_use.holders(nodes=()) == {
         4711: "process 4711 (/usr/bin/python3, or so, 61002 MiB)",
         12: "process 12 (Xorg, [N/A] MiB)",
     }
     assert "--id" not in (tmp_path / "arguments").read_text()
-    hardware.wait_until_free(known={12, 4711}, nodes=())
+    device_use.wait_until_free(known={12, 4711}, nodes=())
     started = time.monotonic()
-    with pytest.raises(UserError, match=r"held by process 4711 \(.*`ps -fp 4711`.*`kill 4711`"):
-        hardware.wait_until_free(known={12}, seconds=0.3, nodes=())
+    with pytest.raises(UserError, match=r"used by process 4711 \(.*`ps -fp 4711`.*`kill 4711`"):
+        device_use.wait_until_free(known={12}, seconds=0.3, nodes=())
     assert time.monotonic() - started >= 0.3
     threading.Timer(0.3, nvidia_smi, ["12, 300, Xorg\n"]).start()
-    hardware.wait_until_free(known={12}, nodes=())
+    device_use.wait_until_free(known={12}, nodes=())
 
 
 def test_only_the_visible_gpus_count(nvidia_smi, tmp_path, monkeypatch):
     nvidia_smi("4711, 61002, python3\n")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-8932")
-    assert hardware.device_busy(nodes=())
+    assert device_use.busy_message(nodes=())
     assert (tmp_path / "arguments").read_text().split()[-1] == "--id=0,GPU-8932"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert not hardware.device_busy(nodes=())
+    assert not device_use.busy_message(nodes=())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert not hardware.device_busy(nodes=())
+    assert not device_use.busy_message(nodes=())
     monkeypatch.delenv("JAX_PLATFORMS")
     nvidia_smi("NVIDIA-SMI has failed because it could not communicate with the driver\n")
-    assert not hardware.device_busy(nodes=())
+    assert not device_use.busy_message(nodes=())
 
 
 def test_a_tpu_is_waited_for(accelerated, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     node = tmp_path / "accel0"
     nodes = (f"{tmp_path}/accel[0-9]*",)
-    assert not hardware.device_busy(nodes=nodes)
+    assert not device_use.busy_message(nodes=nodes)
     node.touch()
-    assert not hardware.device_busy(nodes=nodes)
+    assert not device_use.busy_message(nodes=nodes)
     code = f"file = open({str(node)!r}); print(flush=True); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as holder:
         holder.stdout.readline()
-        assert not hardware.device_busy(known={holder.pid}, nodes=nodes)
-        with pytest.raises(UserError, match=rf"held by process {holder.pid} \(python.*accel0\)"):
-            hardware.wait_until_free(seconds=0.2, nodes=nodes)
+        assert not device_use.busy_message(known={holder.pid}, nodes=nodes)
+        with pytest.raises(UserError, match=rf"used by process {holder.pid} \(python.*accel0\)"):
+            device_use.wait_until_free(seconds=0.2, nodes=nodes)
         holder.communicate(b"\n")
-    hardware.wait_until_free(seconds=5, nodes=nodes)
+    device_use.wait_until_free(seconds=5, nodes=nodes)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from autoresearch_jax.jobs import environment
 from autoresearch_jax.kit import artifacts
 from autoresearch_jax.kit.devices import OLD_GPU
 from autoresearch_jax.scorer import model
-from autoresearch_jax.system import hardware
+from autoresearch_jax.system import device_probe
 from tests import data_helpers
 from tests.data_helpers import ROOT
 
@@ -76,7 +76,7 @@ def test_a_machine_without_a_fit_gets_the_nearest_lower_and_the_reason(machine, 
 
 
 def test_doctor_names_the_reason(tmp_path, monkeypatch):
-    t4 = hardware.Device("gpu", "Tesla T4", 1, 14.7 * GIB, "0.10.2", "0.10.2", "7.5")
+    t4 = device_probe.Device("gpu", "Tesla T4", 1, 14.7 * GIB, "0.10.2", "0.10.2", "7.5")
     monkeypatch.setattr(environment, "probe", lambda home: (t4, None))
     found = doctor.report(tmp_path)
     assert found["preset"] == "12gb"
@@ -97,7 +97,7 @@ def test_cards_by_their_own_names():
 
 
 def test_the_probe_tells_a_gpus_generation():
-    assert hardware.probe().compute_capability == ""  # of a CPU, none
+    assert device_probe.probe().compute_capability == ""  # of a CPU, none
 
 
 # ---------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from autoresearch_jax.jobs.ray.messages import (
     TrainTask,
 )
 from autoresearch_jax.repo.workspace import FROZEN
-from autoresearch_jax.system import hardware, locks
+from autoresearch_jax.system import locks, visible_devices
 from tests import harness
 from tests.attacks import lab
 
@@ -267,7 +267,7 @@ def test_a_task_that_is_given_up_leaves_nothing_running(look):
     task.close()
     assert not [one for one in mine if harness.alive(one.pid)]
     assert not list((paths.home() / "cluster").glob("task-*"))
-    taken = locks.devices(hardware.device_names(), "afterwards", harness.Notes())
+    taken = locks.devices(visible_devices.device_names(), "afterwards", harness.Notes())
     for handle in taken:
         os.close(handle)
 

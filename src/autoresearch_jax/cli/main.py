@@ -174,11 +174,11 @@ def setup(
 
 def _fitting_preset(view: "View") -> str | None:
     from autoresearch_jax.commands import presets
-    from autoresearch_jax.system import hardware
+    from autoresearch_jax.system import device_probe
 
     view.live("looking at the accelerator")
     try:
-        found = hardware.probe()
+        found = device_probe.probe()
     except UserError as error:
         view.say(f"{error} So the sizes stay those of an H100; another: --preset NAME.")
         return None

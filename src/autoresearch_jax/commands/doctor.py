@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from autoresearch_jax.agents import AgentError, client, make_agent, search_space
 from autoresearch_jax.commands import measure, presets
 from autoresearch_jax.common import files, paths
@@ -29,8 +31,9 @@ from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace, time_budget
 from autoresearch_jax.sandbox import profiles
 from autoresearch_jax.sandbox.isolation import Chosen
-from autoresearch_jax.system import hardware
-from autoresearch_jax.system.hardware import Device, Gpu
+from autoresearch_jax.system import battery, device_probe, device_use, nvidia, tpu
+from autoresearch_jax.system.device_probe import Device
+from autoresearch_jax.system.nvidia import Gpu
 
 NIGHT_SECONDS = 12 * 3600
 AROUND_SECONDS = 30  # that an experiment takes beside its budget, at least
@@ -66,9 +69,9 @@ def report(root: Path, view: View | None = None, agent: str | None = None) -> di
     except UserError as error:
         problems.append(Problem(str(error), f"$EDITOR {root / 'program.md'}"))
     device = chosen = None
-    gpus, holders = hardware.gpus(), hardware.device_holders()
+    gpus, holders = nvidia.gpus(), device_use.holders()
     try:
-        hardware.refuse_several_hosts()
+        tpu.refuse_several_hosts()
         device, chosen = environment.probe(paths.home())
     except UserError as error:
         problems.append(Problem(str(error), "autoresearch-jax doctor"))
@@ -147,7 +150,7 @@ def report(root: Path, view: View | None = None, agent: str | None = None) -> di
 
 
 def _unused_accelerator(device: Device) -> Iterator[Problem]:
-    if unused := hardware.unused_accelerator(device):
+    if unused := device_probe.unused_accelerator(device):
         name, extra = unused
         yield Problem(
             f"this machine has {name}, but JAX sees only the CPU: the {extra} extra is missing.",
@@ -189,7 +192,7 @@ def _slow(gpus: Sequence[Gpu]) -> Iterator[Problem]:
 def _memory_free_mb(device: Device, gpus: Sequence[Gpu]) -> float | None:
     """Of the device that has least; None where it is not known."""
     if device.platform == "cpu":
-        return round(hardware.system_memory_free_mb(), 1)
+        return round(psutil.virtual_memory().available / 2**20, 1)
     free = [gpu.free_gib * 1024 for gpu in gpus if gpu.free_gib is not None]
     return round(min(free), 1) if free else None
 
@@ -233,7 +236,7 @@ def _first_step(
             Workspace.open(root),
             settings,
             Tools(view),
-            under_load=lambda: loaded.extend(hardware.gpus()),
+            under_load=lambda: loaded.extend(nvidia.gpus()),
         )
     except UserError as error:  # a loop trains there, say
         return None, gpus, [Problem(str(error), "autoresearch-jax doctor --first-step")]
@@ -259,7 +262,7 @@ def _weak_box(chosen: Chosen | None) -> Iterator[Problem]:
 
 def _passing_machine() -> Iterator[Problem]:
     """What may take the machine away in the night: a battery, a connection."""
-    charge = hardware.battery()
+    charge = battery.charge()
     if charge is not None and not charge[1]:
         said = f"this machine runs on its battery, {charge[0]:.0f}% full: a night needs the mains."
         yield Problem(said, "autoresearch-jax doctor  # once it is plugged in")

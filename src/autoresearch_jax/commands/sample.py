@@ -32,7 +32,7 @@ from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import FROZEN, Workspace
 from autoresearch_jax.sandbox import isolation, profiles
-from autoresearch_jax.system import hardware, locks, process
+from autoresearch_jax.system import locks, process, visible_devices
 from autoresearch_jax.system.disk_errors import disk_errors
 
 READ_BYTES = 1 << 12
@@ -159,7 +159,7 @@ def _own_folder(workspace: Workspace) -> Iterator[Path]:
 def _devices(workspace: Workspace, view: View) -> Iterator[tuple[int, ...]]:
     """The machine's devices are held: a training beside this would be slower, and score worse."""
     what = f"autoresearch-jax sample in {workspace.root}"
-    handles = tuple(locks.devices(hardware.device_names(), what, view))
+    handles = tuple(locks.devices(visible_devices.device_names(), what, view))
     try:
         yield handles
     finally:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.system import hardware
+from autoresearch_jax.system import nvidia
 
 # How libtpu is told of the chips that one process has of a host, by their number.
 TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1"}
@@ -36,7 +36,7 @@ WHOLE = DeviceAllocation()
 
 
 def split(workers: int, names: Sequence[str]) -> list[DeviceAllocation]:
-    """A share of the devices `names` (`hardware.device_names`) for each worker, all of one size.
+    """The devices that each worker gets of `names`, to all workers as many.
 
     Raises UserError where there are too few, or not all alike.
     """
@@ -60,7 +60,7 @@ def split(workers: int, names: Sequence[str]) -> list[DeviceAllocation]:
     if kind == "cpu":
         return [DeviceAllocation(cores=frozenset(map(int, part))) for part in numbers]
     if kind == "nvidia":
-        if len(kinds := hardware.gpu_kinds()) > 1:
+        if len(kinds := nvidia.kinds()) > 1:
             raise UserError(
                 f"the GPUs are of several kinds ({', '.join(kinds)}), so their scores do not "
                 "compare. Choose some that are alike: export CUDA_VISIBLE_DEVICES=0,1"

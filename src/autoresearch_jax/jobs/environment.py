@@ -17,7 +17,7 @@ from autoresearch_jax.jobs import scoring
 from autoresearch_jax.repo.workspace import Place
 from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.sandbox.isolation import Box
-from autoresearch_jax.system import device_specs, hardware
+from autoresearch_jax.system import device_probe, device_specs, tpu
 
 REBUILT = ("pydocs",)  # sources whose held-out text anybody can make again
 
@@ -69,7 +69,7 @@ def examine(
     UserError if the data is not prepared, the accelerator does not answer, this is one of several
     hosts, or the isolation is not to be had.
     """
-    hardware.refuse_several_hosts()
+    tpu.refuse_several_hosts()
     data = manifest.load(workspace.root)
     data.verify()
     device, chosen = probe(workspace.home, wanted, required, overrides)
@@ -104,7 +104,7 @@ def examine(
     }
     watched = chosen.level == "none"
     warnings = [chosen.warning]
-    if unused := hardware.unused_accelerator(device):
+    if unused := device_probe.unused_accelerator(device):
         name, extra = unused
         warnings.append(
             f"this machine has {name}, but JAX sees only the CPU: end this, and start it with "
@@ -124,13 +124,13 @@ def examine(
     )
 
 
-def _target(device: hardware.Device) -> str | None:
+def _target(device: device_probe.Device) -> str | None:
     if device.platform == "cpu" or os.environ.get("AUTORESEARCH_GATE") == "0":
         return None
     return device_specs.target_of(device.device_kind, device.memory_mb / 1024)
 
 
-def usable_gib(device: hardware.Device) -> float:
+def usable_gib(device: device_probe.Device) -> float:
     """What JAX's allocator gives a training: three quarters of a GPU, unless told otherwise."""
     share = 1.0
     if device.platform in ("gpu", "cuda"):
@@ -146,12 +146,12 @@ def probe(
     wanted: str = "auto",
     required: str | None = None,
     overrides: Mapping[str, str] | None = None,
-) -> tuple[hardware.Device, isolation.Chosen]:
+) -> tuple[device_probe.Device, isolation.Chosen]:
     """What JAX computes on, looked at in the strongest box that works. Raises UserError.
 
     `overrides` are variables for it, such as the JAX_PLATFORMS to look at.
     """
-    found: list[hardware.Device] = []
+    found: list[device_probe.Device] = []
 
     def trial(level: str) -> str:
         try:
@@ -163,10 +163,10 @@ def probe(
     chosen = isolation.strongest(wanted, required, trial)
     if chosen.level != "none":
         return found[0], chosen
-    return hardware.probe(environment=lambda given: {**given, **(overrides or {})}), chosen
+    return device_probe.probe(environment=lambda given: {**given, **(overrides or {})}), chosen
 
 
-def _probe_in_box(home: Path, level: str, overrides: Mapping[str, str]) -> hardware.Device:
+def _probe_in_box(home: Path, level: str, overrides: Mapping[str, str]) -> device_probe.Device:
     """A real computation in a box of that level, which must also hide and protect what it says.
 
     Raises UserError.
@@ -180,7 +180,7 @@ def _probe_in_box(home: Path, level: str, overrides: Mapping[str, str]) -> hardw
         failure = isolation.unavailable(level, box)
         if failure:
             raise UserError(failure)
-        device = hardware.probe(
+        device = device_probe.probe(
             wrap=lambda argv: isolation.wrap(level, argv, box),
             environment=lambda given: {**profiles.environment(given, box), **overrides},
             hidden=secret,
@@ -189,9 +189,9 @@ def _probe_in_box(home: Path, level: str, overrides: Mapping[str, str]) -> hardw
         )
     if device.leaks:
         raise UserError(f"a box of it {' and '.join(device.leaks)}")
-    if hardware.unused_accelerator(device):
+    if device_probe.unused_accelerator(device):
         # Where JAX computes on the CPU outside as well, it is not the box that is in its way.
-        outside = hardware.probe(environment=lambda given: {**given, **overrides})
+        outside = device_probe.probe(environment=lambda given: {**given, **overrides})
         if outside.platform != "cpu":
             raise UserError(f"in a box of it JAX does not find the {outside.device_kind}")
     return device

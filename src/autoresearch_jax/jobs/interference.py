@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoresearch_jax.system import hardware, supervisor
+from autoresearch_jax.system import device_use, nvidia, supervisor
 
 # A disturbed training has more, and more than so many times what is usual. bench/interference.py
 # measures what quiet and crowded ones have.
@@ -137,13 +137,13 @@ class GpuMonitor(Monitor):
 
     def _look(self) -> None:
         self._see_own()
-        gpus, holders = hardware.gpus(self._environ), hardware.device_holders(self._environ)
+        gpus, holders = nvidia.gpus(self._environ), device_use.holders(self._environ)
         self._see_own()  # what has started meanwhile may be among the holders
         with self._lock:
             if self._over.is_set():
                 return
             if gpus:
-                usual = {words for bit, words in hardware.SLOWED.items() if bit & hardware.USUAL}
+                usual = {words for bit, words in nvidia.SLOWED.items() if bit & nvidia.USUAL}
                 slowed = {words for gpu in gpus for words in gpu.slowed}
                 self._note("throttled_percent", slowed - usual)
             # In a container the driver may number processes otherwise than we do: a list without

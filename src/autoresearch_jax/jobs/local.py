@@ -29,7 +29,7 @@ from autoresearch_jax.jobs.job import (
 from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.sandbox.isolation import Box
-from autoresearch_jax.system import hardware, installed, supervisor
+from autoresearch_jax.system import device_use, installed, supervisor
 
 SPARE_BYTES = 256 << 20  # of a disk, that a training leaves free
 
@@ -244,11 +244,11 @@ class LocalExecutor:
         `early` are the processes of an early scorer.
         """
         if self._others is None:
-            self._others = frozenset(hardware.device_holders(self._variables))
+            self._others = frozenset(device_use.holders(self._variables))
         else:
             # Of other workers, what still lives is on devices of its own.
             own = self._others.union(early, self._relatives())
-            hardware.wait_until_free(own, environ=self._variables)
+            device_use.wait_until_free(own, environ=self._variables)
 
     def _relatives(self) -> list[int]:
         """What other workers of this process have running now."""

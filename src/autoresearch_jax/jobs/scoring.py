@@ -45,7 +45,8 @@ CODE = (
     "scorer/probes.py",
     "system/__init__.py",
     "system/device_specs.py",
-    "system/hardware.py",
+    "system/tpu.py",
+    "system/visible_devices.py",
 )
 
 UNSEALABLE = "unsealable"

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from autoresearch_jax.system import hardware
+from autoresearch_jax.system import tpu
 
 OLD_GPU = "old-gpu"  # what `platform` says of an NVIDIA GPU before Ampere
 FLASH_SINCE = (8, 0)  # the compute capability that brought bfloat16, and that flash attention needs
@@ -73,7 +73,7 @@ def initialize_distributed() -> None:
         jax.distributed.initialize(
             num_processes=_number("JAX_NUM_PROCESSES"), process_id=_number("JAX_PROCESS_ID")
         )
-    elif hardware.slice_hosts() > 1:
+    elif tpu.slice_hosts() > 1:
         jax.distributed.initialize()
 
 

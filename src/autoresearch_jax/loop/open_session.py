@@ -18,7 +18,7 @@ from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records import tags
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.system import hardware, locks
+from autoresearch_jax.system import locks, visible_devices
 from autoresearch_jax.system.disk_errors import disk_errors
 from autoresearch_jax.system.interrupts import Interrupts
 
@@ -88,7 +88,7 @@ def open_devices(
         if config.tag is not None:
             tags.refuse_held(workspace, config.tag)  # before the slow look at the accelerator
         what = f"autoresearch-jax {what} in {workspace.root}"
-        names = hardware.device_names()
+        names = visible_devices.device_names()
         parts = device_allocation.split(config.workers, names)
         handles = tuple(locks.devices(names, what, view))
         for handle in handles:

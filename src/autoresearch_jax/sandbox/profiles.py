@@ -8,7 +8,7 @@ from autoresearch_jax.data.manifest import Manifest
 from autoresearch_jax.repo.workspace import Place, Workspace
 from autoresearch_jax.sandbox import isolation
 from autoresearch_jax.sandbox.isolation import Box
-from autoresearch_jax.system import hardware
+from autoresearch_jax.system import tpu
 
 SCORER_CACHE_BYTES = 1 << 30  # of compiled scorings, the oldest go first
 
@@ -86,7 +86,7 @@ def _common(data: Manifest) -> tuple[Path, ...]:
 
 def environment(given: Mapping[str, str], box: Box) -> dict[str, str]:
     """Variables for a training or the scorer: none that may be secret, and a fresh home."""
-    return isolation.environment(given, box.scratch) | hardware.tpu_variables()
+    return isolation.environment(given, box.scratch) | tpu.slice_variables()
 
 
 def training_environment(

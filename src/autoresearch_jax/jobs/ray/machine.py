@@ -39,7 +39,7 @@ from autoresearch_jax.jobs.ray.messages import (
     Trained,
     TrainTask,
 )
-from autoresearch_jax.system import hardware, locks, process
+from autoresearch_jax.system import device_use, locks, nvidia, process, visible_devices
 from autoresearch_jax.system.disk_errors import disk_errors
 
 NEWS_SECONDS = 0.5  # between two looks at what has been printed
@@ -238,7 +238,7 @@ def _own_devices(requirements: Requirements, reporter: _Reporter) -> Iterator[_D
     with contextlib.suppress(OSError):  # Ray's tasks give way to all others
         os.setpriority(os.PRIO_PROCESS, 0, 0)
     os.environ.pop("OMP_NUM_THREADS", None)  # Ray's as well
-    names, wanted = hardware.device_names(), requirements.resources
+    names, wanted = visible_devices.device_names(), requirements.resources
     what = f"a task of autoresearch-jax on Ray, at {NAME}"
     if wanted.kind == "CPU":
         handles = locks.some(names, wanted.size, what, reporter)
@@ -256,7 +256,7 @@ def _own_devices(requirements: Requirements, reporter: _Reporter) -> Iterator[_D
         if wanted.kind == "GPU":
             # A driver takes moments to release what the task before had. What others use stays.
             with contextlib.suppress(UserError):
-                hardware.wait_until_free()
+                device_use.wait_until_free()
     try:
         allocation.bind_thread()
         yield _Devices(allocation, tuple(handles.values()))
@@ -288,7 +288,7 @@ def _environment(
     found = replace(found, fingerprint={**found.fingerprint, **allocation.fingerprint})
     kind = wanted.resources.kind
     if kind != "CPU" and found.platform == "cpu":
-        extra = "tpu" if kind == "TPU" else hardware.cuda_extra()
+        extra = "tpu" if kind == "TPU" else nvidia.cuda_extra()
         raise UserError(
             f"JAX on {NAME} sees only the CPU. Install it there with the extra {extra}, and start "
             "Ray anew."
