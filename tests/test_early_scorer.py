@@ -89,21 +89,19 @@ class Watch:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
-    """Two experiments that were scored by ordinary scorers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(SWITCH, "0")
-        return lab.make_ground(tmp_path_factory.mktemp("early") / "template")
+    """Two experiments that were scored by ordinary scorers, as is the default on a CPU."""
+    return lab.shared_ground(tmp_path_factory)
 
 
 class Series:
     """One loop with an early scorer beside each training."""
 
-    def __init__(self, ground: lab.Ground) -> None:
+    def __init__(self, ground: lab.Ground, names: list[str]) -> None:
         self.ground = ground
-        self.names = list(SERIES)
+        self.names = names
         self.watch = Watch(ground, 2, self.names)
         self.left: dict[str, list[int]] = {}  # scorers that run when the next one is proposed
-        sources = [self.proposal(i) for i in range(len(SERIES))]
+        sources = [self.proposal(i) for i in range(len(names))]
         limits = LIMITS | {"checkpoint_s": 3.0}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(device_use, "holders", device_holders)
@@ -126,8 +124,9 @@ class Series:
 
 
 @pytest.fixture(scope="module")
-def series(template, tmp_path_factory):
-    return Series(template.copy(tmp_path_factory.mktemp("series") / "ground"))
+def series(template, tmp_path_factory, nightly):
+    names = list(SERIES) if nightly else ["honest", "killed"]
+    return Series(template.copy(tmp_path_factory.mktemp("series") / "ground"), names)
 
 
 def test_the_score_is_what_an_ordinary_scorer_says(series):
@@ -136,25 +135,28 @@ def test_the_score_is_what_an_ordinary_scorer_says(series):
 
 
 def test_what_was_done_ahead_is_in_the_record_and_not_in_the_seconds_after(series):
-    for name in ("honest", "other"):
+    for name in {"honest", "other"} & set(series.names):
         metrics = series[name].metrics
         assert metrics["score_ahead_seconds"] > 0
         parts = ("score_compile_seconds", "score_seconds", "probe_seconds")
         assert metrics["scoring_seconds"] >= sum(metrics[part] for part in parts) - 0.01
 
 
+@pytest.mark.nightly
 def test_an_export_that_is_replaced_later_is_compiled_anew(series):
     assert series["other later"].val_bpb == series["other"].val_bpb != series["honest"].val_bpb
     assert "score_ahead_seconds" not in series["other later"].metrics
     assert "compiled ahead" in series.early_log("other later").read_text()
 
 
+@pytest.mark.nightly
 def test_what_an_early_scorer_would_refuse_an_ordinary_one_refuses(series):
     e = series["garbage later"]
     assert (e.status, e.val_bpb) == ("crash", None)
     assert e.reason.startswith("truncated: exported.bin cannot be read")
 
 
+@pytest.mark.nightly
 def test_what_it_could_not_compile_is_scored_if_it_is_right_in_the_end(series):
     assert "cannot be read" in series.early_log("garbage first").read_text()
     assert series["garbage first"].val_bpb == series.ground.worse
@@ -165,6 +167,7 @@ def test_a_killed_one_is_replaced_by_an_ordinary_one(series):
     assert "score_ahead_seconds" not in series["killed"].metrics
 
 
+@pytest.mark.nightly
 def test_it_ends_with_a_training_that_fails(series):
     assert (series["crashes"].outcome, series["too long"].outcome) == ("crash", "timeout")
     for name in ("crashes", "too long"):
@@ -173,7 +176,7 @@ def test_it_ends_with_a_training_that_fails(series):
 
 
 def test_none_stays(series):
-    assert list(series.watch.seen) == list(SERIES)
+    assert list(series.watch.seen) == series.names
     assert not any(series.left.values())
     assert not [pid for pids in series.watch.seen.values() for pid in pids if harness.alive(pid)]
     private = series.ground.workspace.private_dir(lab.TAG)
@@ -189,6 +192,7 @@ lab.Ground(Path(sys.argv[1]), found).loop(lab.train_py(begun=%r), limits=%r)
 """
 
 
+@pytest.mark.nightly
 def test_a_killed_harness_leaves_none_and_the_next_one_goes_on(template, tmp_path):
     ground = template.copy(tmp_path / "ground")
     (found := tmp_path / "found").write_bytes(pickle.dumps(ground.found))

@@ -369,6 +369,7 @@ def test_a_training_is_watched_while_it_trains(train, tmp_path):
     assert interference.reason(result.metrics, result.words, {**lost, "lost_percent": 3.0}) == ""
 
 
+@pytest.mark.nightly
 def test_a_training_that_is_stopped_for_a_while_says_so(prepared, train, tmp_path):
     """The real train.py, by a real signal, as a machine that sleeps or throttles does to it."""
     root, home = prepared

@@ -273,6 +273,7 @@ def bench(*options: str) -> dict:
     return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
+@pytest.mark.nightly
 def test_confirm_keeps_less_that_is_worse_and_claims_what_is_true():
     found = bench("--sessions", "50", "--no-frontier")
     assert (found["runs"], found["sessions"], found["frontier"]) == (150, 50, [])
@@ -292,6 +293,7 @@ def test_confirm_keeps_less_that_is_worse_and_claims_what_is_true():
             assert policies["confirm_8_devices"]["progress_vs_strict"] > 1
 
 
+@pytest.mark.nightly
 def test_the_bench_draws_the_frontier_and_repeats_itself(tmp_path):
     size = ("--sessions", "2", "--noise", "0.001", "--mixture", "log", "--policy", "confirm")
     picture = tmp_path / "frontier.png"

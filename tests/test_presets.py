@@ -140,7 +140,7 @@ def test_their_model_is_in_float32():
     assert train.model_config("gpu").dtype == "bfloat16"
 
 
-@pytest.mark.parametrize("window", [100, 256])
+@pytest.mark.parametrize("window", [pytest.param(100, marks=pytest.mark.nightly), 256])
 def test_their_attention_computes_its_weights_again(window):
     """It is the same attention, and its gradient keeps no array of positions by positions."""
     q, k, v, cotangent = (
@@ -229,6 +229,7 @@ def test_a_run_says_so_first_and_ends_well(prepared, tmp_path):
 # ---------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_rematerialising_keeps_less_and_changes_nothing_else():
     tokens = jax.random.randint(jax.random.key(0), (8, 129), 0, 64)
     config = train.GPTConfig(128, 64, 6, 2, 2, 64, "SL", "float32", "cpu")
@@ -268,6 +269,7 @@ def test_every_preset_is_compiled_for_a_device(bench):
     assert list(bench.DEVICES) == list(presets.PRESETS)
 
 
+@pytest.mark.nightly
 def test_a_preset_is_compiled_as_setup_makes_it(bench):
     row = bench.measure("demo", "", 1, {"DEVICE_BATCH_SIZE": "16"})
     assert (row["DEVICE_BATCH_SIZE"], row["MAX_SEQ_LEN"], row["REMAT"]) == (16, 128, "none")

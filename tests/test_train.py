@@ -290,6 +290,7 @@ def losses(folder, local_devices, processes=1):
     return [[float(loss) for loss in re.findall(printed, output)] for output in outputs]
 
 
+@pytest.mark.nightly
 def test_loss_does_not_depend_on_the_devices(small):
     [one] = losses(small, local_devices=1)
     [eight] = losses(small, local_devices=8)

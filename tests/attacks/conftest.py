@@ -1,23 +1,14 @@
 """Fixtures of the attacks: the ground, made once and copied for each group of them."""
 
-import pickle
-
 import pytest
 
-from tests import sharing
 from tests.attacks import lab
 
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory):
     """Ground with a measured baseline. Only read and copy it."""
-
-    def make(folder):
-        ground = lab.make_ground(folder / "ground")
-        (folder / "found").write_bytes(pickle.dumps(ground.found))
-
-    folder = sharing.make_once(tmp_path_factory, "attacks", make)
-    return lab.Ground(folder / "ground", pickle.loads((folder / "found").read_bytes()))
+    return lab.shared_ground(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ the same number every time, and an attack that is mere noise must give exactly t
 
 import contextlib
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import journal, results_tsv
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import Workspace
-from tests import data_helpers, harness
+from tests import data_helpers, harness, sharing
 from tests.levels import STRONGEST
 
 CONSTANTS = "TIME_BUDGET = 1\nMAX_SEQ_LEN = 64\nEVAL_TOKENS = 3072\nVOCAB_SIZE = 512\n"
@@ -239,6 +240,17 @@ def make_ground(folder: Path) -> Ground:
     baseline, worse = ground.history
     assert (baseline.status, worse.status) == ("keep", "discard"), (baseline, worse)
     return ground
+
+
+def shared_ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    """Return the ground of `make_ground`, made once for all tests. Only read and copy it."""
+
+    def make(folder: Path) -> None:
+        ground = make_ground(folder / "ground")
+        (folder / "found").write_bytes(pickle.dumps(ground.found))
+
+    folder = sharing.make_once(tmp_path_factory, "ground", make)
+    return Ground(folder / "ground", pickle.loads((folder / "found").read_bytes()))
 
 
 def make_fresh_ground(folder: Path) -> Ground:
