@@ -123,7 +123,7 @@ def test_a_box_that_hides_the_accelerator_is_not_taken(workspace, monkeypatch):
     monkeypatch.setattr(device_probe, "probe", outside_on_a_gpu)
     device, chosen = environment.probe(workspace.home)
     assert (device.platform, chosen.level) == ("gpu", "none")
-    assert "in a box of it JAX does not find the NVIDIA H100" in chosen.warning
+    assert "in its sandbox JAX does not find the NVIDIA H100" in chosen.warning
     # Where JAX has no GPU outside either, the box is not at fault, and a person is told once.
     monkeypatch.setattr(device_probe, "probe", probe)
     found = environment.examine(workspace)
@@ -134,7 +134,7 @@ def test_a_box_that_hides_the_accelerator_is_not_taken(workspace, monkeypatch):
 @levels.boxed
 def test_a_box_that_holds_nothing_is_not_believed(workspace, monkeypatch):
     monkeypatch.setattr(isolation, "wrap", lambda level, argv, box: list(argv))
-    with pytest.raises(UserError, match="a box of it shows files that it should hide and"):
+    with pytest.raises(UserError, match="its sandbox shows files that it should hide and"):
         environment.examine(workspace, "auto", "landlock")
     assert environment.examine(workspace).level == "none"
 

@@ -84,7 +84,7 @@ def test_nothing_is_unpacked_outside(tmp_path, name):
 
 
 def machines(*found: dict[str, float]) -> list[Machine]:
-    return [Machine(str(at), "10.0.0.1", resources) for at, resources in enumerate(found)]
+    return [Machine(str(at), resources) for at, resources in enumerate(found)]
 
 
 H100 = {"CPU": 52.0, "GPU": 8.0, "accelerator_type:H100": 1.0}

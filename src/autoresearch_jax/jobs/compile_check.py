@@ -61,9 +61,9 @@ class CompileCheck:
 
         `memory_gib` is what it may use of a device, None: all.
         """
-        self.folders = (job.folder, launch.box.scratch)  # all that it can write to
+        self.folders = (job.folder, launch.sandbox.scratch)  # all that it can write to
         self._log = job.log
-        self._out = launch.box.scratch / "answer.json"
+        self._out = launch.sandbox.scratch / "answer.json"
         spec = {
             "target": target,
             "devices": devices,

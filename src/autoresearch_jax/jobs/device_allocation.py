@@ -1,4 +1,4 @@
-"""What each of several workers has of one machine's devices."""
+"""The devices of one machine, divided among workers."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,13 @@ from typing import Any
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.system import nvidia
 
-# How libtpu is told of the chips that one process has of a host, by their number.
+# How libtpu is given the arrangement of the chips that one process has of a host, by their number.
 TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1"}
 
 
 @dataclass(frozen=True)
 class DeviceAllocation:
-    """What one worker has of the machine; without anything it has all."""
+    """The devices that one worker has of the machine; by default all of them."""
 
     variables: Mapping[str, str] = field(
         default_factory=dict
@@ -76,7 +76,7 @@ def split(workers: int, names: Sequence[str]) -> list[DeviceAllocation]:
 
 
 def tpu_bounds(chips: int) -> dict[str, str]:
-    """What tells libtpu that a process has so many chips of a host; {} for a whole one of 8."""
+    """The variables that give a process so many chips of a host; {} for a whole host of 8."""
     if chips not in TPU_BOUNDS:
         return {}
     return {"TPU_CHIPS_PER_PROCESS_BOUNDS": TPU_BOUNDS[chips], "TPU_PROCESS_BOUNDS": "1,1,1"}

@@ -1,4 +1,4 @@
-"""What scores rest on, looked at before anything is begun."""
+"""What scores rest on, examined before anything is started."""
 
 import contextlib
 import hashlib
@@ -19,24 +19,23 @@ from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.sandbox.isolation import Box
 from autoresearch_jax.system import device_probe, device_specs, tpu
 
-REBUILT = ("pydocs",)  # sources whose held-out text anybody can make again
+REBUILT = ("pydocs",)  # sources whose held-out text a training can make again
 
 
 @dataclass(frozen=True)
 class Environment:
-    """The ground that experiments stand on."""
+    """The data, device, packages and sandbox that the scores of a tag rest on."""
 
     fingerprint: dict[str, Any]  # two tags that differ in it do not compare
     provenance: dict[str, Any] = field(default_factory=dict)  # what every record carries
-    level: str = "none"  # of isolation.LEVELS: the box that trainings run in
+    level: str = "none"  # of isolation.LEVELS: the sandbox of trainings
     data: Manifest | None = None
-    watched: bool = False  # whether to look for changes of what is installed: nothing forbids them
-    warning: str = ""  # what a person should know before a night
+    watched: bool = False  # whether to look for changed packages: nothing forbids them
+    warning: str = ""  # what the person should know before a loop
     platform: str = ""  # cpu, gpu or tpu
-    target: str | None = (
-        None  # what the gate compiles for (device_specs.TARGETS, "": the devices that
-    )
-    # JAX finds); None: it would take from the training's budget, or the device is not known
+    # What the compile check compiles for: of device_specs.TARGETS, or "" for the devices that JAX
+    # finds. None: it would take from the training's budget, or the device is not known.
+    target: str | None = None
     memory_gib: float | None = None  # that a training may use of a device; None: not known
 
     @property
@@ -44,7 +43,7 @@ class Environment:
         """Whether a scorer compiles while the training runs.
 
         A GPU can be shared. A TPU cannot, and on a CPU it would take from the training's budget;
-        there AUTORESEARCH_EARLY_SCORER=1 wants it all the same, and 0 never.
+        AUTORESEARCH_EARLY_SCORER=1 asks for it there, and 0 turns it off everywhere.
         """
         wish = os.environ.get("AUTORESEARCH_EARLY_SCORER", "")
         if self.platform == "tpu" or wish == "0":
@@ -62,7 +61,7 @@ def examine(
     required: str | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> Environment:
-    """Looks at the data and, in a box, at the accelerator.
+    """Examines the data and, in a sandbox, the accelerator.
 
     `wanted` and `required` are isolation levels, as `isolation.strongest` takes them; `overrides`
     are variables by which JAX finds what one worker has of the machine. Raises
@@ -79,8 +78,8 @@ def examine(
         if required not in (None, "none"):
             raise UserError(
                 f"--require-isolation {required}: the text of {data.source} can be made again from "
-                "the installed packages, so no box hides the validation rows. Prepare other text: "
-                "uv run prepare.py --source fineweb-edu"
+                "the installed packages, so no sandbox hides the validation rows. Prepare other "
+                "text: uv run prepare.py --source fineweb-edu"
             )
     fingerprint = {
         "frozen files": manifest.frozen_fingerprint(workspace.root),
@@ -131,13 +130,13 @@ def _target(device: device_probe.Device) -> str | None:
 
 
 def usable_gib(device: device_probe.Device) -> float:
-    """What JAX's allocator gives a training: three quarters of a GPU, unless told otherwise."""
+    """What JAX's allocator gives a training: three quarters of a GPU by default."""
     share = 1.0
     if device.platform in ("gpu", "cuda"):
         names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
-        told = next(filter(None, map(os.environ.get, names)), "0.75")
+        given = next(filter(None, map(os.environ.get, names)), "0.75")
         with contextlib.suppress(ValueError):  # JAX itself will refuse it
-            share = float(told)
+            share = float(given)
     return share * device.memory_mb / 1024
 
 
@@ -147,15 +146,15 @@ def probe(
     required: str | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> tuple[device_probe.Device, isolation.Chosen]:
-    """What JAX computes on, looked at in the strongest box that works. Raises UserError.
+    """What JAX computes on, in the strongest sandbox that works. Raises UserError.
 
-    `overrides` are variables for it, such as the JAX_PLATFORMS to look at.
+    `overrides` are variables for JAX, such as JAX_PLATFORMS.
     """
     found: list[device_probe.Device] = []
 
     def trial(level: str) -> str:
         try:
-            found[:] = [_probe_in_box(home, level, overrides or {})]
+            found[:] = [_probe_in_sandbox(home, level, overrides or {})]
         except UserError as error:
             return str(error)
         return ""
@@ -166,8 +165,8 @@ def probe(
     return device_probe.probe(environment=lambda given: {**given, **(overrides or {})}), chosen
 
 
-def _probe_in_box(home: Path, level: str, overrides: Mapping[str, str]) -> device_probe.Device:
-    """A real computation in a box of that level, which must also hide and protect what it says.
+def _probe_in_sandbox(home: Path, level: str, overrides: Mapping[str, str]) -> device_probe.Device:
+    """A real computation in a sandbox of that level, which must also hide and protect files.
 
     Raises UserError.
     """
@@ -175,23 +174,22 @@ def _probe_in_box(home: Path, level: str, overrides: Mapping[str, str]) -> devic
     with tempfile.TemporaryDirectory(prefix="trial-", dir=home) as folder:
         secret = Path(folder) / "secret"
         secret.write_text("hidden")
-        (closed := Path(folder) / "closed").mkdir()  # it is not there in a box
-        box = Box(isolation.fresh(Path(folder) / "scratch"), hidden=(secret,))
-        failure = isolation.unavailable(level, box)
-        if failure:
+        (closed := Path(folder) / "closed").mkdir()  # it does not exist in the sandbox
+        sandbox = Box(isolation.fresh(Path(folder) / "scratch"), hidden=(secret,))
+        if failure := isolation.unavailable(level, sandbox):
             raise UserError(failure)
         device = device_probe.probe(
-            wrap=lambda argv: isolation.wrap(level, argv, box),
-            environment=lambda given: {**profiles.environment(given, box), **overrides},
+            wrap=lambda argv: isolation.wrap(level, argv, sandbox),
+            environment=lambda given: {**profiles.environment(given, sandbox), **overrides},
             hidden=secret,
             protected=closed / "protected",
-            cwd=box.scratch,
+            cwd=sandbox.scratch,
         )
     if device.leaks:
-        raise UserError(f"a box of it {' and '.join(device.leaks)}")
+        raise UserError(f"its sandbox {' and '.join(device.leaks)}")
     if device_probe.unused_accelerator(device):
-        # Where JAX computes on the CPU outside as well, it is not the box that is in its way.
+        # If JAX computes on the CPU outside as well, the sandbox is not the cause.
         outside = device_probe.probe(environment=lambda given: {**given, **overrides})
         if outside.platform != "cpu":
-            raise UserError(f"in a box of it JAX does not find the {outside.device_kind}")
+            raise UserError(f"in its sandbox JAX does not find the {outside.device_kind}")
     return device

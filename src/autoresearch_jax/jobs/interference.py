@@ -1,14 +1,14 @@
 """Whether something took part of the device from a training, so that its score is not believed.
 
-A slower architecture must not look like a disturbance, so nothing here compares the speed of two
+A slower architecture must not look like interference, so nothing here compares the speed of two
 trainings. Four kinds of evidence, each a share of the time in which it trained:
 
 - `lost_percent`: what it lost while its steps took longer than usual in it (kit/progress.py);
-- `throttled_percent`: how long a GPU's clock was held back, for heat or want of power;
-- `shared_percent`: how long a process that is not ours held memory of the GPU;
+- `throttled_percent`: how long a GPU's clock was throttled, because of heat or too little power;
+- `shared_percent`: how long a process that is not ours used memory of the GPU;
 - `crowded_percent`: what others took of a CPU's cores while nothing was left over.
 
-The first is what a training says of itself. It could buy a second try with it, so who asks here
+The first is what a training says of itself. It could buy a second try with it, so the caller
 repeats an experiment at most once.
 """
 
@@ -22,8 +22,8 @@ from pathlib import Path
 
 from autoresearch_jax.system import device_use, nvidia, supervisor
 
-# A disturbed training has more, and more than so many times what is usual. bench/interference.py
-# measures what quiet and crowded ones have.
+# A training with interference has more, and more than so many times what is usual.
+# bench/interference.py measures what quiet and crowded ones have.
 LEAST = {
     "throttled_percent": 10.0,
     "shared_percent": 5.0,
@@ -66,20 +66,20 @@ def reason(
 def monitor(
     platform: str, known: Collection[int] = (), environ: Mapping[str, str] = os.environ
 ) -> "Monitor":
-    """A watch of the devices of this platform: cpu, gpu, tpu.
+    """A monitor for the devices of this platform: cpu, gpu, tpu.
 
-    `known` are the processes that held memory of an accelerator before the first training, which
+    `known` are the processes that used memory of an accelerator before the first training, which
     finds its devices by `environ`.
     """
     if platform in ("gpu", "cuda"):
         return GpuMonitor(known, environ)
     if platform == "cpu" and supervisor.LINUX:
         return CpuMonitor()
-    return Monitor()  # a TPU has one process at a time, and does not tell its clock
+    return Monitor()  # a TPU runs one process at a time, and does not report its clock
 
 
 class Monitor:
-    """Looks at the devices from `begin` to `end`. This one sees nothing; those below do."""
+    """Looks at the devices from `begin` to `end`. This one sees nothing; its subclasses do."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}  # once it has ended
@@ -87,13 +87,13 @@ class Monitor:
         self._begun = self._ended = False
 
     def begin(self) -> None:
-        """The training trains from now on; said again, it changes nothing."""
+        """The training's budget runs from now on. A second call does nothing."""
         if not self._begun:
             self._begun = True
             self._begin()
 
     def end(self) -> None:
-        """It does not any more; said again, or before it began, it changes nothing."""
+        """The budget is over. Does nothing before `begin`, or when called again."""
         if self._begun and not self._ended:
             self._ended = True
             self._end()

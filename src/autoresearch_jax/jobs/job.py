@@ -9,9 +9,6 @@ from autoresearch_jax.common.errors import UserError
 SEED = 42  # of the first training of each experiment: scores of one seed compare
 SHORT_SECONDS = 60.0  # a budget below it is a demo's: it shows the machinery, not research
 
-# "abandoned" is never recorded: that experiment is trained again.
-OUTCOMES = ("ok", "crash", "timeout", "abandoned")
-
 
 class Lost(UserError):
     """The machine that ran a job is gone. The job can run on another one."""
@@ -109,7 +106,8 @@ NO_EVENTS = Events()
 class TrainResult:
     """What came of a training."""
 
-    outcome: str  # one of OUTCOMES
+    # "ok", "crash", "timeout" or "abandoned", which is never recorded: it is trained again
+    outcome: str
     reason: str  # why it is not "ok", else ""
     metrics: Mapping[str, float]  # what it says of itself, and the seconds that were measured
     log: Path

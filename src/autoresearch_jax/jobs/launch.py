@@ -14,7 +14,7 @@ class Launch:
     """What the processes of a job are started with."""
 
     level: str  # of isolation.LEVELS
-    box: Box
+    sandbox: Box
     variables: Mapping[str, str]
     keep_fds: tuple[int, ...] = ()  # locks that stay taken until all of it has ended
 
@@ -23,7 +23,7 @@ class Launch:
     ) -> process.Running:
         """Starts a command; see `process.Running`."""
         return process.Running(
-            isolation.wrap(self.level, argv, self.box),
+            isolation.wrap(self.level, argv, self.sandbox),
             cwd=cwd,
             env=self.variables,
             stdout=log,

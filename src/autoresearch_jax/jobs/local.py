@@ -73,13 +73,13 @@ class LocalExecutor:
         if scores_early:
             self._copy_frozen(job.folder)  # before the training can change them
         cache = self._cache.folder
-        box = profiles.training(
+        sandbox = profiles.training(
             self._context.workspace,
             data,
             scratch=isolation.fresh(self._private / "scratch"),
             writable=(job.folder, job.artifacts, cache),
         )
-        launch = self._launch(box, self._training_variables(job.artifacts, cache, job.seed))
+        launch = self._launch(sandbox, self._training_variables(job.artifacts, cache, job.seed))
         view = self._context.view
         view.live(f"{job.title}: starting")
         before = {}
@@ -108,7 +108,7 @@ class LocalExecutor:
                     self._environment.platform, self._others or (), self._variables
                 ),
             )
-            files.remove(box.scratch)
+            files.remove(sandbox.scratch)
             if before:
                 _refuse_changed(installed.changed(before, installed.state()), job.title)
             awaited = result.outcome == "ok"
@@ -127,9 +127,9 @@ class LocalExecutor:
             max_memory_gb=self._context.max_memory_gb,
         )
 
-    def _launch(self, box: Box, variables: dict[str, str]) -> Launch:
-        given = profiles.environment(self._variables, box)
-        return Launch(self._environment.level, box, given | variables, self._context.keep_fds)
+    def _launch(self, sandbox: Box, variables: dict[str, str]) -> Launch:
+        given = profiles.environment(self._variables, sandbox)
+        return Launch(self._environment.level, sandbox, given | variables, self._context.keep_fds)
 
     def _data(self, folder: Path) -> Manifest | None:
         """The data of a folder's frozen files. Raises UserError if it was prepared anew."""
@@ -151,21 +151,21 @@ class LocalExecutor:
             score = self._context.scorer(
                 job, launch, data=self._environment.data_fingerprint, events=events
             )
-            files.remove(launch.box.scratch)
+            files.remove(launch.sandbox.scratch)
         return score
 
     def _scorer_launch(self, job: ScoreJob, scratch: Path) -> Launch:
         home = self._context.workspace.home
         cache = home / "scorer-cache"  # no training can write there
         cache.mkdir(parents=True, exist_ok=True)
-        box = profiles.scorer(
+        sandbox = profiles.scorer(
             self._data(job.frozen),
             job.split,
             scratch=isolation.fresh(scratch),
             readable=(job.frozen, job.artifacts),
             cache=cache,
         )
-        return self._launch(box, profiles.scorer_environment(home, cache))
+        return self._launch(sandbox, profiles.scorer_environment(home, cache))
 
     def _copy_frozen(self, folder: Path) -> None:
         frozen = self._private / "frozen-early"
@@ -224,13 +224,13 @@ class LocalExecutor:
         if environment.target is None:
             return None
         scratch = isolation.fresh(job.folder.with_name(f"{job.folder.name}-scratch"))
-        box = profiles.training(
+        sandbox = profiles.training(
             self._context.workspace, self._data(job.folder), scratch=scratch, writable=(job.folder,)
         )
         limits = [gib for gib in (environment.memory_gib, limit) if gib is not None]
         return CompileCheck(
             job,
-            self._launch(box, self._training_variables(scratch, scratch / "cache", SEED)),
+            self._launch(sandbox, self._training_variables(scratch, scratch / "cache", SEED)),
             target=environment.target,
             devices=int(environment.fingerprint.get("device count", 1)),
             memory_gib=min(limits, default=None),

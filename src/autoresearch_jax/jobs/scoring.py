@@ -114,7 +114,7 @@ class Scoring:
         """
         self.job = job
         self._launch = launch
-        self._out = launch.box.scratch / "answer.json"
+        self._out = launch.sandbox.scratch / "answer.json"
         spec = {
             "frozen": str(job.frozen),
             "artifacts": str(job.artifacts),

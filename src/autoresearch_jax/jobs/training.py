@@ -43,7 +43,7 @@ def train(
     """
     if not (job.folder / "train.py").is_file():
         raise UserError(f"{job.folder} has no train.py.")
-    written = (*launch.box.writable, launch.box.scratch, *job.also_written)
+    written = (*launch.sandbox.writable, launch.sandbox.scratch, *job.also_written)
     clock = Clock(job, written=written, disk_bytes=disk_bytes)
     monitor = interference.Monitor() if monitor is None else monitor
     exported = False

@@ -12,7 +12,7 @@ MOST_BYTES = 2 << 30  # of one; the parameters at full size are 0.2 GB
 
 
 class TooLarge(Exception):
-    """No parameters, and no compile cache, are of that size."""
+    """A folder is larger than any parameters or compile cache."""
 
 
 def pack(folder: Path) -> bytes:
@@ -22,7 +22,7 @@ def pack(folder: Path) -> bytes:
 
 
 def pack_scored(artifacts: Path) -> bytes:
-    """What is scored of what a training left. Raises TooLarge, tree.TooMuch, OSError."""
+    """What is scored of what a training left. Raises TooLarge, scored_files.TooMuch, OSError."""
     return _pack(artifacts, (name for name, _ in scored_files.scored(artifacts)))
 
 

@@ -18,7 +18,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import Lost
 from autoresearch_jax.jobs.ray.messages import Machine, Refused
 
-REFUSED_SECONDS = 600.0  # for which a machine that has refused a task is not asked again
+REFUSED_SECONDS = 600.0  # for which a machine that has refused a task gets no other
 CONNECT_SECONDS = 60.0  # in which a cluster must answer
 PATIENCE_SECONDS = 900.0  # in which a restarted head is found again
 TICK_SECONDS = 0.2
@@ -28,7 +28,7 @@ class Cluster:
     """A connection to a Ray cluster, made anew when its head was lost."""
 
     def __init__(self, address: str, log: Path, stop: Callable[[], bool] = lambda: False) -> None:
-        """`log` takes what Ray prints, `stop` may end the search. Raises UserError without one."""
+        """`log` takes what Ray prints; `stop` may end the search. Raises UserError if it fails."""
         if importlib.util.find_spec("ray") is None:
             raise UserError(
                 "--ray needs the extra ray: uv run --extra ray autoresearch-jax loop --ray "
@@ -42,8 +42,8 @@ class Cluster:
         self._connection: Connection | None = None
         self._number = 0
         self._answers: dict[int, queue.SimpleQueue[tuple[str, Any]]] = {}
-        self._refusing: dict[str, float] = {}  # machines, and until when they are not asked
-        self._gone = ""  # what was said when the head was not found any more
+        self._refusing: dict[str, float] = {}  # machines, and until when they get no tasks
+        self._gone = ""  # why the head was not found again
         self.machines = self._start(stop, patience_s=0.0)
 
     def close(self) -> None:
@@ -54,26 +54,26 @@ class Cluster:
             driver.wait()
 
     def run(
-        self, what: str, job: Any, options: dict[str, Any], stop: Callable[[], bool]
+        self, what: str, task: Any, options: dict[str, Any], stop: Callable[[], bool]
     ) -> Iterator[Any]:
-        """Yields what a task of `machine` yields; ends early, without its result, on `stop`.
+        """Yields what a task of `machine.TASKS` yields; ends early, without its result, on `stop`.
 
-        Raises Lost where its machine has gone, and UserError where that is at fault.
+        Raises Lost if its machine is gone, Refused if that cannot be used, and UserError.
         """
-        number, answers = self._send(what, job, options, stop)
+        number, answers = self._send(what, task, options, stop)
         if answers is None:
             return
         driver = self._driver
-        told = ended = False
+        cancelled = ended = False
         try:
             while True:
-                if not told and stop():
-                    told = True
+                if not cancelled and stop():
+                    cancelled = True
                     self._tell(number, "cancel")
                 try:
                     kind, value = answers.get(timeout=TICK_SECONDS)
                 except queue.Empty:
-                    if driver is None or driver.poll() is not None:  # before it read the job
+                    if driver is None or driver.poll() is not None:  # before it read the task
                         answers.put(("lost", "the head of the cluster has gone"))
                     continue
                 match kind:
@@ -84,7 +84,7 @@ class Cluster:
                         return
                     case "cancelled" | "lost":
                         ended = True
-                        if told or stop():
+                        if cancelled or stop():
                             return
                         why = (value or "its task was ended").rstrip(".")
                         raise Lost(f"a machine of the cluster was lost ({why}).")
@@ -105,18 +105,18 @@ class Cluster:
                 self._answers.pop(number, None)
 
     def refusing(self) -> list[str]:
-        """The machines that are not asked now."""
+        """The machines that get no tasks now."""
         with self._one:
             now = time.monotonic()
             return [one for one, until in self._refusing.items() if until > now]
 
     def has_refused(self, node: str) -> None:
-        """Leaves a machine out for a while."""
+        """Sends no task to a machine for a while."""
         with self._one:
             self._refusing[node] = time.monotonic() + REFUSED_SECONDS
 
     def _send(
-        self, what: str, job: Any, options: dict[str, Any], stop: Callable[[], bool]
+        self, what: str, task: Any, options: dict[str, Any], stop: Callable[[], bool]
     ) -> tuple[int, queue.SimpleQueue[tuple[str, Any]] | None]:
         while not self._starting.acquire(timeout=TICK_SECONDS):
             if stop():
@@ -136,7 +136,7 @@ class Cluster:
             self._number += 1
             number = self._number
             answers = self._answers[number] = queue.SimpleQueue()
-        if stop() or not self._tell(number, what, job, options):
+        if stop() or not self._tell(number, what, task, options):
             answers.put(("lost", "the connection to Ray broke"))
         return number, answers
 
@@ -150,7 +150,7 @@ class Cluster:
         return True
 
     def _start(self, stop: Callable[[], bool], patience_s: float) -> list[Machine]:
-        """Starts the driver. Raises UserError where it finds no cluster within `patience_s`."""
+        """Starts the driver. Raises UserError if it finds no cluster within `patience_s`."""
         ours, its = Pipe()
         command = [sys.executable, "-m", "autoresearch_jax.jobs.ray.driver", str(its.fileno())]
         self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +192,7 @@ class Cluster:
         return machines
 
     def _read(self, connection: Connection) -> None:
-        """Hands on what the driver answers, until it has ended."""
+        """Passes on what the driver answers, until it has ended."""
         driver = self._driver
         try:
             with contextlib.suppress(EOFError, OSError):

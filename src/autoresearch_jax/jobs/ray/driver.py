@@ -1,8 +1,8 @@
 """The process that talks to Ray for a coordinator: python -m autoresearch_jax.jobs.ray.driver FD.
 
 Ray ends a driver that has lost its head, and takes over its signals, so it is a process of its own.
-It is told (number, task's name, job, options) and (number, "cancel") through a connection, and
-answers (number, kind, value). When the coordinator has gone, so has it, and Ray ends its tasks.
+Through a connection it gets (number, task's name, task, options) and (number, "cancel"), and
+answers (number, kind, value). When the coordinator has gone, it ends, and Ray ends its tasks.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class Driver:
         self._running: dict[int, Any] = {}  # generators, by number
         remote = ray.remote(
             max_retries=0,  # what is lost the coordinator queues again
-            max_calls=0,  # a process has looked at its machine, and trains again
+            max_calls=0,  # a process that has inspected its machine runs further tasks
         )
         self._tasks = {name: remote(task) for name, task in machine.TASKS.items()}
 
@@ -54,13 +54,13 @@ class Driver:
                 except Exception as error:  # the others go on
                     self.answer(number, "lost", _words(error))
 
-    def _do(self, number: int, what: str, job: Any = None, options: Any = None) -> None:
+    def _do(self, number: int, what: str, task: Any = None, options: Any = None) -> None:
         if what == "cancel":
-            if (task := self._running.get(number)) is not None:
-                ray.cancel(task)
+            if (running := self._running.get(number)) is not None:
+                ray.cancel(running)
             return
-        task = self._tasks[what].options(num_returns="streaming", **_options(options))
-        self._running[number] = task.remote(job)
+        remote = self._tasks[what].options(num_returns="streaming", **_options(options))
+        self._running[number] = remote.remote(task)
         threading.Thread(target=self._follow, args=(number,), daemon=True).start()
 
     def _follow(self, number: int) -> None:
@@ -84,12 +84,12 @@ class Driver:
 
 
 def _words(error: BaseException) -> str:
-    """The first line of what an error says."""
+    """The first line of an error's message."""
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def _options(options: dict[str, Any]) -> dict[str, Any]:
-    """Ray's options of a task; `node` and `not_on` name machines where it shall run, or not."""
+    """Ray's options of a task; `node` is the machine that runs it, `not_on` those that do not."""
     options = dict(options)
     node, not_on = options.pop("node", None), options.pop("not_on", ())
     if node is not None:
@@ -100,7 +100,7 @@ def _options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _connect(address: str, patience_s: float) -> None:
-    """Raises ConnectionError, or what else Ray raises where there is no cluster."""
+    """Connects to the cluster. Raises ConnectionError, or what Ray raises, if there is none."""
     deadline = time.monotonic() + patience_s
     host, _, port = address.rpartition(":")
     while True:
@@ -119,14 +119,12 @@ def _connect(address: str, patience_s: float) -> None:
 
 def _machines() -> list[Machine]:
     return [
-        Machine(node["NodeID"], node["NodeManagerAddress"], dict(node["Resources"]))
-        for node in ray.nodes()
-        if node["Alive"]
+        Machine(node["NodeID"], dict(node["Resources"])) for node in ray.nodes() if node["Alive"]
     ]
 
 
 def _watch_head() -> None:
-    """Ends this process once the head has gone, or is another one."""
+    """Ends this process once the head has gone, or was replaced."""
     own = ray.get_runtime_context().get_node_id()
     with ThreadPoolExecutor(1) as pool:
         while True:

@@ -114,7 +114,7 @@ def _read(log: Path) -> bytes:
 
 
 def _node() -> str:
-    """Ray's id of this machine; "" where this is no task of Ray's."""
+    """Ray's id of this machine; "" outside a task of Ray's."""
     ray = sys.modules.get("ray")
     return ray.get_runtime_context().get_node_id() if ray and ray.is_initialized() else ""
 

@@ -15,7 +15,6 @@ class Machine(NamedTuple):
     """A machine of the cluster, as Ray knows it."""
 
     node: str  # Ray's id of it
-    address: str
     resources: dict[str, float]
 
 
