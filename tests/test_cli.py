@@ -40,11 +40,12 @@ def run(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[s
 
 def test_every_command_is_in_a_section_of_the_help():
     text = CliRunner().invoke(main.main, ["--help"]).output
-    listed = {name for names in main.SECTIONS.values() for name in names}
+    listed = {one.name for commands in main.SECTIONS.values() for one in commands}
     assert listed == set(NAMES) - {"check-hardware"}
-    for title, names in main.SECTIONS.items():
+    for title, commands in main.SECTIONS.items():
+        names = [one.name for one in commands]
         section = text.split(f"\n{title}:\n")[1].split("\n\n")[0]
-        assert [line.split()[0] for line in section.splitlines() if line[2] != " "] == list(names)
+        assert [line.split()[0] for line in section.splitlines() if line[2] != " "] == names
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -144,7 +144,7 @@ def test_bash_completes(tmp_path, words, found):
 def test_the_document_has_every_command():
     table = CLI.split("## Commands")[1].split("\n\n`doctor`")[0]
     rows = re.findall(r"^\| `([a-z]+)", table, re.MULTILINE)
-    assert rows == [name for names in main.SECTIONS.values() for name in names]
+    assert rows == [one.name for listed in main.SECTIONS.values() for one in listed]
 
 
 def test_the_document_has_every_option_before_a_command():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch_jax.commands import measure
+from autoresearch_jax.commands import run as run_command
 from autoresearch_jax.common import syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import compile_check, training
@@ -186,7 +186,7 @@ def test_a_training_is_told_its_limit(workspace):
     for flag, told in ((None, "40.0"), (7.5, "7.5")):
         log = workspace.root / "run.log"
         given = config.resolve(workspace.root, max_memory_gb=flag), harness.tools(**examine)
-        assert measure.measure(workspace, *given, log_path=log).val_bpb == 0.9
+        assert run_command.measure(workspace, *given, log_path=log).val_bpb == 0.9
         assert log.read_text().strip() == told
 
 
@@ -209,7 +209,7 @@ def test_the_same_program_is_not_run_again(workspace):
 
     (workspace.root / "train.py").write_text(again)
     with pytest.raises(UserError, match=r"that of experiment 1 \(discard.*show 1"):
-        harness.loop.run_proposal(
+        run_command.propose(
             workspace, *harness.setup(**plain), description="x", log_path=workspace.root / "run.log"
         )
     assert (workspace.root / "train.py").read_text() == again
@@ -323,7 +323,7 @@ def compile_only(workspace, **options):
     options = {"device": "cpu", "devices": 1, "log_path": workspace.root / "run.log", **options}
     limit = options.pop("limit", None)
     given = config.LoopConfig(isolation="none", max_memory_gb=limit)
-    return measure.compile_only(workspace, given, harness.Notes(), **options)
+    return run_command.compile_only(workspace, given, harness.Notes(), **options)
 
 
 def test_compiling_by_hand(workspace):

@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from autoresearch_jax.agents import client_specs
 from autoresearch_jax.cli import main
-from autoresearch_jax.commands import doctor, measure
+from autoresearch_jax.commands import doctor
+from autoresearch_jax.commands import run as run_command
 from autoresearch_jax.jobs import environment
 from autoresearch_jax.loop import config
 from autoresearch_jax.loop.config import LoopConfig
@@ -173,7 +174,7 @@ def test_who_holds_a_tpu_that_does_not_answer_is_named():
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     """One whose train.py does steps until it is ended."""
-    monkeypatch.setattr(measure, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(run_command, "LOOK_SECONDS", 0.1)
     monkeypatch.setattr(doctor, "Tools", harness.tools)
     monkeypatch.setattr(doctor, "_data", lambda root: (True, []))
     return Workspace.open(harness.make_repository(tmp_path / "w", STEPS))
@@ -187,7 +188,7 @@ def test_the_first_step_is_timed_and_the_gpu_looked_at_under_load(workspace, dri
     assert (first["source"], first["tokens_per_s"]) == ("now", 10667.0)
     assert words(found, "start").endswith(" s until the first step is done, then 10,667 tokens/s")
     seen = []
-    measure.begin(workspace, *harness.setup(), under_load=lambda: seen.append(nvidia.gpus()))
+    run_command.begin(workspace, *harness.setup(), under_load=lambda: seen.append(nvidia.gpus()))
     assert len(seen) == 1
     assert not list((workspace.home / "runs").glob("measure-*"))
 

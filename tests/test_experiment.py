@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from autoresearch_jax.commands import measure, verify
+from autoresearch_jax.commands import run as run_command
+from autoresearch_jax.commands import verify
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import local, logs
 from autoresearch_jax.jobs.job import Score
@@ -307,7 +308,7 @@ def test_a_held_device_is_refused_before_anything_slow(workspace, monkeypatch):
     try:
         for start in (
             lambda: run_loop(workspace, Scripted(), 1, tag="t"),
-            lambda: measure.measure(
+            lambda: run_command.measure(
                 workspace, *harness.setup(), log_path=workspace.root / "run.log"
             ),
         ):

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from autoresearch_jax.commands import loop, measure
+from autoresearch_jax.commands import run as run_command
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs.environment import Environment
@@ -49,7 +49,7 @@ def tip(workspace, tag="t"):
 
 
 def propose(workspace, description="by hand", **options):
-    return loop.run_proposal(
+    return run_command.propose(
         workspace,
         *harness.setup(**options),
         description=description,
@@ -666,7 +666,7 @@ def test_run_measures_the_checkout_and_decides_nothing(workspace, tmp_path):
     log, runs = workspace.root / "run.log", tmp_path / "home" / "runs"
     (runs / "measure-killed" / "artifacts").mkdir(parents=True)
     lock = locks.hold(runs / "measure-alive" / "lock", "")  # of a `run` on another device
-    result = measure.measure(workspace, *harness.setup(), log_path=log)
+    result = run_command.measure(workspace, *harness.setup(), log_path=log)
     assert (result.trained.outcome, result.val_bpb, result.trained.log) == ("ok", 0.7, log)
     names = [".gitignore", "constants.py", "part/new.py", "prepare.py", "results.tsv", "train.py"]
     assert log.read_text().splitlines()[0].startswith(f"{names} {runs}/measure-")
@@ -704,7 +704,7 @@ for name in {[str(path) for path in places]}:
         return harness.written_score(job)
 
     setup = harness.setup(level=level, scorer=score)
-    result = measure.measure(workspace, *setup, log_path=workspace.root / "run.log")
+    result = run_command.measure(workspace, *setup, log_path=workspace.root / "run.log")
     assert (result.trained.outcome, result.val_bpb) == ("ok", 0.7)
     assert seen == ["", "TIME_BUDGET = 1\n"]
     (workspace.root / "run.log").unlink()
@@ -766,9 +766,9 @@ def test_a_log_without_a_place_is_refused_before_the_training(workspace, place):
     (workspace.root / "train.py").write_text(train_py(0.9))
     before, log = state(workspace.root), workspace.root / place
     with pytest.raises(UserError, match=r"no folder .*nowhere|would replace .*--log run\.log"):
-        measure.measure(workspace, *harness.setup(), log_path=log)
+        run_command.measure(workspace, *harness.setup(), log_path=log)
     with pytest.raises(UserError, match=r"no folder .*nowhere|would replace .*--log run\.log"):
-        loop.run_proposal(workspace, *harness.setup(), description="x", log_path=log)
+        run_command.propose(workspace, *harness.setup(), description="x", log_path=log)
     assert state(workspace.root) == before
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from autoresearch_jax.agents import AgentError, Proposal, Usage
 from autoresearch_jax.agents.tpe import Tpe
-from autoresearch_jax.commands import loop
+from autoresearch_jax.commands import run as run_command
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import compile_check
 from autoresearch_jax.jobs.environment import Environment
@@ -690,7 +690,7 @@ def test_a_draft_that_the_person_tried_meanwhile_is_dropped(workspace):
     log_path = workspace.root / "run.log"
     if not journal.read(workspace.state_dir("t")).queue:
         pytest.skip("it was recorded before the signal")
-    loop.run_proposal(workspace, *setup, description="mine", log_path=log_path)
+    run_command.propose(workspace, *setup, description="mine", log_path=log_path)
     run_loop(workspace, Slow(edit("SECOND = 0", "SECOND = 0.2", "another")), 1, tag="t")
     assert [e.description for e in found(workspace)[1:]] == ["mine", "another"]
 

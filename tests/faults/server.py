@@ -21,7 +21,7 @@ import git  # noqa: F401 - Workspace.open imports it, and every child would do s
 import scipy.stats  # noqa: F401 - likewise the audit
 
 from autoresearch_jax.agents import Proposal
-from autoresearch_jax.commands import loop
+from autoresearch_jax.commands import run as run_command
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import device_allocation
@@ -67,7 +67,7 @@ def _most(workspace):
 
 def propose(workspace):
     log_path = workspace.root / "run.log"
-    loop.run_proposal(workspace, *setup(tag="t"), description="by hand", log_path=log_path)
+    run_command.propose(workspace, *setup(tag="t"), description="by hand", log_path=log_path)
 
 
 def night(workspace):

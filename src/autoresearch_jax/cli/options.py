@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
+tag_option = click.option("--tag", help="Another tag.  [default: the newest]")
+
 
 class Setting(click.ParamType):
     """The value of a setting, under the same rules as in program.md."""

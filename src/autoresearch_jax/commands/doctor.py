@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from autoresearch_jax.agents import AgentError, client, make_agent, search_space
-from autoresearch_jax.commands import measure, presets
+from autoresearch_jax.commands import presets, run
 from autoresearch_jax.common import files, paths
 from autoresearch_jax.common.console import View, typed
 from autoresearch_jax.common.errors import UserError
@@ -232,7 +232,7 @@ def _first_step(
     """Starts train.py as a loop does: the time, the GPUs under that load, and what went wrong."""
     loaded: list[Gpu] = []
     try:
-        found = measure.begin(
+        found = run.begin(
             Workspace.open(root),
             settings,
             Tools(view),

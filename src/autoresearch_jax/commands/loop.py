@@ -7,11 +7,8 @@ from pathlib import Path
 
 from autoresearch_jax import agents
 from autoresearch_jax.agents import Agent, AgentError, search_space
-from autoresearch_jax.common import files, syntax
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.common.text import clean
 from autoresearch_jax.loop import notify, statistics
-from autoresearch_jax.loop.asking import known, source_of
 from autoresearch_jax.loop.audit import audit
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools, open_session
@@ -19,13 +16,10 @@ from autoresearch_jax.loop.proposer import Proposer
 from autoresearch_jax.loop.scheduler import Scheduler, run_alone
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
-from autoresearch_jax.records.costs import PERSON
-from autoresearch_jax.records.events import Finished, Purpose, Restored
+from autoresearch_jax.records.events import Finished, Purpose
 from autoresearch_jax.records.experiment import Experiment
-from autoresearch_jax.repo.workspace import FILES, Workspace
+from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system.interrupts import Abandoned
-
-WORKSPACE_FILES = (*FILES, "program.md", "results.tsv")
 
 
 @dataclass(frozen=True)
@@ -87,6 +81,19 @@ def run_loop(
         return LoopResult(session.tag, decided, session.experiments.best, stopped)
 
 
+def summary(root: Path, tag: str) -> list[str]:
+    """What a tag's experiments came to, in lines; draws their picture as well."""
+    from autoresearch_jax.views import plot, report  # matplotlib takes a second to import
+
+    listed = report.load(root, tag)
+    if not listed:
+        return []
+    picture = root / "progress.png"
+    plot.progress(listed, picture, title=f"autoresearch/{tag}")
+    found = report.summarize(listed, report.claims(root, tag), report.spent(root, tag))
+    return [*report.summary_lines(found), f"picture: {picture}"]
+
+
 def _check(agent: Agent) -> None:
     """Raises UserError if it is plain that the agent cannot answer: not after a baseline."""
     try:
@@ -110,42 +117,6 @@ def _limits(config: LoopConfig, new: bool) -> str:
     return f"at most {', '.join(said)}" if len(said) > 1 else "".join(said) or "until stopped"
 
 
-def run_proposal(
-    workspace: Workspace, config: LoopConfig, tools: Tools, *, description: str, log_path: Path
-) -> Experiment:
-    """The checkout's train.py is the proposal; afterwards it is the best known again.
-
-    `log_path` gets a copy of the training's log. After an interruption, the same command finishes
-    the same proposal. Raises UserError, also if train.py holds nothing new or it was abandoned.
-    """
-    log_path = log_place(workspace, log_path)
-    source = source_of(workspace.root / "train.py")
-    with open_session(workspace, config, tools, "run -m") as (session, _):
-        blob = session.candidates.store(source)
-        if _waiting(session, blob) is None:
-            _refuse_unedited(session, blob)
-            _refuse_known(session, source)
-        session.begin("run", agent=PERSON)
-        try:
-            e = _decided_proposal(session, blob, clean(description))
-        except Abandoned:
-            raise UserError("Abandoned. The same command goes on with it.") from None
-        if session.log(e).exists():  # before the command is done: a killed one is given again
-            log_path.write_bytes(session.log(e).read_bytes())
-        _restore(session, e, source)
-        return e
-
-
-def log_place(workspace: Workspace, path: Path) -> Path:
-    """`path` made absolute. Raises UserError before a training whose log has no place there."""
-    path = path.absolute()
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} for the log {path.name}. Make it first.")
-    if path.resolve().parent == workspace.root.resolve() and path.name in WORKSPACE_FILES:
-        raise UserError(f"the log would replace {path}. Choose another name: --log run.log")
-    return path
-
-
 # ----------------------------------------------------------------------------------- the loop
 
 
@@ -159,7 +130,7 @@ def _repeat(session: Session, proposer: Proposer, decided: Callable[[], None]) -
         run_alone(session, left.pop(0))  # the baseline: the others' limits come from it
     if session.interrupts.stopping():
         return "interrupted"
-    _baseline(session, proposer.think_ahead)
+    measure_baseline(session, proposer.think_ahead)
     if not _knows_noise(session):
         return "interrupted"
     rule = statistics.rule(session.config.policy, session.noise)
@@ -224,7 +195,7 @@ def _audited(session: Session, runs: int) -> bool:
     return True
 
 
-def _baseline(session: Session, meanwhile: Callable[[], None] = lambda: None) -> None:
+def measure_baseline(session: Session, meanwhile: Callable[[], None] = lambda: None) -> None:
     """Measures the checkout's commit if the tag has no score yet. Raises UserError on a crash.
 
     `meanwhile` is called before its training begins.
@@ -264,62 +235,3 @@ def _say_passed_over(session: Session) -> None:
     )
     if said := search_space.passed_over(session.config.search, session.candidates.show(commit)):
         session.view.say(f"Warning: {said}. That is passed over.")
-
-
-# --------------------------------------------------------------------------------- run -m
-
-
-def _waiting(session: Session, blob: str) -> Experiment | None:
-    """The person's last experiment with this train.py, if the command for it never finished."""
-    for e in reversed(list(session.experiments)):
-        if e.agent == PERSON and e.n not in session.experiments.restored:
-            return e if session.candidates.blob_id(e.commit) == blob else None
-    return None
-
-
-def _refuse_unedited(session: Session, blob: str) -> None:
-    """Raises UserError if the checkout's train.py is the best known, or where the tag began."""
-    kept = session.experiments.kept
-    known = [kept[-1].commit, kept[0].commit] if kept else [session.workspace.head()]
-    for commit in known:
-        if session.candidates.blob_id(commit) == blob:
-            raise UserError(
-                f"train.py in {session.workspace.root} is that of commit {commit[:7]}: there is "
-                "nothing to propose. Edit it first; `autoresearch-jax run` without -m measures it "
-                "as it is."
-            )
-
-
-def _refuse_known(session: Session, train_py: bytes) -> None:
-    """Raises UserError if an experiment of the tag has scored this train.py already."""
-    same = session.experiments.same_program(syntax.meaning(train_py))
-    if same is not None:
-        raise UserError(
-            f"train.py in {session.workspace.root} is that of {known(same)}, comments and "
-            f"formatting aside: it is not run again. Look at it: autoresearch-jax show {same.n}"
-        )
-
-
-def _decided_proposal(session: Session, blob: str, description: str) -> Experiment:
-    """The decided experiment of the person's train.py, a new one or an interrupted one."""
-    for left in session.settle():
-        run_alone(session, left)
-    waiting = _waiting(session, blob)
-    if waiting is not None:
-        return waiting
-    if not session.interrupts.stopping():
-        _baseline(session)
-    if session.interrupts.stopping():
-        raise Abandoned
-    return run_alone(session, session.propose(blob, description=description, agent=PERSON))
-
-
-def _restore(session: Session, e: Experiment, source: bytes) -> None:
-    """Makes the checkout's train.py the best known, unless the person has edited it meanwhile."""
-    best, path = session.experiments.best, session.workspace.root / "train.py"
-    assert best is not None
-    if path.read_bytes() == source:
-        files.write_bytes(path, session.candidates.blob(best.commit))
-    else:
-        session.view.say("train.py was edited meanwhile, and is left as it is.")
-    session.journal.append(Restored(n=e.n))

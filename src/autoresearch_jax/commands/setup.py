@@ -20,6 +20,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.data import manifest
 from autoresearch_jax.records import results_tsv
+from autoresearch_jax.system import device_probe
 
 COPIED = ("train.py", "prepare.py", "constants.py", "program.md")
 SIZED = ("train.py", "constants.py")  # what a preset rewrites
@@ -89,6 +90,26 @@ def setup(
     if not skip_data:
         prepare(target, view, source=source, num_shards=num_shards)
     return target
+
+
+def fitting_preset(view: View) -> str | None:
+    """The preset that fits this machine best; None where its accelerator cannot be probed."""
+    view.live("probing the accelerator")
+    try:
+        found = device_probe.probe()
+    except UserError as error:
+        view.say(f"{error} So the sizes stay those of an H100. For other sizes: --preset NAME.")
+        return None
+    fitting = presets.suggest(
+        found.platform,
+        found.device_kind,
+        found.device_count,
+        found.memory_mb,
+        found.compute_capability,
+    )
+    verb = "comes nearest to" if fitting.why else "fits"
+    view.say(f"Preset {fitting.name} {verb} this machine ({fitting.words}).")
+    return fitting.name
 
 
 def is_workspace(target: Path) -> bool:

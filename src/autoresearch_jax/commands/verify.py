@@ -109,6 +109,15 @@ class Retrained:
     def same(self) -> bool:
         return self.low <= self.val_bpb <= self.high
 
+    @property
+    def line(self) -> str:
+        """What a person reads of it."""
+        e, within = self.experiment, "within" if self.same else "NOT within"
+        return (
+            f"experiment {e.n}, {e.commit[:7]}: recorded {e.val_bpb:.6f}, trained again "
+            f"{self.val_bpb:.6f}: {within} {self.low:.6f} to {self.high:.6f}, the noise's interval"
+        )
+
 
 def seeds(
     workspace: Workspace, config: LoopConfig, tools: Tools, *, name: str | None, runs: int

@@ -1,4 +1,4 @@
-"""One training of the checkout's train.py, scored; nothing is decided or recorded."""
+"""One experiment with the checkout's train.py: measured, compiled, or proposed to a tag."""
 
 import os
 import shutil
@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoresearch_jax.commands.loop import log_place
+from autoresearch_jax.commands.loop import measure_baseline
+from autoresearch_jax.common import files, syntax
 from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.text import clean
 from autoresearch_jax.data.manifest import FROZEN
 from autoresearch_jax.jobs import compile_check, environment
 from autoresearch_jax.jobs.executor import Context
@@ -18,15 +20,22 @@ from autoresearch_jax.jobs.job import CompileJob, Events, Score, ScoreJob, Train
 from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.jobs.logs import read_tail
+from autoresearch_jax.loop.asking import known, source_of
 from autoresearch_jax.loop.config import LoopConfig
-from autoresearch_jax.loop.open_session import Tools, open_devices
+from autoresearch_jax.loop.open_session import Tools, open_devices, open_session
+from autoresearch_jax.loop.scheduler import run_alone
+from autoresearch_jax.loop.session import Session
+from autoresearch_jax.records.costs import PERSON
+from autoresearch_jax.records.events import Restored
+from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import FILES, Workspace, time_budget
 from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.system import device_specs, locks
 from autoresearch_jax.system.disk_errors import disk_errors
-from autoresearch_jax.system.interrupts import Interrupts
+from autoresearch_jax.system.interrupts import Abandoned, Interrupts
 from autoresearch_jax.views.watch import logs
 
+WORKSPACE_FILES = (*FILES, "program.md", "results.tsv")
 LOOK_SECONDS = 5.0  # of training, after which a device is under load
 
 
@@ -45,6 +54,19 @@ class Measured:
     def reason(self) -> str:
         """Why there is no val_bpb, else ""."""
         return self.trained.reason or (self.scored.reason if self.scored else "")
+
+    @property
+    def line(self) -> str:
+        """val_bpb, peak memory in MB, seconds and the log, separated by tabs."""
+        score, peak = self.val_bpb, self.trained.metrics.get("peak_vram_mb")
+        return "\t".join(
+            (
+                "n/a" if score is None else f"{score:.6f}",
+                "n/a" if peak is None else f"{peak:.1f}",
+                f"{self.trained.seconds:.1f}",
+                str(self.trained.log),
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -160,6 +182,9 @@ def compile_only(
     `device` is of device_specs.TARGETS, or "cpu"; None: this machine's. Raises UserError.
     """
     log_path = log_place(workspace, log_path)
+    names = (*device_specs.TARGETS, "cpu")
+    if device is not None and device not in names:
+        raise UserError(f"--device {device} is not known. Choose one of: {', '.join(names)}")
     if device is not None and device != "cpu" and (lacks := compile_check.lacking(device)):
         raise UserError(lacks)
     view.live("looking at the accelerator")
@@ -217,3 +242,98 @@ def _copy(workspace: Workspace, names: Iterable[str], folder: Path) -> None:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
+
+
+# ------------------------------------------------------------------------------- proposals
+
+
+def propose(
+    workspace: Workspace, config: LoopConfig, tools: Tools, *, description: str, log_path: Path
+) -> Experiment:
+    """Proposes the checkout's train.py; afterwards that is the best known again.
+
+    `log_path` gets a copy of the training's log. After an interruption, the same command finishes
+    the same proposal. Raises UserError, also if train.py holds nothing new or it was abandoned.
+    """
+    log_path = log_place(workspace, log_path)
+    source = source_of(workspace.root / "train.py")
+    with open_session(workspace, config, tools, "run -m") as (session, _):
+        blob = session.candidates.store(source)
+        if _waiting(session, blob) is None:
+            _refuse_unedited(session, blob)
+            _refuse_known(session, source)
+        session.begin("run", agent=PERSON)
+        try:
+            e = _decided_proposal(session, blob, clean(description))
+        except Abandoned:
+            raise UserError("Abandoned. The same command goes on with it.") from None
+        if session.log(e).exists():  # before the command is done: a killed one is given again
+            log_path.write_bytes(session.log(e).read_bytes())
+        _restore(session, e, source)
+        return e
+
+
+def _waiting(session: Session, blob: str) -> Experiment | None:
+    """The person's last experiment with this train.py, if the command for it never finished."""
+    for e in reversed(list(session.experiments)):
+        if e.agent == PERSON and e.n not in session.experiments.restored:
+            return e if session.candidates.blob_id(e.commit) == blob else None
+    return None
+
+
+def _refuse_unedited(session: Session, blob: str) -> None:
+    """Raises UserError if the checkout's train.py is the best known, or where the tag began."""
+    kept = session.experiments.kept
+    known = [kept[-1].commit, kept[0].commit] if kept else [session.workspace.head()]
+    for commit in known:
+        if session.candidates.blob_id(commit) == blob:
+            raise UserError(
+                f"train.py in {session.workspace.root} is that of commit {commit[:7]}: there is "
+                "nothing to propose. Edit it first; `autoresearch-jax run` without -m measures it "
+                "as it is."
+            )
+
+
+def _refuse_known(session: Session, train_py: bytes) -> None:
+    """Raises UserError if an experiment of the tag has scored this train.py already."""
+    same = session.experiments.same_program(syntax.meaning(train_py))
+    if same is not None:
+        raise UserError(
+            f"train.py in {session.workspace.root} is that of {known(same)}, comments and "
+            f"formatting aside: it is not run again. Look at it: autoresearch-jax show {same.n}"
+        )
+
+
+def _decided_proposal(session: Session, blob: str, description: str) -> Experiment:
+    """The decided experiment of the person's train.py, a new one or an interrupted one."""
+    for left in session.settle():
+        run_alone(session, left)
+    waiting = _waiting(session, blob)
+    if waiting is not None:
+        return waiting
+    if not session.interrupts.stopping():
+        measure_baseline(session)
+    if session.interrupts.stopping():
+        raise Abandoned
+    return run_alone(session, session.propose(blob, description=description, agent=PERSON))
+
+
+def _restore(session: Session, e: Experiment, source: bytes) -> None:
+    """Makes the checkout's train.py the best known, unless the person has edited it meanwhile."""
+    best, path = session.experiments.best, session.workspace.root / "train.py"
+    assert best is not None
+    if path.read_bytes() == source:
+        files.write_bytes(path, session.candidates.blob(best.commit))
+    else:
+        session.view.say("train.py was edited meanwhile, and is left as it is.")
+    session.journal.append(Restored(n=e.n))
+
+
+def log_place(workspace: Workspace, path: Path) -> Path:
+    """`path` made absolute. Raises UserError before a training whose log has no place there."""
+    path = path.absolute()
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} for the log {path.name}. Make it first.")
+    if path.resolve().parent == workspace.root.resolve() and path.name in WORKSPACE_FILES:
+        raise UserError(f"the log would replace {path}. Choose another name: --log run.log")
+    return path

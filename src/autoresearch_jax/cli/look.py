@@ -1,0 +1,186 @@
+"""The commands that show what happened: watch, results, show, sample, report."""
+
+import contextlib
+import functools
+from pathlib import Path
+
+import click
+
+from autoresearch_jax.cli import output
+from autoresearch_jax.cli.options import Configured, tag_option
+from autoresearch_jax.common.errors import UserError
+
+
+@click.command()
+@click.option("--web", is_flag=True, help="Show a page in the browser.")
+@click.option("--port", type=click.IntRange(0, 65535), metavar="P", help=(
+    "Port of the page; 0 takes any free one.  [default: 8787]"))  # fmt: skip
+@click.option("--host", metavar="ADDRESS", help=(
+    "Address to serve the page on. Another address than this machine's own serves it, unencrypted, "
+    "to whoever has the printed link; ssh -L is safer.  [default: 127.0.0.1]"))  # fmt: skip
+@click.option("--tag", help="Only this tag.  [default: the newest, and later a newer one]")
+def watch(web: bool, port: int | None, host: str | None, tag: str | None) -> None:
+    """Watch a loop as it runs: in this terminal until q, or as a page.
+
+    It only reads, so start and end it whenever you like. It also shows the results.tsv of the
+    original or its forks. In a pipe it prints the present state once.
+
+    \b
+    Example:
+      autoresearch-jax watch
+      autoresearch-jax watch --web
+    """
+    from autoresearch_jax.views.watch import live_model
+
+    if not web and (port is not None or host is not None):
+        raise click.UsageError("--port and --host go with --web.")
+    reader = live_model.open_story(Path.cwd(), tag, follow=True)
+    if not web:
+        from autoresearch_jax.views.watch import screen
+
+        screen.show(reader)
+        return
+    from autoresearch_jax.views.watch import web as page
+
+    with contextlib.suppress(KeyboardInterrupt):
+        page.serve(
+            reader,
+            lambda link: click.echo(f"{link}  (Ctrl-C ends it)"),
+            host=host or "127.0.0.1",
+            port=page.PORT if port is None else port,
+        )
+
+
+@click.command()
+@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Only the N best.")
+@click.option("--kept-only", is_flag=True, help="Only what was kept.")
+@click.option("--grep", "pattern", metavar="REGEX", help="Only descriptions that match.")
+@click.option("--sort", type=click.Choice(["gain"]), help="Largest improvement first.")
+@click.option("--ledger", is_flag=True, help=(
+    "Show what each cost: dollars, tokens, seconds of agent and accelerator."))  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as a list of JSON objects.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print the rows as CSV.")
+@tag_option
+def results(
+    top: int | None,
+    kept_only: bool,
+    pattern: str | None,
+    sort: str | None,
+    ledger: bool,
+    as_json: bool,
+    as_csv: bool,
+    tag: str | None,
+) -> None:
+    """List every experiment, with a summary.
+
+    Also reads the results.tsv of the original or its forks.
+
+    \b
+    Example:
+      autoresearch-jax results --kept-only --sort gain
+    """
+    from autoresearch_jax.views import report
+
+    if ledger + as_json + as_csv > 1:
+        raise click.UsageError("Choose one of --ledger, --json and --csv.")
+    listed = report.load(Path.cwd(), tag)
+    if not listed:
+        raise UserError("no experiment is recorded here yet: `autoresearch-jax loop` starts.")
+    rows = report.select(
+        listed, top=top, kept_only=kept_only, pattern=pattern, by_gain=sort == "gain"
+    )
+    if as_json or as_csv:
+        click.echo(report.as_json(rows) if as_json else report.as_csv(rows), nl=False)
+        return
+    claims, spent = report.claims(Path.cwd(), tag), report.spent(Path.cwd(), tag)
+    report.print_results(output.console(), rows, listed, costs=ledger, claims=claims, spent=spent)
+
+
+@click.command()
+@click.argument("experiment", metavar="N|COMMIT")
+@tag_option
+def show(experiment: str, tag: str | None) -> None:
+    """Show one experiment in full: description, numbers, diff, last lines of its log.
+
+    \b
+    Example:
+      autoresearch-jax show 12
+    """
+    from autoresearch_jax.repo.workspace import Workspace
+    from autoresearch_jax.views import report
+
+    report.show(output.console(), Workspace.open(Path.cwd()), experiment, tag)
+
+
+@click.command(cls=Configured, settings=("isolation", "require_isolation"))
+@click.argument("prompt", metavar="[PROMPT]", default="")
+@click.option("--experiment", "name", metavar="N|COMMIT", help=(
+    "Use the model of this experiment.  [default: the best]"))  # fmt: skip
+@click.option("--tokens", type=click.IntRange(min=1), default=100, show_default=True, metavar="N",
+              help="How many to draw.")  # fmt: skip
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True,
+              metavar="T", help="0 takes the likeliest token each time.")  # fmt: skip
+@click.option("--top-k", type=click.IntRange(min=1), metavar="K", help=(
+    "Draw only among the K likeliest tokens.  [default: all]"))  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
+              metavar="N", help="The same seed gives the same text.")  # fmt: skip
+@tag_option
+def sample(
+    prompt: str,
+    name: str | None,
+    tokens: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+    tag: str | None,
+    isolation: str | None,
+    require_isolation: str | None,
+) -> None:
+    """Write text with the best model: PROMPT and how it continues.
+
+    The text appears token by token; Ctrl-C ends it. It needs the device, so it refuses while a
+    loop trains there.
+
+    \b
+    Example:
+      autoresearch-jax sample "The function returns" --tokens 200
+    """
+    from autoresearch_jax.commands import sample as command
+    from autoresearch_jax.repo.workspace import Workspace
+
+    workspace = Workspace.open(Path.cwd())
+    with output.opened() as (_, view), contextlib.suppress(KeyboardInterrupt):
+        command.sample(
+            workspace,
+            command.Draw(prompt, tokens, temperature, top_k, seed),
+            functools.partial(click.echo, nl=False),
+            view=view,
+            name=name,
+            tag=tag,
+            wanted=isolation or "auto",
+            required=require_isolation,
+        )
+
+
+@click.command()
+@click.option("-o", "--output", "folder", metavar="DIR", default="report", show_default=True,
+              type=click.Path(file_okay=False, path_type=Path),
+              help="Folder to write to.")  # fmt: skip
+@click.option("--png", is_flag=True, help="Also write the picture as progress.png.")
+@click.option("--prompts", is_flag=True, help=(
+    "Include the prompts of agents, which program.md is a part of."))  # fmt: skip
+@tag_option
+def report(folder: Path, png: bool, prompts: bool, tag: str | None) -> None:
+    """Write one page with everything, to send around, and its picture.
+
+    report.html needs neither network nor server; progress.svg is the picture alone.
+
+    \b
+    Example:
+      autoresearch-jax report -o ../night --png
+    """
+    from autoresearch_jax.views.watch import live_model, report_file
+
+    reader = live_model.open_story(Path.cwd(), tag)
+    for path in report_file.write(reader, folder, png=png, prompts=prompts):
+        click.echo(str(path.absolute()))  # with -C it lies elsewhere than the person does

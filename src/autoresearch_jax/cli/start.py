@@ -1,0 +1,139 @@
+"""The commands to start with: demo, setup, doctor."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from autoresearch_jax.cli import output
+from autoresearch_jax.common.console import typed
+
+
+@click.command()
+@click.option("--dir", "folder", metavar="DIR", type=click.Path(path_type=Path), help=(
+    "Where to put its workspace.  [default: autoresearch-demo]"))  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Seed of the search.")
+@click.option("--experiments", type=click.IntRange(min=1), default=5, show_default=True,
+              help="How many to run after the baseline.")  # fmt: skip
+def demo(folder: Path | None, seed: int, experiments: int) -> None:
+    """Try the whole job in a few minutes, on any machine.
+
+    Makes a small workspace with text from this machine's Python documentation, runs a baseline and
+    five experiments of 10 seconds, and shows the results and a picture. The same command again
+    continues where it was interrupted.
+
+    \b
+    Example:
+      autoresearch-jax demo
+    """
+    from autoresearch_jax.commands import demo as command
+
+    with output.opened() as (console, view):
+        target = folder or Path(command.FOLDER)
+        command.demo(target, console, view, seed=seed, experiments=experiments)
+
+
+@click.command()
+@click.argument("target", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
+@click.option("--preset", metavar="NAME", help=(
+    "Sizes for a machine: h100, a100-40gb, 24gb, 12gb, 6gb, v4-8, v5e-1, v5e-8, v5p-8, v6e-1, "
+    "v6e-8, cpu, demo.  [default: for a new workspace, what fits this machine]"))  # fmt: skip
+@click.option("--seq-len", type=int, metavar="N", help=(
+    "Tokens in a row; EVAL_TOKENS follows in proportion."))  # fmt: skip
+@click.option("--source", metavar="S", help=(
+    "fineweb-edu, climbmix, hf:ORG/NAME, pydocs (no network) or a folder of parquet files.  "
+    "[default: fineweb-edu]"))  # fmt: skip
+@click.option("--num-shards", type=click.IntRange(min=1), metavar="N", help=(
+    "Shards of text to train on."))  # fmt: skip
+@click.option("--skip-data", is_flag=True, help="Do not prepare the data yet.")
+def setup(
+    target: Path,
+    preset: str | None,
+    seq_len: int | None,
+    source: str | None,
+    num_shards: int | None,
+    skip_data: bool,
+) -> None:
+    """Make DIR a workspace, size it for a machine, and prepare its data.
+
+    A new workspace gets the sizes that fit this machine. In an existing workspace, setup changes
+    the sizes that you name (as a commit) and prepares what data is missing.
+
+    \b
+    Example:
+      autoresearch-jax setup research --preset 24gb
+    """
+    from autoresearch_jax.commands import setup as command
+
+    with output.opened() as (_, view):
+        if preset is None and seq_len is None and not command.is_workspace(target):
+            preset = command.fitting_preset(view)
+        root = command.setup(
+            target,
+            view,
+            preset=preset,
+            seq_len=seq_len,
+            source=source,
+            num_shards=num_shards,
+            skip_data=skip_data,
+        )
+        view.say("Next:")
+        if root != Path.cwd():
+            view.say(f"  cd {shlex.quote(str(target))}")
+        if skip_data:
+            view.say("  uv run prepare.py        # or: autoresearch-jax setup")
+        view.say(typed("  autoresearch-jax doctor  # is the machine ready"))
+        view.say(typed("  autoresearch-jax loop    # experiments until stopped"))
+
+
+@click.command()
+@click.option("--first-step", is_flag=True, help=(
+    "Also start train.py as a loop does, for some seconds, to see how long its first step takes "
+    "and how the device behaves under load."))  # fmt: skip
+@click.option("--agent", metavar="NAME-OR-COMMAND", help=(
+    "Check this agent, named as for `loop --agent`.  [default: the one in program.md]"
+))  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(first_step: bool, agent: str | None, as_json: bool) -> None:
+    """Check that this machine is ready for an overnight run.
+
+    Looks at the device, its memory and clocks, the data, the disk, the sandbox and the agents.
+
+    Exits with 0 when it is ready, else 1.
+
+    \b
+    Example:
+      autoresearch-jax doctor --first-step
+      autoresearch-jax doctor --agent claude
+    """
+    _doctor(first_step, agent, as_json)
+
+
+@click.command(name="check-hardware", hidden=True)
+def check_hardware() -> None:
+    """The same as `doctor --json`.
+
+    \b
+    Example:
+      autoresearch-jax check-hardware
+    """
+    _doctor(first_step=False, agent=None, as_json=True)
+
+
+def _doctor(first_step: bool, agent: str | None, as_json: bool) -> None:
+    from autoresearch_jax.commands import doctor as command
+    from autoresearch_jax.common import console
+
+    with output.opened() as (_, view):
+        # Other words would be in the way of whoever reads the JSON.
+        said_to = console.QuietView() if as_json else view
+        found = command.report(Path.cwd(), said_to if first_step else None, agent)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(found, indent=2))
+    else:
+        click.echo("\n".join(command.lines(found)))
+    if not found["ready"]:
+        sys.exit(1)
