@@ -280,7 +280,7 @@ def test_the_lock_of_writing_another_commit_is_left_alone(workspace, held):
     path = leave_lock(workspace.root, "refs/autoresearch/tag/1", workspace.head())
     with pytest.raises(UserError) as caught:
         wheel.clear_stale_locks(intended)
-    for part in (f"holds '{workspace.head()}'", intended["refs/autoresearch/tag/1"], f"rm {path};"):
+    for part in (f"contains '{workspace.head()}'", intended["refs/autoresearch/tag/1"], f"rm {path};"):
         assert part in str(caught.value)
     assert path.exists()
     path.unlink()  # the remedy works
@@ -293,7 +293,7 @@ def test_a_lock_that_is_no_file_is_left_alone(workspace, held, kind):
     path = workspace.common_dir / "refs" / "autoresearch" / "tag" / "1.lock"
     path.parent.mkdir(parents=True)
     path.symlink_to("/dev/null") if kind == "link" else path.mkdir()
-    with pytest.raises(UserError, match="it is no plain file"):
+    with pytest.raises(UserError, match="it is not a regular file"):
         wheel.clear_stale_locks(intended)
     assert os.path.lexists(path)
 
@@ -302,7 +302,7 @@ def test_the_lock_of_a_living_git_is_left_alone(workspace, held, tmp_path):
     wheel, intended = held
     ref, commit = "refs/heads/autoresearch/tag", intended["refs/heads/autoresearch/tag"]
     with preparing(workspace.root, ref, commit) as process:
-        words = rf"process {process.pid} \(git\) is at work in this repository"
+        words = rf"process {process.pid} \(git\) is running in this repository"
         with pytest.raises(UserError, match=words):
             wheel.clear_stale_locks(intended)
         process.stdin.write(b"commit\n")

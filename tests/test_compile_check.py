@@ -287,7 +287,7 @@ def test_front_matter(program, limit):
         ("---\nmax_memory_gb: .inf\n---\n", "to inf, and it should be a finite number"),
         ("---\njust words\n---\n", "is 'just words', and should be lines such as"),
         ("---\na: [\n---\n", "is not YAML"),
-        ("---\nmax_memory_gb: 40\n", "has no second one"),
+        ("---\nmax_memory_gb: 40\n", "has no second ---"),
     ],
 )
 def test_front_matter_that_is_refused(program, says):

@@ -229,7 +229,7 @@ def test_a_tag_that_is_not_ours_is_left_alone(workspace):
     with pytest.raises(UserError, match=r"tag mine is in use: branch autoresearch/mine"):
         run_loop(workspace, Scripted(), 1, tag="mine")
     assert not workspace.state_dir("mine").exists()
-    with pytest.raises(UserError, match="is no tag"):
+    with pytest.raises(UserError, match="is not a valid tag"):
         run_loop(workspace, Scripted(), 1, tag="a/b")
 
 

@@ -286,7 +286,7 @@ def nest_params(left):
 
 
 SPOILED = {
-    nest_params: ("format", "folders within each other"),
+    nest_params: ("format", "nested folders"),
     remove_export: ("missing", "the training left no exported.bin"),
     remove_params: ("missing", "the training left no params"),
     cut_export: ("truncated", "exported.bin cannot be read"),

@@ -50,7 +50,7 @@ def test_what_is_no_workspace_is_refused(root, tmp_path):
     with pytest.raises(UserError, match="bare git repository"):
         Workspace.open(plain)
     (root / "prepare.py").unlink()
-    with pytest.raises(UserError, match=r"has no prepare\.py"):
+    with pytest.raises(UserError, match=r"prepare\.py is missing"):
         Workspace.open(root)
 
 
@@ -72,7 +72,7 @@ def test_a_repository_named_by_the_environment_is_not_used(root, tmp_path, monke
 def test_a_commit_without_the_files_is_refused(root):
     git(root, "rm", "-q", "--cached", "train.py", "constants.py")
     git(root, "commit", "-q", "-m", "Less")
-    with pytest.raises(UserError, match=r"has no constants\.py, train\.py\. .*git add train\.py"):
+    with pytest.raises(UserError, match=r"lacks constants\.py, train\.py\. .*git add train\.py"):
         Workspace.open(root).head()
 
 
@@ -115,7 +115,7 @@ def test_tags_that_can_be_refs(root, tag):
     "tag", ["", "a b", "a/b", "-a", ".a", "a..b", "a.lock", "a.", "ä", "a\n", "x" * 101, "a~1"]
 )
 def test_tags_that_cannot(tag):
-    with pytest.raises(UserError, match="is no tag"):
+    with pytest.raises(UserError, match="is not a valid tag"):
         check_tag(tag)
 
 

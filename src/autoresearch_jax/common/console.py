@@ -1,4 +1,4 @@
-"""What the harness shows: lasting lines, and one line about what happens now."""
+"""Output of the harness: permanent lines, and one line with the current progress."""
 
 import contextlib
 import os
@@ -12,25 +12,25 @@ from typing import Protocol
 
 import click
 
-TURN_SECONDS = 3.0  # that one of several is shown
-PASSING_SECONDS = 5.0  # between two passing lines that are printed
+TURN_SECONDS = 3.0  # before the progress line shows the next worker
+PASSING_SECONDS = 5.0  # between two progress lines in a file
 TYPED = "autoresearch_jax.typed"
 
 
 class View(Protocol):
-    """Where words to the person go."""
+    """Where output for the user goes."""
 
     def say(self, text: str) -> None:
-        """A lasting line."""
+        """Print a permanent line."""
         ...
 
     def live(self, text: str) -> None:
-        """What happens now; the next call replaces it, "" clears it."""
+        """Show the current progress, which the next call replaces and "" clears."""
         ...
 
 
 class PlainView:
-    """Prints the lasting lines only: for files and pipes."""
+    """Prints only permanent lines, for files and pipes."""
 
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -40,7 +40,7 @@ class PlainView:
 
 
 class QuietView:
-    """Says warnings only, where errors go."""
+    """Prints only warnings, to standard error."""
 
     def say(self, text: str) -> None:
         if text.startswith("Warning"):
@@ -51,9 +51,9 @@ class QuietView:
 
 
 class StampedView:
-    """Passes on to another view, each lasting line with the time; passing ones too if `all_lines`.
+    """Adds the time to each permanent line of another view.
 
-    Of passing lines that follow one another quickly, most are left out.
+    With `all_lines` it also prints progress, at most once in PASSING_SECONDS.
     """
 
     def __init__(self, view: View, *, all_lines: bool) -> None:
@@ -74,7 +74,7 @@ class StampedView:
 
 
 class SteadyView:
-    """Passes on to another view, and carries on when the terminal has gone (a hang-up)."""
+    """Forwards to another view, and ignores errors after the terminal has closed."""
 
     def __init__(self, view: View) -> None:
         self._view = view
@@ -89,7 +89,7 @@ class SteadyView:
 
 
 class Board:
-    """Gives several at a time a view each; what each does now is shown by turns."""
+    """Gives each of several workers a view; their progress is shown in turn."""
 
     def __init__(self, view: View, places: int) -> None:
         self._view = view
@@ -97,7 +97,7 @@ class Board:
         self._one = threading.Lock()
 
     def place(self, at: int) -> View:
-        """The view of one of them."""
+        """Return the view of one worker."""
         return self._view if len(self._now) == 1 else _Place(self, at)
 
     def say(self, text: str) -> None:
@@ -113,7 +113,7 @@ class Board:
 
 
 class _Place:
-    """One place on a board."""
+    """The view of one worker."""
 
     def __init__(self, board: Board, at: int) -> None:
         self._board, self._at = board, at
@@ -126,9 +126,9 @@ class _Place:
 
 
 def typed(text: str) -> str:
-    """The text with commands of ours spelled as they are typed here: `uv run` before them, and -C.
+    """Return the text with our commands as the user must type them: with `uv run` and -C.
 
-    A command that was given -C notes in its context, under TYPED, where it was typed and what DIR.
+    A command with -C stores in its click context, under TYPED, the current folder and DIR.
     """
     context = click.get_current_context(silent=True)
     here, folder = context.meta.get(TYPED, (None, None)) if context else (None, None)
@@ -142,7 +142,7 @@ def typed(text: str) -> str:
 
 
 def _uv_run(here: Path | None) -> str:
-    """`uv run` as it finds this program from there: outside of a project with it that is named."""
+    """Return `uv run`, with --project if the folder is not in a project with this program."""
     project = Path(sys.prefix).parent  # the environment is its .venv
     with contextlib.suppress(OSError):
         here = here or Path.cwd()

@@ -1,13 +1,13 @@
-"""The error that a person can mend."""
+"""Errors that the user can fix."""
 
 
 class UserError(Exception):
-    """Something outside the program is not as it must be.
+    """Something outside the program is wrong.
 
-    The message names the offending value, the rule it broke and the next command to type.
-    Only the command line turns it into text and an exit code; it never prints a traceback.
+    The message says what is wrong and with which value, what was expected, and what to type next.
+    Only the command line turns it into text and an exit code, and it never prints a traceback.
     """
 
 
 class GitError(UserError):
-    """A git command failed; the message holds git's own words."""
+    """A git command failed; the message contains git's output."""

@@ -1,7 +1,7 @@
-"""Files and folders of anybody's making: any depth, names of any length, any permissions.
+"""Handle untrusted files and folders, with any depth, name length and permissions.
 
-Paths are never put together, since a nested one can be longer than the kernel takes, and nothing
-recurses; at most `DEPTH` descriptors are open.
+Paths are never joined, because a nested one can exceed the kernel's limit. Nothing recurses, and at
+most `DEPTH` descriptors are open.
 """
 
 import contextlib
@@ -11,28 +11,28 @@ import stat
 import uuid
 from pathlib import Path
 
-DEPTH = 50  # levels of folders that are open at once
-LEAST_BYTES = 4096  # that an entry counts, since an empty file takes disk as well
+DEPTH = 50  # nested folders that are open at once
+LEAST_BYTES = 4096  # counted for every entry, because an empty file uses disk as well
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def plain_bytes(path: Path, most: int) -> bytes:
-    """What a plain file holds. In its place there may be a pipe, a link or a folder.
+    """Return the content of a regular file, at whose path there may be anything.
 
-    Raises OSError, and ValueError if it is no plain file of at most `most` bytes.
+    Raises OSError, and ValueError if it is not a regular file of at most `most` bytes.
     """
     opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         status = os.fstat(opened)
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
-            raise ValueError(f"{path} is no plain file of at most {most} bytes")
+            raise ValueError(f"{path} is not a regular file of at most {most} bytes")
         return os.read(opened, most)
     finally:
         os.close(opened)
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link or a whole folder, also one without permissions."""
+    """Remove a file, a link or a folder with its content, whatever its permissions."""
     try:
         kind = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -49,7 +49,7 @@ def remove(path: Path) -> None:
 
 
 def _empty(top: int) -> None:
-    """Removes all that is in an open folder."""
+    """Remove the content of an open folder."""
     levels = [(top, _unlink_all_but_folders(top))]
     try:
         while levels[0][1]:
@@ -64,7 +64,7 @@ def _empty(top: int) -> None:
             if len(levels) < DEPTH:
                 levels.append((below, []))
                 levels[-1][1].extend(_unlink_all_but_folders(below))
-            else:  # it is too deep, and has its turn at the top
+            else:  # too deep: move it to the top, to be removed from there
                 os.close(below)
                 name = uuid.uuid4().hex
                 os.rename(names.pop(), name, src_dir_fd=folder, dst_dir_fd=top)
@@ -75,7 +75,7 @@ def _empty(top: int) -> None:
 
 
 def _unlink_all_but_folders(folder: int) -> list[str]:
-    """The names of the folders, which remain."""
+    """Remove everything except folders, and return the names of the folders."""
     with os.scandir(folder) as entries:
         found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
     for name, is_folder in found:
@@ -85,38 +85,42 @@ def _unlink_all_but_folders(folder: int) -> list[str]:
 
 
 def _open(name: str, within: int | None = None) -> int:
-    """Opens a folder, no link to one, whose owner may do everything with it afterwards."""
+    """Open a folder, but not a link to one, and give its owner all permissions."""
     try:
         folder = os.open(name, _FOLDER, dir_fd=within)
     except PermissionError:
         os.chmod(name, stat.S_IRWXU, dir_fd=within)
         folder = os.open(name, _FOLDER, dir_fd=within)
     if os.fstat(folder).st_mode & stat.S_IRWXU != stat.S_IRWXU:
-        with contextlib.suppress(PermissionError):  # another's, and perhaps its group's, too
+        with contextlib.suppress(
+            PermissionError
+        ):  # it belongs to another user, whose group may allow it
             os.fchmod(folder, stat.S_IRWXU)
     return folder
 
 
 def folder_bytes(path: Path, most: int) -> int:
-    """The bytes of what is below a folder now, counted until they are more than `most`.
+    """Return the bytes of all files below a folder, counting until they exceed `most`.
 
-    A file counts as a copy of it would, holes and all. The folder may be in use: what comes, goes
-    or moves meanwhile counts or does not.
+    A sparse file counts as its full size. The folder may be in use; files that are created, removed
+    or moved in the meantime may or may not be counted.
     """
     try:
         here = os.open(path, _FOLDER)
     except OSError:
         return 0
-    above: list[tuple[os.stat_result, list[str]]] = []  # the way down, and what is left of each
+    above: list[
+        tuple[os.stat_result, list[str]]
+    ] = []  # the parents, and the names still to visit in each
     try:
         size, names = _count(here, 0, most)
         while size <= most and (names or above):
             if names:
-                # Only one stays open, however deep it is, since `..` leads back.
+                # Only one descriptor is open at any depth, because `..` leads back.
                 try:
                     below = os.open(names.pop(), _FOLDER, dir_fd=here)
                 except OSError:
-                    continue  # it has just gone, or cannot be read
+                    continue  # it was just removed, or cannot be read
                 size, inside = _count(below, size, most)
                 if inside and _leads_back(below, here):
                     above.append((os.fstat(here), names))
@@ -127,23 +131,23 @@ def folder_bytes(path: Path, most: int) -> int:
                 below, here = here, os.open("..", _FOLDER, dir_fd=here)
                 os.close(below)
                 if not os.path.samestat(os.fstat(here), expected):
-                    break  # it was moved, and there may be more here than in `path`
+                    break  # it was moved, possibly out of `path`
     except OSError:
-        pass  # no way back: its permissions have just changed
+        pass  # the way back failed: its permissions have just changed
     finally:
         os.close(here)
     return size
 
 
 def _count(folder: int, size: int, most: int) -> tuple[int, list[str]]:
-    """`size` and what is in an open folder, up to `most`; the names of the folders in it."""
+    """Return `size` plus the bytes in an open folder, up to `most`, and its folders' names."""
     names = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             size += LEAST_BYTES
-            with contextlib.suppress(OSError):  # it has just gone, or its folder can only be listed
+            with contextlib.suppress(OSError):  # just removed, or in a folder without access
                 found = entry.stat(follow_symlinks=False)
-                # Blocks can be set aside beyond the end of a file.
+                # A file may have blocks reserved beyond its end.
                 size += max(0, max(found.st_size, 512 * found.st_blocks) - LEAST_BYTES)
                 if stat.S_ISDIR(found.st_mode):
                     names.append(entry.name)
@@ -160,7 +164,7 @@ def _leads_back(below: int, here: int) -> bool:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replaces a file in one step: afterwards it is the old one or the new one, never a part."""
+    """Replace a file in one step: it is always the complete old or new file."""
     path = path.resolve()  # a link stays a link
     temporary = path.with_name(f".{path.name}.new")
     try:
@@ -178,12 +182,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of UTF-8 text."""
+    """Replace a file with UTF-8 text in one step, like `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a new or renamed entry of the folder survive a power cut."""
+    """Make a new or renamed entry of the folder survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

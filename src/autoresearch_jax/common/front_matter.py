@@ -17,7 +17,7 @@ class _Twice(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that sets each name once: of two values the first would be passed over in silence."""
+    """YAML in which a name may be set only once; otherwise the first value would be ignored."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         lines: dict[str, int] = {}
@@ -33,23 +33,26 @@ class _Loader(yaml.SafeLoader):
 
 
 def load(program: str) -> Any:
-    """What the YAML of a program's front matter holds; None where it has none.
+    """Return the content of a program's front matter, or None if there is none.
 
-    Raises ValueError, which says what the front matter does wrong; the lines that it names are
-    those of the file.
+    Raises ValueError, whose message completes "The front matter ..." and names lines of the file.
     """
     front = _split(program)[0]
     try:
         return _Loader(f"\n{front}").get_single_data()  # after a line for the fence
     except _Twice:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 13, say
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # for example, a date with month 13
         why = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
         raise ValueError(f"is not YAML: {why}") from None
 
 
 def split(program: str) -> tuple[str, str]:
-    """The front matter of a program and the text after it. Raises UserError if it has no end."""
+    """Return a program's front matter and the text after it. Raises UserError if it has no end."""
     with refusing("program.md"):
         return _split(program)
 
@@ -62,14 +65,14 @@ def _split(program: str) -> tuple[str, str]:
     ends = [number for number, line in enumerate(lines) if number and line.rstrip() == FENCE]
     if not ends:
         raise ValueError(
-            f"begins with {FENCE} and has no second one: end the settings with {FENCE}"
+            f"starts with {FENCE}, but has no second {FENCE} to end it: add one after the settings"
         )
     return "".join(lines[1 : ends[0]]), "".join(lines[ends[0] + 1 :])
 
 
 @contextlib.contextmanager
 def refusing(place: str) -> Iterator[None]:
-    """What is wrong with the front matter is a message to the person. Raises UserError."""
+    """Turn a ValueError about the front matter into a UserError."""
     try:
         yield
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""The upper-case constants at the top of a Python file, read and rewritten in place.
+"""Read and rewrite the upper-case constants at the top of a Python file.
 
-The syntax tree says where each value stands, so a change replaces the bytes of that value and
-nothing else: comments, alignment, line ends and the spelling `2**19` all survive.
+The syntax tree gives the position of each value, so a change replaces only the bytes of that value:
+comments, alignment, line ends and the notation `2**19` remain.
 """
 
 import ast
@@ -23,7 +23,7 @@ OPERATORS = {
     ast.FloorDiv: operator.floordiv,
     ast.Div: operator.truediv,
 }
-LARGEST = 2**1000  # a number beyond it is nobody's size, and `9**9**9` must stop no reader
+LARGEST = 2**1000  # larger numbers are ignored, so that `9**9**9` does not hang a reader
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Literal:
     value: Value
     start: int  # bytes from the start of the UTF-8 text to the value
     end: int  # bytes to just after it
-    exponent: tuple[int, int] | None  # where the n of `2**n` or `1 << n` stands
+    exponent: tuple[int, int] | None  # the position of n in `2**n` or `1 << n`
 
 
 def read(source: str) -> dict[str, Literal]:
-    """The constants of a file by name, in the order they stand there.
+    """Return the constants of a file by name, in the order of the file.
 
-    Numbers, strings, sums, products and powers of numbers, and the elements of tuples of these
-    count; a name that is assigned more than once does not, since one place cannot change it.
+    These are numbers, strings, sums, products and powers of numbers, and the elements of tuples of
+    them. A name that is assigned more than once is omitted, because no single place determines it.
 
     Raises:
         SyntaxError: `source` is not Python.
@@ -57,7 +57,7 @@ def read(source: str) -> dict[str, Literal]:
 
 
 def rewrite(source: str, values: Mapping[str, Value]) -> str:
-    """`source` with the named values replaced; every other byte stays.
+    """Return `source` with the named values replaced and every other byte unchanged.
 
     Raises:
         KeyError: a name has no literal in `source`.
@@ -75,7 +75,7 @@ def rewrite(source: str, values: Mapping[str, Value]) -> str:
 
 
 def used_names(source: str) -> set[str]:
-    """The names that a file reads anywhere; a constant that nothing reads changes nothing."""
+    """Return the names that a file reads; a constant that is never read has no effect."""
     return {
         node.id
         for node in ast.walk(ast.parse(source))
@@ -85,7 +85,7 @@ def used_names(source: str) -> set[str]:
 
 def _assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
     for statement in tree.body:
-        # `A = B = 1` is left out: a new value of one would be the other's, too.
+        # `A = B = 1` is omitted, because a new value for one would also change the other.
         if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
             target, value = statement.targets[0], statement.value
         elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
@@ -97,7 +97,7 @@ def _assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
 
 
 def _times_assigned(tree: ast.Module) -> Counter[str]:
-    """How often the module assigns each name, be it in a branch, a loop or a tuple."""
+    """Count how often the module assigns each name, including in branches, loops and tuples."""
     times: Counter[str] = Counter()
     pending: list[ast.AST] = [tree]
     while pending:
@@ -169,7 +169,7 @@ def _span(node: ast.expr, starts: list[int]) -> tuple[int, int]:
 
 
 def _line_starts(source: str) -> list[int]:
-    """Bytes before each line, lines ending as Python's tokenizer ends them."""
+    """Return the byte offset of each line, with line ends as Python's tokenizer sees them."""
     return [0, *(match.end() for match in re.finditer(rb"\r\n|\r|\n", source.encode()))]
 
 

@@ -1,4 +1,4 @@
-"""Where things live outside a workspace."""
+"""Folders outside a workspace."""
 
 import os
 from pathlib import Path
@@ -7,15 +7,15 @@ import platformdirs
 
 
 def home() -> Path:
-    """The folder of data, worktrees and caches: `AUTORESEARCH_HOME`, else the user's cache."""
+    """Return the folder of data, worktrees and caches: `AUTORESEARCH_HOME` or the user's cache."""
     chosen = os.environ.get("AUTORESEARCH_HOME")
     return Path(chosen or platformdirs.user_cache_dir("autoresearch-jax")).expanduser().absolute()
 
 
 def template() -> Path:
-    """The folder of the files that a new workspace starts from.
+    """Return the folder with the files of a new workspace.
 
-    An installed wheel carries them in this package; a checkout has them at its top.
+    An installed wheel contains them in this package, and a checkout at its top.
     """
     packaged = Path(__file__).parents[1] / "template"
     return packaged if packaged.is_dir() else Path(__file__).parents[3]

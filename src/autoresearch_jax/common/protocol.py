@@ -1,14 +1,14 @@
-"""What the harness and the programs that it starts agree on: files, exit codes, variables."""
+"""Names shared by the harness and the programs that it starts: files, exit codes, variables."""
 
-# What a training leaves in the folder of its run, in this order.
+# The files that a training writes into the folder of its run, in this order.
 EXPORTED = "exported.bin"  # before its clock starts: the model as a function
-STOPPED = "stopped"  # empty: its clock has stopped
+STOPPED = "stopped"  # empty; marks the end of its clock
 PARAMS = "params"  # a folder: the parameters
-SUMMARY = "summary.json"  # what it says of itself
+SUMMARY = "summary.json"  # what the training reports
 
 # Exit codes of the scorer and the sampler.
-REFUSED = 3  # what a training left breaks a rule
+REFUSED = 3  # the files of a training break a rule
 BROKEN = 4  # the data or the machine is at fault
-GO = b"go\n"  # to a scorer that was started ahead: the training has ended
+GO = b"go\n"  # to an early scorer: the training has ended
 
 MEMORY_LIMIT = "AUTORESEARCH_MAX_MEMORY_GB"  # variable: GiB of a device that a training may use

@@ -1,4 +1,4 @@
-"""The files that are scored of what a training left, listed within bounds (no JAX)."""
+"""List the files of a training that the scorer reads, within limits."""
 
 import errno
 import os
@@ -8,17 +8,17 @@ from pathlib import Path
 from autoresearch_jax.common import protocol
 
 FILES = 20_000  # and folders; a checkpoint at full size has 400
-DEPTH = 20  # folders within folders; a checkpoint has 3
+DEPTH = 20  # nested folders; a checkpoint has 3
 
 
 class TooMuch(Exception):
-    """No checkpoint has that many files, or folders so deep."""
+    """There are more files, or deeper folders, than in any checkpoint."""
 
 
 def scored(artifacts: Path) -> list[tuple[str, os.stat_result]]:
-    """Names within `artifacts`, and what each one is, in order: the export and the parameters.
+    """Return the names of export and parameters in `artifacts` with their status, sorted.
 
-    Links are not followed. Raises TooMuch, and OSError where anything cannot be read.
+    Links are not followed. Raises TooMuch, and OSError if anything cannot be read.
     """
     left = [protocol.EXPORTED, protocol.PARAMS]
     found = []
@@ -34,7 +34,7 @@ def scored(artifacts: Path) -> list[tuple[str, os.stat_result]]:
         if not stat.S_ISDIR(status.st_mode):
             continue
         if name.count("/") >= DEPTH:
-            raise TooMuch(f"{protocol.PARAMS} has more than {DEPTH} folders within each other")
+            raise TooMuch(f"{protocol.PARAMS} has more than {DEPTH} nested folders")
         with os.scandir(artifacts / name) as entries:
             for entry in entries:
                 left.append(f"{name}/{entry.name}")

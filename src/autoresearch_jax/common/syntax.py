@@ -1,4 +1,4 @@
-"""A train.py as text: whether it is Python, and what it means, comments and formatting aside."""
+"""Parse a train.py: check that it is Python, and compare meaning without formatting."""
 
 import ast
 import hashlib
@@ -7,15 +7,15 @@ import warnings
 from functools import lru_cache
 from typing import Any
 
-REMEMBERED = 64  # sources: an experiment asks several times about its own, each for 30 ms
+REMEMBERED = 64  # sources, because an experiment parses its own several times at 30 ms each
 
-_parsing = threading.Lock()  # what warns is switched for all threads
+_parsing = threading.Lock()  # warning filters are shared by all threads
 
 
 @lru_cache(REMEMBERED)
 def unparsable(source: bytes) -> str:
-    """Why a train.py is not Python, or "": no budget is spent on finding out."""
-    if meaning(source):  # which is asked for anyway
+    """Return why a train.py is not Python, or "", so that no budget is spent on it."""
+    if meaning(source):  # cached, and needed later anyway
         return ""
     try:
         _parse(source)
@@ -28,9 +28,9 @@ def unparsable(source: bytes) -> str:
 
 @lru_cache(REMEMBERED)
 def meaning(source: bytes) -> str:
-    """A hash that two sources share if their syntax trees are the same, docstrings aside.
+    """Return a hash that is equal for sources with the same syntax tree, ignoring docstrings.
 
-    "" for what is not Python. It may differ between versions of Python.
+    It is "" for a source that is not Python, and may differ between versions of Python.
     """
     try:
         tree = _without_words(source)
@@ -40,9 +40,9 @@ def meaning(source: bytes) -> str:
 
 
 def code_lines(source: bytes) -> int | None:
-    """How many lines it has, written plainly: comments, docstrings and formatting do not count.
+    """Return the number of lines without comments, docstrings and formatting.
 
-    None for what is not Python.
+    It is None for a source that is not Python.
     """
     try:
         return len(ast.unparse(_without_words(source)).splitlines())
@@ -51,9 +51,9 @@ def code_lines(source: bytes) -> int | None:
 
 
 def _without_words(source: bytes) -> ast.Module:
-    """The syntax tree without docstrings."""
+    """Return the syntax tree without docstrings."""
     tree = _parse(source)
-    waiting: list[Any] = [tree]  # statements, and what else holds some: not what they consist of
+    waiting: list[Any] = [tree]  # statements and their blocks, but no expressions
     while waiting:
         node = waiting.pop()
         for name in ("body", "orelse", "finalbody", "handlers", "cases"):
@@ -71,6 +71,6 @@ def _parse(source: bytes) -> ast.Module:
 
 
 def _says_only(node: ast.AST) -> bool:
-    """Whether a statement is a string and nothing else."""
+    """Return whether a statement is only a string."""
     is_string = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     return is_string and isinstance(node.value.value, str)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The view on a terminal: lasting lines, and under them one line that passes."""
+"""The view on a terminal: permanent lines above one progress line."""
 
 import time
 
@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-REFRESH_SECONDS = 0.25  # training on a CPU should not pay for a faster one
+REFRESH_SECONDS = 0.25  # a faster one would take time from a training on the CPU
 
 
 class RichView:
-    """One status line that follows what happens; it disappears when it is cleared or closed."""
+    """Shows one progress line, which disappears when it is cleared or closed."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -19,11 +19,11 @@ class RichView:
         self._turn = 0
 
     def say(self, text: str) -> None:
-        """A lasting line, above the passing one."""
+        """Print a permanent line above the progress line."""
         self._console.print(Text(text), soft_wrap=True)
 
     def live(self, text: str) -> None:
-        """Replaces the passing line; "" removes it."""
+        """Replace the progress line; "" removes it."""
         if not text:
             self.close()
             return
@@ -41,7 +41,7 @@ class RichView:
             self._live.update(line, refresh=True)
 
     def close(self) -> None:
-        """Removes the passing line."""
+        """Remove the progress line."""
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -1,4 +1,4 @@
-"""Text of anybody's making, made safe for a terminal, a commit message, a table or a page."""
+"""Make untrusted text safe for a terminal, a commit message, a table or a page."""
 
 import difflib
 import re
@@ -12,20 +12,20 @@ _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,1000}(?:\x07|\
 
 
 def clean(text: str, limit: int = DESCRIPTION_LIMIT) -> str:
-    """One bounded line that is safe on a terminal, in a commit message and in a TSV file.
+    """Return one line of at most `limit` characters that is safe on a terminal and in a TSV file.
 
-    Control characters, line ends and unpaired surrogates become spaces; double quotes become
-    single ones, since a reader of TSV takes an opening quote as the start of a quoted field.
+    Control characters, line ends and unpaired surrogates become spaces. Double quotes become single
+    ones, because TSV readers interpret an opening quote as the start of a quoted field.
     """
-    text = text[: 20 * limit]  # a megabyte is not walked through
-    if not text.isprintable():  # what is unsafe is not printable
+    text = text[: 20 * limit]  # so that a megabyte costs no time
+    if not text.isprintable():  # unsafe characters are never printable
         text = "".join(" " if _unsafe(character) else character for character in text)
     line = " ".join(text.replace('"', "'").split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def printable(text: str, stands_in: str = "") -> str:
-    """Lines without what could steer a terminal; `stands_in` takes the place of each character."""
+    """Remove what could control a terminal; `stands_in` replaces each such character."""
     if text.isprintable():
         return text
     text = without_escapes(text)
@@ -36,12 +36,12 @@ def printable(text: str, stands_in: str = "") -> str:
 
 
 def without_escapes(text: str) -> str:
-    """Text without the escape sequences that colour it or move the cursor."""
+    """Return the text without escape sequences for colours and cursor movement."""
     return _ESCAPE.sub("", text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`. Did you mean X?` with the known name that is nearest; "" if none is near."""
+    """Return `. Did you mean X?` with the closest known name, or "" if none is close."""
     near = difflib.get_close_matches(name.lower(), known, n=1)
     return f". Did you mean {near[0]}?" if near else ""
 

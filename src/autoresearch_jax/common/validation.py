@@ -1,4 +1,4 @@
-"""What pydantic found wrong, as messages for a person."""
+"""Messages for users about what pydantic found wrong."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,9 +9,9 @@ from autoresearch_jax.common.text import did_you_mean
 
 
 def first_fault(error: ValidationError, at: Sequence[str] = ()) -> str:
-    """The first fault, as what follows a file's name: `sets max to -1, and it should be ...`.
+    """Return the first fault as text after a file's name: `sets max to -1, and it should be ...`.
 
-    `at` is where in the file the value stands that was checked, such as ("agents", "mine").
+    `at` is the place of the checked value in the file, such as ("agents", "mine").
     """
     fault = error.errors(include_url=False)[0]
     if not fault["loc"]:  # a rule about several settings, in its own words
@@ -21,14 +21,14 @@ def first_fault(error: ValidationError, at: Sequence[str] = ()) -> str:
 
 
 def rule(error: ValidationError) -> str:
-    """The rule that the first fault broke, such as `should be greater than 0`."""
+    """Return the rule that the first fault broke, such as `should be greater than 0`."""
     fault = error.errors(include_url=False)[0]
     raised: Any = fault.get("ctx", {}).get("error")
     return str(raised) if raised else fault["msg"].removeprefix("Input ")
 
 
 def unknown(name: object, known: Iterable[str], what: str) -> str:
-    """That nothing has this name, and which name may be meant."""
+    """Return that this name is unknown, and the most similar known one."""
     known = list(known)
     meant = did_you_mean(str(name), known) or f". There are: {', '.join(known)}"
     return f"{name!r}, which is not {what}{meant}"

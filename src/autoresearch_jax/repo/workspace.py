@@ -1,4 +1,4 @@
-"""A workspace: the git repository that holds train.py, and where its state lies."""
+"""A workspace: the git repository with train.py, and the folders of its state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FROZEN = ("prepare.py", "constants.py")
 FILES = ("train.py", *FROZEN)
-# A git hook sets some of them, and then every command, also an agent's, is about its repository.
+# A git hook sets some of these; every git, also an agent's, would then use the hook's repository.
 GIT_LOCAL = (
     "GIT_DIR",
     "GIT_WORK_TREE",
@@ -34,19 +34,19 @@ GIT_LOCAL = (
 )
 
 
-# For every command of ours.
+# Settings of every git command of the harness.
 SETTINGS = {
-    "core.hooksPath": "/dev/null",  # the person's hooks are theirs
-    "core.safecrlf": "false",  # any bytes can be a train.py
-    # A record in the journal must not survive a power cut that the commit it names does not.
+    "core.hooksPath": "/dev/null",  # the user's hooks are not for our commits
+    "core.safecrlf": "false",  # a train.py may contain any bytes
+    # After a power failure, every commit that the journal names must exist.
     "core.fsync": "committed,loose-object,reference",
-    "core.fsmonitor": "false",  # a daemon of git would keep the tag's lock for ever
+    "core.fsmonitor": "false",  # a git daemon would keep the lock of the tag forever
     "gc.auto": "0",
 }
 
 
 class Place(Protocol):
-    """What trainings need to know of a workspace; a machine of a cluster has no more of one."""
+    """The parts of a workspace that a training needs, which is all that a cluster machine has."""
 
     @property
     def root(self) -> Path:
@@ -60,12 +60,12 @@ class Place(Protocol):
 
     @property
     def common_dir(self) -> Path:
-        """What holds autoresearch/, which no training may see."""
+        """The folder with autoresearch/, which no training may see."""
         ...
 
 
 class Workspace:
-    """One workspace and its folders. Several checkouts of a repository share state and tags."""
+    """A workspace and its folders. Several checkouts of a repository share state and tags."""
 
     def __init__(self, root: Path, repo: Repo, home: Path) -> None:
         self.root = root
@@ -75,12 +75,12 @@ class Workspace:
 
     @classmethod
     def open(cls, path: Path) -> Workspace:
-        """The workspace that `path` lies in. Raises UserError where there is none."""
+        """Return the workspace that contains `path`. Raises UserError if there is none."""
         try:
-            import git  # 0.15 s, and it looks for the git program
+            import git  # takes 0.15 s, and needs the git program
         except ImportError as error:
             raise UserError(f"git is not installed or not in PATH ({error}).") from None
-        hint = "`autoresearch-jax setup DIR` makes a workspace."
+        hint = "`autoresearch-jax setup DIR` creates a workspace."
         for name in GIT_LOCAL:
             os.environ.pop(name, None)
         try:
@@ -90,17 +90,17 @@ class Workspace:
         except git.InvalidGitRepositoryError:
             raise UserError(f"{path} is not in a git repository. {hint}") from None
         if repo.working_tree_dir is None:
-            raise UserError(f"{path} is a bare git repository, without files. {hint}")
+            raise UserError(f"{path} is a bare git repository and has no files. {hint}")
         root = Path(repo.working_tree_dir)
         missing = [name for name in FILES if not (root / name).is_file()]
         if missing:
-            raise UserError(f"{root} is no workspace: it has no {', '.join(missing)}. {hint}")
+            raise UserError(f"{root} is not a workspace: {', '.join(missing)} is missing. {hint}")
         return cls(root, repo, paths.home())
 
     # ------------------------------------------------------------------------------ git
 
     def git(self, *arguments: str, **options: Any) -> str:
-        """Runs git in the checkout; its output as text, without the last line end."""
+        """Run git in the checkout, and return its output as text without the last line end."""
         return self.git_bytes(*arguments, **options).decode(errors="replace").rstrip("\n")
 
     def git_bytes(
@@ -111,14 +111,14 @@ class Workspace:
         env: dict[str, str] | None = None,
         keep_fds: tuple[int, ...] = (),
     ) -> bytes:
-        """Runs git in the checkout or at `at`; it keeps `keep_fds` open. Raises GitError."""
+        """Run git in the checkout or at `at`; it inherits `keep_fds`. Raises GitError."""
         settings = [word for item in SETTINGS.items() for word in ("-c", "=".join(item))]
         command = ["git", "-C", str(at or self.root), *settings, *arguments]
         with _file_of(stdin) as file:
             status, output, errors = self.repo.git.execute(
                 command,
                 istream=file,
-                # Reading must not rewrite the index of the person's checkout.
+                # Reading must not rewrite the index of the user's checkout.
                 env={"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"} | (env or {}),
                 pass_fds=keep_fds,
                 with_extended_output=True,
@@ -133,26 +133,26 @@ class Workspace:
         return output
 
     def head(self) -> str:
-        """The full hash of the checkout's commit. Raises UserError if it is no workspace's."""
+        """Return the full hash of the checkout's commit. Raises UserError if files are missing."""
         names = " ".join(FILES)
         try:
             head = self.git("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
         except GitError:
             raise UserError(
-                f"{self.root} has no commit yet. Make one: git add {names} program.md "
+                f"{self.root} has no commit yet. Create one: git add {names} program.md "
                 "&& git commit -m 'Start'"
             ) from None
         missing = set(FILES) - set(self.git("ls-tree", "--name-only", head, "--", *FILES).split())
         if missing:
             raise UserError(
-                f"commit {head[:7]} of {self.root} has no {', '.join(sorted(missing))}. Commit "
-                f"what is missing: git add {names} && git commit -m 'Start'"
+                f"commit {head[:7]} of {self.root} lacks {', '.join(sorted(missing))}. Add it: "
+                f"git add {names} && git commit -m 'Start'"
             )
         return head
 
     def differing(self, commit: str, names: tuple[str, ...]) -> list[str]:
-        """Which of the checkout's files are not as in the commit."""
-        # `git diff` would refresh the index of the checkout, which is the person's.
+        """Return which of the checkout's files differ from the commit."""
+        # `git diff` would refresh the index of the user's checkout.
         return [name for name in names if not self._is_as_in(commit, name)]
 
     def _is_as_in(self, commit: str, name: str) -> bool:
@@ -165,11 +165,11 @@ class Workspace:
     # ---------------------------------------------------------------------------- files
 
     def constants(self) -> dict[str, Any]:
-        """The upper-case numbers of constants.py, read without running it. Raises UserError."""
+        """Return the upper-case numbers of constants.py, without running it. Raises UserError."""
         return manifest.read_constants(self.root / "constants.py")
 
     def tags(self) -> list[str]:
-        """The tags that something is recorded under, the last used one last."""
+        """Return the tags with records; the one used last comes last."""
         paths = (self.common_dir / "autoresearch").glob("*/journal.jsonl")
         found = [(path.stat(), path.parent.name) for path in paths]
         return [name for _, name in sorted((f.st_mtime_ns, name) for f, name in found if f.st_size)]
@@ -178,22 +178,22 @@ class Workspace:
         return self.common_dir / "autoresearch" / check_tag(tag)
 
     def run_dir(self, tag: str, n: int) -> Path:
-        """Of one experiment: run.log, prompt.md, the agent's logs, and artifacts/ if kept."""
+        """Return an experiment's folder: run.log, prompt.md, agent logs, and artifacts/ if kept."""
         return self.state_dir(tag) / "runs" / str(n)
 
     def repeat_log(self, tag: str, n: int, seed: int) -> Path:
-        """Of one more training of an experiment; that of its scoring ends in -score.log."""
+        """Return the log of a repeated training; the log of its scoring ends in -score.log."""
         return self.run_dir(tag, n) / f"repeat-{seed}.log"
 
     def private_dir(self, tag: str) -> Path:
-        """Where the tag's worktrees lie: outside .git, since agents refuse to edit in there."""
+        """Return the folder of the tag's worktrees. Agents refuse to edit inside .git."""
         key = hashlib.sha256(os.fsencode(self.common_dir)).hexdigest()[:12]
         return self.home / "worktrees" / key / check_tag(tag)
 
 
 @contextlib.contextmanager
 def _file_of(data: bytes) -> Iterator[BinaryIO | None]:
-    """A file that holds the data. Without data there is none: looking needs no room on a disk."""
+    """Yield a file with the data; without data None, because reading must work on a full disk."""
     if not data:
         yield None
         return
@@ -208,19 +208,22 @@ def _text(output: str | bytes) -> str:
 
 
 def time_budget(folder: Path) -> float:
-    """TIME_BUDGET of a folder's constants.py, in seconds. Raises UserError."""
+    """Return TIME_BUDGET of a folder's constants.py, in seconds. Raises UserError."""
     budget = manifest.read_constants(folder / "constants.py").get("TIME_BUDGET")
     if budget is None:
-        raise UserError(f"{folder / 'constants.py'} has no line such as TIME_BUDGET = 300.")
+        raise UserError(
+            f"{folder / 'constants.py'} sets no TIME_BUDGET. Add a line: TIME_BUDGET = 300"
+        )
     return float(budget)
 
 
 def check_tag(tag: str) -> str:
-    """The tag, if a branch, a folder and a ref can be named by it. Raises UserError."""
+    """Return the tag if it is valid for a branch, a folder and a ref. Raises UserError."""
     plain = re.fullmatch(r"[A-Za-z0-9._-]{1,100}", tag)
     if not plain or tag.startswith(("-", ".")) or ".." in tag or tag.endswith((".", ".lock")):
         raise UserError(
-            f"{tag[:100]!r} is no tag: letters, digits, '.', '_' and '-', starting with a letter, "
-            "digit or '_', without '..', not ending in '.' or '.lock'. Try --tag nov24"
+            f"{tag[:100]!r} is not a valid tag. A tag has up to 100 letters, digits, '.', '_' and "
+            "'-', starts with a letter, digit or '_', and has no '..', '.' or '.lock' at its end. "
+            "Try --tag nov24"
         )
     return tag
