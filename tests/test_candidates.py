@@ -280,7 +280,11 @@ def test_the_lock_of_writing_another_commit_is_left_alone(workspace, held):
     path = leave_lock(workspace.root, "refs/autoresearch/tag/1", workspace.head())
     with pytest.raises(UserError) as caught:
         wheel.clear_stale_locks(intended)
-    for part in (f"contains '{workspace.head()}'", intended["refs/autoresearch/tag/1"], f"rm {path};"):
+    for part in (
+        f"contains '{workspace.head()}'",
+        intended["refs/autoresearch/tag/1"],
+        f"rm {path};",
+    ):
         assert part in str(caught.value)
     assert path.exists()
     path.unlink()  # the remedy works
