@@ -299,7 +299,7 @@ def test_a_command_that_was_given_a_folder_names_it(tmp_path):
     root = harness.make_repository(tmp_path / "a folder")
     named = "autoresearch-jax -C 'a folder' loop"
     done = run("-C", "a folder", "watch", cwd=tmp_path)
-    assert f"What starts: {named}" in done.stdout
+    assert f"To start: {named}" in done.stdout
     done = run("-C", "a folder", "results", cwd=tmp_path)
     assert f"`{named}` starts" in done.stderr
     done = run("results", cwd=root)

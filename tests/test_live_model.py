@@ -166,8 +166,8 @@ def test_what_is_measured_again_is_running(night):
     assert (running.phase, running.progress.percent) == ("training", 30.0)
     night.repeat(n, 43, "decide", "scoring")
     assert reader.look().running[0].phase == "scoring"
-    shown = [line.plain for line in frame.lines(reader.look(), 100, 24, time.time())]
-    assert f"experiment {n}  once more to decide, seed 43: maybe better" in shown[2]
+    shown = "\n".join(frame.plain(reader.look(), time.time()))
+    assert f"experiment {n}  once more to decide, seed 43: maybe better" in shown
     # The best is measured beside it; then the candidate waits for its decision.
     night.repeated(n, 43, "decide", 0.9)
     night.repeat(21, 43, "decide")

@@ -1,6 +1,7 @@
 """`watch` in a terminal: what fits, and a real one (tmux) that is resized, stopped and lost."""
 
 import dataclasses
+import io
 import os
 import shutil
 import subprocess
@@ -10,6 +11,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+from rich.screen import Screen
 from rich.text import Text
 
 from autoresearch_jax.records.results_tsv import Row
@@ -41,7 +45,11 @@ def look(night):
 
 
 def drawn(told, width=80, height=24):
-    return [line.plain for line in frame.lines(told, width, height, time.time())]
+    """What a terminal of this size shows."""
+    console = Console(file=io.StringIO(), width=width, height=height, color_system=None)
+    with console.capture() as captured:
+        console.print(Screen(frame.screen(told, width, height, time.time())), end="")
+    return [line.rstrip() for line in captured.get().split("\n")]
 
 
 # -------------------------------------------------------------------------------------- frames
@@ -130,9 +138,9 @@ def test_where_nothing_runs_it_says_why(night, state):
         night.propose("left behind")
     found = "\n".join(drawn(look(night)))
     words = {
-        "thinking": "experiment 30\n  is being thought about",
+        "thinking": "experiment 30\n  waits for a proposal of the agent",
         "interrupted": "interrupted: no loop runs",
-        "idle": "What goes on: autoresearch-jax loop",
+        "idle": "To continue: autoresearch-jax loop",
     }
     assert words[state] in found
 
@@ -142,8 +150,8 @@ def test_where_nothing_runs_it_says_why(night, state):
     number=st.none() | st.floats() | st.floats(0, 10),
     status=st.sampled_from(["keep", "discard", "crash"]) | st.text(max_size=20),
     count=st.integers(0, 40),
-    width=st.integers(0, 200),
-    height=st.integers(0, 60),
+    width=st.integers(1, 200),
+    height=st.integers(1, 60),
 )
 @hypothesis.example(UNTRUSTED, 0.9, "keep", 30, 80, 24)
 @hypothesis.example(UNTRUSTED, 1e30, "keep", 3, 20, 40)
@@ -160,11 +168,11 @@ def test_whatever_is_recorded_fits_a_terminal_of_any_size(
     others = [dataclasses.replace(told, running=(running,) * many) for many in (2, 5, 40)]
     table = dataclasses.replace(told, running=(), state="table", problem="")
     for one in (told, *others, table):
-        found = frame.lines(one, width, height, time.time())
+        found = drawn(one, width, height)
         assert len(found) <= height
         for line in found:
-            assert line.cell_len <= width
-        for text in (*(line.plain for line in found), *frame.plain(one, time.time())):
+            assert cell_len(line) <= width
+        for text in (*found, *frame.plain(one, time.time())):
             assert not set(text) & set("\x1b\x07\n\r\t\u202e\u200d")
 
 
@@ -217,7 +225,7 @@ def test_a_table_of_the_original_and_an_empty_workspace_in_a_pipe(tmp_path):
     assert "double model width (OOM)" in said
     root = harness.make_repository(tmp_path / "w")
     said = piped(root)
-    assert f"Nothing has run here yet. What starts: autoresearch-jax -C {root} loop" in said
+    assert f"Nothing has run here yet. To start: autoresearch-jax -C {root} loop" in said
     assert "none yet" in said
 
 

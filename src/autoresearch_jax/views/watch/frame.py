@@ -1,11 +1,15 @@
-"""A story as lines of text that fit a terminal of any size."""
+"""The live model as rich renderables that fit a terminal of any size."""
 
+import io
 import math
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rich.console import Console, Group, RenderableType
+from rich.layout import Layout
+from rich.table import Table
 from rich.text import Text
 
 from autoresearch_jax.common.console import typed
@@ -22,60 +26,68 @@ STATES = {
     "idle": ("no loop runs", "yellow"),
     "table": ("", ""),
 }
-AIRY = 20  # lines from which on there is room for blank ones, and for a chart
+AIRY = 20  # lines of a terminal from which on there are blank ones, and a chart
 CHART_LINES = 10  # at most
-RUNNING_LINES = 4  # of a single one that runs
-SHARE = 4  # of so many lines several have one
+RUNNING_LINES = 4  # of a single running experiment
+SHARE = 4  # several running experiments take one in so many lines of a terminal
+SUMMARY_LINES = 4
 BAR, SHORT_BAR = 40, 10  # columns at most
-LAST_ROWS = 10  # where nobody says how many fit
-LABEL = 10  # columns before what is said
-NUMBER, PHASE, LOSS = 5, 16, 11  # columns of what runs, one in a line
+LAST_ROWS = 10  # of the table where there is no terminal
+PLAIN_WIDTH = 2000  # columns; more than any line has
+LABEL = 10  # columns before a value
 
 
-def lines(story: Story, width: int, height: int, now: float) -> list[Text]:
-    """At most `height` lines of at most `width` columns; `now` is the unix time."""
-    if width < 1:
-        return []
-    airy = height >= AIRY
-    blocks = [
-        [_head(story, width, now)],
-        _now_lines(story, width, now, _room(story, height)),
-        _summary_lines(story.summary),
+def screen(story: Story, width: int, height: int, now: float) -> Layout:
+    """All that a terminal of this size shows; `now` is the unix time."""
+    gap = int(height >= AIRY)
+    room = _room(story, height)
+    parts = [
+        Layout(_head(story, now), size=1 + gap),
+        Layout(Group(*_now_lines(story, width, now, room)), size=room + gap),
+        Layout(Group(*_summary_lines(story.summary)), size=SUMMARY_LINES + gap),
     ]
     bests = best_so_far(story.entries)
-    if airy and len(bests) > 1:
-        blocks.append(_chart(bests, width, min(CHART_LINES, height // 5)))
-    found = [line for block in blocks for line in ([*block, Text()] if airy else block)]
-    found += _rows(story.entries, width, height - len(found))
-    for line in found:
-        line.truncate(width, overflow="ellipsis")
-    return found[: max(0, height)]
+    if gap and len(bests) > 1:
+        size = min(CHART_LINES, height // 5)
+        parts.append(Layout(_chart(bests, width, size), size=size + gap))
+    left = height - sum(part.size or 0 for part in parts)
+    found = Layout()
+    found.split_column(*parts, Layout(_rows(story.entries, left - 1, width)))
+    return found
 
 
 def plain(story: Story, now: float) -> list[str]:
-    """The present state in lines of any length, for a file or a pipe."""
-    running = [line for line in _now_lines(story, 80, now, math.inf) if line.plain.strip()]
+    """The present state as lines of any length, for a file or a pipe."""
     state = STATES[story.state][0]
-    head = Text(", ".join(filter(None, (shown(story.title), state))))
-    found = [head, *([Text(shown(story.problem))] if story.problem else []), *running]
-    found += [*_summary_lines(story.summary), Text()]
-    return [line.plain.rstrip() for line in found + _rows(story.entries, 0, 1 + LAST_ROWS)]
+    head = ", ".join(filter(None, (shown(story.title), state)))
+    problem = [_line(shown(story.problem))] if story.problem else []
+    running = _now_lines(story, 80, now, math.inf)
+    running = [one for one in running if not isinstance(one, Text) or one.plain.strip()]
+    found = [*running, *_summary_lines(story.summary)]
+    console = Console(file=io.StringIO(), width=PLAIN_WIDTH, color_system=None, highlight=False)
+    with console.capture() as captured:
+        console.print(_line(head), *problem, *found, sep="\n")
+        console.print(Text(), _rows(story.entries, LAST_ROWS), sep="\n")
+    return [line.rstrip() for line in captured.get().rstrip("\n").split("\n")]
 
 
 # ----------------------------------------------------------------------------------- blocks
 
 
-def _head(story: Story, width: int, now: float) -> Text:
+def _head(story: Story, now: float) -> Table:
     state, style = STATES[story.state]
-    left = Text(shown(story.title), style="bold")
-    left.append("  ").append(state, style=style)
+    left = _line(shown(story.title), "bold").append("  ").append(state, style=f"not bold {style}")
+    right = _line(f"{time.strftime('%H:%M', time.localtime(now))}  q ends", "dim")
     if story.problem:
-        return left.append("  ").append(shown(story.problem), style="red")
-    if story.before:
-        left.append(f"  new; the one before: --tag {shown(story.before)}", style="dim")
-    right = f"{time.strftime('%H:%M:%S', time.localtime(now))}  q ends"
-    gap = width - left.cell_len - len(right)
-    return left.append(" " * gap + right, style="not bold dim") if gap > 1 else left
+        left.append("  ").append(shown(story.problem), style="not bold red")
+    elif story.before:
+        words = f"  new; the one before: --tag {shown(story.before)}"
+        left.append(words, style="not bold dim")
+    head = Table.grid(expand=True, padding=(0, 1))
+    head.add_column(ratio=1)
+    head.add_column(justify="right", no_wrap=True)
+    head.add_row(left, right)
+    return head
 
 
 def _room(story: Story, height: int) -> int:
@@ -84,37 +96,43 @@ def _room(story: Story, height: int) -> int:
     return max(RUNNING_LINES, 2 * most if 2 * most <= share else min(most, share))
 
 
-def _now_lines(story: Story, width: int, now: float, room: float) -> list[Text]:
-    """What runs, or why nothing does; as many lines as there is room for, if that has an end."""
-    found = []
+def _now_lines(story: Story, width: int, now: float, room: float) -> list[RenderableType]:
+    """What runs, or why nothing does, as fully as there is room for."""
     if story.running:
-        found = _running_lines(story, width, now, room)
-    elif story.state == "thinking":
+        return _running_lines(story, width, now, room)
+    if story.state == "thinking":
         n = max((entry.n for entry in story.entries), default=-1) + 1
-        found = [Text(f"experiment {n}", style="bold"), Text("  is being thought about")]
-    elif story.state == "verifying":
-        found = [Text("Scores are computed or measured again.")]
-    elif story.state == "idle":
-        words = "goes on" if story.entries else "starts"
-        said = "" if story.entries else "Nothing has run here yet. "
-        found = [Text(typed(f"{said}What {words}: autoresearch-jax loop"))]
-    elif not story.entries:
-        found = [Text("No experiment is recorded here yet.")]
-    blank = 0 if room == math.inf else int(room) - len(found)
-    return [*found, *(Text() for _ in range(blank))]
+        return [_line(f"experiment {n}", "bold"), _line("  waits for a proposal of the agent")]
+    if story.state == "verifying":
+        return [_line("Scores are computed or measured again.")]
+    if story.state == "idle":
+        what = "To continue" if story.entries else "Nothing has run here yet. To start"
+        return [_line(typed(f"{what}: autoresearch-jax loop"))]
+    return [] if story.entries else [_line("No experiment is recorded here yet.")]
 
 
-def _running_lines(story: Story, width: int, now: float, room: float) -> list[Text]:
-    """What runs, as fully as there is room for."""
+def _running_lines(story: Story, width: int, now: float, room: float) -> list[RenderableType]:
     found, interrupted = story.running, story.state == "interrupted"
     if len(found) == 1:
-        return _alone(found[0], interrupted, width, now)
+        return [*_alone(found[0], interrupted, width, now)]
     if 2 * len(found) <= room:
         return [line for one in found for line in (_named(one), _measure(one, interrupted, width))]
     fits = len(found) if len(found) <= room else int(room) - 1
-    lines = [_in_a_line(one, interrupted) for one in found[:fits]]
+    table = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    for size in (5, SHORT_BAR, 16, 11):
+        table.add_column(width=size, no_wrap=True)
+    table.add_column(ratio=1)
+    for one in found[:fits]:
+        again = "" if one.seed is None else "once more: "
+        table.add_row(
+            _line(f"{one.n:>5}", "bold"),
+            _bar(one, SHORT_BAR),
+            _phase(one, interrupted, left=False),
+            _numbers([("loss {:.4f}", one.progress.loss)]),
+            _line(again + shown(one.description)),
+        )
     more = len(found) - fits
-    return [*lines, *([Text(f"{'':>{NUMBER}}  and {more} more", style="dim")] if more else [])]
+    return [table, *([_line(f"{'':>5}  and {more} more", "dim")] if more else [])]
 
 
 def _alone(running: Running, interrupted: bool, width: int, now: float) -> list[Text]:
@@ -132,27 +150,23 @@ def _alone(running: Running, interrupted: bool, width: int, now: float) -> list[
         "" if running.of is None else f"carries over experiment {running.of}",
         "" if running.base is None else f"on experiment {running.base}",
         f"expects {running.expected}" if running.expected else "",
-        f"begun {_duration(now - running.started)} ago",
+        f"started {_duration(now - running.started)} ago",
     ]
     size = max(0, min(BAR, width - LABEL - 24))
     return [
         _named(running),
-        Text("  ").append(_bar(running, size)).append("  ").append(_phase(running, interrupted)),
-        Text("  " + _numbers(known)),
-        Text("  " + shown(", ".join(filter(None, about))), style="dim"),
+        _line("  ").append(_bar(running, size)).append("  ").append(_phase(running, interrupted)),
+        _line("  ").append(_numbers(known)),
+        _line("  " + shown(", ".join(filter(None, about))), "dim"),
     ]
 
 
 def _named(running: Running) -> Text:
-    again = "" if running.seed is None else f"{_again(running)}: "
-    name = Text(f"experiment {running.n}", style="bold")
-    return name.append(f"  {again}{shown(running.description)}", style="not bold")
-
-
-def _again(running: Running) -> str:
-    """That it is measured again, and why."""
+    """Its number and description; where it is measured again, why."""
     why = f"once more {running.purpose}".rstrip()
-    return f"{why}, seed {running.seed}"
+    again = "" if running.seed is None else f"{why}, seed {running.seed}: "
+    name = _line(f"experiment {running.n}", "bold")
+    return name.append(f"  {again}{shown(running.description)}", style="not bold")
 
 
 def _measure(running: Running, interrupted: bool, width: int) -> Text:
@@ -160,23 +174,11 @@ def _measure(running: Running, interrupted: bool, width: int) -> Text:
     progress = running.progress
     speed = f"{progress.tokens_per_s:,.0f} tok/s" if progress.tokens_per_s is not None else ""
     last = speed if running.of is None else f"carries over experiment {running.of}"
-    line = Text("  ").append(_bar(running, min(SHORT_BAR, width))).append("  ")
+    line = _line("  ").append(_bar(running, min(SHORT_BAR, width))).append("  ")
     line.append(_phase(running, interrupted))
     for words in filter(None, (_numbers([("loss {:.4f}", progress.loss)]), last)):
         line.append(f"  {words}")
     return line
-
-
-def _in_a_line(running: Running, interrupted: bool) -> Text:
-    """One of many, in columns."""
-    loss = _numbers([("loss {:.4f}", running.progress.loss)])
-    phase = _phase(running, interrupted, left=False)
-    line = Text(f"{running.n:>{NUMBER}}  ", style="bold")
-    line.append(_bar(running, SHORT_BAR)).append("  ")
-    line.append(phase).append(" " * (PHASE - phase.cell_len))
-    line.append(f"  {_fitted(loss, LOSS)}  ", style="not bold")
-    again = "" if running.seed is None else "once more: "
-    return line.append(again + shown(running.description), style="not bold")
 
 
 def _percent(running: Running) -> float:
@@ -189,14 +191,13 @@ def _percent(running: Running) -> float:
 
 def _bar(running: Running, size: int) -> Text:
     done = round(size * _percent(running) / 100)
-    bar = Text("━" * done, style="not bold green")
-    return bar.append("─" * (size - done), style="not bold dim")
+    return Text.assemble(("━" * done, "not bold green"), ("─" * (size - done), "not bold dim"))
 
 
 def _phase(running: Running, interrupted: bool, left: bool = True) -> Text:
     """What happens to it, in words; with what is `left` of the budget."""
     phase = "interrupted" if interrupted else running.phase
-    words = Text(phase, style="not bold yellow" if interrupted else "not bold")
+    words = _line(phase, "not bold yellow" if interrupted else "not bold")
     if running.phase == "training":
         words.append(f" {_percent(running):.0f}%")
         if left and running.progress.left_s is not None and not interrupted:
@@ -209,14 +210,14 @@ def _numbers(known: Sequence[tuple[str, float | None]]) -> str:
 
 
 def _summary_lines(summary: Summary) -> list[Text]:
-    """The best, and the sums; always as many lines."""
+    """The best, and the sums: SUMMARY_LINES."""
     best, spent = summary.best, summary.spent or Spent()
-    found = [Text(f"{'best':<{LABEL}}").append("none yet", style="dim"), Text()]
+    found = [_line(f"{'best':<{LABEL}}").append("none yet", style="dim"), Text()]
     if best is not None:
-        score = Text(f"{'best':<{LABEL}}").append(_score(best.val_bpb), style="bold green")
+        score = _line(f"{'best':<{LABEL}}").append(_score(best.val_bpb), style="bold green")
         score.append(f"  experiment {best.n}{_below(summary)}")
-        score.append(f"  {summary.claims.words}", style="not bold yellow")
-        found = [score, Text(" " * LABEL + shown(best.description))]
+        score.append(f"  {summary.claims.words}", style="yellow")
+        found = [score, _line(" " * LABEL + shown(best.description))]
     counts = [
         f"{summary.experiments:,} experiment{'' if summary.experiments == 1 else 's'}",
         f"{summary.improvements:,} improved",
@@ -232,12 +233,12 @@ def _summary_lines(summary: Summary) -> list[Text]:
     ]
     for label, words in (("so far", counts), ("cost", cost)):
         said = ", ".join(filter(None, words))
-        found.append(Text(f"{label:<{LABEL}}{said}" if said else ""))
+        found.append(_line(f"{label:<{LABEL}}{said}" if said else ""))
     return found
 
 
 def _below(summary: Summary) -> str:
-    """How much the best is better than the start, in words."""
+    """By how much the best is better than the start, in words."""
     start, best = summary.start, summary.best.val_bpb if summary.best else None
     if start is None or best is None or not 0 < best < start < math.inf:
         return ""
@@ -277,13 +278,13 @@ def staircase(bests: Sequence[float], width: int, height: int) -> list[str]:
     return ["".join(line) for line in drawn]
 
 
-def _chart(bests: Sequence[float], width: int, height: int) -> list[Text]:
+def _chart(bests: Sequence[float], width: int, height: int) -> Group:
     drawn = staircase(bests, max(1, width - LABEL), height)
     labels = [_score(max(bests)), *[""] * (height - 2), _score(min(bests))]
-    return [
-        Text(f"{label:<{LABEL}}", style="dim").append(line, style="not dim green")
+    return Group(*(
+        _line(f"{label:<{LABEL}}", "dim").append(line, style="not dim green")
         for label, line in zip(labels, drawn, strict=True)
-    ]
+    ))  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------- table
@@ -291,60 +292,63 @@ def _chart(bests: Sequence[float], width: int, height: int) -> list[Text]:
 
 @dataclass(frozen=True)
 class Column:
-    """One of the table, before the description."""
+    """A column of the table before the description."""
 
     name: str
-    size: int  # columns of the terminal; to the right if negative
+    size: int  # columns of the terminal
     cell: Callable[[Entry], str]
     wanted: int = 0  # width of a terminal from which on it is shown
+    number: bool = False  # aligned to the right
 
 
 COLUMNS = (
-    Column("n", -5, lambda entry: str(entry.n)),
+    Column("n", 5, lambda entry: str(entry.n), number=True),
     Column("at", 5, lambda entry: _clock(entry.finished), 120),
-    Column("commit", 7, lambda entry: _narrow(entry.commit[:7]), 100),
-    Column("val_bpb", -9, lambda entry: _score(entry.val_bpb)),
-    Column("gain", -9, lambda entry: _score(entry.gain, "+"), 60),
-    Column("GiB", -6, lambda entry: _score(entry.memory_gb, places=1), 90),
-    Column("status", 7, lambda entry: _narrow(entry.status)),
-    Column("agent", 12, lambda entry: _narrow(entry.agent), 130),
-    Column("expected", 14, lambda entry: _narrow(entry.expected), 110),
+    Column("commit", 7, lambda entry: shown(entry.commit[:7]), 100),
+    Column("val_bpb", 9, lambda entry: _score(entry.val_bpb), number=True),
+    Column("gain", 9, lambda entry: _score(entry.gain, "+"), 60, number=True),
+    Column("GiB", 6, lambda entry: _score(entry.memory_gb, places=1), 90, number=True),
+    Column("status", 7, lambda entry: shown(entry.status)),
+    Column("agent", 12, lambda entry: shown(entry.agent), 130),
+    Column("expected", 14, lambda entry: shown(entry.expected), 110),
 )
 
 
-def _rows(entries: Sequence[Entry], width: int, height: int) -> list[Text]:
-    """A header and the last experiments, the newest first; of any width where it is 0."""
-    if not entries or height < 2:
-        return []
-    last = entries[:-height:-1]
-    names = [one for one in COLUMNS if not width or width >= one.wanted]
+def _rows(entries: Sequence[Entry], count: int, width: int = PLAIN_WIDTH) -> RenderableType:
+    """The last experiments, the newest first."""
+    last = entries[: -count - 1 : -1] if count > 0 else ()
+    if not last:
+        return Text()
+    names = [one for one in COLUMNS if width >= one.wanted]
     names = [one for one in names if any(one.cell(entry) for entry in last)]
-    cells = "  ".join(_fitted(one.name, one.size) for one in names)
-    found = [Text(f"{cells}  description", style="dim")]
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for one in names:
+        table.add_column(
+            one.name,
+            width=one.size,
+            justify="right" if one.number else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+    table.add_column("description")
     for entry in last:
-        cells = "  ".join(_fitted(one.cell(entry), one.size) for one in names)
-        style = STYLES.get(entry.status, "")
-        found.append(Text(f"{cells}  {shown(entry.description)}", style=style))
-    return found
-
-
-def _fitted(text: str, size: int) -> str:
-    cut = text if len(text) <= abs(size) else text[: abs(size) - 1] + "…"
-    return cut.rjust(-size) if size < 0 else cut.ljust(size)
+        cells = [*(Text(one.cell(entry)) for one in names), _line(shown(entry.description))]
+        table.add_row(*cells, style=STYLES.get(entry.status, ""))
+    return table
 
 
 # ------------------------------------------------------------------------------------- words
+
+
+def _line(text: str, style: str = "") -> Text:
+    """A line that is cut where it does not fit."""
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
 def shown(text: str) -> str:
     """A line that steers no terminal, without characters on whose width terminals differ."""
     line = clean(text)
     return "".join(one for one in line if unicodedata.category(one) not in ("Cf", "Co", "Cn"))
-
-
-def _narrow(text: str) -> str:
-    """A text with as many columns as characters."""
-    return "".join(one if one.isascii() else "?" for one in clean(text))
 
 
 def _score(value: float | None, sign: str = "", places: int = 6) -> str:
