@@ -267,12 +267,14 @@ class Terminal:
         return self("capture-pane", "-p").rstrip("\n").split("\n")
 
     def until(self, *words: str, gone: str = "") -> str:
-        """The screen, once it shows all of these, and no more what is to be gone."""
-        begun = time.monotonic()
+        """The screen, once it shows all of these, and no more what is to be gone, and stays so."""
+        begun, before = time.monotonic(), ""
         while time.monotonic() < begun + DEADLINE_SECONDS:
             text = "\n".join(self.lines())
-            if all(word in text for word in words) and not (gone and gone in text):
+            shows = all(word in text for word in words) and not (gone and gone in text)
+            if shows and text == before:  # it is not being drawn just now
                 return text
+            before = text
             time.sleep(0.05)
         raise AssertionError(f"the terminal never showed {words}, but:\n{text}")
 
