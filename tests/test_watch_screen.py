@@ -266,7 +266,7 @@ def test_a_terminal_shows_what_happens_through_a_resize_and_a_stop(night, termin
     n = night.propose(UNTRUSTED)
     night.log(n, 57)
     before = everything(night.workspace.root)
-    one = terminal()
+    one = terminal(COLUMNS="80", LINES="24")  # what was exported once is not its size for ever
     one.watch(night.workspace.root)
     text = one.until("training 57%", "q ends")
     lines = text.split("\n")

@@ -11,7 +11,7 @@ import time
 import tty
 from collections.abc import Iterator
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.live import Live
 
 from autoresearch_jax.views.watch import frame
@@ -19,6 +19,7 @@ from autoresearch_jax.views.watch.live_model import Reader
 
 LOOK_SECONDS = 0.5  # between two looks at the journal and at the terminal's size
 REDRAW_SECONDS = 10.0  # after which the times are drawn again though nothing is new
+SIZE = (80, 24)  # columns and lines of a terminal that does not say
 STOP = {signal.SIGTSTP}
 
 
@@ -49,11 +50,12 @@ def _draw(reader: Reader, console: Console) -> bool:
     with _keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
         drawn: object = None
         while not STOP & signal.sigpending():
-            now, (width, height) = time.time(), console.size
-            story = reader.look()
-            state = (story, width, height, now // REDRAW_SECONDS)
+            width, height = os.get_terminal_size(sys.stdout.fileno())  # COLUMNS stays as it was
+            console.size = size = ConsoleDimensions(width or SIZE[0], height or SIZE[1])
+            story, now = reader.look(), time.time()
+            state = (story, size, now // REDRAW_SECONDS)
             if state != drawn:
-                live.update(frame.screen(story, width, height, now), refresh=True)
+                live.update(frame.screen(story, *size, now), refresh=True)
                 drawn = state
             if select.select(keys, [], [], LOOK_SECONDS)[0]:
                 pressed = os.read(keys[0], 4096)
