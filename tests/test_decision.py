@@ -1,0 +1,253 @@
+"""What becomes of a measured experiment: as a table, and in whatever order experiments arrive."""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoresearch_jax.common import syntax
+from autoresearch_jax.loop import proposal_queue
+from autoresearch_jax.loop.config import LoopConfig
+from autoresearch_jax.loop.decision import Decision, MeasureAgain, Version, decide
+from autoresearch_jax.records.events import (
+    Decided,
+    Outcome,
+    Proposed,
+    Purpose,
+    Queued,
+    Repeated,
+    Scored,
+    Status,
+    Trained,
+)
+from autoresearch_jax.records.experiments import Experiments
+from tests.harness import Notes
+
+STRICT = LoopConfig()
+
+
+class World:
+    """A tag without git and processes: programs are names, scores and merges are drawn."""
+
+    def __init__(self, seed: int = 0, conflicts: float = 0.0) -> None:
+        self.draw = random.Random(seed)
+        self.conflicts = conflicts
+        self.events = []
+        self.experiments = Experiments()
+        self.journal = SimpleNamespace(append=self.append)
+        self.view = Notes()
+        self.candidates = self  # of git it takes what stands below
+        self.scores: dict[bytes, float] = {}
+        self.sources: dict[str, bytes] = {}  # by commit and by blob
+
+    def append(self, event) -> None:
+        self.events.append(event)
+        self.experiments.apply(event)
+
+    def restart(self) -> None:
+        """A killed process reads the journal again."""
+        self.experiments = Experiments(self.events)
+
+    # ------------------------------------------------------------------------------------ git
+
+    def store(self, source: bytes) -> str:
+        blob = f"blob of {source.decode()}"
+        self.sources[blob] = source
+        return blob
+
+    def stored(self, blob: str) -> bytes:
+        return self.sources[blob]
+
+    def blob(self, commit: str) -> bytes:
+        return self.sources[commit]
+
+    def blob_id(self, commit: str) -> str:
+        return self.store(self.blob(commit))
+
+    def merge(self, ours: str, base: str, theirs: bytes) -> bytes | None:
+        if self.draw.random() < self.conflicts:
+            return None
+        return b"P = '%d'\n" % self.draw.randrange(60)  # also one that is known already
+
+    # --------------------------------------------------------------------------- a loop's steps
+
+    def propose(self, source: bytes, base: str = "", of: int | None = None, ask=None) -> int:
+        n = len(self.experiments)
+        self.sources[f"c{n}"] = source
+        program = syntax.meaning(source)
+        self.append(Proposed(n=n, commit=f"c{n}", base=base, program=program, of=of, ask=ask))
+        return n
+
+    def measure(self, n: int, score: float | None = None) -> None:
+        source = self.sources[f"c{n}"]
+        drawn = self.scores.setdefault(source, round(self.draw.random(), 3))
+        self.append(Trained(n=n, outcome=Outcome.OK))
+        metrics = {"val_bpb": drawn if score is None else score}
+        self.append(Scored(n=n, outcome=Outcome.OK, metrics=metrics))
+
+    def decide(self, n: int, config: LoopConfig = STRICT) -> Decision:
+        found = decide(self.experiments, self.experiments[n], config)
+        assert isinstance(found, Decision)
+        lives_on = found.lives_on
+        queued = () if lives_on is None else (proposal_queue.carried(self, lives_on),)
+        self.append(Decided(n=n, status=found.status, reason=found.reason, queued=queued))
+        return found
+
+    def take(self) -> int | None:
+        """The next of the queue as an experiment; None where it is of no use."""
+        found = proposal_queue.take(self, self.experiments.queue[0])
+        if found is None:
+            return None
+        return self.propose(self.stored(found.blob), found.base, found.of, found.ask)
+
+
+# ------------------------------------------------------------------------------------- a table
+
+
+def world(*experiments: tuple[str, float, str], **options) -> World:
+    """Experiments as (base, score, status); those without a status are measured and undecided."""
+    made = World(**options)
+    for n, (base, score, status) in enumerate(experiments):
+        made.propose(b"P = 'program %d'\n" % n, base)
+        made.measure(n, score)
+        if status:
+            made.append(Decided(n=n, status=Status(status)))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("experiments", "expected"),
+    [
+        ([("", 1.0, "")], Decision(Status.KEEP)),
+        ([("", 1.0, "keep"), ("c0", 0.9, "")], Decision(Status.KEEP)),
+        ([("", 1.0, "keep"), ("c0", 1.0, "")], Decision(Status.DISCARD)),
+        # Behind the best: what is lower goes on, and so does what is lower than its base.
+        (
+            [("", 1.0, "keep"), ("c0", 0.9, "keep"), ("c0", 0.8, "")],
+            Decision(Status.DISCARD, lives_on=Version(2, "c0")),
+        ),
+        (
+            [("", 1.0, "keep"), ("c0", 0.8, "keep"), ("c0", 0.9, "")],
+            Decision(Status.DISCARD, lives_on=Version(2, "c0")),
+        ),
+        ([("", 1.0, "keep"), ("c0", 0.8, "keep"), ("c0", 1.1, "")], Decision(Status.DISCARD)),
+    ],
+)
+def test_the_strict_policy(experiments, expected):
+    made = world(*experiments)
+    found = decide(made.experiments, made.experiments[-1], STRICT)
+    assert (found.status, found.reason, found.lives_on) == (
+        expected.status, expected.reason, expected.lives_on,
+    )  # fmt: skip
+
+
+def test_an_experiment_without_a_score_is_a_crash():
+    made = world(("", 1.0, "keep"))
+    n = made.propose(b"P = 'x'\n", "c0")
+    made.append(Trained(n=n, outcome=Outcome.CRASH, reason="boom"))
+    assert decide(made.experiments, made.experiments[n], STRICT) == Decision(Status.CRASH, "boom")
+
+
+def test_a_repeat_that_fails_makes_a_crash():
+    made = world(("", 1.0, "keep"), ("c0", 0.9, ""))
+    repeat = {"seed": 43, "purpose": Purpose.DECIDE, "split": "val", "reason": "boom"}
+    made.append(Repeated(n=1, outcome=Outcome.TIMEOUT, **repeat))
+    found = decide(made.experiments, made.experiments[1], STRICT)
+    assert (found.status, found.reason) == (Status.CRASH, "measured again, it failed: boom")
+
+
+def test_too_much_memory_is_a_discard_and_for_a_baseline_a_crash():
+    config = LoopConfig(max_memory_gb=1.0)
+    for before, status in ((0, Status.CRASH), (1, Status.DISCARD)):
+        made = world(*[("", 1.0, "keep")] * before)
+        n = made.propose(b"P = 'x'\n", "c0" if before else "")
+        made.append(Trained(n=n, outcome=Outcome.OK, metrics={"peak_vram_mb": 2048.0}))
+        made.append(Scored(n=n, outcome=Outcome.OK, metrics={"val_bpb": 0.5}))
+        found = decide(made.experiments, made.experiments[n], config)
+        assert (found.status, found.reason) == (
+            status, "it used 2.00 GiB of a device, and may use 1",
+        )  # fmt: skip
+
+
+def test_confirm_measures_again_what_is_close():
+    config = LoopConfig(policy="confirm")
+    made = world(("", 1.0, "keep"), ("c0", 0.97, ""))
+    for seed, score in enumerate((1.02, 0.98, 1.01, 0.99), start=43):
+        found = {"seed": seed, "purpose": Purpose.NOISE, "split": "val", "outcome": Outcome.OK}
+        made.append(Repeated(n=0, metrics={"val_bpb": score}, **found))
+    assert isinstance(decide(made.experiments, made.experiments[1], config), MeasureAgain)
+
+
+def test_a_bad_merge_loses_neither_the_first_score_nor_one_in_between():
+    """As it happened: the better score was neither the first nor the last of its family."""
+    made = world(("", 1.0, "keep"), ("c0", 0.7, "keep"), ("c0", 0.9, ""))
+    made.decide(2)  # better than its base: carried over
+    second = made.take()
+    made.append(Decided(n=made.propose(b"P = 'rival'\n", "c1"), status=Status.DISCARD))
+    rival = made.propose(b"P = 'other rival'\n", "c1")
+    made.measure(rival, 0.6)
+    made.decide(rival)  # the best by now
+    made.measure(second, 0.3)  # the lowest of all, behind the best
+    assert made.decide(second).lives_on == Version(second, "c1")
+    third = made.take()
+    made.measure(third, 0.8)  # the merge has made it worse
+    assert made.decide(third).lives_on == Version(second, f"c{rival}")
+    fourth = made.take()
+    assert made.blob(f"c{fourth}") == made.blob(f"c{second}")
+    made.measure(fourth, 0.3)
+    assert made.decide(fourth).status == Status.KEEP
+    assert made.experiments.queue == []
+
+
+# ------------------------------------------------------------------------- any order of arrival
+
+
+def living(made: World) -> dict[int, int]:
+    """How many forms of each proposal wait, or are being measured, by its first experiment."""
+    found = made.experiments
+    alive = [found.origin(e).n for e in found.undecided]
+    alive += [found.origin(found[queued.of]).n for queued in found.queue if queued.of is not None]
+    return {n: alive.count(n) for n in alive}
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    workers=st.integers(1, 8),
+    proposals=st.integers(1, 14),
+    conflicts=st.sampled_from([0.0, 0.3, 1.0]),
+    kills=st.sampled_from([0.0, 0.2]),
+)
+def test_no_lower_score_is_lost_whatever_arrives_when(seed, workers, proposals, conflicts, kills):
+    made = World(seed, conflicts)
+    draw = random.Random(seed + 1)
+    made.propose(b"P = 'baseline'\n")
+    made.measure(0)
+    made.decide(0)
+    running: list[int] = []
+    asked = 0
+    for _ in range(5000):
+        found = made.experiments
+        assert all(count == 1 for count in living(made).values())
+        if draw.random() < kills:
+            made.restart()
+            assert [q.of for q in made.experiments.queue] == [q.of for q in found.queue]
+        free = len(running) < workers
+        if free and found.queue:
+            n = made.take()
+            running += [] if n is None else [n]
+        elif free and asked < proposals and (not running or draw.random() < 0.7):
+            blob = made.store(b"P = '%d'\n" % draw.randrange(60))
+            made.append(Queued(ask=asked, blob=blob, base=found.best.commit))
+            asked += 1
+        elif running:
+            n = running.pop(draw.randrange(len(running)))
+            made.measure(n)
+            made.decide(n)
+        else:
+            break
+    else:
+        raise AssertionError("it does not come to an end")
+    scores = [e.score for e in made.experiments if e.score is not None]
+    assert made.experiments.best.score == min(scores)
