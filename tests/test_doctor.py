@@ -346,7 +346,7 @@ def test_a_weak_box_is_a_note(monkeypatch):
     (note,) = doctor._weak_box(Chosen("landlock", "bwrap: bwrap is not in PATH"))
     assert note.command == "sudo apt install bubblewrap"
     (note,) = doctor._weak_box(Chosen("none", "landlock: this kernel has no Landlock"))
-    assert note.problem.startswith("nothing isolates what is run")
+    assert note.problem.startswith("no sandbox is active")
 
 
 def test_what_may_take_the_machine_away_is_a_note(monkeypatch):

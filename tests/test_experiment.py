@@ -296,10 +296,10 @@ def test_a_warning_is_said_once(workspace):
     view = Notes()
 
     def examine(*_):
-        return loop_conditions(warning="nothing isolates what is run")
+        return loop_conditions(warning="no sandbox is active")
 
     run_loop(workspace, Scripted(train_py(0.9)), 1, view, tag="t", examine=examine)
-    assert view.said.count("Warning: nothing isolates what is run.") == 1
+    assert view.said.count("Warning: no sandbox is active.") == 1
 
 
 def test_a_held_device_is_refused_before_anything_slow(workspace, monkeypatch):

@@ -1,9 +1,9 @@
-"""What other people's code may touch: a box around one command, of the kernel's own making.
+"""Sandboxes: what a command with untrusted code may access, enforced by the kernel.
 
-A training, or an agent, runs with the rights of the person who started the loop. In a box it sees
-the system, this Python, and what is named, and nothing else. Two things can make one: bubblewrap
-(`bwrap`), which gives it a file system, processes and a network of its own, and Landlock, which
-refuses access to what is there. They answer one question, so whatever a Box says holds for both.
+A training or an agent runs with the rights of the user who started the loop. In a sandbox it sees
+only the system, this Python and the named paths. There are two implementations. bubblewrap
+(`bwrap`) gives a command its own file system, processes and network. Landlock denies access to what
+exists. Both implement the same `Box`.
 """
 
 import json
@@ -29,9 +29,9 @@ SYSTEM = (
 )
 ACCELERATORS = ("nvidia*", "dri", "dxg", "kfd", "accel*", "vfio")  # in /dev
 PLAIN_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts")
-RESOLVER = Path("/etc/resolv.conf")  # often a link to a place that a box does not have
+RESOLVER = Path("/etc/resolv.conf")  # often a link to a path that a sandbox does not contain
 
-# Of the environment a training gets these, and none that may be a secret.
+# Variables that a training gets, except those that may contain a secret.
 VARIABLES = re.compile(
     r"PATH|LANG|LANGUAGE|TZ|TERM|COLUMNS|LINES|LD_LIBRARY_PATH|NO_COLOR|VIRTUAL_ENV"
     r"|PYTHON(PATH|HOME|HASHSEED|WARNINGS|UNBUFFERED|DONTWRITEBYTECODE|FAULTHANDLER|OPTIMIZE"
@@ -43,28 +43,27 @@ SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 ADVICE = {
     "bwrap": "Install it: sudo apt install bubblewrap",
-    "landlock": "It needs Linux 5.13 or newer with Landlock among the names in "
-    "/sys/kernel/security/lsm",
+    "landlock": "It needs Linux 5.13 or newer with Landlock listed in /sys/kernel/security/lsm",
 }
 UNPROTECTED = (
-    "nothing isolates what is run: a train.py or an agent can read and change all of your files, "
-    "read the validation text, use the network, and leave something for the next training"
+    "no sandbox is active: a train.py or an agent can read and change all of your files, read the "
+    "validation text, use the network, and leave files for the next training"
 )
 
 
 @dataclass(frozen=True)
 class Box:
-    """What a command may touch: the system and this Python (read-only), and what is named here.
+    """What a command may access: the system and this Python (read-only), and the paths here.
 
-    Of two paths, one below the other, the lower decides. What does not exist is passed over, so
-    what shall be hidden must exist before the command starts.
+    If one path is inside another, the inner one decides. Missing paths are ignored, so a path to
+    hide must exist before the command starts.
     """
 
-    scratch: Path  # a folder made by `fresh`, writable: its HOME and TMPDIR
-    readable: tuple[Path, ...] = ()  # files, or folders with all that is below them
+    scratch: Path  # a writable folder made by `fresh`, with HOME and TMPDIR
+    readable: tuple[Path, ...] = ()  # files, or folders with everything in them
     writable: tuple[Path, ...] = ()
-    hidden: tuple[Path, ...] = ()  # also from a command that may read what is above them
-    everything: bool = False  # may read the whole file system: agents
+    hidden: tuple[Path, ...] = ()  # also if a folder above is readable
+    everything: bool = False  # for agents: the whole file system is readable
     network: bool = False
 
 
@@ -73,11 +72,11 @@ class Chosen:
     """The level that a loop uses."""
 
     level: str
-    why: str  # why it is no stronger one, "" for the strongest
+    why: str  # why it is not a stronger one; "" for the strongest
 
     @property
     def warning(self) -> str:
-        """What it does not protect from, if that matters; one line without a full stop."""
+        """Return what it does not protect from, in one line without a full stop, or ""."""
         if self.level == "none":
             return UNPROTECTED + (f" ({self.why})" if self.why else "")
         version = landlock.abi()
@@ -88,18 +87,20 @@ class Chosen:
 
 
 def strongest(wanted: str, required: str | None, trial: Callable[[str], str]) -> Chosen:
-    """The level to use: the strongest that works ("auto"), or the one that was asked for.
+    """Return the level to use: the strongest that works ("auto"), or the one that is `wanted`.
 
-    `trial` runs something real in a box of a level, and says why it failed, or "".
-    Raises UserError where no such level works, or it is weaker than `required`.
+    `trial` runs a real computation in a sandbox and returns why it failed, or "". Raises UserError
+    if no such level works, or if it is weaker than `required`.
     """
     if wanted != "auto" and wanted not in LEVELS:
         names = ", ".join(reversed(LEVELS))
-        raise UserError(f"{wanted!r} is no isolation: auto, {names}. Try --isolation auto")
+        raise UserError(
+            f"--isolation {wanted!r} must be one of auto, {names}. Try --isolation auto"
+        )
     least = LEVELS.index(required or "none")
     if wanted != "auto" and LEVELS.index(wanted) < least:
         raise UserError(
-            f"--isolation {wanted} is weaker than {required}, which is required. Try --isolation "
+            f"--isolation {wanted} is weaker than --require-isolation {required}. Try --isolation "
             f"{required}"
         )
     failures: dict[str, str] = {}
@@ -111,12 +112,12 @@ def strongest(wanted: str, required: str | None, trial: Callable[[str], str]) ->
     said = ". ".join(f"{name} does not work here: {why}" for name, why in failures.items())
     rule = f"isolation by {required} or better is required" if required else ""
     advice = ". ".join(ADVICE[name] for name in failures)
-    way_on = "" if wanted == "auto" else ". Or take what works: --isolation auto"
+    way_on = "" if wanted == "auto" else ". Or use what works: --isolation auto"
     raise UserError(". ".join(filter(None, (rule, said, advice))) + way_on)
 
 
 def unavailable(level: str, box: Box) -> str:
-    """Why this level cannot hold the box here, as far as that is seen at once; else ""."""
+    """Return why this level is obviously unavailable on this machine, or ""."""
     if level == "landlock" and not landlock.abi():
         return "this kernel has no Landlock, or it is switched off"
     if level == "bwrap" and (sys.platform != "linux" or not shutil.which("bwrap")):
@@ -125,7 +126,7 @@ def unavailable(level: str, box: Box) -> str:
 
 
 def fresh(scratch: Path) -> Path:
-    """Empties or makes the folder that a box has for itself."""
+    """Create the private folder of a sandbox, or empty it."""
     files.remove(scratch)
     for name in ("home", "tmp", "slash-tmp"):
         (scratch / name).mkdir(parents=True)
@@ -133,7 +134,7 @@ def fresh(scratch: Path) -> Path:
 
 
 def environment(given: Mapping[str, str], scratch: Path) -> dict[str, str]:
-    """What a training may know of an environment: no key, no token, no home of a person."""
+    """Return the variables for a training, without keys, tokens and the user's home."""
     found = {k: v for k, v in given.items() if VARIABLES.fullmatch(k) and not SECRET.search(k)}
     if site.ENABLE_USER_SITE and site.getusersitepackages() in sys.path:
         found["PYTHONUSERBASE"] = site.getuserbase()  # packages of a `pip install --user`
@@ -141,7 +142,7 @@ def environment(given: Mapping[str, str], scratch: Path) -> dict[str, str]:
 
 
 def wrap(level: str, argv: Sequence[str], box: Box) -> list[str]:
-    """The command that runs `argv` in the box. Its working directory must be visible there."""
+    """Return the command that runs `argv` in the sandbox, which must contain the current folder."""
     if level == "bwrap":
         return [*_bwrap(box), "--", *argv]
     if level == "landlock":
@@ -150,7 +151,7 @@ def wrap(level: str, argv: Sequence[str], box: Box) -> list[str]:
 
 
 def signal_of(level: str, returncode: int) -> int:
-    """The returncode as without a box: bwrap turns a death by signal N into exit code 128 + N."""
+    """Return the exit status without a sandbox: bwrap turns signal N into exit code 128 + N."""
     if level == "bwrap" and returncode - 128 in signal.valid_signals():
         return 128 - returncode
     return returncode
@@ -160,7 +161,7 @@ def signal_of(level: str, returncode: int) -> int:
 
 
 def _readable(box: Box) -> list[Path]:
-    """All that a box may read: the system, this Python, and what it names."""
+    """Return all readable paths: the system, this Python, and the named ones."""
     resolver = [RESOLVER] if box.network else []
     everything = [Path("/")] if box.everything else []
     found = [*everything, *map(Path, SYSTEM), *resolver, *_python(), *box.readable]
@@ -168,10 +169,10 @@ def _readable(box: Box) -> list[Path]:
 
 
 def _python() -> Iterator[Path]:
-    """Where this Python, its packages and the libraries of its accelerator lie."""
+    """Yield the paths of this Python, its packages and its accelerator's libraries."""
     yield from (Path(sys.executable), Path(sys.prefix), Path(sys.base_prefix))
     yield Path(__file__).parent
-    # Python puts the working directory or the script's in front: the workspace, of all places.
+    # sys.path starts with the current folder or the script's, which may be the workspace.
     started_in = {Path(), Path.cwd(), Path(sys.argv[0]).absolute().parent}
     yield from (path for path in map(Path, sys.path) if path not in started_in)
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
@@ -185,7 +186,7 @@ def _accelerators() -> list[Path]:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # below a folder that is closed to us
+    except OSError:  # inside a folder that we may not access
         return False
 
 
@@ -193,11 +194,14 @@ def _exists(path: Path) -> bool:
 
 
 def _landlock(box: Box) -> dict[str, object]:
-    """The specification for landlock.py."""
+    """Return the specification for landlock.py."""
     devices = [Path("/dev") / name for name in PLAIN_DEVICES] + _accelerators()
-    # What a training left in /dev/shm would be there for the next one.
+    # Files in /dev/shm would be visible to the next training.
     shared = [Path("/dev/shm")] if box.everything else []
-    hidden = [*box.hidden, Path("/dev")]  # root would find every hidden file on the disk's node
+    hidden = [
+        *box.hidden,
+        Path("/dev"),
+    ]  # root could read hidden files through the device of the disk
     return {
         "readable": [str(path) for path in (*_readable(box), Path("/proc"))],
         "writable": [str(path.absolute()) for path in (box.scratch, *box.writable, *shared)],
@@ -212,7 +216,7 @@ def _landlock(box: Box) -> dict[str, object]:
 
 
 def _bwrap(box: Box) -> list[str]:
-    """bwrap and its options: the mounts from the top down, so that the lower ones decide."""
+    """Return bwrap with its options. Outer mounts come first, so that inner ones decide."""
     command = [shutil.which("bwrap") or "bwrap", "--die-with-parent", *_capabilities()]
     command += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     command += [] if box.network else ["--unshare-net"]
@@ -221,12 +225,12 @@ def _bwrap(box: Box) -> list[str]:
     for path in sorted({*mounts, *links}, key=lambda path: len(path.parts)):
         kind = mounts.get(path, "--symlink")
         above = next((done[p] for p in path.parents if p in done), "")
-        shown = above in ("--ro-bind", "--bind")  # then it is there, as it is outside
+        shown = above in ("--ro-bind", "--bind")  # then it is visible already
         if kind == above or (kind == "--symlink" and shown) or (kind == "--hide" and not above):
             continue
         done[path] = kind
         command += _option(kind, path, links.get(path, ""), box.scratch)
-    # Nobody shall think that something was saved where nothing is.
+    # A write to a hidden folder must fail, not vanish.
     read_only = [path for path, kind in done.items() if kind == "--hide" and path.is_dir()]
     read_only += [] if box.everything else [Path("/")]
     command += [word for path in read_only for word in ("--remount-ro", str(path))]
@@ -234,7 +238,7 @@ def _bwrap(box: Box) -> list[str]:
 
 
 def _mounts(box: Box) -> tuple[dict[Path, str], dict[Path, str]]:
-    """The kind of mount for each path, all free of links, and the links that lead to them."""
+    """Return the kind of mount for each resolved path, and the links that lead to them."""
     mounts: dict[Path, str] = {}
     links: dict[Path, str] = {}
     named = [(path, "--ro-bind") for path in _readable(box)]
@@ -253,9 +257,9 @@ def _mounts(box: Box) -> tuple[dict[Path, str], dict[Path, str]]:
 
 
 def _kernel() -> list[Path]:
-    """What root could set the kernel by in /proc, which as a whole must stay writable.
+    """Return the parts of /proc through which root could change kernel settings.
 
-    CUDA gives its threads names there, and does not start where it cannot (error 304).
+    /proc as a whole must stay writable: CUDA names its threads there, or fails with error 304.
     """
     if os.geteuid() != 0:
         return []
@@ -268,7 +272,7 @@ def _kernel() -> list[Path]:
 
 
 def _option(kind: str, path: Path, target: str, scratch: Path) -> list[str]:
-    """One mount, in bwrap's words."""
+    """Return the bwrap options for one mount."""
     if kind == "--hide":
         return ["--tmpfs", str(path)] if path.is_dir() else ["--ro-bind", "/dev/null", str(path)]
     source = {"--tmp": str(scratch / "slash-tmp"), "--symlink": target}.get(kind, str(path))
@@ -278,7 +282,7 @@ def _option(kind: str, path: Path, target: str, scratch: Path) -> list[str]:
 
 
 def _trace(path: Path) -> tuple[Path, dict[Path, str]]:
-    """Where an existing path leads, and the symbolic links met on the way with their targets."""
+    """Resolve a path; return it and the symbolic links on the way with their targets."""
     links: dict[Path, str] = {}
     here, ahead = Path("/"), list(path.parts[1:])
     while ahead:
@@ -295,7 +299,7 @@ def _trace(path: Path) -> tuple[Path, dict[Path, str]]:
 
 
 def _capabilities() -> list[str]:
-    """Root keeps what it needs to compute: with the others it could take the box apart."""
+    """Drop capabilities with which root could leave the sandbox; keep those that it needs."""
     if os.geteuid() != 0:
         return []
     status = Path("/proc/self/status").read_text()
