@@ -10,7 +10,7 @@ from autoresearch_jax.commands import verify
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import local, logs
 from autoresearch_jax.jobs.job import Score
-from autoresearch_jax.loop import session, worker
+from autoresearch_jax.loop import effects, worker
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import locks, visible_devices
@@ -138,7 +138,7 @@ print(sorted(path.name for path in cache.iterdir()))
 
 
 def test_parameters_of_the_baseline_and_the_last_kept_ones_stay(workspace, monkeypatch):
-    monkeypatch.setattr(session, "ARTIFACTS_KEPT", 2)
+    monkeypatch.setattr(effects, "ARTIFACTS_KEPT", 2)
     run_loop(workspace, Scripted(*(train_py(0.9 - n / 10) for n in range(5))), 5, tag="t")
     stay = [n for n in range(6) if (workspace.run_dir("t", n) / "artifacts").exists()]
     assert stay == [0, 4, 5]

@@ -20,7 +20,7 @@ from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.job import Limits
 from autoresearch_jax.jobs.local import LocalExecutor
-from autoresearch_jax.loop import worker
+from autoresearch_jax.loop import effects, worker
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records import events, journal, tags
@@ -412,7 +412,7 @@ def test_loops_of_two_tags_write_one_results_tsv(workspace, monkeypatch):
         with contextlib.closing(one):
             for _ in range(30):
                 (workspace.root / "results.tsv").write_text("")
-                one._project()
+                effects.project(one)
 
     with ThreadPoolExecutor(2) as threads:
         assert list(threads.map(write, ("t", "u"))) == [None, None]

@@ -26,7 +26,7 @@ from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import device_allocation
 from autoresearch_jax.jobs.local import LocalExecutor
-from autoresearch_jax.loop import session
+from autoresearch_jax.loop import effects
 from autoresearch_jax.records.journal import Journal
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
@@ -44,7 +44,7 @@ EFFECTS = (
     (LocalExecutor, "train"),
     (LocalExecutor, "score"),
     (LocalExecutor, "trust_cache"),
-    (session.Session, "_prune"),
+    (effects, "prune"),
     (files, "write_bytes"),
 )
 

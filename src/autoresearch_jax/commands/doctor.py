@@ -24,7 +24,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs import environment
 from autoresearch_jax.jobs.logs import LOG_BYTES
-from autoresearch_jax.loop import config, session
+from autoresearch_jax.loop import config, effects
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import journal
@@ -341,7 +341,7 @@ def _night_gb(root: Path) -> float:
     with contextlib.suppress(UserError):
         budget_s = time_budget(root)
     logs = LOGS * LOG_BYTES * NIGHT_SECONDS / (budget_s + AROUND_SECONDS)
-    left = (session.ARTIFACTS_KEPT + 2) * _left_bytes(root)
+    left = (effects.ARTIFACTS_KEPT + 2) * _left_bytes(root)
     return (logs + left + 2 * CACHE_BYTES + profiles.SCORER_CACHE_BYTES) / 1e9
 
 

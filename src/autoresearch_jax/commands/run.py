@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoresearch_jax.commands.loop import measure_baseline
 from autoresearch_jax.common import files, syntax
 from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
@@ -25,6 +24,7 @@ from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools, open_devices, open_session
 from autoresearch_jax.loop.scheduler import run_alone
 from autoresearch_jax.loop.session import Session
+from autoresearch_jax.loop.stages import measure_baseline
 from autoresearch_jax.records.costs import PERSON
 from autoresearch_jax.records.events import Restored
 from autoresearch_jax.records.experiment import Experiment

@@ -14,6 +14,7 @@ from autoresearch_jax.loop.audit import audit as new_runs
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools, open_session
 from autoresearch_jax.loop.policy import Noise
+from autoresearch_jax.loop.scaling import scaled
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
 from autoresearch_jax.records import events, lookup
@@ -222,8 +223,8 @@ def scale(
         for one in (baseline, e):
             if session.interrupts.stopping():
                 raise Abandoned
-            scaled = partial(Worker.scaled, e=one, depth=depth, budget_s=budget_s)
-            score = session.pool.one(scaled)
+            job = partial(scaled, e=one, depth=depth, budget_s=budget_s)
+            score = session.pool.one(job)
             if score.outcome != "ok":
                 reason = score.reason.rstrip(".")
                 raise UserError(f"experiment {one.n} gives no score at depth {depth}: {reason}.")

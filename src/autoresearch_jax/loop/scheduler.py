@@ -6,7 +6,7 @@ and the workers go on with what else there is.
 
 A proposal was made on the best of its time. If there is another best when its score arrives, a
 score that would have been kept does not count yet: what it changed is carried over to the new best
-and measured there (`Session.decide`).
+and measured there (decision.py).
 """
 
 import re
@@ -19,6 +19,7 @@ from functools import partial
 from autoresearch_jax.agents import AgentError
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import Lost
+from autoresearch_jax.loop import effects
 from autoresearch_jax.loop.decision import MeasureAgain
 from autoresearch_jax.loop.proposer import Proposer
 from autoresearch_jax.loop.session import Session
@@ -43,7 +44,7 @@ def run_alone(
         found = worker.measured(e)
         while found.score is None and repaired(found):
             found = worker.measured(session.experiments[e.n])
-        while (again := session.decide(session.experiments[e.n])) is not None:
+        while (again := effects.carry_out(session, session.experiments[e.n])) is not None:
             say_again(session, again)
             measure_again(session, session.experiments[again.n], worker)
 
@@ -248,7 +249,7 @@ class Scheduler:
             while at < len(self._arrived) and not self._torn:
                 n = self._arrived[at]
                 try:
-                    again = session.decide(session.experiments[n])
+                    again = effects.carry_out(session, session.experiments[n])
                 except BaseException:
                     self._torn = True
                     raise

@@ -1,4 +1,4 @@
-"""The life of an experiment under an open tag: proposed, repaired, decided.
+"""The beginning of an experiment under an open tag: proposed, resumed, or repaired.
 
 Every step is in the journal before its effect is carried out, and every effect can be carried out
 twice. So `settle` brings whatever state a killed process left to where it would have been.
@@ -8,25 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from autoresearch_jax.common import files, syntax
-from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
-from autoresearch_jax.jobs import logs
 from autoresearch_jax.jobs.executor import Context, Executor
-from autoresearch_jax.loop import proposal_queue, statistics
-from autoresearch_jax.loop.decision import MeasureAgain, decide
+from autoresearch_jax.loop import effects, statistics
 from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.loop.policy import Noise
 from autoresearch_jax.loop.worker_pool import WorkerPool
-from autoresearch_jax.records import results_tsv
-from autoresearch_jax.records.events import Decided, Proposed, Repaired, Status
+from autoresearch_jax.records.events import Proposed, Repaired
 from autoresearch_jax.records.experiment import Experiment
-from autoresearch_jax.repo import candidates
-
-ARTIFACTS_KEPT = 20  # kept experiments whose parameters stay, the baseline's and the best's aside
 
 
 class Session(OpenTag):
-    """An open tag, the workers that measure its experiments, and what is decided of them."""
+    """An open tag, and the workers that measure its experiments."""
 
     def __init__(
         self, *arguments: Any, executors: Sequence[Callable[[Context], Executor]], **options: Any
@@ -51,8 +44,8 @@ class Session(OpenTag):
         """
         self.refuse_checked_out()
         self.candidates.clear_stale_locks(self._intended())
-        self._move_branch()
-        self._prune_kept()
+        effects.move_branch(self)
+        effects.prune_kept(self)
         for e in self.experiments:
             if e.status is None:
                 self.view.say(f"Resuming experiment {e.n}: {e.description}")
@@ -60,8 +53,8 @@ class Session(OpenTag):
                 self._adopt(e)
                 self._keep_attempt(e)
             else:
-                self._prune(e)
-        self._project()
+                effects.prune(self, e)
+        effects.project(self)
         return self.experiments.undecided
 
     def _intended(self) -> dict[str, str]:
@@ -149,81 +142,3 @@ class Session(OpenTag):
         for path in asked.iterdir():
             path.replace(run_dir / path.name)
         asked.rmdir()
-
-    # ---------------------------------------------------------------------------------- decisions
-
-    def decide(self, e: Experiment) -> MeasureAgain | None:
-        """Decides a measured experiment, or says what must be measured again before.
-
-        For one thread at a time. Raises UserError.
-        """
-        best = self.experiments.best
-        found = decide(self.experiments, e, self.config, self._lines)
-        if isinstance(found, MeasureAgain):
-            return found
-        lives_on = found.lives_on
-        queued = () if lives_on is None else (proposal_queue.carried(self, lives_on),)
-        self.journal.append(
-            Decided(
-                n=e.n,
-                status=found.status,
-                reason=found.reason,
-                verdict=found.verdict,
-                queued=queued,
-            )
-        )
-        self._move_branch()
-        e = self.experiments[e.n]
-        self._prune(e)
-        if e.status == Status.KEEP:
-            self._prune_kept()
-        self._project()
-        self.view.live("")
-        self.view.say(_verdict(e, best))
-        if e.note:
-            self.view.say(f"     look at it: {e.note}")
-        return None
-
-    def _lines(self, e: Experiment) -> int | None:
-        """Lines of an experiment's code, where less of it counts."""
-        if not self.config.less_code:
-            return None
-        return syntax.code_lines(self.candidates.blob(e.commit))
-
-    # ------------------------------------------------------------------------------------ effects
-
-    def _move_branch(self) -> None:
-        """Brings the branch to the best. Raises UserError where somebody else moved it."""
-        best, tip = self.experiments.best, self.candidates.tip()
-        if best is None or tip == best.commit:
-            return
-        self.refuse_checked_out()
-        if tip != (best.base or None):
-            raise UserError(candidates.moved(self.candidates.branch, tip, best.commit))
-        self.candidates.move(best.commit, tip)
-
-    def _prune(self, e: Experiment) -> None:
-        """Of a flood in a log the beginning and the end stay; nothing else if it was not kept."""
-        logs.shorten_logs(self.log(e).parent)
-        if e.status != Status.KEEP:
-            files.remove(self.artifacts(e))
-
-    def _prune_kept(self) -> None:
-        """Parameters and exports, 200 MB at full size, stay for the last kept experiments only."""
-        for one in self.experiments.kept[1:-ARTIFACTS_KEPT]:
-            files.remove(self.artifacts(one))
-
-    def _project(self) -> None:
-        results_tsv.write(self.workspace, self.experiments, self.view)
-
-
-def _verdict(e: Experiment, best: Experiment | None) -> str:
-    if e.status == Status.CRASH:
-        return f"{e.n:4} crash    {e.description}: {e.reason}"
-    gain = ""
-    if best is not None and best.val_bpb is not None and e.val_bpb is not None:
-        expected = f", expected {e.expected}" if e.expected else ""
-        gain = f" ({e.val_bpb - best.val_bpb:+.6f}{expected})"
-    memory = "" if e.memory_gb is None else f"  {e.memory_gb:.1f} GiB"
-    reason = f": {e.reason or e.verdict}" if e.reason or e.verdict else ""
-    return f"{e.n:4} {e.status:8} {e.val_bpb:.6f}{gain}{memory}  {e.description}{reason}"

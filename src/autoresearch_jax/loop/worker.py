@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import structs
 
-from autoresearch_jax.common import files, literals, syntax
+from autoresearch_jax.common import files, syntax
 from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
@@ -101,7 +101,7 @@ class Worker:
         tag = self.tag
         log = tag.workspace.repeat_log(tag.tag, e.n, seed)
         artifacts = log.with_suffix("")
-        run = partial(self._run_training, e, artifacts, log, seed=seed, scored_next=split == "val")
+        run = partial(self.train_once, e, artifacts, log, seed=seed, scored_next=split == "val")
 
         def record(phase: Phase) -> None:
             tag.journal.append(Repeating(n=e.n, seed=seed, purpose=purpose, phase=phase))
@@ -116,7 +116,7 @@ class Worker:
             if outcome == Outcome.OK:
                 record(Phase.SCORING)
                 score_log = log.with_name(f"{log.stem}-score.log")
-                score = self._score_of_artifacts(e, artifacts, score_log, split)
+                score = self.score_once(e, artifacts, score_log, split)
                 outcome, reason = Outcome(score.outcome), score.reason
                 metrics |= score.metrics
         except BaseException:
@@ -154,31 +154,6 @@ class Worker:
                 reason=clean(reason, logs.REASON_LIMIT),
             )
         )
-
-    def scaled(self, e: Experiment, depth: int, budget_s: int | None) -> Score:
-        """The score of an experiment at another depth, and with another budget if one is given.
-
-        Raises Abandoned, UserError.
-        """
-        run_dir = self.tag.log(e).parent
-        artifacts, log = run_dir / "scaled", run_dir / "scaled.log"
-
-        def resize(folder: Path) -> None:
-            _rewrite(folder / "train.py", {"DEPTH": depth})
-            if budget_s is not None:
-                _rewrite(folder / "constants.py", {"TIME_BUDGET": budget_s})
-
-        try:
-            # Another size compiles and scores for another while: a baseline's limits.
-            result = self._run_training(e, artifacts, log, resize=resize, limits=self.tag.limits)
-            if result.outcome != "ok":
-                return Score(result.outcome, result.reason, dict(result.metrics))
-            score_log = log.with_name("scaled-score.log")
-            return self._score_of_artifacts(e, artifacts, score_log, "val", self.tag.limits)
-        finally:
-            self.executor.end_early()
-            files.remove(artifacts)
-            self.view.live("")
 
     def _still_there(self, e: Experiment) -> bool:
         """Whether a trained experiment that is to be scored has what its training left."""
@@ -239,7 +214,7 @@ class Worker:
         trusted = self.tag.check_is_trusted
         verdict = Verdict()
         try:
-            result = self._run_training(
+            result = self.train_once(
                 e,
                 self.tag.artifacts(e),
                 log,
@@ -260,7 +235,7 @@ class Worker:
         self.tag.candidates.export(commit, folder)
         return self.executor.compile(CompileJob(folder, log))
 
-    def _run_training(
+    def train_once(
         self,
         e: Experiment,
         artifacts: Path,
@@ -323,9 +298,9 @@ class Worker:
     def score(self, e: Experiment, split: str = "val") -> Score:
         """The score of what an experiment's training left. Raises Abandoned, UserError."""
         log = self.tag.log(e).with_name("score.log")
-        return self._score_of_artifacts(e, self.tag.artifacts(e), log, split)
+        return self.score_once(e, self.tag.artifacts(e), log, split)
 
-    def _score_of_artifacts(
+    def score_once(
         self,
         e: Experiment,
         artifacts: Path,
@@ -369,7 +344,7 @@ class Worker:
         begun: list[float] = []
 
         try:
-            result = self._run_training(
+            result = self.train_once(
                 e,
                 artifacts,
                 run_dir / "control.log",
@@ -397,11 +372,3 @@ class Worker:
 
 def _title(e: Experiment) -> str:
     return f"experiment {e.n}, {e.description}"
-
-
-def _rewrite(path: Path, values: dict[str, literals.Value]) -> None:
-    """Gives constants of a file other values. Raises UserError where it has none of that name."""
-    text = path.read_text()
-    if missing := sorted(values.keys() - literals.read(text).keys()):
-        raise UserError(f"{path.name} of that experiment has no constant {', '.join(missing)}.")
-    path.write_text(literals.rewrite(text, values))

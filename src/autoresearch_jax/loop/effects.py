@@ -1,0 +1,96 @@
+"""What a decision changes: the journal first, then the branch, kept files and results.tsv."""
+
+from functools import partial
+
+from autoresearch_jax.common import files, syntax
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.jobs import logs
+from autoresearch_jax.loop import proposal_queue
+from autoresearch_jax.loop.decision import MeasureAgain, decide
+from autoresearch_jax.loop.open_tag import OpenTag
+from autoresearch_jax.records import results_tsv
+from autoresearch_jax.records.events import Decided, Status
+from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.repo import candidates
+
+ARTIFACTS_KEPT = 20  # kept experiments whose parameters stay, the baseline's and the best's aside
+
+
+def carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | None:
+    """Decides a measured experiment, or says what must be measured again before.
+
+    For one thread at a time. Raises UserError.
+    """
+    best = tag.experiments.best
+    found = decide(tag.experiments, e, tag.config, partial(_lines, tag))
+    if isinstance(found, MeasureAgain):
+        return found
+    lives_on = found.lives_on
+    queued = () if lives_on is None else (proposal_queue.carried(tag, lives_on),)
+    tag.journal.append(
+        Decided(
+            n=e.n,
+            status=found.status,
+            reason=found.reason,
+            verdict=found.verdict,
+            queued=queued,
+        )
+    )
+    move_branch(tag)
+    e = tag.experiments[e.n]
+    prune(tag, e)
+    if e.status == Status.KEEP:
+        prune_kept(tag)
+    project(tag)
+    tag.view.live("")
+    tag.view.say(_verdict(e, best))
+    if e.note:
+        tag.view.say(f"     look at it: {e.note}")
+    return None
+
+
+def _lines(tag: OpenTag, e: Experiment) -> int | None:
+    """Lines of an experiment's code, where less of it counts."""
+    if not tag.config.less_code:
+        return None
+    return syntax.code_lines(tag.candidates.blob(e.commit))
+
+
+def move_branch(tag: OpenTag) -> None:
+    """Brings the branch to the best. Raises UserError where another program moved it."""
+    best, tip = tag.experiments.best, tag.candidates.tip()
+    if best is None or tip == best.commit:
+        return
+    tag.refuse_checked_out()
+    if tip != (best.base or None):
+        raise UserError(candidates.moved(tag.candidates.branch, tip, best.commit))
+    tag.candidates.move(best.commit, tip)
+
+
+def prune(tag: OpenTag, e: Experiment) -> None:
+    """Of a flood in a log the beginning and the end stay; nothing else if it was not kept."""
+    logs.shorten_logs(tag.log(e).parent)
+    if e.status != Status.KEEP:
+        files.remove(tag.artifacts(e))
+
+
+def prune_kept(tag: OpenTag) -> None:
+    """Parameters and exports, 200 MB at full size, stay for the last kept experiments only."""
+    for one in tag.experiments.kept[1:-ARTIFACTS_KEPT]:
+        files.remove(tag.artifacts(one))
+
+
+def project(tag: OpenTag) -> None:
+    results_tsv.write(tag.workspace, tag.experiments, tag.view)
+
+
+def _verdict(e: Experiment, best: Experiment | None) -> str:
+    if e.status == Status.CRASH:
+        return f"{e.n:4} crash    {e.description}: {e.reason}"
+    gain = ""
+    if best is not None and best.val_bpb is not None and e.val_bpb is not None:
+        expected = f", expected {e.expected}" if e.expected else ""
+        gain = f" ({e.val_bpb - best.val_bpb:+.6f}{expected})"
+    memory = "" if e.memory_gb is None else f"  {e.memory_gb:.1f} GiB"
+    reason = f": {e.reason or e.verdict}" if e.reason or e.verdict else ""
+    return f"{e.n:4} {e.status:8} {e.val_bpb:.6f}{gain}{memory}  {e.description}{reason}"
