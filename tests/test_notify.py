@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import json
 import os
+import re
 import signal
 import socketserver
 import threading
@@ -11,13 +12,14 @@ import time
 import types
 
 import pytest
+import requests
 from click.testing import CliRunner
 
 from autoresearch_jax.agents import AgentError
 from autoresearch_jax.cli import main
 from autoresearch_jax.commands import loop
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.loop import config, notify
+from autoresearch_jax.loop import config, notify, sending
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import Workspace
@@ -45,6 +47,7 @@ def server(status=200):
             got.append((self.path, self.headers["Content-Type"], json.loads(body)))
             self.send_response(status)
             self.end_headers()
+            self.wfile.write(b"ok")  # as Slack does
 
         def log_message(self, *_):
             pass
@@ -108,10 +111,16 @@ def test_a_loop_that_cannot_go_on_says_so(workspace):
     assert text.startswith("autoresearch/t: the loop has stopped: The baseline")
 
 
-def quiet(history=()):
+def quiet(*decided):
     """A session in which nothing happens by itself."""
-    view = Notes()
-    return types.SimpleNamespace(tag="t", view=view, history=history, interrupts=Interrupts(view))
+    view, experiments = Notes(), types.SimpleNamespace(decided=[*decided], best=None)
+    return types.SimpleNamespace(
+        tag="t", view=view, experiments=experiments, interrupts=Interrupts(view)
+    )
+
+
+def experiment(n, status, val_bpb=None):
+    return Experiment(n, "c" * 40, "", f"idea {n}", "", status, val_bpb, reason="boom")
 
 
 @pytest.mark.parametrize(
@@ -126,40 +135,30 @@ def quiet(history=()):
 def test_a_row_of_crashes_is_told_once_when_it_is_long_enough(tmp_path, event, told):
     path = tmp_path / "told"
     statuses = ["keep", "crash", "crash", "discard", "crash", "crash", "crash", "keep"]
-    session = quiet([])
+    session = quiet()
     command = f'echo "$AUTORESEARCH_EVENT $AUTORESEARCH_TEXT" >>{path}'
-    teller = notify.Teller(session, LoopConfig(notify=command, notify_on=(event,)))
+    notifier = notify.Notifier(session, LoopConfig(notify=command, notify_on=(event,)))
     for n, status in enumerate(statuses):
         score = None if status == "crash" else 1.0
-        session.history.append(Experiment(
-            n, "c" * 40, "", f"idea {n}", "", status, score, reason="boom", place=n
-        ))  # fmt: skip
-        teller.decided()
-    teller.close()
+        session.experiments.decided.append(experiment(n, status, score))
+        notifier.decided()
+    notifier.close()
     lines = path.read_text().splitlines() if told else []
     assert lines == [f"crashes autoresearch/t: {words}: boom" for words in told]
     assert path.exists() == bool(told)
 
 
 def test_several_at_a_time_are_told_in_the_order_of_their_decisions(tmp_path):
-    def experiment(n, place, status, val_bpb):
-        return Experiment(
-            n, "c" * 40, "", f"idea {n}", "", status, val_bpb, reason="boom", place=place
-        )
-
-    session = quiet([experiment(0, 0, "keep", 1.0), experiment(1, None, None, None)])
+    session = quiet(experiment(0, "keep", 1.0))
     with server() as (address, got):
-        teller = notify.Teller(session, LoopConfig(notify=address))
-        session.history = [
-            experiment(0, 0, "keep", 1.0), experiment(1, 2, "crash", None),
-            experiment(2, 1, "keep", 0.9), experiment(3, 3, "crash", None),
-            experiment(4, None, None, None), experiment(5, 4, "crash", None),
-        ]  # fmt: skip
-        teller.decided()
-        session.history[4] = experiment(4, 5, "keep", 0.8)
-        teller.decided()
-        teller.decided()
-        teller.close()
+        notifier = notify.Notifier(session, LoopConfig(notify=address))
+        crashes = [experiment(n, "crash") for n in (1, 3, 5)]
+        session.experiments.decided += [experiment(2, "keep", 0.9), *crashes]
+        notifier.decided()
+        session.experiments.decided.append(experiment(4, "keep", 0.8))
+        notifier.decided()
+        notifier.decided()
+        notifier.close()
     words = [body["text"].split(": ", 1)[1].split(",")[0] for _, _, body in got]
     assert words == [
         "experiment 2 is the best so far",
@@ -242,14 +241,55 @@ def test_a_failure_is_said_once_and_the_loop_goes_on(workspace, kind):
 
 
 def test_a_command_that_hangs_is_ended(monkeypatch, tmp_path):
-    monkeypatch.setattr(notify, "COMMAND_SECONDS", 0.5)
+    monkeypatch.setattr(sending, "COMMAND_SECONDS", 0.5)
     pid = tmp_path / "pid"
-    with pytest.raises(notify.Unsent, match="the command took more than"):
-        notify.send(f"sleep 100 & echo $! >{pid}; wait", "best", "text")
+    with pytest.raises(sending.Unsent, match="the command took more than"):
+        sending.send(f"sleep 100 & echo $! >{pid}; wait", "best", "text")
     deadline = time.monotonic() + 60
     while harness.alive(int(pid.read_text())) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not harness.alive(int(pid.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ", "text"),  # of Slack
+        ("/api/webhooks/4174216298/JHMHI8qBe7bk2ZwO5U711o3dV_js", "content"),  # of Discord
+    ],
+)
+def test_a_service_gets_what_it_takes(monkeypatch, path, sent):
+    """By its own web address; the request goes to a server here in place of the service."""
+    host = "hooks.slack.com" if sent == "text" else "discord.com"
+    with server() as (address, got):
+        here, request = address.removesuffix("/secret"), requests.Session.request
+
+        def redirected(session, method, url, **options):
+            return request(session, method, re.sub("https://[^/]+", here, url), **options)
+
+        monkeypatch.setattr(requests.Session, "request", redirected)
+        sending.send(f"https://{host}{path}", "best", "a *text* of ours")
+    ((_, kind, body),) = got
+    assert kind.startswith("application/json")
+    assert "a *text* of ours" in (body[sent] if sent in body else json.dumps(body["attachments"]))
+
+
+def test_a_service_by_its_apprise_address_and_what_it_answers(workspace):
+    view = Notes()
+    with server(403) as (address, got):
+        to = address.replace("http://", "json://")
+        run_loop(workspace, Scripted(train_py(0.9)), 1, view, tag="t", notify=to)
+    assert "experiment 1 is the best so far" in got[0][2]["message"]
+    (said,) = [text for text in view.said if "--notify" in text]
+    assert "JSON does not take it (" in said
+    assert "403" in said
+    assert "secret" not in said
+
+
+def test_a_query_of_a_web_address_arrives_as_it_is():
+    with server() as (address, got):
+        sending.send(f"{address}?key=a%20b&verify=no", "best", "text")
+    assert got == [("/secret?key=a%20b&verify=no", "application/json", {"text": "text"})]
 
 
 def wait_for(path):
@@ -265,14 +305,14 @@ def test_behind_a_slow_command_the_oldest_texts_are_left_out(monkeypatch, tmp_pa
     told, begun, go = (tmp_path / name for name in ("told", "begun", "go"))
     command = f"touch {begun}; while ! test -e {go}; do sleep 0.05; done; cat >>{told}"
     session = quiet()
-    teller = notify.Teller(session, LoopConfig(notify=command))
-    teller.tell("best", "0")
+    notifier = notify.Notifier(session, LoopConfig(notify=command))
+    notifier.notify("best", "0")
     wait_for(begun)
     for number in range(1, notify.WAITING + 2):
-        teller.tell("best", str(number))
-    teller.tell("done", "the end")
+        notifier.notify("best", str(number))
+    notifier.notify("done", "the end")
     go.touch()
-    teller.close()
+    notifier.close()
     texts = [line.split(": ")[1] for line in told.read_text().splitlines()]
     assert texts == ["0", *(str(n) for n in range(3, notify.WAITING + 2)), "the end"]
     (said,) = session.view.said
@@ -289,17 +329,16 @@ def test_the_end_is_told_however_much_waits_behind_a_slow_command(
     command = f'{wait}; echo "$AUTORESEARCH_EVENT $(cat)" >>{told}'
     session = quiet()
     monkeypatch.setattr(session.interrupts, "abandoned", go.touch)  # asked once it is closed
-    session.best = None
     with contextlib.ExitStack() as stack:
         if event == "paused":
             stack.enter_context(pytest.raises(UserError))
-        with notify.telling(session, LoopConfig(notify=command)) as teller:
+        with notify.notifying(session, LoopConfig(notify=command)) as notifier:
             for number in range(notify.WAITING):
-                teller.tell("best", str(number))
+                notifier.notify("best", str(number))
             wait_for(begun)
             if event == "paused":
                 raise UserError(text)
-            teller.ended(text)
+            notifier.ended(text)
     first, *others = told.read_text().splitlines()
     assert first == "best autoresearch/t: 0"
     assert len(others) == 1
@@ -314,16 +353,16 @@ def test_the_end_waits_for_a_command_that_hangs_no_longer_than_it_may(monkeypatc
     monkeypatch.setattr(notify, "HURRY_SECONDS", 0.0)
     begun, go, told = (tmp_path / name for name in ("begun", "go", "told"))
     command = f"touch {begun}; while ! test -e {go}; do sleep 0.05; done; echo >>{told}"
-    teller = notify.Teller(quiet(), LoopConfig(notify=command))
+    notifier = notify.Notifier(quiet(), LoopConfig(notify=command))
     for _ in range(2 * notify.WAITING):
-        teller.tell("best", "text")
+        notifier.notify("best", "text")
     wait_for(begun)
     before = time.monotonic()
-    teller.close()
+    notifier.close()
     assert time.monotonic() - before >= 0.5
     assert not told.exists()
     go.touch()  # the next test has no command of this one beside it
-    teller._thread.join()
+    notifier._thread.join()
 
 
 def test_one_ctrl_c_ends_a_loop_and_that_is_told(workspace):
@@ -342,7 +381,7 @@ def test_a_second_ctrl_c_also_ends_the_wait_for_what_is_told(workspace, monkeypa
     view = Notes()
     run_loop(workspace, Scripted(train_py(0.9)), 1, view, tag="t", notify=command,
              notify_on=("done",))  # fmt: skip
-    assert "telling --notify of the end" in view.shown
+    assert "sending the last notification" in view.shown
     assert "Abandoning what runs." in view.text
     assert not done.exists()
 
@@ -356,10 +395,23 @@ def test_an_address_that_keeps_silent_does_not_hold_the_loop(workspace, monkeypa
 # ------------------------------------------------------------------------------------ settings
 
 
-@pytest.mark.parametrize("text", ["", " ", "ftp://host/x", "http://", "https:// x", "http://a b"])
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "ftp://host/x", "http://", "https:// x", "http://a b", "discord://x", "no://y"],
+)
 def test_what_is_no_target_is_refused(text):
     with pytest.raises(ValueError, match="should"):
         config.parse("notify", text)
+
+
+def test_an_address_is_not_repeated_in_a_message(tmp_path):
+    done = CliRunner().invoke(main.main, ["loop", "--notify", "discord://my-secret"])
+    assert (done.exit_code, "secret" in done.output) == (2, False)
+    assert "'--notify': its value should be" in done.output
+    with pytest.raises(UserError, match="sets notify, and it should be") as caught:
+        config.from_program("---\nnotify: https://my secret\n---\n")
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(LoopConfig(notify="https://h/secret"))
 
 
 @pytest.mark.parametrize(

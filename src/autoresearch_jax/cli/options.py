@@ -28,7 +28,7 @@ class Setting(click.ParamType):
         try:
             return config.parse(self.field, value)
         except ValueError as error:
-            self.fail(f"{value!r} {error}.", param, ctx)
+            self.fail(f"{error}.", param, ctx)
 
 
 class Configured(click.Command):

@@ -42,7 +42,7 @@ def run_loop(
     what = f"loop --agent {agent.name}"
     with (
         open_session(workspace, config, tools, what) as (session, why),
-        notify.telling(session, config) as teller,
+        notify.notifying(session, config) as notifier,
     ):
         costs = session.experiments.costs
         continues = costs.continues(config.limits)
@@ -60,15 +60,15 @@ def run_loop(
         fields = {**config.recorded(), "agent": agent.name, "workers": len(session.pool)}
         session.begin("loop", continues=continues, **fields)
         before = len(session.experiments.decided)
-        proposer = Proposer(session, agent, config, partial(teller.tell, "paused"))
+        proposer = Proposer(session, agent, config, partial(notifier.notify, "paused"))
         try:
-            stopped = stages.run(session, proposer, teller.decided)
+            stopped = stages.run(session, proposer, notifier.decided)
         except Abandoned:
             stopped = "abandoned"
             session.view.say("Abandoned. The same command goes on with that experiment.")
         finally:
             proposer.close()
-        teller.ended(stopped)
+        notifier.ended(stopped)
         decided = len(session.experiments.decided) - before
         return LoopResult(session.tag, decided, session.experiments.best, stopped)
 

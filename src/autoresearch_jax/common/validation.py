@@ -1,6 +1,6 @@
 """Messages for users about what pydantic found wrong."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from pydantic import ValidationError
@@ -8,16 +8,17 @@ from pydantic import ValidationError
 from autoresearch_jax.common.text import did_you_mean
 
 
-def first_fault(error: ValidationError, at: Sequence[str] = ()) -> str:
+def first_fault(error: ValidationError, secret: Collection[str] = ()) -> str:
     """Return the first fault as text after a file's name: `sets max to -1, and it should be ...`.
 
-    `at` is the place of the checked value in the file, such as ("agents", "mine").
+    The values of `secret` names are not repeated.
     """
     fault = error.errors(include_url=False)[0]
     if not fault["loc"]:  # a rule about several settings, in its own words
         return rule(error)
-    where = ".".join(str(part) for part in (*at, *fault["loc"]) if part != "[key]")
-    return f"sets {where} to {fault['input']!r:.200}, and it {rule(error)}"
+    where = ".".join(str(part) for part in fault["loc"] if part != "[key]")
+    value = "" if fault["loc"][0] in secret else f" to {fault['input']!r:.200}"
+    return f"sets {where}{value}, and it {rule(error)}"
 
 
 def rule(error: ValidationError) -> str:

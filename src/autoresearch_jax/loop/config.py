@@ -19,7 +19,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -34,6 +33,7 @@ from pydantic import (
 
 from autoresearch_jax.agents import client, search_space
 from autoresearch_jax.common import front_matter, validation
+from autoresearch_jax.loop import sending
 from autoresearch_jax.loop.statistics import AUDIT_RUNS
 from autoresearch_jax.records.costs import Spent
 
@@ -51,19 +51,6 @@ def _runs(value: int) -> int:
     if value == 1:
         raise ValueError("should be 0, or 2 or more: one run says nothing about noise")
     return value
-
-
-def _recipient(text: str) -> str:
-    """A web address or a command."""
-    text = text.strip()
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
-    if not text or (scheme and scheme[1].lower() not in ("http", "https")):
-        raise ValueError("should be an http or https address, or a command")
-    if scheme and (not urlsplit(text).hostname or not text.isascii() or not text.isprintable()):
-        raise ValueError("should have a host, and only plain characters")
-    if scheme and " " in text:
-        raise ValueError("should be one address")
-    return text
 
 
 def _events(value: object) -> object:
@@ -146,9 +133,10 @@ class LoopConfig(BaseModel):
     workers: Annotated[Whole, Field(ge=1)] = _setting(
         "Trainings at a time, each on its own devices.  [default: 1]", "N", default=1
     )
-    notify: Annotated[str, AfterValidator(_recipient)] = _setting(
-        'Where to send events: a web address gets a POST of {"text": ...}, a shell command gets '
-        "the text on standard input and as $AUTORESEARCH_TEXT.",
+    notify: Annotated[str, AfterValidator(sending.recipient)] = _setting(
+        "Where to send events: an address of Slack, Discord, Telegram, e-mail or another service "
+        'that Apprise knows; any other web address, which gets a POST of {"text": ...}; or a shell '
+        "command, which gets the text on standard input and as $AUTORESEARCH_TEXT.",
         "COMMAND-OR-URL",
         default="",
         repr=False,  # an address is as good as a key
@@ -234,6 +222,7 @@ SETTINGS = tuple(
     for name, field in LoopConfig.model_fields.items()
     if isinstance(field.json_schema_extra, dict) and not field.json_schema_extra["flag_only"]
 )
+SECRET = ("notify",)  # an address may hold a key, and is not repeated in messages
 
 
 def resolve(root: Path, **flags: Any) -> LoopConfig:
@@ -253,7 +242,7 @@ def from_program(program: str, place: str = "program.md", **flags: Any) -> LoopC
         try:
             LoopConfig(**found)
         except ValidationError as error:
-            raise ValueError(validation.first_fault(error)) from None
+            raise ValueError(validation.first_fault(error, secret=SECRET)) from None
     return LoopConfig(**{**found, **{k: v for k, v in flags.items() if v is not None}})
 
 
@@ -275,7 +264,8 @@ def parse(name: str, text: str) -> Any:
     try:
         return _adapter(name).validate_python(text, strict=False)
     except ValidationError as error:
-        raise ValueError(validation.rule(error)) from None
+        value = "its value" if name in SECRET else repr(text)
+        raise ValueError(f"{value} {validation.rule(error)}") from None
 
 
 @functools.cache
