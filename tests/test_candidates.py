@@ -1,7 +1,6 @@
 """Git, on real repositories: candidates, the branch, worktrees."""
 
 import contextlib
-import math
 import os
 import subprocess
 import time
@@ -31,22 +30,6 @@ def workspace(tmp_path, monkeypatch):
 @pytest.fixture
 def wheel(workspace):
     return Candidates(workspace, "tag")
-
-
-@pytest.mark.parametrize(
-    ("val_bpb", "best", "status"),
-    [
-        (1.0, None, "keep"),
-        (0.9, 1.0, "keep"),
-        (1.0, 1.0, "discard"),
-        (1.1, 1.0, "discard"),
-        (None, 1.0, "crash"),
-        (math.nan, 1.0, "crash"),
-        (-math.inf, 1.0, "crash"),
-    ],
-)
-def test_strict_keeps_only_what_is_lower(val_bpb, best, status):
-    assert candidates.strict(val_bpb, best) == status
 
 
 def test_a_candidate_differs_in_train_py_alone(workspace, wheel):

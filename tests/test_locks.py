@@ -121,7 +121,7 @@ def test_a_held_tag_is_refused_before_anything_slow(workspace):
     tags.refuse_held(workspace, "t")
     assert not path.parent.exists()  # looking makes nothing
     with holder(path) as other:
-        with pytest.raises(UserError, match=rf"tag t is held by process {other.pid}.*--tag t-2"):
+        with pytest.raises(UserError, match=rf"tag t is in use by process {other.pid}.*--tag t-2"):
             tags.refuse_held(workspace, "t")
         tags.refuse_held(workspace, "u")
     tags.refuse_held(workspace, "t")

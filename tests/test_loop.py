@@ -576,7 +576,7 @@ def test_a_second_loop_is_refused_at_once_and_names_the_holder(workspace):
     with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
         holder.stdout.readline()
         begun = time.monotonic()
-        with pytest.raises(UserError, match=f"tag t is held by process {holder.pid}"):
+        with pytest.raises(UserError, match=f"tag t is in use by process {holder.pid}"):
             run_loop(workspace, Scripted(), 1, tag="t")
         assert time.monotonic() - begun < 1
         holder.kill()

@@ -30,7 +30,7 @@ class BackOff:
             return False
         first = {"limit": 60.0, "missing": HOUR, "login": HOUR}.get(error.kind, 600.0)
         pause, now = min(HOUR, first * 2**self.pauses), time.time()
-        # An answer such as "try again in 20 ms" is not believed for ever.
+        # An answer such as "try again in 20 ms" does not lead to asking without end.
         least = min(HOUR, 2.0**self.pauses)
         self.until = max(now + least, error.again or now + pause)
         self.failures, self.pauses, self.kind = 0, self.pauses + 1, error.kind

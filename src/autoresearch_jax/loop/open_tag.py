@@ -1,7 +1,7 @@
 """One tag of a workspace, open in this process: its journal, its branch, its folders, its limits.
 
 Workers, the queue of proposals and the session share it. What became of an experiment is asked of
-`experiments`; what happens next is told to `journal`, before it is done.
+`experiments`; what happens next is recorded in `journal` before it is done.
 """
 
 import os

@@ -51,7 +51,7 @@ class Proposer:
         self._pause = BackOff()
         self._tpe = make_agent("tpe") if config.fallback and agent.name != "tpe" else None
         self._barren = ""  # the commit around which tpe found nothing
-        self._filling = threading.Lock()  # held while tpe proposes in the agent's place
+        self._filling = threading.Lock()  # locked while tpe proposes in the agent's place
         # A search is as good as instant, and asked twice for the same it answers the same.
         self._most = len(session.pool) if agent.slow else 1  # questions at a time
         self._threads = ThreadPoolExecutor(self._most, thread_name_prefix="agent")
@@ -237,7 +237,7 @@ class Proposer:
     # --------------------------------------------------------------------------- asking
 
     def _think(self, ahead: bool, place: str) -> None:
-        """Asks until there is a proposal. Raises AgentError if told to give up; UserError.
+        """Asks until there is a proposal. Raises AgentError if the loop ends; UserError.
 
         The agent works in the folder of that name.
         """
@@ -298,7 +298,7 @@ class Proposer:
             self._paused(f"no proposal ({str(error).rstrip('.')}): {words}")
 
     def _wait(self, until: float) -> None:
-        """Waits until a time. Raises AgentError if told to stop."""
+        """Waits until a time. Raises AgentError if the loop ends."""
         while time.time() < until:
             if self._gives_up() or self.session.interrupts.stopping():
                 raise AgentError("abandoned", "abandoned")

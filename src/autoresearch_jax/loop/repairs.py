@@ -67,7 +67,7 @@ class Repairs:
     def repaired(self, e: Experiment) -> bool:
         """Shows the agent of an experiment its crash; returns whether it has repaired it.
 
-        If that takes too long, the repair will be a draft, on top of what is the best by then.
+        If that takes too long, the repair waits in the queue, and is carried over to the best by then.
         """
         with self._repairing:
             return self._repair(e)
@@ -126,7 +126,7 @@ class Repairs:
     def _queue_late(
         self, e: Experiment, ask: int, repairing: "Future[tuple[str, Proposal]]"
     ) -> None:
-        """Makes a draft of a repair whose crash has been recorded; runs after it in its thread."""
+        """Queues a repair whose crash has been recorded; runs after it in its thread."""
         try:
             blob, said = repairing.result()
         except AgentError as error:

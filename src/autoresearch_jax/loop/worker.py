@@ -197,7 +197,7 @@ class Worker:
         trusted = (one.metrics for one in others if one is not None and one.n != e.n)
         why = interference.reason(result.metrics, result.words, *trusted)
         if why:
-            self.view.say(f"     not believed, and trained again: {why}")
+            self.view.say(f"     trained again, since the first time does not count: {why}")
             tag.journal.append(Interfered(n=e.n, seed=seed, reason=why))
         return bool(why)
 

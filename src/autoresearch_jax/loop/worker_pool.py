@@ -81,7 +81,7 @@ class WorkerPool:
         return found[0]
 
     def close(self) -> None:
-        """Waits for the threads; who ends a loop early has told them by its Interrupts."""
+        """Waits for the threads, which notice by themselves when the loop is interrupted."""
         for thread in self._threads:
             thread.shutdown(wait=True)
         for worker in self.workers:

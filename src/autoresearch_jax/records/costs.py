@@ -17,7 +17,7 @@ from autoresearch_jax.records.events import (
     Verified,
 )
 
-LARGEST = 1e15  # that one answer is believed to have cost
+LARGEST = 1e15  # dollars or tokens that one answer can cost: more is an error of the client
 PERSON = "person"  # the agent of `run -m`
 
 

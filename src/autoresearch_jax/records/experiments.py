@@ -135,7 +135,7 @@ class Experiments:
         return known[0] if known else None
 
     def was_trained_again(self, e: Experiment) -> bool:
-        """Whether its first training was not believed, because of interference."""
+        """Whether its first training did not count, because of interference."""
         return e.n in self._trained_again
 
     def audit_scores(self, n: int, split: str) -> list[float]:

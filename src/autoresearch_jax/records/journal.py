@@ -197,8 +197,8 @@ class Journal:
         if _stamp(found) == self._stamp:
             return
         # A backup that makes a link of it, or a chmod, moves its times and no byte.
-        held = os.pread(self._file, self._size + 1, 0)
-        if len(held) != self._size or zlib.crc32(held) != self._sum:
+        content = os.pread(self._file, self._size + 1, 0)
+        if len(content) != self._size or zlib.crc32(content) != self._sum:
             raise self._changed(f"was changed ({found.st_size} bytes, {self._size} were written)")
         self._stamp = _stamp(found)
 

@@ -96,7 +96,7 @@ def _replace(workspace: Workspace, path: Path, text: str, view: View) -> None:
         while (aside := path.with_name(f"results-edited-{count}.tsv")).exists():
             count += 1
         files.write_bytes(aside, old)
-        view.say(f"results.tsv held rows of your own; they are in {aside.name} now.")
+        view.say(f"results.tsv had rows of your own; they are in {aside.name} now.")
     files.write_text(path, text)
 
 

@@ -99,20 +99,20 @@ def lock(path: Path, tag: str, view: View) -> int:
 
     try:
         return locks.hold(path, "", waiting=waiting)
-    except locks.Held as held:
-        raise UserError(_refusal(tag, held)) from None
+    except locks.Held as error:
+        raise UserError(_refusal(tag, error)) from None
 
 
 def refuse_held(workspace: Workspace, tag: str) -> None:
     """Raises UserError if a living process holds the tag: before anything that takes long."""
     try:
         locks.refuse_held(workspace.state_dir(tag) / "lock")
-    except locks.Held as held:
-        raise UserError(_refusal(tag, held)) from None
+    except locks.Held as error:
+        raise UserError(_refusal(tag, error)) from None
 
 
-def _refusal(tag: str, held: locks.Held) -> str:
+def _refusal(tag: str, holder: locks.Held) -> str:
     return (
-        f"tag {tag} is held by process {held.pid or 'unknown'}: one loop a tag. Stop that one "
-        f"(kill {held.pid or 'PID'}), or use another tag: --tag {tag}-2"
+        f"tag {tag} is in use by process {holder.pid or 'unknown'}: one loop a tag. Stop that one "
+        f"(kill {holder.pid or 'PID'}), or use another tag: --tag {tag}-2"
     )

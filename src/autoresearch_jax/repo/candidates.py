@@ -1,10 +1,9 @@
-"""Git as a ratchet: candidates from one blob, a branch that only moves forward, refs for the rest.
+"""Candidates from one blob, a branch that only moves forward, and refs for all the others.
 
 Only plumbing is used. No command here can touch the person's checkout, its index or its HEAD.
 """
 
 import contextlib
-import math
 import os
 import re
 import stat
@@ -32,13 +31,6 @@ READ_AGAIN = 64  # files of commits that stay in memory: each is asked for sever
 HEAD_BYTES = 1000  # of an agent's HEAD, more than any branch's name
 
 
-def strict(val_bpb: float | None, best: float | None) -> str:
-    """The original's rule: lower than the best kept is kept. Returns the status."""
-    if val_bpb is None or not math.isfinite(val_bpb):
-        return "crash"
-    return "keep" if best is None or val_bpb < best else "discard"
-
-
 class Candidates:
     """The commits of one tag."""
 
@@ -46,7 +38,7 @@ class Candidates:
         self.workspace = workspace
         self.tag = check_tag(tag)
         self.branch = f"autoresearch/{tag}"
-        # The tag's lock, once it is held: git commands inherit it, so that who gets it knows that
+        # The tag's lock, once it is taken: git commands inherit it, so that who gets it knows that
         # none of a killed loop's still runs.
         self.keep_fds: tuple[int, ...] = ()
         self._read = lru_cache(READ_AGAIN)(self._read_object)
@@ -154,7 +146,7 @@ class Candidates:
     def name(self, n: int, commit: str, attempt: int = 0) -> None:
         """Keeps the commit of experiment `n` readable for ever, kept or not.
 
-        `attempt` is the number of an earlier one, that crashed and was mended.
+        `attempt` is the number of an earlier one, which crashed and was repaired.
         """
         self.git("update-ref", self.ref(n, attempt), commit)
 
@@ -179,7 +171,7 @@ class Candidates:
         is in the way. The tag's lock must be in `keep_fds`: no other loop writes these refs then.
         """
         if not self.keep_fds:
-            raise ValueError(f"the lock of tag {self.tag} must be held")
+            raise ValueError(f"the lock of tag {self.tag} must be taken first")
         paths = {ref: self.workspace.common_dir / f"{ref}.lock" for ref in intended}
         found = {
             ref: stale_locks.look(path) for ref, path in paths.items() if os.path.lexists(path)
@@ -246,7 +238,7 @@ class Candidates:
     def private_git(self, folder: Path) -> tuple[Path, Path]:
         """The git data of a worktree alone, and where what is committed there goes.
 
-        An agent in a box may write there, and so commit, without touching the repository's own.
+        An agent in a sandbox may write there, and so commit, without touching the repository's own.
         No git of ours uses any of that data but the objects.
         """
         return folder.with_name(f"{folder.name}-git"), self._objects(folder)
@@ -261,7 +253,7 @@ class Candidates:
     def _read_tree(self, commit: str, folder: Path) -> dict[str, str]:
         """Makes an index of the commit, and nothing else; returns how git uses it on `folder`.
 
-        Git is told the repository and looks for none: an agent could have put its own there.
+        Git is given the repository and looks for none: an agent could have put its own there.
         """
         index = self._index(folder)
         for path in (index, index.with_name(f"{index.name}.lock")):  # of a git that was killed
@@ -357,7 +349,7 @@ def _all_below(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def moved(branch: str, tip: str | None, wanted: str) -> str:
-    """The message for a branch that somebody else has moved."""
+    """The message for a branch that another program has moved."""
     where = f"at {tip[:7]}" if tip else "gone"
     return (
         f"branch {branch} is {where}, but the journal's best is {wanted[:7]}: it was moved by "
