@@ -345,7 +345,7 @@ def test_no_other_ref_is_cleared_and_none_without_the_tag(workspace, held):
     with pytest.raises(UserError, match="refs/heads/main2 is no ref of tag tag"):
         wheel.clear_stale_locks({"refs/heads/main2": workspace.head()})
     assert path.exists()
-    with pytest.raises(ValueError, match="lock of tag tag must be held"):
+    with pytest.raises(ValueError, match="lock of tag tag must be taken first"):
         Candidates(workspace, "tag").clear_stale_locks({})
 
 

@@ -67,7 +67,7 @@ class Repairs:
     def repaired(self, e: Experiment) -> bool:
         """Shows the agent of an experiment its crash; returns whether it has repaired it.
 
-        If that takes too long, the repair waits in the queue, and is carried over to the best by then.
+        If that takes too long, the repair waits in the queue like any other proposal.
         """
         with self._repairing:
             return self._repair(e)
