@@ -8,6 +8,7 @@ F hidden width of the MLP, V vocabulary.
 """
 
 import dataclasses
+import functools
 import gc
 import math
 import sys
@@ -34,8 +35,13 @@ from constants import MAX_SEQ_LEN, TIME_BUDGET, VOCAB_SIZE
 DEPTH = 8  # transformer layers
 ASPECT_RATIO = 64  # width = DEPTH * ASPECT_RATIO, rounded up to a multiple of HEAD_DIM
 HEAD_DIM = 128  # width of an attention head
-WINDOW_PATTERN = "SSSL"  # by layer, repeated: L sees all positions, S half; the last is L
+WINDOW_PATTERN = "SSSL"  # by layer, repeated: L sees all positions, S fewer; the last is L
+SHORT_WINDOW = 0.5  # earlier positions that S sees, as a share of a row
+ROTARY_BASE = 10_000.0  # of the frequencies of rotary positions; higher turns more slowly
 SOFTCAP = 15.0  # bound of a logit's magnitude
+INIT_SCALE = 1.0  # initial deviation of matrices and value embeddings, times width ** -0.5
+RESID_LAMBDA = 1.0  # initial factor of the residual stream, before each layer
+X0_LAMBDA = 0.1  # initial factor of the token embedding, which is added there
 ACTIVATION_DTYPE = "bfloat16"  # of activations and products; parameters are float32
 REMAT = "none"  # or "layer", which the gradient computes again: half the memory, slower
 
@@ -45,10 +51,14 @@ DEVICE_BATCH_SIZE = 128  # rows a device holds at once; lower it when memory run
 EMBEDDING_LR = 0.6  # Adam, token and value embeddings
 UNEMBEDDING_LR = 0.004  # Adam, output head
 MATRIX_LR = 0.04  # Muon, the matrices of the layers
-SCALAR_LR = 0.5  # Adam, x0 lambdas; residual lambdas take a hundredth of it
+SCALAR_LR = 0.5  # Adam, x0 lambdas; residual lambdas and a layer's vectors take a hundredth of it
 WEIGHT_DECAY = 0.2  # cautious, matrices only, falls to zero over the budget
+EMBEDDING_DECAY = 0.0  # weight decay of the token embeddings, times their rate as in AdamW
+VALUE_EMBEDDING_DECAY = 0.0  # the same of the value embeddings
+UNEMBEDDING_DECAY = 0.0  # the same of the output head
 ADAM_BETAS = (0.8, 0.95)
-MUON_MOMENTUM_STEPS = 300  # steps over which Muon's momentum rises from 0.85 to 0.95
+MUON_MOMENTUM = 0.95  # at the end of its rise from 0.85
+MUON_MOMENTUM_STEPS = 300  # optimizer steps that the rise takes
 WARMUP_RATIO = 0.0  # share of the budget in which rates rise from zero
 WARMDOWN_RATIO = 0.5  # share of the budget in which rates fall
 FINAL_LR_FRAC = 0.0  # what is left of the rates at the end
@@ -78,10 +88,9 @@ class GPTConfig:
     @property
     def windows(self) -> list[int]:
         """How many earlier positions each layer sees."""
-        size = {"L": self.seq_len, "S": self.seq_len // 2}
-        pattern = self.window_pattern
-        layers = [size[pattern[i % len(pattern)]] for i in range(self.n_layer)]
-        return [*layers[:-1], self.seq_len]
+        size = {"L": self.seq_len, "S": int(SHORT_WINDOW * self.seq_len)}
+        layers = (self.window_pattern * self.n_layer)[: self.n_layer - 1]
+        return [*(size[layer] for layer in layers), self.seq_len]
 
 
 def model_config(platform: str) -> GPTConfig:
@@ -104,24 +113,23 @@ def model_config(platform: str) -> GPTConfig:
 def rotary_tables(config: GPTConfig, T: int) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines, [1, T, 1, H/2], of rotary position embedding (RoFormer)."""
     H = config.head_dim
-    frequencies = 10000.0 ** (-np.arange(0, H, 2, dtype=np.float32) / H)
+    frequencies = ROTARY_BASE ** (-np.arange(0, H, 2, dtype=np.float32) / H)
     angles = np.outer(np.arange(T, dtype=np.float32), frequencies)[None, :, None, :]
     return jnp.asarray(np.cos(angles), config.dtype), jnp.asarray(np.sin(angles), config.dtype)
 
 
 def uniform(config: GPTConfig):
-    """Uniform initialisation with the standard deviation `width ** -0.5`."""
-    bound = (3.0 / config.n_embd) ** 0.5
-
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+    """Uniform initialisation with the standard deviation `INIT_SCALE * width ** -0.5`."""
+    bound = INIT_SCALE * (3.0 / config.n_embd) ** 0.5
+    return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
 def product(x: jax.Array, weights_IO: jax.Array) -> jax.Array:
     """`x @ weights` in the dtype of the activations."""
     return x @ weights_IO.astype(x.dtype)
+
+
+softcap = functools.partial(kit.softcap, bound=SOFTCAP)  # the head's last step
 
 
 def has_value_embedding(layer: int, n_layer: int) -> bool:
@@ -163,9 +171,8 @@ class CausalSelfAttention(nn.Module):
         q_BTNH, k_BTKH = (
             kit.rotate_and_normalize(x, *tables, c.platform) for x in (q_BTNH, k_BTKH)
         )
-        y_BTNH = kit.attention(
-            q_BTNH, k_BTKH, v_BTKH, window=c.windows[self.layer], platform=c.platform
-        )
+        window = c.windows[self.layer]
+        y_BTNH = kit.attention(q_BTNH, k_BTKH, v_BTKH, window=window, platform=c.platform)
         w_NHD = self.c_proj.astype(c.dtype).reshape(c.n_head, c.head_dim, c.n_embd)
         return jnp.einsum("btnh,nhd->btd", y_BTNH, w_NHD)
 
@@ -204,21 +211,19 @@ class GPT(nn.Module):
 
     def setup(self):
         c = self.config
-        self.wte = self.param("wte", nn.initializers.normal(1.0), (c.vocab_size, c.n_embd))
+        normal, constant = nn.initializers.normal, nn.initializers.constant
+        self.wte = self.param("wte", normal(1.0), (c.vocab_size, c.n_embd))
+        values = (c.vocab_size, c.n_kv_head * c.head_dim)
         self.value_embeds = {
-            str(i): self.param(
-                f"value_embeds_{i}", uniform(c), (c.vocab_size, c.n_kv_head * c.head_dim)
-            )
+            str(i): self.param(f"value_embeds_{i}", uniform(c), values)
             for i in range(c.n_layer)
             if has_value_embedding(i, c.n_layer)
         }
         block = nn.remat(Block) if c.remat == "layer" else Block
         self.h = [block(c, i) for i in range(c.n_layer)]
-        self.lm_head = self.param(
-            "lm_head", nn.initializers.normal(0.001), (c.n_embd, c.vocab_size)
-        )
-        self.resid_lambdas = self.param("resid_lambdas", nn.initializers.ones, (c.n_layer,))
-        self.x0_lambdas = self.param("x0_lambdas", nn.initializers.constant(0.1), (c.n_layer,))
+        self.lm_head = self.param("lm_head", normal(0.001), (c.n_embd, c.vocab_size))
+        self.resid_lambdas = self.param("resid_lambdas", constant(RESID_LAMBDA), (c.n_layer,))
+        self.x0_lambdas = self.param("x0_lambdas", constant(X0_LAMBDA), (c.n_layer,))
 
     def features(self, tokens_BT):
         """What the head reads: x_BTD."""
@@ -236,27 +241,20 @@ class GPT(nn.Module):
 
     def __call__(self, tokens_BT):
         """Logits of the next token, float32 [B, T, V]."""
-        x_BTD = self.features(tokens_BT)
-        w_DV = self.lm_head.astype(x_BTD.dtype)
-        logits_BTV = jnp.dot(x_BTD, w_DV, preferred_element_type=jnp.float32)
-        return SOFTCAP * jnp.tanh(logits_BTV / SOFTCAP)
+        return kit.logits(self.features(tokens_BT), self.lm_head, softcap)
 
     def loss(self, tokens_BT, targets_BT):
-        """Mean cross-entropy in nats."""
+        """Mean cross-entropy of the logits in nats."""
         x_BTD, platform = self.features(tokens_BT), self.config.platform
-        return kit.softcapped_cross_entropy(x_BTD, self.lm_head, targets_BT, SOFTCAP, platform)
+        return kit.cross_entropy(x_BTD, self.lm_head, targets_BT, softcap, platform)
 
 
 def flops_per_token(config: GPTConfig, params) -> int:
     """FLOPs of forward and backward: 6 a multiplied weight, and attention within its windows."""
-    multiplied = sum(x.size for x in jax.tree.leaves([params["lm_head"], matrices(params)]))
+    leaves = jax.tree.leaves_with_path(params)
+    multiplied = sum(x.size for p, x in leaves if group_of(p, x)[0] in ("matrix", "unembedding"))
     attention = sum(12 * config.n_embd * min(w, config.seq_len) for w in config.windows)
     return 6 * multiplied + attention
-
-
-def matrices(params) -> dict[str, Any]:
-    """The parameters of the layers."""
-    return {name: tree for name, tree in params.items() if name.startswith("h_")}
 
 
 # ---------------------------------------------------------------------------
@@ -322,10 +320,8 @@ def scale_by_muon(beta2: float = 0.95, dtype: str = "bfloat16"):
         return -2 if shape[-1] >= shape[-2] else -1
 
     def init_fn(params):
-        def second_moment(p):
-            return jnp.zeros_like(jnp.mean(p, axis=reduced_axis(p.shape), keepdims=True))
-
-        return MuonState(optax.tree.zeros_like(params), jax.tree.map(second_moment, params))
+        means = jax.tree.map(lambda p: jnp.mean(p, reduced_axis(p.shape), keepdims=True), params)
+        return MuonState(optax.tree.zeros_like(params), optax.tree.zeros_like(means))
 
     def update_matrices(g_LIO, m_LIO, v_L, w_LIO, momentum, decay):
         m_LIO += (1 - momentum) * (g_LIO - m_LIO)
@@ -350,8 +346,8 @@ def scale_by_muon(beta2: float = 0.95, dtype: str = "bfloat16"):
         for shape in sorted({leaf.shape for leaf in leaves}):
             alike = [i for i, leaf in enumerate(leaves) if leaf.shape == shape]
             g, m, v, w = map(jnp.stack, zip(*(rows[i] for i in alike), strict=True))
-            momentum, decay = schedule["muon_momentum"], schedule["weight_decay"]
-            updated = update_matrices(g, m, v, w, momentum, decay)
+            mu, decay = schedule["muon_momentum"], schedule["weight_decay"]
+            updated = update_matrices(g, m, v, w, mu, decay)
             for place, i in enumerate(alike):
                 results[i] = [x[place] for x in updated]
         new_updates, momentum, second_moment = (
@@ -362,35 +358,60 @@ def scale_by_muon(beta2: float = 0.95, dtype: str = "bfloat16"):
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def descend(rate: str):
-    """Multiply updates by minus `schedule[rate]`."""
+# Outside the layers: a parameter's optimizer group, and its weight decay (as in AdamW).
+GROUPS = {
+    "wte": ("embedding", EMBEDDING_DECAY),
+    "value_embeds": ("embedding", VALUE_EMBEDDING_DECAY),  # without the number of the layer
+    "lm_head": ("unembedding", UNEMBEDDING_DECAY),
+    "resid_lambdas": ("resid", 0.0),
+    "x0_lambdas": ("x0", 0.0),
+}
 
-    def update_fn(updates, state, params=None, *, schedule):
-        del params
-        return jax.tree.map(lambda u: -schedule[rate] * u, updates), state
+
+def group_of(path, x) -> tuple[str, float]:
+    """Optimizer group and weight decay of a parameter; a ValueError if GROUPS does not name it."""
+    name = path[0].key.rstrip("_0123456789")
+    if name == "h":
+        return "matrix" if x.ndim >= 2 else "resid", 0.0  # Muon has a weight decay of its own
+    if name not in GROUPS:
+        raise ValueError(
+            f"the parameter {jax.tree_util.keystr(path, simple=True, separator='/')} of shape"
+            f" {x.shape} has no optimizer group: add {name!r} to GROUPS in train.py"
+        )
+    return GROUPS[name]
+
+
+def descend(rate: str):
+    """Multiply updates by minus `schedule[rate]`, after the weight decay of their parameters."""
+
+    def update_fn(updates, state, params, *, schedule):
+        def down(path, u, w):
+            decay = group_of(path, w)[1]
+            return -schedule[rate] * (u + decay * w if decay else u)
+
+        return jax.tree.map_with_path(down, updates, params), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
 
 
-def make_optimizer(muon_dtype: str = "bfloat16"):
+@functools.cache  # one optimizer: the training step and its first state share it
+def make_optimizer(platform: str, muon_dtype: str = "bfloat16"):
     """Muon for the matrices of the layers, Adam for everything else."""
 
     def adam(rate: str, betas=ADAM_BETAS):
         return optax.chain(optax.scale_by_adam(*betas, eps=1e-10), descend(rate))
 
+    def labels(params):
+        return jax.tree.map_with_path(lambda path, x: group_of(path, x)[0], params)
+
+    muon = scale_by_muon(dtype=kit.supported(muon_dtype, platform))
     groups = {
-        "matrix": optax.chain(scale_by_muon(dtype=muon_dtype), descend("matrix_lr")),
+        "matrix": optax.chain(muon, descend("matrix_lr")),
         "embedding": adam("embedding_lr"),
         "unembedding": adam("unembedding_lr"),
         "resid": adam("resid_lr"),
         "x0": adam("x0_lr", betas=(0.96, 0.95)),
     }
-
-    def labels(params):
-        named = {"lm_head": "unembedding", "resid_lambdas": "resid", "x0_lambdas": "x0"}
-        others = {name: "matrix" if name.startswith("h_") else "embedding" for name in params}
-        return {name: named.get(name, other) for name, other in others.items()}
-
     return optax.partition(groups, labels)
 
 
@@ -413,7 +434,7 @@ def schedule_at(progress: float, step: int, width: int) -> dict[str, np.float32]
         "matrix_lr": MATRIX_LR * multiplier,
         "resid_lr": 0.01 * SCALAR_LR * multiplier,
         "x0_lr": SCALAR_LR * multiplier,
-        "muon_momentum": 0.85 + 0.10 * min(step / MUON_MOMENTUM_STEPS, 1.0),
+        "muon_momentum": 0.85 + (MUON_MOMENTUM - 0.85) * min(step / MUON_MOMENTUM_STEPS, 1.0),
         "weight_decay": WEIGHT_DECAY * (1.0 - progress),
     }
     return {name: np.float32(value) for name, value in values.items()}
@@ -429,6 +450,12 @@ ROWS_PER_STEP = TOTAL_BATCH_SIZE // MAX_SEQ_LEN
 def init_params(config: GPTConfig, seed: int):
     tokens_BT = jnp.zeros((1, config.seq_len), jnp.int32)
     return GPT(config).init(jax.random.key(seed), tokens_BT)["params"]
+
+
+def init_state(config: GPTConfig, seed: int):
+    """Parameters and the optimizer's state before the first step."""
+    params = init_params(config, seed)
+    return params, make_optimizer(config.platform).init(params)
 
 
 def data_mesh(devices) -> tuple[NamedSharding, NamedSharding]:
@@ -463,7 +490,7 @@ def abstract_step(devices):
       rows are the tokens [ROWS_PER_STEP, MAX_SEQ_LEN + 1] of one step.
     """
     config = model_config(kit.platform(devices[0]))
-    model, optimizer = GPT(config), make_optimizer(kit.supported("bfloat16", config.platform))
+    model, optimizer = GPT(config), make_optimizer(config.platform)
     replicated, by_row = data_mesh(devices)
     passes = microbatches(len(devices))
 
@@ -496,14 +523,12 @@ def abstract_step(devices):
         return optax.apply_updates(params, updates), opt_state, loss
 
     def abstract(tree, sharding):
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-        )
+        struct = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
+        return jax.tree.map(lambda x: struct(x.shape, x.dtype), tree)
 
-    params = jax.eval_shape(lambda: init_params(config, seed=0))
     rows = jax.ShapeDtypeStruct((ROWS_PER_STEP, MAX_SEQ_LEN + 1), jnp.uint16)
     abstract_args = (
-        *abstract((params, jax.eval_shape(optimizer.init, params)), replicated),
+        *abstract(jax.eval_shape(lambda: init_state(config, seed=0)), replicated),
         abstract(rows, by_row),
         abstract(schedule_at(0.0, 0, config.n_embd), replicated),
     )
@@ -535,12 +560,8 @@ def main():
     jitted_step, abstract_args = abstract_step(devices)
     train_step = kit.compile_step(jitted_step, abstract_args)
 
-    def init(seed):
-        params = init_params(config, seed)
-        return params, make_optimizer().init(params)
-
-    params, opt_state = jax.jit(init, static_argnums=0, out_shardings=replicated)(prepare.seed())
-    num_params = sum(x.size for x in jax.tree.leaves(params))
+    init = jax.jit(init_state, static_argnums=(0, 1), out_shardings=replicated)
+    params, opt_state = init(config, prepare.seed())
     token_flops = flops_per_token(config, params)
     peak = kit.peak_flops(devices[0].device_kind)
     peak = None if peak is None else peak * len(devices)
@@ -584,7 +605,7 @@ def main():
         "mfu_percent": peak and 100 * token_flops * tokens / training_seconds / peak,
         "total_tokens": tokens,
         "num_steps": step,
-        "num_params": num_params,
+        "num_params": sum(x.size for x in jax.tree.leaves(params)),
         "depth": DEPTH,
     }
     session.finish(params, stats)

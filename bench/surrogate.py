@@ -25,7 +25,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autoresearch_jax.agents.readings import Reader
+from autoresearch_jax.agents import readings
 
 BUDGET_S = 300.0
 PEAK_FLOPS = 990e12  # a second, dense bfloat16
@@ -36,12 +36,12 @@ ROW_GIB = 4.2e-5  # of activations, a row, layer and unit of width
 
 # (name, what stands in train.py, what replaces it): changes that no search over constants makes.
 IDEAS = (
-    ("rotary base 200,000", "10000.0 **", "200000.0 **"),
-    ("rotary base 2,000", "10000.0 **", "2000.0 **"),
+    ("positions that turn twice as slowly", "ROTARY_BASE **", "(2 * ROTARY_BASE) **"),
+    ("positions that turn twice as fast", "ROTARY_BASE **", "(ROTARY_BASE / 2) **"),
     ("smaller initial matrices", "(3.0 / config.n_embd)", "(1.5 / config.n_embd)"),
     ("larger initial matrices", "(3.0 / config.n_embd)", "(5.0 / config.n_embd)"),
-    ("smaller skip from the input", "constant(0.1)", "constant(0.05)"),
-    ("larger skip from the input", "constant(0.1)", "constant(0.2)"),
+    ("smaller skip from the input", "constant(X0_LAMBDA)", "constant(X0_LAMBDA / 2)"),
+    ("larger skip from the input", "constant(X0_LAMBDA)", "constant(2 * X0_LAMBDA)"),
     ("narrower gates of value embeddings", "GATE_CHANNELS = 32", "GATE_CHANNELS = 12"),
     ("wider gates of value embeddings", "GATE_CHANNELS = 32", "GATE_CHANNELS = 64"),
     ("stronger value embeddings", "2 * nn.sigmoid", "3 * nn.sigmoid"),
@@ -49,9 +49,9 @@ IDEAS = (
     ("shorter second moment of Muon", "beta2: float = 0.95,", "beta2: float = 0.9,"),
     ("faster residual lambdas", "0.01 * SCALAR_LR", "0.03 * SCALAR_LR"),
     ("slower residual lambdas", "0.01 * SCALAR_LR", "0.003 * SCALAR_LR"),
-    ("more momentum at first", "0.85 + 0.10", "0.90 + 0.05"),
-    ("smaller embeddings", "initializers.normal(1.0)", "initializers.normal(0.7)"),
-    ("smaller initial head", "initializers.normal(0.001)", "initializers.normal(0.0003)"),
+    ("more momentum at first", "0.85 + (MUON_MOMENTUM - 0.85)", "0.9 + (MUON_MOMENTUM - 0.9)"),
+    ("smaller embeddings", "normal(1.0)", "normal(0.7)"),
+    ("smaller initial head", "normal(0.001)", "normal(0.0003)"),
     ("longer memory of the skips", "betas=(0.96, 0.95)", "betas=(0.98, 0.95)"),
     ("decay that stays", "WEIGHT_DECAY * (1.0 - progress)", "WEIGHT_DECAY * (1.0 - progress / 2)"),
 )
@@ -111,7 +111,6 @@ class Landscape:
     def __init__(self, kind: str, seed: int) -> None:
         self.kind, self.name = KINDS[kind], f"{kind}/{seed}"
         dice = random.Random(self.name)
-        self._reader = Reader()
         draws = {name: dice.gauss(0, self.kind.shift) for name in BOWLS}
         # No further, so that the shipped file itself trains.
         self._shift = {name: max(-1.8, min(1.8, one)) for name, one in draws.items()}
@@ -135,7 +134,7 @@ class Landscape:
 
     def memory_gib(self, source: str) -> float:
         """The peak of a step; 0 of what does not get that far."""
-        values = self._reader.read(source).values
+        values = readings.read(source).values
         if not _runs(values):
             return 0.0
         depth, width, _ = _shape(values)
@@ -148,7 +147,7 @@ class Landscape:
 
     def train(self, source: str) -> Outcome:
         """Trains a file; what is the same to this landscape gives the same outcome."""
-        values = self._reader.read(source).values
+        values = readings.read(source).values
         ideas = [name for name, _, new in IDEAS if new in source]
         # Not of the text, so that the figures outlive an edit of a comment in train.py.
         dice = random.Random(f"{self.name}/{[values.get(name) for name in READ]}/{ideas}")

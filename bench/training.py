@@ -64,7 +64,7 @@ def measure_ours(job: dict) -> dict:
     train.ROWS_PER_STEP = train.TOTAL_BATCH_SIZE // train.MAX_SEQ_LEN
     train.ACTIVATION_DTYPE = job["dtype"]
     make_optimizer = train.make_optimizer
-    train.make_optimizer = lambda *_: make_optimizer(job["dtype"])
+    train.make_optimizer = lambda platform: make_optimizer(platform, job["dtype"])
 
     devices = jax.devices()[:1]
     config = train.model_config(devices[0].platform)
@@ -74,11 +74,8 @@ def measure_ours(job: dict) -> dict:
     step = jitted_step.lower(*abstract_args).compile()
     compile_seconds = time.perf_counter() - start
 
-    def init():
-        params = train.init_params(config, seed=0)
-        return params, train.make_optimizer().init(params)
-
-    params, opt_state = jax.jit(init, out_shardings=replicated)()
+    init = jax.jit(train.init_state, static_argnums=(0, 1), out_shardings=replicated)
+    params, opt_state = init(config, 0)
     num_params = sum(x.size for x in jax.tree.leaves(params))
     flops_per_token = train.flops_per_token(config, params)
     tokens = original.random_tokens(train.ROWS_PER_STEP, train.MAX_SEQ_LEN, train.VOCAB_SIZE)

@@ -20,7 +20,7 @@ config = train.model_config("cpu")
 jitted_step, abstract_args = train.abstract_step(devices)
 step = jitted_step.lower(*abstract_args).compile()
 replicated, by_row = train.data_mesh(devices)
-optimizer = train.make_optimizer()
+optimizer = train.make_optimizer("cpu")
 
 
 def init():

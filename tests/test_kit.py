@@ -1,6 +1,7 @@
 import io
 import math
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -103,34 +104,78 @@ def test_kernel_by_platform(monkeypatch, dtype, platform, kernel):
 # ---------------------------------------------------------------------------
 
 
-def plain_loss(x_BTD, w_DV, targets_BT, softcap):
-    logits_BTV = softcap * jnp.tanh(jnp.dot(x_BTD, w_DV) / softcap)
-    log_probs_BTV = jax.nn.log_softmax(logits_BTV)
+def plain_loss(x_BTD, w_DV, targets_BT, cap):
+    log_probs_BTV = jax.nn.log_softmax(cap(jnp.dot(x_BTD, w_DV)))
     return -jnp.mean(jnp.take_along_axis(log_probs_BTV, targets_BT[..., None], axis=-1))
 
 
-@pytest.mark.parametrize("softcap", [15.0, 200.0])
+def sigmoid_cap(x):
+    return 23.0 * jax.nn.sigmoid((x + 5.0) / 7.5)
+
+
+# name: (cap, the same in plain JAX, a scale of weights that reaches the bound)
+CAPS = {
+    "softcap": (partial(kit.softcap, bound=15.0), lambda x: 15.0 * jnp.tanh(x / 15.0), 15.0),
+    "high softcap": (partial(kit.softcap, bound=200.0), lambda x: 200 * jnp.tanh(x / 200), 200.0),
+    "one-sided": (sigmoid_cap, sigmoid_cap, 15.0),
+    "none": (lambda x: x, lambda x: x, 30.0),
+}
+
+
 @pytest.mark.parametrize(
-    ("platform", "chunk"), [("cpu", 7), ("gpu", 16), ("gpu", 24), ("cpu", 8192), ("tpu", 16)]
+    ("platform", "chunk", "name"),
+    [
+        ("cpu", 7, "softcap"),
+        ("cpu", 8192, "high softcap"),
+        ("gpu", 16, "high softcap"),
+        ("gpu", 24, "softcap"),
+        ("gpu", 16, "one-sided"),
+        ("tpu", 16, "none"),
+    ],
 )
-def test_chunked_loss_is_the_plain_loss(monkeypatch, platform, chunk, softcap):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_chunked_loss_is_the_plain_loss(monkeypatch, dtype, platform, chunk, name):
+    """Values and gradients; in bfloat16, of the formula in float32 on the same numbers."""
     monkeypatch.setitem(loss.CHUNK_TOKENS, platform, chunk)
-    x_BTD = 3 * jax.random.normal(jax.random.key(0), (3, 16, 32))
-    w_DV = softcap * jax.random.normal(jax.random.key(1), (32, 50))
+    cap, plain_cap, scale = CAPS[name]
+    scale = scale if dtype == "float32" else scale / 4  # a rounded sum near the bound is another
+    x_BTD = 3 * jax.random.normal(jax.random.key(0), (3, 16, 32)).astype(dtype)
+    w_DV = scale * jax.random.normal(jax.random.key(1), (32, 50)).astype(dtype).astype("float32")
     targets_BT = jax.random.randint(jax.random.key(2), (3, 16), 0, 50)
 
-    def value_and_gradients(f, *more):
+    def value_and_gradients(f, x, *more):
         def scaled(x, w):
-            return 2.5 * f(x, w, targets_BT, softcap, *more)
+            return 2.5 * f(x, w, targets_BT, *more)
 
-        return jax.value_and_grad(scaled, (0, 1))(x_BTD, w_DV)
+        return jax.jit(jax.value_and_grad(scaled, (0, 1)))(x, w_DV)
 
     with jax.default_matmul_precision("highest"):
-        ours, (dx, dw) = value_and_gradients(kit.softcapped_cross_entropy, platform)
-        plain, (dx_plain, dw_plain) = value_and_gradients(plain_loss)
-    np.testing.assert_allclose(ours, plain, rtol=1e-6)
-    np.testing.assert_allclose(dx, dx_plain, atol=1e-6 * softcap)
-    np.testing.assert_allclose(dw, dw_plain, atol=1e-5)
+        ours, (dx, dw) = value_and_gradients(kit.cross_entropy, x_BTD, cap, platform)
+        plain, (dx_plain, dw_plain) = value_and_gradients(
+            plain_loss, x_BTD.astype("float32"), plain_cap
+        )
+    assert (dx.dtype, dw.dtype) == (x_BTD.dtype, jnp.float32)
+    if dtype == "float32":
+        np.testing.assert_allclose(ours, plain, rtol=1e-6)
+        np.testing.assert_allclose(dx, dx_plain, atol=1e-6 * scale)
+        np.testing.assert_allclose(dw, dw_plain, atol=1e-5)
+    else:
+        np.testing.assert_allclose(ours, plain, rtol=1e-2)
+        for a, b in ((dx.astype("float32"), dx_plain), (dw, dw_plain)):
+            assert jnp.linalg.norm(a - b) < 0.02 * jnp.linalg.norm(b)
+
+
+def test_logits_are_those_of_the_loss():
+    x_BTD = jax.random.normal(jax.random.key(0), (2, 8, 32)).astype("bfloat16")
+    w_DV = jax.random.normal(jax.random.key(1), (32, 50))
+    targets_BT = jax.random.randint(jax.random.key(2), (2, 8), 0, 50)
+    cap = partial(kit.softcap, bound=15.0)
+    logits_BTV = kit.logits(x_BTD, w_DV, cap)
+    assert logits_BTV.dtype == jnp.float32
+    assert 0 < float(jnp.abs(logits_BTV).max()) <= 15.0
+    nats = -jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), targets_BT[..., None], -1).mean()
+    ours = kit.cross_entropy(x_BTD, w_DV, targets_BT, cap, "cpu")
+    np.testing.assert_allclose(ours, nats, rtol=1e-6)
 
 
 def test_chunked_loss_never_holds_all_logits(monkeypatch):
@@ -140,13 +185,15 @@ def test_chunked_loss_never_holds_all_logits(monkeypatch):
     w = jax.ShapeDtypeStruct((8, 1000), jnp.float32)
     targets = jax.ShapeDtypeStruct((64, 64), jnp.int32)
 
+    cap = partial(kit.softcap, bound=15.0)
+
     def temporaries(f, *more):
-        gradient = jax.grad(lambda x, w, t: f(x, w, t, 15.0, *more), (0, 1))
+        gradient = jax.grad(lambda x, w, t: f(x, w, t, cap, *more), (0, 1))
         return jax.jit(gradient).lower(x, w, targets).compile().memory_analysis().temp_size_in_bytes
 
     logits_bytes = 64 * 64 * 1000 * 4
     assert temporaries(plain_loss) > logits_bytes
-    assert temporaries(kit.softcapped_cross_entropy, "cpu") < logits_bytes / 4
+    assert temporaries(kit.cross_entropy, "cpu") < logits_bytes / 4
 
 
 # ---------------------------------------------------------------------------

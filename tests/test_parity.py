@@ -99,7 +99,7 @@ def test_loss_and_gradients(golden):
 def test_five_optimizer_steps(golden):
     name, arrays = golden
     loss_tolerance, final_tolerance = {"fp32": (1.5e-5, 8e-4), "bf16muon": (1e-2, 0.3)}[name]
-    optimizer = train.make_optimizer("float32" if name == "fp32" else "bfloat16")
+    optimizer = train.make_optimizer("cpu", "float32" if name == "fp32" else "bfloat16")
     params = from_torch(arrays, "init")
     state = optimizer.init(params)
     adam_scale = (CONFIG.n_embd / 768) ** -0.5

@@ -1,3 +1,5 @@
+import dataclasses
+import importlib.util
 import os
 import re
 import shutil
@@ -49,7 +51,7 @@ def test_importing_trains_nothing():
 
 
 def test_the_file_reads_in_one_sitting():
-    assert 400 <= len((ROOT / "train.py").read_text().splitlines()) <= 600
+    assert 400 <= len((ROOT / "train.py").read_text().splitlines()) <= 620
 
 
 # ---------------------------------------------------------------------------
@@ -59,8 +61,12 @@ def test_the_file_reads_in_one_sitting():
 
 @pytest.fixture(scope="module")
 def params():
+    return noisy(CONFIG)
+
+
+def noisy(config):
     """Initial parameters, noise added so that every path carries signal."""
-    params = train.init_params(CONFIG, seed=0)
+    params = train.init_params(config, seed=0)
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
@@ -105,13 +111,82 @@ def test_no_shape_is_promoted_by_accident(params):
         jax.eval_shape(jax.grad(loss), params, jax.ShapeDtypeStruct((2, 33), jnp.int32))
 
 
-def test_loss_is_the_cross_entropy_of_the_logits(params):
+@pytest.mark.parametrize(
+    ("dtype", "value_tolerance", "gradient_tolerance"),
+    [("float32", 1e-6, 1e-5), ("bfloat16", 1e-3, 5e-2)],
+)
+def test_loss_is_the_cross_entropy_of_the_logits(dtype, value_tolerance, gradient_tolerance):
+    """The fused loss and its gradients are those of the plain formula over the same head."""
     tokens = jax.random.randint(jax.random.key(3), (2, 33), 0, 64)
-    model = train.GPT(CONFIG)
-    logits = model.apply({"params": params}, tokens[:, :-1])
-    nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)
-    loss = model.apply({"params": params}, tokens[:, :-1], tokens[:, 1:], method="loss")
-    np.testing.assert_allclose(loss, nats.mean(), rtol=1e-5)
+    config = dataclasses.replace(CONFIG, n_layer=1, dtype=dtype)
+    model, params = train.GPT(config), noisy(config)
+
+    def fused(params):
+        return model.apply({"params": params}, tokens[:, :-1], tokens[:, 1:], method="loss")
+
+    def plain(params):
+        logits = model.apply({"params": params}, tokens[:, :-1])
+        assert logits.dtype == jnp.float32
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], -1).mean()
+
+    (loss, gradients), (expected, expected_gradients) = (
+        jax.jit(jax.value_and_grad(f))(params) for f in (fused, plain)
+    )
+    np.testing.assert_allclose(loss, expected, rtol=value_tolerance)
+
+    def distance(a, b):
+        return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+
+    distances = jax.tree.map(distance, gradients, expected_gradients)
+    assert max(jax.tree.leaves(distances)) < gradient_tolerance
+
+
+CHANGED = {  # constant: another value, and a part of the model that it changes
+    "SHORT_WINDOW": (0.125, lambda t, c: t.GPTConfig.windows.fget(c)),
+    "ROTARY_BASE": (200_000.0, lambda t, c: np.asarray(t.rotary_tables(c, 32)).tolist()),
+    "INIT_SCALE": (0.68, lambda t, c: t.init_params(c, 0)["h_0"]["mlp"]["c_fc"].max().item()),
+    "RESID_LAMBDA": (1.1, lambda t, c: t.init_params(c, 0)["resid_lambdas"].tolist()),
+    "X0_LAMBDA": (0.05, lambda t, c: t.init_params(c, 0)["x0_lambdas"].tolist()),
+    "MUON_MOMENTUM": (0.97, lambda t, c: t.schedule_at(0.5, 300, 64)["muon_momentum"].item()),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_constant_changes_what_its_comment_says(monkeypatch, name):
+    value, part = CHANGED[name]
+    before = part(train, CONFIG)
+    monkeypatch.setattr(train, name, value)
+    after = part(train, CONFIG)
+    if name == "SHORT_WINDOW":
+        assert (before, after) == ([16, 16, 16, 32], [4, 4, 4, 32])
+    elif name == "INIT_SCALE":
+        assert after == pytest.approx(0.68 * before)
+    elif name == "ROTARY_BASE":
+        assert after != before
+    else:
+        expected = [value] * 4 if isinstance(after, list) else value
+        assert after == pytest.approx(expected)
+
+
+def test_each_weight_decay_shrinks_its_parameters_alone(tmp_path):
+    """By the rate times the decay, as AdamW does; parameters without a gradient show it."""
+    decays = {"EMBEDDING": 0.01, "VALUE_EMBEDDING": 0.02, "UNEMBEDDING": 0.03}
+    other = variant(
+        tmp_path,
+        {f"\n{name}_DECAY = 0.0 ": f"\n{name}_DECAY = {x} " for name, x in decays.items()},
+    )
+    params = {"wte": 1.0, "value_embeds_1": 2.0, "value_embeds_3": 3.0, "lm_head": 4.0}
+    params |= {"resid_lambdas": 5.0, "x0_lambdas": 6.0, "h_0": {"gain": 7.0}}
+    params = jax.tree.map(jnp.atleast_1d, params)
+    params["h_0"]["c_fc"] = jnp.eye(4)
+    optimizer, schedule = other.make_optimizer("cpu"), other.schedule_at(0.0, 0, 768)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params, schedule=schedule)
+    shrunk = {"wte": 0.6 * 0.01, "lm_head": 0.004 * 4 * 0.03}
+    shrunk |= {"value_embeds_1": 0.6 * 2 * 0.02, "value_embeds_3": 0.6 * 3 * 0.02}
+    for name in set(params) - {"h_0"}:
+        np.testing.assert_allclose(-updates[name], shrunk.get(name, 0.0), rtol=1e-5)
+    assert updates["h_0"]["gain"] == 0
 
 
 # ---------------------------------------------------------------------------
@@ -162,11 +237,95 @@ def test_a_matrix_without_gradient_stays():
     assert jnp.all(update == 0)
 
 
+def variant(folder, replacements):
+    """A train.py with some of its text replaced, as a module."""
+    text = (ROOT / "train.py").read_text()
+    for old, new in replacements.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    (folder / "changed.py").write_text(text)
+    spec = importlib.util.spec_from_file_location("changed", folder / "changed.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+HEAD = '        self.lm_head = self.param("lm_head", '
+MLP = '        self.c_proj = self.param("c_proj", nn.initializers.zeros, (4 * width, width))\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (
+            'self.bigram = self.param("bigram", normal(1.0), (40, c.n_embd))',
+            r"the parameter bigram of shape \(40, 512\) .* add 'bigram' to GROUPS in train\.py",
+        ),
+        (
+            'self.norms_2 = {"last": self.param("norms_2", constant(1.0), (c.n_embd,))}',
+            r"the parameter norms_2 of shape \(512,\) .* add 'norms' to GROUPS",
+        ),
+    ],
+)
+def test_a_parameter_without_a_group_is_refused_before_the_clock(tmp_path, line, named):
+    changed = variant(tmp_path, {HEAD: f"        {line}\n{HEAD}"})
+    with pytest.raises(ValueError, match=named):
+        changed.abstract_step(jax.devices())
+
+
+def test_a_parameter_with_a_group_is_trained(tmp_path):
+    line = 'self.bigram = self.param("bigram", normal(1.0), (40, c.n_embd))'
+    group = '    "resid_lambdas": ("resid", 0.0),\n'
+    changed = variant(
+        tmp_path,
+        {HEAD: f"        {line}\n{HEAD}", group: f'    "bigram": ("embedding", 0.01),\n{group}'},
+    )
+    _, (params, *_) = changed.abstract_step(jax.devices())
+    assert params["bigram"].shape == (40, 512)
+
+
+def test_vectors_of_a_layer_go_to_adam(tmp_path):
+    """A gain and a bias in a block take a hundredth of SCALAR_LR; its matrices stay with Muon."""
+    vectors = "".join(
+        f'        self.{name} = self.param("{name}", nn.initializers.{init}, (width,))\n'
+        for name, init in (("gain", "ones"), ("bias", "zeros"))
+    )
+    product = "        return product(kit.squared_relu(product(x_BTD, self.c_fc)), self.c_proj)\n"
+    used = (
+        "        x_BTD = x_BTD * self.gain.astype(x_BTD.dtype) + self.bias.astype(x_BTD.dtype)\n"
+        f"{product}"
+    )
+    changed = variant(tmp_path, {MLP: MLP + vectors, product: used})
+    config = dataclasses.replace(CONFIG, n_layer=1)
+    params = jax.tree.map(lambda x: x + 0.02, changed.init_params(config, 0))
+    tokens = jax.random.randint(jax.random.key(0), (2, 33), 0, 64)
+    optimizer = changed.make_optimizer("cpu")
+    schedule = changed.schedule_at(0.0, 0, config.n_embd)
+
+    @jax.jit
+    def step(params):
+        gradients = jax.grad(
+            lambda p: changed.GPT(config).apply(
+                {"params": p}, tokens[:, :-1], tokens[:, 1:], method="loss"
+            )
+        )(params)
+        return optimizer.update(gradients, optimizer.init(params), params, schedule=schedule)[0]
+
+    mlp = step(params)["h_0"]["mlp"]
+    for name in ("gain", "bias"):
+        np.testing.assert_allclose(jnp.abs(mlp[name]), 0.005, rtol=0.05)
+    spread = jnp.linalg.svd(mlp["c_fc"], compute_uv=False)
+    assert 0.25 < float(jnp.median(spread)) / (0.04 * 2) < 4  # orthogonal, not Adam's signs
+    plain = jax.eval_shape(lambda: train.init_params(config, 0))
+    # Nothing is multiplied by a vector.
+    assert changed.flops_per_token(config, params) == train.flops_per_token(config, plain)
+
+
 def test_every_parameter_has_its_group_and_rate():
     """One step moves each group by its own rate: Adam's first step is the rate itself."""
     config = CONFIG
     params = train.init_params(config, 0)
-    optimizer = train.make_optimizer()
+    optimizer = train.make_optimizer("cpu")
     schedule = train.schedule_at(0.0, 0, config.n_embd)
     gradients = jax.tree.map(jnp.ones_like, params)
 

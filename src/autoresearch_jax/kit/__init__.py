@@ -1,6 +1,7 @@
-"""What every `train.py` needs and no experiment is about.
+"""What every `train.py` calls and no experiment is about: kernels, the loss, devices, progress.
 
-Imports JAX, so only `train.py` and `prepare.py` use it; the harness never does.
+It imports JAX, so only `train.py` and `prepare.py` import it. The harness never does; for an
+agent's prompt it reads the signatures and docstrings below from the source text.
 """
 
 import importlib.util
@@ -37,8 +38,8 @@ from autoresearch_jax.kit.elementwise import (  # noqa: E402
     rotate_and_normalize as rotate_and_normalize,
 )
 from autoresearch_jax.kit.elementwise import squared_relu as squared_relu  # noqa: E402
-from autoresearch_jax.kit.loss import (  # noqa: E402
-    softcapped_cross_entropy as softcapped_cross_entropy,
-)
+from autoresearch_jax.kit.loss import cross_entropy as cross_entropy  # noqa: E402
+from autoresearch_jax.kit.loss import logits as logits  # noqa: E402
+from autoresearch_jax.kit.loss import softcap as softcap  # noqa: E402
 from autoresearch_jax.kit.progress import ProgressLine as ProgressLine  # noqa: E402
 from autoresearch_jax.system.device_specs import peak_flops as peak_flops  # noqa: E402

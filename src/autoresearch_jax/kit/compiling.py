@@ -7,13 +7,13 @@ import jax
 
 
 def compile_step(jitted_step: Any, abstract_args: Iterable[Any]) -> jax.stages.Compiled:
-    """`jitted_step.lower(*abstract_args).compile()`, if its memory fits the device.
+    """`jitted_step.lower(*abstract_args).compile()`, checked against the device's memory.
 
-    Prints what the step needs, in a line.
+    Prints one line with the memory that a step needs.
 
     Raises:
-      NotEnoughMemory: it needs more than the device has, or than `--max-memory-gb` allows; names
-        the arrays that take most.
+      NotEnoughMemory: it needs more than the device has, or than `--max-memory-gb` allows; the
+        message names the largest arrays.
     """
     from autoresearch_jax.compiler import cost, memory  # scores do not rest on them
 

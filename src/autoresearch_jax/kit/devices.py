@@ -17,10 +17,10 @@ FLASH_SINCE = (8, 0)  # the compute capability that brought bfloat16, and that f
 
 
 def platform(device: jax.Device) -> str:
-    """What picks a device's kernels: `device.platform`, or OLD_GPU.
+    """The name by which kernels are chosen: `device.platform`, or "old-gpu".
 
-    That is an NVIDIA GPU of a compute capability below 8.0 (T4, RTX 20, GTX 16, V100 and older):
-    its bfloat16 is emulated, slower than float32, and no flash attention runs on it.
+    An old GPU is an NVIDIA GPU of a compute capability below 8.0 (T4, RTX 20, GTX 16, V100 and
+    older): it emulates bfloat16, which is slower than float32, and cannot run flash attention.
     """
     capability = _compute_capability(device)
     return OLD_GPU if capability and capability < FLASH_SINCE else device.platform
@@ -33,12 +33,12 @@ def _compute_capability(device: jax.Device) -> tuple[int, ...]:
 
 
 def supported(dtype: str, platform: str) -> str:
-    """`dtype`, or what stands in for it on devices that do not have it."""
+    """`dtype`, or "float32" in place of "bfloat16" on a platform that only emulates it."""
     return "float32" if dtype == "bfloat16" and platform == OLD_GPU else dtype
 
 
 def describe(devices: Sequence[jax.Device]) -> str:
-    """What a run computes on, and what it does without there."""
+    """The devices in words, such as `1 x NVIDIA H200`, with what they cannot do."""
     one = devices[0]
     words = f"{len(devices)} x {one.device_kind}"
     if platform(one) != OLD_GPU:
@@ -51,7 +51,7 @@ def describe(devices: Sequence[jax.Device]) -> str:
 
 
 def peak_memory_mb() -> float:
-    """The most memory held so far, in MiB: of the fullest local device, else of the process.
+    """The peak memory use so far, in MiB: of the fullest local device, else of the process.
 
     Backends without statistics (CPU) report the process's peak resident size.
     """
@@ -64,10 +64,10 @@ def peak_memory_mb() -> float:
 
 
 def initialize_distributed() -> None:
-    """Join the other hosts of a run, where there are any; call before anything else of JAX.
+    """Join the other hosts of a run, if there are any. Call it before any other JAX function.
 
-    A TPU slice knows its hosts. Elsewhere `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
-    `JAX_PROCESS_ID` say who takes part.
+    A TPU slice knows its hosts. Elsewhere the environment variables `JAX_COORDINATOR_ADDRESS`,
+    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` describe them.
     """
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         jax.distributed.initialize(
@@ -83,7 +83,7 @@ def _number(variable: str) -> int | None:
 
 
 def same_on_all_processes(*values: float) -> tuple[float, ...]:
-    """Process 0's values on every process, so that all take the same decision."""
+    """Process 0's values on every process, as float32, so that all make the same decision."""
     if jax.process_count() == 1:
         return values
     return tuple(multihost_utils.broadcast_one_to_all(np.asarray(values, np.float32)).tolist())

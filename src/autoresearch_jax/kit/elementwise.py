@@ -1,9 +1,9 @@
-"""What stands between matrix products, with gradients that store little.
+"""Elementwise functions between matrix products, with gradients that store little.
 
-By default JAX keeps the inputs of a function for its gradient. Those here keep what the functions
-return, since the product or attention that follows stores that anyway: a third less memory for a
-training step, and less to read. A barrier in the gradient keeps XLA from going back to the
-inputs; it would, as it may drop the rounding of a result to bfloat16.
+By default JAX keeps the inputs of a function for its gradient. These functions keep their results
+instead, since the product or attention that follows stores those anyway: a training step takes a
+third less memory, and reads less. A barrier in the gradient keeps XLA from recomputing the results
+from the inputs, which it would do to skip their rounding to bfloat16.
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 @jax.custom_vjp
 def rms_norm(x: jax.Array) -> jax.Array:
-    """Scales the last axis to a root mean square of one; the mean is taken in float32.
+    """Scale the last axis to a root mean square of one; the mean is taken in float32.
 
     Args:
       x: [..., D].
@@ -73,7 +73,7 @@ squared_relu.defvjp(_squared_relu, _squared_relu_gradient)
 def rotate_and_normalize(
     x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array, platform: str
 ) -> jax.Array:
-    """Turns each head's first half against its second, by angles of the position; then `rms_norm`.
+    """Rotate each head's first half against its second by the position's angles; then `rms_norm`.
 
     The angles get no gradient: they are constants here.
 

@@ -1,16 +1,18 @@
-"""Cross-entropy of a softcapped language-model head, without its logits in memory.
+"""The head of a language model: its logits, and their cross-entropy without logits in memory.
 
-Float32 logits of a batch of 128 x 2048 tokens and 8192 words are 8 GiB. Taken in chunks, with
-the gradient computed while the chunk's logits are at hand (as in Liger Kernel and Apple's
-cut cross-entropy), nothing of that size is stored and no product is computed twice.
+Float32 logits of a batch of 128 x 2048 tokens and 8192 words are 8 GiB. `cross_entropy` takes them
+in chunks and computes the gradient while the chunk's logits are at hand (as in Liger Kernel and
+Apple's cut cross-entropy): nothing of that size is stored, and no product is computed twice.
 
 Shapes: C chunks, N tokens of a chunk, D width, V vocabulary.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 # At a vocabulary of 8192 the logits of a chunk are 128 MiB on a GPU, which stores them in the dtype
 # of the activations, as the original does. On a TPU they are 64 MiB of float32, which stay in its
@@ -20,26 +22,85 @@ DEFAULT_CHUNK_TOKENS = 8192
 EXPONENT_LIMIT = 70.0  # exp of it, times a vocabulary, is finite in float32
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def softcap(x: jax.Array, bound: float) -> jax.Array:
+    """`bound * tanh(x / bound)`: about `x` near zero, and never beyond the bound.
+
+    Args:
+      x: logits of any shape.
+      bound: the largest magnitude of a result, above 0.
+
+    Returns:
+      The same shape and dtype.
+
+    References:
+      Gemma Team, `Gemma 2 <https://arxiv.org/abs/2408.00118>`_, 2024
+    """
+    return _softcap(x, bound)[0]
+
+
+def _softcap(x, bound):
+    tanh = jnp.tanh(x / bound)
+    return bound * tanh, tanh
+
+
+def _softcap_gradient(bound, tanh, dy):
+    del bound  # JAX would multiply by it and divide by it again
+    return (dy * (1.0 - tanh**2),)
+
+
+softcap.defvjp(_softcap, _softcap_gradient)
+
+
+def logits(x_BTD: jax.Array, w_DV: jax.Array, cap: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """`cap(x @ w)`: the product in the dtype of `x_BTD`, its sums and the cap in float32.
+
+    Args:
+      x_BTD: final activations.
+      w_DV: the head's weights, float32.
+      cap: a function of each logit by itself, such as `partial(softcap, bound=15.0)`.
+
+    Returns:
+      Logits, float32 [B, T, V].
+    """
+    return cap(_product(x_BTD, w_DV.astype(x_BTD.dtype), jnp.float32))
+
+
+def _product(x_ND: jax.Array, w_DV: jax.Array, stored: DTypeLike) -> jax.Array:
+    return jnp.dot(x_ND, w_DV, preferred_element_type=stored)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def softcapped_cross_entropy(
-    x_BTD: jax.Array, w_DV: jax.Array, targets_BT: jax.Array, softcap: float, platform: str
+def cross_entropy(
+    x_BTD: jax.Array,
+    w_DV: jax.Array,
+    targets_BT: jax.Array,
+    cap: Callable[[jax.Array], jax.Array],
+    platform: str,
 ) -> jax.Array:
-    """Mean cross-entropy, in nats, of `softcap * tanh(x @ w / softcap)` against the targets.
+    """Mean cross-entropy, in nats, of `logits(x, w, cap)` against the targets.
 
     Args:
       x_BTD: final activations; its dtype is that of the products, sums are float32.
       w_DV: the head's weights, float32.
       targets_BT: the right tokens, integers.
-      softcap: the bound of a logit's magnitude.
-      platform: `Device.platform` of the devices it is compiled for: a chunk's size depends on it.
+      cap: as in `logits`. It must not fall, close over no parameter, and be the same function
+        object at each call.
+      platform: `kit.platform` of the devices it is compiled for: a chunk's size depends on it.
 
     Returns:
       A float32 scalar. Differentiable in `x_BTD` and `w_DV`.
     """
-    return _forward(x_BTD, w_DV, targets_BT, softcap, platform)[0]
+    return _forward(x_BTD, w_DV, targets_BT, cap, platform)[0]
 
 
-def _forward(x_BTD, w_DV, targets_BT, softcap, platform):
+def _largest(cap: Callable[[jax.Array], jax.Array]) -> float:
+    """The largest logit that a cap lets through; infinite or not a number where there is none."""
+    with jax.ensure_compile_time_eval():
+        return float(cap(jnp.float32(jnp.inf)))
+
+
+def _forward(x_BTD, w_DV, targets_BT, cap, platform):
     B, T, D = x_BTD.shape
     tokens = B * T
     most = CHUNK_TOKENS.get(platform, DEFAULT_CHUNK_TOKENS)
@@ -49,31 +110,28 @@ def _forward(x_BTD, w_DV, targets_BT, softcap, platform):
     w_cast_DV = w_DV.astype(x_BTD.dtype)
     on_gpu = platform == "gpu"
 
+    # Logits with a low bound need no pass for their maximum.
+    bounded = _largest(cap) < EXPONENT_LIMIT
+
     def body(dw_DV, inputs):
         x_ND, targets_N = inputs
-        stored = x_BTD.dtype if on_gpu else jnp.float32
-        logits_NV = jnp.dot(x_ND, w_cast_DV, preferred_element_type=stored)
+        raw_NV = _product(x_ND, w_cast_DV, x_BTD.dtype if on_gpu else jnp.float32)
         if on_gpu:
-            logits_NV = jax.lax.optimization_barrier(logits_NV)  # XLA would store float32
-        tanh_NV = jnp.tanh(logits_NV.astype(jnp.float32) / softcap)
-        # Capped logits need no pass for their maximum, unless the cap is far up.
-        capped = softcap < EXPONENT_LIMIT
-        top_N1 = 0.0 if capped else softcap * jnp.max(tanh_NV, axis=-1, keepdims=True)
-        exp_NV = jnp.exp(softcap * tanh_NV - top_N1)
-        sum_N1 = jnp.sum(exp_NV, axis=-1, keepdims=True)
+            raw_NV = jax.lax.optimization_barrier(raw_NV)  # XLA would store float32
+        capped_NV = cap(raw_NV.astype(jnp.float32))
+        top_N1 = 0.0 if bounded else jnp.max(capped_NV, axis=-1, keepdims=True)
+        sum_N1 = jnp.sum(jnp.exp(capped_NV - top_N1), axis=-1, keepdims=True)
         if on_gpu:  # computed again: from one pass to the next XLA would store it, in float32
-            logits_NV, sum_N1 = jax.lax.optimization_barrier((logits_NV, sum_N1))
-            tanh_NV = jnp.tanh(logits_NV.astype(jnp.float32) / softcap)
-            exp_NV = jnp.exp(softcap * tanh_NV - top_N1)
+            raw_NV, sum_N1 = jax.lax.optimization_barrier((raw_NV, sum_N1))
+        capped_NV, pullback = jax.vjp(cap, raw_NV.astype(jnp.float32))
         target_ND = w_cast_DV.T[targets_N]
         target_N1 = jnp.sum(
             x_ND.astype(jnp.float32) * target_ND.astype(jnp.float32), axis=-1, keepdims=True
         )
-        target_N1 = softcap * jnp.tanh(target_N1 / softcap)
-        nats = jnp.sum(jnp.log(sum_N1) + top_N1 - target_N1)
+        nats = jnp.sum(jnp.log(sum_N1) + top_N1 - cap(target_N1))
         is_target_NV = jnp.arange(w_DV.shape[1])[None, :] == targets_N[:, None]
-        dcapped_NV = (exp_NV * (1 / sum_N1) - is_target_NV) / tokens
-        dlogits_NV = (dcapped_NV * (1.0 - tanh_NV**2)).astype(x_BTD.dtype)
+        dcapped_NV = (jnp.exp(capped_NV - top_N1) * (1 / sum_N1) - is_target_NV) / tokens
+        dlogits_NV = pullback(dcapped_NV)[0].astype(x_BTD.dtype)
         dx_ND = jnp.dot(dlogits_NV, w_cast_DV.T)
         dw_DV += jnp.dot(x_ND.T, dlogits_NV, preferred_element_type=jnp.float32)
         return dw_DV, (nats, dx_ND)
@@ -84,10 +142,10 @@ def _forward(x_BTD, w_DV, targets_BT, softcap, platform):
     return jnp.sum(nats_C) / tokens, (dx_CND.reshape(B, T, D), dw_DV.astype(w_DV.dtype))
 
 
-def _backward(softcap, platform, gradients, cotangent):
-    del softcap, platform
+def _backward(cap, platform, gradients, cotangent):
+    del cap, platform
     dx_BTD, dw_DV = gradients
     return (cotangent.astype(dx_BTD.dtype) * dx_BTD, cotangent * dw_DV, None)
 
 
-softcapped_cross_entropy.defvjp(_forward, _backward)
+cross_entropy.defvjp(_forward, _backward)

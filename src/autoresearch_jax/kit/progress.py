@@ -1,4 +1,4 @@
-"""The line that says how training goes."""
+"""The progress line of a training."""
 
 import itertools
 import shutil
@@ -13,7 +13,7 @@ LEAST_PARTS = 4
 
 
 class ProgressLine:
-    """One live line on a terminal; in a file a plain line now and then.
+    """Progress of a training: one live line on a terminal, or a line now and then in a file.
 
     Args:
       budget: seconds of training.
