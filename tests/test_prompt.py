@@ -1,13 +1,16 @@
 """What an agent is told: all that is known, in a bounded text that no log can instruct."""
 
+import ast
 import dataclasses
 import re
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch_jax.agents import prompt, themes
+from autoresearch_jax.agents import kit_reference, prompt
 from autoresearch_jax.agents.prompt import Brief
 from autoresearch_jax.common import front_matter, paths
 from autoresearch_jax.records.experiment import Experiment
@@ -83,7 +86,7 @@ def test_the_session_is_stated():
 
 
 def test_what_is_not_known_of_a_session_is_left_out():
-    text = prompt.build(BRIEF)
+    text = prompt.build(BRIEF).replace(kit_reference.reference(), "")
     for word in ("Device:", "Time left", "Money left", "Experiments left", "None"):
         assert word not in text
 
@@ -129,7 +132,6 @@ def test_what_is_being_trained_is_named_with_no_result():
     assert '- 7, expected "-0.001": "HEAD_DIM 128 -> 64"\n' in text
     assert "with an unknown result" in text
     assert "\n1 experiments: " in text
-    assert "attention: 1 tried" not in text
     assert "unknown result" not in prompt.build(BRIEF)
 
 
@@ -204,7 +206,7 @@ def test_the_end_of_a_log_is_what_is_shown():
 @pytest.mark.parametrize("source", ["```\n# New task\n", "x = '`````'\n", "`" * 100_000])
 def test_a_train_py_does_not_end_its_own_fence(source):
     text = prompt.build(brief(best_source=source))
-    opening = re.search("^(`+)python$", text, re.MULTILINE)
+    *_, opening = re.finditer("^(`+)python$", text, re.MULTILINE)
     closing = re.compile(rf"^`{{{len(opening[1])},}} *$", re.MULTILINE)
     end = closing.search(text, opening.end())
     assert text[end.end() :].startswith("\n\n# Machine and limits")
@@ -296,71 +298,33 @@ def test_the_files_that_are_shipped_fit_whole():
     assert "characters omitted" not in text
 
 
-# ------------------------------------------------------------------------------- themes
+# -------------------------------------------------------------------------------- kit
 
 
-@pytest.mark.parametrize(
-    ("description", "found"),
-    [
-        ("MATRIX_LR 0.04 -> 0.052, DEPTH 8 -> 9", ("learning rates", "depth & width")),
-        ("TOTAL_BATCH_SIZE 524288 -> 262144: more steps in the budget", ("batch & steps",)),
-        ("FINAL_LR_FRAC 0.0 -> 0.05", ("schedule",)),
-        ("WARMDOWN_RATIO 0.5 -> 0.7 since rates fall too late", ("schedule",)),
-        ("EMBEDDING_LR 0.6 -> 0.8", ("learning rates",)),
-        ("ADAM_BETAS[0] 0.8 -> 0.9", ("optimizer",)),
-        ("MUON_MOMENTUM_STEPS 300 -> 200", ("optimizer",)),
-        ("WEIGHT_DECAY 0.2 -> 0.1", ("regularisation",)),
-        ("WINDOW_PATTERN SSSL -> SSL", ("attention",)),
-        ("HEAD_DIM 128 -> 64", ("attention",)),
-        ("SOFTCAP 15.0 -> 20.0", ("loss",)),
-        ("ACTIVATION_DTYPE float32", ("precision & speed",)),
-        ("ASPECT_RATIO 64 -> 57", ("depth & width",)),
-        ("Raise the embedding learning rate to 0.8", ("learning rates",)),
-        ("Warm down over the last 70%, because the rates are high", ("schedule",)),
-        ("RoPE base 10000 -> 200000", ("positions",)),
-        ("SwiGLU with two thirds of the hidden width", ("MLP",)),
-        ("Scale of the init of all matrices 0.68", ("initialisation",)),
-        ("Drop value embeddings", ("embeddings",)),
-        ("Remove the softcap: less code", ("loss", "simplification")),
-        ("Simplify main()", ("simplification",)),
-        ("Cautious weight decay on the head", ("regularisation",)),
-        ("Fused kernels for the norms", ("precision & speed",)),
-        ("An idea of mine", ("other",)),
-        ("", ("other",)),
-    ],
-)
-def test_a_theme_is_guessed_from_constants_or_words(description, found):
-    assert themes.themes_of(description) == found
+def test_the_prompts_hold_the_contract_of_kit():
+    """Signatures and docstrings of all that train.py calls, without the code behind them."""
+    source = (paths.template() / "train.py").read_text()
+    for text in (prompt.build(BRIEF), prompt.repair(BRIEF, description="x", reason="y", log="")):
+        section = text.partition("# The package autoresearch_jax.kit\n")[2].partition("\n```\n")[0]
+        for name in set(re.findall(r"\bkit\.(\w+)", source)):
+            assert re.search(rf"^(def|class) {name}\b", section, re.MULTILINE), name
+        assert "window: int, platform: str) -> jax.Array:" in section
+        assert "`T` or more means all of them" in section
+        assert "return " not in section
+        assert "vjp" not in section
 
 
-@given(st.text())
-def test_every_description_has_a_theme(description):
-    found = themes.themes_of(description)
-    assert found
-    assert set(found) <= set(themes.THEMES)
+def test_every_export_of_kit_is_documented():
+    tree = ast.parse(kit_reference.reference())
+    assert [node.name for node in tree.body] == list(kit_reference.exports())
+    assert all(ast.get_docstring(node) for node in tree.body)
 
 
-def test_totals_by_theme():
-    def made(n, description, status, val_bpb):
-        return dataclasses.replace(
-            TRIED, n=n, description=description, status=status, val_bpb=val_bpb
-        )
-
-    history = [
-        KEPT,
-        made(1, "MATRIX_LR 0.04 -> 0.05", "keep", 0.99),
-        made(2, "MATRIX_LR 0.05 -> 0.06", "keep", 0.985),
-        made(3, "MATRIX_LR 0.06 -> 0.6", "crash", None),
-        made(4, "DEPTH 8 -> 9, MATRIX_LR 0.06 -> 0.05", "discard", 0.99),
-        made(5, "DEPTH 8 -> 9", None, None),
-    ]
-    rates, depth = themes.totals(history)
-    assert rates == themes.Total("learning rates", 4, 2, 1, pytest.approx(-0.01))
-    assert depth == themes.Total("depth & width", 1, 0, 0, None)
-    text = prompt.build(dataclasses.replace(BRIEF, history=history))
-    assert "- learning rates: 4 tried, 2 kept, 1 crashed, best change -0.010000\n" in text
-    assert "- depth & width: 1 tried, 0 kept, 0 crashed\n- not tried: " in text
-
-
-def test_a_baseline_is_about_nothing():
-    assert themes.totals([KEPT]) == []
+def test_reading_kit_imports_no_jax():
+    code = (
+        "import sys\n"
+        "from autoresearch_jax.agents import prompt, kit_reference\n"
+        "assert 'def attention' in kit_reference.reference()\n"
+        "assert 'jax' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

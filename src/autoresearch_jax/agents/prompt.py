@@ -14,14 +14,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from autoresearch_jax.agents import themes
+from autoresearch_jax.agents import kit_reference
 from autoresearch_jax.common import front_matter
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean, without_escapes
 from autoresearch_jax.records.experiment import Experiment
 
 LIMIT = 120_000  # characters of any prompt, however long the history; the sum of these
-PROGRAM_LIMIT = 40_000
+PROGRAM_LIMIT = 32_000
+KIT_LIMIT = 8_000
 SOURCE_LIMIT = 50_000
 # and 30,000 for the rest
 DESC_LIMIT = 2_000  # of --desc
@@ -103,6 +104,7 @@ def build(brief: Brief) -> str:
     parts = [
         INTRODUCTION,
         _program(brief),
+        _kit(),
         _source(brief.best, brief.best_source),
         _session(brief),
         _known(brief),
@@ -129,7 +131,7 @@ def repair(brief: Brief, *, description: str, reason: str, log: str) -> str:
     if tail:
         crash += f"\nThe end of its log:\n\n{tail}\n"
     introduction = "In an unattended search for a better train.py, an experiment of yours crashed."
-    parts = [f"{introduction}\n", _program(brief), _session(brief), crash, REPAIR, REPLY]
+    parts = [f"{introduction}\n", _program(brief), _kit(), _session(brief), crash, REPAIR, REPLY]
     return "\n".join(parts)
 
 
@@ -144,6 +146,12 @@ def _program(brief: Brief) -> str:
     text = _bounded(body.strip(), PROGRAM_LIMIT - 200, "program.md is too long")
     words = "The rest of this section is program.md, which the user wrote."
     return f"# The program\n\n{words}\n\n{text or '(It is empty.)'}\n"
+
+
+def _kit() -> str:
+    text = _bounded(kit_reference.reference(), KIT_LIMIT - 400, "the package has all of it")
+    words = "train.py calls it as `kit`. You cannot change it: call its functions or write your own."
+    return f"# The package autoresearch_jax.kit\n\n{words}\n\n```python\n{text}\n```\n"
 
 
 def _source(best: Experiment, source: str) -> str:
@@ -215,8 +223,7 @@ def _known(brief: Brief) -> str:
         *_quiet(decided),
         *_running(brief.history, brief.waiting),
         *_others(brief.others),
-        *_experiments(decided, themes.changes(brief.history)),
-        *_totals(brief.history),
+        *_experiments(decided, changes(brief.history)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -276,6 +283,19 @@ def _experiments(decided: Sequence[Experiment], change: Mapping[int, float]) -> 
     return lines + [line(e, change) for e in last]
 
 
+def changes(history: Sequence[Experiment]) -> Mapping[int, float]:
+    """Return by number each score minus the best kept score before it; negative is better."""
+    found, best = {}, None
+    for e in history:
+        if e.val_bpb is None or e.status is None:
+            continue
+        if best is not None:
+            found[e.n] = e.val_bpb - best
+        if e.status == "keep":
+            best = e.val_bpb if best is None else min(best, e.val_bpb)
+    return found
+
+
 def line(e: Experiment, change: Mapping[int, float]) -> str:
     """Return one line, such as `- 17 keep 0.997900, change -0.002100, 44.0 GiB: "..."`."""
     score = None if e.status == "crash" else e.val_bpb
@@ -292,22 +312,6 @@ def line(e: Experiment, change: Mapping[int, float]) -> str:
         parts.append("repaired after a crash" if e.repairs == 1 else f"repaired {e.repairs} times")
     why = f' (why: "{clean(e.reason, REASON_LIMIT)}")' if e.reason and e.status != "keep" else ""
     return f'- {", ".join(parts)}: "{clean(e.description)}"{why}'
-
-
-def _totals(history: Sequence[Experiment]) -> list[str]:
-    totals = themes.totals(history)
-    if not totals:
-        return []
-    untried = [theme for theme in themes.THEMES[:-1] if theme not in {t.theme for t in totals}]
-    lines = ["", "By theme, guessed from the descriptions:", ""]
-    for one in totals:
-        gain = "" if one.gain is None else f", best change {_number(one.gain, '+.6f')}"
-        lines.append(
-            f"- {one.theme}: {one.tried} tried, {one.kept} kept, {one.crashed} crashed{gain}"
-        )
-    if untried:
-        lines.append(f"- not tried: {', '.join(untried)}")
-    return lines
 
 
 def _crash(history: Sequence[Experiment]) -> str:

@@ -26,6 +26,15 @@ SMALLEST_STEP = {
     "linear": 0.08,
 }  # smaller ones vanish in the noise
 PATTERNS = ("L", "SL", "SSL", "SSSL", "SSSSSL")  # windows of attention, layer by layer
+# How far a number may go from its first value, down and up; the first name that fits counts.
+FACTORS = (
+    (re.compile(r"ROTARY|ROPE"), 8, 64),
+    (re.compile(r"RESID"), 2, 2),  # each layer multiplies by it
+    (re.compile(r"SCALE"), 4, 4),
+    (re.compile(r""), 8, 8),
+)
+# Good weight decays of embeddings lie orders of magnitude apart, and zero is one of them.
+EMBEDDING_DECAYS = (0.0, 0.0003, 0.001, 0.003, 0.01, 0.03)
 SCALES = ("log", "linear", "tail", "powers", "grid")
 FORMS = "[low, high], {low:, high:, scale:, unit:}, a list of words, {choices: [...]} or false"
 
@@ -175,9 +184,13 @@ def infer(name: str, value: Value) -> Range | None:
         # A warm-up over most of a run, or a high final rate, is never useful.
         return Range("linear", 0.0, 0.3 if re.search("WARMUP|FINAL", name) else 1.0)
     if value == 0:
+        if re.search(r"EMBED.*DECAY", name):
+            return Range("choice", choices=EMBEDDING_DECAYS)
         small = re.search(r"DECAY|DROPOUT|SMOOTHING", name)
         return Range("linear", 0.0, 0.3) if small else None
-    return Range("log", value / 8, value * 8)
+    down, up = next((down, up) for pattern, down, up in FACTORS if pattern.search(name))
+    fraction = value <= 1 and "WINDOW" in name  # of a row, which is all that there is to see
+    return Range("log", value / down, 1.0 if fraction else value * up)
 
 
 def _infer_whole(name: str, value: int) -> Range | None:

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, readings, search_space
-from autoresearch_jax.agents.readings import Reading
+from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, search_space
+from autoresearch_jax.agents.readings import Reading, read
 from autoresearch_jax.agents.search_space import Range, describe, infer
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.literals import Value
@@ -72,7 +72,6 @@ class Tpe(Agent):
     name = "tpe"
 
     def __init__(self) -> None:
-        self._reader = readings.Reader()
         self._read: dict[str, Reading] = {}  # by commit
         self._used: dict[str, set[str]] = {}  # the names that the latest code uses
 
@@ -102,8 +101,8 @@ class Tpe(Agent):
         except UnicodeDecodeError as error:
             raise AgentError(f"train.py is not UTF-8 text: {error}.") from error
         past = {e.commit: self._past(context, e.commit) for e in context.history}
-        now = self._reader.read(source)
-        unfit = [self._reader.read(text) for text, _ in context.unfit]
+        now = read(source)
+        unfit = [read(text) for text, _ in context.unfit]
         first = [past[e.commit].values for e in context.history]
         if now.rest not in self._used:
             self._used = {now.rest: _used_names(source)}
@@ -132,14 +131,14 @@ class Tpe(Agent):
             trials = known.trials if attempt < GUIDED else ()
             changes = draw(rng, axes, known.current, trials, reach)
             changed = literals.rewrite(known.source, changes)
-            signature = self._reader.read(changed).signature
+            signature = read(changed).signature
             if signature not in tried:
                 tried.add(signature)
                 yield Idea(changes, changed)
 
     def _past(self, context: Context, commit: str) -> Reading:
         if commit not in self._read:
-            self._read[commit] = self._reader.read(context.source_of(commit))
+            self._read[commit] = read(context.source_of(commit))
         return self._read[commit]
 
 
@@ -181,7 +180,7 @@ def _failed(e: Experiment) -> bool:
 def ranges_of(source: str, given: Mapping[str, Any] | None = None) -> dict[str, Range]:
     """Return the ranges of a first file. Raises AgentError if it is not Python."""
     used = _used_names(source)
-    return space_of(readings.read(source).values, used, (), given or {})
+    return space_of(read(source).values, used, (), given or {})
 
 
 def space_of(
