@@ -295,6 +295,7 @@ def test_the_files_that_are_shipped_fit_whole():
     text = prompt.build(brief(program=program, best_source=source))
     assert front_matter.split(program)[1].strip() in text
     assert source.rstrip() in text
+    assert kit_reference.reference() in text
     assert "characters omitted" not in text
 
 

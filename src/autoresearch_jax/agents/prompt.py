@@ -150,7 +150,9 @@ def _program(brief: Brief) -> str:
 
 def _kit() -> str:
     text = _bounded(kit_reference.reference(), KIT_LIMIT - 400, "the package has all of it")
-    words = "train.py calls it as `kit`. You cannot change it: call its functions or write your own."
+    words = (
+        "train.py calls it as `kit`. You cannot change it: call its functions or write your own."
+    )
     return f"# The package autoresearch_jax.kit\n\n{words}\n\n```python\n{text}\n```\n"
 
 
