@@ -46,7 +46,7 @@ def test_a_quoted_message_exists_in_the_source(quoted):
 
 def test_quotations_are_found_and_a_changed_one_does_not_match():
     assert len(QUOTED) > 25
-    found = [text_of(ast.parse("f'tag {a} is held by ' f'process {b}'").body[0].value)]
+    found = [text_of(ast.parse("f'tag {a} is in use by ' f'process {b}'").body[0].value)]
     assert known("tag … is in use by process …", found)
-    assert not known("tag … was held by process …", found)
+    assert not known("tag … was used by process …", found)
     assert not known("process … tag", found)
