@@ -23,7 +23,7 @@ from autoresearch_jax.agents import (
     replies,
 )
 from autoresearch_jax.agents.client import ClientAgent, CommandAgent
-from autoresearch_jax.commands import doctor
+from autoresearch_jax.commands import doctor, doctor_lines
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.loop import config
 from tests.scripted_api import LEADING
@@ -220,7 +220,7 @@ def doctors(tmp_path, program):
     except UserError as error:
         return {}, [doctor.Problem(str(error), "")]
     found, problems = doctor._agents(settings, None)
-    return {name: doctor._agent_words(one) for name, one in found.items()}, problems
+    return {name: doctor_lines._agent_words(one) for name, one in found.items()}, problems
 
 
 def test_doctor_lists_the_clients(home, program, tmp_path, monkeypatch):

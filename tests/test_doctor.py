@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from autoresearch_jax.agents import client_specs
 from autoresearch_jax.cli import main
-from autoresearch_jax.commands import doctor
+from autoresearch_jax.commands import doctor, doctor_lines
 from autoresearch_jax.commands import run as run_command
 from autoresearch_jax.jobs import environment
 from autoresearch_jax.loop import config
@@ -73,7 +73,7 @@ def driver(tmp_path, monkeypatch):
 
 def words(found, start):
     """The line of what doctor prints that begins so."""
-    return next(line for line in doctor.lines(found) if line.startswith(start))
+    return next(line for line in doctor_lines.lines(found) if line.startswith(start))
 
 
 def said(found, kind):
@@ -309,7 +309,7 @@ def test_no_more_is_said_of_a_login_than_is_known(install, tmp_path, monkeypatch
         install(name)
     monkeypatch.setenv("ANTHROPIC_API_KEY", "expired long ago")
     found = {
-        name: doctor._agent_words(one)
+        name: doctor_lines._agent_words(one)
         for name, one in doctor._agents(LoopConfig(), None)[0].items()
     }
     assert found["claude"] == "installed; a login or key is there (not tried)"
@@ -389,7 +389,9 @@ def test_json_spells_commands_as_they_are_typed_like_the_text(driver, tmp_path, 
 def test_a_note_is_printed_and_keeps_nothing_from_being_ready(driver, tmp_path, monkeypatch):
     driver(H100)
     monkeypatch.setenv("SSH_CONNECTION", "x")
-    printed = "\n".join(doctor.lines(doctor.report(tmp_path) | {"ready": True, "problems": []}))
+    printed = "\n".join(
+        doctor_lines.lines(doctor.report(tmp_path) | {"ready": True, "problems": []})
+    )
     assert printed.endswith(
         "\n\nNote: a loop in this shell stops when the connection is lost.\n  Next: tmux\n"
         "Ready: autoresearch-jax loop"

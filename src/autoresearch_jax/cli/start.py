@@ -123,6 +123,7 @@ def check_hardware() -> None:
 
 def _doctor(first_step: bool, agent: str | None, as_json: bool) -> None:
     from autoresearch_jax.commands import doctor as command
+    from autoresearch_jax.commands import doctor_lines
     from autoresearch_jax.common import console
 
     with output.opened() as (_, view):
@@ -134,6 +135,6 @@ def _doctor(first_step: bool, agent: str | None, as_json: bool) -> None:
 
         click.echo(json.dumps(found, indent=2))
     else:
-        click.echo("\n".join(command.lines(found)))
+        click.echo("\n".join(doctor_lines.lines(found)))
     if not found["ready"]:
         sys.exit(1)

@@ -6,7 +6,6 @@ A problem keeps a loop from starting or would end it at night; a note is what a 
 import contextlib
 import dataclasses
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -362,80 +361,3 @@ def _free_gb(folder: Path) -> float:
 
 
 # -------------------------------------------------------------------------------------- words
-
-
-def lines(found: Mapping[str, Any]) -> list[str]:
-    """What `report` found, for a person to read."""
-    device = "none"
-    if found["platform"]:
-        device = f"{found['device_count']} x {found['device_kind']} ({found['platform']})"
-        device += f", {found['memory_mb'] / 1024:.1f} GiB each, JAX {found['jax_version']}"
-    said = {"device": device}
-    said |= {f"GPU {gpu['index']}": _gpu_words(gpu) for gpu in found["gpus"] or []}
-    if found["gpus"] is None:
-        said["memory"] = "not known: only nvidia-smi tells what is free, and the clocks"
-    if found["platform"] == "cpu":
-        said["memory"] = f"{found['memory_free_mb'] / 1024:.1f} GiB free"
-    said |= {
-        "start": _first_step_words(found["first_step"]),
-        "python": f"{found['python_version']}{'' if found['python_ok'] else ', too old'}",
-        "uv": "found" if found["uv_ok"] else "missing",
-        "data": "ready" if found["data_ready"] else "not prepared",
-        "disk": f"{found['disk_free_gb']:.0f} GB free in {found['home']}, "
-        f"a night takes up to {found['night_gb']:.1f} GB",
-        "box": _box_words(found["isolation"], found["isolation_why"]),
-    }
-    if found["preset"]:
-        preset = presets.PRESETS[found["preset"]]
-        why = f". {found['preset_why']}" if found["preset_why"] else ""
-        said["preset"] = f"{preset.name}: {preset.description}{why}"
-    if found["search"]:
-        said["search"] = found["search"]
-    listed = [f"{name:<8}{words}" for name, words in said.items()]
-    for index, (name, one) in enumerate(found["agents"].items()):
-        listed.append(f"{'' if index else 'agents':<8}{name:<12}{_agent_words(one)}")
-    listed.append("")
-    for mark, some in (("- ", found["problems"]), ("Note: ", found["notes"])):
-        listed += [f"{mark}{one['problem']}\n  Next: {one['command']}" for one in some]
-    agent = f" --agent {shlex.quote(found['agent'])}" if found["agent"] else ""
-    ready = typed(f"Ready: autoresearch-jax loop{agent}")
-    return [*listed, ready if found["ready"] else "Not ready."]
-
-
-def _gpu_words(gpu: Mapping[str, Any]) -> str:
-    forms = (
-        ("{free_gib:.1f} of {memory_gib:.1f} GiB free", ("free_gib", "memory_gib")),
-        ("{clock_mhz:,.0f} of {most_mhz:,.0f} MHz", ("clock_mhz", "most_mhz")),
-        ("{temperature_c:.0f} °C", ("temperature_c",)),
-        ("at most {power_limit_w:.0f} W", ("power_limit_w",)),
-    )
-    known = [form.format(**gpu) for form, names in forms if all(gpu[n] is not None for n in names)]
-    return ", ".join([*known, *gpu["slowed"]]) or "its driver does not say"
-
-
-def _first_step_words(first: Mapping[str, Any] | None) -> str:
-    if first is None:
-        return typed("not measured yet: autoresearch-jax doctor --first-step")
-    if first["source"] == "now":
-        speed = first["tokens_per_s"]
-        then = "" if speed is None else f", then {speed:,.0f} tokens/s"
-        return f"{first['seconds']:.1f} s until the first step is done{then}"
-    took = f"{first['seconds']:.1f} s until the first step by the baseline of {first['source']}"
-    return typed(f"{took}; now: autoresearch-jax doctor --first-step")
-
-
-def _agent_words(one: Mapping[str, Any]) -> str:
-    """Whether a client is there, and the command that mends it if not. A login is only seen."""
-    if not one["installed"]:
-        return f"not installed: {one['install'] or one['program'] + ' is not in PATH'}"
-    states = {
-        True: "installed; a login or key is there (not tried)",
-        False: "installed; no login or key is there",
-        None: "installed; its login cannot be seen",
-    }
-    said = states[one["logged_in"]]
-    return f"{said}: {one['login']}" if one["logged_in"] is False and one["login"] else said
-
-
-def _box_words(level: str | None, why: str | None) -> str:
-    return f"{level or 'unknown'}{f' ({why})' if why else ''}"
