@@ -139,6 +139,8 @@ def run_loop(workspace: Workspace, agent, most: int | None = None, view=None, **
     What is not given, or given as None, comes from the front matter of program.md.
     """
     chosen, others = _settings({"fallback": False, "audit": 0, "max": most, **options})
+    if isinstance(agent, str):
+        chosen["agent"], agent = agent, None
     return loop.run_loop(workspace, resolve(workspace.root, **chosen), tools(view, **others), agent)
 
 

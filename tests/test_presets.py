@@ -278,7 +278,7 @@ def test_a_preset_is_compiled_as_setup_makes_it(bench):
 
 
 def test_what_is_not_installed_is_said(bench, monkeypatch):
-    monkeypatch.setattr(bench.gate, "lacking", lambda target: f"no compiler for {target}")
+    monkeypatch.setattr(bench.compile_check, "lacking", lambda target: f"no compiler for {target}")
     row = bench.measure("v5e-1", "v5e", 1, {})
     assert bench.in_words(row).endswith("no compiler for v5e")
 

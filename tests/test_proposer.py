@@ -126,7 +126,7 @@ def test_the_first_proposal_is_made_while_the_baseline_trains(workspace):
     agent = Slow(edit("FIRST = 0", "FIRST = 0.1"))
     run_loop(workspace, agent, 1, tag="t")
     assert [e.status for e in agent.contexts[0].history] == [None]
-    assert "0 being trained, so without a score yet" in agent.contexts[0].prompt
+    assert "0 in training, no score yet" in agent.contexts[0].prompt
     assert found(workspace)[1].val_bpb == pytest.approx(0.9)
 
 

@@ -259,10 +259,11 @@ def test_a_machine_without_the_device_is_refused(look):
 
 def test_a_task_that_is_given_up_leaves_nothing_running(look):
     job = train_job(look, lab.train_py(begun="note(a=1)\ntime.sleep(600)"))
+    before = psutil.Process().children(recursive=True)  # of other tests
     task = machine.train(job)
     while b"NOTE" not in next(task).log:
         pass
-    mine = psutil.Process().children(recursive=True)
+    mine = set(psutil.Process().children(recursive=True)) - set(before)
     assert mine
     task.close()
     assert not [one for one in mine if harness.alive(one.pid)]
@@ -337,8 +338,9 @@ def test_preparing_ends_with_the_task(look, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     waits = b"import time\nprint('waits', flush=True)\ntime.sleep(600)\n"
     frozen = archive.pack_files({"prepare.py": waits, "constants.py": b"TIME_BUDGET = 1\n"})
+    before = psutil.Process().children(recursive=True)  # of other tests
     task = machine.inspect(dataclasses.replace(look, frozen=frozen))
     while "prepares the data" not in next(task).live:
         pass
     task.close()
-    assert not psutil.Process().children(recursive=True)
+    assert not set(psutil.Process().children(recursive=True)) - set(before)

@@ -595,7 +595,9 @@ def test_a_scoring_without_end_is_ended(harness_score, honest):
 def test_altered_data_is_no_fault_of_the_training(
     score, harness_score, honest, prepared, tmp_path, what
 ):
-    home = shutil.copytree(prepared[1], tmp_path / "home")
+    home = shutil.copytree(
+        prepared[1], tmp_path / "home", ignore=shutil.ignore_patterns("sample-*", "*cache*")
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTORESEARCH_HOME", str(home))
         data = manifest.load(prepared[0])

@@ -228,7 +228,7 @@ def test_a_disturbed_training_is_repeated_once(workspace, monkeypatch):
     assert told == [[], [True, True]]  # the baseline has none to compare with
     (found,) = records(workspace, "disturbed")
     assert (found["n"], found["reason"]) == (1, "a miner took 30% of the device")
-    assert "trained again: a miner took 30%" in view.text
+    assert "trained again, since the first time does not count: a miner took 30%" in view.text
     assert history(workspace)[1].status == "keep"  # believed the second time
 
 

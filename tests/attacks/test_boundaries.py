@@ -336,7 +336,7 @@ def test_without_a_box_a_journal_that_was_written_to_ends_the_loop(template, tmp
     before, rows = ground.history, harness.rows(ground.root)
     path = places(ground)["journal"]
     held = path.read_bytes()
-    with pytest.raises(UserError, match="cannot be believed"):
+    with pytest.raises(UserError, match="cannot be trusted"):
         ground.loop(train_py(last=f"open({str(path)!r}, 'a').write('x\\n')"), level="none")
     assert path.read_bytes().startswith(held)
     path.write_bytes(held)
