@@ -28,7 +28,7 @@ def _no_identity(monkeypatch, tmp_path):
 
 
 def git(root: Path, *arguments: str) -> str:
-    return setup.git(root, *arguments)
+    return setup.git.text(setup.git.output(root, *arguments))
 
 
 def constant(root: Path, name: str):

@@ -17,14 +17,13 @@ from autoresearch_jax.commands.presets import Preset
 from autoresearch_jax.common import files, paths
 from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.common.text import clean
 from autoresearch_jax.data import manifest
 from autoresearch_jax.records import results_tsv
+from autoresearch_jax.repo import git
 from autoresearch_jax.system import device_probe
 
 COPIED = ("train.py", "prepare.py", "constants.py", "program.md")
 SIZED = ("train.py", "constants.py")  # what a preset rewrites
-GIT_LOCAL = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR"}
 IGNORED = """__pycache__/
 .venv/
 uv.lock
@@ -129,12 +128,12 @@ def check_free(target: Path) -> None:
     existing = target
     while not existing.is_dir():
         existing = existing.parent
-    outer = _run_git(existing, "rev-parse", "--show-toplevel")
-    if outer.returncode == 0:
-        ignored = _run_git(existing, "check-ignore", "--quiet", "--no-index", f"{target}/")
-        if ignored.returncode:
+    outer = git.run(existing, "rev-parse", "--show-toplevel")
+    if outer.status == 0:
+        ignored = git.run(existing, "check-ignore", "--quiet", "--no-index", f"{target}/")
+        if ignored.status:
             raise UserError(
-                f"{target} lies in the git repository {outer.stdout.strip()}, and a workspace is "
+                f"{target} lies in the git repository {outer.text}, and a workspace is "
                 "a repository of its own: choose a folder outside of it, or name this one in its "
                 ".gitignore."
             )
@@ -152,8 +151,8 @@ def make(target: Path) -> None:
             (folder / "results.tsv").write_text(results_tsv.HEADER)
             (folder / ".gitignore").write_text(IGNORED)
             (folder / "pyproject.toml").write_text(pyproject(target))
-            git(folder, "init", "--quiet", "--initial-branch=main")
-            git(folder, "add", "--all")
+            git.output(folder, "init", "--quiet", "--initial-branch=main")
+            git.output(folder, "add", "--all")
             commit(folder, f"Start from autoresearch-jax {version()}")
             _move(folder, target)
     except OSError as error:
@@ -178,8 +177,7 @@ def resize(root: Path, preset: Preset | None, seq_len: int | None, view: View) -
     if not changed:
         view.say(f"Its sizes are those of {words} already.")
         return
-    dirty = git(root, "status", "--porcelain", "--", *changed)
-    if dirty:
+    if dirty := git.text(git.output(root, "status", "--porcelain", "--", *changed)):
         raise UserError(
             f"{', '.join(changed)} would be rewritten, and there are uncommitted changes: "
             f"{' '.join(dirty.split())}. Keep them with `git commit -am ...` or drop them with "
@@ -189,7 +187,7 @@ def resize(root: Path, preset: Preset | None, seq_len: int | None, view: View) -
     for name, text in zip(SIZED, sized, strict=True):
         if name in changed:
             files.write_text(root / name, text)
-    git(root, "add", "--", *changed)
+    git.output(root, "add", "--", *changed)
     commit(root, f"Apply {words}", *changed)
     view.say(f"Applied and committed {words}: {', '.join(changed)}.")
 
@@ -261,47 +259,21 @@ def version() -> str:
     return importlib.metadata.version("autoresearch-jax")
 
 
-def git(folder: Path, *arguments: str) -> str:
-    """What a git command printed. Raises UserError with git's own words."""
-    done = _run_git(folder, *arguments)
-    if done.returncode:
-        words = clean(done.stderr or done.stdout, limit=500)
-        raise UserError(f"`git {' '.join(arguments)}` failed in {folder}: {words}")
-    return done.stdout.rstrip("\n")
-
-
 def commit(folder: Path, message: str, *names: str) -> None:
     """Commits, also where no identity is configured, without the person's hooks and signing."""
-    nobody = _run_git(folder, "var", "GIT_AUTHOR_IDENT").returncode != 0
+    nobody = git.run(folder, "var", "GIT_AUTHOR_IDENT").status != 0
     identity = ["-c", "user.name=autoresearch-jax", "-c", "user.email=autoresearch-jax@localhost"]
-    git(
+    git.output(
         folder,
         *(identity if nobody else []),
-        *("-c", "commit.gpgsign=false", "-c", "core.hooksPath=/dev/null"),
+        *("-c", "commit.gpgsign=false"),
         *("commit", "--quiet", "-m", message),
         *(["--", *names] if names else []),
     )
 
 
-def _run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # Where a hook or another tool set these, they would name another repository.
-    environment = {key: value for key, value in os.environ.items() if key not in GIT_LOCAL}
-    try:
-        return subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise UserError("git is not installed: install it, for example apt install git.") from error
-
-
 def _check_branch(root: Path) -> None:
-    branch = _run_git(root, "symbolic-ref", "--quiet", "--short", "HEAD").stdout.strip()
+    branch = git.run(root, "symbolic-ref", "--quiet", "--short", "HEAD").text
     if not branch:
         raise UserError(
             f"{root} has a detached HEAD: `git switch main` (or `-c NAME`), then again."

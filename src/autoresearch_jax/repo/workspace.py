@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from autoresearch_jax.common import paths
 from autoresearch_jax.common.errors import GitError, UserError
-from autoresearch_jax.common.text import clean
 from autoresearch_jax.data import manifest
-
-if TYPE_CHECKING:
-    from git import Repo
+from autoresearch_jax.repo import git
 
 FROZEN = ("prepare.py", "constants.py")
 FILES = ("train.py", *FROZEN)
-# A git hook sets some of these; every git, also an agent's, would then use the hook's repository.
-GIT_LOCAL = (
-    "GIT_DIR",
-    "GIT_WORK_TREE",
-    "GIT_COMMON_DIR",
-    "GIT_INDEX_FILE",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-    "GIT_NAMESPACE",
-    "GIT_PREFIX",
-)
-
-
-# Settings of every git command of the harness.
-SETTINGS = {
-    "core.hooksPath": "/dev/null",  # the user's hooks are not for our commits
-    "core.safecrlf": "false",  # a train.py may contain any bytes
-    # After a power failure, every commit that the journal names must exist.
-    "core.fsync": "committed,loose-object,reference",
-    "core.fsmonitor": "false",  # a git daemon would keep the lock of the tag forever
-    "gc.auto": "0",
-}
 
 
 class Place(Protocol):
@@ -67,27 +39,21 @@ class Place(Protocol):
 class Workspace:
     """A workspace and its folders. Several checkouts of a repository share state and tags."""
 
-    def __init__(self, root: Path, repo: Repo, home: Path) -> None:
+    def __init__(self, root: Path, home: Path) -> None:
         self.root = root
-        self.repo = repo
         self.home = home
         self.common_dir = (root / self.git("rev-parse", "--git-common-dir")).resolve()
 
     @classmethod
     def open(cls, path: Path) -> Workspace:
         """Return the workspace that contains `path`. Raises UserError if there is none."""
-        try:
-            import git  # takes 0.15 s, and needs the git program
-        except ImportError as error:
-            raise UserError(f"git is not installed or not in PATH ({error}).") from None
+        library = git.library()
         hint = "`autoresearch-jax setup DIR` creates a workspace."
-        for name in GIT_LOCAL:
-            os.environ.pop(name, None)
         try:
-            repo = git.Repo(path, search_parent_directories=True, expand_vars=False)
-        except git.NoSuchPathError:
+            repo = library.Repo(path, search_parent_directories=True, expand_vars=False)
+        except library.NoSuchPathError:
             raise UserError(f"{path} does not exist. {hint}") from None
-        except git.InvalidGitRepositoryError:
+        except library.InvalidGitRepositoryError:
             raise UserError(f"{path} is not in a git repository. {hint}") from None
         if repo.working_tree_dir is None:
             raise UserError(f"{path} is a bare git repository and has no files. {hint}")
@@ -95,42 +61,17 @@ class Workspace:
         missing = [name for name in FILES if not (root / name).is_file()]
         if missing:
             raise UserError(f"{root} is not a workspace: {', '.join(missing)} is missing. {hint}")
-        return cls(root, repo, paths.home())
+        return cls(root, paths.home())
 
     # ------------------------------------------------------------------------------ git
 
     def git(self, *arguments: str, **options: Any) -> str:
         """Run git in the checkout, and return its output as text without the last line end."""
-        return self.git_bytes(*arguments, **options).decode(errors="replace").rstrip("\n")
+        return git.text(self.git_bytes(*arguments, **options))
 
-    def git_bytes(
-        self,
-        *arguments: str,
-        at: Path | None = None,
-        stdin: bytes = b"",
-        env: dict[str, str] | None = None,
-        keep_fds: tuple[int, ...] = (),
-    ) -> bytes:
-        """Run git in the checkout or at `at`; it inherits `keep_fds`. Raises GitError."""
-        settings = [word for item in SETTINGS.items() for word in ("-c", "=".join(item))]
-        command = ["git", "-C", str(at or self.root), *settings, *arguments]
-        with _file_of(stdin) as file:
-            status, output, errors = self.repo.git.execute(
-                command,
-                istream=file,
-                # Reading must not rewrite the index of the user's checkout.
-                env={"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"} | (env or {}),
-                pass_fds=keep_fds,
-                with_extended_output=True,
-                with_exceptions=False,
-                stdout_as_string=False,
-                strip_newline_in_stdout=False,
-            )
-        if status:
-            words = clean(_text(errors), limit=500)
-            raise GitError(f"`git {' '.join(arguments)}` failed in {at or self.root}: {words}")
-        assert isinstance(output, bytes)
-        return output
+    def git_bytes(self, *arguments: str, at: Path | None = None, **options: Any) -> bytes:
+        """Run git in the checkout or at `at`, with the options of `git.run`. Raises GitError."""
+        return git.output(at or self.root, *arguments, **options)
 
     def head(self) -> str:
         """Return the full hash of the checkout's commit. Raises UserError if files are missing."""
@@ -189,22 +130,6 @@ class Workspace:
         """Return the folder of the tag's worktrees. Agents refuse to edit inside .git."""
         key = hashlib.sha256(os.fsencode(self.common_dir)).hexdigest()[:12]
         return self.home / "worktrees" / key / check_tag(tag)
-
-
-@contextlib.contextmanager
-def _file_of(data: bytes) -> Iterator[BinaryIO | None]:
-    """Yield a file with the data; without data None, because reading must work on a full disk."""
-    if not data:
-        yield None
-        return
-    with tempfile.TemporaryFile() as file:
-        file.write(data)
-        file.seek(0)
-        yield file
-
-
-def _text(output: str | bytes) -> str:
-    return output if isinstance(output, str) else output.decode(errors="replace")
 
 
 def time_budget(folder: Path) -> float:

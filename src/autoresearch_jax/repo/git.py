@@ -1,0 +1,115 @@
+"""Running git: every command of the harness has the same safe settings and environment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO, NamedTuple
+
+from autoresearch_jax.common.errors import GitError, UserError
+from autoresearch_jax.common.text import clean
+
+# A git hook sets some of these; every git, also an agent's, would then use the hook's repository.
+LOCAL = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_COMMON_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_NAMESPACE",
+    "GIT_PREFIX",
+)
+SETTINGS = {
+    "core.hooksPath": "/dev/null",  # the user's hooks are not for our commits
+    "core.safecrlf": "false",  # a train.py may contain any bytes
+    # After a power failure, every commit that the journal names must exist.
+    "core.fsync": "committed,loose-object,reference",
+    "core.fsmonitor": "false",  # a git daemon would keep the lock of the tag forever
+    "gc.auto": "0",
+}
+
+
+class Done(NamedTuple):
+    """How a git command ended."""
+
+    status: int  # its exit code
+    output: bytes
+    errors: str
+
+    @property
+    def text(self) -> str:
+        return text(self.output)
+
+
+def text(output: bytes) -> str:
+    """Return a command's output as text, without the last line end."""
+    return output.decode(errors="replace").rstrip("\n")
+
+
+def library() -> ModuleType:
+    """Return GitPython, and unset what names another repository. Raises UserError without git."""
+    for name in LOCAL:
+        os.environ.pop(name, None)
+    try:
+        import git  # takes 0.15 s, and looks for the git program
+    except ImportError as error:
+        raise UserError(
+            f"git is not installed or not in PATH ({error}). Install it, for example: "
+            "sudo apt install git"
+        ) from None
+    return git
+
+
+def run(
+    folder: Path,
+    *arguments: str,
+    stdin: bytes = b"",
+    env: dict[str, str] | None = None,
+    keep_fds: tuple[int, ...] = (),
+) -> Done:
+    """Run git in `folder`; it inherits `keep_fds`. Raises UserError if git is not installed."""
+    settings = [word for item in SETTINGS.items() for word in ("-c", "=".join(item))]
+    with _file_of(stdin) as file:
+        status, output, errors = (
+            library()
+            .Git()
+            .execute(
+                ["git", "-C", str(folder), *settings, *arguments],
+                istream=file,
+                # Reading must not rewrite the index of the user's checkout.
+                env={"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"} | (env or {}),
+                pass_fds=keep_fds,
+                with_extended_output=True,
+                with_exceptions=False,
+                stdout_as_string=False,
+                strip_newline_in_stdout=False,
+            )
+        )
+    words = errors if isinstance(errors, str) else errors.decode(errors="replace")
+    return Done(status, output, words)
+
+
+def output(folder: Path, *arguments: str, **options: Any) -> bytes:
+    """Return what a git command printed. Raises GitError, with git's own message, if it failed."""
+    done = run(folder, *arguments, **options)
+    if done.status:
+        words = clean(done.errors or done.text, limit=500)
+        raise GitError(f"`git {' '.join(arguments)}` failed in {folder}: {words}")
+    return done.output
+
+
+@contextlib.contextmanager
+def _file_of(data: bytes) -> Iterator[BinaryIO | None]:
+    """Yield a file with the data; without data None, because reading must work on a full disk."""
+    if not data:
+        yield None
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        yield file
