@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from autoresearch_jax.common import paths, protocol
+from autoresearch_jax.common import files, paths, protocol
 from autoresearch_jax.common.errors import UserError
 
 # Tokens decide what a score means. So their code is imported here, where nothing calls it: a tag's
@@ -342,7 +342,7 @@ def begin(logits_fn: LogitsFn, params: Any) -> "Session":
     exported = artifacts.export(logits_fn, params, (rows_per_device(), MAX_SEQ_LEN), VOCAB_SIZE)
     if jax.process_index() == 0:
         blob = bytes(exported.serialize())
-        manifest.write_atomically(run_dir / protocol.EXPORTED, lambda path: path.write_bytes(blob))
+        files.write_bytes(run_dir / protocol.EXPORTED, blob)
     flat, _ = artifacts.flatten(params)
     return Session(logits_fn, artifacts.abstract(flat), run_dir, data)
 

@@ -166,6 +166,7 @@ def _leads_back(below: int, here: int) -> bool:
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file in one step: it is always the complete old or new file."""
     path = path.resolve()  # a link stays a link
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     try:
         with temporary.open("wb") as file:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import filelock
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,8 +19,9 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from autoresearch_jax.common import paths
+from autoresearch_jax.common import files, paths
 from autoresearch_jax.data import manifest, sources
+from autoresearch_jax.system import locks
 
 
 def progress_bars() -> Progress:
@@ -38,17 +38,10 @@ def progress_bars() -> Progress:
 
 @contextmanager
 def only_one(progress: Progress) -> Iterator[None]:
-    """Hold the lock of preparations; the kernel frees it however the process ends."""
-    lock = filelock.FileLock(paths.home() / "prepare.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        progress.console.print(f"Waiting for another preparation in {paths.home()} to end.")
-        lock.acquire()
-    try:
+    """Run one preparation at a time."""
+    words = f"Waiting for another preparation in {paths.home()} to end."
+    with locks.exclusive(paths.home() / "prepare.lock", lambda: progress.console.print(words)):
         yield
-    finally:
-        lock.release()
 
 
 def key(*inputs: Any) -> str:
@@ -74,10 +67,10 @@ def stage(folder: Path, make: Callable[[Path], None]) -> dict[str, manifest.File
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     make(folder)
-    files = {path.name: manifest.describe(path) for path in sorted(folder.iterdir())}
-    text = json.dumps({name: dataclasses.asdict(file) for name, file in files.items()})
-    manifest.write_atomically(done, lambda path: path.write_text(text))
-    return files
+    made = {path.name: manifest.describe(path) for path in sorted(folder.iterdir())}
+    text = json.dumps({name: dataclasses.asdict(file) for name, file in made.items()})
+    files.write_text(done, text)
+    return made
 
 
 def hash_shards(found: sources.Found, progress: Progress) -> list[manifest.Shard]:

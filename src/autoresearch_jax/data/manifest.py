@@ -11,13 +11,12 @@ import hashlib
 import json
 import os
 import shlex
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax.common import literals, paths
+from autoresearch_jax.common import files, literals, paths
 from autoresearch_jax.common.errors import UserError
 
 FORMAT = 1
@@ -200,7 +199,7 @@ def load(root: Path, splits: Iterable[str] = SPLITS, *, fingerprint: str | None 
 def write(manifest: Manifest) -> Path:
     """Make the manifest, and with it the data, exist: atomically. Returns its path."""
     text = json.dumps({"format": FORMAT, **dataclasses.asdict(manifest)}, indent=1) + "\n"
-    write_atomically(manifest.path, lambda path: path.write_text(text))
+    files.write_text(manifest.path, text)
     return manifest.path
 
 
@@ -247,25 +246,6 @@ def describe(path: Path) -> File:
         bytes=path.stat().st_size,
         sha256=file_sha256(path),
     )
-
-
-def write_atomically(path: Path, fill: Callable[[Path], Any]) -> None:
-    """Have `fill` write a temporary neighbour of `path`, which then takes its place.
-
-    Whatever ends the process leaves either no `path` or a whole one.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        fill(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp's own mode would hide it from other users of a shared home
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # --- Details ------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import Progress
 
-from autoresearch_jax.common import paths
+from autoresearch_jax.common import files, paths
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.data import manifest, pydocs
+from autoresearch_jax.data import pydocs
 
 # name -> dataset repository, number of shards
 DATASETS = {
@@ -204,13 +204,13 @@ def _list_shards(source: str, repo: str) -> list[str]:
             if seen.is_file():
                 return json.loads(seen.read_text())
             raise _unreachable(repo, "the list of files")
-        files = huggingface_hub.HfApi().list_repo_files(repo, repo_type="dataset")
+        listed = huggingface_hub.HfApi().list_repo_files(repo, repo_type="dataset")
     except UserError:
         raise
     except Exception as error:
         _explain(error, source, repo, "the list of files")
-    names = sorted(name for name in files if name.endswith(".parquet"))
-    manifest.write_atomically(seen, lambda path: path.write_text(json.dumps(names)))
+    names = sorted(name for name in listed if name.endswith(".parquet"))
+    files.write_text(seen, json.dumps(names))
     return names
 
 

@@ -23,6 +23,7 @@ CODE = (
     "__init__.py",
     "common/__init__.py",
     "common/errors.py",
+    "common/files.py",
     "common/literals.py",
     "common/paths.py",
     "common/protocol.py",

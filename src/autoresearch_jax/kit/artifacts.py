@@ -12,8 +12,7 @@ import numpy as np
 import psutil
 from jax.experimental import multihost_utils
 
-from autoresearch_jax.common import protocol
-from autoresearch_jax.data import manifest
+from autoresearch_jax.common import files, protocol
 
 # Custom calls that jax.export does not vouch for from one version of JAX to another. Here both
 # sides are of one version.
@@ -147,7 +146,7 @@ def report(run_dir: Path, val_bpb: float | None, stats: dict[str, Any]) -> None:
         "depth": stats["depth"],
     }
     text = json.dumps(summary, indent=1, default=float) + "\n"
-    manifest.write_atomically(run_dir / protocol.SUMMARY, lambda path: path.write_text(text))
+    files.write_text(run_dir / protocol.SUMMARY, text)
     lines = ["---"]
     for name, form in SUMMARY_FORMATS.items():
         value = summary[name]

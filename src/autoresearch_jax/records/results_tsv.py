@@ -1,7 +1,6 @@
 """results.tsv: what the journal of a tag says, in the checkout, for people and their tools."""
 
 import contextlib
-import fcntl
 import math
 import re
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from autoresearch_jax.common.text import clean
 from autoresearch_jax.records import journal
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system import locks
 
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
 
@@ -82,8 +82,8 @@ def _number(text: str) -> float | None:
 
 def write(workspace: Workspace, history: Iterable[Experiment], view: View) -> None:
     """Brings results.tsv up to date; one that the person edited is copied aside first."""
-    with (workspace.common_dir / "autoresearch" / "results.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a loop of another tag may be writing it
+    # A loop of another tag may be writing it.
+    with locks.exclusive(workspace.common_dir / "autoresearch" / "results.lock"):
         _replace(workspace, workspace.root / "results.tsv", results_text(history), view)
 
 

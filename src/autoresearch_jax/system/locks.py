@@ -83,6 +83,22 @@ def hold(
             os.close(handle)  # it was removed meanwhile, and another file may be there by now
 
 
+@contextlib.contextmanager
+def exclusive(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """One process at a time gets in; `waiting` is called if it is not this one at once.
+
+    The kernel frees the lock however the process ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def refuse_held(path: Path) -> None:
     """Raises Held if a living process holds the lock. Takes nothing, and makes no file."""
     try:
