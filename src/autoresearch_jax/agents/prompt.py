@@ -18,6 +18,7 @@ from autoresearch_jax.agents import kit_reference
 from autoresearch_jax.common import front_matter
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean, without_escapes
+from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
 
 LIMIT = 120_000  # characters of any prompt, however long the history; the sum of these
@@ -211,8 +212,8 @@ def _hours(seconds: float) -> str:
 
 def _known(brief: Brief) -> str:
     decided = [e for e in brief.history if e.status]
-    kept = sum(e.status == "keep" for e in decided)
-    crashed = sum(e.status == "crash" for e in decided)
+    kept = sum(e.status == Status.KEEP for e in decided)
+    crashed = sum(e.status == Status.CRASH for e in decided)
     lines = [
         "# Results so far",
         "",
@@ -231,7 +232,7 @@ def _known(brief: Brief) -> str:
 
 
 def _quiet(decided: Sequence[Experiment]) -> list[str]:
-    last = next((i for i, e in enumerate(reversed(decided)) if e.status == "keep"), 0)
+    last = next((i for i, e in enumerate(reversed(decided)) if e.status == Status.KEEP), 0)
     if last < QUIET:
         return []
     return [
@@ -271,7 +272,7 @@ def _experiments(decided: Sequence[Experiment], change: Mapping[int, float]) -> 
     last, before = decided[-LAST:], decided[:-LAST]
     if not last:
         return []
-    scored = [e for e in before if e.val_bpb is not None and e.status != "crash"]
+    scored = [e for e in before if e.val_bpb is not None and e.status != Status.CRASH]
     top = sorted(scored, key=lambda e: (e.val_bpb, e.n))[:TOP]
     lines = [
         "",
@@ -293,14 +294,14 @@ def changes(history: Sequence[Experiment]) -> Mapping[int, float]:
             continue
         if best is not None:
             found[e.n] = e.val_bpb - best
-        if e.status == "keep":
+        if e.status == Status.KEEP:
             best = e.val_bpb if best is None else min(best, e.val_bpb)
     return found
 
 
 def line(e: Experiment, change: Mapping[int, float]) -> str:
     """Return one line, such as `- 17 keep 0.997900, change -0.002100, 44.0 GiB: "..."`."""
-    score = None if e.status == "crash" else e.val_bpb
+    score = None if e.status == Status.CRASH else e.val_bpb
     parts = [f"{e.n} {e.status or 'in training, no score yet'}"]
     if score is not None:
         parts[0] += f" {_number(score, '.6f')}"
@@ -312,12 +313,14 @@ def line(e: Experiment, change: Mapping[int, float]) -> str:
         parts += [*_steps(e), *([] if e.memory_gb is None else [_gib(e.memory_gb)])]
     if e.repairs:
         parts.append("repaired after a crash" if e.repairs == 1 else f"repaired {e.repairs} times")
-    why = f' (why: "{clean(e.reason, REASON_LIMIT)}")' if e.reason and e.status != "keep" else ""
+    why = (
+        f' (why: "{clean(e.reason, REASON_LIMIT)}")' if e.reason and e.status != Status.KEEP else ""
+    )
     return f'- {", ".join(parts)}: "{clean(e.description)}"{why}'
 
 
 def _crash(history: Sequence[Experiment]) -> str:
-    crash = next((e for e in reversed(history) if e.status == "crash"), None)
+    crash = next((e for e in reversed(history) if e.status == Status.CRASH), None)
     if crash is None:
         return ""
     return (

@@ -20,6 +20,7 @@ from autoresearch_jax.agents.readings import Reading, read
 from autoresearch_jax.agents.search_space import Range, describe, infer
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.literals import Value
+from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
 
 ATTEMPTS = 64  # draws before the search is exhausted
@@ -174,7 +175,7 @@ def trials_of(history: Sequence[Experiment], past: Mapping[str, Reading]) -> lis
 
 def _failed(e: Experiment) -> bool:
     # A discard with a reason, such as memory, is as bad as a crash.
-    return e.status == "crash" or bool(e.status and e.reason)
+    return e.status == Status.CRASH or bool(e.status and e.reason)
 
 
 def ranges_of(source: str, given: Mapping[str, Any] | None = None) -> dict[str, Range]:

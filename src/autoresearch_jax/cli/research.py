@@ -50,6 +50,7 @@ def run(
     from autoresearch_jax.commands import run as command
     from autoresearch_jax.loop import config
     from autoresearch_jax.loop.open_session import Tools
+    from autoresearch_jax.records.events import Outcome, Status
     from autoresearch_jax.repo.workspace import Workspace
 
     if compile_only and description is not None:
@@ -68,15 +69,15 @@ def run(
             return
         if description is None:
             found = command.measure(workspace, settings, Tools(view), log_path=log_path)
-            outcome, reason, score = found.trained.outcome, found.reason, found.val_bpb
+            outcome, reason, score = found.outcome, found.reason, found.val_bpb
             view.live("")
             click.echo(found.line)
         else:
             one = command.propose(
                 workspace, settings, Tools(view), description=description, log_path=log_path
             )
-            outcome, reason = one.outcome or "", one.reason
-            score = one.val_bpb if one.status != "crash" else None
+            outcome, reason = one.outcome, one.reason
+            score = one.val_bpb if one.status != Status.CRASH else None
             if output.is_quiet():
                 known = "n/a" if score is None else f"{score:.6f}"
                 click.echo(f"{one.n}\t{one.status}\t{known}")
@@ -84,7 +85,7 @@ def run(
         if description is None or output.is_quiet():  # else the view has said it
             why = (reason or outcome).rstrip(".")
             click.echo(f"Error: no val_bpb: {why}. See {log_path}", err=True)
-        sys.exit(2 if outcome == "timeout" else 1)
+        sys.exit(2 if outcome == Outcome.TIMEOUT else 1)
 
 
 def _print_compiled(verdict: Any, as_json: bool) -> None:

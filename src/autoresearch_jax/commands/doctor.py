@@ -27,6 +27,7 @@ from autoresearch_jax.loop import config, effects
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import journal
+from autoresearch_jax.records.events import Status
 from autoresearch_jax.repo.workspace import Workspace, time_budget
 from autoresearch_jax.sandbox import profiles
 from autoresearch_jax.sandbox.isolation import Chosen
@@ -219,7 +220,7 @@ def _last_first_step(root: Path) -> FirstStep | None:
         workspace = Workspace.open(root)
         for tag in reversed(workspace.tags()):
             for one in journal.read(workspace.state_dir(tag)):
-                if one.status == "keep" and "startup_seconds" in one.metrics:
+                if one.status == Status.KEEP and "startup_seconds" in one.metrics:
                     seconds = round(one.metrics["startup_seconds"], 1)
                     return FirstStep(seconds, f"autoresearch/{tag}")
     return None

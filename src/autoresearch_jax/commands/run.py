@@ -26,7 +26,7 @@ from autoresearch_jax.loop.scheduler import run_alone
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.stages import measure_baseline
 from autoresearch_jax.records.costs import PERSON
-from autoresearch_jax.records.events import Restored
+from autoresearch_jax.records.events import Outcome, Restored
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import FILES, Workspace, time_budget
 from autoresearch_jax.sandbox import isolation, profiles
@@ -45,6 +45,11 @@ class Measured:
 
     trained: TrainResult
     scored: Score | None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """Of the training."""
+        return self.trained.outcome
 
     @property
     def val_bpb(self) -> float | None:
@@ -93,7 +98,7 @@ def measure(workspace: Workspace, config: LoopConfig, tools: Tools, *, log_path:
             scored_next=True,
         )
         trained = executor.train(job)
-        if trained.outcome != "ok":
+        if trained.outcome != Outcome.OK:
             return Measured(trained, None)
         scored = executor.score(
             ScoreJob(frozen, job.artifacts, here / "score.log", job.title, job.limits)
@@ -138,7 +143,7 @@ def begin(
         # A train.py with lines of its own is known to train once it has exported its model.
         first = seen[0] - started if seen else trained.metrics["startup_seconds"]
         speed = logs.progress(read_tail(log)).tokens_per_s
-        reason = "" if trained.outcome in ("ok", "abandoned") else trained.reason
+        reason = "" if trained.outcome in (Outcome.OK, Outcome.ABANDONED) else trained.reason
         return Begun(round(first, 1), speed, reason)
 
 

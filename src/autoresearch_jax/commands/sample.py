@@ -27,6 +27,7 @@ from autoresearch_jax.data.manifest import DataError, Manifest
 from autoresearch_jax.jobs import environment, logs
 from autoresearch_jax.jobs.local import EARLY_VARIABLES
 from autoresearch_jax.records import journal, lookup
+from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.candidates import Candidates
@@ -118,11 +119,11 @@ def choose(
 
 def refuse_unkept(e: Experiment, artifacts: Path) -> None:
     """Raises UserError where an experiment's model is not there any more, or not yet."""
-    if e.status == "keep" and artifacts.is_dir():
+    if e.status == Status.KEEP and artifacts.is_dir():
         return
     if e.status is None:
         raise UserError(f"experiment {e.n} is not decided yet: autoresearch-jax results")
-    what = "was kept too long ago" if e.status == "keep" else f"is a {e.status}"
+    what = "was kept too long ago" if e.status == Status.KEEP else f"is a {e.status}"
     raise UserError(
         f"experiment {e.n} {what}, so its parameters are gone: only those of the last kept ones "
         "stay. `autoresearch-jax results --kept-only` lists them, the newest last."

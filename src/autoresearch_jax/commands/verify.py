@@ -18,7 +18,7 @@ from autoresearch_jax.loop.scaling import scaled
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
 from autoresearch_jax.records import events, lookup
-from autoresearch_jax.records.events import Purpose
+from autoresearch_jax.records.events import Outcome, Purpose, Status
 from autoresearch_jax.records.experiment import Experiment, Repeat
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system.interrupts import Abandoned
@@ -225,7 +225,7 @@ def scale(
                 raise Abandoned
             job = partial(scaled, e=one, depth=depth, budget_s=budget_s)
             score = session.pool.one(job)
-            if score.outcome != "ok":
+            if score.outcome != Outcome.OK:
                 reason = score.reason.rstrip(".")
                 raise UserError(f"experiment {one.n} gives no score at depth {depth}: {reason}.")
             scores.append(score.metrics["val_bpb"])
@@ -296,8 +296,10 @@ def _repeated(
 
 
 def _refuse_unkept(session: Session, e: Experiment) -> None:
-    if e.status != "keep" or not session.artifacts(e).is_dir():
-        what = "was kept too long ago" if e.status == "keep" else f"is a {e.status or 'proposal'}"
+    if e.status != Status.KEEP or not session.artifacts(e).is_dir():
+        what = (
+            "was kept too long ago" if e.status == Status.KEEP else f"is a {e.status or 'proposal'}"
+        )
         raise UserError(
             f"experiment {e.n} {what}, so its parameters are gone: only those of the last kept "
             f"ones stay. `autoresearch-jax show {e.n}` has its numbers."
@@ -311,7 +313,7 @@ def _scored(session: Session, e: Experiment, split: str) -> Verified:
         score = session.pool.one(lambda worker: worker.score(e, split))
     except Abandoned:
         raise UserError("Stopped. The same command starts again.") from None
-    if score.outcome != "ok":
+    if score.outcome != Outcome.OK:
         raise UserError(f"experiment {e.n} cannot be scored any more: {score.reason}")
     metrics = dict(score.metrics)
     session.journal.append(events.Verified(n=e.n, split=split, metrics=metrics))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.records.events import Outcome
 
 SEED = 42  # of the first training of each experiment: scores of one seed compare
 SHORT_SECONDS = 60.0  # a budget below it is a demo's: it shows the machinery, not research
@@ -106,9 +107,8 @@ NO_EVENTS = Events()
 class TrainResult:
     """What came of a training."""
 
-    # "ok", "crash", "timeout" or "abandoned", which is never recorded: it is trained again
-    outcome: str
-    reason: str  # why it is not "ok", else ""
+    outcome: Outcome  # never refused
+    reason: str  # why it is not ok, else ""
     metrics: Mapping[str, float]  # what it says of itself, and the seconds that were measured
     log: Path
     signal: int = 0  # that ended it, if one did
@@ -125,7 +125,7 @@ class TrainResult:
 class Score:
     """What came of a scoring."""
 
-    outcome: str  # "ok", "refused" or "abandoned"
-    reason: str  # why it is not "ok", else ""
-    metrics: Mapping[str, float]  # val_bpb among them if it is "ok"
+    outcome: Outcome  # ok, refused or abandoned
+    reason: str  # why it is not ok, else ""
+    metrics: Mapping[str, float]  # val_bpb among them if it is ok
     signal: int = 0  # that ended it, if one did

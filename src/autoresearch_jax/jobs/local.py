@@ -27,6 +27,7 @@ from autoresearch_jax.jobs.job import (
     TrainResult,
 )
 from autoresearch_jax.jobs.launch import Launch
+from autoresearch_jax.records.events import Outcome
 from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.sandbox.isolation import Box
 from autoresearch_jax.system import device_use, installed, supervisor
@@ -111,7 +112,7 @@ class LocalExecutor:
             files.remove(sandbox.scratch)
             if before:
                 _refuse_changed(installed.changed(before, installed.state()), job.title)
-            awaited = result.outcome == "ok"
+            awaited = result.outcome == Outcome.OK
         finally:
             if not awaited:
                 self.end_early()
@@ -205,7 +206,7 @@ class LocalExecutor:
             early.go()
             with suppress(UserError):
                 score = early.wait(limit_s=job.limits.scoring_s, events=events)
-                if score.outcome in ("ok", "abandoned"):
+                if score.outcome in (Outcome.OK, Outcome.ABANDONED):
                     return score
             return None
         finally:

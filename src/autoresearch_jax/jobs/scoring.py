@@ -15,6 +15,7 @@ from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs import logs
 from autoresearch_jax.jobs.job import NO_EVENTS, Events, Score, ScoreJob
 from autoresearch_jax.jobs.launch import Launch
+from autoresearch_jax.records.events import Outcome
 
 PACKAGE = Path(__file__).parents[1]
 # What a score rests on, of this package: the files that a scoring imports, no more and no less
@@ -151,21 +152,23 @@ class Scoring:
         metrics = {"scoring_seconds": round(time.monotonic() - self._begun, 3)}
         returncode = self._launch.returncode(ended)
         if ended.why == "abandoned":
-            return Score("abandoned", "abandoned", metrics)
+            return Score(Outcome.ABANDONED, "abandoned", metrics)
         if ended.why == "limit":
-            return Score("refused", f"too-slow: not scored within {limit_s:.0f} s", metrics)
+            return Score(Outcome.REFUSED, f"too-slow: not scored within {limit_s:.0f} s", metrics)
         if returncode not in (0, REFUSED, BROKEN):
             tail = logs.read_tail(self.job.log)
             why = f"signal {-returncode}" if returncode < 0 else logs.crash_reason(tail)
             reason = clean(f"scorer-failed: {why}", logs.REASON_LIMIT)
-            return Score("refused", reason, metrics, max(0, -returncode))
+            return Score(Outcome.REFUSED, reason, metrics, max(0, -returncode))
         answer = json.loads(self._out.read_bytes())
         if returncode == BROKEN:
             raise UserError(answer["broken"])
         if returncode == REFUSED:
             reason = f"{answer['refused']}: {answer['detail']}"
-            return Score("refused", clean(reason, logs.REASON_LIMIT), metrics)
+            return Score(Outcome.REFUSED, clean(reason, logs.REASON_LIMIT), metrics)
         metrics |= {name: float(value) for name, value in answer.items()}
         if not metrics["val_bpb"] > 0:  # it would stay the best for ever
-            return Score("refused", f"not-positive: val_bpb is {metrics.pop('val_bpb')}", metrics)
-        return Score("ok", "", metrics)
+            return Score(
+                Outcome.REFUSED, f"not-positive: val_bpb is {metrics.pop('val_bpb')}", metrics
+            )
+        return Score(Outcome.OK, "", metrics)

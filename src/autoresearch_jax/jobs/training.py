@@ -16,6 +16,7 @@ from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs import interference, logs
 from autoresearch_jax.jobs.job import NO_EVENTS, Events, TrainJob, TrainResult
 from autoresearch_jax.jobs.launch import Launch
+from autoresearch_jax.records.events import Outcome
 
 SUMMARY_BYTES = 1 << 16
 # What the harness measures itself, and no training says of itself.
@@ -72,9 +73,9 @@ def train(
     returncode = launch.returncode(ended)
     tail = logs.read_tail(job.log)
     if ended.why == "abandoned":
-        outcome, reason = "abandoned", "abandoned"
+        outcome, reason = Outcome.ABANDONED, "abandoned"
     elif over:  # also if it ended by itself since the last look
-        outcome, reason = "timeout", over
+        outcome, reason = Outcome.TIMEOUT, over
     else:
         outcome, reason = judge(returncode, tail)
     metrics = read_summary(job.artifacts / protocol.SUMMARY) | clock.seconds() | monitor.metrics
@@ -169,14 +170,17 @@ class Clock:
         return f"start-up took {took:.0f} s, the baseline's {usual:.0f} s: is it training there?"
 
 
-def judge(returncode: int, tail: str) -> tuple[str, str]:
+def judge(returncode: int, tail: str) -> tuple[Outcome, str]:
     """The outcome and its reason, of a training that kept to its limits."""
     if returncode < 0:
-        return "crash", f"{_signal(-returncode)}; its last line: {logs.last_of(tail) or 'none'}"
+        return (
+            Outcome.CRASH,
+            f"{_signal(-returncode)}; its last line: {logs.last_of(tail) or 'none'}",
+        )
     if returncode:
         code = f"exit code {returncode}"
-        return "crash", logs.crash_reason(tail) if tail.strip() else f"{code}, and no output"
-    return "ok", ""
+        return Outcome.CRASH, logs.crash_reason(tail) if tail.strip() else f"{code}, and no output"
+    return Outcome.OK, ""
 
 
 def _signal(number: int) -> str:

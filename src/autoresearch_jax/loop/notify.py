@@ -14,6 +14,7 @@ from autoresearch_jax.common.text import clean
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.sending import Unsent, send
 from autoresearch_jax.loop.session import Session
+from autoresearch_jax.records.events import Status
 
 HURRY_SECONDS = 10.0  # after the end of a loop, from when on only the last text is still sent
 CLOSE_SECONDS = 75.0  # that the end waits at most: for these, a command that runs, the last text
@@ -56,8 +57,8 @@ class Notifier:
         found = self._session.experiments.decided
         for at in range(self._seen, len(found)):
             e, before = found[at], found[:at]
-            best = next((b.val_bpb for b in reversed(before) if b.status == "keep"), None)
-            if e.status == "keep" and best is not None and e.val_bpb is not None:
+            best = next((b.val_bpb for b in reversed(before) if b.status == Status.KEEP), None)
+            if e.status == Status.KEEP and best is not None and e.val_bpb is not None:
                 self.notify(
                     "best",
                     f"experiment {e.n} is the best so far, val_bpb {e.val_bpb:.6f} "
@@ -65,8 +66,8 @@ class Notifier:
                 )
             many = self._config.crashes
             last = [one.status for one in found[max(0, at - many) : at + 1]]
-            crashes = last[-many:] == ["crash"] * many
-            if crashes and (len(last) == many or last[0] != "crash"):
+            crashes = last[-many:] == [Status.CRASH] * many
+            if crashes and (len(last) == many or last[0] != Status.CRASH):
                 said = f"{many} experiments in a row crashed, the last"
                 said = said if many > 1 else f"experiment {e.n} crashed"
                 self.notify("crashes", f"{said}: {e.reason}")

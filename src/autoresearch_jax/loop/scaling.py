@@ -6,6 +6,7 @@ from autoresearch_jax.common import files, literals
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import Score
 from autoresearch_jax.loop.worker import Worker
+from autoresearch_jax.records.events import Outcome
 from autoresearch_jax.records.experiment import Experiment
 
 
@@ -25,7 +26,7 @@ def scaled(worker: Worker, e: Experiment, depth: int, budget_s: int | None) -> S
     try:
         # Another size compiles and scores for another while: a baseline's limits.
         result = worker.train_once(e, artifacts, log, resize=resize, limits=worker.tag.limits)
-        if result.outcome != "ok":
+        if result.outcome != Outcome.OK:
             return Score(result.outcome, result.reason, dict(result.metrics))
         score_log = log.with_name("scaled-score.log")
         return worker.score_once(e, artifacts, score_log, "val", worker.tag.limits)

@@ -74,7 +74,7 @@ class Worker:
         if e.outcome is None or not self._still_there(e):
             self._train(e)
             e = self.tag.experiments[e.n]
-        if e.outcome == "ok" and e.scored is None:
+        if e.outcome == Outcome.OK and e.scored is None:
             self._score(e)
             e = self.tag.experiments[e.n]
         self.executor.end_early()  # if this one needs no score
@@ -111,13 +111,13 @@ class Worker:
             result = run()
             if self._interfered(e, result, seed):
                 result = run()
-            outcome, reason = Outcome(result.outcome), result.reason
+            outcome, reason = result.outcome, result.reason
             metrics = dict(result.metrics)
             if outcome == Outcome.OK:
                 record(Phase.SCORING)
                 score_log = log.with_name(f"{log.stem}-score.log")
                 score = self.score_once(e, artifacts, score_log, split)
-                outcome, reason = Outcome(score.outcome), score.reason
+                outcome, reason = score.outcome, score.reason
                 metrics |= score.metrics
         except BaseException:
             with contextlib.suppress(OSError, UserError):  # what went wrong matters more
@@ -157,7 +157,7 @@ class Worker:
 
     def _still_there(self, e: Experiment) -> bool:
         """Whether a trained experiment that is to be scored has what its training left."""
-        waits = e.outcome == "ok" and e.scored is None
+        waits = e.outcome == Outcome.OK and e.scored is None
         return not waits or scoring.seal(self.tag.artifacts(e)) == e.left
 
     def _train(self, e: Experiment) -> None:
@@ -169,7 +169,7 @@ class Worker:
         result, verdict = self._train_checked(e)
         if not self.tag.experiments.was_trained_again(e) and self._interfered(e, result):
             result, verdict = self._train_checked(e)
-        outcome, reason = Outcome(result.outcome), result.reason
+        outcome, reason = result.outcome, result.reason
         if outcome == Outcome.ABANDONED:  # by the check: what else abandons does not come here
             outcome, reason = Outcome.CRASH, verdict.refused or "the compile check refused it"
         self._record_training(
@@ -190,7 +190,7 @@ class Worker:
         `seed` is that of a repeat.
         """
         trained_s = result.metrics.get("training_seconds", 0.0)
-        if result.outcome not in ("ok", "timeout") or trained_s < LEAST_TRAINING_S:
+        if result.outcome not in (Outcome.OK, Outcome.TIMEOUT) or trained_s < LEAST_TRAINING_S:
             return False
         tag = self.tag
         others = (tag.experiments.baseline, tag.experiments.by_commit(e.base))
@@ -271,11 +271,11 @@ class Worker:
         )
         result = self.executor.train(job, events)
         # A service manager signals every process, so a training may be ended along with the loop.
-        if (result.outcome == "abandoned" and self.tag.interrupts.abandoned()) or (
+        if (result.outcome == Outcome.ABANDONED and self.tag.interrupts.abandoned()) or (
             result.signal in interrupts.SIGNALS and self.tag.interrupts.stopping()
         ):
             raise Abandoned
-        if result.outcome not in ("ok", "abandoned"):
+        if result.outcome not in (Outcome.OK, Outcome.ABANDONED):
             for made in (artifacts, folder):
                 files.remove(made)
             self._check_disk()  # a full disk is no fault of the proposal
@@ -284,12 +284,12 @@ class Worker:
     def _score(self, e: Experiment) -> None:
         """Scores what a training left, and records it. Raises Abandoned, UserError."""
         score = self.score(e)
-        if not e.base and score.outcome == "ok":
+        if not e.base and score.outcome == Outcome.OK:
             self.executor.trust_cache()  # before the record, after which nobody comes back to it
         self.tag.journal.append(
             Scored(
                 n=e.n,
-                outcome=Outcome(score.outcome),
+                outcome=score.outcome,
                 reason=score.reason,
                 metrics=dict(score.metrics),
             )
@@ -311,7 +311,7 @@ class Worker:
         frozen = self._frozen(e.base or e.commit)
         limits = limits or self.tag.limits_for(e)
         score = self.executor.score(ScoreJob(frozen, artifacts, log, _title(e), limits, split))
-        if score.outcome == "abandoned" or (
+        if score.outcome == Outcome.ABANDONED or (
             score.signal in interrupts.SIGNALS and self.tag.interrupts.stopping()
         ):
             raise Abandoned
@@ -355,7 +355,7 @@ class Worker:
             )
         finally:
             files.remove(artifacts)
-        reason = "" if result.outcome in ("ok", "abandoned") else result.reason
+        reason = "" if result.outcome in (Outcome.OK, Outcome.ABANDONED) else result.reason
         self.tag.journal.append(Control(n=e.n, reason=reason))
         return reason
 

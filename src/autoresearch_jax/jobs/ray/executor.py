@@ -31,6 +31,7 @@ from autoresearch_jax.jobs.ray.messages import (
     Trained,
     TrainTask,
 )
+from autoresearch_jax.records.events import Outcome
 
 FULL = (EDQUOT, EIO, ENOSPC, EROFS)  # errors of a disk that no training has filled
 
@@ -88,7 +89,7 @@ class RayExecutor:
                     trained = event
         if not isinstance(trained, Trained):
             seconds = {"wall_seconds": round(time.monotonic() - begun, 3)}
-            return TrainResult("abandoned", "abandoned", seconds, job.log)
+            return TrainResult(Outcome.ABANDONED, "abandoned", seconds, job.log)
         result = replace(trained.result, log=job.log)
         try:
             if trained.artifacts:
@@ -99,7 +100,7 @@ class RayExecutor:
             if isinstance(error, OSError) and error.errno in FULL:
                 raise
             why = f"what it left cannot be unpacked: {error}"
-            return replace(result, outcome="crash", reason=why)
+            return replace(result, outcome=Outcome.CRASH, reason=why)
         if trained.score is not None:
             key = (job.artifacts, "val", job.limits.tolerance)
             self._scored = (key, trained.score, trained.score_log)
@@ -113,13 +114,13 @@ class RayExecutor:
         try:
             packed = archive.pack_scored(job.artifacts)
         except (archive.TooLarge, scored_files.TooMuch, OSError) as error:
-            return Score("refused", f"it cannot be sent: {error}", {})
+            return Score(Outcome.REFUSED, f"it cannot be sent: {error}", {})
         task = ScoreTask(self._requirements, job, packed)
         for event in self._events("score", task, self._context.stop):
             if isinstance(event, Scored):
                 job.log.write_bytes(event.log)
                 return event.score
-        return Score("abandoned", "abandoned", {})
+        return Score(Outcome.ABANDONED, "abandoned", {})
 
     def _events(
         self, name: str, task: TrainTask | ScoreTask, stop: Callable[[], bool]

@@ -39,6 +39,7 @@ from autoresearch_jax.jobs.ray.messages import (
     Trained,
     TrainTask,
 )
+from autoresearch_jax.records.events import Outcome
 from autoresearch_jax.system import device_use, locks, nvidia, process, visible_devices
 from autoresearch_jax.system.disk_errors import disk_errors
 
@@ -72,7 +73,7 @@ def train(task: TrainTask) -> Iterator[Any]:
             reporter.log = job.log
             result = executor.train(job, Events(exported=reporter.exported.set))
             score, score_log = None, here / "score.log"
-            if result.outcome == "ok" and job.scored_next:
+            if result.outcome == Outcome.OK and job.scored_next:
                 score = executor.score(
                     ScoreJob(here / "frozen", artifacts, score_log, job.title, job.limits)
                 )
@@ -81,12 +82,12 @@ def train(task: TrainTask) -> Iterator[Any]:
             left = cache = b""
             try:
                 # The coordinator does not score again what was refused.
-                if result.outcome == "ok" and (score is None or score.outcome == "ok"):
+                if result.outcome == Outcome.OK and (score is None or score.outcome == Outcome.OK):
                     left = archive.pack_scored(artifacts)
                     cache = b"" if task.cache else archive.pack(here / "cache")
             except (archive.TooLarge, scored_files.TooMuch, OSError) as error:
                 why = f"what it left cannot be sent: {error}"
-                result, score = replace(result, outcome="crash", reason=why), None
+                result, score = replace(result, outcome=Outcome.CRASH, reason=why), None
             result = replace(result, provenance=provenance)
             return Trained(result, left, cache, score, _read(score_log))
 
