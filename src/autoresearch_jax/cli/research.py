@@ -83,7 +83,7 @@ def run(
                 click.echo(f"{one.n}\t{one.status}\t{known}")
     if score is None:
         if description is None or output.is_quiet():  # else the view has said it
-            why = (reason or outcome).rstrip(".")
+            why = (reason or str(outcome)).rstrip(".")
             click.echo(f"Error: no val_bpb: {why}. See {log_path}", err=True)
         sys.exit(2 if outcome == Outcome.TIMEOUT else 1)
 
