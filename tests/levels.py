@@ -11,7 +11,7 @@ from autoresearch_jax.sandbox import isolation, landlock
 
 @cache
 def why_not(level):
-    """Why this machine has no boxes of a level; "" if it has."""
+    """Why this machine has no sandboxes of a level; "" if it has."""
     if level == "landlock" and not landlock.abi():
         return "this kernel has no Landlock"
     if level == "bwrap":
@@ -40,4 +40,4 @@ EVERY = at(*isolation.LEVELS)
 STRONGEST = next(level for level in reversed(isolation.LEVELS) if not why_not(level))
 WEAKER = [level for level in isolation.LEVELS if level != STRONGEST]
 STRONGEST_BY_DAY = at(*isolation.LEVELS, nightly=WEAKER)  # and every level at night
-boxed = pytest.mark.skipif(STRONGEST == "none", reason="only a box stops it, and there is none")
+boxed = pytest.mark.skipif(STRONGEST == "none", reason="only a sandbox stops it, and there is none")

@@ -35,7 +35,7 @@ def talking(tmp_path, monkeypatch):
 
     def run_loop(workspace, config, tools):
         tools.view.say("a lasting line")
-        tools.view.say("Warning: no box.")
+        tools.view.say("Warning: no sandbox.")
         for _ in range(2):
             tools.view.live("a passing line")
         tools.view.live("")
@@ -53,14 +53,14 @@ def talking(tmp_path, monkeypatch):
 
 def test_off_a_terminal_only_lasting_lines_are_printed(talking):
     lines = talking("loop").stdout.splitlines()
-    assert lines[:2] == ["a lasting line", "Warning: no box."]
+    assert lines[:2] == ["a lasting line", "Warning: no sandbox."]
     assert lines[2].startswith("1 experiment, 0 improvements, 0 crashes")
 
 
 def test_quiet_leaves_results_and_warnings(talking):
     done = talking("--quiet", "loop")
     assert done.stdout.startswith("1 experiment, 0 improvements, 0 crashes")
-    assert done.stderr == "Warning: no box.\n"
+    assert done.stderr == "Warning: no sandbox.\n"
 
 
 def test_quiet_leaves_one_line_of_a_proposal(tmp_path, monkeypatch):
@@ -82,7 +82,7 @@ def test_quiet_leaves_one_line_of_a_proposal(tmp_path, monkeypatch):
 def test_verbose_has_the_time_and_the_passing_lines(talking):
     lines = talking("-v", "loop").stdout.splitlines()
     said = [re.fullmatch(r"\d\d:\d\d:\d\d (.*)", line)[1] for line in lines[:3]]
-    assert said == ["a lasting line", "Warning: no box.", "  a passing line"]
+    assert said == ["a lasting line", "Warning: no sandbox.", "  a passing line"]
     assert lines[3].startswith("1 experiment")
 
 

@@ -6,7 +6,7 @@
         @google/gemini-cli@0.61.0 opencode-ai@1.18.33
     uv run pytest --nightly tests/test_clients.py
 
-AUTORESEARCH_CLIENTS names the folder; not one in /tmp, which a box has for itself. Without it the
+AUTORESEARCH_CLIENTS names the folder; not one in /tmp, since a sandbox has its own. Without it the
 clients in PATH are taken. No test reaches beyond loopback, or reads the person's login.
 """
 
@@ -24,7 +24,7 @@ from autoresearch_jax.agents.client import ClientAgent
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.sandbox import isolation
-from autoresearch_jax.sandbox.isolation import Box
+from autoresearch_jax.sandbox.isolation import Sandbox
 from tests import harness
 from tests.harness import git, lines, run_loop
 from tests.levels import STRONGEST, at
@@ -130,14 +130,14 @@ def login(home, monkeypatch):
 
 @pytest.fixture
 def context(tmp_path):
-    """A worktree, and a box of a level for it."""
+    """A worktree, and a sandbox of a level for it."""
     worktree = harness.make_repository(tmp_path / "worktree")
     prompt = tmp_path / "prompt.md"
     prompt.write_text("Halve the score in train.py.")
     (tmp_path / "run").mkdir()
 
     def make(level="none"):
-        box = Box(
+        sandbox = Sandbox(
             isolation.fresh(tmp_path / "scratch"),
             readable=(prompt,),
             writable=(worktree,),
@@ -147,7 +147,7 @@ def context(tmp_path):
         return Context(
             worktree=worktree, n=1, seed=0, history=(), source_of=str, base=None,
             prompt=prompt.read_text(), prompt_path=prompt, run_dir=tmp_path / "run",
-            level=level, box=box,
+            level=level, sandbox=sandbox,
         )  # fmt: skip
 
     return make
@@ -175,7 +175,7 @@ CASES = [
     pytest.param(*name.values, *level.values, marks=(*name.marks, *level.marks))
     for name in installed("claude", "codex", "codex-boxed", "gemini", "opencode")
     for level in at("none", "landlock", "bwrap")
-    # These take seconds, and what holds claude in the other boxes holds them.
+    # These take seconds, and what holds claude in the other sandboxes holds them.
     if level.values == (STRONGEST,) or name.values[0] not in ("gemini", "opencode")
 ]
 
@@ -183,7 +183,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "level"), CASES)
 def test_it_edits_train_py_and_says_what_it_cost(login, context, name, level):
     if level == "bwrap" and Path(FOLDER).resolve().is_relative_to("/tmp"):
-        pytest.skip(f"AUTORESEARCH_CLIENTS={FOLDER} is in /tmp, which a box has for itself")
+        pytest.skip(f"AUTORESEARCH_CLIENTS={FOLDER} is in /tmp, which a sandbox has for itself")
     one, here = agent(name), context(level)
     with serve(*EDITS[name], DONE) as api:
         login(api)
@@ -216,7 +216,7 @@ def forbidden(name, place, api):
             Call("Bash", {"command": "touch forbidden"}),
             Call("Write", {"file_path": str(place), "content": "x"}),
         ],
-        # It has a shell, but in a box of its own making.
+        # It has a shell, but in a sandbox of its own making.
         "codex": [shell(f"touch {place}"), shell(f"exec 3<>{address} && touch forbidden")],
         "codex-boxed": [shell(f"touch {place}")],
         "gemini": [
@@ -232,7 +232,7 @@ def forbidden(name, place, api):
 
 @pytest.mark.parametrize("name", installed(*NAMES, "codex-boxed"))
 def test_it_writes_nowhere_else(login, context, name):
-    # Without a box of ours, but where it needs one; and not in /tmp, where codex may write.
+    # Without a sandbox of ours, but where it needs one; and not in /tmp, where codex may write.
     level = STRONGEST if name == "codex-boxed" else "none"
     if level == "none" and name == "codex-boxed":
         pytest.skip("there is no box")

@@ -340,12 +340,12 @@ def test_the_command_exits_with_1_where_its_agent_cannot_be_asked(
 # ------------------------------------------------------------------------------- the machine
 
 
-def test_a_weak_box_is_a_note(monkeypatch):
+def test_a_weak_sandbox_is_a_note(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert not list(doctor._weak_box(Chosen("bwrap", "")))
-    (note,) = doctor._weak_box(Chosen("landlock", "bwrap: bwrap is not in PATH"))
+    assert not list(doctor._weak_sandbox(Chosen("bwrap", "")))
+    (note,) = doctor._weak_sandbox(Chosen("landlock", "bwrap: bwrap is not in PATH"))
     assert note.command == "sudo apt install bubblewrap"
-    (note,) = doctor._weak_box(Chosen("none", "landlock: this kernel has no Landlock"))
+    (note,) = doctor._weak_sandbox(Chosen("none", "landlock: this kernel has no Landlock"))
     assert note.problem.startswith("no sandbox is active")
 
 

@@ -49,7 +49,7 @@ SCORED = ("honest", "other", "other later", "garbage first", "killed")
 
 
 def scorers() -> list[int]:
-    """The processes below this one that score, boxes around them first."""
+    """The processes below this one that score, sandboxes around them first."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:

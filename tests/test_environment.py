@@ -87,7 +87,7 @@ def test_the_strongest_is_chosen(workspace):
 @pytest.mark.parametrize("level", levels.BOXES)
 def test_text_that_can_be_made_again_is_hidden_by_no_box(workspace, from_pydocs, level):
     found = environment.examine(workspace, level)
-    assert found.level == level  # the box is there all the same
+    assert found.level == level  # the sandbox is there all the same
     assert (found.provenance["isolation"], found.provenance["box"]) == ("none", level)
     with pytest.raises(UserError, match=r"--require-isolation landlock: the text of pydocs can be"):
         environment.examine(workspace, level, "landlock")
@@ -124,7 +124,7 @@ def test_a_box_that_hides_the_accelerator_is_not_taken(workspace, monkeypatch):
     device, chosen = environment.probe(workspace.home)
     assert (device.platform, chosen.level) == ("gpu", "none")
     assert "in its sandbox JAX does not find the NVIDIA H100" in chosen.warning
-    # Where JAX has no GPU outside either, the box is not at fault, and a person is told once.
+    # Where JAX has no GPU outside either, the sandbox is not at fault, and a person is told once.
     monkeypatch.setattr(device_probe, "probe", probe)
     found = environment.examine(workspace)
     assert found.level == levels.STRONGEST
@@ -133,7 +133,7 @@ def test_a_box_that_hides_the_accelerator_is_not_taken(workspace, monkeypatch):
 
 @levels.boxed
 def test_a_box_that_holds_nothing_is_not_believed(workspace, monkeypatch):
-    monkeypatch.setattr(isolation, "wrap", lambda level, argv, box: list(argv))
+    monkeypatch.setattr(isolation, "wrap", lambda level, argv, sandbox: list(argv))
     with pytest.raises(UserError, match="its sandbox shows files that it should hide and"):
         environment.examine(workspace, "auto", "landlock")
     assert environment.examine(workspace).level == "none"

@@ -309,7 +309,7 @@ def train(tmp_path):
     def run(folder, home, budget_s, monitor=None, **events):
         artifacts = tmp_path / "artifacts"
         artifacts.mkdir()
-        box = isolation.Box(isolation.fresh(tmp_path / "scratch"))
+        sandbox = isolation.Sandbox(isolation.fresh(tmp_path / "scratch"))
         own = profiles.training_environment(
             home, artifacts, tmp_path / "cache", seed="7", data=None
         )
@@ -317,8 +317,8 @@ def train(tmp_path):
             TrainJob(folder, artifacts, tmp_path / "run.log", "a test", budget_s),
             Launch(
                 "none",
-                box,
-                profiles.environment(os.environ, box) | own | {"JAX_PLATFORMS": "cpu"},
+                sandbox,
+                profiles.environment(os.environ, sandbox) | own | {"JAX_PLATFORMS": "cpu"},
             ),
             Events(**events),
             monitor=monitor,

@@ -16,7 +16,7 @@ import pytest
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.sandbox import isolation, landlock
-from autoresearch_jax.sandbox.isolation import Box
+from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import process
 from tests.levels import BOXES, EVERY, why_not
 
@@ -43,7 +43,7 @@ def answer(**words):
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs Python, or a command, in a box whose working directory is `work`; returns all of it."""
+    """Runs Python, or a command, in a sandbox that works in `work`; returns all of it."""
     scratch, work = isolation.fresh(tmp_path / "scratch"), tmp_path / "work"
     work.mkdir()
 
@@ -51,10 +51,10 @@ def run(tmp_path):
         if isinstance(program, str):
             program = [sys.executable, "-c", PRELUDE + textwrap.dedent(program)]
         fields["readable"] = (work, *fields.get("readable", ()))
-        box = Box(scratch=scratch, **fields)
-        assert not isolation.unavailable(level, box)
+        sandbox = Sandbox(scratch=scratch, **fields)
+        assert not isolation.unavailable(level, sandbox)
         return process.run(
-            isolation.wrap(level, program, box),
+            isolation.wrap(level, program, sandbox),
             cwd=work,
             env=env or isolation.environment(given or os.environ, scratch),
             stdout=tmp_path / "out",
@@ -229,7 +229,7 @@ def test_an_agent_reads_everything_but_what_is_hidden(ask, level, tmp_path, monk
         hidden=(repository / ".git" / "state",),
     )
     Path("/dev/shm/autoresearch-test").unlink(missing_ok=True)
-    in_tmp = Path(__file__).is_relative_to("/tmp")  # and a box has a /tmp of its own
+    in_tmp = Path(__file__).is_relative_to("/tmp")  # and a sandbox has a /tmp of its own
     assert found.pop("test") > 1000 or (level == "bwrap" and in_tmp)
     assert found.pop("hidden") in ("PermissionError", "FileNotFoundError")
     assert set(found.pop("lost")) <= {"PermissionError", "OSError", "FileNotFoundError"}
@@ -411,10 +411,10 @@ def test_packages_of_the_user_are_still_found(monkeypatch, tmp_path):
     assert "PYTHONUSERBASE" not in isolation.environment({}, tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
     assert isolation.environment({}, tmp_path)["PYTHONUSERBASE"] == str(tmp_path)
-    assert folder in isolation._readable(Box(scratch=tmp_path))
+    assert folder in isolation._readable(Sandbox(scratch=tmp_path))
 
 
-# ----------------------------------------------------------------------------- as without a box
+# ----------------------------------------------------------------------------- as without a sandbox
 
 
 @pytest.mark.parametrize("level", EVERY)
@@ -493,7 +493,7 @@ def carrying(mark):
 @pytest.mark.parametrize("level", EVERY)
 def test_a_killed_harness_leaves_nothing(level, tmp_path):
     scratch = isolation.fresh(tmp_path / "scratch")
-    argv = isolation.wrap(level, ["/bin/sh", "-c", "echo $$ > pid; sleep 600"], Box(scratch))
+    argv = isolation.wrap(level, ["/bin/sh", "-c", "echo $$ > pid; sleep 600"], Sandbox(scratch))
     mark = f"autoresearch-{tmp_path.name}-{os.getpid()}"
     harness = f"""
         from pathlib import Path
@@ -522,8 +522,10 @@ def wait_for(condition, seconds=20.0):
 def test_every_version_of_landlock_holds_what_it_can(version, tmp_path):
     scratch = isolation.fresh(tmp_path / "scratch")
     make(tmp_path, "hidden", "data/train", "data/validation")
-    box = Box(scratch, readable=(tmp_path / "data",), hidden=(tmp_path / "data" / "validation",))
-    spec = json.dumps(isolation._landlock(box) | {"abi": version})
+    sandbox = Sandbox(
+        scratch, readable=(tmp_path / "data",), hidden=(tmp_path / "data" / "validation",)
+    )
+    spec = json.dumps(isolation._landlock(sandbox) | {"abi": version})
     program = f"""
         import signal
         os.chdir({str(tmp_path)!r})
@@ -662,16 +664,16 @@ def test_a_required_level_is_reached_or_refused():
 
 
 def test_what_is_not_here_is_told_at_once(monkeypatch, tmp_path):
-    box = Box(scratch=isolation.fresh(tmp_path / "scratch"))
+    sandbox = Sandbox(scratch=isolation.fresh(tmp_path / "scratch"))
     monkeypatch.setenv("PATH", "/nowhere")
-    assert isolation.unavailable("bwrap", box) == "bwrap is not in PATH"
+    assert isolation.unavailable("bwrap", sandbox) == "bwrap is not in PATH"
     monkeypatch.setattr(landlock, "abi", lambda: 0)
     assert (
-        isolation.unavailable("landlock", box)
+        isolation.unavailable("landlock", sandbox)
         == "this kernel has no Landlock, or it is switched off"
     )
-    assert isolation.unavailable("none", box) == ""
+    assert isolation.unavailable("none", sandbox) == ""
     monkeypatch.undo()
     monkeypatch.setattr(sys, "platform", "darwin")
     assert landlock.abi() == 0
-    assert isolation.unavailable("bwrap", box)
+    assert isolation.unavailable("bwrap", sandbox)

@@ -250,9 +250,9 @@ def test_what_no_box_hides_is_said_without_a_contradiction():
         return report.rests_on(Experiment(0, "c", "", "", "", provenance=provenance))
 
     again = "counts as none: anybody can make the validation text again from what is installed"
-    assert facts(isolation="none", box="bwrap") == {"isolation": again, "box": "bwrap"}
+    assert facts(isolation="none", sandbox="bwrap") == {"isolation": again, "box": "bwrap"}
     for level in ("none", "bwrap"):
-        assert facts(isolation=level, box=level) == {"isolation": level, "box": level}
+        assert facts(isolation=level, sandbox=level) == {"isolation": level, "box": level}
 
 
 def test_what_is_not_known_is_no_number_and_nothing_is_cut_but_in_a_table():

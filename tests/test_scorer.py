@@ -27,7 +27,7 @@ from autoresearch_jax.jobs.job import Limits, ScoreJob
 from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.kit import artifacts
 from autoresearch_jax.sandbox import isolation
-from autoresearch_jax.sandbox.isolation import Box
+from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.scorer import model, probes
 from tests import data_helpers
 from tests.session_run import logits_fn
@@ -566,7 +566,7 @@ def harness_score(frozen, prepared, monkeypatch, tmp_path):
             ),
             Launch(
                 "none",
-                Box(isolation.fresh(tmp_path / "scratch")),
+                Sandbox(isolation.fresh(tmp_path / "scratch")),
                 data_helpers.environment(home),
             ),
             data=data,

@@ -56,7 +56,7 @@ def train(tmp_path):
             TrainJob(folder, artifacts, tmp_path / "run.log", "a test", budget_s, limits),
             Launch(
                 "none",
-                isolation.Box(scratch),
+                isolation.Sandbox(scratch),
                 isolation.environment(os.environ, scratch) | own,
             ),
             Events(**events),
@@ -289,11 +289,11 @@ from pathlib import Path
 from autoresearch_jax.jobs import training
 from autoresearch_jax.jobs.job import TrainJob
 from autoresearch_jax.jobs.launch import Launch
-from autoresearch_jax.sandbox.isolation import Box
+from autoresearch_jax.sandbox.isolation import Sandbox
 here = Path({str(tmp_path)!r})
 training.train(
     TrainJob(here / "train", here / "left", here / "log", "a test", 600.0),
-    Launch("none", Box(here / "scratch"), {{}}),
+    Launch("none", Sandbox(here / "scratch"), {{}}),
 )
 """
     with subprocess.Popen([sys.executable, "-c", script]) as harness:
@@ -350,7 +350,7 @@ def test_what_cannot_start_is_the_persons_to_mend(train, tmp_path):
     with pytest.raises(UserError, match=r"has no train\.py"):
         training.train(
             TrainJob(tmp_path / "nowhere", tmp_path, tmp_path / "l", "a test", 1.0),
-            Launch("none", isolation.Box(tmp_path / "scratch"), {}),
+            Launch("none", isolation.Sandbox(tmp_path / "scratch"), {}),
         )
     options = {"env": dict(os.environ), "limit_s": 9.0}
     with pytest.raises(UserError, match=r"no-such-program cannot be started.*No such file"):

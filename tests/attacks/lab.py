@@ -195,8 +195,8 @@ class Ground:
     ) -> harness.Notes:
         """Runs a real loop of a scripted agent with these proposals; returns what it said.
 
-        `watched`: whether a loop without a box looks for changes of what is installed, which in a
-        shared checkout anybody makes. `limits` replace some of those that follow from the baseline.
+        `watched`: whether a loop without a sandbox looks for changed packages, which other programs
+        may make in a shared checkout. `limits` replace some of those that follow from the baseline.
         `watch` is called again and again while something runs.
         """
 

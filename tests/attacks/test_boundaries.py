@@ -1,6 +1,6 @@
 """Trainings that reach for what is not theirs: files, other trainings, what runs after them.
 
-The same train.py reaches for the same things at each level of isolation. Where only a box stops
+The same train.py reaches for the same things at each level of isolation. Where only a sandbox stops
 it, it succeeds without one, which shows that the reach is real.
 """
 
@@ -75,7 +75,7 @@ places = ["/tmp", "/var/tmp", "/dev/shm", os.environ["HOME"], os.environ["TMPDIR
 """
 LEFT = PLACES + f"note(left=[p for p in places if tried(lambda: Path(p, '{MARK}').touch()) == ''])"
 FOUND = PLACES + f"note(found=[p for p in places if os.path.exists(Path(p, '{MARK}'))])"
-SHARED = {"/tmp", "/var/tmp", "/dev/shm", ".."}  # where one is found without a box
+SHARED = {"/tmp", "/var/tmp", "/dev/shm", ".."}  # where one is found without a sandbox
 
 # It starts from the best one's parameters: seconds of training that no clock has seen.
 WARM = """
@@ -156,7 +156,7 @@ def reached(request, template, tmp_path_factory):
     ground = template.copy(tmp_path_factory.mktemp("reached") / "ground")
     paths = places(ground)
     planted = paths["packages"]
-    # What they could do without a box, the tests below try one at a time: it ends the loop.
+    # What they could do without a sandbox, the tests below try one at a time: it ends the loop.
     write = {name: str(paths[name]) for name in KEPT_WHOLE if level != "none"}
     reach = REACHED.format(
         read={name: str(paths[name]) for name in KEPT_SHUT},
@@ -310,7 +310,7 @@ def test_what_it_is_scored_on_cannot_be_learnt(template, tmp_path, level):
         group.check_honest("seen")
 
 
-# ------------------------------------------------------------------------------- without a box
+# ------------------------------------------------------------------------------- without a sandbox
 
 
 @pytest.mark.parametrize(

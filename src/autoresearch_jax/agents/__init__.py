@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch_jax.records.experiment import Experiment
-from autoresearch_jax.sandbox.isolation import Box
+from autoresearch_jax.sandbox.isolation import Sandbox
 
 # Why a request failed, as `AgentError.kind`. The proposer has the policy for each.
 TROUBLES = {
@@ -85,7 +85,7 @@ class Context:
     abandoned: Callable[[], bool] = field(default=lambda: False)  # called often; True: stop now
     keep_fds: tuple[int, ...] = ()  # for process.run: the locks that must outlive a killed loop
     level: str = "none"  # one of isolation.LEVELS
-    box: Box | None = None  # the sandbox of a client; None: none
+    sandbox: Sandbox | None = None  # the sandbox of a client; None: none
     env: Mapping[str, str] = field(default_factory=dict)  # in addition to the user's
 
     def with_prompt(self, prompt: str) -> Context:

@@ -23,7 +23,7 @@ from autoresearch_jax.agents.replies import Reply
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.sandbox import isolation
-from autoresearch_jax.sandbox.isolation import Box
+from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import process
 from autoresearch_jax.system.process import Ended
 
@@ -124,8 +124,8 @@ class ClientAgent(Agent):
         limit_s: float,
     ) -> Ended:
         """Run one of its commands to its end. Raises AgentError if the program is missing."""
-        if context.box is not None:
-            argv = isolation.wrap(context.level, argv, self._box(context.box))
+        if context.sandbox is not None:
+            argv = isolation.wrap(context.level, argv, self._sandbox(context.sandbox))
         try:
             return process.run(
                 argv,
@@ -170,12 +170,12 @@ class ClientAgent(Agent):
             "PWD": str(context.worktree),  # some programs trust it more than getcwd
         }
 
-    def _box(self, box: Box) -> Box:
+    def _sandbox(self, sandbox: Sandbox) -> Sandbox:
         """Return the sandbox with the paths that the client must be able to write."""
         for path in places([word for word in self.client.writes if word.endswith("/")]):
             with contextlib.suppress(OSError):  # the sandbox ignores missing paths
                 path.mkdir(parents=True, exist_ok=True)
-        return dataclasses.replace(box, writable=(*box.writable, *self.writes))
+        return dataclasses.replace(sandbox, writable=(*sandbox.writable, *self.writes))
 
     def _try(self, context: Context) -> None:
         """Raise AgentError if nothing would restrict it, or if its own sandbox cannot start."""

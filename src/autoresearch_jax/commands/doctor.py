@@ -115,7 +115,7 @@ def report(root: Path, view: View | None = None, agent: str | None = None) -> di
         device.memory_mb,
         device.compute_capability,
     )
-    notes = [*_slow(gpus), *_weak_box(chosen), *_passing_machine()]
+    notes = [*_slow(gpus), *_weak_sandbox(chosen), *_passing_machine()]
     return {
         "platform": device and device.platform,
         "device_kind": device and device.device_kind,
@@ -251,13 +251,13 @@ def _first_step(
 # ------------------------------------------------------------------------------- the machine
 
 
-def _weak_box(chosen: Chosen | None) -> Iterator[Problem]:
+def _weak_sandbox(chosen: Chosen | None) -> Iterator[Problem]:
     install = "sudo apt install bubblewrap"
     if chosen is not None and chosen.level == "none":
         way = "autoresearch-jax loop --agent tpe" if shutil.which("bwrap") else install
         yield Problem(f"{chosen.warning}.", way)
     elif chosen is not None and chosen.level == "landlock" and not shutil.which("bwrap"):
-        yield Problem("a box by landlock holds back less than one by bwrap.", install)
+        yield Problem("a sandbox by landlock holds back less than one by bwrap.", install)
 
 
 def _passing_machine() -> Iterator[Problem]:

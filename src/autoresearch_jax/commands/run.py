@@ -217,13 +217,13 @@ def compile_only(
         folder = here / "train"
         _copy(workspace, _files(workspace), folder)
         scratch = isolation.fresh(here / "scratch")
-        box = profiles.training(workspace, None, scratch=scratch, writable=(folder,))
-        variables = profiles.environment(os.environ, box) | {"PYTHONDONTWRITEBYTECODE": "1"}
+        sandbox = profiles.training(workspace, None, scratch=scratch, writable=(folder,))
+        variables = profiles.environment(os.environ, sandbox) | {"PYTHONDONTWRITEBYTECODE": "1"}
         variables |= {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}
         limits = (has, config.max_memory_gb)
         compilation = compile_check.CompileCheck(
             CompileJob(folder, log_path),
-            Launch(chosen.level, box, variables, keep_fds=(lock,)),
+            Launch(chosen.level, sandbox, variables, keep_fds=(lock,)),
             target=target or "",
             devices=devices,
             memory_gib=min((gib for gib in limits if gib is not None), default=None),

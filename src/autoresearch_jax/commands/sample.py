@@ -1,4 +1,4 @@
-"""Text from the model of an experiment (no JAX): start the sampler in a box, pass on what it draws.
+"""Text from the model of an experiment (no JAX): start the sampler, pass on what it draws.
 
 What comes through its pipe was made by somebody else's model. It is decoded here, and what could
 steer a terminal becomes U+FFFD.
@@ -193,15 +193,15 @@ def _run(
     }
     spec.write_text(json.dumps(asked))
     readable = (spec, model.frozen, model.artifacts)
-    box = profiles.sampler(
+    sandbox = profiles.sampler(
         model.data, scratch=scratch, readable=readable, writable=(cache, reader.pipe)
     )
     own = profiles.scorer_environment(workspace.home, cache) | EARLY_VARIABLES
     argv = [sys.executable, "-I", "-m", "autoresearch_jax.sampler", str(spec)]
     ended = process.run(
-        isolation.wrap(level, argv, box),
+        isolation.wrap(level, argv, sandbox),
         cwd=model.frozen,
-        env=profiles.environment(os.environ, box) | own,
+        env=profiles.environment(os.environ, sandbox) | own,
         stdout=log,
         limit_s=math.inf,  # the person sees what comes, and may end it
         abandoned=lambda: reader.closed,

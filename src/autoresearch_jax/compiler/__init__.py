@@ -2,6 +2,6 @@
 
 `python -m autoresearch_jax.compiler SPEC` imports the `train.py` of its working folder, compiles
 its `abstract_step` for a device that need not be there, and answers in a file. It runs an agent's
-code, so it runs in a box, and the harness takes its answer as advice: a step that is said to fit
+code, so it runs in a sandbox, and its answer is advice to the harness: a step that is said to fit
 and does not costs the agent its own experiment.
 """

@@ -16,7 +16,7 @@ from autoresearch_jax.data.manifest import Manifest
 from autoresearch_jax.jobs import scoring
 from autoresearch_jax.repo.workspace import Place
 from autoresearch_jax.sandbox import isolation, profiles
-from autoresearch_jax.sandbox.isolation import Box
+from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import device_probe, device_specs, tpu
 
 REBUILT = ("pydocs",)  # sources whose held-out text a training can make again
@@ -175,7 +175,7 @@ def _probe_in_sandbox(home: Path, level: str, overrides: Mapping[str, str]) -> d
         secret = Path(folder) / "secret"
         secret.write_text("hidden")
         (closed := Path(folder) / "closed").mkdir()  # it does not exist in the sandbox
-        sandbox = Box(isolation.fresh(Path(folder) / "scratch"), hidden=(secret,))
+        sandbox = Sandbox(isolation.fresh(Path(folder) / "scratch"), hidden=(secret,))
         if failure := isolation.unavailable(level, sandbox):
             raise UserError(failure)
         device = device_probe.probe(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch_jax.sandbox import isolation
-from autoresearch_jax.sandbox.isolation import Box
+from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import process
 
 
@@ -14,7 +14,7 @@ class Launch:
     """What the processes of a job are started with."""
 
     level: str  # of isolation.LEVELS
-    sandbox: Box
+    sandbox: Sandbox
     variables: Mapping[str, str]
     keep_fds: tuple[int, ...] = ()  # locks that stay taken until all of it has ended
 

@@ -29,7 +29,7 @@ from autoresearch_jax.jobs.job import (
 from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.records.events import Outcome
 from autoresearch_jax.sandbox import isolation, profiles
-from autoresearch_jax.sandbox.isolation import Box
+from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import device_use, installed, supervisor
 
 SPARE_BYTES = 256 << 20  # of a disk, that a training leaves free
@@ -128,7 +128,7 @@ class LocalExecutor:
             max_memory_gb=self._context.max_memory_gb,
         )
 
-    def _launch(self, sandbox: Box, variables: dict[str, str]) -> Launch:
+    def _launch(self, sandbox: Sandbox, variables: dict[str, str]) -> Launch:
         given = profiles.environment(self._variables, sandbox)
         return Launch(self._environment.level, sandbox, given | variables, self._context.keep_fds)
 

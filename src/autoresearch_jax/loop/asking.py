@@ -24,7 +24,7 @@ from autoresearch_jax.records.events import Asked, Queued
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import time_budget
 from autoresearch_jax.sandbox import isolation, profiles
-from autoresearch_jax.sandbox.isolation import Box
+from autoresearch_jax.sandbox.isolation import Sandbox
 
 SOURCE_BYTES = 256 << 10  # that a train.py may have: no room for parameters
 EXPECTED_LIMIT = 80  # characters
@@ -248,11 +248,11 @@ class Asking:
             abandoned=self._gives_up,
             keep_fds=session.keep_fds,
             level=session.environment.level,
-            box=self._box(place, worktree, prompt_path),
+            sandbox=self._sandbox(place, worktree, prompt_path),
             env=session.candidates.private_environment(worktree),
         ).with_prompt(words)
 
-    def _box(self, place: str, worktree: Path, prompt_path: Path) -> Box:
+    def _sandbox(self, place: str, worktree: Path, prompt_path: Path) -> Sandbox:
         """An agent writes in its worktree, and in the git data of that alone."""
         session = self.session
         return profiles.agent(

@@ -3,7 +3,7 @@
 A training or an agent runs with the rights of the user who started the loop. In a sandbox it sees
 only the system, this Python and the named paths. There are two implementations. bubblewrap
 (`bwrap`) gives a command its own file system, processes and network. Landlock denies access to what
-exists. Both implement the same `Box`.
+exists. Both implement the same `Sandbox`.
 """
 
 import json
@@ -52,7 +52,7 @@ UNPROTECTED = (
 
 
 @dataclass(frozen=True)
-class Box:
+class Sandbox:
     """What a command may access: the system and this Python (read-only), and the paths here.
 
     If one path is inside another, the inner one decides. Missing paths are ignored, so a path to
@@ -116,7 +116,7 @@ def strongest(wanted: str, required: str | None, trial: Callable[[str], str]) ->
     raise UserError(". ".join(filter(None, (rule, said, advice))) + way_on)
 
 
-def unavailable(level: str, box: Box) -> str:
+def unavailable(level: str, sandbox: Sandbox) -> str:
     """Return why this level is obviously unavailable on this machine, or ""."""
     if level == "landlock" and not landlock.abi():
         return "this kernel has no Landlock, or it is switched off"
@@ -141,12 +141,19 @@ def environment(given: Mapping[str, str], scratch: Path) -> dict[str, str]:
     return found | {"HOME": str(scratch / "home"), "TMPDIR": str(scratch / "tmp")}
 
 
-def wrap(level: str, argv: Sequence[str], box: Box) -> list[str]:
+def wrap(level: str, argv: Sequence[str], sandbox: Sandbox) -> list[str]:
     """Return the command that runs `argv` in the sandbox, which must contain the current folder."""
     if level == "bwrap":
-        return [*_bwrap(box), "--", *argv]
+        return [*_bwrap(sandbox), "--", *argv]
     if level == "landlock":
-        return [sys.executable, "-I", "-S", landlock.__file__, json.dumps(_landlock(box)), *argv]
+        return [
+            sys.executable,
+            "-I",
+            "-S",
+            landlock.__file__,
+            json.dumps(_landlock(sandbox)),
+            *argv,
+        ]
     return list(argv)
 
 
@@ -160,11 +167,11 @@ def signal_of(level: str, returncode: int) -> int:
 # -------------------------------------------------------------------------------- what is visible
 
 
-def _readable(box: Box) -> list[Path]:
+def _readable(sandbox: Sandbox) -> list[Path]:
     """Return all readable paths: the system, this Python, and the named ones."""
-    resolver = [RESOLVER] if box.network else []
-    everything = [Path("/")] if box.everything else []
-    found = [*everything, *map(Path, SYSTEM), *resolver, *_python(), *box.readable]
+    resolver = [RESOLVER] if sandbox.network else []
+    everything = [Path("/")] if sandbox.everything else []
+    found = [*everything, *map(Path, SYSTEM), *resolver, *_python(), *sandbox.readable]
     return [path.absolute() for path in found if _exists(path)]
 
 
@@ -193,34 +200,36 @@ def _exists(path: Path) -> bool:
 # -------------------------------------------------------------------------------------- Landlock
 
 
-def _landlock(box: Box) -> dict[str, object]:
+def _landlock(sandbox: Sandbox) -> dict[str, object]:
     """Return the specification for landlock.py."""
     devices = [Path("/dev") / name for name in PLAIN_DEVICES] + _accelerators()
     # Files in /dev/shm would be visible to the next training.
-    shared = [Path("/dev/shm")] if box.everything else []
+    shared = [Path("/dev/shm")] if sandbox.everything else []
     hidden = [
-        *box.hidden,
+        *sandbox.hidden,
         Path("/dev"),
     ]  # root could read hidden files through the device of the disk
     return {
-        "readable": [str(path) for path in (*_readable(box), Path("/proc"))],
-        "writable": [str(path.absolute()) for path in (box.scratch, *box.writable, *shared)],
+        "readable": [str(path) for path in (*_readable(sandbox), Path("/proc"))],
+        "writable": [
+            str(path.absolute()) for path in (sandbox.scratch, *sandbox.writable, *shared)
+        ],
         "devices": [str(path) for path in devices],
         "hidden": [str(path.absolute()) for path in hidden],
-        "network": box.network,
-        "environment": {} if box.everything else {"NCCL_SHM_DISABLE": "1"},
+        "network": sandbox.network,
+        "environment": {} if sandbox.everything else {"NCCL_SHM_DISABLE": "1"},
     }
 
 
 # ------------------------------------------------------------------------------------------ bwrap
 
 
-def _bwrap(box: Box) -> list[str]:
+def _bwrap(sandbox: Sandbox) -> list[str]:
     """Return bwrap with its options. Outer mounts come first, so that inner ones decide."""
     command = [shutil.which("bwrap") or "bwrap", "--die-with-parent", *_capabilities()]
     command += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
-    command += [] if box.network else ["--unshare-net"]
-    mounts, links = _mounts(box)
+    command += [] if sandbox.network else ["--unshare-net"]
+    mounts, links = _mounts(sandbox)
     done: dict[Path, str] = {}
     for path in sorted({*mounts, *links}, key=lambda path: len(path.parts)):
         kind = mounts.get(path, "--symlink")
@@ -229,21 +238,21 @@ def _bwrap(box: Box) -> list[str]:
         if kind == above or (kind == "--symlink" and shown) or (kind == "--hide" and not above):
             continue
         done[path] = kind
-        command += _option(kind, path, links.get(path, ""), box.scratch)
+        command += _option(kind, path, links.get(path, ""), sandbox.scratch)
     # A write to a hidden folder must fail, not vanish.
     read_only = [path for path, kind in done.items() if kind == "--hide" and path.is_dir()]
-    read_only += [] if box.everything else [Path("/")]
+    read_only += [] if sandbox.everything else [Path("/")]
     command += [word for path in read_only for word in ("--remount-ro", str(path))]
     return command + [word for path in _kernel() for word in ("--ro-bind", str(path), str(path))]
 
 
-def _mounts(box: Box) -> tuple[dict[Path, str], dict[Path, str]]:
+def _mounts(sandbox: Sandbox) -> tuple[dict[Path, str], dict[Path, str]]:
     """Return the kind of mount for each resolved path, and the links that lead to them."""
     mounts: dict[Path, str] = {}
     links: dict[Path, str] = {}
-    named = [(path, "--ro-bind") for path in _readable(box)]
-    named += [(path, "--bind") for path in (box.scratch, *box.writable)]
-    named += [(path, "--hide") for path in box.hidden]
+    named = [(path, "--ro-bind") for path in _readable(sandbox)]
+    named += [(path, "--bind") for path in (sandbox.scratch, *sandbox.writable)]
+    named += [(path, "--hide") for path in sandbox.hidden]
     for path, kind in named:
         if _exists(path):
             real, met = _trace(path.absolute())

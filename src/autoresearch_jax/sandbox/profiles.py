@@ -1,4 +1,4 @@
-"""Which box each kind of process gets: a training, the scorer, the sampler, an agent."""
+"""Which sandbox each kind of process gets: a training, the scorer, the sampler, an agent."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from autoresearch_jax.common.protocol import MEMORY_LIMIT
 from autoresearch_jax.data.manifest import Manifest
 from autoresearch_jax.repo.workspace import Place, Workspace
 from autoresearch_jax.sandbox import isolation
-from autoresearch_jax.sandbox.isolation import Box
+from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import tpu
 
 SCORER_CACHE_BYTES = 1 << 30  # of compiled scorings, the oldest go first
@@ -19,7 +19,7 @@ def training(
     *,
     scratch: Path,
     writable: Iterable[Path],
-) -> Box:
+) -> Sandbox:
     """It reads what it trains on, and writes where it is told to.
 
     Not the validation rows, nor the text that they come from; and nothing that earlier trainings
@@ -27,7 +27,7 @@ def training(
     """
     readable = () if data is None else (*_common(data), data.split_path("train"))
     hidden = (workspace.home, workspace.common_dir / "autoresearch", *held_out(data))
-    return Box(scratch, readable=readable, writable=tuple(writable), hidden=hidden)
+    return Sandbox(scratch, readable=readable, writable=tuple(writable), hidden=hidden)
 
 
 def scorer(
@@ -37,17 +37,17 @@ def scorer(
     scratch: Path,
     readable: Iterable[Path],
     cache: Path,
-) -> Box:
+) -> Sandbox:
     """It reads one split and what it scores, and writes its compile cache: no training can."""
     rows = () if data is None else (*_common(data), data.split_path(split))
-    return Box(scratch, readable=(*rows, *readable), writable=(cache,))
+    return Sandbox(scratch, readable=(*rows, *readable), writable=(cache,))
 
 
 def sampler(
     data: Manifest, *, scratch: Path, readable: Iterable[Path], writable: Iterable[Path]
-) -> Box:
+) -> Sandbox:
     """It reads the tokenizer and what it samples from, and no rows: no score comes of it."""
-    return Box(scratch, readable=(*_common(data), *readable), writable=tuple(writable))
+    return Sandbox(scratch, readable=(*_common(data), *readable), writable=tuple(writable))
 
 
 def agent(
@@ -57,12 +57,12 @@ def agent(
     scratch: Path,
     prompt: Path,
     writable: Iterable[Path],
-) -> Box:
+) -> Sandbox:
     """It reads all that the person can, and has the network.
 
     Not held-out text nor kept parameters: what it saw of them it could write into train.py.
     """
-    return Box(
+    return Sandbox(
         scratch,
         readable=(prompt, workspace.root, workspace.common_dir),  # wherever they lie
         writable=tuple(writable),
@@ -84,9 +84,9 @@ def _common(data: Manifest) -> tuple[Path, ...]:
     return (data.path, data.tokenizer_path, data.token_bytes_path)
 
 
-def environment(given: Mapping[str, str], box: Box) -> dict[str, str]:
+def environment(given: Mapping[str, str], sandbox: Sandbox) -> dict[str, str]:
     """Variables for a training or the scorer: none that may be secret, and a fresh home."""
-    return isolation.environment(given, box.scratch) | tpu.slice_variables()
+    return isolation.environment(given, sandbox.scratch) | tpu.slice_variables()
 
 
 def training_environment(
