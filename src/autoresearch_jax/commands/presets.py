@@ -230,7 +230,7 @@ def _numbers(name: str, source: str) -> dict[str, Value]:
         return {key: literal.value for key, literal in literals.read(source).items()}
     except SyntaxError as error:
         raise UserError(
-            f"{name} line {error.lineno} is not Python ({error.msg}): mend it, or restore it "
+            f"{name} line {error.lineno} is not Python ({error.msg}): correct it, or restore it "
             f"with `git checkout {name}`."
         ) from error
 

@@ -1,6 +1,6 @@
 """Text from the model of an experiment (no JAX): start the sampler, pass on what it draws.
 
-What comes through its pipe was made by somebody else's model. It is decoded here, and what could
+What comes through its pipe was made by a model that an agent wrote. It is decoded here, and what could
 steer a terminal becomes U+FFFD.
 """
 

@@ -144,7 +144,7 @@ def make(target: Path) -> None:
     template = paths.template()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # In a folder that is there: it may be a mount, or its parent somebody else's.
+        # In a folder that is there: it may be a mount, or its parent may belong to another user.
         with _scratch(target if target.is_dir() else target.parent) as folder:
             for name in COPIED:
                 shutil.copyfile(template / name, folder / name)

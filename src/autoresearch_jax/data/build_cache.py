@@ -53,7 +53,7 @@ def stage(folder: Path, make: Callable[[Path], None]) -> dict[str, manifest.File
     """The files that `make` writes into a folder, kept from one preparation to the next.
 
     `folder` is named by all that goes into them. What an earlier preparation left there is made
-    again unless it is whole: preparing again mends whatever was damaged since.
+    again unless it is whole: preparing again repairs whatever was damaged since.
     """
     done = folder / "done.json"
     try:

@@ -161,7 +161,7 @@ def os_error(error: OSError, home: Path) -> UserError:
             f"no room is left for {where}: free some, or set AUTORESEARCH_HOME (and HF_HOME, for "
             f"downloads) to a larger disk. {RESUMES}"
         )
-    return UserError(f"{error}: mend that and type the same command again")
+    return UserError(f"{error}: correct that, then run the same command again")
 
 
 # --- Sources ------------------------------------------------------------------------------------

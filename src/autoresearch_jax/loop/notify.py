@@ -1,4 +1,4 @@
-"""Notifies a person elsewhere of what a loop does.
+"""Notifies a person who is elsewhere of what happens in a loop.
 
 A thread beside the loop sends the texts, so that sending never delays or ends the loop. A failure
 is reported once.

@@ -3,7 +3,7 @@
 SPEC is a JSON object with `frozen` (a folder with the pinned prepare.py and constants.py and
 nothing else), `artifacts` (what the training left), `split`, `data` (the pinned fingerprint),
 `tolerance` (of the probes), `early` and `out` (the file for the answer, JSON). Exit codes: 0
-scored, 3 refused, 4 the data or the machine is not as it must be; anything else: it broke down.
+scored, 3 refused, 4 the data or the machine is at fault; anything else: it broke down.
 
 An `early` one is started while the training runs. It compiles what is exported so far, and waits
 on its standard input for GO. Then it does what every scorer does, from the start, but takes what it

@@ -6,7 +6,7 @@ from errno import EACCES, EDQUOT, EIO, ENOSPC, EROFS
 
 from autoresearch_jax.common.errors import GitError, UserError
 
-AGAIN = "Nothing recorded is lost: mend that, then run the same command again."
+AGAIN = "Nothing recorded is lost: correct that, then run the same command again."
 DISK_ERRORS = {
     ENOSPC: "The disk is full",
     EDQUOT: "The disk quota is used up",
@@ -24,7 +24,7 @@ def disk_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_ERRORS and error.filename is None:
             raise
-        what = DISK_ERRORS.get(error.errno or 0, "A file is not as it must be")
+        what = DISK_ERRORS.get(error.errno or 0, "A file cannot be used")
         raise UserError(f"{what} ({error}). {AGAIN}") from None
     except GitError as error:  # a full disk, say, in git's own words
         raise UserError(f"{str(error).rstrip('.')}. {AGAIN}") from None

@@ -1,4 +1,4 @@
-"""One command of somebody else's: run it, bound it, and leave nothing of it behind."""
+"""One command that another program or person wrote: run it, bound it, and leave nothing of it."""
 
 import contextlib
 import json
