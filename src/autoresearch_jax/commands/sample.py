@@ -1,7 +1,7 @@
 """Text from the model of an experiment (no JAX): start the sampler, pass on what it draws.
 
-What comes through its pipe was made by a model that an agent wrote. It is decoded here, and what could
-steer a terminal becomes U+FFFD.
+What comes through its pipe was made by a model that an agent wrote. It is decoded here, and what
+could steer a terminal becomes U+FFFD.
 """
 
 import codecs
