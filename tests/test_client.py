@@ -80,21 +80,30 @@ def described(**fields):
     [
         (
             {"command": "my-client"},
-            "sets agents.mine.command to 'my-client', and it must be a list",
+            "sets agents.mine.command to 'my-client', and it should be a list",
         ),
         ({"command": []}, "agents.mine.command"),
         ({"command": ["a", 5]}, "agents.mine.command"),
-        ({"colour": "red"}, "sets agents.mine.colour, which is none of: like, command, model"),
-        ({"like": "clod"}, "sets agents.mine.like to 'clod', and it must be one of claude, codex"),
-        ({"model": ["--model"]}, "agents.mine.model to ['--model'], and it must be words with"),
+        (
+            {"colour": "red"},
+            "sets 'agents.mine.colour', which is not a key of agents. There are: like",
+        ),
+        (
+            {"like": "clod"},
+            "sets agents.mine.like to 'clod', which is not a client. Did you mean",
+        ),
+        (
+            {"model": ["--model"]},
+            "to ['--model'], and it should have a word with {model}",
+        ),
         ({"env": {"A": 1}}, "agents.mine.env"),
-        ({"output": "xml"}, "'xml', and it must be one of text, json, json-lines"),
-        ({"output": "json", "usd": "cost["}, "agents.mine.usd to 'cost[', and it must be a JMES"),
-        ({"usd": "cost"}, "sets agents.mine.usd, and output: text has no such fields"),
+        ({"output": "xml"}, "'xml', and it should be 'text', 'json' or 'json-lines'"),
+        ({"output": "json", "usd": "cost["}, "agents.mine.usd to 'cost[', and it should be a JMES"),
+        ({"usd": "cost"}, "sets agents.mine.usd, which needs output: json"),
         ({"troubles": {"tired": "x"}}, "agents.mine.troubles"),
-        ({"troubles": {"limit": "("}}, "agents.mine.troubles.limit to '(', and it must be a reg"),
-        ({"needs_box": "yes"}, "agents.mine.needs_box to 'yes', and it must be true or false"),
-        ({"limit_s": 0}, "agents.mine.limit_s to 0, and it must be a number of seconds above 0"),
+        ({"troubles": {"limit": "("}}, "agents.mine.troubles.limit to '(', and it should be a reg"),
+        ({"needs_box": "yes"}, "agents.mine.needs_box to 'yes', and it should be true or false"),
+        ({"limit_s": 0}, "agents.mine.limit_s to 0, and it should be greater than 0"),
     ],
 )
 def test_what_is_wrong_in_a_description_is_said(fields, said):
@@ -122,8 +131,9 @@ def test_the_front_matter_says_what_is_wrong_in_it():
 def test_a_client_like_another_differs_in_what_it_says():
     one = client.parse("short", {"like": "claude", "limit_s": 60, "tokens": "usage.output_tokens"})
     claude = client.shipped()["claude"]
-    assert one.fields == {**claude.fields, "tokens": "usage.output_tokens"}
-    assert dataclasses.replace(one, name="claude", fields=claude.fields, limit_s=1800) == claude
+    assert one.expressions == {**claude.expressions, "tokens": "usage.output_tokens"}
+    same = {"name": "claude", "tokens": claude.tokens, "limit_s": 1800.0}
+    assert one.model_copy(update=same) == claude
 
 
 def test_the_shipped_ones_are_described_as_a_persons_are():
@@ -245,7 +255,7 @@ def test_doctor_looks_at_the_chosen_agent(home, program, tmp_path):
     [problem] = doctors(tmp_path, "---\nagent: claude\n---\n")[1]
     assert "there is no login for claude" in problem.problem
     [problem] = doctors(tmp_path, "---\nagents: {mine: {}}\n---\n")[1]
-    assert "has no agents.mine.command" in problem.problem
+    assert "does not set agents.mine.command" in problem.problem
     assert not doctors(tmp_path, "---\nagent: tpe\n---\n")[1]
 
 

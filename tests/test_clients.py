@@ -10,7 +10,6 @@ AUTORESEARCH_CLIENTS names the folder; not one in /tmp, since a sandbox has its 
 clients in PATH are taken. No test reaches beyond loopback, or reads the person's login.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -155,7 +154,7 @@ def context(tmp_path):
 
 def agent(name, **changes):
     """The client NAME, its limit short enough for a test."""
-    one = dataclasses.replace(client.shipped()[name], **{"limit_s": 60.0, **changes})
+    one = client.shipped()[name].model_copy(update={"limit_s": 60.0, **changes})
     return ClientAgent(one, MODELS.get(name, ""))
 
 

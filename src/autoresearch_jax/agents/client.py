@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, replies
-from autoresearch_jax.agents.client_specs import LIMIT_S, Client, parse, places, shipped
+from autoresearch_jax.agents.client_specs import Client, parse, places, shipped
 from autoresearch_jax.agents.replies import Reply
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
@@ -71,7 +71,7 @@ class ClientAgent(Agent):
         self.client = client
         self.model = model
         self.name = f"{client.name}:{model}" if model else client.name
-        self.priced = "usd" in client.fields
+        self.priced = client.usd is not None
         self._tried: set[str] = set()  # levels of isolation at which its trial succeeded
         self.writes = (*(path.expanduser().absolute() for path in writes), *places(client.writes))
 
@@ -99,7 +99,7 @@ class ClientAgent(Agent):
         out, err = context.run_dir / "agent.out", context.run_dir / "agent.err"
         argv, stdin = self._argv(context), self._stdin(context)
         ended = self._start(context, argv, stdin, out, err, self.client.limit_s)
-        reply = replies.read(self.client.output, self.client.fields, out, err)
+        reply = replies.read(self.client.output, self.client.expressions, out, err)
         if ended.why == "abandoned":
             raise AgentError("abandoned", "abandoned", usage=reply.usage)
         if ended.why == "limit":
@@ -246,7 +246,7 @@ class CommandAgent(ClientAgent):
     def __init__(
         self,
         command: str,
-        limit_s: float = LIMIT_S,
+        limit_s: float = 1800.0,
         writes: Sequence[Path] = (),
         clients: Iterable[Client] | None = None,
     ) -> None:
@@ -256,7 +256,7 @@ class CommandAgent(ClientAgent):
         self._clients = [one.name for one in clients]
         named = [path.rstrip("/") for one in clients if one.program in words for path in one.writes]
         state = tuple(dict.fromkeys(named))
-        client = Client("", ("/bin/sh", "-c", command), writes=state, limit_s=limit_s)
+        client = Client(name="", command=("/bin/sh", "-c", command), writes=state, limit_s=limit_s)
         super().__init__(client, writes=writes)
         self.command = command
         self.name = clean(SECRET.sub(r"\1…", VALUE.sub(r"\1=…", command)), 60)

@@ -1,48 +1,102 @@
 """Descriptions of clients: clients.yaml, and `agents:` in the front matter of program.md."""
 
-import dataclasses
 import functools
 import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
+import jmespath
 import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from autoresearch_jax.agents import replies
+from autoresearch_jax.common import validation
 
-LIMIT_S = 1800.0
 SHIPPED = Path(__file__).with_name("clients.yaml")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 RESERVED = ("tpe", "hybrid", "person")
 FIELDS = ("reply", "usd", "tokens", "error")  # JMESPath expressions
 
 
-@dataclass(frozen=True)
-class Client:
+def _with_model(words: tuple[str, ...]) -> tuple[str, ...]:
+    if not any("{model}" in word for word in words):
+        raise ValueError('should have a word with {model}, such as [--model, "{model}"]')
+    return words
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"should be a regular expression: {error}") from None
+    return text
+
+
+def _expression(text: str) -> str:
+    try:
+        jmespath.compile(text)
+    except jmespath.exceptions.JMESPathError as error:
+        raise ValueError(
+            f"should be a JMESPath expression: {' '.join(str(error).split())}"
+        ) from None
+    return text
+
+
+# A list in YAML is a tuple here, so that a client cannot change.
+Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
+Expression = Annotated[str, AfterValidator(_expression)]
+Trouble = Literal["missing", "login", "limit", "stopped", "refused"]  # as in replies.TROUBLES
+
+
+class Client(BaseModel):
     """A client as described in clients.yaml. Paths may contain ~ and $VARIABLES."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
     name: str
-    command: tuple[str, ...]  # with {worktree}, {prompt} and {prompt_file} as placeholders;
-    # without one of the latter two, the prompt is on standard input
-    model: tuple[str, ...] = ()  # arguments that select a model, with {model}
-    env: Mapping[str, str] = field(default_factory=dict)  # in addition to the user's
-    output: str = "text"  # one of replies.OUTPUTS
-    fields: Mapping[str, str] = field(default_factory=dict)  # of FIELDS
-    troubles: Mapping[str, str] = field(default_factory=dict)  # kind -> pattern, see replies
+    command: Annotated[Words, Field(min_length=1)]  # with {worktree}, {prompt} and {prompt_file} as
+    # placeholders; without one of the latter two, the prompt is on standard input
+    model: Annotated[Words, AfterValidator(_with_model)] = ()  # arguments that select a model
+    env: dict[str, str] = Field(default_factory=dict)  # in addition to the user's
+    output: Literal["text", "json", "json-lines"] = "text"
+    reply: Expression | None = None  # where its output has the answer, and so on
+    usd: Expression | None = None
+    tokens: Expression | None = None
+    error: Expression | None = None
+    troubles: dict[Trouble, Pattern] = Field(default_factory=dict)  # see replies
     needs_box: bool = False  # whether only our sandbox restricts it
-    trial: tuple[str, ...] = ()  # a command that fails if its own sandbox cannot start
+    trial: Words = ()  # a command that fails if its own sandbox cannot start
     trial_advice: str = ""  # what to do if it fails
-    writes: tuple[str, ...] = ()  # files of login and sessions; a trailing / means a folder
+    writes: Words = ()  # files of login and sessions; a trailing / means a folder
     install: str = ""  # the command that installs it
     login: str = ""  # the command that logs in
-    login_env: tuple[str, ...] = ()  # any of these variables or files counts as a login;
-    login_files: tuple[str, ...] = ()  # if both are empty, the login is not checked
-    login_maybe: tuple[str, ...] = ()  # settings that may contain a login: with these, unknown
-    limit_s: float = LIMIT_S
+    login_env: Words = ()  # any of these variables or files counts as a login;
+    login_files: Words = ()  # if both are empty, the login is not checked
+    login_maybe: Words = ()  # settings that may contain a login: with these, unknown
+    limit_s: Annotated[float, Field(gt=0, lt=1e6)] = 1800.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.expressions and self.output == "text":
+            field = next(iter(self.expressions))
+            raise ValueError(f"sets agents.{self.name}.{field}, which needs output: json")
+        return self
+
+    @property
+    def expressions(self) -> dict[str, str]:
+        """The JMESPath expressions that find answer, cost and error in its output."""
+        values = {name: getattr(self, name) for name in FIELDS}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def program(self) -> str:
@@ -75,7 +129,7 @@ def parse(name: str, described: Any) -> Client:
     """Return a client from its description under `agents:` in program.md's front matter.
 
     Raises ValueError if the description is invalid; the message completes "The front matter ...",
-    such as `sets agents.mine.output to 'xml', and it must be ...`.
+    such as `sets agents.mine.output to 'xml', and it should be ...`.
     """
     return _parse(name, described, shipped())
 
@@ -84,123 +138,25 @@ def _parse(name: str, described: Any, others: Mapping[str, Client]) -> Client:
     where = f"agents.{name}"
     if not NAME.fullmatch(name) or name in RESERVED:
         rule = f"letters, digits, _ . - and none of {', '.join(RESERVED)}"
-        raise ValueError(f"names an agent {name!r}, and a name must be {rule}")
+        raise ValueError(f"names an agent {name!r}, and a name should be {rule}")
     if not isinstance(described, dict):
-        raise _wrong(where, described, "lines such as command: [my-client, --quiet]")
-    described = dict(described)
-    like = described.pop("like", None)
-    if like is not None and (not isinstance(like, str) or like not in others):
-        raise _wrong(f"{where}.like", like, f"one of {', '.join(others)}")
+        example = "command: [my-client, --quiet]"
+        raise ValueError(f"sets {where} to {described!r}, and it should be lines such as {example}")
+    keys = ["like", *(key for key in Client.model_fields if key != "name")]
     for key in described:
-        if key not in CHECKS:
-            raise ValueError(f"sets {where}.{key}, which is none of: like, {', '.join(CHECKS)}")
-    found = {key: CHECKS[key](f"{where}.{key}", value) for key, value in described.items()}
-    if not like and "command" not in found:
-        raise ValueError(f"has no {where}.command, such as [my-client, --quiet]")
-    base = others[like] if like else Client("", ())
-    fields = {**base.fields, **{key: found.pop(key) for key in FIELDS if key in found}}
-    if fields and found.get("output", base.output) == "text":
-        raise ValueError(f"sets {where}.{next(iter(fields))}, and output: text has no such fields")
-    return dataclasses.replace(base, name=name, fields=fields, **found)
-
-
-def _words(where: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(word, str) and word for word in value):
-        raise _wrong(where, value, "a list of words, such as [my-client, --quiet]")
-    return tuple(value)
-
-
-def _command(where: str, value: Any) -> tuple[str, ...]:
-    if value == []:
-        raise _wrong(where, value, "a list of words, such as [my-client, --quiet]")
-    return _words(where, value)
-
-
-def _model(where: str, value: Any) -> tuple[str, ...]:
-    words = _words(where, value)
-    if not any("{model}" in word for word in words):
-        raise _wrong(where, value, 'words with {model} among them, such as [--model, "{model}"]')
-    return words
-
-
-def _texts(where: str, value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(
-        isinstance(v, str) for v in [*value, *value.values()]
-    ):
-        raise _wrong(where, value, 'names with a text for each, such as {QUIET: "1"}')
-    return value
-
-
-def _line(where: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise _wrong(where, value, "a text")
-    return value
-
-
-def _switch(where: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong(where, value, "true or false")
-    return value
-
-
-def _seconds(where: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-        raise _wrong(where, value, "a number of seconds above 0")
-    return float(value)
-
-
-def _one_of(*choices: str) -> Any:
-    def check(where: str, value: Any) -> str:
-        if value not in choices:
-            raise _wrong(where, value, f"one of {', '.join(choices)}")
-        return str(value)
-
-    return check
-
-
-def _patterns(where: str, value: Any) -> dict[str, str]:
-    for kind, pattern in _texts(where, value).items():
-        _one_of(*replies.TROUBLES)(f"a name in {where}", kind)
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise _wrong(f"{where}.{kind}", pattern, f"a regular expression: {error}") from None
-    return dict(value)
-
-
-def _expression(where: str, value: Any) -> str:
-    import jmespath  # slow to import, and only needed for user-defined clients
-
+        if key not in keys:
+            raise ValueError(
+                f"sets {validation.unknown(f'{where}.{key}', keys, 'a key of agents')}"
+            )
+    like = described.get("like")
+    if like is not None and (not isinstance(like, str) or like not in others):
+        raise ValueError(f"sets {where}.like to {validation.unknown(like, others, 'a client')}")
+    base = {} if like is None else others[like].model_dump()
+    changes = {key: value for key, value in described.items() if key != "like"}
     try:
-        jmespath.compile(_line(where, value))
-    except jmespath.exceptions.JMESPathError as error:
-        why = " ".join(str(error).split())
-        raise _wrong(where, value, f"a JMESPath expression: {why}") from None
-    return str(value)
-
-
-CHECKS: dict[str, Any] = {
-    "command": _command,
-    "model": _model,
-    "env": _texts,
-    "output": _one_of(*replies.OUTPUTS),
-    **dict.fromkeys(FIELDS, _expression),
-    "troubles": _patterns,
-    "needs_box": _switch,
-    "trial": _words,
-    "trial_advice": _line,
-    "writes": _words,
-    "install": _line,
-    "login": _line,
-    "login_env": _words,
-    "login_files": _words,
-    "login_maybe": _words,
-    "limit_s": _seconds,
-}
-
-
-def _wrong(where: str, value: Any, rule: str) -> ValueError:
-    return ValueError(f"sets {where} to {value!r}, and it must be {rule}")
+        return Client(**{**base, **changes, "name": name})
+    except ValidationError as error:
+        raise ValueError(validation.first_fault(error, at=where)) from None
 
 
 def places(paths: Sequence[str]) -> list[Path]:

@@ -14,7 +14,6 @@ from autoresearch_jax.agents import Usage
 from autoresearch_jax.common.text import clean, without_escapes
 from autoresearch_jax.jobs import logs
 
-OUTPUTS = ("text", "json", "json-lines")
 WEEK_SECONDS = 7 * 86400.0
 READ_BYTES = 16 << 20  # more than a log can have
 
@@ -72,8 +71,8 @@ class Reply:
 def read(output: str, fields: Mapping[str, str], out: Path, err: Path) -> Reply:
     """Read the output of a client, which may have failed in any way.
 
-    `output` is one of OUTPUTS. `fields` has the JMESPath expressions `reply`, `error`, `usd` and
-    `tokens`, over the object for json and over the list of events for json-lines.
+    `output` is text, json or json-lines. `fields` has the JMESPath expressions `reply`, `error`,
+    `usd` and `tokens`, over the object for json and over the list of events for json-lines.
     """
     said = _load(output, out) or _load(output, err)
     if output == "text":
@@ -107,7 +106,7 @@ def last_line(text: str) -> str:
     return clean(lines[-1]) if lines else ""
 
 
-def kind_of(text: str, troubles: Mapping[str, str]) -> str:
+def kind_of(text: str, troubles: Mapping[Any, str]) -> str:
     """Return the kind of failure that a text reports, or "failed"."""
     for patterns in (troubles, TROUBLES):
         for kind, pattern in patterns.items():
