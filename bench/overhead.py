@@ -39,7 +39,7 @@ from autoresearch_jax.records import journal
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import process
-from autoresearch_jax.views import report
+from autoresearch_jax.views.entries import phases
 from tests import harness
 
 SIZES = (0, 100, 300, 1000, 3000)
@@ -287,7 +287,7 @@ def measure_phases(count: int, budget: int, preset: str, source: str) -> dict:
 def phases_of(one: Experiment, budget: int) -> dict[str, float]:
     """Seconds of each phase beside the budget; what is indented is a part of the phase above."""
     assert one.status in ("keep", "discard"), one.reason
-    spent = report.phases(one)
+    spent = phases(one)
     spent["training beyond the budget"] = spent.pop("training") - budget
     total = sum(spent.values())
     parts = {

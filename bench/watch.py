@@ -55,9 +55,9 @@ def measure(folder: Path, experiments: int, updates: int) -> dict[str, float]:
     night = watch_helpers.Night(folder / "w", experiments)
     for n in (0, 1):
         night.log(n)
-    reader = live_model.open_story(night.workspace.root)
+    reader = live_model.open_reader(night.workspace.root)
     begun = time.perf_counter()
-    reader.look()
+    reader.read()
     found = {"experiments": float(experiments), "start_s": time.perf_counter() - begun}
     with watch_helpers.serving(reader) as port, watch_helpers.browser(folder) as driver:
         found["first_view_s"] = first_view(driver, f"http://127.0.0.1:{port}/", experiments)
@@ -81,7 +81,7 @@ def of_report(folder: Path, experiments: int) -> dict[str, float]:
     for n in range(experiments):
         night.log(n)
     begun = time.perf_counter()
-    path, _ = report_file.write(live_model.open_story(night.workspace.root), folder / "report")
+    path, _ = report_file.write(live_model.open_reader(night.workspace.root), folder / "report")
     found = {"report_s": time.perf_counter() - begun, "report_mb": path.stat().st_size / 2**20}
     with watch_helpers.browser(folder) as driver:
         return found | {"report_view_s": first_view(driver, path.as_uri(), experiments)}
@@ -97,10 +97,10 @@ def first_view(driver: Any, address: str, experiments: int) -> float:
 
 def look(night: watch_helpers.Night, reader: live_model.Reader) -> float:
     """Milliseconds of reading one more experiment, and of telling it."""
-    before = len(reader.look().entries)
+    before = len(reader.read().entries)
     night.add()
     begun = time.perf_counter()
-    json.dumps(plain.of(reader.look(), before))
+    json.dumps(plain.of(reader.read(), before))
     return 1000 * (time.perf_counter() - begun)
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import re
@@ -5,10 +6,12 @@ import time
 
 import pytest
 
+from autoresearch_jax.loop import statistics
 from autoresearch_jax.records import journal, results_tsv
 from autoresearch_jax.records.journal import Journal
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.views import report
+from autoresearch_jax.views import summary
+from autoresearch_jax.views.entries import entries
 from autoresearch_jax.views.watch import diffs, frame, live_model, logs, plain
 from autoresearch_jax.views.watch.detail import of_experiment
 from tests import harness, watch_helpers
@@ -28,36 +31,36 @@ def night(tmp_path):
 
 
 def read(night):
-    return live_model.open_story(night.workspace.root)
+    return live_model.open_reader(night.workspace.root)
 
 
 # ---------------------------------------------------------------------------------- journals
 
 
 def test_a_story_is_what_results_shows(night, monkeypatch):
-    told = read(night).look()
+    told = read(night).read()
     assert told.title == f"autoresearch/{TAG}"
-    assert list(told.entries) == report.load(night.workspace.root)
-    claims = report.claims(night.workspace.root)
-    spent = report.spent(night.workspace.root)
-    assert told.summary == report.summarize(told.entries, claims, spent)
+    found = journal.read(night.state_dir)
+    assert told.entries == entries(found.decided, found.costs)
+    claims = statistics.claims(found)
+    assert told.summary == summary.summarize(told.entries, claims, found.costs.total)
     assert claims.words == "not audited"
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
-    advice = report.summary_lines(told.summary)[-1]
+    advice = summary.lines(told.summary)[-1]
     assert re.search(r": uv run (--project \S+ )?autoresearch-jax verify --audit 3$", advice)
     assert (told.running, told.state, told.noise_sd, told.problem) == ((), "idle", None, "")
 
 
 def test_one_that_grows_is_the_same_as_one_read_at_once(night):
     reader = read(night)
-    early = reader.look()
+    early = reader.read()
     for _ in range(30):
         night.add()
-        reader.look()
+        reader.read()
     assert len(early.entries) == 30  # what was handed out stays as it was
-    told, whole = reader.look(), read(night).look()
+    told, whole = reader.read(), read(night).read()
     assert told == whole
-    assert list(told.entries) == report.load(night.workspace.root)
+    assert told.entries == live_model.read(night.workspace.root).entries
 
 
 def test_each_record_is_read_once(night, monkeypatch):
@@ -65,26 +68,26 @@ def test_each_record_is_read_once(night, monkeypatch):
     monkeypatch.setattr(journal, "unseal", lambda line, real=journal.unseal: (
         counted.append(line), real(line))[1])  # fmt: skip
     reader = read(night)
-    reader.look()
+    reader.read()
     before = len(counted)
-    reader.look()
+    reader.read()
     assert len(counted) == before
     night.add()
-    reader.look()
-    reader.look()
+    reader.read()
+    reader.read()
     assert len(counted) == before + 5  # asked, proposed, trained, scored, decided
 
 
 def test_a_record_that_is_being_written_is_waited_for(night):
     reader = read(night)
-    reader.look()
+    reader.read()
     whole = night.path.read_bytes()
     night.add()
     added = night.path.read_bytes()[len(whole) :]
     night.path.write_bytes(whole + added[:-20])
-    assert len(reader.look().entries) == 30
+    assert len(reader.read().entries) == 30
     night.path.write_bytes(whole + added)
-    assert len(reader.look().entries) == 31
+    assert len(reader.read().entries) == 31
 
 
 def test_a_record_that_was_taken_back_is_forgotten(night):
@@ -92,63 +95,63 @@ def test_a_record_that_was_taken_back_is_forgotten(night):
     reader = read(night)
     whole = night.path.read_bytes()
     night.propose("the first try")
-    assert reader.look().running[0].description == "the first try"
+    assert reader.read().running[0].description == "the first try"
     with night.path.open("r+b") as file:
         file.truncate(len(whole))
     night.count -= 1
     night.propose("another one, of a length that the first did not have: " + "x" * 300)
-    told = reader.look()
+    told = reader.read()
     assert told.running[0].description.startswith("another one")
-    assert told == live_model.dataclasses.replace(read(night).look(), generation=told.generation)
+    assert told == dataclasses.replace(read(night).read(), generation=told.generation)
     assert told.generation == 1
 
 
 def test_another_file_in_its_place_is_read_from_the_start(night, tmp_path):
     reader = read(night)
-    first = reader.look()
+    first = reader.read()
     other = Night(tmp_path / "other", 3)
     other.path.replace(night.path)
-    told = reader.look()
+    told = reader.read()
     assert (first.generation, told.generation, len(told.entries)) == (0, 1, 3)
     assert told.summary.experiments == 3
 
 
 def test_a_damaged_journal_is_said_and_what_was_known_stays(night):
     reader = read(night)
-    reader.look()
+    reader.read()
     good = night.path.read_bytes()
     night.path.write_bytes(good + b'{"step": "decided", "crc": "00000000"}\n')
     for _ in range(2):
-        told = reader.look()
+        told = reader.read()
         assert "is damaged" in told.problem
         assert len(told.entries) == 30
     night.path.write_bytes(good)
     night.add()
-    told = reader.look()
+    told = reader.read()
     assert (told.problem, len(told.entries)) == ("", 31)
-    assert list(told.entries) == report.load(night.workspace.root)
+    assert told.entries == live_model.read(night.workspace.root).entries
 
 
 def test_the_running_experiment(night):
     reader = read(night)
     night.live()
-    assert reader.look().state == "thinking"
+    assert reader.read().state == "thinking"
     n = night.propose(HOSTILE)
-    told = reader.look()
+    told = reader.read()
     (running,) = told.running
     assert (told.state, running.n, running.phase) == ("running", n, "starting")
     assert (running.base, running.of, running.expected) == (0, None, "-0.001")
     night.log(n, percent=40)
-    (running,) = reader.look().running
+    (running,) = reader.read().running
     progress = running.progress
     assert running.phase == "training"
     assert (progress.step, progress.percent, progress.left_s) == (400, 40.0, 180.0)
     assert (progress.tokens_per_s, progress.mfu, progress.memory_gb) == (10667.0, 41.5, 0.5)
     assert progress.curve[-1] == (40.0, progress.loss)
     night.log(n, percent=50)
-    assert reader.look().running[0].progress.step == 500
+    assert reader.read().running[0].progress.step == 500
     night.decide(0.5)
-    told = reader.look()
+    told = reader.read()
     assert (told.running, told.state, told.summary.best.n) == ((), "thinking", n)
 
 
@@ -158,41 +161,41 @@ def test_what_is_measured_again_is_running(night):
     n = night.propose("maybe better")
     night.log(n)
     log = night.repeat(n, 43, "decide")
-    (running,) = reader.look().running
+    (running,) = reader.read().running
     assert (running.n, running.seed, running.phase) == (n, 43, "starting")
     assert running.purpose == "to decide"
     log.write_text(watch_helpers.log_text(n, 30))
-    (running,) = reader.look().running
+    (running,) = reader.read().running
     assert (running.phase, running.progress.percent) == ("training", 30.0)
     night.repeat(n, 43, "decide", "scoring")
-    assert reader.look().running[0].phase == "scoring"
-    shown = "\n".join(frame.plain(reader.look(), time.time()))
+    assert reader.read().running[0].phase == "scoring"
+    shown = "\n".join(frame.plain(reader.read(), time.time()))
     assert f"experiment {n}  once more to decide, seed 43: maybe better" in shown
     # The best is measured beside it; then the candidate waits for its decision.
     night.repeated(n, 43, "decide", 0.9)
     night.repeat(21, 43, "decide")
-    assert [(one.n, one.seed) for one in reader.look().running] == [(21, 43), (n, None)]
+    assert [(one.n, one.seed) for one in reader.read().running] == [(21, 43), (n, None)]
     night.repeat(21, 43, "decide", "given up")
-    assert [one.n for one in reader.look().running] == [n]
+    assert [one.n for one in reader.read().running] == [n]
 
 
 def test_a_repeat_that_its_process_did_not_end_is_not_running(night):
     night.live(harness.ended_pid())
     night.repeat(0, 43, "noise")
-    assert (read(night).look().running, read(night).look().state) == ((), "idle")
+    assert (read(night).read().running, read(night).read().state) == ((), "idle")
     night.live()
-    assert (read(night).look().running, read(night).look().state) == ((), "thinking")
+    assert (read(night).read().running, read(night).read().state) == ((), "thinking")
 
 
 def test_verify_is_told_apart_from_a_loop(night):
     reader = read(night)
     night.propose()
     night.verify()
-    told = reader.look()
+    told = reader.read()
     assert (told.running, told.state) == ((), "verifying")
     assert "Scores are computed or measured again." in "\n".join(frame.plain(told, time.time()))
     night.repeat(21, 43, "audit")
-    told = reader.look()
+    told = reader.read()
     assert ([one.n for one in told.running], told.state) == ([21], "running")
 
 
@@ -201,26 +204,26 @@ def test_the_log_of_an_attempt_before_is_not_its_progress(night):
     night.live()
     n = night.propose()
     log = night.log(n, percent=57)
-    assert reader.look().running[0].progress.percent == 57.0
+    assert reader.read().running[0].progress.percent == 57.0
     os.utime(log, (time.time() - 60,) * 2)
     commit = {"commit": night.commits[0], "was": night.commits[1], "program": "", "agent": "claude"}
     record = {"step": "repaired", "n": n, "description": "mended", "time": time.time(), **commit}
     with night.path.open("ab") as file:
         file.write(journal.seal(harness.event(**record)))
-    (running,) = reader.look().running
+    (running,) = reader.read().running
     assert (running.phase, running.progress.percent) == ("starting", None)
     night.log(n, percent=3)
-    assert reader.look().running[0].progress.percent == 3.0
+    assert reader.read().running[0].progress.percent == 3.0
 
 
 def test_what_answers_cost_shows_before_anything_is_decided(night):
     reader = read(night)
-    before = reader.look().summary.spent.usd
+    before = reader.read().summary.spent.usd
     asked = {"step": "asked", "ask": 99, "usd": 0.75, "tokens": 10, "seconds": 9.0, "time": 0.0}
     with night.path.open("ab") as file:
         file.write(journal.seal(harness.event(**asked | {"n": 30})))
-    assert reader.look().summary.spent.usd == pytest.approx(before + 0.75)
-    assert reader.look().summary.spent == report.spent(night.workspace.root)
+    assert reader.read().summary.spent.usd == pytest.approx(before + 0.75)
+    assert reader.read().summary.spent == journal.read(night.state_dir).costs.total
 
 
 class Loop:
@@ -270,7 +273,7 @@ def test_several_that_run_are_all_told(several):
     found.propose(3, 610, base=2)
     night.log(1, percent=90)
     night.log(3, percent=10)
-    told = read(night).look()
+    told = read(night).read()
     assert (told.state, told.workers) == ("running", 2)
     assert [(one.n, one.phase, one.base) for one in told.running] == [
         (1, "training", 0),
@@ -278,32 +281,32 @@ def test_several_that_run_are_all_told(several):
     ]
     assert [one.progress.step for one in told.running] == [900, 100]
     found.train(1, 620)
-    assert [one.phase for one in read(night).look().running] == ["scoring", "training"]
+    assert [one.phase for one in read(night).read().running] == ["scoring", "training"]
     found.append("scored", 630, n=1, outcome="ok", reason="", metrics={"val_bpb": 0.95})
     found.train(3, 630, "crash")
-    assert [one.phase for one in read(night).look().running] == ["measured", "measured"]
-    listed = plain.of(read(night).look())["running"]
+    assert [one.phase for one in read(night).read().running] == ["measured", "measured"]
+    listed = plain.of(read(night).read())["running"]
     assert [one["n"] for one in listed] == [1, 3]
 
 
 def test_what_is_decided_is_told_in_the_order_of_the_decisions(several):
     night, found = several
     reader = read(night)
-    early = reader.look()
+    early = reader.read()
     assert [entry.n for entry in early.entries] == [0, 2]
     found.decide(1, 620, "discard", 0.85)
     found.propose(3, 620, base=2, of=1)
-    told = reader.look()
+    told = reader.read()
     assert told.running[0].of == 1
     found.decide(3, 900, "keep", 0.8)
-    told = reader.look()
+    told = reader.read()
     assert [entry.n for entry in told.entries] == [0, 2, 1, 3]
     assert (early.entries, early.generation) == (told.entries[:2], told.generation)
-    assert list(told.entries) == report.load(night.workspace.root)
+    assert told.entries == live_model.read(night.workspace.root).entries
     assert [entry.gain for entry in told.entries] == [
         None, *map(pytest.approx, (0.1, 0.05, 0.1)),
     ]  # fmt: skip
-    assert frame.best_so_far(told.entries) == [1.0, 0.9, 0.9, 0.8]
+    assert [entry.best_so_far for entry in told.entries] == [1.0, 0.9, 0.9, 0.8]
     assert [one.get("of") for one in plain.of(told)["points"]] == [None, None, None, 1]
     assert [one["n"] for one in plain.of(told, 2)["points"]] == [1, 3]
     detail = of_experiment(reader, 1)
@@ -317,14 +320,14 @@ def test_an_answer_costs_the_experiment_that_it_becomes(several):
     asked = {"agent": "claude", "seconds": 9.0, "tokens": 10, "trouble": "", "reason": ""}
     found.append("asked", 610, ask=7, n=3, usd=0.5, **asked)
     found.append("asked", 610, ask=8, n=3, usd=0.25, **asked)
-    reader.look()
+    reader.read()
     found.propose(3, 620, base=2, ask=8)
     found.decide(3, 900, "discard", 1.0)
-    reader.look()
+    reader.read()
     found.propose(4, 910, base=2, ask=7)
     found.decide(4, 1200, "discard", 1.0)
-    told = reader.look()
-    assert told == read(night).look()
+    told = reader.read()
+    assert told == read(night).read()
     costs = {entry.n: entry.spent.usd for entry in told.entries}
     assert costs == {0: 0.0, 2: 0.0, 3: 0.25, 4: 0.5}
     assert of_experiment(reader, 4)["spent"]["usd"] == 0.5
@@ -333,24 +336,24 @@ def test_an_answer_costs_the_experiment_that_it_becomes(several):
 def test_time_that_several_shared_counts_once(several):
     night, found = several
     found.decide(1, 610, "discard", 1.1)
-    summary = read(night).look().summary
-    assert summary.seconds == pytest.approx(610, abs=5)
-    assert summary.per_hour == pytest.approx(3 / 610 * 3600, rel=0.02)
-    assert (summary.worked, summary.training) == (2 * summary.seconds, 900.0)
-    time_line = report.summary_lines(summary)[1]
+    one = read(night).read().summary
+    assert one.seconds == pytest.approx(610, abs=5)
+    assert one.per_hour == pytest.approx(3 / 610 * 3600, rel=0.02)
+    assert (one.worked, one.training) == (2 * one.seconds, 900.0)
+    time_line = summary.lines(one)[1]
     assert time_line.startswith("time: 10.2 min, of the workers' time training 74%")
 
 
 def test_one_that_a_killed_loop_left_is_interrupted(night):
     night.live(harness.ended_pid())
     night.propose()
-    assert read(night).look().state == "interrupted"
+    assert read(night).read().state == "interrupted"
 
 
 def test_it_waits_for_the_first_tag(tmp_path):
     root = harness.make_repository(tmp_path / "w")
-    reader = live_model.open_story(root)
-    told = reader.look()
+    reader = live_model.open_reader(root)
+    told = reader.read()
     assert (told.title, list(told.entries), of_experiment(reader, 0)) == ("w", [], None)
     json.dumps(plain.of(told), allow_nan=False)
     state = Workspace.open(root).state_dir("first")
@@ -358,17 +361,17 @@ def test_it_waits_for_the_first_tag(tmp_path):
     proposed = harness.event("proposed", n=0, commit="c" * 40, base="", time=1.0)
     record.append(proposed)
     record.close()
-    assert reader.look().title == "autoresearch/first"
+    assert reader.read().title == "autoresearch/first"
 
 
 def test_a_table_is_told_until_there_is_a_tag(tmp_path):
     root = harness.make_repository(tmp_path / "w")
-    reader = live_model.open_story(root, follow=True)
-    assert (reader.look().state, reader.look().problem) == ("idle", "")
+    reader = live_model.open_reader(root, follow=True)
+    assert (reader.read().state, reader.read().problem) == ("idle", "")
     (root / "results.tsv").write_text(results_tsv.HEADER)
-    assert reader.look().state == "idle"
+    assert reader.read().state == "idle"
     (root / "results.tsv").write_text(ORIGINAL)
-    told = reader.look()
+    told = reader.read()
     assert (told.state, len(told.entries), of_experiment(reader, 1)["val_bpb"]) == (
         "table",
         4,
@@ -377,55 +380,55 @@ def test_a_table_is_told_until_there_is_a_tag(tmp_path):
     record = journal.Journal(Workspace.open(root).state_dir("first"))
     record.append(harness.event("session", kind="loop", pid=os.getpid(), time=time.time()))
     record.close()
-    begun = reader.look()
+    begun = reader.read()
     assert (begun.title, list(begun.entries)) == ("autoresearch/first", [])
     assert begun.generation != told.generation
     assert of_experiment(reader, 1) is None
 
 
 def test_a_newer_tag_is_followed_once_a_loop_begins_it(night):
-    reader = live_model.open_story(night.workspace.root, follow=True)
+    reader = live_model.open_reader(night.workspace.root, follow=True)
     night.live()
-    first = reader.look()
+    first = reader.read()
     night.begin("nov2")
     night.add()
-    assert reader.look() == first  # its loop goes on: two loops take turns in being the newest
+    assert reader.read() == first  # its loop goes on: two loops take turns in being the newest
     os.utime(night.path, (0, 0))
     record = {"step": "session", "kind": "loop", "continues": True, "time": 0, "pid": 0}
     with journal.path_of(night.workspace.state_dir(TAG)).open("ab") as file:
         file.write(journal.seal(harness.event(**record)))
-    assert reader.look().state == "idle"
+    assert reader.read().state == "idle"
     night.add()
-    told = reader.look()
+    told = reader.read()
     assert (told.title, told.before) == ("autoresearch/nov2", TAG)
     assert (len(told.entries), told.generation) == (2, first.generation + 1)
     assert plain.of(told)["before"] == TAG
     assert of_experiment(reader, 1)["n"] == 1
-    whole = read(night).look()
-    assert told == live_model.dataclasses.replace(whole, generation=told.generation, before=TAG)
+    whole = read(night).read()
+    assert told == dataclasses.replace(whole, generation=told.generation, before=TAG)
 
 
 def test_a_tag_that_was_named_is_not_left(night):
     readers = [
-        live_model.open_story(night.workspace.root, TAG, follow=True),
-        live_model.open_story(night.workspace.root),
+        live_model.open_reader(night.workspace.root, TAG, follow=True),
+        live_model.open_reader(night.workspace.root),
     ]
     night.begin("nov2")
     for reader in readers:
-        assert (reader.look().title, reader.look().before) == (f"autoresearch/{TAG}", "")
+        assert (reader.read().title, reader.read().before) == (f"autoresearch/{TAG}", "")
 
 
 def test_a_tag_without_a_record_is_none(night):
     """A loop that was refused before it began leaves one."""
-    reader = live_model.open_story(night.workspace.root, follow=True)
+    reader = live_model.open_reader(night.workspace.root, follow=True)
     empty = night.workspace.state_dir("nov2")
     empty.mkdir()
     journal.path_of(empty).touch()
-    assert reader.look().title == read(night).look().title == f"autoresearch/{TAG}"
+    assert reader.read().title == read(night).read().title == f"autoresearch/{TAG}"
 
 
 def test_plain_data_begins_where_a_view_ends(night):
-    told = read(night).look()
+    told = read(night).read()
     whole, rest = plain.of(told), plain.of(told, 28)
     assert json.loads(json.dumps(whole, allow_nan=False)) == whole
     assert (len(whole["points"]), rest["from"]) == (30, 28)
@@ -442,35 +445,35 @@ def test_plain_data_begins_where_a_view_ends(night):
 def test_the_originals_table_is_a_story_too(tmp_path):
     path = tmp_path / "results.tsv"
     path.write_text(ORIGINAL)
-    reader = live_model.open_story(tmp_path)
-    told = reader.look()
-    assert list(told.entries) == report.load(tmp_path)
+    reader = live_model.open_reader(tmp_path)
+    told = reader.read()
+    assert told.entries == live_model.read(tmp_path).entries
     assert told.state == "table"
     with path.open("a") as file:
         file.write("e5f6a7b\t0.992200\t44.2\tkeep\twarm down longer\n")
-    grown = reader.look()
+    grown = reader.read()
     assert (len(grown.entries), grown.generation) == (5, told.generation)
     assert of_experiment(reader, 4)["description"] == "warm down longer"
     assert of_experiment(reader, 5) is None
     with path.open("a") as file:
         file.write("f6a7b8c\t0.99")  # it is being written
-    assert reader.look() == grown
+    assert reader.read() == grown
     with path.open("a") as file:
         file.write("21\t44.2\tdiscard\tno\n")
-    assert reader.look().entries[-1].val_bpb == 0.9921
+    assert reader.read().entries[-1].val_bpb == 0.9921
     path.write_text(ORIGINAL.replace("0.997900", "1e999"))
-    replaced = reader.look()
+    replaced = reader.read()
     assert replaced.generation == told.generation + 1
     json.dumps([plain.of(replaced), of_experiment(reader, 0)], allow_nan=False)
     path.unlink()
-    assert reader.look().problem
-    assert len(reader.look().entries) == 4
+    assert reader.read().problem
+    assert len(reader.read().entries) == 4
 
 
 def test_a_workspaces_table_counts_until_there_is_a_tag(tmp_path):
     root = harness.make_repository(tmp_path / "w")
     (root / "results.tsv").write_text(ORIGINAL)
-    assert len(live_model.open_story(root).look().entries) == 4
+    assert len(live_model.open_reader(root).read().entries) == 4
 
 
 # ------------------------------------------------------------------------------------ detail
@@ -630,7 +633,7 @@ def test_nothing_is_written(night):
     night.log(1)
     before = watch_helpers.everything(night.workspace.root)
     reader = read(night)
-    reader.look()
+    reader.read()
     for n in range(3):
         of_experiment(reader, n)
     assert watch_helpers.everything(night.workspace.root) == before

@@ -14,7 +14,11 @@ from autoresearch_jax.records.costs import Costs
 from autoresearch_jax.records.events import Asked, Decided, Proposed, Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.journal import Journal
-from autoresearch_jax.views import plot, report
+from autoresearch_jax.views import plot, results, summary
+from autoresearch_jax.views.entries import entries, phases, rests_on
+from autoresearch_jax.views.show import show
+from autoresearch_jax.views.summary import summarize
+from autoresearch_jax.views.watch import live_model
 from tests import harness
 
 ORIGINAL = """commit\tval_bpb\tmemory_gb\tstatus\tdescription
@@ -29,7 +33,7 @@ e5f6a7b\t0.992200\t44.2\tkeep\twarm down longer
 @pytest.fixture
 def listed(tmp_path):
     (tmp_path / "results.tsv").write_text(ORIGINAL)
-    return report.load(tmp_path)
+    return live_model.read(tmp_path).entries
 
 
 def printed(function, *arguments, width=100, terminal=False) -> str:
@@ -56,20 +60,20 @@ def test_the_originals_file_is_read(listed):
 
 
 def test_the_summary(listed):
-    summary = report.summarize(listed)
-    assert (summary.experiments, summary.improvements, summary.crashes) == (5, 2, 1)
-    assert (summary.start, summary.best.commit) == (0.9979, "e5f6a7b")
-    assert [entry.n for entry in summary.top] == [1, 4]
-    assert summary.per_hour is None
-    lines = report.summary_lines(summary)
+    found = summarize(listed)
+    assert (found.experiments, found.improvements, found.crashes) == (5, 2, 1)
+    assert (found.start, found.best.commit) == (0.9979, "e5f6a7b")
+    assert [entry.n for entry in found.top] == [1, 4]
+    assert found.per_hour is None
+    lines = summary.lines(found)
     assert lines[0] == "5 experiments, 2 improvements, 1 crash"
     assert lines[1] == "val_bpb 0.997900 -> 0.992200 (0.57% lower), best: e5f6a7b"
 
 
 def test_nothing_and_only_crashes_have_a_summary():
-    assert report.summary_lines(report.summarize([]))[0].startswith("0 experiments")
+    assert summary.lines(summarize([]))[0].startswith("0 experiments")
     crash = results_tsv.Row("a", None, None, "crash", "boom")
-    assert report.summarize(report.entries([crash])).best is None
+    assert summarize(entries([crash])).best is None
 
 
 def test_experiments_per_hour_leave_out_the_time_when_nobody_ran():
@@ -78,7 +82,7 @@ def test_experiments_per_hour_leave_out_the_time_when_nobody_ran():
         Experiment(n, "c", "", "", "", status="discard", val_bpb=1.0, started=a + 1, finished=b + 1)
         for n, (a, b) in enumerate(times)
     ]
-    assert report.summarize(report.entries(found)).per_hour == pytest.approx(4 / 1260 * 3600)
+    assert summarize(entries(found)).per_hour == pytest.approx(4 / 1260 * 3600)
 
 
 def test_the_summary_says_where_the_time_went():
@@ -96,36 +100,36 @@ def test_the_summary_says_where_the_time_went():
         # Interrupted for a day after its training.
         experiment(3, 686, 100_000, agent=2.0, startup=8.0, **usual),
     ]
-    assert report.phases(found[1]) == {
+    assert phases(found[1]) == {
         "agent": 2.0, "start-up": 8.0, "training": 300.0, "saving": 1.0, "scoring": 4.0,
         "harness": 1.0,
     }  # fmt: skip
-    lines = report.summary_lines(report.summarize(report.entries(found[:3])))
+    lines = summary.lines(summarize(entries(found[:3])))
     assert lines[1] == (
         "time: 11.4 min, of it training 88% (agent 3.0 s, start-up 8.0 s, saving 1.0 s, "
         "scoring 4.0 s, harness 1.0 s an experiment)"
     )
-    assert report.summarize(report.entries(found)).phases["harness"] < 10
-    assert report.phases(Experiment(4, "c", "", "", "", started=1.0)) == {}
+    assert summarize(entries(found)).phases["harness"] < 10
+    assert phases(Experiment(4, "c", "", "", "", started=1.0)) == {}
 
 
 def test_rows_are_chosen_and_sorted(listed):
     def numbers(**options):
-        return [entry.n for entry in report.select(listed, **options)]
+        return [entry.n for entry in results.select(listed, **options)]
 
     assert numbers() == [0, 1, 2, 3, 4]
     assert numbers(kept_only=True) == [0, 1, 4]
     assert numbers(pattern="gelu|lr") == [1, 2]
     assert numbers(top=2) == [4, 1]
     assert numbers(by_gain=True, top=3) == [1, 4, 2]
-    with pytest.raises(UserError, match="no regular expression"):
+    with pytest.raises(UserError, match="not a regular expression"):
         numbers(pattern="(")
 
 
 @pytest.mark.parametrize("width", [40, 200])
 def test_off_a_terminal_the_table_has_one_line_a_row(listed, width):
-    lines = printed(report.print_results, listed, listed, width=width).splitlines()
-    assert lines[0].split() == [name for name in report.COLUMNS if name != "expected"]
+    lines = printed(results.print_results, listed, summarize(listed), width=width).splitlines()
+    assert lines[0].split() == [name for name in results.COLUMNS if name != "expected"]
     assert lines[2].split() == (
         ["1", "b2c3d4e", "0.993200", "+0.004700", "44.2", "keep", "increase", "LR", "to", "0.04"]
     )
@@ -134,7 +138,7 @@ def test_off_a_terminal_the_table_has_one_line_a_row(listed, width):
 
 
 def test_on_a_terminal_of_80_columns_nothing_is_cut(listed):
-    text = printed(report.print_results, listed, listed, width=80, terminal=True)
+    text = printed(results.print_results, listed, summarize(listed), width=80, terminal=True)
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "0.993200" in text
     assert "warm down longer" in text
@@ -144,16 +148,16 @@ def test_foreign_files_are_safe_to_print(tmp_path):
     (tmp_path / "results.tsv").write_text(
         "commit\tval_bpb\tmemory_gb\tstatus\tdescription\na\t1.0\t1\tkeep\t[red]x\x1b[2J[/x] y\n"
     )
-    rows = report.load(tmp_path)
+    rows = live_model.read(tmp_path).entries
     for terminal in (False, True):
-        text = printed(report.print_results, rows, rows, terminal=terminal)
+        text = printed(results.print_results, rows, summarize(rows), terminal=terminal)
         assert "\x1b[2J" not in text
         assert "[red]x" in text
 
 
 def test_no_results_anywhere_is_said(tmp_path):
     with pytest.raises(UserError, match="not in a git repository"):
-        report.load(tmp_path)
+        live_model.read(tmp_path)
 
 
 # -------------------------------------------------------------------------------- journal
@@ -208,16 +212,16 @@ def night(tmp_path):
 
 def test_the_journal_comes_before_results_tsv(night):
     (night.root / "results.tsv").write_text(ORIGINAL)
-    assert [entry.status for entry in report.load(night.root)] == ["keep", "discard"]
+    assert [entry.status for entry in live_model.read(night.root).entries] == ["keep", "discard"]
     with pytest.raises(UserError, match="there are nov1"):
-        report.load(night.root, "nov2")
+        live_model.read(night.root, "nov2")
 
 
 @pytest.mark.parametrize("name", ["1", "commit"])
 def test_show_tells_all_of_a_discarded_experiment(night, name):
     if name == "commit":
         name = list(journal.read(night.state_dir("nov1")))[1].commit[:8]
-    text = printed(report.show, night, name)
+    text = printed(show, night, name)
     assert "experiment 1 of nov1: MATRIX_LR 0.04 -> 0.05" in text
     assert "status    discard" in text
     assert "seconds   start-up 9.0, training 60.2, harness 20.8; together 90.0" in text
@@ -239,15 +243,14 @@ def test_what_is_carried_over_is_said(night):
             Decided(n=2, status=Status.CRASH, reason="boom"),
         ):
             record.append(event)
-    assert "\ncarries   over experiment 1\n" in printed(report.show, night, "2")
-    assert [row["of"] for row in json.loads(report.as_json(report.load(night.root)))] == [
-        None, None, 1,
-    ]  # fmt: skip
+    assert "\ncarries   over experiment 1\n" in printed(show, night, "2")
+    rows = json.loads(results.as_json(live_model.read(night.root).entries))
+    assert [row["of"] for row in rows] == [None, None, 1]
 
 
 def test_what_no_box_hides_is_said_without_a_contradiction():
     def facts(**provenance):
-        return report.rests_on(Experiment(0, "c", "", "", "", provenance=provenance))
+        return rests_on(Experiment(0, "c", "", "", "", provenance=provenance))
 
     again = "counts as none: anybody can make the validation text again from what is installed"
     assert facts(isolation="none", sandbox="bwrap") == {"isolation": again, "box": "bwrap"}
@@ -261,10 +264,10 @@ def test_what_is_not_known_is_no_number_and_nothing_is_cut_but_in_a_table():
     costs = Costs()
     for n, usd, tokens in ((0, None, None), (1, 0.0, None), (2, 0.5, 7)):
         costs.add(Asked(ask=n, n=n, usd=usd, tokens=tokens))
-    listed = report.entries(found, costs)
-    rows = json.loads(report.as_json(listed))
+    listed = entries(found, costs)
+    rows = json.loads(results.as_json(listed))
     assert [(row["usd"], row["tokens"]) for row in rows] == [(None, None), (0.0, None), (0.5, 7)]
-    table = list(csv.DictReader(io.StringIO(report.as_csv(listed))))
+    table = list(csv.DictReader(io.StringIO(results.as_csv(listed))))
     assert [row["usd"] for row in table] == ["", "0.0", "0.5"]
     assert [(row["agent"], row["expected"]) for row in rows] == [("a" * 50, words)] * 3
     assert listed[0].costs()[1:3] == ("a" * 29 + "…", "—")
@@ -273,7 +276,7 @@ def test_what_is_not_known_is_no_number_and_nothing_is_cut_but_in_a_table():
 
 def test_show_of_what_is_not_there(night):
     with pytest.raises(UserError, match="numbers go from 0 to 1"):
-        printed(report.show, night, "7")
+        printed(show, night, "7")
 
 
 # -------------------------------------------------------------------------------- picture
@@ -289,6 +292,6 @@ def test_the_picture_is_drawn(tmp_path, count):
             results_tsv.Row(f"{n:07x}", score, 1.0, status, "A_RATIO 0.5 -> 0.6, $x_{1$ 你好")
         )
     path = Path(tmp_path / "progress.png")
-    plot.progress(report.entries(rows), path)
+    plot.progress(entries(rows), path)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 10_000

@@ -10,7 +10,6 @@ from click.testing import CliRunner
 
 from autoresearch_jax.cli import main
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.views import report
 from autoresearch_jax.views.watch import live_model, report_file
 from tests import harness, watch_helpers
 from tests.watch_helpers import HOSTILE, TAG, Night, until
@@ -26,7 +25,7 @@ def night(tmp_path_factory):
 
 
 def written(night, folder, **options):
-    return report_file.write(live_model.open_story(night.workspace.root), folder, **options)
+    return report_file.write(live_model.open_reader(night.workspace.root), folder, **options)
 
 
 def blocks(page):
@@ -80,7 +79,7 @@ def test_the_picture_as_png_too(night, tmp_path):
 def test_nothing_to_tell_and_nowhere_to_write(night, tmp_path):
     root = harness.make_repository(tmp_path / "w")
     with pytest.raises(UserError, match="no experiment is recorded here yet"):
-        report_file.write(live_model.open_story(root), tmp_path / "out")
+        report_file.write(live_model.open_reader(root), tmp_path / "out")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         written(night, tmp_path / "file" / "below")
@@ -97,7 +96,7 @@ def test_the_command_says_what_it_wrote(night, tmp_path, monkeypatch):
 @pytest.mark.browser
 def test_it_opens_without_a_server(night, tmp_path):
     page = written(night, tmp_path / "out")[0]
-    reader = live_model.open_story(night.workspace.root)
+    reader = live_model.open_reader(night.workspace.root)
     with watch_helpers.serving(reader) as port, watch_helpers.browser(tmp_path) as driver:
         driver.get(page.as_uri() + "#1")
         until(driver, f"return {watch_helpers.marks()} === 30")
@@ -126,7 +125,7 @@ def results(*arguments):
 def test_results_as_json(night, monkeypatch):
     monkeypatch.chdir(night.workspace.root)
     rows = json.loads(results("--json"))
-    listed = report.load(night.workspace.root)
+    listed = live_model.read(night.workspace.root).entries
     assert [row["n"] for row in rows] == list(range(30))
     assert [row["val_bpb"] for row in rows] == [entry.val_bpb for entry in listed]
     assert (rows[6]["val_bpb"], rows[6]["status"], rows[1]["usd"]) == (None, "crash", 0.05)
@@ -138,7 +137,7 @@ def test_results_as_json(night, monkeypatch):
 def test_results_as_csv(night, monkeypatch):
     monkeypatch.chdir(night.workspace.root)
     rows = list(csv.DictReader(io.StringIO(results("--csv"))))
-    listed = report.load(night.workspace.root)
+    listed = live_model.read(night.workspace.root).entries
     assert [row["description"] for row in rows] == [entry.description for entry in listed]
     assert [float(row["val_bpb"]) for row in rows if row["val_bpb"]] == [
         entry.val_bpb for entry in listed if entry.val_bpb is not None

@@ -16,7 +16,7 @@ from autoresearch_jax.records import journal
 from autoresearch_jax.records.experiment import Experiment, Repeat
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system.interrupts import Abandoned
-from autoresearch_jax.views import report
+from autoresearch_jax.views.watch import live_model
 from tests import harness
 from tests.harness import Scripted, lines
 
@@ -157,7 +157,7 @@ def test_a_loop_ends_with_an_audit_that_nothing_was_decided_on(workspace):
     assert len(records(workspace, "audited")) == 1
     # What is kept later is not covered by it.
     loop(workspace, noisy(0.8))
-    said = "\n".join(report.claims(workspace.root).lines)
+    said = "\n".join(live_model.read(workspace.root).summary.claims.lines)
     assert "what was kept since then, up to experiment 3, is not audited" in said
     assert "noise of a score" in said
     results = CliRunner().invoke(main.main, ["-C", str(workspace.root), "results"])

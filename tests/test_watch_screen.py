@@ -17,8 +17,11 @@ from rich.screen import Screen
 from rich.text import Text
 
 from autoresearch_jax.records.results_tsv import Row
-from autoresearch_jax.views.report import entries, summarize
+from autoresearch_jax.views.entries import entries
+from autoresearch_jax.views.summary import summarize
 from autoresearch_jax.views.watch import frame, live_model
+from autoresearch_jax.views.watch.logs import Progress
+from autoresearch_jax.views.watch.running import Running
 from tests import harness
 from tests.watch_helpers import COMMAND, DEADLINE_SECONDS, TAG, Night, Terminal, everything
 
@@ -41,7 +44,7 @@ def night(tmp_path):
 
 
 def look(night):
-    return live_model.open_story(night.workspace.root).look()
+    return live_model.open_reader(night.workspace.root).read()
 
 
 def drawn(told, width=80, height=24):
@@ -159,12 +162,12 @@ def test_whatever_is_recorded_fits_a_terminal_of_any_size(
     words, number, status, count, width, height
 ):
     listed = entries([Row(words, number, number, status, words)] * count)
-    running = live_model.Running(
+    running = Running(
         n=count, description=words, expected=words, agent=words, base=0, of=1, phase="training",
-        started=0.0, progress=live_model.Progress(step=3, percent=number, loss=number),
+        started=0.0, progress=Progress(step=3, percent=number, loss=number),
     )  # fmt: skip
     summary = summarize(listed)
-    told = live_model.Story(words, listed, summary, (running,), 1, "running", problem=words)
+    told = live_model.LiveModel(words, listed, summary, (running,), 1, "running", problem=words)
     others = [dataclasses.replace(told, running=(running,) * many) for many in (2, 5, 40)]
     table = dataclasses.replace(told, running=(), state="table", problem="")
     for one in (told, *others, table):
@@ -186,7 +189,7 @@ def test_the_staircase_goes_down_as_the_best_does():
     assert frame.staircase([2.0, 2.0], 3, 2) == ["───", "   "]
     rows = [(None, "crash"), (2.0, "x"), (3.0, "keep"), (1.0, "discard"), (1.5, "keep")]
     listed = entries([Row("c", bpb, None, status, "") for bpb, status in rows])
-    assert frame.best_so_far(listed) == [2.0, 2.0, 2.0, 1.5]
+    assert [entry.best_so_far for entry in listed] == [None, 2.0, 2.0, 2.0, 1.5]
 
 
 # ------------------------------------------------------------------------------- no terminal

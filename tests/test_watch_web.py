@@ -27,13 +27,13 @@ def still(tmp_path_factory):
     """The port of a night that nothing is added to."""
     night = Night(tmp_path_factory.mktemp("still") / "w", 60)
     night.log(1)
-    with watch_helpers.serving(live_model.open_story(night.workspace.root)) as port:
+    with watch_helpers.serving(live_model.open_reader(night.workspace.root)) as port:
         yield port
 
 
 @pytest.fixture
 def port(night):
-    with watch_helpers.serving(live_model.open_story(night.workspace.root)) as port:
+    with watch_helpers.serving(live_model.open_reader(night.workspace.root)) as port:
         yield port
 
 
@@ -132,7 +132,7 @@ def test_a_stream_of_which_nothing_is_new_says_that_it_is_one(night, port, monke
 
 
 def test_only_who_knows_the_token_gets_in(night):
-    with watch_helpers.serving(live_model.open_story(night.workspace.root), TOKEN) as port:
+    with watch_helpers.serving(live_model.open_reader(night.workspace.root), TOKEN) as port:
         cookie = f"autoresearch-{port}"
         for path in ("/", "/page.js", "/experiment/1", "/events", "/?token=wrong", "/?token="):
             status, headers, text = get(port, path)
@@ -153,7 +153,7 @@ def test_only_who_knows_the_token_gets_in(night):
 def test_looking_writes_nothing(night):
     night.log(1)
     before = watch_helpers.everything(night.workspace.root)
-    with watch_helpers.serving(live_model.open_story(night.workspace.root)) as port:
+    with watch_helpers.serving(live_model.open_reader(night.workspace.root)) as port:
         for path in ("/", "/experiment/0", "/experiment/1"):
             get(port, path)
         with watch_helpers.told(port) as events:
@@ -221,8 +221,8 @@ def test_it_imports_no_jax(night):
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from autoresearch_jax.views.watch import detail, live_model, report_file, web\n"
-        "reader = live_model.open_story(Path.cwd())\n"
-        "reader.look()\ndetail.of_experiment(reader, 1)\nweb.make_app(reader)\n"
+        "reader = live_model.open_reader(Path.cwd())\n"
+        "reader.read()\ndetail.of_experiment(reader, 1)\nweb.make_app(reader)\n"
         "print(sorted({'jax', 'jaxlib', 'flax', 'optax', 'optuna', 'matplotlib'}"
         " & set(sys.modules)))\n"
     )
@@ -265,7 +265,7 @@ def test_the_page_lives(night, port, tmp_path):
             kind: driver.execute_script(f"return {watch_helpers.marks(kind)}")
             for kind in ("keep", "discard", "crash", "beyond")
         }
-        told = live_model.open_story(night.workspace.root).look()
+        told = live_model.open_reader(night.workspace.root).read()
         statuses = [entry.status for entry in told.entries]
         assert marks["keep"] == statuses.count("keep")
         assert marks["crash"] == statuses.count("crash")
@@ -399,7 +399,7 @@ def test_a_phone_has_no_sideways_scroll(night, port, tmp_path, dark):
 @pytest.mark.browser
 def test_two_thousand_experiments_and_the_table_of_the_original(tmp_path):
     night = Night(tmp_path / "w", 2000)
-    reader = live_model.open_story(night.workspace.root)
+    reader = live_model.open_reader(night.workspace.root)
     with watch_helpers.serving(reader) as port, watch_helpers.browser(tmp_path) as driver:
         opened(driver, port, 2000)
         assert len(driver.find_elements("css selector", "#rows tr")) == 60
@@ -414,7 +414,7 @@ def test_two_thousand_experiments_and_the_table_of_the_original(tmp_path):
         f"a\t1.0\t44.0\tkeep\tbaseline {HOSTILE}\nb\t0.0\t0.0\tcrash\tOOM\n"
     )
     with (
-        watch_helpers.serving(live_model.open_story(table)) as port,
+        watch_helpers.serving(live_model.open_reader(table)) as port,
         watch_helpers.browser(tmp_path) as driver,
     ):
         opened(driver, port, 2)
@@ -431,7 +431,7 @@ def test_two_thousand_experiments_and_the_table_of_the_original(tmp_path):
 
 @pytest.mark.browser
 def test_the_page_turns_to_the_tag_that_a_loop_begins(night, tmp_path):
-    reader = live_model.open_story(night.workspace.root, follow=True)
+    reader = live_model.open_reader(night.workspace.root, follow=True)
     with watch_helpers.serving(reader) as port, watch_helpers.browser(tmp_path) as driver:
         opened(driver, port, 60, "#1")
         until(driver, "return document.querySelector('.detail h2').textContent.includes(' 1')")
@@ -451,7 +451,7 @@ def test_the_page_turns_to_the_tag_that_a_loop_begins(night, tmp_path):
 
 @pytest.mark.browser
 def test_a_server_that_went_away_is_said_and_found_again(night, tmp_path):
-    reader = live_model.open_story(night.workspace.root)
+    reader = live_model.open_reader(night.workspace.root)
     with watch_helpers.browser(tmp_path) as driver:
         with watch_helpers.serving(reader) as port:
             opened(driver, port, 60)
@@ -466,7 +466,7 @@ STATE = "return document.getElementById('state').dataset.state === arguments[0]"
 
 @pytest.mark.browser
 def test_a_link_that_has_expired_is_said_and_its_connection_found_again(night, tmp_path):
-    reader = live_model.open_story(night.workspace.root)
+    reader = live_model.open_reader(night.workspace.root)
     with watch_helpers.browser(tmp_path) as driver:
         with watch_helpers.serving(reader, TOKEN) as port:
             opened(driver, port, 60, f"?token={TOKEN}")
@@ -501,7 +501,7 @@ def test_a_silent_server_is_not_taken_for_a_live_one(night, tmp_path):
 @pytest.mark.browser
 def test_a_link_with_a_token_opens_a_tag_that_has_only_begun(tmp_path):
     night = Night(tmp_path / "w")
-    reader = live_model.open_story(night.workspace.root)
+    reader = live_model.open_reader(night.workspace.root)
     with (
         watch_helpers.serving(reader, TOKEN) as port,
         watch_helpers.browser(tmp_path) as driver,

@@ -34,7 +34,7 @@ def watch(web: bool, port: int | None, host: str | None, tag: str | None) -> Non
 
     if not web and (port is not None or host is not None):
         raise click.UsageError("--port and --host go with --web.")
-    reader = live_model.open_story(Path.cwd(), tag, follow=True)
+    reader = live_model.open_reader(Path.cwd(), tag, follow=True)
     if not web:
         from autoresearch_jax.views.watch import screen
 
@@ -79,21 +79,21 @@ def results(
     Example:
       autoresearch-jax results --kept-only --sort gain
     """
-    from autoresearch_jax.views import report
+    from autoresearch_jax.views import results as view
+    from autoresearch_jax.views.watch import live_model
 
     if ledger + as_json + as_csv > 1:
         raise click.UsageError("Choose one of --ledger, --json and --csv.")
-    listed = report.load(Path.cwd(), tag)
-    if not listed:
+    model = live_model.read(Path.cwd(), tag)
+    if not model.entries:
         raise UserError("no experiment is recorded here yet: `autoresearch-jax loop` starts.")
-    rows = report.select(
-        listed, top=top, kept_only=kept_only, pattern=pattern, by_gain=sort == "gain"
+    rows = view.select(
+        model.entries, top=top, kept_only=kept_only, pattern=pattern, by_gain=sort == "gain"
     )
     if as_json or as_csv:
-        click.echo(report.as_json(rows) if as_json else report.as_csv(rows), nl=False)
-        return
-    claims, spent = report.claims(Path.cwd(), tag), report.spent(Path.cwd(), tag)
-    report.print_results(output.console(), rows, listed, costs=ledger, claims=claims, spent=spent)
+        click.echo(view.as_json(rows) if as_json else view.as_csv(rows), nl=False)
+    else:
+        view.print_results(output.console(), rows, model.summary, ledger)
 
 
 @click.command()
@@ -107,9 +107,9 @@ def show(experiment: str, tag: str | None) -> None:
       autoresearch-jax show 12
     """
     from autoresearch_jax.repo.workspace import Workspace
-    from autoresearch_jax.views import report
+    from autoresearch_jax.views import show as view
 
-    report.show(output.console(), Workspace.open(Path.cwd()), experiment, tag)
+    view.show(output.console(), Workspace.open(Path.cwd()), experiment, tag)
 
 
 @click.command(cls=Configured, settings=("isolation", "require_isolation"))
@@ -181,6 +181,6 @@ def report(folder: Path, png: bool, prompts: bool, tag: str | None) -> None:
     """
     from autoresearch_jax.views.watch import live_model, report_file
 
-    reader = live_model.open_story(Path.cwd(), tag)
+    reader = live_model.open_reader(Path.cwd(), tag)
     for path in report_file.write(reader, folder, png=png, prompts=prompts):
         click.echo(str(path.absolute()))  # with -C it lies elsewhere than the person does

@@ -13,7 +13,8 @@ from autoresearch_jax.loop import config
 from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.views import plot, report
+from autoresearch_jax.views import plot, results
+from autoresearch_jax.views.watch import live_model
 
 FOLDER = "autoresearch-demo"
 PRESET = "demo"
@@ -52,13 +53,14 @@ def demo(target: Path, console: Console, view: View, *, seed: int, experiments: 
         if ended.stopped != "max":
             view.say("Stopped early; the same command goes on from here.")
     view.say("[4/4] Results")
-    listed = report.load(target)
+    model = live_model.read(target)
+    listed = model.entries
     if not listed:
         return
     picture = target / "progress.png"
     plot.progress(listed, picture, title="autoresearch-jax demo")
-    report.print_results(console, listed, listed)
-    best = report.summarize(listed).best
+    results.print_results(console, listed, model.summary)
+    best = model.summary.best
     first = best.n if best is not None and best.improved else listed[-1].n
     view.say(f"\nThe picture: {picture}")
     here = f"autoresearch-jax -C {_short(target)}"

@@ -75,15 +75,16 @@ def run_loop(
 
 def summary(root: Path, tag: str) -> list[str]:
     """What a tag's experiments came to, in lines; draws their picture as well."""
-    from autoresearch_jax.views import plot, report  # matplotlib takes a second to import
+    from autoresearch_jax.views import plot  # matplotlib takes a second to import
+    from autoresearch_jax.views.summary import lines
+    from autoresearch_jax.views.watch import live_model
 
-    listed = report.load(root, tag)
-    if not listed:
+    model = live_model.read(root, tag)
+    if not model.entries:
         return []
     picture = root / "progress.png"
-    plot.progress(listed, picture, title=f"autoresearch/{tag}")
-    found = report.summarize(listed, report.claims(root, tag), report.spent(root, tag))
-    return [*report.summary_lines(found), f"picture: {picture}"]
+    plot.progress(model.entries, picture, title=f"autoresearch/{tag}")
+    return [*lines(model.summary), f"picture: {picture}"]
 
 
 def _check(agent: Agent) -> None:

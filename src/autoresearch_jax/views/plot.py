@@ -1,4 +1,4 @@
-"""The picture of a night: `progress.png`."""
+"""The picture of all experiments: `progress.png`."""
 
 import re
 import warnings
@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax.views.report import Entry, summarize
+from autoresearch_jax.views.entries import Entry
+from autoresearch_jax.views.summary import summarize
 
 KEPT, FAINT, CRASH, INK, GRID = "#12805c", "#a9b1ba", "#c8402f", "#1f2933", "#e6e9ed"
 ARROW = "\N{RIGHTWARDS ARROW}"
@@ -31,7 +32,7 @@ def progress(listed: Sequence[Entry], path: Path, title: str = "autoresearch-jax
         "text.color": INK,
     }
     with mpl.rc_context(style), warnings.catch_warnings():
-        # The font lacks some scripts, and agents write what they like: a box stands for it.
+        # The font lacks some scripts, and agents write what they like: a square stands for it.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure = Figure(figsize=(12, 6.2), dpi=150, facecolor="white")
         FigureCanvasAgg(figure)
@@ -103,10 +104,7 @@ def _draw_chart(chart: Any, listed: Sequence[Entry]) -> None:
         )  # fmt: skip
     if kept:
         last = len(listed) - 1
-        best, stairs = float("inf"), []
-        for entry in kept:
-            best = min(best, entry.val_bpb or best)
-            stairs.append(best)
+        stairs = [entry.best_so_far for entry in kept]
         chart.step(
             [*(at[entry.n] for entry in kept), last + 0.5], [*stairs, stairs[-1]],
             where="post", color=KEPT, linewidth=2, alpha=0.55, zorder=3, label="best so far",

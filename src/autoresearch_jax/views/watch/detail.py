@@ -2,15 +2,15 @@
 
 import dataclasses
 import functools
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from autoresearch_jax.common.errors import GitError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.views import report
-from autoresearch_jax.views.report import Entry
+from autoresearch_jax.views.entries import Entry, phases, rests_on
 from autoresearch_jax.views.watch import diffs, logs
 from autoresearch_jax.views.watch.live_model import JournalReader, Reader
 from autoresearch_jax.views.watch.plain import finite
@@ -22,31 +22,33 @@ CACHED = 64  # diffs
 
 def of_experiment(reader: Reader, n: int) -> dict[str, Any] | None:
     """Everything that is known of experiment `n`, JSON-able; None where there is no such one."""
-    listed = reader.look().entries  # it may be a new one
+    listed = reader.read().entries  # it may be a new one
     if isinstance(reader, JournalReader) and reader.tag is not None:
-        return _of_journal(reader, n)
+        return _of_journal(reader, reader.tag, n, listed)
     return _of_entry(listed[n]) if 0 <= n < len(listed) else None
 
 
-def _of_journal(reader: JournalReader, n: int) -> dict[str, Any] | None:
+def _of_journal(
+    reader: JournalReader, tag: str, n: int, listed: Sequence[Entry]
+) -> dict[str, Any] | None:
     """What the journal, `runs/<n>/` and git have."""
-    one = reader.experiment(n)
-    if one is None:
+    experiments = reader.experiments
+    if not 0 <= n < len(experiments):
         return None
-    entry = reader.entry(n)
-    folder = reader.run_dir(n)
+    one = experiments[n]
+    base = experiments.by_commit(one.base)
+    folder = reader.workspace.run_dir(tag, n)
     log = logs.both_ends(folder / "run.log")
-    base = reader.number(one.base)
-    spent = reader.spent(n)
+    base_log = reader.workspace.run_dir(tag, base.n) / "run.log" if base else None
     return {
         **_words(one),
-        "gain": entry.gain if entry else None,
-        "base": base,
-        "phases": report.phases(one),
-        "spent": dataclasses.asdict(spent) if spent else None,
-        "diff": _diff(reader, one),
+        "gain": next((entry.gain for entry in listed if entry.n == n), None),
+        "base": base.n if base else None,
+        "phases": phases(one),
+        "spent": dataclasses.asdict(experiments.costs.of(n)),
+        "diff": _diff(reader.workspace, tag, one) if one.base else None,
         "curve": logs.curve(log),
-        "base_curve": _curve(reader, base),
+        "base_curve": logs.curve(logs.both_ends(base_log)) if base_log else [],
         "log": logs.tail(log),
         "prompt": logs.text(folder / "prompt.md", PROMPT_BYTES),
     }
@@ -82,16 +84,14 @@ def _words(one: Experiment) -> dict[str, Any]:
         "started": one.started,
         "finished": one.finished,
         "numbers": {clean(k, 60): finite(v) for k, v in one.metrics.items()},
-        "facts": {clean(k, 60): clean(str(v)) for k, v in report.rests_on(one).items()},
+        "facts": {clean(k, 60): clean(str(v)) for k, v in rests_on(one).items()},
     }
 
 
-def _diff(reader: JournalReader, one: Experiment) -> dict[str, Any] | None:
-    """Against what it was proposed on; None for a baseline."""
-    if not one.base or reader.tag is None:
-        return None
+def _diff(workspace: Workspace, tag: str, one: Experiment) -> dict[str, Any]:
+    """Against what it was proposed on."""
     try:
-        lines, cut = _lines(reader.workspace, reader.tag, one.base, one.commit)
+        lines, cut = _lines(workspace, tag, one.base, one.commit)
     except GitError as error:  # the repository was moved, or its objects are gone
         return {"lines": [], "cut": False, "problem": clean(str(error), REASON_LIMIT)}
     return {"lines": lines, "cut": cut, "problem": ""}
@@ -99,11 +99,4 @@ def _diff(reader: JournalReader, one: Experiment) -> dict[str, Any] | None:
 
 @functools.lru_cache(maxsize=CACHED)  # commits do not change
 def _lines(workspace: Workspace, tag: str, base: str, commit: str) -> tuple[list[diffs.Line], bool]:
-    from autoresearch_jax.repo.candidates import Candidates
-
     return diffs.lines(Candidates(workspace, tag).diff(base, commit))
-
-
-def _curve(reader: JournalReader, n: int | None) -> logs.Curve:
-    path: Path | None = None if n is None else reader.run_dir(n) / "run.log"
-    return logs.curve(logs.both_ends(path)) if path else []

@@ -14,9 +14,10 @@ from rich.text import Text
 
 from autoresearch_jax.common.console import typed
 from autoresearch_jax.common.text import clean
-from autoresearch_jax.records.costs import Spent
-from autoresearch_jax.views.report import STYLES, Entry, Summary
-from autoresearch_jax.views.watch.live_model import Running, Story
+from autoresearch_jax.views.entries import STYLES, Entry
+from autoresearch_jax.views.summary import Summary, count, duration
+from autoresearch_jax.views.watch.live_model import LiveModel
+from autoresearch_jax.views.watch.running import Running
 
 STATES = {
     "running": ("running", "green"),
@@ -37,51 +38,52 @@ PLAIN_WIDTH = 2000  # columns; more than any line has
 LABEL = 10  # columns before a value
 
 
-def screen(story: Story, width: int, height: int, now: float) -> Layout:
+def screen(model: LiveModel, width: int, height: int, now: float) -> Layout:
     """All that a terminal of this size shows; `now` is the unix time."""
     gap = int(height >= AIRY)
-    room = _room(story, height)
+    room = _room(model, height)
     parts = [
-        Layout(_head(story, now), size=1 + gap),
-        Layout(Group(*_now_lines(story, width, now, room)), size=room + gap),
-        Layout(Group(*_summary_lines(story.summary)), size=SUMMARY_LINES + gap),
+        Layout(_head(model, now), size=1 + gap),
+        Layout(Group(*_now_lines(model, width, now, room)), size=room + gap),
+        Layout(Group(*_summary_lines(model.summary)), size=SUMMARY_LINES + gap),
     ]
-    bests = best_so_far(story.entries)
+    scores = (one.best_so_far for one in model.entries)
+    bests = [one for one in scores if one is not None and math.isfinite(one)]
     if gap and len(bests) > 1:
         size = min(CHART_LINES, height // 5)
         parts.append(Layout(_chart(bests, width, size), size=size + gap))
     left = height - sum(part.size or 0 for part in parts)
     found = Layout()
-    found.split_column(*parts, Layout(_rows(story.entries, left - 1, width)))
+    found.split_column(*parts, Layout(_rows(model.entries, left - 1, width)))
     return found
 
 
-def plain(story: Story, now: float) -> list[str]:
+def plain(model: LiveModel, now: float) -> list[str]:
     """The present state as lines of any length, for a file or a pipe."""
-    state = STATES[story.state][0]
-    head = ", ".join(filter(None, (shown(story.title), state)))
-    problem = [_line(shown(story.problem))] if story.problem else []
-    running = _now_lines(story, 80, now, math.inf)
+    state = STATES[model.state][0]
+    head = ", ".join(filter(None, (shown(model.title), state)))
+    problem = [_line(shown(model.problem))] if model.problem else []
+    running = _now_lines(model, 80, now, math.inf)
     running = [one for one in running if not isinstance(one, Text) or one.plain.strip()]
-    found = [*running, *_summary_lines(story.summary)]
+    found = [*running, *_summary_lines(model.summary)]
     console = Console(file=io.StringIO(), width=PLAIN_WIDTH, color_system=None, highlight=False)
     with console.capture() as captured:
         console.print(_line(head), *problem, *found, sep="\n")
-        console.print(Text(), _rows(story.entries, LAST_ROWS), sep="\n")
+        console.print(Text(), _rows(model.entries, LAST_ROWS), sep="\n")
     return [line.rstrip() for line in captured.get().rstrip("\n").split("\n")]
 
 
 # ----------------------------------------------------------------------------------- blocks
 
 
-def _head(story: Story, now: float) -> Table:
-    state, style = STATES[story.state]
-    left = _line(shown(story.title), "bold").append("  ").append(state, style=f"not bold {style}")
+def _head(model: LiveModel, now: float) -> Table:
+    state, style = STATES[model.state]
+    left = _line(shown(model.title), "bold").append("  ").append(state, style=f"not bold {style}")
     right = _line(f"{time.strftime('%H:%M', time.localtime(now))}  q ends", "dim")
-    if story.problem:
-        left.append("  ").append(shown(story.problem), style="not bold red")
-    elif story.before:
-        words = f"  new; the one before: --tag {shown(story.before)}"
+    if model.problem:
+        left.append("  ").append(shown(model.problem), style="not bold red")
+    elif model.before:
+        words = f"  new; the one before: --tag {shown(model.before)}"
         left.append(words, style="not bold dim")
     head = Table.grid(expand=True, padding=(0, 1))
     head.add_column(ratio=1)
@@ -90,29 +92,29 @@ def _head(story: Story, now: float) -> Table:
     return head
 
 
-def _room(story: Story, height: int) -> int:
+def _room(model: LiveModel, height: int) -> int:
     """Lines for what runs: as many while a loop runs, so that nothing below them moves."""
-    most, share = max(story.workers, len(story.running)), height // SHARE
+    most, share = max(model.workers, len(model.running)), height // SHARE
     return max(RUNNING_LINES, 2 * most if 2 * most <= share else min(most, share))
 
 
-def _now_lines(story: Story, width: int, now: float, room: float) -> list[RenderableType]:
+def _now_lines(model: LiveModel, width: int, now: float, room: float) -> list[RenderableType]:
     """What runs, or why nothing does, as fully as there is room for."""
-    if story.running:
-        return _running_lines(story, width, now, room)
-    if story.state == "thinking":
-        n = max((entry.n for entry in story.entries), default=-1) + 1
+    if model.running:
+        return _running_lines(model, width, now, room)
+    if model.state == "thinking":
+        n = max((entry.n for entry in model.entries), default=-1) + 1
         return [_line(f"experiment {n}", "bold"), _line("  waits for a proposal of the agent")]
-    if story.state == "verifying":
+    if model.state == "verifying":
         return [_line("Scores are computed or measured again.")]
-    if story.state == "idle":
-        what = "To continue" if story.entries else "Nothing has run here yet. To start"
+    if model.state == "idle":
+        what = "To continue" if model.entries else "Nothing has run here yet. To start"
         return [_line(typed(f"{what}: autoresearch-jax loop"))]
-    return [] if story.entries else [_line("No experiment is recorded here yet.")]
+    return [] if model.entries else [_line("No experiment is recorded here yet.")]
 
 
-def _running_lines(story: Story, width: int, now: float, room: float) -> list[RenderableType]:
-    found, interrupted = story.running, story.state == "interrupted"
+def _running_lines(model: LiveModel, width: int, now: float, room: float) -> list[RenderableType]:
+    found, interrupted = model.running, model.state == "interrupted"
     if len(found) == 1:
         return [*_alone(found[0], interrupted, width, now)]
     if 2 * len(found) <= room:
@@ -150,7 +152,7 @@ def _alone(running: Running, interrupted: bool, width: int, now: float) -> list[
         "" if running.of is None else f"carries over experiment {running.of}",
         "" if running.base is None else f"on experiment {running.base}",
         f"expects {running.expected}" if running.expected else "",
-        f"started {_duration(now - running.started)} ago",
+        f"started {duration(max(0.0, now - running.started))} ago",
     ]
     size = max(0, min(BAR, width - LABEL - 24))
     return [
@@ -211,7 +213,7 @@ def _numbers(known: Sequence[tuple[str, float | None]]) -> str:
 
 def _summary_lines(summary: Summary) -> list[Text]:
     """The best, and the sums: SUMMARY_LINES."""
-    best, spent = summary.best, summary.spent or Spent()
+    best, spent = summary.best, summary.spent
     found = [_line(f"{'best':<{LABEL}}").append("none yet", style="dim"), Text()]
     if best is not None:
         score = _line(f"{'best':<{LABEL}}").append(_score(best.val_bpb), style="bold green")
@@ -219,17 +221,15 @@ def _summary_lines(summary: Summary) -> list[Text]:
         score.append(f"  {summary.claims.words}", style="yellow")
         found = [score, _line(" " * LABEL + shown(best.description))]
     counts = [
-        f"{summary.experiments:,} experiment{'' if summary.experiments == 1 else 's'}",
+        count(summary.experiments, "experiment"),
         f"{summary.improvements:,} improved",
-        f"{summary.crashes:,} crash{'' if summary.crashes == 1 else 'es'}",
+        count(summary.crashes, "crash"),
         "" if summary.per_hour is None else f"{summary.per_hour:.1f} an hour",
     ]
     cost = [
         f"{spent.usd:,.2f} dollars" if spent.usd else "",
         f"{spent.tokens:,} tokens" if spent.tokens else "",
-        f"{spent.unpriced:,} answer{'' if spent.unpriced == 1 else 's'} without a price"
-        if spent.unpriced
-        else "",
+        f"{count(spent.unpriced, 'answer')} without a price" if spent.unpriced else "",
     ]
     for label, words in (("so far", counts), ("cost", cost)):
         said = ", ".join(filter(None, words))
@@ -246,19 +246,6 @@ def _below(summary: Summary) -> str:
 
 
 # ------------------------------------------------------------------------------------- chart
-
-
-def best_so_far(entries: Sequence[Entry]) -> list[float]:
-    """The best score after each experiment, from the first that has one."""
-    found: list[float] = []
-    for entry in entries:
-        score = math.nan if entry.val_bpb is None else entry.val_bpb
-        known = entry.status != "crash" and math.isfinite(score)
-        if known and (not found or (entry.status == "keep" and score < found[-1])):
-            found.append(score)
-        else:
-            found += found[-1:]
-    return found
 
 
 def staircase(bests: Sequence[float], width: int, height: int) -> list[str]:
@@ -360,11 +347,3 @@ def _score(value: float | None, sign: str = "", places: int = 6) -> str:
 
 def _clock(moment: float | None) -> str:
     return "" if moment is None else time.strftime("%H:%M", time.localtime(moment))
-
-
-def _duration(seconds: float) -> str:
-    seconds = max(0.0, seconds)
-    for unit, name in ((3600, "h"), (60, "min")):
-        if seconds >= unit:
-            return f"{seconds / unit:.1f} {name}"
-    return f"{seconds:.0f} s"

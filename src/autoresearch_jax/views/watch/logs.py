@@ -104,10 +104,10 @@ def _curve(steps: list[re.Match[str]]) -> Curve:
     return found[::-every][::-1]
 
 
-def tail(log: str) -> str:
+def tail(log: str, count: int = TAIL_LINES) -> str:
     """The last lines of a log, each of them bounded."""
     lines = [line[:TAIL_LINE_LIMIT] for line in log.split("\n") if line.strip()]
-    return "\n".join(lines[-TAIL_LINES:])
+    return "\n".join(lines[-count:])
 
 
 def _finite(digits: str) -> float | None:

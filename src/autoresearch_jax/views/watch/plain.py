@@ -1,4 +1,4 @@
-"""A story as plain data, for a page: JSON has it all, and nothing else."""
+"""A live model as plain data, for a page: only what JSON can hold."""
 
 import dataclasses
 import math
@@ -6,30 +6,30 @@ import time
 from typing import Any
 
 from autoresearch_jax.common.text import clean
-from autoresearch_jax.records.costs import Spent
-from autoresearch_jax.views.report import AGENT_SHOWN, EXPECTED_SHOWN, Entry
-from autoresearch_jax.views.watch.live_model import Story
+from autoresearch_jax.views.entries import Entry
+from autoresearch_jax.views.results import AGENT_SHOWN, EXPECTED_SHOWN
+from autoresearch_jax.views.watch.live_model import LiveModel
 
 PLACES = 6  # digits of a score after the point
 
 
-def of(story: Story, start: int = 0, *, whole: bool = True) -> dict[str, Any]:
-    """A story as JSON-able data, its points from number `start` on.
+def of(model: LiveModel, start: int = 0, *, whole: bool = True) -> dict[str, Any]:
+    """A live model as JSON-able data, its points from place `start` on.
 
-    `whole` if what was told before does not count any more.
+    `whole` if what was sent before is not valid any more.
     """
     return {
-        "title": story.title,
-        "before": story.before,
+        "title": model.title,
+        "before": model.before,
         "now": time.time(),
         "from": start,
         "whole": whole,
-        "points": [point(entry) for entry in story.entries[start:]],
-        "summary": _summary(story),
-        "running": [dataclasses.asdict(one) for one in story.running],
-        "state": story.state,
-        "noise_sd": finite(story.noise_sd),
-        "problem": story.problem,
+        "points": [point(entry) for entry in model.entries[start:]],
+        "summary": _summary(model),
+        "running": [dataclasses.asdict(one) for one in model.running],
+        "state": model.state,
+        "noise_sd": finite(model.noise_sd),
+        "problem": model.problem,
     }
 
 
@@ -51,9 +51,9 @@ def point(entry: Entry) -> dict[str, Any]:
     return {name: value for name, value in known.items() if value not in (None, "")}
 
 
-def _summary(story: Story) -> dict[str, Any]:
-    summary, spent = story.summary, story.summary.spent or Spent()
-    best = summary.best
+def _summary(model: LiveModel) -> dict[str, Any]:
+    summary = model.summary
+    best, spent = summary.best, summary.spent
     return {
         "experiments": summary.experiments,
         "kept": summary.improvements,

@@ -14,9 +14,9 @@ from typing import Any
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.views import plot
-from autoresearch_jax.views.report import Entry
+from autoresearch_jax.views.entries import Entry
 from autoresearch_jax.views.watch import detail, plain
-from autoresearch_jax.views.watch.live_model import Reader, Story
+from autoresearch_jax.views.watch.live_model import LiveModel, Reader
 from autoresearch_jax.views.watch.web import FILES, PAGE
 
 NAME = "report.html"
@@ -28,7 +28,7 @@ def write(reader: Reader, folder: Path, *, png: bool = False, prompts: bool = Fa
     `prompts`: with what agents were told. Raises UserError where there is nothing to tell yet, or
     the folder cannot be written.
     """
-    told = dataclasses.replace(reader.look(), running=(), state="idle")
+    told = dataclasses.replace(reader.read(), running=(), state="idle")
     if told.problem:
         raise UserError(told.problem)
     if not told.entries:
@@ -51,11 +51,11 @@ def _pictures(entries: Sequence[Entry], folder: Path, title: str, png: bool) -> 
     return paths
 
 
-def html(reader: Reader, told: Story, *, prompts: bool = False) -> str:
+def html(reader: Reader, told: LiveModel, *, prompts: bool = False) -> str:
     """The page with its style, its code and its data in it."""
     files = {name: (PAGE / name).read_text(encoding="utf-8") for name in FILES}
     style = files.pop("page.css")
-    blocks = [_block("story", plain.of(told))]
+    blocks = [_block("model", plain.of(told))]
     for entry in told.entries:
         found = detail.of_experiment(reader, entry.n) or {}
         blocks.append(_block(f"experiment-{entry.n}", found if prompts else _unprompted(found)))

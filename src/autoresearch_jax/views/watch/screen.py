@@ -28,7 +28,7 @@ def show(reader: Reader) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
-        print("\n".join(frame.plain(reader.look(), time.time())))
+        print("\n".join(frame.plain(reader.read(), time.time())))
         return
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -52,10 +52,10 @@ def _draw(reader: Reader, console: Console) -> bool:
         while not STOP & signal.sigpending():
             width, height = os.get_terminal_size(sys.stdout.fileno())  # COLUMNS stays as it was
             console.size = size = ConsoleDimensions(width or SIZE[0], height or SIZE[1])
-            story, now = reader.look(), time.time()
-            state = (story, size, now // REDRAW_SECONDS)
+            model, now = reader.read(), time.time()
+            state = (model, size, now // REDRAW_SECONDS)
             if state != drawn:
-                live.update(frame.screen(story, *size, now), refresh=True)
+                live.update(frame.screen(model, *size, now), refresh=True)
                 drawn = state
             if select.select(keys, [], [], LOOK_SECONDS)[0]:
                 pressed = os.read(keys[0], 4096)

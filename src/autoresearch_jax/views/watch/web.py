@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.views.watch import detail, plain
-from autoresearch_jax.views.watch.live_model import Reader, Story
+from autoresearch_jax.views.watch.live_model import LiveModel, Reader
 
 PORT = 8787
 PAGE = Path(__file__).parent / "page"
@@ -98,16 +98,16 @@ def _not_found() -> Response:
 
 
 async def _events(reader: Reader) -> AsyncIterator[str]:
-    """The whole story, and from then on what is new in it."""
-    told: Story | None = None
+    """The whole model, and from then on what is new in it."""
+    told: LiveModel | None = None
     said = time.monotonic()
     while True:
-        now = await run_in_threadpool(reader.look)
+        now = await run_in_threadpool(reader.read)
         if now != told:
             same = told is not None and told.generation == now.generation
             start = len(told.entries) if told is not None and same else 0
             found = await run_in_threadpool(plain.of, now, start, whole=not same)
-            yield f"event: story\ndata: {_json(found)}\n\n"
+            yield f"event: model\ndata: {_json(found)}\n\n"
             told, said = now, time.monotonic()
         elif time.monotonic() - said >= ALIVE_SECONDS:
             yield "event: alive\ndata: null\n\n"
@@ -143,7 +143,7 @@ class Guard:
         name = f"autoresearch-{request.scope['server'][1]}"  # cookies are not kept apart by port
         given = request.query_params.get("token")
         if given is not None and self._is_token(given):
-            # Out of the address, and so out of the browser's history.
+            # Out of the address, and so out of the browser's himodel.
             answer = RedirectResponse("/", status_code=303)
             answer.set_cookie(name, given, httponly=True, samesite="lax")
             return answer
@@ -180,7 +180,7 @@ def serve(
     with listen(host, port) as listening:
         token = None if _is_loopback(host) else secrets.token_urlsafe(24)
         port = listening.getsockname()[1]
-        reader.look()  # before anybody waits for it
+        reader.read()  # before anybody waits for it
         for link in links(host, port, token):
             say(link)
         make_server(make_app(reader, token)).run(sockets=[listening])
