@@ -33,7 +33,7 @@ LOG_SECONDS = 3.0  # between two lines of a training (kit/progress.py)
 RESIZE_SECONDS = 60.0
 SIZES = [(80, 24), (160, 50), (60, 15)]
 SETTLE_SECONDS = 60.0  # until the first figures; at the end until all is shown
-SHOWN = f"""return JSON.stringify([story.points, {helpers.marks()},
+SHOWN = f"""return JSON.stringify([model.points, {helpers.marks()},
     document.querySelector('table').innerText, document.title])"""
 
 

@@ -248,14 +248,14 @@ def test_what_is_carried_over_is_said(night):
     assert [row["of"] for row in rows] == [None, None, 1]
 
 
-def test_what_no_box_hides_is_said_without_a_contradiction():
+def test_what_no_sandbox_hides_is_said_without_a_contradiction():
     def facts(**provenance):
         return rests_on(Experiment(0, "c", "", "", "", provenance=provenance))
 
     again = "counts as none: anybody can make the validation text again from what is installed"
-    assert facts(isolation="none", sandbox="bwrap") == {"isolation": again, "box": "bwrap"}
+    assert facts(isolation="none", box="bwrap") == {"isolation": again, "box": "bwrap"}
     for level in ("none", "bwrap"):
-        assert facts(isolation=level, sandbox=level) == {"isolation": level, "box": level}
+        assert facts(isolation=level, box=level) == {"isolation": level, "box": level}
 
 
 def test_what_is_not_known_is_no_number_and_nothing_is_cut_but_in_a_table():
@@ -270,8 +270,8 @@ def test_what_is_not_known_is_no_number_and_nothing_is_cut_but_in_a_table():
     table = list(csv.DictReader(io.StringIO(results.as_csv(listed))))
     assert [row["usd"] for row in table] == ["", "0.0", "0.5"]
     assert [(row["agent"], row["expected"]) for row in rows] == [("a" * 50, words)] * 3
-    assert listed[0].costs()[1:3] == ("a" * 29 + "…", "—")
-    assert listed[0].cells()[6] == "e" * 39 + "…"
+    assert f"{'a' * 29}…     —" in printed(results.print_table, listed, True, width=300)
+    assert "e" * 39 + "…" in printed(results.print_table, listed, False, width=300)
 
 
 def test_show_of_what_is_not_there(night):

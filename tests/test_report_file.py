@@ -58,9 +58,9 @@ def test_no_text_of_an_agent_gets_out_of_its_block(night, tmp_path):
     assert HOSTILE not in text
     assert "<img" not in text
     found = blocks(text)
-    assert set(found) == {"story", *(f"experiment-{n}" for n in range(30))}
+    assert set(found) == {"model", *(f"experiment-{n}" for n in range(30))}
     assert found["experiment-6"]["reason"] == f"it broke: {HOSTILE}"
-    assert len(found["story"]["points"]) == 30
+    assert len(found["model"]["points"]) == 30
     assert len(found["experiment-1"]["curve"]) == 101
 
 

@@ -128,7 +128,7 @@ def test_a_stream_of_which_nothing_is_new_says_that_it_is_one(night, port, monke
         line.request("GET", "/events")
         with contextlib.closing(line.getresponse()) as answer:
             found = [word for word in (next(answer) for _ in range(6)) if word.startswith(b"event")]
-    assert found == [b"event: story\n", b"event: alive\n"]
+    assert found == [b"event: model\n", b"event: alive\n"]
 
 
 def test_only_who_knows_the_token_gets_in(night):
@@ -318,7 +318,7 @@ def test_the_page_lives(night, port, tmp_path):
         # By time, with a measured noise.
         driver.find_element("css selector", "input[value=at] + span").click()
         assert driver.execute_script(MARKS) == 61
-        noisy = "take({...story, from: story.points.length, points: [], noise_sd: 0.002})"
+        noisy = "take({...model, from: model.points.length, points: [], noise_sd: 0.002})"
         driver.execute_script(noisy)
         assert driver.find_elements("css selector", ".noise[d^=M]")
         assert "0.002" in driver.find_element("id", "legend").text

@@ -12,7 +12,7 @@ const STATES = {
 };
 const LEGEND = {keep: "kept", discard: "discarded", beyond: "worse than shown", crash: "crashed"};
 
-const story = {points: [], summary: {}, running: [], state: "idle"};
+const model = {points: [], summary: {}, running: [], state: "idle"};
 let numbered = new Map();  // the points by the numbers of their experiments
 const cards = new Map();  // of what runs
 const details = new Map();
@@ -22,63 +22,63 @@ const chart = new Staircase($("chart"), (point) => choose(point.n));
 // ----------------------------------------------------------------------------------- events
 
 /** Takes in what is new: points from place `from` on, as they were decided, and all else as it is. */
-function take(told) {
-  const whole = told.whole || told.from !== story.points.length;
-  const turned = story.title !== undefined && told.title !== story.title;
-  story.points.length = Math.min(story.points.length, told.from);
+function take(news) {
+  const whole = news.whole || news.from !== model.points.length;
+  const turned = model.title !== undefined && news.title !== model.title;
+  model.points.length = Math.min(model.points.length, news.from);
   if (whole) numbered = new Map();
-  for (const point of told.points) {
-    point.place = story.points.push(point) - 1;
+  for (const point of news.points) {
+    point.place = model.points.push(point) - 1;
     numbered.set(point.n, point);
   }
-  Object.assign(story, {...told, points: story.points});
-  chart.points = story.points;
-  const noise = told.noise_sd, noisy = noise !== chart.noise, running = told.running.filter(({n}) => !numbered.has(n)).length;
+  Object.assign(model, {...news, points: model.points});
+  chart.points = model.points;
+  const noise = news.noise_sd, noisy = noise !== chart.noise, running = news.running.filter(({n}) => !numbered.has(n)).length;
   const began = running !== chart.running;
   if (noisy || !$("legend").childElementCount) showLegend(noise);
-  if (told.points.length === story.points.length) offerTime();
+  if (news.points.length === model.points.length) offerTime();
   Object.assign(chart, {noise, running});
   if (whole) {
     details.clear();
     cards.clear();
     $("running").replaceChildren();
     chart.layout();
-  } else if (told.points.length) chart.add(told.points);
+  } else if (news.points.length) chart.add(news.points);
   if (noisy && chart.svg) chart.drawStairs();
   if (began && chart.svg) chart.drawPending();
   showHead();
   showRunning();
-  if (whole) showRows(); else addRows(told.points);
-  if (turned) turn(told);
-  if (!whole && told.points.length) announce(told.points[told.points.length - 1]);
-  follow(told, whole);
+  if (whole) showRows(); else addRows(news.points);
+  if (turned) turn(news);
+  if (!whole && news.points.length) announce(news.points[news.points.length - 1]);
+  follow(news, whole);
 }
 
 /** Another tag is shown from now on: what was chosen was of the one before. */
-function turn(told) {
+function turn(news) {
   Object.assign(view, {follows: true, chosen: null});
   chart.choose(null);
   history.replaceState(null, "", location.pathname);
   $("detail").replaceChildren();
-  if (told.before) $("said").textContent = `A loop has begun ${told.title}.`;
+  if (news.before) $("said").textContent = `A loop has begun ${news.title}.`;
 }
 
 /** Shows the best until somebody has chosen another; that one again once more is known of it. */
-function follow(told, whole) {
+function follow(news, whole) {
   if (!view.follows) {
-    if (!whole && !told.points.some((point) => point.n === view.chosen)) return;
+    if (!whole && !news.points.some((point) => point.n === view.chosen)) return;
     details.delete(view.chosen);
     show(view.chosen);
     return;
   }
-  const best = told.summary.best_n ?? story.points.at(-1)?.n ?? null;
+  const best = news.summary.best_n ?? model.points.at(-1)?.n ?? null;
   if (best !== null && (whole || best !== view.chosen)) show(best);
 }
 
 /** Only where a point has a time can they be shown by it: a results.tsv has none. */
 function offerTime() {
   const [by, at] = document.querySelectorAll("input[name=by]");
-  at.disabled = story.points.length > 0 && !story.points.some((point) => point.at !== undefined);
+  at.disabled = model.points.length > 0 && !model.points.some((point) => point.at !== undefined);
   if (!at.disabled || !at.checked) return;
   by.checked = true;
   chart.by = by.value;
@@ -102,7 +102,7 @@ function listen() {
   const source = line.source = new EventSource("events");
   const hear = () => { line.heard = Date.now(); };
   hear();
-  source.addEventListener("story", (event) => {
+  source.addEventListener("model", (event) => {
     hear();
     line.broken = "lost";
     take(JSON.parse(event.data));
@@ -138,14 +138,14 @@ function setState(state) {
 }
 
 function showHead() {
-  const {summary} = story;
-  document.title = known(summary.best) ? `${summary.best.toFixed(4)} · ${story.title}` : story.title;
-  $("title").textContent = story.title;
-  $("before").textContent = story.before ? `new; the one before: autoresearch-jax watch --web --tag ${story.before}` : "";
-  setState(story.state);
-  if (isReport()) $("state").textContent = `as of ${new Date(1000 * story.now).toLocaleString()}`;
-  $("problem").hidden = !story.problem;
-  $("problem").textContent = story.problem || "";
+  const {summary} = model;
+  document.title = known(summary.best) ? `${summary.best.toFixed(4)} · ${model.title}` : model.title;
+  $("title").textContent = model.title;
+  $("before").textContent = model.before ? `new; the one before: autoresearch-jax watch --web --tag ${model.before}` : "";
+  setState(model.state);
+  if (isReport()) $("state").textContent = `as of ${new Date(1000 * model.now).toLocaleString()}`;
+  $("problem").hidden = !model.problem;
+  $("problem").textContent = model.problem || "";
   const share = known(summary.start) && known(summary.best) ? 100 * (summary.best / summary.start - 1) : 0;
   const cost = summary.usd ? `$${summary.usd.toFixed(2)}` : summary.tokens ? `${count(summary.tokens)} tokens` : "";
   terms($("figures"), [
@@ -162,7 +162,7 @@ function showHead() {
 
 /** A card for each that runs; those of which nothing is new stay as they are. */
 function showRunning() {
-  const {running} = story, place = $("running");
+  const {running} = model, place = $("running");
   place.hidden = !running.length;
   place.classList.toggle("several", running.length > 1);
   for (const [n, card] of cards) {
@@ -230,9 +230,9 @@ function wanted(point) {
 }
 
 function showRows() {
-  const rows = story.points.filter(wanted).reverse();
+  const rows = model.points.filter(wanted).reverse();
   $("rows").replaceChildren(...rows.slice(0, view.rows).map(row));
-  $("rows").parentElement.classList.toggle("unexpected", !story.points.some((point) => point.expected));
+  $("rows").parentElement.classList.toggle("unexpected", !model.points.some((point) => point.expected));
   countRows(rows.length);
 }
 
@@ -241,14 +241,14 @@ function addRows(points) {
   $("rows").prepend(...points.filter(wanted).reverse().map(row));
   while ($("rows").childElementCount > view.rows) $("rows").lastElementChild.remove();
   if (points.some((point) => point.expected)) $("rows").parentElement.classList.remove("unexpected");
-  countRows(story.points.filter(wanted).length);
+  countRows(model.points.filter(wanted).length);
 }
 
 function countRows(count) {
   $("more").hidden = count <= view.rows;
-  const all = count === story.points.length;
-  $("rows-title").textContent = !story.points.length ? "No experiment is decided yet"
-    : all ? "Experiments" : `${count} of ${story.points.length} experiments`;
+  const all = count === model.points.length;
+  $("rows-title").textContent = !model.points.length ? "No experiment is decided yet"
+    : all ? "Experiments" : `${count} of ${model.points.length} experiments`;
 }
 
 function row(point) {
@@ -273,13 +273,13 @@ function row(point) {
 /** All about an experiment: from this file, or from the server. */
 async function detail(n) {
   if (details.has(n)) return remember(n, details.get(n));
-  const within = $(`experiment-${n}`), {title} = story;
+  const within = $(`experiment-${n}`), {title} = model;
   let found = within ? JSON.parse(within.textContent) : null;
   if (!within && !isReport()) {
     const answer = await fetch(`experiment/${n}`);
     found = answer.ok ? await answer.json() : null;
   }
-  if (title !== story.title) return null;  // it was asked about another tag
+  if (title !== model.title) return null;  // it was asked about another tag
   return found && known(found.status) ? remember(n, found) : found;
 }
 
@@ -315,8 +315,8 @@ async function show(n) {
 function tellChart(n) {
   const point = numbered.get(n), place = $("chart");
   place.setAttribute("aria-valuemin", "0");
-  place.setAttribute("aria-valuemax", String(Math.max(0, story.points.length - 1)));
-  place.setAttribute("aria-valuenow", String(point?.place ?? story.points.length));
+  place.setAttribute("aria-valuemax", String(Math.max(0, model.points.length - 1)));
+  place.setAttribute("aria-valuenow", String(point?.place ?? model.points.length));
   if (point) place.setAttribute("aria-valuetext", `Experiment ${n}, ${point.status}${known(point.bpb) ? `, ${point.bpb}` : ""}: ${point.text}`);
 }
 
@@ -324,18 +324,18 @@ function tellChart(n) {
 
 /** One step from a place through the experiments, or through those that were kept: a number. */
 function step(from, by, kept) {
-  for (let at = from + by; at >= 0 && at < story.points.length; at += by) {
-    if (!kept || story.points[at].status === "keep") return story.points[at].n;
+  for (let at = from + by; at >= 0 && at < model.points.length; at += by) {
+    if (!kept || model.points[at].status === "keep") return model.points[at].n;
   }
   return null;
 }
 
 $("chart").addEventListener("keydown", (event) => {
-  const last = story.points.length - 1, from = numbered.get(view.chosen)?.place ?? last;
+  const last = model.points.length - 1, from = numbered.get(view.chosen)?.place ?? last;
   const moves = {
     ArrowLeft: () => step(from, -1, event.shiftKey), ArrowRight: () => step(from, 1, event.shiftKey),
     ArrowDown: () => step(from, -1, true), ArrowUp: () => step(from, 1, true),
-    Home: () => story.points[0].n, End: () => story.points[last].n, Enter: () => { $("detail").focus(); return null; },
+    Home: () => model.points[0].n, End: () => model.points[last].n, Enter: () => { $("detail").focus(); return null; },
   };
   if (!moves[event.key] || last < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();
@@ -392,9 +392,9 @@ if (/^#\d+$/.test(location.hash)) {
   view.follows = false;
   view.chosen = Number(location.hash.slice(1));
 }
-if ($("story")) {
+if ($("model")) {
   document.body.dataset.report = "";
-  take(JSON.parse($("story").textContent));
+  take(JSON.parse($("model").textContent));
 } else {
   listen();
   setInterval(check, 5e3);
