@@ -160,12 +160,12 @@ def test_what_nothing_tells_of_an_accelerator_is_said_not_to_be_known(
 
 def test_who_holds_a_tpu_that_does_not_answer_is_named():
     held = {12: "process 12 (python3, /dev/accel0)"}
-    (problem,) = doctor._held(None, [], held)
+    (problem,) = doctor._in_use(None, [], held)
     assert (
         problem.problem == "the accelerator is not free: held by process 12 (python3, /dev/accel0)."
     )
     assert "ps -fp 12" in problem.command
-    assert not list(doctor._held(None, [], {}))
+    assert not list(doctor._in_use(None, [], {}))
 
 
 # -------------------------------------------------------------------------------- the first step
@@ -199,7 +199,7 @@ def test_a_train_py_that_does_not_come_to_a_step_is_a_problem(workspace):
     found = doctor.report(workspace.root, Notes())
     assert found["first_step"] is None
     assert found["problems"][-1] == {
-        "problem": "train.py does not come to its first step: RuntimeError: no such device.",
+        "problem": "train.py does not reach its first step: RuntimeError: no such device.",
         "command": "autoresearch-jax run",
     }
 

@@ -1,6 +1,6 @@
-"""Is the machine ready for a night of experiments? What `doctor` says.
+"""Checks whether the machine is ready for an overnight run.
 
-A problem keeps a loop from starting or would end it at night; a note is what a person should know.
+A problem prevents a loop from starting, or would end it later; a note only informs.
 """
 
 import contextlib
@@ -45,18 +45,18 @@ LOGS = 4  # of an experiment: the training's, the scorer's, the agent's two
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that a person should see to, or know."""
+    """A problem or a note, and what to do about it."""
 
     problem: str
     command: str  # what to type next
 
     def as_typed(self) -> dict[str, str]:
-        """Both, with commands spelled as they are typed here."""
+        """Return both, with commands as they are typed here."""
         return {"problem": typed(self.problem), "command": typed(self.command)}
 
 
 def report(root: Path, view: View | None = None, agent: str | None = None) -> dict[str, Any]:
-    """Everything `doctor` says about this machine and the workspace at `root`.
+    """Return everything that `doctor` reports about this machine and the workspace at `root`.
 
     With a `view`, the workspace's train.py is also started. `agent` is examined in place of the
     one that program.md sets.
@@ -77,7 +77,7 @@ def report(root: Path, view: View | None = None, agent: str | None = None) -> di
         problems.append(Problem(str(error), "autoresearch-jax doctor"))
     if device:
         problems.extend(_unused_accelerator(device))
-    problems.extend(_held(device, gpus, holders))
+    problems.extend(_in_use(device, gpus, holders))
     data_ready, data_problems = _data(root)
     problems.extend(data_problems)
     free_gb, night_gb = _free_gb(paths.home()), _night_gb(root)
@@ -85,7 +85,8 @@ def report(root: Path, view: View | None = None, agent: str | None = None) -> di
         if free < night_gb:
             problems.append(
                 Problem(
-                    f"{folder} has {free:.1f} GB free; a night takes up to {night_gb:.1f} GB.",
+                    f"{folder} has {free:.1f} GB free; an overnight run takes up to "
+                    f"{night_gb:.1f} GB.",
                     "export AUTORESEARCH_HOME=/a/larger/disk",
                 )
             )
@@ -123,7 +124,7 @@ def report(root: Path, view: View | None = None, agent: str | None = None) -> di
         "memory_mb": device and device.memory_mb,
         "memory_free_mb": device and _memory_free_mb(device, gpus),
         # A TPU, say, has free memory and a clock, too, and nothing that tells them.
-        "gpus": None if _untold(device, gpus) else [dataclasses.asdict(gpu) for gpu in gpus],
+        "gpus": None if _unknown_state(device, gpus) else [dataclasses.asdict(gpu) for gpu in gpus],
         "jax_version": device and device.jax_version,
         "first_step": first_step and dataclasses.asdict(first_step),
         "python_version": sys.version.split()[0],
@@ -158,10 +159,10 @@ def _unused_accelerator(device: Device) -> Iterator[Problem]:
         )
 
 
-def _held(
+def _in_use(
     device: Device | None, gpus: Sequence[Gpu], holders: Mapping[int, str]
 ) -> Iterator[Problem]:
-    """Who has the memory that a training needs. A desktop's few hundred MiB are let pass."""
+    """Report processes that use memory a training needs; a desktop's few hundred MiB are fine."""
     ids = [str(pid) for pid in sorted(holders)]
     by = f": held by {', '.join(holders[pid] for pid in sorted(holders))}" if holders else ""
     look = f"ps -fp {','.join(ids)}  # then: kill {' '.join(ids)}" if holders else "nvidia-smi"
@@ -183,8 +184,8 @@ def _slow(gpus: Sequence[Gpu]) -> Iterator[Problem]:
     for gpu in gpus:
         if gpu.unusual:
             yield Problem(
-                f"GPU {gpu.index} is {' and '.join(gpu.slowed)}: scores of a slow night do not "
-                "compare with those of a fast one.",
+                f"GPU {gpu.index} is {' and '.join(gpu.slowed)}: its scores do not compare "
+                "with those of a GPU at full speed.",
                 "nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER",
             )
 
@@ -197,8 +198,8 @@ def _memory_free_mb(device: Device, gpus: Sequence[Gpu]) -> float | None:
     return round(min(free), 1) if free else None
 
 
-def _untold(device: Device | None, gpus: Sequence[Gpu]) -> bool:
-    """Whether nothing tells how an accelerator is now."""
+def _unknown_state(device: Device | None, gpus: Sequence[Gpu]) -> bool:
+    """Whether the present state of the accelerator is unknown."""
     return device is not None and device.platform != "cpu" and not gpus
 
 
@@ -243,7 +244,7 @@ def _first_step(
     finally:
         view.live("")
     if found.reason:
-        said = f"train.py does not come to its first step: {found.reason.rstrip('.')}."
+        said = f"train.py does not reach its first step: {found.reason.rstrip('.')}."
         return None, gpus, [Problem(said, "autoresearch-jax run")]
     return FirstStep(found.first_step_s, "now", found.tokens_per_s), loaded or gpus, []
 
@@ -257,19 +258,19 @@ def _weak_sandbox(chosen: Chosen | None) -> Iterator[Problem]:
         way = "autoresearch-jax loop --agent tpe" if shutil.which("bwrap") else install
         yield Problem(f"{chosen.warning}.", way)
     elif chosen is not None and chosen.level == "landlock" and not shutil.which("bwrap"):
-        yield Problem("a sandbox by landlock holds back less than one by bwrap.", install)
+        yield Problem("a sandbox by landlock restricts less than one by bwrap.", install)
 
 
 def _passing_machine() -> Iterator[Problem]:
-    """What may take the machine away in the night: a battery, a connection."""
+    """Report what may interrupt an overnight run: a battery, a connection."""
     charge = battery.charge()
     if charge is not None and not charge[1]:
-        said = f"this machine runs on its battery, {charge[0]:.0f}% full: a night needs the mains."
+        said = f"this machine runs on its battery, {charge[0]:.0f}% full: plug it in overnight."
         yield Problem(said, "autoresearch-jax doctor  # once it is plugged in")
     if charge is not None and charge[1]:
         awake = "caffeinate -i" if sys.platform == "darwin" else "systemd-inhibit"
         loop = typed("autoresearch-jax loop")  # behind another command it is not recognized
-        yield Problem("a laptop that falls asleep pauses the loop.", f"{awake} {loop}")
+        yield Problem("a laptop that goes to sleep pauses the loop.", f"{awake} {loop}")
     if os.environ.get("SSH_CONNECTION") and not {"TMUX", "STY", "ZELLIJ"} & set(os.environ):
         yield Problem("a loop in this shell stops when the connection is lost.", "tmux")
 
@@ -317,7 +318,7 @@ def _agents(
 
 
 def _remedy(name: str, error: Exception, known: Mapping[str, client.Client]) -> str:
-    """What to type where an agent cannot be asked: its client's command for that, if it has one."""
+    """Return what to type if an agent cannot be asked: its client's command, if it has one."""
     one = known.get(name.removeprefix("hybrid:").partition(":")[0])
     words = {"missing": one.install, "login": one.login} if one else {}
     kind = error.kind if isinstance(error, AgentError) else ""
@@ -325,7 +326,7 @@ def _remedy(name: str, error: Exception, known: Mapping[str, client.Client]) -> 
 
 
 def _passed_over(root: Path, settings: LoopConfig) -> str:
-    """What is said of ranges in program.md for which train.py has no constant; "" if it has all."""
+    """Return a warning of ranges in program.md without a constant in train.py, else ""."""
     with contextlib.suppress(OSError):  # a workspace without train.py is reported elsewhere
         train = (root / "train.py").read_text(errors="replace")
         return search_space.passed_over(settings.search, train)
@@ -333,7 +334,7 @@ def _passed_over(root: Path, settings: LoopConfig) -> str:
 
 
 def _night_gb(root: Path) -> float:
-    """The most that a night may add to the disk, in GB, whatever its trainings do but one thing.
+    """Return the most that an overnight run may add to the disk, in GB, with one exception.
 
     A single training may write trainer.DISK_BYTES before it is ended, and that is removed.
     """

@@ -26,7 +26,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         "uv": "found" if found["uv_ok"] else "missing",
         "data": "ready" if found["data_ready"] else "not prepared",
         "disk": f"{found['disk_free_gb']:.0f} GB free in {found['home']}, "
-        f"a night of experiments takes up to {found['night_gb']:.1f} GB",
+        f"an overnight run takes up to {found['night_gb']:.1f} GB",
         "sandbox": _sandbox_words(found["isolation"], found["isolation_why"]),
     }
     if found["preset"]:

@@ -151,7 +151,7 @@ def begin(
 def _ready(
     workspace: Workspace, config: LoopConfig, tools: Tools, what: str
 ) -> Iterator[tuple[LocalExecutor, Interrupts, Path]]:
-    """The devices are held, and a folder has the checkout's files in `train` and `frozen`."""
+    """Locks the devices, and copies the checkout's files to `train` and `frozen` of a folder."""
     with (
         open_devices(workspace, config, tools, what) as (view, interrupts, found, fds, _),
         locks.own_folder(workspace.home / "runs", "measure") as (here, lock),
@@ -182,7 +182,7 @@ def compile_only(
     devices: int,
     log_path: Path,
 ) -> compile_check.Verdict:
-    """Compiles the checkout's train.py and trains nothing; no accelerator is held.
+    """Compiles the checkout's train.py and trains nothing; no accelerator is locked.
 
     `device` is of device_specs.TARGETS, or "cpu"; None: this machine's. Raises UserError.
     """

@@ -1,4 +1,4 @@
-"""Scores had again, at any later time: computed anew from what is left, or trained anew."""
+"""Measures scores again at any later time: from what a training left, or by training again."""
 
 import math
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ class Verified:
 
     @property
     def same(self) -> bool:
-        """Whether it is the recorded one; another split's need not be."""
+        """Whether it equals the recorded score; that of another split need not."""
         return self.split != "val" or abs(self.val_bpb - self.recorded) <= SAME_BPB
 
     @property
@@ -47,8 +47,8 @@ class Verified:
 
 
 def lines(found: list[Verified]) -> list[str]:
-    """What a person is told of them."""
-    told = []
+    """Return the comparison with the recorded scores, for a person."""
+    said = []
     for one in found:
         e = one.experiment
         if one.split == "val":
@@ -56,12 +56,12 @@ def lines(found: list[Verified]) -> list[str]:
             numbers = f"recorded {one.recorded:.6f}, computed again {one.val_bpb:.6f}: {same}"
         else:
             numbers = f"{one.split} {one.val_bpb:.6f}, validation {one.recorded:.6f}"
-        told.append(f"experiment {e.n}, {e.commit[:7]}: {numbers}  ({e.description})")
+        said.append(f"experiment {e.n}, {e.commit[:7]}: {numbers}  ({e.description})")
     first, last = found[0], found[-1]
     if len(found) > 1:
         gain, recorded = first.val_bpb - last.val_bpb, first.recorded - last.recorded
-        told.append(f"gain: {last.split} {gain:+.6f}, validation {recorded:+.6f}")
-    return told
+        said.append(f"gain: {last.split} {gain:+.6f}, validation {recorded:+.6f}")
+    return said
 
 
 def verify(
@@ -72,7 +72,7 @@ def verify(
     name: str | None = None,
     sealed: bool = False,
 ) -> list[Verified]:
-    """Scores an experiment again (the best by default), or baseline and best on the sealed split.
+    """Score an experiment again (the best by default), or baseline and best on the sealed split.
 
     The journal records it. Raises UserError where there is nothing to score, or no score comes.
     """
@@ -112,7 +112,7 @@ class Retrained:
 
     @property
     def line(self) -> str:
-        """What a person reads of it."""
+        """Return the result as a line for a person."""
         e, within = self.experiment, "within" if self.same else "NOT within"
         return (
             f"experiment {e.n}, {e.commit[:7]}: recorded {e.val_bpb:.6f}, trained again "
@@ -123,7 +123,7 @@ class Retrained:
 def seeds(
     workspace: Workspace, config: LoopConfig, tools: Tools, *, name: str | None, runs: int
 ) -> list[str]:
-    """Trains an experiment (the baseline by default) with that many new seeds: what is told of it.
+    """Train an experiment (the baseline by default) with new seeds; return lines for a person.
 
     Raises UserError, also where it is stopped; the runs until then are recorded.
     """
@@ -139,15 +139,15 @@ def seeds(
             one.score for one in session.experiments[e.n].repeats if one.purpose == Purpose.NOISE
         ]
         found = [score for score in scores if score is not None]
-        told = [
+        said = [
             f"experiment {e.n}, {e.commit[:7]}: {fmean(found):.6f} on average of "
             f"{len(found)} runs with seeds of their own, {min(found):.6f} to {max(found):.6f}"
         ]
-        return told + ([statistics.noise_words(session.noise)] if session.noise else [])
+        return said + ([statistics.noise_words(session.noise)] if session.noise else [])
 
 
 def audit(workspace: Workspace, config: LoopConfig, tools: Tools, *, runs: int) -> list[str]:
-    """Compares baseline and best by new runs of each: what is told of it. Raises UserError."""
+    """Compare baseline and best by new runs; return lines for a person. Raises UserError."""
     with _measuring(workspace, config, tools) as session:
         assert session.experiments.best is not None
         assert session.experiments.baseline is not None
@@ -159,7 +159,7 @@ def audit(workspace: Workspace, config: LoopConfig, tools: Tools, *, runs: int) 
 def retrain(
     workspace: Workspace, config: LoopConfig, tools: Tools, *, name: str | None
 ) -> Retrained:
-    """Trains an experiment (the best by default) again as it was recorded. Raises UserError."""
+    """Train an experiment (the best by default) again as recorded. Raises UserError."""
     with _measuring(workspace, config, tools) as session:
         e = _chosen(session, name, session.experiments.best)
         if session.noise is None:
@@ -188,7 +188,7 @@ class Scaled:
         return "scale-stable" if self.val_bpb < self.baseline_bpb else "scale-bound"
 
     def words(self, baseline: Experiment, known: Noise | None) -> str:
-        """What a person is told of it."""
+        """Return the result as a line for a person."""
         assert self.experiment.val_bpb is not None
         assert baseline.val_bpb is not None
         gain = self.baseline_bpb - self.val_bpb
@@ -210,7 +210,7 @@ def scale(
     depth: int,
     budget_s: int | None,
 ) -> str:
-    """Trains an experiment (the best by default) and the baseline at another depth, and tells.
+    """Train an experiment (the best by default) and the baseline at another depth; return a line.
 
     Raises UserError, also where one of both gives no score there.
     """
