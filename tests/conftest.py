@@ -5,6 +5,7 @@ marked `nightly`, tries every fault instead of a sample, and lets hypothesis sea
 """
 
 import itertools
+import signal
 
 import hypothesis
 import pytest
@@ -25,6 +26,9 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     hypothesis.settings.load_profile("nightly" if config.option.nightly else "day")
+    # A shell starts what runs in its background with SIGINT ignored, and children inherit that:
+    # the tests of Ctrl-C would wait for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):
