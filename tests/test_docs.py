@@ -179,6 +179,27 @@ def test_named_tests_exist(path):
         assert (ROOT / name).is_file(), name
 
 
+def decorators_and_file(name, test):
+    """Return the lines right above a test function, and the text of its file."""
+    (path,) = (ROOT / "tests").rglob(f"test_{name.rpartition('/')[2]}.py")
+    text = path.read_text()
+    match = re.search(rf"((?:^[@ \])].*\n)*)^def {test}\(", text, re.MULTILINE)
+    return match[1], text
+
+
+def test_the_table_of_claims_names_the_tier_of_each_test():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| [^*].* \| (.*) \| (day|nightly) \|$", text, re.MULTILINE)
+    assert len(rows) > 40
+    for tests, tier in rows:
+        for name, test in re.findall(r"`([\w/]+)::(test_\w+)`", tests):
+            above, whole = decorators_and_file(name, test)
+            nightly = re.search(r"^@pytest\.mark\.nightly$", above, re.MULTILINE) or re.search(
+                r"^(pytestmark = |    )pytest\.mark\.nightly,?$", whole, re.MULTILINE
+            )
+            assert tier == ("nightly" if nightly else "day"), f"{name}::{test}"
+
+
 # --------------------------------------------------------------------------------- skill
 
 
