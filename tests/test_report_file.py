@@ -47,7 +47,7 @@ def test_one_file_holds_everything_and_runs_nothing_else(night, tmp_path):
     allowed = set(re.findall(r"'sha256-([^']+)'", policy))
     inlined = re.findall(r"<(?:style|script)>(.*?)</(?:style|script)>", text, re.DOTALL)
     hashes = {base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in inlined}
-    assert len(inlined) == 4
+    assert len(inlined) == 5
     assert allowed == hashes
     assert "unsafe" not in policy
     assert "default-src 'none'" in policy

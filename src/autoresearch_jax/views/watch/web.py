@@ -1,11 +1,11 @@
-"""The page in the browser: a small server that only reads, and tells the page what is new.
+"""The page in the browser: a small server that only reads, and sends the page what is new.
 
 Starlette and uvicorn, and not `http.server`: each open page keeps a stream of events, which costs
 them no thread, and they read requests as strictly as a server in a network has to.
 
-Without a token only this machine is listened to, and a request must name it (`Host`): a page of
-somebody else's, whose name was made to mean 127.0.0.1, gets nothing. Elsewhere every request must
-know the token, which the printed link hands to the browser as a cookie.
+Without a token the server listens on this machine only, and a request must name it (`Host`): a page
+of another site whose name was made to mean 127.0.0.1 gets nothing. Elsewhere every request must
+have the token, which the printed link hands to the browser as a cookie.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from jinja2 import Environment, FileSystemLoader
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -37,6 +38,7 @@ FILES = {
     "page.css": "text/css",
     "charts.js": "text/javascript",
     "detail.js": "text/javascript",
+    "table.js": "text/javascript",
     "page.js": "text/javascript",
 }
 LOOK_SECONDS = 0.5  # between two looks at the journal
@@ -51,17 +53,30 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+TEMPLATES = Environment(
+    loader=FileSystemLoader(PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+TEMPLATES.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:]+)(:\d+)?")
 
 
 # -------------------------------------------------------------------------------- requests
 
 
+def page(**values: Any) -> str:
+    """The page, which loads its style and code; or with `style` and `scripts` it has them within.
+
+    `scripts` is the code by name, `blocks` names and data of its JSON, `policy` what it may do.
+    """
+    scripts = {name: "" for name in FILES if name.endswith(".js")}
+    return TEMPLATES.get_template("index.html").render({"scripts": scripts} | values)
+
+
 def make_app(reader: Reader, token: str | None = None) -> ASGIApp:
     """The server's answers; with a `token` only to who knows it, else only to this machine."""
 
     def index(request: Request) -> Response:
-        return Response((PAGE / "index.html").read_bytes(), media_type="text/html")
+        return Response(page(), media_type="text/html")
 
     def file(request: Request) -> Response:
         name = request.path_params["name"]
@@ -98,17 +113,17 @@ def _not_found() -> Response:
 
 
 async def _events(reader: Reader) -> AsyncIterator[str]:
-    """The whole model, and from then on what is new in it."""
-    told: LiveModel | None = None
+    """The whole live model, and from then on what is new in it."""
+    sent: LiveModel | None = None
     said = time.monotonic()
     while True:
         now = await run_in_threadpool(reader.read)
-        if now != told:
-            same = told is not None and told.generation == now.generation
-            start = len(told.entries) if told is not None and same else 0
+        if now != sent:
+            same = sent is not None and sent.generation == now.generation
+            start = len(sent.entries) if sent is not None and same else 0
             found = await run_in_threadpool(plain.of, now, start, whole=not same)
             yield f"event: model\ndata: {_json(found)}\n\n"
-            told, said = now, time.monotonic()
+            sent, said = now, time.monotonic()
         elif time.monotonic() - said >= ALIVE_SECONDS:
             yield "event: alive\ndata: null\n\n"
             said = time.monotonic()
@@ -187,7 +202,7 @@ def serve(
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
-    """A server that logs nothing, and ends at once when it is told to."""
+    """A server that logs nothing, and ends at once when it is asked to."""
     config = uvicorn.Config(
         app,
         log_config=None,

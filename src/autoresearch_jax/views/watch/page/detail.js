@@ -57,7 +57,7 @@ function showDetail(found) {
   ]);
   const parts = [title, make("p", "words", found.description || "")];
   if (found.reason) parts.push(make("p", "reason", found.reason));
-  if (found.note) parts.push(make("p", "reason", `Look at it: ${found.note}`));
+  if (found.note) parts.push(make("p", "reason", `Note: ${found.note}`));
   parts.push(effect, ...phases(found.phases || {}), facts(found));
   const loss = make("figure", "loss");
   if (found.curve?.length) parts.push(section("loss", "Training loss", lossWords(found), loss));
@@ -102,7 +102,7 @@ function facts(found) {
     ["answers", spent.asked ? `${spent.asked} in ${duration(spent.agent_s)}` : ""],
     ["tokens", spent.tokens && spent.usd ? count(spent.tokens) : ""],
     ["accelerator", spent.accelerator_s ? duration(spent.accelerator_s) : ""],
-    ["mended", !found.repairs ? "" : found.repairs === 1 ? "once" : `${found.repairs} times`],
+    ["repaired", !found.repairs ? "" : found.repairs === 1 ? "once" : `${found.repairs} times`],
     ["at", found.finished ? new Date(1000 * found.finished).toLocaleString() : ""],
     ["commit", found.commit ? found.commit.slice(0, 7) : ""],
   ]);

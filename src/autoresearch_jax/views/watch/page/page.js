@@ -1,7 +1,6 @@
 "use strict";
-// The page: what a server tells as it happens, or what a report carries within itself.
+// The page: what a server sends as it happens, or what a report contains.
 
-const ROWS = 60;  // of the table at once
 const SILENCE = 40e3;  // milliseconds after which a connection is given up; the server says something every 15 s
 const RETRY = 3e3;  // milliseconds
 const KEPT_DETAILS = 50;  // experiments whose details stay in memory
@@ -63,7 +62,7 @@ function turn(news) {
   if (news.before) $("said").textContent = `A loop has begun ${news.title}.`;
 }
 
-/** Shows the best until somebody has chosen another; that one again once more is known of it. */
+/** Shows the best until the person chooses another; the chosen one again once more is known of it. */
 function follow(news, whole) {
   if (!view.follows) {
     if (!whole && !news.points.some((point) => point.n === view.chosen)) return;
@@ -220,54 +219,6 @@ async function askForBase(card, n) {
   card.asked = Boolean(card.base);
 }
 
-// ------------------------------------------------------------------------------------ table
-
-/** Whether a point is among those that the person wants to see. */
-function wanted(point) {
-  const words = view.words.toLowerCase();
-  return (!view.show || kindOf(point) === view.show)
-    && (!words || `${point.n} ${point.text} ${point.agent || ""}`.toLowerCase().includes(words));
-}
-
-function showRows() {
-  const rows = model.points.filter(wanted).reverse();
-  $("rows").replaceChildren(...rows.slice(0, view.rows).map(row));
-  $("rows").parentElement.classList.toggle("unexpected", !model.points.some((point) => point.expected));
-  countRows(rows.length);
-}
-
-/** New ones go on top; the others stay as they are. */
-function addRows(points) {
-  $("rows").prepend(...points.filter(wanted).reverse().map(row));
-  while ($("rows").childElementCount > view.rows) $("rows").lastElementChild.remove();
-  if (points.some((point) => point.expected)) $("rows").parentElement.classList.remove("unexpected");
-  countRows(model.points.filter(wanted).length);
-}
-
-function countRows(count) {
-  $("more").hidden = count <= view.rows;
-  const all = count === model.points.length;
-  $("rows-title").textContent = !model.points.length ? "No experiment is decided yet"
-    : all ? "Experiments" : `${count} of ${model.points.length} experiments`;
-}
-
-function row(point) {
-  const kind = kindOf(point);
-  const link = make("a", "", String(point.n));
-  link.href = `#${point.n}`;
-  const cell = (className, ...children) => make("td", className, ...children);
-  const status = cell("", sample(kind));
-  status.title = point.status;
-  status.append(make("span", "sr", point.status));
-  const made = make("tr", `is-${kind}`,
-    cell("", link), status, cell("score", kind === "crash" ? "crash" : point.bpb.toFixed(6)),
-    cell("gain", change(point.gain)), cell("expected", minus(point.expected || "")),
-    cell("gib", known(point.memory) ? point.memory.toFixed(1) : ""), cell("text", point.text || ""));
-  made.dataset.n = point.n;
-  if (point.n === view.chosen) made.setAttribute("aria-current", "true");
-  return made;
-}
-
 // ----------------------------------------------------------------------------- one experiment
 
 /** All about an experiment: from this file, or from the server. */
@@ -291,7 +242,7 @@ function remember(n, found) {
   return found;
 }
 
-/** Somebody chose it. */
+/** The person chose it. */
 function choose(n) {
   view.follows = false;
   history.replaceState(null, "", `#${n}`);  // at once: the next key may follow before an event does
@@ -350,12 +301,6 @@ document.addEventListener("keydown", (event) => {
   if (typing && event.key === "Escape") { search.textContent = ""; filter(); $("chart").focus(); }
 });
 
-function filter() {
-  view.words = $("search").textContent.replace(/\s+/g, " ").trim();
-  view.rows = ROWS;
-  showRows();
-}
-
 $("rows").addEventListener("click", (event) => {
   const at = event.target.closest("tr");
   if (!at || event.target.closest("a")) return;
@@ -368,11 +313,6 @@ function revealDetail() {
   if (matchMedia("(max-width: 900px)").matches) $("detail").scrollIntoView({block: "start"});
 }
 
-$("search").addEventListener("input", filter);
-$("more").addEventListener("click", () => { view.rows += ROWS; showRows(); });
-for (const one of document.querySelectorAll("input[name=show]")) {
-  one.addEventListener("change", () => { view.show = one.value; view.rows = ROWS; showRows(); });
-}
 for (const one of document.querySelectorAll("input[name=by]")) {
   one.addEventListener("change", () => { chart.by = one.value; chart.layout(); });
 }
