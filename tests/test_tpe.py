@@ -188,7 +188,7 @@ def test_a_file_is_read_in_two_parts_as_it_is_whole(made, line):
     }
 
 
-def test_a_proposal_after_a_thousand_experiments_takes_two_seconds(tmp_path):
+def test_a_proposal_after_a_thousand_experiments_takes_seconds(tmp_path):
     """Also the first of a loop, to which the whole history is new."""
     night = Night(tmp_path, 4, TRAIN.replace("DEPTH = 8", "DEPTH = 4"))
     agent, space = Tpe(), ranges_of(night.best_source)
@@ -201,10 +201,10 @@ def test_a_proposal_after_a_thousand_experiments_takes_two_seconds(tmp_path):
             Experiment(n, commit, "", "x", "tpe", status="discard", val_bpb=1.5 + n / 1e4)
         )
     assert len(space) > 20
-    for _ in range(2):
+    for limit in (4, 2):  # seconds of CPU; 1.4 and 0.1 were measured on a busy machine
         start = time.process_time()
         agent.propose(night.context())
-        assert time.process_time() - start < 4  # 0.5 to 1.5 on an idle machine
+        assert time.process_time() - start < limit
 
 
 # --------------------------------------------------------------------------------- ranges
