@@ -13,7 +13,7 @@ from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 from tests.harness import Notes, git, rows, run_loop, state
-from tests.levels import BOXES, EVERY
+from tests.levels import BOXES, STRONGEST_BY_DAY
 
 BETTER = "sed -i 's/SCORE = .*/SCORE = 0.5/' train.py"
 
@@ -190,7 +190,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("level", EVERY)
+@pytest.mark.parametrize("level", STRONGEST_BY_DAY)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_git_data_that_an_agent_spoils_harms_nobody(tmp_path, monkeypatch, level, name):
     root = harness.make_repository(tmp_path / "workspace")

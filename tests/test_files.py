@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresearch_jax.common import files
+from tests.tiers import cases
 
 MUCH = 1 << 60
 LONG = "n" * 250
@@ -52,7 +53,10 @@ def few_descriptors():
 @pytest.mark.usefixtures("few_descriptors")
 @pytest.mark.parametrize(
     ("depth", "name", "aside"),
-    [(files.DEPTH + 1, "d", True), (5_000, "d", False), (2_000, "d", True), (400, LONG, True)],
+    cases(
+        [(files.DEPTH + 1, "d", True), (5_000, "d", False), (2_000, "d", True), (400, LONG, True)],
+        by_day=[(files.DEPTH + 1, "d", True), (400, LONG, True)],
+    ),
 )
 def test_a_tree_of_any_depth_is_counted_and_removed(top, depth, name, aside):
     nest(top, depth, name, aside)

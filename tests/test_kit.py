@@ -11,6 +11,7 @@ import pytest
 from autoresearch_jax import kit
 from autoresearch_jax.kit import devices, loss
 from autoresearch_jax.kit.attention import splash_attention
+from tests.tiers import cases
 
 # ---------------------------------------------------------------------------
 # Attention
@@ -33,7 +34,7 @@ def reference_attention(q_BTNH, k_BTKH, v_BTKH, window):
 
 
 @pytest.mark.parametrize("T", [96, 256, 1280])
-@pytest.mark.parametrize("window", [0, 1, 100, 128, 256, 5000])
+@pytest.mark.parametrize("window", cases([0, 1, 100, 128, 256, 5000], by_day=[0, 100, 256]))
 def test_attention_sees_its_window(window, T):
     """In one block of queries, in several, and in as many as there may be."""
     q, k, v = heads(0, 1, T), heads(1, 1, T, 1), heads(2, 1, T, 1)

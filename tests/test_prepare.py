@@ -20,6 +20,7 @@ from autoresearch_jax.data import tokenizer as tokenizer_module
 from autoresearch_jax.data.tokenizer import RESERVED, SPLIT_PATTERN, Tokenizer, batched, train
 from autoresearch_jax.kit import batches
 from tests import data_helpers
+from tests.tiers import cases
 
 GOLDEN = Path(__file__).parent / "golden" / "packing_bpb.npz"
 
@@ -136,7 +137,9 @@ def test_every_character_is_encoded_alike(tokenizer):
     assert_documents_are_encoded_alike(tokenizer, texts)
 
 
-@pytest.mark.parametrize("run", [" ", "\n", "\u3000", " \n", "a", "ab", "=", "1", "é", "—"])
+@pytest.mark.parametrize(
+    "run", cases([" ", "\n", "\u3000", " \n", "a", "ab", "=", "1", "é", "—"], by_day=[" ", "é"])
+)
 def test_long_runs_are_encoded_alike(tokenizer, run):
     """A million spaces are more than tiktoken takes."""
     assert_documents_are_encoded_alike(tokenizer, [run * 1_100_000, run * 9_999 + "x", f"x{run}"])

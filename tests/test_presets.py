@@ -190,6 +190,7 @@ def test_the_scorer_takes_their_export():
     model.check_module(jax.export.deserialize(exported.serialize()))
 
 
+@pytest.mark.nightly
 def test_a_run_says_so_first_and_ends_well(prepared, tmp_path):
     """On a CPU that is taken for such a GPU."""
     root, home = prepared

@@ -31,6 +31,7 @@ from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.scorer import model, probes
 from tests import data_helpers
 from tests.session_run import logits_fn
+from tests.tiers import cases
 
 T, V, ROWS = 64, 512, 64  # of the prepared data; rows that a CPU scores at a time
 TOKENS = jax.ShapeDtypeStruct((ROWS, T), np.int32)
@@ -663,7 +664,9 @@ def test_without_a_folder_there_is_no_seal(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["exported.bin", "params"])
-@pytest.mark.parametrize("harm", [nest, nest_long_names, add_many, fill_params])
+@pytest.mark.parametrize(
+    "harm", cases([nest, nest_long_names, add_many, fill_params], by_day=[nest, fill_params])
+)
 def test_what_is_without_bounds_is_not_sealed_and_refused(left, harm, place):
     """Neither falls over, nor takes for ever."""
     if harm is fill_params:
@@ -803,7 +806,7 @@ def test_the_number_of_probes_follows_the_size():
     assert probes.pairs_for(3072) == probes.LEAST_PAIRS
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", cases(["float32", "bfloat16"], by_day=["bfloat16"]))
 def test_an_honest_model_raises_no_alarm(prepare, rows, dtype):
     config = train.GPTConfig(
         seq_len=T,

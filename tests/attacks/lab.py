@@ -8,7 +8,7 @@ import contextlib
 import json
 import pickle
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -269,11 +269,6 @@ def make_fresh_ground(folder: Path) -> Ground:
 
 
 # ---------------------------------------------------------------------------------------- claims
-
-
-def cases(names: Iterable[str], by_day: Collection[str]) -> list[object]:
-    """Return the names as parameters of a test; those not in `by_day` run only at night."""
-    return [pytest.param(x, marks=[pytest.mark.nightly] * (x not in by_day)) for x in names]
 
 
 class Group:

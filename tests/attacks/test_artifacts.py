@@ -4,6 +4,7 @@ import pytest
 
 from tests.attacks import lab
 from tests.attacks.lab import train_py
+from tests.tiers import cases
 
 SAVED = """
 import shutil
@@ -78,7 +79,7 @@ def left(attack):
     return attack({name: train_py(last=code) for name, (code, _) in ATTACKS.items()}, BY_DAY)
 
 
-@pytest.mark.parametrize("name", lab.cases(ATTACKS, BY_DAY))
+@pytest.mark.parametrize("name", cases(ATTACKS, BY_DAY))
 def test_what_is_not_as_it_must_be_is_refused(left, name):
     left.check_refused(name, ATTACKS[name][1])
 

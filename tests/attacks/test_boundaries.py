@@ -19,6 +19,7 @@ from tests import harness, levels
 from tests.attacks import lab
 from tests.attacks.lab import train_py
 from tests.levels import STRONGEST_BY_DAY
+from tests.tiers import cases
 
 DENIED = {"PermissionError", "FileNotFoundError", "NotADirectoryError", "OSError"}
 MARK = f"autoresearch_attack_{os.getpid()}"  # of what is left where all may look
@@ -314,7 +315,7 @@ def test_what_it_is_scored_on_cannot_be_learnt(template, tmp_path, level):
 
 
 @pytest.mark.parametrize(
-    "what", lab.cases(["tokenizer", "token bytes", "validation rows"], ["tokenizer"])
+    "what", cases(["tokenizer", "token bytes", "validation rows"], ["tokenizer"])
 )
 def test_without_a_box_altered_data_ends_the_loop(template, tmp_path, what):
     ground = template.copy(tmp_path / "ground")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.attacks.lab import cases, train_py
+from tests.attacks.lab import train_py
+from tests.tiers import cases
 
 # Each looks up the next token, and adds to the honest logits as much as settles the matter.
 DENSE = """
