@@ -282,7 +282,8 @@ def test_nothing_outlives_a_harness_killed_with_sigkill(tmp_path):
     pids = [tmp_path / "daemon", tmp_path / "main"]
     (tmp_path / "train" / "train.py").write_text(
         f"{DAEMON}\ndaemon({str(pids[0])!r})\n"
-        f"open({str(pids[1])!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
+        f"open('pid', 'w').write(str(os.getpid()))\nos.rename('pid', {str(pids[1])!r})\n"
+        "time.sleep(600)\n"
     )
     script = f"""
 from pathlib import Path
@@ -297,10 +298,12 @@ training.train(
 )
 """
     with subprocess.Popen([sys.executable, "-c", script]) as harness:
-        wait_for(pids[1])
-        found = [int(wait_for(path)) for path in pids]
-        assert all(alive(pid) for pid in found)
-        harness.send_signal(signal.SIGKILL)
+        try:
+            wait_for(pids[1])
+            found = [int(wait_for(path)) for path in pids]
+            assert all(alive(pid) for pid in found)
+        finally:
+            harness.send_signal(signal.SIGKILL)
     assert all(gone(pid) for pid in found)
 
 
