@@ -6,6 +6,7 @@ from typing import Any
 
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.records.costs import Costs, Spent
+from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.results_tsv import Row
 
@@ -44,7 +45,7 @@ class Entry:
 
     @property
     def improved(self) -> bool:
-        return self.status == "keep" and self.gain is not None
+        return self.status == Status.KEEP and self.gain is not None
 
 
 def entries(found: Iterable[Experiment | Row], costs: Costs | None = None) -> list[Entry]:
@@ -54,10 +55,10 @@ def entries(found: Iterable[Experiment | Row], costs: Costs | None = None) -> li
     for place, one in enumerate(found):
         if one.status is None:
             continue
-        crashed = one.status == "crash"
+        crashed = one.status == Status.CRASH
         score = None if crashed else one.val_bpb
         gain = None if score is None or best is None else best - score
-        if score is not None and (best is None or (one.status == "keep" and score < best)):
+        if score is not None and (best is None or (one.status == Status.KEEP and score < best)):
             best = score  # a fork may call its first row something else than "keep"
         known = {} if isinstance(one, Row) else _from_journal(one, costs or Costs())
         listed.append(

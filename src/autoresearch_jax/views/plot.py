@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoresearch_jax.records.events import Status
 from autoresearch_jax.views.entries import Entry
 from autoresearch_jax.views.summary import summarize
 
@@ -80,11 +81,11 @@ def _draw_chart(chart: Any, listed: Sequence[Entry]) -> None:
     size = max(14, 46 / crowd**0.5)
     top = high - 0.02 * (high - low)
     scored = [entry for entry in listed if entry.val_bpb is not None]
-    kept = [entry for entry in scored if entry.status == "keep"]
-    others = [entry for entry in scored if entry.status != "keep"]
+    kept = [entry for entry in scored if entry.status == Status.KEEP]
+    others = [entry for entry in scored if entry.status != Status.KEEP]
     inside = [entry for entry in others if (entry.val_bpb or 0) <= high]
     beyond = [entry for entry in others if (entry.val_bpb or 0) > high]
-    crashed = [entry for entry in listed if entry.status == "crash"]
+    crashed = [entry for entry in listed if entry.status == Status.CRASH]
 
     chart.scatter(
         [at[entry.n] for entry in inside],

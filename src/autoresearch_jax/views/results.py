@@ -15,6 +15,7 @@ from rich.text import Text
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
+from autoresearch_jax.records.events import Status
 from autoresearch_jax.views import summary
 from autoresearch_jax.views.entries import PHASES, STYLES, Entry
 from autoresearch_jax.views.summary import Summary
@@ -40,7 +41,7 @@ def select(
     Raises:
         UserError: `pattern` is not a regular expression.
     """
-    chosen = [entry for entry in listed if entry.status == "keep" or not kept_only]
+    chosen = [entry for entry in listed if entry.status == Status.KEEP or not kept_only]
     if pattern is not None:
         try:
             wanted = re.compile(pattern, re.IGNORECASE)
@@ -102,7 +103,7 @@ def _cells(row: Entry) -> dict[str, str]:
     return {
         "n": str(row.n),
         "commit": row.commit[:7],
-        "val_bpb": "crash" if row.status == "crash" else _text(row.val_bpb, ".6f"),
+        "val_bpb": "crash" if row.status == Status.CRASH else _text(row.val_bpb, ".6f"),
         "gain": _text(row.gain, "+.6f"),
         "memory_gb": _text(row.memory_gb, ".1f"),
         "status": row.status,

@@ -7,6 +7,7 @@ from statistics import median
 from autoresearch_jax.common.console import typed
 from autoresearch_jax.loop.statistics import NOTHING, Claims
 from autoresearch_jax.records.costs import Spent
+from autoresearch_jax.records.events import Status
 from autoresearch_jax.views.entries import PHASES, Entry
 
 IDLE_SECONDS = 1800  # a longer pause between two experiments means that no loop ran
@@ -38,14 +39,14 @@ def summarize(
     """The numbers of all experiments; `spent` is what they cost, by default what each did."""
     seconds, worked, timed = _time(listed)
     scored = [entry for entry in listed if entry.val_bpb is not None]
-    kept = [entry for entry in scored if entry.status == "keep"]
+    kept = [entry for entry in scored if entry.status == Status.KEEP]
     improved = sorted(
         (entry for entry in kept if entry.improved), key=lambda entry: -(entry.gain or 0)
     )
     return Summary(
         experiments=len(listed),
         improvements=len(improved),
-        crashes=sum(entry.status == "crash" for entry in listed),
+        crashes=sum(entry.status == Status.CRASH for entry in listed),
         start=scored[0].val_bpb if scored else None,
         best=min(kept, key=lambda entry: entry.val_bpb or 0, default=None),
         top=tuple(improved[:TOP]),

@@ -7,6 +7,7 @@ from typing import Any
 
 from autoresearch_jax.common.errors import GitError
 from autoresearch_jax.common.text import clean
+from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
@@ -79,7 +80,7 @@ def _words(one: Experiment) -> dict[str, Any]:
         "note": clean(one.note, REASON_LIMIT),
         "of": one.of,
         "repairs": one.repairs,
-        "val_bpb": None if one.status == "crash" else finite(one.val_bpb),
+        "val_bpb": None if one.status == Status.CRASH else finite(one.val_bpb),
         "memory_gb": finite(one.memory_gb),
         "started": one.started,
         "finished": one.finished,

@@ -10,6 +10,7 @@ from autoresearch_jax.records.events import (
     Began,
     Event,
     Interfered,
+    Outcome,
     Phase,
     Proposed,
     Repaired,
@@ -94,7 +95,7 @@ class RunningExperiments:
         progress = self._progress(log, since, known)
         phase = "training" if progress.step is not None else "starting"
         if trained:
-            phase = "scoring" if one.outcome == "ok" and one.scored is None else "measured"
+            phase = "scoring" if one.outcome == Outcome.OK and one.scored is None else "measured"
         return self._running(one, phase, one.started, progress)
 
     def _another(self, event: Repeating, known: dict[Path, tuple[object, Progress]]) -> Running:
