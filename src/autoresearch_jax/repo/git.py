@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from autoresearch_jax.common.errors import GitError, UserError
 from autoresearch_jax.common.text import clean
@@ -74,7 +73,11 @@ def run(
 ) -> Done:
     """Run git in `folder`; it inherits `keep_fds`. Raises UserError if git is not installed."""
     settings = [word for item in SETTINGS.items() for word in ("-c", "=".join(item))]
-    with _file_of(stdin) as file:
+    # Without data there is no file, because reading must work on a full disk.
+    with tempfile.TemporaryFile() if stdin else contextlib.nullcontext() as file:
+        if file is not None:
+            file.write(stdin)
+            file.seek(0)
         status, output, errors = (
             library()
             .Git()
@@ -101,15 +104,3 @@ def output(folder: Path, *arguments: str, **options: Any) -> bytes:
         words = clean(done.errors or done.text, limit=500)
         raise GitError(f"`git {' '.join(arguments)}` failed in {folder}: {words}")
     return done.output
-
-
-@contextlib.contextmanager
-def _file_of(data: bytes) -> Iterator[BinaryIO | None]:
-    """Yield a file with the data; without data None, because reading must work on a full disk."""
-    if not data:
-        yield None
-        return
-    with tempfile.TemporaryFile() as file:
-        file.write(data)
-        file.seek(0)
-        yield file

@@ -1,14 +1,15 @@
-"""Find out whether a lock file of git is stale or in use."""
+"""Remove the lock files that a killed git left on refs, if nothing can still use them."""
 
-import contextlib
 import os
 import stat
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.repo.workspace import Workspace
 
@@ -25,7 +26,30 @@ class Look:
     content: bytes  # its start; b"" if it is not a regular file
 
 
-def look(path: Path) -> Look | None:
+def clear(workspace: Workspace, intended: Mapping[str, str]) -> None:
+    """Remove the locks of refs whose update to the commit in `intended` was interrupted.
+
+    Raises UserError for a lock that may have another origin, or that is in use.
+    """
+    paths = {ref: workspace.common_dir / f"{ref}.lock" for ref in intended}
+    found = {ref: before for ref, path in paths.items() if (before := _look(path))}
+    if not found:
+        return
+    time.sleep(UNCHANGED_SECONDS)
+    for ref, before in found.items():
+        path = paths[ref]
+        why = _at_work(workspace, path) or _doubt(path, before, intended[ref])
+        if not why:
+            path.unlink()
+        elif os.path.lexists(path):  # otherwise a running git has just released it
+            raise UserError(
+                f"{path} blocks {ref}. A git that was killed may have left it, but {why}. Nothing "
+                f"was changed. Once no git runs in this repository, type: rm {path}; then run the "
+                "same command again."
+            )
+
+
+def _look(path: Path) -> Look | None:
     """Return the current state of a lock file, or None if it does not exist."""
     try:
         found = path.lstat()
@@ -39,76 +63,47 @@ def look(path: Path) -> Look | None:
     return Look((found.st_mode, found.st_uid, found.st_ino, found.st_size, *times), content)
 
 
-def doubt(path: Path, before: Look | None, intended: str) -> str:
+def _doubt(path: Path, before: Look, intended: str) -> str:
     """Return why the lock may not belong to the update to commit `intended`, or ""."""
-    now = look(path)
-    if now is None or now != before:
+    if _look(path) != before:
         return "it changed just now"
-    if not stat.S_ISREG(now.status[0]):
+    if not stat.S_ISREG(before.status[0]):
         return "it is not a regular file"
-    if now.status[1] != os.geteuid():
+    if before.status[1] != os.geteuid():
         return "another user made it"
-    if not f"{intended}\n".encode().startswith(now.content):
-        content = clean(now.content.decode(errors="replace"))
+    if not f"{intended}\n".encode().startswith(before.content):
+        content = clean(before.content.decode(errors="replace"))
         return f"it contains {content!r}, but the journal expects {intended}"
     return ""
 
 
-def at_work(workspace: Workspace, path: Path) -> str:
+def _at_work(workspace: Workspace, path: Path) -> str:
     """Return the process that has the file open, or a git that runs in this repository, or "".
 
     Shell prompts and editors run git now and then, so a git gets some time to end.
     """
+    places = [workspace.common_dir, *(place.resolve() for place in workspace.checkouts())]
     deadline = time.monotonic() + BUSY_SECONDS
-    while (found := _at_work(workspace, path)) and time.monotonic() < deadline:
+    while (found := _user(path, places)) and time.monotonic() < deadline:
         time.sleep(UNCHANGED_SECONDS)
     return found
 
 
-def _at_work(workspace: Workspace, path: Path) -> str:
-    places = _places(workspace)
+def _user(path: Path, places: list[Path]) -> str:
     # A git that started us (through an alias or a hook) waits for us.
     passed_over = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    for process in psutil.process_iter():
+    # Of another user's processes some fields are None. They cannot write our files.
+    for process in psutil.process_iter(["name", "cwd", "cmdline", "environ", "open_files"]):
         if process.pid in passed_over:
             continue
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            if _has_open(process, path):
-                return f"process {process.pid} ({process.name()}) has it open"
-            if process.name().startswith("git") and _is_in(process, places):
-                return f"process {process.pid} ({process.name()}) is running in this repository"
+        found = process.info
+        name = f"process {process.pid} ({found['name']})"
+        if str(path) in [file.path for file in found["open_files"] or ()]:
+            return f"{name} has it open"
+        cwd = Path(found["cwd"] or "/")
+        words = " ".join([*(found["cmdline"] or ()), (found["environ"] or {}).get("GIT_DIR", "")])
+        if (found["name"] or "").startswith("git") and any(
+            cwd.is_relative_to(place) or str(place) in words for place in places
+        ):
+            return f"{name} is running in this repository"
     return ""
-
-
-def _places(workspace: Workspace) -> list[Path]:
-    """Return the folders in which a git works on this repository."""
-    places = [workspace.common_dir, workspace.root.resolve()]
-    for line in workspace.git("worktree", "list", "--porcelain").splitlines():
-        if line.startswith("worktree "):
-            places.append(Path(line.removeprefix("worktree ")).resolve())
-    return places
-
-
-def _has_open(process: psutil.Process, path: Path) -> bool:
-    try:
-        return str(path) in [file.path for file in process.open_files()]
-    except psutil.AccessDenied:
-        return False  # another user's process, but the file is ours
-
-
-def _is_in(process: psutil.Process, places: list[Path]) -> bool:
-    try:
-        cwd = Path(process.cwd())
-        words = " ".join([*process.cmdline(), process.environ().get("GIT_DIR", "")])
-    except psutil.AccessDenied:
-        return False  # another user's process, but the file is ours
-    return any(cwd.is_relative_to(place) or str(place) in words for place in places)
-
-
-def refusal(path: Path, ref: str, why: str) -> str:
-    """Return the message for a lock that is not removed."""
-    return (
-        f"{path} blocks {ref}. A git that was killed may have left it, but {why}. Nothing was "
-        f"changed. Once no git runs in this repository, type: rm {path}; then run the same command "
-        "again."
-    )

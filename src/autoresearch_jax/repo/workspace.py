@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from autoresearch_jax.common import paths
 from autoresearch_jax.common.errors import GitError, UserError
@@ -17,32 +18,21 @@ FROZEN = ("prepare.py", "constants.py")
 FILES = ("train.py", *FROZEN)
 
 
-class Place(Protocol):
+@dataclass(eq=False)
+class Place:
     """The parts of a workspace that a training needs, which is all that a cluster machine has."""
 
-    @property
-    def root(self) -> Path:
-        """Where the frozen files are."""
-        ...
-
-    @property
-    def home(self) -> Path:
-        """Where data and caches are."""
-        ...
-
-    @property
-    def common_dir(self) -> Path:
-        """The folder with autoresearch/, which no training may see."""
-        ...
+    root: Path  # where the frozen files are
+    home: Path  # where data and caches are
+    common_dir: Path  # the folder with autoresearch/, which no training may see
 
 
-class Workspace:
+class Workspace(Place):
     """A workspace and its folders. Several checkouts of a repository share state and tags."""
 
     def __init__(self, root: Path, home: Path) -> None:
-        self.root = root
-        self.home = home
-        self.common_dir = (root / self.git("rev-parse", "--git-common-dir")).resolve()
+        common_dir = git.text(git.output(root, "rev-parse", "--git-common-dir"))
+        super().__init__(root, home, (root / common_dir).resolve())
 
     @classmethod
     def open(cls, path: Path) -> Workspace:
@@ -93,15 +83,25 @@ class Workspace:
 
     def differing(self, commit: str, names: tuple[str, ...]) -> list[str]:
         """Return which of the checkout's files differ from the commit."""
-        # `git diff` would refresh the index of the user's checkout.
-        return [name for name in names if not self._is_as_in(commit, name)]
 
-    def _is_as_in(self, commit: str, name: str) -> bool:
-        path = self.root / name
-        if not path.is_file():
-            return False
-        blob = self.git("hash-object", f"--path={name}", "--", str(path))
-        return blob == self.git("rev-parse", "--verify", f"{commit}:{name}")
+        def current(name: str) -> str | None:
+            path = self.root / name
+            if not path.is_file():
+                return None
+            return self.git("hash-object", f"--path={name}", "--", str(path))
+
+        # `git diff` would refresh the index of the user's checkout.
+        return [
+            name
+            for name in names
+            if current(name) != self.git("rev-parse", "--verify", f"{commit}:{name}")
+        ]
+
+    def checkouts(self) -> dict[Path, str]:
+        """Return the repository's checkouts with their branches ("refs/heads/...", or "")."""
+        entries = self.git("worktree", "list", "--porcelain").split("\n\n")
+        found = [dict(line.partition(" ")[::2] for line in x.splitlines()) for x in entries]
+        return {Path(one["worktree"]): one.get("branch", "") for one in found}
 
     # ---------------------------------------------------------------------------- files
 

@@ -40,6 +40,7 @@ from autoresearch_jax.jobs.ray.messages import (
     TrainTask,
 )
 from autoresearch_jax.records.events import Outcome
+from autoresearch_jax.repo.workspace import Place
 from autoresearch_jax.system import device_use, locks, nvidia, process, visible_devices
 from autoresearch_jax.system.disk_errors import disk_errors
 
@@ -182,15 +183,6 @@ def _with_news(work: Callable[[_Reporter], Any]) -> Iterator[Any]:
 # --------------------------------------------------------------------------------- machine
 
 
-@dataclass(frozen=True)
-class _Place:
-    """What there is here of a workspace (a `workspace.Place`)."""
-
-    root: Path
-    home: Path
-    common_dir: Path
-
-
 @contextlib.contextmanager
 def _executor(
     requirements: Requirements, reporter: _Reporter, max_memory_gb: float | None = None
@@ -206,7 +198,7 @@ def _executor(
     ):
         found = _environment(requirements, devices, here, reporter)
         context = Context(
-            _Place(here / "frozen", paths.home(), Path(requirements.hidden)),
+            Place(here / "frozen", paths.home(), Path(requirements.hidden)),
             here,
             replace(found, target=None),
             reporter,
@@ -282,7 +274,7 @@ def _environment(
     key = (wanted.frozen, wanted.data, wanted.isolation, wanted.required, visible)
     if key not in _known:
         _prepare(wanted, frozen, reporter)
-        place = _Place(frozen, paths.home(), Path(wanted.hidden))
+        place = Place(frozen, paths.home(), Path(wanted.hidden))
         overrides = dict(allocation.variables) or None
         _known[key] = environment.examine(place, wanted.isolation, wanted.required, overrides)
     found = _known[key]
