@@ -225,6 +225,28 @@ def test_run_measures_and_exits_by_the_outcome(workspace, kind):
 # ------------------------------------------------------------------------------- terminal
 
 
+def test_output_that_nobody_reads_does_not_change_the_exit_code(tmp_path):
+    """A view swallows the error of the write, but Python would flush its buffer again at exit."""
+    code = (
+        "from autoresearch_jax.cli.main import main\nfrom autoresearch_jax.common import console\n"
+        "@main.command()\ndef talk():\n    console.SteadyView(console.PlainView()).say('unread')\n"
+        "main(['talk'])\n"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with os.fdopen(write, "w") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=env,
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_the_passing_line_passes():
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=40, color_system=None, _environ={})

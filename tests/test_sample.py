@@ -253,10 +253,11 @@ finally:
 
 
 def command(ground, *words):
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", MAIN, "sample", *words],
         cwd=ground.workspace.root,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=buffered | {"JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from autoresearch_jax.cli import look, research, start, verify
+from autoresearch_jax.cli import look, output, research, start, verify
 from autoresearch_jax.cli.output import Verbosity
 from autoresearch_jax.common.console import TYPED, typed
 from autoresearch_jax.common.errors import UserError
@@ -42,6 +42,8 @@ class Sections(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             raise click.ClickException(typed(str(error))) from error
+        finally:
+            output.discard_unread()
 
 
 @click.group(cls=Sections, context_settings={"help_option_names": ["-h", "--help"]})

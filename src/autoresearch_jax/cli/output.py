@@ -1,6 +1,7 @@
 """How much a command says, and where: a console, and a view of what happens."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,6 +54,17 @@ def opened() -> "Iterator[tuple[Console, View]]":
 
     with contextlib.closing(RichView(printed)) as view:
         yield printed, views.StampedView(view, all_lines=False) if chosen.verbose else view
+
+
+def discard_unread() -> None:
+    """Discard buffered output if nobody reads standard output any more.
+
+    Otherwise Python's own flush at exit would print an error and replace the exit code by 120.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _verbosity() -> Verbosity:
