@@ -5,7 +5,6 @@ import shlex
 from functools import cache
 
 import click
-import pytest
 import yaml
 
 from autoresearch_jax.cli.main import main
@@ -23,9 +22,7 @@ DOCUMENTS = sorted(
         *(ROOT / "skills").glob("**/*.md"),
     ]
 )
-every_document = pytest.mark.parametrize(
-    "path", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS]
-)
+TEXTS = {path.relative_to(ROOT): path.read_text() for path in DOCUMENTS}
 FENCE = re.compile(r"^(```+)[^`\n]*\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
@@ -49,19 +46,28 @@ def anchors(text):
 # --------------------------------------------------------------------------------- links
 
 
-@every_document
-def test_links_point_to_existing_files_and_headings(path):
-    prose = SPAN.sub("", FENCE.sub("", path.read_text()))
-    for target in re.findall(r"\]\(([^)\s]+)\)|\bsrc=\"([^\"]+)\"", prose):
-        target = "".join(target)
-        if re.match("[a-z]+:", target):
-            continue
-        name, _, anchor = target.partition("#")
-        there = (path.parent / name).resolve() if name else path
-        assert there.exists(), target
-        assert there.is_relative_to(ROOT), target
-        if anchor:
-            assert anchor in anchors(there.read_text()), target
+def broken(name, target):
+    """Return what does not exist of a link in the document `name`, or an empty string."""
+    file, _, anchor = target.partition("#")
+    there = (ROOT / name.parent / file).resolve() if file else ROOT / name
+    if not there.exists() or not there.is_relative_to(ROOT):
+        return f"{name}: no file {file}"
+    if anchor and anchor not in anchors(there.read_text()):
+        return f"{name}: no heading #{anchor} in {there.name}"
+    return ""
+
+
+def test_links_point_to_existing_files_and_headings():
+    links = [
+        (name, "".join(found))
+        for name, text in TEXTS.items()
+        for found in re.findall(
+            r"\]\(([^)\s]+)\)|\bsrc=\"([^\"]+)\"", SPAN.sub("", FENCE.sub("", text))
+        )
+    ]
+    local = [(name, target) for name, target in links if not re.match("[a-z]+:", target)]
+    assert len(local) > 50
+    assert [problem for name, target in local if (problem := broken(name, target))] == []
 
 
 def test_anchors_follow_githubs_rules():
@@ -103,10 +109,15 @@ def unknown(words):
     return ", ".join(f"{words[0]} has no {flag}" for flag in flags if flag not in known)
 
 
-@every_document
-def test_commands_and_flags_exist(path):
-    found = [words for line in code(path.read_text()) for words in commands_in(line)]
-    assert [problem for words in found if (problem := unknown(words))] == []
+def test_commands_and_flags_exist():
+    found = [
+        (name, words)
+        for name, text in TEXTS.items()
+        for line in code(text)
+        for words in commands_in(line)
+    ]
+    assert len(found) > 50
+    assert [(name, problem) for name, words in found if (problem := unknown(words))] == []
 
 
 def test_an_unknown_command_or_flag_is_reported():
@@ -137,8 +148,8 @@ def test_the_flags_of_settings_exist():
 
 def test_settings_in_examples_are_valid():
     shown = 0
-    for path in DOCUMENTS:
-        for _, block in FENCE.findall(path.read_text()):
+    for text in TEXTS.values():
+        for _, block in FENCE.findall(text):
             if block.startswith("---\n"):
                 assert config.from_program(block) != config.LoopConfig()
                 shown += 1
@@ -169,14 +180,14 @@ def functions_by_file():
     }
 
 
-@every_document
-def test_named_tests_exist(path):
+def test_named_tests_exist():
     """`FILE::TEST`, where FILE may omit the folder, `test_` and `.py`."""
-    for name, test in re.findall(r"([\w/.]+)::(test_\w+)", path.read_text()):
-        stem = name.rpartition("/")[2].removesuffix(".py").removeprefix("test_")
-        assert test in functions_by_file().get(f"test_{stem}", ()), f"{name}::{test}"
-    for name in re.findall(r"\btests/[\w/]+\.py", path.read_text()):
-        assert (ROOT / name).is_file(), name
+    for text in TEXTS.values():
+        for name, test in re.findall(r"([\w/.]+)::(test_\w+)", text):
+            stem = name.rpartition("/")[2].removesuffix(".py").removeprefix("test_")
+            assert test in functions_by_file().get(f"test_{stem}", ()), f"{name}::{test}"
+        for name in re.findall(r"\btests/[\w/]+\.py", text):
+            assert (ROOT / name).is_file(), name
 
 
 def decorators_and_file(name, test):
