@@ -26,7 +26,7 @@ from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import DataError, Manifest
 from autoresearch_jax.jobs import environment, logs
 from autoresearch_jax.jobs.local import EARLY_VARIABLES
-from autoresearch_jax.records import journal, lookup
+from autoresearch_jax.records import journal, tags
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
@@ -105,13 +105,13 @@ def choose(
 
     Raises UserError where nothing was measured.
     """
-    tag = lookup.pick_tag(workspace, tag)
+    tag = tags.existing(workspace, tag)
     experiments = journal.read(workspace.state_dir(tag)) if tag else Experiments()
     if tag is None or experiments.first is None:
         raise UserError(
             "nothing was measured here yet, so there is no model: autoresearch-jax loop"
         )
-    chosen = experiments.best if name is None else lookup.find(experiments, name)
+    chosen = experiments.best if name is None else experiments.find(name)
     if chosen is None:
         raise UserError(f"tag {tag} has no model that was scored yet: autoresearch-jax loop")
     return tag, chosen, experiments.first.fingerprint.get("data")

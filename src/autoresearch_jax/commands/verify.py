@@ -17,7 +17,7 @@ from autoresearch_jax.loop.policy import Noise
 from autoresearch_jax.loop.scaling import scaled
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
-from autoresearch_jax.records import events, lookup
+from autoresearch_jax.records import events
 from autoresearch_jax.records.events import Outcome, Purpose, Status
 from autoresearch_jax.records.experiment import Experiment, Repeat
 from autoresearch_jax.repo.workspace import Workspace
@@ -80,7 +80,7 @@ def verify(
         if session.experiments.best is None or session.experiments.baseline is None:
             raise UserError(f"tag {session.tag} has no score yet: autoresearch-jax loop")
         if name is not None:
-            chosen = [lookup.find(session.experiments, name)]
+            chosen = [session.experiments.find(name)]
         else:
             both = (
                 (session.experiments.baseline, session.experiments.best)
@@ -266,7 +266,7 @@ def _measuring(workspace: Workspace, config: LoopConfig, tools: Tools) -> Iterat
 
 def _chosen(session: Session, name: str | None, default: Experiment | None) -> Experiment:
     """The named experiment. Raises UserError where it has no score."""
-    e = default if name is None else lookup.find(session.experiments, name)
+    e = default if name is None else session.experiments.find(name)
     assert e is not None
     if e.val_bpb is None:
         raise UserError(

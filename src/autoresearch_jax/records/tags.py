@@ -1,5 +1,6 @@
-"""Which tag a command works on, and the lock that makes it the only one."""
+"""Which tag a command works on, and the lock that makes that command the only one."""
 
+import itertools
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,35 @@ from autoresearch_jax.system import locks
 MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 
 
+def existing(workspace: Workspace, tag: str | None) -> str | None:
+    """Return the tag if it exists, by default the newest one; None where nothing has run.
+
+    Raises UserError.
+    """
+    tags = workspace.tags()
+    if tag is None:
+        return tags[-1] if tags else None
+    if tag not in tags:
+        known = f"there are {', '.join(tags)}" if tags else "nothing has run here yet"
+        raise UserError(f"no experiment ran under the tag {tag!r}: {known}.")
+    return tag
+
+
 def choose(
     workspace: Workspace, tag: str | None, fingerprint: dict[str, Any]
 ) -> tuple[str, bool, str]:
-    """The tag to use, whether it is new, and why. Raises UserError if `tag` cannot be used."""
-    parent = "refs/heads/autoresearch"  # git has no branch beside one that is its folder's name
+    """Return the tag to use, whether it is new, and why.
+
+    Raises UserError if `tag` cannot be used.
+    """
+    parent = "refs/heads/autoresearch"  # git allows no branch that is another one's folder
     if workspace.git("for-each-ref", "--format=%(refname)", parent) == parent:
         raise UserError(
-            "branch autoresearch stands in the way of a branch autoresearch/TAG. Rename it: "
+            "branch autoresearch is in the way of a branch autoresearch/TAG. Rename it: "
             "git branch -m autoresearch NEW-NAME"
         )
     if tag is not None:
-        return _named(workspace, check_tag(tag), fingerprint)
+        return check_tag(tag), _is_new(workspace, tag, fingerprint), "named by --tag"
     newest = next(
         (name for name in reversed(workspace.tags()) if _has_records(workspace, name)), None
     )
@@ -36,25 +54,14 @@ def choose(
             return newest, False, "the newest, and its fingerprint matches"
         why = f"the newest, {newest}, was measured with another {other}"
     today = date.today()
-    name = stem = f"{MONTHS[today.month - 1]}{today.day}"
-    count = 1
-    while not _is_free(workspace, name):
-        count += 1
-        name = f"{stem}-{count}"
-    return name, True, why
+    stem = f"{MONTHS[today.month - 1]}{today.day}"
+    names = itertools.chain([stem], (f"{stem}-{count}" for count in itertools.count(2)))
+    free = (n for n in names if not _taken(workspace, n) and not _has_records(workspace, n))
+    return next(free), True, why
 
 
-def _is_free(workspace: Workspace, tag: str) -> bool:
-    return not _taken(workspace, tag) and not _has_records(workspace, tag)
-
-
-def _has_records(workspace: Workspace, tag: str) -> bool:
-    # A journal whose first record is torn, or absent, says nothing: its tag was never begun.
-    path = journal.path_of(workspace.state_dir(tag))
-    return path.exists() and b"\n" in path.read_bytes()
-
-
-def _named(workspace: Workspace, tag: str, fingerprint: dict[str, Any]) -> tuple[str, bool, str]:
+def _is_new(workspace: Workspace, tag: str, fingerprint: dict[str, Any]) -> bool:
+    """Raises UserError if the tag belongs to other scores, or to something else."""
     if not _has_records(workspace, tag):
         if _taken(workspace, tag):
             raise UserError(
@@ -62,14 +69,20 @@ def _named(workspace: Workspace, tag: str, fingerprint: dict[str, Any]) -> tuple
                 f"refs/autoresearch/{tag}/ exist, but there is no journal of them here. Choose "
                 f"another: --tag {tag}-2"
             )
-        return tag, True, "named by --tag"
+        return True
     other = _differences(workspace, tag, fingerprint)
     if other:
         raise UserError(
             f"tag {tag} was measured with another {other}, so its scores do not compare with new "
             f"ones. Start a new tag: --tag {tag}-2"
         )
-    return tag, False, "named by --tag"
+    return False
+
+
+def _has_records(workspace: Workspace, tag: str) -> bool:
+    # If the first record is torn or missing, the tag never began.
+    path = journal.path_of(workspace.state_dir(tag))
+    return path.exists() and b"\n" in path.read_bytes()
 
 
 def _differences(workspace: Workspace, tag: str, fingerprint: dict[str, Any]) -> str:
@@ -85,13 +98,10 @@ def _taken(workspace: Workspace, tag: str) -> bool:
     return bool(workspace.git("for-each-ref", "--count=1", *patterns))
 
 
-# ----------------------------------------------------------------------------------- locking
-
-
 def lock(path: Path, tag: str, view: View) -> int:
-    """Takes the tag's lock; returns its file descriptor. Raises UserError naming the holder.
+    """Take the tag's lock and return its file descriptor. Raises UserError naming the holder.
 
-    Trainings and git commands inherit it, so it also says that none of a killed loop's is left.
+    Trainings and git commands inherit it, so nothing of a killed loop runs once it is taken.
     """
 
     def waiting() -> None:
@@ -100,19 +110,20 @@ def lock(path: Path, tag: str, view: View) -> int:
     try:
         return locks.hold(path, "", waiting=waiting)
     except locks.Held as error:
-        raise UserError(_refusal(tag, error)) from None
+        raise UserError(_in_use(tag, error)) from None
 
 
 def refuse_held(workspace: Workspace, tag: str) -> None:
-    """Raises UserError if a living process holds the tag: before anything that takes long."""
+    """Raise UserError if a living process holds the tag. Call it before anything slow."""
     try:
         locks.refuse_held(workspace.state_dir(tag) / "lock")
     except locks.Held as error:
-        raise UserError(_refusal(tag, error)) from None
+        raise UserError(_in_use(tag, error)) from None
 
 
-def _refusal(tag: str, holder: locks.Held) -> str:
+def _in_use(tag: str, holder: locks.Held) -> str:
     return (
-        f"tag {tag} is in use by process {holder.pid or 'unknown'}: one loop a tag. Stop that one "
-        f"(kill {holder.pid or 'PID'}), or use another tag: --tag {tag}-2"
+        f"tag {tag} is in use by process {holder.pid or 'unknown'}, and only one loop at a time "
+        f"can use a tag. Stop that one (kill {holder.pid or 'PID'}), or use another tag: "
+        f"--tag {tag}-2"
     )

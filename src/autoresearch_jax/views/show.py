@@ -6,7 +6,7 @@ from rich.console import Console
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean, printable
-from autoresearch_jax.records import journal, lookup
+from autoresearch_jax.records import journal, tags
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.candidates import Candidates
@@ -26,13 +26,13 @@ def show(console: Console, workspace: Workspace, name: str, tag: str | None = No
     Raises:
         UserError: there is no such experiment, or nothing has run.
     """
-    tag = lookup.pick_tag(workspace, tag)
+    tag = tags.existing(workspace, tag)
     if tag is None:
         raise UserError(
             "nothing has run here yet, so there is nothing to show: `autoresearch-jax loop`."
         )
     experiments = journal.read(workspace.state_dir(tag))
-    one = lookup.find(experiments, name)
+    one = experiments.find(name)
     lines = [(f"experiment {one.n} of {tag}: {clean(one.description)}", "bold")]
     lines += [(f"{label:<10}{text}", style) for label, text, style in _facts(one, experiments)]
     lines += _tables(one)

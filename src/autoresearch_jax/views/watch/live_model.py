@@ -15,7 +15,7 @@ from typing import Protocol
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.loop import statistics
-from autoresearch_jax.records import journal, lookup, results_tsv
+from autoresearch_jax.records import journal, results_tsv, tags
 from autoresearch_jax.records.events import Audited, Began, Decided, Repeated
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.journal import Follower, JournalError
@@ -69,7 +69,7 @@ def open_reader(folder: Path, tag: str | None = None, *, follow: bool = False) -
             return TableReader(table)
         raise
     follow = follow and tag is None
-    tag = lookup.pick_tag(workspace, tag)
+    tag = tags.existing(workspace, tag)
     table = workspace.root / "results.tsv"
     if tag is None and not follow and table.is_file() and results_tsv.read_results(table):
         return TableReader(table)
@@ -178,7 +178,7 @@ class JournalReader:
         """
         if self.tag is not None and not self._follow:
             return self.tag
-        newest = lookup.pick_tag(self.workspace, None)
+        newest = tags.existing(self.workspace, None)
         stays = newest is None or _lives(self.experiments.began)
         return self.tag if self.tag is not None and stays else newest
 
