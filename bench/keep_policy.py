@@ -2,7 +2,7 @@
 
     uv run bench/keep_policy.py [--noise 0.001] [--mixture log|stress] [--plot FILE] [--json]
 
-A session is 150 runs of `autoresearch_jax.loop.policy`, driven by `ask` as a loop drives it; only
+A session is 150 runs of `autoresearch_jax.loop.policy`, driven much as a loop drives it; only
 training is left out, for a run's score is the truth plus normal noise. A proposal's effect is on
 the incumbent of its time, drawn anew: large gains, small ones, none, or a loss, exponential around
 its mean (`--spread constant`: exactly that). `log` has the shares of the original's public log,
@@ -53,8 +53,8 @@ from scipy import stats
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from autoresearch_jax.loop import policy
-from autoresearch_jax.loop.policy import Confirm, Measured, Policy, Strict, Verdict
+from autoresearch_jax.loop import statistics
+from autoresearch_jax.loop.policy import Confirm, Measured, Strict, Verdict
 
 RUNS = 150  # of a session, with its audit
 AUDIT = 3  # runs each of baseline and best
@@ -90,31 +90,25 @@ def draw(dice: np.random.Generator, shape: tuple[int, ...], kind: str, spread: s
 class Paired:
     """A textbook's confirmation: new runs of both in pairs, and a paired one-sided t test."""
 
-    name = "paired"
-    expected_runs = 3.0
-
     def __init__(self, pairs: int = 3, level: float = 0.05) -> None:
         self.pairs = pairs
         self.critical = float(stats.t.ppf(1 - level, pairs - 1))
         self.before = 0  # runs of the incumbent before this test
 
     def decide(
-        self, incumbent: Measured, candidate: Measured | None, decided: Sequence[Measured]
+        self, incumbent: Sequence[float], candidate: Sequence[float], decided: Sequence[Measured]
     ) -> Verdict:
-        if candidate is None:
-            return Verdict("propose", "")
-        ours, theirs = candidate.scores, incumbent.scores
-        if len(ours) == 1:
-            self.before = len(theirs)
-            if ours[0] >= theirs[-1]:
+        if len(candidate) == 1:
+            self.before = len(incumbent)
+            if candidate[0] >= incumbent[-1]:
                 return Verdict("discard", "not lower")
             return Verdict("again", "lower")
-        new = theirs[self.before :]
-        if len(new) < len(ours) - 1:
+        new = incumbent[self.before :]
+        if len(new) < len(candidate) - 1:
             return Verdict("remeasure", "the other of the pair")
         if len(new) < self.pairs:
             return Verdict("again", "the next pair")
-        gains = np.subtract(new, ours[1:])
+        gains = np.subtract(new, candidate[1:])
         t = gains.mean() / (gains.std(ddof=1) / math.sqrt(self.pairs))
         return Verdict("keep" if t >= self.critical else "discard", f"t = {t:.2f}")
 
@@ -125,6 +119,8 @@ class Fixed(Confirm):
     def spread(self, decided: Sequence[Measured]) -> float:
         return 1.0
 
+
+Policy = Strict | Confirm | Paired
 
 MAKE: dict[str, Callable[..., Policy]] = {
     "strict": lambda noise, **_: Strict(),
@@ -154,6 +150,23 @@ class Cell:
 
 
 # ---------------------------------------------------------------------------------- sessions
+
+
+def ask(rule: Policy, history: Sequence[Measured]) -> str:
+    """What to do next: a Verdict's action, or "propose".
+
+    An incumbent is measured again before the next proposal, where a loop does it after.
+    """
+    incumbent = next((one.scores for one in reversed(history) if one.status == "keep"), None)
+    waits = bool(history) and history[-1].status is None
+    if waits and not history[-1].scores:
+        return "again"
+    if incumbent is None:
+        return "keep" if waits else "propose"  # the baseline
+    if waits:
+        return rule.decide(incumbent, history[-1].scores, history[:-1]).action
+    lacking = isinstance(rule, Confirm) and len(incumbent) < rule.incumbent_runs
+    return "remeasure" if lacking else "propose"
 
 
 @dataclass
@@ -188,10 +201,10 @@ def spend(cell: Cell, effects: list[float], luck: np.ndarray, fresh: np.ndarray)
         spent = math.ceil(cell.repeats / cell.devices)
         scores = [x for _ in range(spent) for x in next(noises)]
         history, truths = [Measured(scores, "keep")], [0.0]
-        found = policy.noise([scores])
+        found = statistics.pooled_noise([scores])
         rule = dataclasses.replace(rule, noise=found.sd, df=found.df)
     while True:
-        action = policy.ask(rule, history).action
+        action = ask(rule, history)
         if action in ("keep", "discard"):
             history[-1] = Measured(history[-1].scores, action)
             best = len(history) - 1 if action == "keep" else best
@@ -211,7 +224,7 @@ def spend(cell: Cell, effects: list[float], luck: np.ndarray, fresh: np.ndarray)
     if not audited:
         night.claim = history[0].scores[0] - history[best].scores[0]
     elif kept:
-        audit = policy.audit(list(fresh[0]), list(truths[best] + fresh[1]))
+        audit = statistics.gain(list(fresh[0]), list(truths[best] + fresh[1]))
         night.claim, night.low, night.high = audit.gain, audit.low, audit.high
     return night
 

@@ -281,19 +281,19 @@ def test_what_a_policy_costs_is_in_experiments_an_hour():
     def run(n, scores=1, status="discard"):
         again = (Repeat(1, "decide", "val", "ok", "", 1.0),) * (scores - 1)
         return Experiment(
-            n, "a", "", "", "", scored="ok", val_bpb=1.0, status=status, repeats=again,
+            n, "a", "a" if n else "", "", "", scored="ok", val_bpb=1.0, status=status,
+            repeats=again,
             metrics={"wall_seconds": 320.0, "scoring_seconds": 40.0},
         )  # fmt: skip
 
-    confirm = statistics.policy.Confirm(0.001)
     done = [run(0, status="keep")] + [run(n, scores=1 + (n <= 2)) for n in range(1, 11)]
-    assert statistics.pace_words(statistics.policy.Strict(), done, 8) == (
+    assert statistics.pace_words("strict", done, 8) == (
         "Policy strict: about 80.0 experiments an hour, one run each."
     )
-    assert statistics.pace_words(confirm, done, 1) == (
+    assert statistics.pace_words("confirm", done, 1) == (
         "Policy confirm: about 8.3 experiments an hour, 1.20 runs each; strict: about 10.0."
     )
-    assert statistics.pace_words(confirm, [], 1) == ""
+    assert statistics.pace_words("confirm", [], 1) == ""
 
 
 def test_noise_takes_only_runs_that_nothing_was_chosen_on():

@@ -9,13 +9,12 @@ from statistics import fmean
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import SEED
-from autoresearch_jax.loop import statistics
-from autoresearch_jax.loop.audit import audit as new_runs
+from autoresearch_jax.loop import stages, statistics
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools, open_session
-from autoresearch_jax.loop.policy import Noise
 from autoresearch_jax.loop.scaling import scaled
 from autoresearch_jax.loop.session import Session
+from autoresearch_jax.loop.statistics import Noise
 from autoresearch_jax.loop.worker import Worker
 from autoresearch_jax.records import events
 from autoresearch_jax.records.events import Outcome, Purpose, Status
@@ -143,7 +142,7 @@ def seeds(
             f"experiment {e.n}, {e.commit[:7]}: {fmean(found):.6f} on average of "
             f"{len(found)} runs with seeds of their own, {min(found):.6f} to {max(found):.6f}"
         ]
-        return said + ([statistics.noise_words(session.noise)] if session.noise else [])
+        return said + ([session.noise.words] if session.noise else [])
 
 
 def audit(workspace: Workspace, config: LoopConfig, tools: Tools, *, runs: int) -> list[str]:
@@ -153,7 +152,7 @@ def audit(workspace: Workspace, config: LoopConfig, tools: Tools, *, runs: int) 
         assert session.experiments.baseline is not None
         if session.experiments.best.n == session.experiments.baseline.n:
             raise UserError("nothing was kept but the baseline, so there is no gain to audit.")
-        return [statistics.audit_words(new_runs(session, runs))]
+        return [statistics.audit_words(stages.audit(session, runs))]
 
 
 def retrain(

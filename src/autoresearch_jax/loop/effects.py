@@ -1,7 +1,5 @@
 """What a decision changes: the journal first, then the branch, kept files and results.tsv."""
 
-from functools import partial
-
 from autoresearch_jax.common import files, syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import logs
@@ -22,7 +20,7 @@ def carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | None:
     For one thread at a time. Raises UserError.
     """
     best = tag.experiments.best
-    found = decide(tag.experiments, e, tag.config, partial(_lines, tag))
+    found = decide(tag.experiments, e, tag.config, _lines_less(tag, e))
     if isinstance(found, MeasureAgain):
         return found
     lives_on = found.lives_on
@@ -49,11 +47,12 @@ def carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | None:
     return None
 
 
-def _lines(tag: OpenTag, e: Experiment) -> int | None:
-    """Lines of an experiment's code, where less of it counts."""
-    if not tag.config.less_code:
-        return None
-    return syntax.code_lines(tag.candidates.blob(e.commit))
+def _lines_less(tag: OpenTag, e: Experiment) -> int:
+    """Return by how many lines an experiment's code is shorter than its base, if that counts."""
+    if not (tag.config.less_code and e.base):
+        return 0
+    old, new = (syntax.code_lines(tag.candidates.blob(one)) for one in (e.base, e.commit))
+    return 0 if old is None or new is None else old - new
 
 
 def move_branch(tag: OpenTag) -> None:

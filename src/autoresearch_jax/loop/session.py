@@ -12,7 +12,7 @@ from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs.executor import Context, Executor
 from autoresearch_jax.loop import effects, statistics
 from autoresearch_jax.loop.open_tag import OpenTag
-from autoresearch_jax.loop.policy import Noise
+from autoresearch_jax.loop.statistics import Noise
 from autoresearch_jax.loop.worker_pool import WorkerPool
 from autoresearch_jax.records.events import Proposed, Repaired
 from autoresearch_jax.records.experiment import Experiment

@@ -5,91 +5,51 @@ from functools import partial
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.loop import statistics
-from autoresearch_jax.loop.audit import audit
 from autoresearch_jax.loop.proposer import Proposer
 from autoresearch_jax.loop.scheduler import Scheduler, run_alone
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
-from autoresearch_jax.records.events import Finished, Purpose, Status
+from autoresearch_jax.records.events import Audited, Finished, Purpose, Status
+from autoresearch_jax.records.experiment import Experiment, Repeat
 
 
 def run(session: Session, proposer: Proposer, decided: Callable[[], None]) -> str:
-    """Experiments until there is a reason to stop, which is returned. Raises Abandoned, UserError.
+    """Run experiments until there is a reason to stop, and return it. Raises Abandoned, UserError.
 
-    `decided` is called after each.
+    `decided` is called after each experiment.
     """
     left = session.settle()
     if left and session.experiments.best is None:
-        run_alone(session, left.pop(0))  # the baseline: the others' limits come from it
+        run_alone(session, left.pop(0))  # the baseline: the limits of the others come from it
     if session.interrupts.stopping():
         return "interrupted"
     measure_baseline(session, proposer.think_ahead)
-    if not _knows_noise(session):
-        return "interrupted"
-    rule = statistics.rule(session.config.policy, session.noise)
-    if pace := statistics.pace_words(rule, session.experiments, len(session.pool)):
+    if session.config.policy == "confirm":
+        _measure_noise(session)
+        if session.interrupts.stopping():
+            return "interrupted"
+    pace = statistics.pace_words(session.config.policy, session.experiments, len(session.pool))
+    if pace:
         session.view.say(f"     {pace}")
     ended = Scheduler(session, proposer, decided, left).run()
     if ended == "interrupted":
         return ended
-    if session.config.audit and not _audited(session, session.config.audit):
-        return "interrupted"
+    best, runs = session.experiments.best, session.config.audit
+    last = session.experiments.audit
+    audited = last is not None and best is not None and last.best == best.n
+    if runs and best is not None and best != session.experiments.baseline and not audited:
+        if session.interrupts.stopping():
+            return "interrupted"
+        session.view.say(
+            f"Auditing experiment {best.n}: {runs} new runs of it and {runs} of the baseline."
+        )
+        session.view.say(statistics.audit_words(audit(session, runs)))
     session.journal.append(Finished())
     return ended
 
 
-def _knows_noise(session: Session) -> bool:
-    """Measures the noise of a score, by more runs of the baseline, where the policy needs it.
-
-    False if it was interrupted. Raises Abandoned, UserError.
-    """
-    if session.config.policy != "confirm":
-        return True
-    baseline = session.experiments.baseline
-    assert baseline is not None
-    done = 1 + sum(one.purpose == Purpose.NOISE and one.counts for one in baseline.repeats)
-
-    def run(number: int, worker: Worker) -> None:
-        if session.interrupts.stopping():
-            return
-        session.view.say(
-            f"     measuring the noise: the baseline again, run {number} of {statistics.NOISE_RUNS}"
-        )
-        repeat = worker.repeat(baseline, Purpose.NOISE)
-        if repeat.score is None:
-            raise UserError(
-                f"The baseline failed when it was run again: {repeat.reason.rstrip('.')}. Nothing "
-                "is lost. Look with `autoresearch-jax doctor`, then run the same command again."
-            )
-
-    session.pool.run([partial(run, at + 1) for at in range(done, statistics.NOISE_RUNS)])
-    if session.interrupts.stopping():
-        return False
-    statistics.rule(session.config.policy, session.noise)  # refuses a noise of nothing
-    if session.noise is not None:
-        session.view.say(f"     {statistics.noise_words(session.noise)}")
-    return True
-
-
-def _audited(session: Session, runs: int) -> bool:
-    """Audits the best, unless it is the baseline or was audited. False if it was interrupted."""
-    baseline, best = session.experiments.baseline, session.experiments.best
-    last = session.experiments.audit
-    if baseline is None or best is None or best.n == baseline.n:
-        return True
-    if last is not None and last.best == best.n:
-        return True
-    if session.interrupts.stopping():
-        return False
-    session.view.say(
-        f"Auditing experiment {best.n}: {runs} new runs of it and {runs} of the baseline."
-    )
-    session.view.say(statistics.audit_words(audit(session, runs)))
-    return True
-
-
 def measure_baseline(session: Session, meanwhile: Callable[[], None] = lambda: None) -> None:
-    """Measures the checkout's commit if the tag has no score yet. Raises UserError on a crash.
+    """Measure the checkout's commit if the tag has no score yet. Raises UserError on a crash.
 
     `meanwhile` is called before its training begins.
     """
@@ -107,3 +67,66 @@ def measure_baseline(session: Session, meanwhile: Callable[[], None] = lambda: N
             f"{e.reason.rstrip('.')}. Its log: {session.log(e)}. Correct train.py, commit it, "
             "then run the same command again."
         )
+
+
+def _measure_noise(session: Session) -> None:
+    """Measure the noise of a score by more runs of the baseline. Raises Abandoned, UserError."""
+    baseline = session.experiments.baseline
+    assert baseline is not None
+    done = 1 + sum(one.purpose == Purpose.NOISE and one.counts for one in baseline.repeats)
+
+    def run(number: int, worker: Worker) -> None:
+        if not session.interrupts.stopping():
+            of = f"run {number} of {statistics.NOISE_RUNS}"
+            session.view.say(f"     measuring the noise: the baseline again, {of}")
+            _repeat(worker, baseline, Purpose.NOISE, "val")
+
+    session.pool.run([partial(run, at + 1) for at in range(done, statistics.NOISE_RUNS)])
+    if not session.interrupts.stopping():
+        statistics.rule(session.config.policy, session.noise)  # refuses a noise of zero
+        if session.noise is not None:
+            session.view.say(f"     {session.noise.words}")
+
+
+def audit(session: Session, runs: int) -> Audited:
+    """Compare baseline and best by new runs of each, on the sealed text if there is some.
+
+    An interrupted audit continues. Raises Abandoned, UserError.
+    """
+    experiments = session.experiments
+    baseline, best = experiments.baseline, experiments.best
+    assert baseline is not None
+    assert best is not None
+    data = session.environment.data
+    split = "sealed" if data is not None and "sealed" in data.splits else "val"
+
+    def run(n: int, worker: Worker) -> None:
+        repeat = _repeat(worker, experiments[n], Purpose.AUDIT, split)
+        session.view.say(f"     audit: experiment {n} {split} {repeat.score:.6f}")
+
+    done = {n: len(experiments.audit_scores(n, split)) for n in (baseline.n, best.n)}
+    missing = [n for at in range(runs) for n in done if at >= done[n]]
+    session.pool.run([partial(run, n) for n in missing])
+    ours, theirs = (experiments.audit_scores(e.n, split) for e in (best, baseline))
+    found = Audited(
+        baseline=baseline.n,
+        best=best.n,
+        split=split,
+        confidence=statistics.CONFIDENCE,
+        baseline_runs=len(theirs),
+        best_runs=len(ours),
+        **statistics.gain(theirs, ours)._asdict(),
+    )
+    session.journal.append(found)
+    return found
+
+
+def _repeat(worker: Worker, e: Experiment, purpose: Purpose, split: str) -> Repeat:
+    """Run an experiment once more. Raises Abandoned, UserError if it gives no score."""
+    repeat = worker.repeat(e, purpose, split=split)
+    if repeat.score is None:
+        raise UserError(
+            f"Experiment {e.n} failed when it was run again: {repeat.reason.rstrip('.')}. Nothing "
+            "is lost. Look with `autoresearch-jax doctor`, then run the same command again."
+        )
+    return repeat
