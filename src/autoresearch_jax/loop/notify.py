@@ -1,31 +1,32 @@
 """Notifies a person who is elsewhere of what happens in a loop.
 
-A thread beside the loop sends the texts, so that sending never delays or ends the loop. A failure
-is reported once.
+A thread beside the loop sends the texts, so sending never delays or ends the loop.
 """
 
 import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.sending import Unsent, send
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records.events import Status
+from autoresearch_jax.records.experiment import Experiment
 
-HURRY_SECONDS = 10.0  # after the end of a loop, from when on only the last text is still sent
-CLOSE_SECONDS = 75.0  # that the end waits at most: for these, a command that runs, the last text
-TICK_SECONDS = 0.2  # until it is noticed that nobody wants to wait any more
-WAITING = 20  # texts that may wait; of more the oldest is dropped
+HURRY_SECONDS = 10.0  # after the end of a loop; then only the last text is still sent
+CLOSE_SECONDS = 75.0  # that the end waits: for these 10, a running command and the last text
+TICK_SECONDS = 0.2  # between two looks whether the person has stopped waiting
+WAITING = 20  # texts that may wait; beyond that the oldest is dropped
 TEXT_LIMIT = 600  # characters
 
 
 @contextlib.contextmanager
 def notifying(session: Session, config: LoopConfig) -> "Iterator[Notifier]":
-    """Notifies of a loop, also of the error that ends it."""
+    """Notify of a loop's events, and of the error that ends it."""
     notifier = Notifier(session, config)
     try:
         yield notifier
@@ -37,7 +38,7 @@ def notifying(session: Session, config: LoopConfig) -> "Iterator[Notifier]":
 
 
 class Notifier:
-    """Sends a person the events that they asked for, if any."""
+    """Sends the events that the person asked for."""
 
     def __init__(self, session: Session, config: LoopConfig) -> None:
         self._session = session
@@ -46,44 +47,44 @@ class Notifier:
         self._wanted = {one.partition("=")[0] for one in config.notify_on}
         self._reported: set[str] = set()  # of "failed" and "slow"
         self._texts: deque[tuple[str, str]] = deque(maxlen=WAITING)
-        self._changed = threading.Condition()  # guards the texts, and when it was closed
+        self._changed = threading.Condition()  # guards the texts and the time of closing
         self._closed: float | None = None
         self._thread = threading.Thread(target=self._work, name="notify", daemon=True)
         if config.notify:
             self._thread.start()
 
     def decided(self) -> None:
-        """Looks at the experiments that were decided since the last time."""
+        """Notify of the experiments that were decided since the last call."""
         found = self._session.experiments.decided
         for at in range(self._seen, len(found)):
-            e, before = found[at], found[:at]
-            best = next((b.val_bpb for b in reversed(before) if b.status == Status.KEEP), None)
-            if e.status == Status.KEEP and best is not None and e.val_bpb is not None:
-                self.notify(
-                    "best",
-                    f"experiment {e.n} is the best so far, val_bpb {e.val_bpb:.6f} "
-                    f"({e.val_bpb - best:+.6f}): {e.description}",
-                )
-            many = self._config.crashes
-            last = [one.status for one in found[max(0, at - many) : at + 1]]
-            crashes = last[-many:] == [Status.CRASH] * many
-            if crashes and (len(last) == many or last[0] != Status.CRASH):
-                said = f"{many} experiments in a row crashed, the last"
-                said = said if many > 1 else f"experiment {e.n} crashed"
-                self.notify("crashes", f"{said}: {e.reason}")
+            self._one_decided(found[at], found[:at])
         self._seen = len(found)
 
+    def _one_decided(self, e: Experiment, before: Sequence[Experiment]) -> None:
+        best = next((b.val_bpb for b in reversed(before) if b.status == Status.KEEP), None)
+        if e.status == Status.KEEP and best is not None and e.val_bpb is not None:
+            gain = f"val_bpb {e.val_bpb:.6f} ({e.val_bpb - best:+.6f})"
+            self.notify("best", f"experiment {e.n} is the best so far, {gain}: {e.description}")
+        crashes = takewhile(lambda one: one.status == Status.CRASH, (e, *reversed(before)))
+        many = self._config.crashes
+        if sum(1 for _ in crashes) == many:
+            said = f"{many} experiments in a row crashed, the last"
+            said = said if many > 1 else f"experiment {e.n} crashed"
+            self.notify("crashes", f"{said}: {e.reason}")
+
     def ended(self, stopped: str) -> None:
-        """The loop is over; `stopped` as in a LoopResult."""
+        """Notify of the end of the loop, unless it was abandoned by a person at the terminal.
+
+        `stopped` is that of a LoopResult.
+        """
         self.decided()
         best = self._session.experiments.best
-        if stopped != "abandoned":  # whoever abandons is at the terminal, and waits for it
-            known = best is not None and best.val_bpb is not None
-            score = f", best val_bpb {best.val_bpb:.6f}" if best and known else ""
+        if stopped != "abandoned":
+            score = f", best val_bpb {best.val_bpb:.6f}" if best and best.val_bpb else ""
             self.notify("done", f"done ({stopped}): {self._seen} experiments{score}")
 
     def notify(self, event: str, text: str) -> None:
-        """Sends it soon, if the person wants this event."""
+        """Send a text soon, if the person wants this event."""
         if not self._config.notify or event not in self._wanted:
             return
         words = clean(f"autoresearch/{self._session.tag}: {text}", TEXT_LIMIT)
@@ -92,10 +93,12 @@ class Notifier:
             self._texts.append((event, words))
             self._changed.notify()
         if full:
-            self._report("slow", f"more than {WAITING} texts wait, the oldest is left out")
+            self._report(
+                "slow", f"it is slow: more than {WAITING} texts wait, the oldest is left out"
+            )
 
     def close(self) -> None:
-        """Waits for what is still to be sent, but not for ever: the last text matters most."""
+        """Wait for the texts that are still to be sent, at most CLOSE_SECONDS."""
         if not self._thread.is_alive():
             return
         self._session.view.live("sending the last notification")
@@ -115,20 +118,18 @@ class Notifier:
                 self._report("failed", str(error))
 
     def _next(self) -> tuple[str, str] | None:
-        """Waits for a text; None: there will be none."""
+        """Wait for a text; None: no more will come."""
         with self._changed:
             self._changed.wait_for(lambda: self._texts or self._closed is not None)
             late = self._closed is not None and time.monotonic() - self._closed >= HURRY_SECONDS
             if late and len(self._texts) > 1:
-                self._report("slow", "of the texts that wait only the last is sent")
-                last = self._texts[-1]
-                self._texts.clear()
-                return last
+                self._report("slow", "it is slow: of the texts that wait only the last is sent")
+                while len(self._texts) > 1:
+                    self._texts.popleft()
             return self._texts.popleft() if self._texts else None
 
     def _report(self, trouble: str, why: str) -> None:
-        """Says once that sending is slow, and once that it failed."""
+        """Report once that sending is slow, and once that it failed."""
         if trouble not in self._reported:
             self._reported.add(trouble)
-            why = f"it is slow: {why}" if trouble == "slow" else why
             self._session.view.say(f"     --notify: {why}. This is said once; the loop goes on.")

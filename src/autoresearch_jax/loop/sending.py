@@ -1,13 +1,10 @@
-"""Sends a short text to a person: to a web address, a service that Apprise knows, or a command.
+"""Sends a short text to a person: by a service that Apprise knows, a web address, or a command.
 
-A web address of a service such as Slack or Discord gets what that service takes. Any other web
-address gets a POST of {"text": ...}. That is posted here and not by Apprise's json://, which takes
-an address apart: it loses a query, and does not say why a text did not arrive.
-
-An address is as good as a key, so no message names it.
+A web address that Apprise does not know gets a POST of {"text": ...}. It does not go through
+Apprise's json://, which rewrites queries and does not report why a text did not arrive. No message
+contains an address, which may hold a key.
 """
 
-import json
 import logging
 import os
 import re
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
     from apprise import NotifyBase
 
 COMMAND_SECONDS = 30.0
-ANSWER_SECONDS = 10.0  # that a web address may take
+ANSWER_SECONDS = 10.0  # for a web address to answer
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -33,7 +30,7 @@ class Unsent(Exception):
 
 
 def recipient(text: str) -> str:
-    """A web address, an address of a service, or a command. Raises ValueError."""
+    """Return an address or a command without blanks around it. Raises ValueError."""
     text = text.strip()
     scheme = SCHEME.match(text)
     if not text:
@@ -54,7 +51,7 @@ def recipient(text: str) -> str:
 
 
 def send(to: str, event: str, text: str) -> None:
-    """Sends a text, and waits until it has arrived. Raises Unsent."""
+    """Send a text, and wait until it has arrived. Raises Unsent."""
     if SCHEME.match(to) is None:
         _run(to, event, text)
     elif (service := _service(to)) is not None:
@@ -64,7 +61,6 @@ def send(to: str, event: str, text: str) -> None:
 
 
 def _service(address: str) -> "NotifyBase | None":
-    """The service that Apprise finds behind an address, if any."""
     from apprise import Apprise  # it takes a second to import
 
     found: Any = Apprise.instantiate(address)
@@ -81,44 +77,34 @@ def _notify(address: str, service: "NotifyBase", text: str) -> None:
         why = clean(said.getvalue()).rstrip(".")
     secret = (part for part in re.split(r"[/:?&=@]+", address)[1:] if len(part) > 5)
     if not why or any(part in why for part in secret):
-        why = "it does not say why"
+        why = "it gives no reason"
     raise Unsent(f"{service.service_name} does not take it ({why})")
 
 
 def _post(address: str, text: str) -> None:
-    import urllib.error
-    import urllib.request
+    import requests
 
-    request = urllib.request.Request(
-        address,
-        data=json.dumps({"text": text}).encode(),
-        headers={"Content-Type": "application/json", "User-Agent": "autoresearch-jax"},
-    )
     host = urlsplit(address).hostname
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS):
-            pass
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise Unsent(f"{host} answers {error.code}") from None
-    except Exception as error:  # an answer that is not HTTP has many names
-        why = getattr(error, "reason", error)
-        said = clean(str(why)) or type(why).__name__
-        raise Unsent(f"{host} does not take it ({said})") from None
+        answer = requests.post(address, json={"text": text}, timeout=ANSWER_SECONDS)
+    except requests.RequestException as error:  # whose words repeat the address
+        raise Unsent(f"{host} does not take it ({type(error).__name__})") from None
+    if not answer.ok:
+        raise Unsent(f"{host} answers {answer.status_code}")
 
 
 def _run(command: str, event: str, text: str) -> None:
-    """The text is its standard input and a variable, and not a part of what the shell reads."""
+    """Pass the text as standard input and as a variable, so that the shell runs nothing of it."""
     with tempfile.TemporaryDirectory(prefix="autoresearch-notify-") as folder:
-        words, said = Path(folder) / "text", Path(folder) / "said"
-        words.write_text(f"{text}\n", encoding="utf-8")
+        stdin, stdout = Path(folder) / "text", Path(folder) / "said"
+        stdin.write_text(f"{text}\n", encoding="utf-8")
         try:
             ended = process.run(
                 ["/bin/sh", "-c", command],
                 cwd=Path.cwd(),
                 env={**os.environ, "AUTORESEARCH_EVENT": event, "AUTORESEARCH_TEXT": text},
-                stdin=words,
-                stdout=said,
+                stdin=stdin,
+                stdout=stdout,
                 limit_s=COMMAND_SECONDS,
             )
         except (UserError, OSError) as error:
@@ -126,6 +112,6 @@ def _run(command: str, event: str, text: str) -> None:
         if ended.why == "limit":
             raise Unsent(f"the command took more than {COMMAND_SECONDS:.0f} s")
         if ended.returncode:
-            last = said.read_text(errors="replace").strip().splitlines()[-1:]
+            last = stdout.read_text(errors="replace").strip().splitlines()[-1:]
             why = f": {clean(last[0])}" if last else ""
             raise Unsent(f"the command ended with {ended.returncode}{why}")
