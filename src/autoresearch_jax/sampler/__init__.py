@@ -1,5 +1,5 @@
-"""Text from what a training left, by a process of its own that runs nothing of the agent's.
+"""Text sampled from a trained model, in a process of its own that runs none of the agent's code.
 
-`__main__` is the process. The harness's side is `autoresearch_jax.commands.sample`. No score rests
-on it, so `scoring.code_sha256` does not cover it.
+`__main__` is the process, and `autoresearch_jax.commands.sample` is the harness's side. No score
+depends on it, so `scoring.code_sha256` does not cover it.
 """

@@ -1,9 +1,8 @@
 """The process that samples: python -I -m autoresearch_jax.sampler SPEC
 
-SPEC is a file with a JSON object: `frozen`, `artifacts` and `data` as the scorer takes them, the
-`prompt`, how to draw (`tokens`, `temperature`, `top_k`, `seed`), `text` (a pipe, where the bytes of
-each token are written as soon as it is drawn) and `out` (the file for a refusal, JSON). Exit codes
-are the scorer's.
+SPEC is a file with a JSON object: `frozen`, `artifacts`, `data` and `out` as for the scorer, the
+`prompt`, how to sample (`tokens`, `temperature`, `top_k`, `seed`), and `text`, a pipe to which the
+bytes of each token are written at once. The exit codes are the scorer's.
 """
 
 import json
@@ -11,61 +10,46 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.common.protocol import BROKEN, REFUSED
-from autoresearch_jax.scorer.__main__ import import_prepare
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-if TYPE_CHECKING:
-    import jax
-    import numpy as np
-
-Spec = dict[str, Any]
+from autoresearch_jax.common.protocol import EXPORTED, PARAMS
+from autoresearch_jax.data.tokenizer import Tokenizer
+from autoresearch_jax.scorer import model
+from autoresearch_jax.scorer.__main__ import Spec, answer, open_frozen
 
 
 def main(spec: Spec) -> int:
-    """Samples, writes what each token stands for, returns the exit code."""
-    from autoresearch_jax.scorer import model
+    """Sample, write the text of each token, and return the exit code."""
 
-    try:
-        with open(spec["text"], "wb", buffering=0) as text:  # noqa: PTH123 - a pipe
-            for piece in sample(spec):
-                text.write(piece)
-    except BrokenPipeError:  # nobody reads on
-        return 0
-    except UserError as error:
-        answer, code = {"broken": str(error)}, BROKEN
-    except model.Refused as error:
-        answer, code = {"refused": error.name, "detail": error.detail}, REFUSED
-    else:
-        return 0
-    Path(spec["out"]).write_text(json.dumps(answer))
-    return code
+    def write() -> dict[str, Any]:
+        try:
+            with open(spec["text"], "wb", buffering=0) as text:  # noqa: PTH123 - a pipe
+                for piece in sample(spec):
+                    text.write(piece)
+        except BrokenPipeError:  # the reader has stopped
+            pass
+        return {}
+
+    return answer(spec, write)
 
 
 def sample(spec: Spec) -> Iterator[bytes]:
-    """The bytes of one token after the other. Raises Refused, UserError."""
-    import numpy as np
-
-    from autoresearch_jax.common import protocol
-    from autoresearch_jax.data import manifest
-    from autoresearch_jax.data.tokenizer import Tokenizer
-    from autoresearch_jax.scorer import model
-
-    prepare = import_prepare(spec)
-    data = manifest.load(Path(spec["frozen"]), splits=(), fingerprint=spec["data"])
+    """Yield the bytes of one token after the other. Raises Refused, UserError."""
+    prepare, data = open_frozen(spec)
     artifacts = Path(spec["artifacts"])
     model.check_files(artifacts)
-    export = model.read_export(artifacts / protocol.EXPORTED)
     shape = (prepare.rows_per_device(), data.seq_len)
-    function = model.read_function(export, shape, data.vocab_size)
-    params = model.read_params(artifacts / protocol.PARAMS, function)
+    function = model.read_function(model.read_export(artifacts / EXPORTED), shape, data.vocab_size)
+    params = model.read_params(artifacts / PARAMS, function)
 
-    # A token without text (the start of a document, padding of the vocabulary) is never drawn.
-    drawable_V = np.zeros(function.out_avals[0].shape[-1], bool)
-    drawable_V[: data.vocab_size] = np.load(data.token_bytes_path) > 0
-    drawn = compile_draw(function, shape, drawable_V, spec)
+    # Tokens without text (the start of a document, padding of the vocabulary) are never sampled.
+    allowed_V = np.zeros(function.out_avals[0].shape[-1], bool)
+    allowed_V[: data.vocab_size] = np.load(data.token_bytes_path) > 0
+    next_token = compile_sampling(function, shape, allowed_V, spec)
     tokenizer = Tokenizer(data.tokenizer_path)
     spelled = tokenizer.spelled()
     tokens = [tokenizer.bos_id, *tokenizer.encode(spec["prompt"])]
@@ -73,33 +57,31 @@ def sample(spec: Spec) -> Iterator[bytes]:
         window = tokens[-data.seq_len :]
         row_T = np.zeros(data.seq_len, np.int32)
         row_T[: len(window)] = window
-        token = int(drawn(params, row_T, np.int32(len(window) - 1), np.int32(step)))
+        token = int(next_token(params, row_T, np.int32(len(window) - 1), np.int32(step)))
         if token < 0:
             raise model.Refused(
-                "not-finite", f"the logits after token {len(tokens)} are no numbers"
+                "not-finite", f"the logits after token {len(tokens)} are NaN or infinite"
             )
         tokens.append(token)
         yield spelled[token]
 
 
-def compile_draw(
-    function: "jax.export.Exported", shape: tuple[int, int], drawable_V: "np.ndarray", spec: Spec
+def compile_sampling(
+    function: jax.export.Exported, shape: tuple[int, int], allowed_V: np.ndarray, spec: Spec
 ) -> Any:
-    """(params, tokens int32 [T], place, step) -> the token after `place`; -1: a logit is no number.
+    """Return (params, tokens int32 [T], place, step) -> the token after `place`.
 
-    The exported function takes as many rows as it was made for: here all of them are the same.
+    The token is -1 if a logit is not finite. The exported function has a fixed number of rows;
+    here all of them are the same.
     """
-    import jax
-    import jax.numpy as jnp
-
     key = jax.random.key(spec["seed"])
-    most = min(spec["top_k"] or drawable_V.size, int(drawable_V.sum()))
+    most = min(spec["top_k"] or allowed_V.size, int(allowed_V.sum()))
 
     def draw(params: Any, tokens_T: Any, place: Any, step: Any) -> Any:
         logits_BTV = function.call(params, jnp.broadcast_to(tokens_T, shape))
         logits_V = logits_BTV[0, place].astype(jnp.float32)
         finite = jnp.isfinite(logits_V).all()
-        logits_V = jnp.where(drawable_V, logits_V, -jnp.inf)
+        logits_V = jnp.where(allowed_V, logits_V, -jnp.inf)
         if spec["temperature"] == 0:
             token = jnp.argmax(logits_V)
         else:

@@ -1,13 +1,13 @@
 """The process that scores: python -I -m autoresearch_jax.scorer SPEC
 
-SPEC is a JSON object with `frozen` (a folder with the pinned prepare.py and constants.py and
-nothing else), `artifacts` (what the training left), `split`, `data` (the pinned fingerprint),
+SPEC is a JSON object: `frozen` (a folder with only the pinned prepare.py and constants.py),
+`artifacts` (the folder that the training left), `split`, `data` (the pinned fingerprint),
 `tolerance` (of the probes), `early` and `out` (the file for the answer, JSON). Exit codes: 0
-scored, 3 refused, 4 the data or the machine is at fault; anything else: it broke down.
+scored, 3 refused, 4 the data or the machine is at fault; any other code: the scorer failed.
 
-An `early` one is started while the training runs. It compiles what is exported so far, and waits
-on its standard input for GO. Then it does what every scorer does, from the start, but takes what it
-has compiled if the export is still the same.
+An early scorer starts during the training. It compiles the function that is exported so far, and
+waits on its standard input for GO. Then it scores like any other, but reuses what it has compiled
+if the export is still the same.
 """
 
 import json
@@ -15,115 +15,96 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import jax
+import numpy as np
+import psutil
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.common.protocol import BROKEN, GO, REFUSED
-
-if TYPE_CHECKING:
-    import jax
-
-STARTED = time.monotonic()
+from autoresearch_jax.common.protocol import BROKEN, EXPORTED, GO, PARAMS, REFUSED
+from autoresearch_jax.data import manifest
+from autoresearch_jax.data.manifest import Manifest
+from autoresearch_jax.scorer import model, probes
 
 Spec = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Ahead:
-    """What an early scorer has done before the training ended: all that needs no parameters."""
+class Compiled:
+    """An exported function, compiled; its parameters are loaded later."""
 
     export: bytes
-    function: "jax.export.Exported"
-    evaluator: Any  # a prepare.Evaluator without parameters
-    seconds: float
+    function: jax.export.Exported
+    evaluator: Any  # a prepare.Evaluator on all devices
+    seconds: float  # since the process started
 
 
 def main(spec: Spec) -> int:
-    """Scores, writes the answer, returns the exit code."""
-    answer: dict[str, Any]
+    """Score, write the answer, and return the exit code."""
     ahead = None
     if spec["early"]:
-        ahead = compile_ahead(spec)  # whatever it raises, another scorer will look into it
+        ahead = compile_export(spec, *open_frozen(spec))  # if it fails, another scorer starts
         print(f"compiled ahead in {ahead.seconds:.1f} s", flush=True)
         if sys.stdin.buffer.readline() != GO:
             return 1
-    try:
-        answer, code = dict(score(spec, ahead)), 0
-    except UserError as error:
-        answer, code = {"broken": str(error)}, BROKEN
-    except Exception as error:
-        from autoresearch_jax.scorer.model import Refused
+    return answer(spec, lambda: score(spec, ahead))
 
-        if not isinstance(error, Refused):
-            raise
-        answer, code = {"refused": error.name, "detail": error.detail}, REFUSED
-    Path(spec["out"]).write_text(json.dumps(answer))
+
+def answer(spec: Spec, work: Callable[[], dict[str, Any]]) -> int:
+    """Write what `work` returns, or why it failed, to the spec's `out`; return the exit code."""
+    try:
+        found, code = work(), 0
+    except UserError as error:
+        found, code = {"broken": str(error)}, BROKEN
+    except model.Refused as error:
+        found, code = {"refused": error.name, "detail": error.detail}, REFUSED
+    Path(spec["out"]).write_text(json.dumps(found))
     return code
 
 
-def import_prepare(spec: Spec) -> Any:
-    """The pinned prepare.py."""
+def open_frozen(spec: Spec) -> tuple[Any, Manifest]:
+    """Import the pinned prepare.py, and load the manifest of its data. Raises UserError."""
     if spec["frozen"] not in sys.path:
-        sys.path.insert(0, spec["frozen"])  # prepare.py and constants.py alone
+        sys.path.insert(0, spec["frozen"])  # it contains only prepare.py and constants.py
     import prepare
 
-    return prepare
+    return prepare, manifest.load(Path(spec["frozen"]), splits=(), fingerprint=spec["data"])
 
 
-def compile_ahead(spec: Spec) -> Ahead:
-    """Compiles what the training has exported, which it may yet replace."""
-    from autoresearch_jax.common import protocol
-    from autoresearch_jax.data import manifest
-    from autoresearch_jax.scorer import model
-
-    prepare = import_prepare(spec)
-    data = manifest.load(Path(spec["frozen"]), splits=(), fingerprint=spec["data"])
-    export = model.read_export(Path(spec["artifacts"]) / protocol.EXPORTED)
-    shape = (prepare.rows_per_device(), data.seq_len)
-    function = model.read_function(export, shape, data.vocab_size)
-    evaluator = make_evaluator(prepare, function, model.abstract_params(function))
-    return Ahead(export, function, evaluator, time.monotonic() - STARTED)
-
-
-def make_evaluator(prepare: Any, function: "jax.export.Exported", params: Any) -> Any:
-    """A prepare.Evaluator on all devices, each with as many rows as the export takes."""
-    import jax
-
-    rows = prepare.rows_per_device() * jax.local_device_count()
-    seed = secrets.randbits(32)  # of a sketch that no model can foresee
-    return prepare.Evaluator(function.call, params, rows, seed=seed)
+def compile_export(spec: Spec, prepare: Any, data: Manifest) -> Compiled:
+    """Compile the function that the training has exported. Raises Refused."""
+    export = model.read_export(Path(spec["artifacts"]) / EXPORTED)
+    rows = prepare.rows_per_device()
+    function = model.read_function(export, (rows, data.seq_len), data.vocab_size)
+    evaluator = prepare.Evaluator(
+        function.call,
+        model.abstract_params(function),
+        rows * jax.local_device_count(),
+        seed=secrets.randbits(32),  # no model can know the signs of the sketch
+    )
+    return Compiled(export, function, evaluator, time.time() - psutil.Process().create_time())
 
 
-def score(spec: Spec, ahead: Ahead | None) -> dict[str, float]:
-    """val_bpb of what a training left, and what the probes found. Raises Refused, UserError."""
-    import numpy as np
-
-    from autoresearch_jax.common import protocol
-    from autoresearch_jax.data import manifest
-    from autoresearch_jax.scorer import model, probes
-
-    prepare = import_prepare(spec)
+def score(spec: Spec, ahead: Compiled | None) -> dict[str, Any]:
+    """Return val_bpb, the results of the probes, and seconds. Raises Refused, UserError."""
     begun = time.monotonic()
-    data = manifest.load(Path(spec["frozen"]), splits=(), fingerprint=spec["data"])
+    prepare, data = open_frozen(spec)
     data.verify(splits=(spec["split"],), shards=False)
     rows_NT1 = prepare.read_rows(data, spec["split"])
     token_bytes = np.load(data.token_bytes_path)
 
     artifacts = Path(spec["artifacts"])
     model.check_files(artifacts)
-    export = model.read_export(artifacts / protocol.EXPORTED)
-    if ahead is not None and ahead.export == export:
-        function, evaluator = ahead.function, ahead.evaluator
-        evaluator.load(model.read_params(artifacts / protocol.PARAMS, function))
-    else:
+    if ahead is not None and ahead.export != model.read_export(artifacts / EXPORTED):
         ahead = None
-        shape = (prepare.rows_per_device(), data.seq_len)
-        function = model.read_function(export, shape, data.vocab_size)
-        params = model.read_params(artifacts / protocol.PARAMS, function)
-        evaluator = make_evaluator(prepare, function, params)
-    compiled = time.monotonic()
+    compiled = ahead or compile_export(spec, prepare, data)
+    evaluator = compiled.evaluator
+    evaluator.load(model.read_params(artifacts / PARAMS, compiled.function))
+    loaded = time.monotonic()
     nats_NT, sketch_NT = evaluator(rows_NT1[:, :-1], rows_NT1[:, 1:])
     if not (np.isfinite(sketch_NT).all() and np.isfinite(nats_NT).all()):
         share = float(np.mean(~np.isfinite(sketch_NT + nats_NT)))
@@ -141,8 +122,8 @@ def score(spec: Spec, ahead: Ahead | None) -> dict[str, float]:
     )
     return {
         "val_bpb": val_bpb,
-        "score_compile_seconds": round(compiled - begun, 3),
-        "score_seconds": round(scored - compiled, 3),
+        "score_compile_seconds": round(loaded - begun, 3),
+        "score_seconds": round(scored - loaded, 3),
         "probe_seconds": round(time.monotonic() - scored, 3),
         "probe_noise": found.noise,
         "probe_pairs": found.pairs,

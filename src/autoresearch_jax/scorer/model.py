@@ -1,6 +1,6 @@
-"""What a training left, read without believing any of it: a function, and arrays.
+"""Read the files of a training without trusting them: a function, and arrays.
 
-Nothing here runs the agent's code. The function is data (StableHLO), the arrays are data (orbax).
+Nothing here runs the agent's code. The function is data (StableHLO), and so are the arrays (orbax).
 """
 
 import json
@@ -17,13 +17,13 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
 
-from autoresearch_jax.common import protocol, scored_files
+from autoresearch_jax.common import files, protocol, scored_files
 
-EXPORT_BYTES = 1 << 30  # an exported function holds no parameters: 0.1 MB at full size
+EXPORT_BYTES = 1 << 30  # an exported function contains no parameters: 0.1 MB at full size
 SPARE_BYTES = 1 << 26  # of a checkpoint, beyond its arrays
 
-# Custom calls that may be in a module: attention kernels, and what says nothing of memory. Most of
-# XLA's own (LAPACK, TopK, threefry) believe the shapes that a module states, and read beyond.
+# Custom calls that a module may contain: attention kernels, and calls without operands in memory.
+# Most of XLA's own (LAPACK, TopK, threefry) trust the shapes that a module states, and read beyond.
 KERNELS = re.compile(
     r"__cudnn\$fmha\w+"
     r"|tpu_custom_call|mosaic_gpu(_v2)?"  # Pallas
@@ -31,14 +31,14 @@ KERNELS = re.compile(
     r"|Sharding|SPMD\w+|shape_assertion"
     r"|(mhlo|chlo)\.\w+|stablehlo\.dynamic_\w+"
 )
-# The files of a checkpoint in zarr's plain format. Orbax's other ones can refer to any file that
-# the reader may read, and the reader may read the validation rows.
+# The files of a checkpoint in zarr's plain format. Orbax's other formats can refer to any file that
+# the reader may read, and the scorer may read the validation rows.
 PLAIN_ARRAYS = re.compile(
     r"_METADATA|_CHECKPOINT_METADATA|_sharding|commit_success\.txt|array_metadatas/[\w.]+"
     r"|(.+/)?(\.zarray|\d+(\.\d+)*)"
 )
 DIALECTS = ("builtin", "func", "stablehlo", "chlo", "sdy")
-# They speak with the host, or with other devices.
+# These communicate with the host, or with other devices.
 REFUSED_OPS = re.compile(
     r"stablehlo\.(infeed|outfeed|send|recv|partition_id|replica_id|cross_replica_sum"
     r"|all_\w+|collective_\w+|reduce_scatter)"
@@ -46,7 +46,7 @@ REFUSED_OPS = re.compile(
 
 
 class Refused(Exception):
-    """What a training left is not scored; `name` says which rule it broke."""
+    """The files of a training are not scored; `name` is the rule that they break."""
 
     def __init__(self, name: str, detail: str) -> None:
         super().__init__(f"{name}: {detail}")
@@ -55,7 +55,10 @@ class Refused(Exception):
 
 
 def check_files(folder: Path) -> None:
-    """Refuses what is not there, and links, through which a score could be anybody's."""
+    """Raise Refused if files are missing, or if there are links or files of other formats.
+
+    Through a link a training could be scored with the files of another one.
+    """
     if folder.is_symlink():
         raise Refused("symlink", f"{folder.name} is a link")
     try:
@@ -64,52 +67,47 @@ def check_files(folder: Path) -> None:
         raise Refused("format", str(error)) from None
     except OSError as error:
         where = os.path.relpath(error.filename or folder, folder)
-        raise Refused("format", f"it cannot be read: {error.strerror}: {where}") from None
+        raise Refused("format", f"{where} cannot be read: {error.strerror}") from None
     for name in (protocol.EXPORTED, protocol.PARAMS):
         if name not in found:
             raise Refused("missing", f"the training left no {name}")
     if not stat.S_ISDIR(found[protocol.PARAMS]):
-        raise Refused("symlink", f"{protocol.PARAMS} is no folder, but a link or something else")
+        raise Refused("symlink", f"{protocol.PARAMS} is a link or a file, not a folder")
     for name, kind in found.items():
-        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
-            what = "a link" if stat.S_ISLNK(kind) else "no plain file"
+        if stat.S_ISDIR(kind):
+            continue
+        if not stat.S_ISREG(kind):
+            what = "a link" if stat.S_ISLNK(kind) else "not a regular file"
             raise Refused("symlink", f"{name} is {what}")
         within = name.removeprefix(f"{protocol.PARAMS}/")
-        if within != name and stat.S_ISREG(kind) and not PLAIN_ARRAYS.fullmatch(within):
+        if within != name and not PLAIN_ARRAYS.fullmatch(within):
             raise Refused(
-                "format", f"{protocol.PARAMS} holds {within}, which plain arrays do not need"
+                "format", f"{protocol.PARAMS} contains {within}, which plain arrays do not need"
             )
 
 
 def read_export(path: Path) -> bytes:
-    """The bytes of an export, of a plain file alone: the training may run, and be changing it."""
-    opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    """Return the bytes of an export, which a running training may be replacing. Raises Refused."""
     try:
-        status = os.fstat(opened)
-        if not stat.S_ISREG(status.st_mode):
-            raise Refused("truncated", f"{path.name} cannot be read: it is no plain file")
-        if status.st_size > EXPORT_BYTES:
-            raise Refused("shape", f"{path.name} has {status.st_size} bytes: it holds arrays")
-        with open(opened, "rb", closefd=False) as file:  # it has been opened
-            return file.read(EXPORT_BYTES)
-    finally:
-        os.close(opened)
+        return files.plain_bytes(path, EXPORT_BYTES)
+    except ValueError as error:
+        raise Refused("truncated", f"{path.name} cannot be read: {error}") from None
 
 
 def read_function(
     blob: bytes, tokens_shape: tuple[int, int], vocab_size: int
 ) -> jax.export.Exported:
-    """The exported function f(flat, tokens), checked in all that it says of itself."""
+    """Return the exported function f(flat, tokens) after all checks. Raises Refused."""
     name = protocol.EXPORTED
     try:
         exported = jax.export.deserialize(bytearray(blob))
-        (arguments, keywords), results = (
-            jax.tree.unflatten(exported.in_tree, exported.in_avals),
-            exported.out_avals,
-        )
-    except Exception as error:  # the bytes are anybody's, and the reader is not made for that
+        arguments, keywords = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+        results = exported.out_avals
+    except Exception as error:  # the bytes are untrusted, and JAX's reader expects valid ones
         raise Refused("truncated", f"{name} cannot be read: {error}") from None
-    if exported.nr_devices != 1 or jax.default_backend() not in platform_names(exported):
+    # `jax.default_backend` uses other names than exports do.
+    platforms = [{"cuda": "gpu", "rocm": "gpu"}.get(one, one) for one in exported.platforms]
+    if exported.nr_devices != 1 or jax.default_backend() not in platforms:
         raise Refused(
             "shape",
             f"{name} is for {exported.nr_devices} x {', '.join(exported.platforms)}, not for "
@@ -117,7 +115,7 @@ def read_function(
         )
     well_formed = not keywords and len(arguments) == 2 and isinstance(arguments[0], dict)
     if not well_formed or not all(type(key) is str for key in arguments[0]):
-        raise Refused("shape", f"{name} is no function of named arrays and tokens")
+        raise Refused("shape", f"{name} is not a function of named arrays and tokens")
     if any(part in ("", ".", "..") for key in arguments[0] for part in key.split("/")):
         raise Refused("shape", f"{name} names an array by a path that leads out of its folder")
     tokens = arguments[1]
@@ -125,22 +123,17 @@ def read_function(
         raise Refused("shape", f"it takes tokens {tokens.str_short()}, not int32{[*tokens_shape]}")
     shape: tuple[int, ...] = results[0].shape if len(results) == 1 else ()
     if len(shape) != 3 or shape[:2] != tokens_shape or shape[-1] < vocab_size:
-        raise Refused("shape", f"it gives {shape}, not {(*tokens_shape, vocab_size)}")
-    if not np.issubdtype(results[0].dtype, np.floating) and results[0].dtype != jax.numpy.bfloat16:
+        raise Refused("shape", f"it returns {shape}, not {(*tokens_shape, vocab_size)}")
+    if not jax.numpy.issubdtype(results[0].dtype, np.floating):
         raise Refused("dtype", f"its logits are {results[0].dtype}, and must be floating point")
     check_module(exported)
     return exported
 
 
-def platform_names(exported: jax.export.Exported) -> set[str]:
-    """The platforms of an export, as `jax.default_backend` spells them."""
-    return {{"cuda": "gpu", "rocm": "gpu"}.get(name, name) for name in exported.platforms}
-
-
 def check_module(exported: jax.export.Exported) -> None:
-    """Refuses custom calls and operations that reach beyond the module's own operands.
+    """Raise Refused for operations and custom calls that reach beyond the module's operands.
 
-    This is a scan of its own: what the exporter checked was up to the process that exported.
+    The checks of `jax.export` do not count, because they ran in the agent's process.
     """
     if exported.ordered_effects or exported.unordered_effects:
         raise Refused("custom-call", "the function has side effects")
@@ -160,24 +153,24 @@ def check_module(exported: jax.export.Exported) -> None:
             raise Refused("custom-call", f"it calls {call!r}, which no rule allows")
     for name in sorted(ops):
         if name.split(".")[0] not in DIALECTS or REFUSED_OPS.fullmatch(name):
-            raise Refused("custom-call", f"it holds the operation {name}, which reaches outside")
+            raise Refused("custom-call", f"it contains the operation {name}, which reaches outside")
 
 
-def abstract_params(exported: jax.export.Exported) -> dict[str, Any]:
-    """The shapes and dtypes of the arrays that the function takes, by name."""
+def abstract_params(exported: jax.export.Exported) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes and dtypes of the arrays that the function takes, by name."""
     (wanted, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
     return {name: jax.ShapeDtypeStruct(aval.shape, aval.dtype) for name, aval in wanted.items()}
 
 
 def read_params(folder: Path, exported: jax.export.Exported) -> dict[str, jax.Array]:
-    """The arrays that the function takes, in the shapes and dtypes that it takes them.
+    """Return the arrays that the function takes, with the expected shapes and dtypes.
 
-    Their own metadata is compared first: a restore with a target would cast a wrong dtype silently.
+    The checkpoint's metadata is compared first, because orbax casts silently. Raises Refused.
     """
-    import orbax.checkpoint as ocp
+    import orbax.checkpoint as ocp  # takes a second
 
-    (wanted, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
-    size = sum(aval.size * aval.dtype.itemsize for aval in wanted.values())
+    wanted = abstract_params(exported)
+    size = sum(array.size * array.dtype.itemsize for array in wanted.values())
     found_bytes = sum(path.stat().st_size for path in folder.rglob("*"))
     if found_bytes > 2 * size + SPARE_BYTES:
         raise Refused("shape", f"{folder.name} has {found_bytes} bytes, its arrays need {size}")
@@ -186,18 +179,17 @@ def read_params(folder: Path, exported: jax.export.Exported) -> dict[str, jax.Ar
         for name in sorted(wanted.keys() | stored.keys()):
             if name not in stored or name not in wanted:
                 where = "function" if name in wanted else "checkpoint"
-                raise Refused("shape", f"parameter {name!r} is in the {where} alone")
+                raise Refused("shape", f"parameter {name!r} is only in the {where}")
             for rule in ("shape", "dtype"):
-                now, before = getattr(stored[name], rule, None), getattr(wanted[name], rule)
-                if now != before:
-                    raise Refused(rule, f"parameter {name!r} has {rule} {now}, not {before}")
+                found, expected = getattr(stored[name], rule, None), getattr(wanted[name], rule)
+                if found != expected:
+                    raise Refused(rule, f"parameter {name!r} has {rule} {found}, not {expected}")
             _check_chunks(folder / name, wanted[name].shape)
-        target = abstract_params(exported)
-        return _or_truncated(lambda: checkpointer.restore(folder, target))
+        return _or_truncated(lambda: checkpointer.restore(folder, wanted))
 
 
 def _check_chunks(folder: Path, shape: tuple[int, ...]) -> None:
-    """An array is stored whole, in one chunk: a larger one could fill the memory when unpacked."""
+    """Refuse an array in other chunks than one: a larger chunk could fill the memory."""
     described = _or_truncated(lambda: json.loads((folder / ".zarray").read_bytes()))
     chunks = described.get("chunks") if isinstance(described, dict) else None
     if chunks != [max(1, size) for size in shape]:
@@ -207,6 +199,6 @@ def _check_chunks(folder: Path, shape: tuple[int, ...]) -> None:
 def _or_truncated(read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except Exception as error:  # torn files fail in many ways, all of them the training's
+    except Exception as error:  # damaged files fail in many ways, which are all the training's
         words = (str(error) or type(error).__name__).splitlines()[0]
         raise Refused("truncated", f"{protocol.PARAMS} cannot be read: {words}") from None
