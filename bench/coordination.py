@@ -43,7 +43,7 @@ from autoresearch_jax.jobs.job import Limits, Score, ScoreJob, TrainJob, TrainRe
 from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.proposer import Proposer
-from autoresearch_jax.loop.scheduler import Scheduler
+from autoresearch_jax.loop.scheduler import Scheduler, run_alone
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records import journal
 from autoresearch_jax.records.experiment import Experiment
@@ -149,10 +149,10 @@ def measure(workers: int, count: int, seconds: float, seed: int) -> dict:
             limits=Limits(),
             executors=[partial(Simulated, seconds=seconds, seed=seed)] * workers,
         )
-        proposer = Proposer(session, Idea(), config)
+        proposer = Proposer(session, Idea())
         try:
             session.begin("loop", continues=False, agent="idea", workers=workers, **config.limits)
-            session.run(session.propose_baseline())
+            run_alone(session, session.propose_baseline())
             gits, begun = workspace.gits, time.monotonic()
             Scheduler(session, proposer, lambda: None).run()
             took, gits = time.monotonic() - begun, workspace.gits - gits

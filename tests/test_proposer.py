@@ -769,7 +769,7 @@ def test_an_answer_without_a_price_is_said_where_dollars_are_limited(workspace):
     view = Notes()
     agent = Slow(priced("FIRST = 0", "FIRST = 0.1", None, 5))
     run_loop(workspace, agent, 1, view, tag="t", max_usd=1.0)
-    assert "slow did not say what that cost: --max-usd misses it" in view.text
+    assert "slow reported no cost: --max-usd does not count it" in view.text
 
 
 def test_what_a_late_answer_cost_is_its_own():

@@ -60,7 +60,7 @@ def run_loop(
         fields = {**config.recorded(), "agent": agent.name, "workers": len(session.pool)}
         session.begin("loop", continues=continues, **fields)
         before = len(session.experiments.decided)
-        proposer = Proposer(session, agent, config, partial(notifier.notify, "paused"))
+        proposer = Proposer(session, agent, partial(notifier.notify, "paused"))
         try:
             stopped = stages.run(session, proposer, notifier.decided)
         except Abandoned:

@@ -1,11 +1,11 @@
-"""How an agent is asked: its prompt, its worktree, its sandbox, and what is made of its answer."""
+"""One question to an agent: its prompt, worktree and sandbox, and what becomes of the answer."""
 
 import dataclasses
 import itertools
 import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, Usage, prompt
@@ -17,135 +17,122 @@ from autoresearch_jax.jobs.compile_check import Verdict
 from autoresearch_jax.jobs.job import Events
 from autoresearch_jax.loop import proposal_queue
 from autoresearch_jax.loop.back_off import TRIES
-from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records.costs import LARGEST
 from autoresearch_jax.records.events import Asked, Queued
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import time_budget
 from autoresearch_jax.sandbox import isolation, profiles
-from autoresearch_jax.sandbox.isolation import Sandbox
 
-SOURCE_BYTES = 256 << 10  # that a train.py may have: no room for parameters
+SOURCE_BYTES = 256 << 10  # largest train.py: it leaves no room for parameters
 EXPECTED_LIMIT = 80  # characters
-ASKS_KEPT = 20  # folders of questions that came to nothing
+ASKS_KEPT = 20  # folders of questions that led to no proposal
+
+Answer = tuple[str, Proposal]  # the stored train.py, and what its agent says about it
 
 
 class Asking:
     """Asks agents for the experiments of one loop."""
 
-    def __init__(
-        self,
-        session: Session,
-        config: LoopConfig,
-        gives_up: Callable[[], bool],
-        thinking: Callable[[], int],
-    ) -> None:
-        """`gives_up` says whether nobody wants an answer any more; `thinking` counts questions."""
+    def __init__(self, session: Session) -> None:
         self.session = session
-        self.config = config
-        self._gives_up = gives_up
-        self._thinking = thinking
+        self.config = session.config
         self.budget_s = time_budget(session.workspace.root)
+        self.closed = False  # whether nobody waits for an answer any more
         self._numbers = itertools.count(session.experiments.next_ask)
-        self._one = threading.Lock()
+        self._numbering = threading.Lock()
 
     def number(self) -> int:
-        """Of the next question."""
-        with self._one:
+        """Return the number of a new question."""
+        with self._numbering:
             return next(self._numbers)
 
+    def gives_up(self) -> bool:
+        """Whether agents should stop thinking."""
+        return self.closed or self.session.interrupts.abandoned()
+
     def base(self) -> Experiment:
-        """What a proposal starts from: the best, or the baseline while it trains."""
+        """Return the start of a proposal: the best, or the baseline while it trains."""
         return self.session.experiments.best or self.session.experiments[-1]
 
-    def broke(self) -> bool:
-        """Whether the dollars are used up."""
+    def out_of_money(self) -> bool:
         spent = self.session.experiments.costs.this_loop()
         return self.config.max_usd is not None and spent.usd >= self.config.max_usd
 
     def ask(
         self,
         agent: Agent,
-        ahead: bool,
         place: str,
+        *,
+        ahead: bool,
         rejected: Sequence[tuple[str, str]] = (),
+        others: int = 0,
     ) -> None:
-        """Asks until the compile check lets an answer pass, or the tries are used up; queues it.
+        """Ask for a proposal and queue it.
 
-        `rejected` are answers that were no use, and why. Raises AgentError.
+        With `ahead`, a training runs meanwhile, so the compile check examines the answer; the agent
+        is asked again until an answer passes or the tries are used up. `rejected` are unusable
+        answers (description, why); `others` is the number of agents that were asked the same.
+        Raises AgentError.
         """
-        session = self.session
-        best = self.base()
+        session, best = self.session, self.base()
         tries = self.config.repairs if agent.repairs else TRIES
         unfit: list[tuple[str, str]] = []
         while True:
             ask = self.number()
-            words = prompt.build(self.brief(best, rejected))
-            context = self.context(ask, len(session.experiments), words, place, best.commit)
-            context = dataclasses.replace(context, unfit=tuple(unfit))
+            words = prompt.build(self.brief(best, rejected, others))
+            context = self.context(ask, len(session.experiments), words, place, best.commit, unfit)
             blob, said = self.answer(agent, context, ask, best.commit)
-            name = said.agent or agent.name
             verdict = self._checked(blob, best, ask, place) if ahead else Verdict()
-            if not verdict.refused or len(unfit) >= tries or self.broke():
+            if not verdict.refused or len(unfit) >= tries or self.out_of_money():
                 break
-            unfit.append(
-                (session.candidates.stored(blob).decode(errors="replace"), verdict.refused)
-            )
+            source = session.candidates.stored(blob).decode(errors="replace")
+            unfit.append((source, verdict.refused))
             rejected = [*rejected, (said.description, verdict.refused)]
         words = said.description or proposal_queue.changes(session, best.commit, blob)
         said = dataclasses.replace(said, description=words)
-        self.queue(ask, blob, best.commit, said, name, verdict)
+        self.queue(ask, best.commit, (blob, said), verdict)
 
-    def queue(
-        self, ask: int, blob: str, base: str, said: Proposal, agent: str, verdict: Verdict
-    ) -> None:
-        """Records a proposal that waits for its turn."""
+    def queue(self, ask: int, base: str, answer: Answer, verdict: Verdict) -> None:
+        """Record a proposal that waits for its turn."""
+        blob, said = answer
         queued = Queued(
             ask=ask,
             blob=blob,
             base=base,
             description=clean(said.description),
             expected=clean(said.expected, EXPECTED_LIMIT),
-            agent=agent,
+            agent=said.agent,
             refused=verdict.refused,
             compiled=dict(verdict.metrics),
         )
         proposal_queue.add(self.session, queued)
 
     def answer(
-        self,
-        agent: Agent,
-        context: Context,
-        ask: int,
-        base: str,
-        instead_of: Experiment | None = None,
-        repair: bool = False,
-    ) -> tuple[str, Proposal]:
-        """Asks once, and records what that cost: the stored train.py, and what was said of it.
+        self, agent: Agent, context: Context, ask: int, base: str, repairs: Experiment | None = None
+    ) -> Answer:
+        """Ask once and record the cost.
 
-        `instead_of` is an experiment that it must differ from. Raises AgentError.
+        `repairs` is a crashed experiment, from which the answer must differ. Raises AgentError.
         """
         session, begun = self.session, time.monotonic()
         trouble, reason, usage, name = "", "", Usage(), agent.name
         try:
             try:
-                said = agent.repair(context) if repair else agent.propose(context)
+                said = agent.repair(context) if repairs else agent.propose(context)
                 usage, name = said.usage, said.agent or name
             finally:
                 dropped = session.candidates.others_changed(base, context.worktree)
                 session.candidates.forget(base, context.worktree)
-            if (
-                self.config.max_usd is not None
-                and agent.slow
-                and agent.priced
-                and usage.usd is None
-            ):
-                session.view.say(f"     {name} did not say what that cost: --max-usd misses it")
+            should_report = self.config.max_usd is not None and agent.slow and agent.priced
+            if should_report and usage.usd is None:
+                session.view.say(f"     {name} reported no cost: --max-usd does not count it")
             if dropped:
                 names = clean(", ".join(dropped))
                 session.view.say(f"     dropped changes outside train.py: {names}")
-            return self._new(context.worktree / "train.py", base, instead_of), said
+            old = session.candidates.blob_id(repairs.commit if repairs else base)
+            blob = self._store_new(context.worktree / "train.py", old)
+            return blob, dataclasses.replace(said, agent=name)
         except AgentError as error:
             trouble, reason = error.kind, str(error)
             usage = usage if usage != Usage() else error.usage
@@ -165,15 +152,18 @@ class Asking:
             )
             self._prune()
 
-    def _new(self, path: Path, base: str, instead_of: Experiment | None) -> str:
-        """The stored blob of a train.py that was not tried before. Raises AgentError."""
+    def _store_new(self, path: Path, old: str) -> str:
+        """Store a train.py that differs from the blob `old` and was not tried before.
+
+        Raises AgentError.
+        """
         session = self.session
         try:
             proposed = source_of(path)
         except UserError as error:
             raise AgentError(str(error), "empty") from None
         blob = session.candidates.store(proposed)
-        if blob == session.candidates.blob_id(instead_of.commit if instead_of else base):
+        if blob == old:
             raise AgentError("train.py was not changed.", "empty")
         same = session.experiments.same_program(syntax.meaning(proposed), running=True)
         if same is not None:
@@ -183,7 +173,7 @@ class Asking:
         return blob
 
     def _checked(self, blob: str, best: Experiment, ask: int, place: str) -> Verdict:
-        """What the compile check says of a proposal before its turn, where it is trusted."""
+        """Return the compile check's verdict on a proposal, where the check is trusted."""
         session = self.session
         if session.environment.target is None or not session.check_is_trusted:
             return Verdict()
@@ -193,16 +183,16 @@ class Asking:
         if check is None:
             return Verdict()
         try:
-            return check.wait(Events(abandoned=self._gives_up))
-        except UserError:  # it said nothing: the training will show
+            return check.wait(Events(abandoned=self.gives_up))
+        except UserError:  # without a verdict, the training shows whether it runs
             return Verdict()
         finally:
             check.end()
 
-    # --------------------------------------------------------------------------- questions
-
-    def brief(self, best: Experiment, rejected: Sequence[tuple[str, str]] = ()) -> Brief:
-        """All that a prompt is made from."""
+    def brief(
+        self, best: Experiment, rejected: Sequence[tuple[str, str]] = (), others: int = 0
+    ) -> Brief:
+        """Return the input of a prompt."""
         session = self.session
         path = session.workspace.root / "program.md"
         environment = session.environment
@@ -223,11 +213,22 @@ class Asking:
             experiments_left=None if self.config.max is None else int(left["experiments"] or 0),
             rejected=tuple(rejected),
             waiting=[one.description for one in session.experiments.queue],
-            others=max(0, self._thinking() - 1),
+            others=others,
         )
 
-    def context(self, ask: int, n: int, words: str, place: str, base: str) -> Context:
-        """A fresh worktree at the commit `base`, the prompt, and everything known."""
+    def context(
+        self,
+        ask: int,
+        n: int,
+        words: str,
+        place: str,
+        base: str,
+        unfit: Sequence[tuple[str, str]] = (),
+    ) -> Context:
+        """Return the input of an agent: a fresh worktree, the prompt `words`, and the history.
+
+        The agent can write only in its worktree and in that worktree's git data.
+        """
         session = self.session
         worktree, prompt_path = session.private / place, session.private / f"{place}-prompt.md"
         session.candidates.worktree(base, worktree)
@@ -244,27 +245,23 @@ class Asking:
             prompt_path=prompt_path,
             run_dir=folder,
             search=self.config.search,
+            unfit=tuple(unfit),
             committed=lambda: session.candidates.message_since(base, worktree),
-            abandoned=self._gives_up,
+            abandoned=self.gives_up,
             keep_fds=session.keep_fds,
             level=session.environment.level,
-            sandbox=self._sandbox(place, worktree, prompt_path),
+            sandbox=profiles.agent(
+                session.workspace,
+                session.environment.data,
+                scratch=isolation.fresh(session.private / f"scratch-{place}"),
+                prompt=prompt_path,
+                writable=(worktree, *session.candidates.private_git(worktree)),
+            ),
             env=session.candidates.private_environment(worktree),
         ).with_prompt(words)
 
-    def _sandbox(self, place: str, worktree: Path, prompt_path: Path) -> Sandbox:
-        """An agent writes in its worktree, and in the git data of that alone."""
-        session = self.session
-        return profiles.agent(
-            session.workspace,
-            session.environment.data,
-            scratch=isolation.fresh(session.private / f"scratch-{place}"),
-            prompt=prompt_path,
-            writable=(worktree, *session.candidates.private_git(worktree)),
-        )
-
     def _prune(self) -> None:
-        """Of questions that came to nothing the last ones stay."""
+        """Remove all but the last folders of questions that led to no proposal."""
         folder = self.session.ask_dir(0).parent
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         asks = sorted(int(name) for name in names if name.isdecimal())
@@ -273,7 +270,7 @@ class Asking:
 
 
 def known(e: Experiment) -> str:
-    """An experiment and what came of it, in a few words."""
+    """Return a few words about an experiment and its result."""
     if e.status is None:
         return f"experiment {e.n} (being trained: {e.description})"
     score = "no score" if e.val_bpb is None else f"val_bpb {e.val_bpb:.6f}"
@@ -281,13 +278,13 @@ def known(e: Experiment) -> str:
 
 
 def source_of(path: Path) -> bytes:
-    """The bytes of a train.py. Raises UserError if it is no plain file of a sensible size."""
+    """Return the bytes of a train.py. Raises UserError unless it is a small plain file."""
     try:
         status = path.lstat()
     except FileNotFoundError:
         raise UserError("train.py was deleted.") from None
     if not stat.S_ISREG(status.st_mode):
-        raise UserError("train.py is no plain file, but a link or something else.")
+        raise UserError("train.py is a link or something else, but should be a plain file.")
     if status.st_size > SOURCE_BYTES:
         raise UserError(
             f"train.py has {status.st_size} bytes, more than the {SOURCE_BYTES} allowed."

@@ -1,22 +1,13 @@
 """Who is asked for the next experiment, when, and what happens while no answer comes.
 
-The agent is asked in a thread, so that it thinks while a training runs. Its answer waits in the
-queue of proposals until the training ends. What it wrote on a train.py that is not the best any
-more is carried over by a merge, or asked for anew.
-
-While the agent does not answer, `tpe` proposes in its place, and the agent is asked again later:
-
-- no program, or nobody logged in: after an hour;
-- a rate limit or a quota: when it says, else after a minute, then two, and so on up to an hour;
-- anything else, after three useless answers in a row: after ten minutes, then twenty, and so on;
-- no answer yet when the accelerator has waited `PATIENCE_SECONDS` for it: it goes on thinking.
-
-Without a fallback a limit is waited for, and everything else stops the loop.
+Agents think in threads, while trainings run. An answer waits in the queue of proposals, and is
+merged into the best of its turn. While the agent does not answer, `tpe` proposes in its place, and
+the agent is asked again later (`back_off.BackOff` says when). Without a fallback the loop waits for
+a limit to end, and any other trouble stops it.
 """
 
 import dataclasses
 import itertools
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -26,54 +17,47 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.loop import back_off, proposal_queue
 from autoresearch_jax.loop.asking import Asking
 from autoresearch_jax.loop.back_off import PERMANENT, TRIES, BackOff
-from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.repairs import Repairs
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records.events import Queued
 from autoresearch_jax.records.experiment import Experiment
 
+SPARE = "spare"  # the place where tpe works for an agent that does not answer
+
 
 class Proposer:
-    """Asks for the experiments of one loop."""
+    """Asks for the experiments of one loop. One worker at a time may call it."""
 
     def __init__(
-        self,
-        session: Session,
-        agent: Agent,
-        config: LoopConfig,
-        paused: Callable[[str], None] = lambda _: None,
+        self, session: Session, agent: Agent, paused: Callable[[str], None] = lambda _: None
     ) -> None:
         """`paused` is called when the agent is not asked for a while, once until it answers."""
         self.session = session
         self.agent = agent
-        self.config = config
+        self.config = session.config
         self._paused = paused
         self._pause = BackOff()
-        self._tpe = make_agent("tpe") if config.fallback and agent.name != "tpe" else None
+        self._tpe = make_agent("tpe") if self.config.fallback and agent.name != "tpe" else None
         self._barren = ""  # the commit around which tpe found nothing
-        self._filling = threading.Lock()  # locked while tpe proposes in the agent's place
-        # A search is as good as instant, and asked twice for the same it answers the same.
+        # A search answers at once, and repeats its answer if it is asked twice.
         self._most = len(session.pool) if agent.slow else 1  # questions at a time
-        self._threads = ThreadPoolExecutor(self._most, thread_name_prefix="agent")
-        self._thinking: dict[int, Future[None]] = {}  # by the place where the agent works
-        self._patience = 0.0  # seconds that the accelerator may yet wait for this answer
-        self._closed = False
-        self._asking = Asking(session, config, self._gives_up, self._still_thinking)
-        self._repairs = Repairs(
-            session, agent, config, self._asking, self._pause, self._gives_up, self._can_fill_in
-        )
+        self._threads = ThreadPoolExecutor(self._most + 1, thread_name_prefix="agent")
+        self._thinking: dict[str, Future[None]] = {}  # by the place where an agent works
+        self._patience = 0.0  # seconds that the accelerator still waits for the agent
+        self._asking = Asking(session)
+        self._repairs = Repairs(agent, self._asking, self._pause, self._can_fill_in)
         self.repaired = self._repairs.repaired
 
     def give_up(self) -> None:
-        """Ends the questions that agents think about, and whoever waits for them."""
-        self._closed = True
+        """End the questions that agents think about, and the waiting for them."""
+        self._asking.closed = True
 
     def close(self) -> None:
-        """Ends an agent that still thinks; a proposal that is done waits in the queue."""
+        """End an agent that still thinks; a finished proposal stays in the queue."""
         self.give_up()
         try:
             self._end_threads()
-        except KeyboardInterrupt:  # they end by themselves, and record what was spent
+        except KeyboardInterrupt:  # the threads end by themselves, and record the costs
             self._end_threads()
             raise
 
@@ -81,63 +65,55 @@ class Proposer:
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._repairs.close()
 
-    def _still_thinking(self) -> int:
-        """How many questions have no answer yet."""
-        return sum(not one.done() for one in list(self._thinking.values()))
-
-    # --------------------------------------------------------------------------- the loop's
-
     def over(self, before: int = 0, ready: int = 0) -> str:
-        """The limit that forbids one more experiment; "" if none does.
+        """Return the limit that forbids another experiment; "" if none does.
 
-        With `before` trainings that come first, and `ready` proposals that nobody has begun.
+        `before` is the number of trainings that come first, and `ready` that of proposals that
+        have not begun.
         """
-        runs = 1 + before + 2 * self.config.audit  # which comes when all is done
+        runs = 1 + before + 2 * self.config.audit  # the audit comes at the end
         spent = self.session.experiments.costs.this_loop()
         spent = dataclasses.replace(spent, experiments=spent.experiments + ready)
         limit = self.config.over(spent, runs * self._asking.budget_s)
         if before:
-            return limit  # what waits, or is thought about, does not call for more
+            return limit  # proposals that wait, or are thought about, are enough
         waiting = self.session.experiments.queue
-        if limit == "max-usd" and (waiting or self._thinking):
-            return ""  # that is paid for
-        if limit == "max" and any(queued.of is not None for queued in waiting):
-            return ""  # that was counted
-        return limit
+        paid = limit == "max-usd" and (waiting or self._thinking)
+        counted = limit == "max" and any(queued.of is not None for queued in waiting)
+        return "" if paid or counted else limit
 
     def think_ahead(self) -> None:
-        """Lets the agent think about the next experiment, while the present one trains.
+        """Let the agent think about the next experiments while trainings run.
 
-        A search is as good as instant, and knows more when the training has ended: it is asked
-        ahead only where its proposals can be compiled meanwhile.
+        A search answers at once, and knows more when the training has ended. So it is asked ahead
+        only where the compile check can examine its proposals meanwhile.
         """
-        compiled = self.session.environment.target is not None
-        slow = self.agent.slow and time.time() >= self._pause.until  # else it is tpe's turn
-        if not self.config.lookahead or not (slow or compiled):
+        slow = self.agent.slow and not self._is_paused()
+        if not self.config.lookahead or not (slow or self.session.environment.target is not None):
             return
         while True:
             waiting = self.session.experiments.queue
             new = len(self._thinking) + sum(one.of is None for one in waiting)
             full = len(self._thinking) + len(waiting) >= self._most
-            if full or self.over(before=1, ready=new):
+            if full or self.over(before=1, ready=new) or not self._ask(ahead=True):
                 return
-            self._ask(ahead=True)
 
     def take(self) -> Experiment:
-        """The next experiment, recorded, once there is one.
+        """Wait for the next experiment, record it, and return it.
 
-        Raises AgentError of kind "abandoned", also where a limit is reached meanwhile, and
-        UserError where nobody proposes any more.
+        Raises AgentError of kind "abandoned", also when a limit is reached meanwhile, and
+        UserError when nobody can propose.
         """
         begun = time.monotonic()
         while True:
             self._refuse_over()
             if (queued := self._turn()) is not None:
                 break
-            self._refuse_over()  # what waited and was paid for may have been dropped
-            if not self._thinking:
-                self._ask(ahead=False)
-            if not self._waited():
+            self._refuse_over()  # a proposal that was paid for may have been dropped
+            asked = bool(self._thinking) or self._ask()
+            if not asked and self.session.interrupts.stopping():
+                raise AgentError("the loop is stopping", "abandoned")
+            if not self._wait() and self._patience <= 0:
                 self._fill_in()
         waited = time.monotonic() - begun
         return self.session.propose(
@@ -153,7 +129,6 @@ class Proposer:
         )
 
     def _described(self, queued: Queued) -> str:
-        """The description of the experiment that a proposal becomes."""
         if queued.of is None:
             return queued.description
         experiments = self.session.experiments
@@ -161,145 +136,111 @@ class Proposer:
         words = experiments.origin(before).description
         return f"{words} (experiment {before.n} on top of {on.n})" if on else words
 
-    # --------------------------------------------------------------------------- waiting
-
     def _refuse_over(self) -> None:
-        """Raises AgentError if a limit is reached, or nobody wants a proposal any more."""
-        if self._closed:
+        """Raise AgentError if a limit is reached, or nobody waits for a proposal any more."""
+        if self._asking.closed:
             raise AgentError("the loop ends", "abandoned")
         if limit := self.over():
             raise AgentError(f"{limit} is reached", "abandoned")
 
     def _turn(self) -> Queued | None:
-        """The proposal whose turn it is, on the present best. Raises what a thread has raised."""
+        """Return the next proposal, on the present best. Raises the exceptions of threads."""
         for place in [place for place, one in self._thinking.items() if one.done()]:
             self._thinking.pop(place).result()
         self._repairs.collect()
         waiting = self.session.experiments.queue
         return proposal_queue.take(self.session, waiting[0]) if waiting else None
 
-    def _waited(self) -> bool:
-        """Waits for the agent; False if it takes too long, and another one can propose."""
-        session = self.session
-        n = len(session.experiments)
+    def _wait(self) -> bool:
+        """Wait a moment for an answer; return whether there is one."""
+        number, begun = len(self.session.experiments), time.monotonic()
+        self.session.view.live(f"experiment {number}: {self.agent.name} is thinking")
         asked = [*self._thinking.values(), *self._repairs.late()]
-        while True:
-            session.view.live(f"experiment {n}: {self.agent.name} is thinking")
-            begun = time.monotonic()
-            if (
-                wait(asked, back_off.TICK_SECONDS, FIRST_COMPLETED).done
-                or self._closed
-                or self.over()
-            ):
-                return True
-            if self.session.experiments.queue:  # another worker has made it
-                return True
-            self._patience -= time.monotonic() - begun
-            long = self._patience <= 0
-            if long and self._can_fill_in() and not session.interrupts.stopping():
-                return False
+        if not asked:
+            time.sleep(back_off.TICK_SECONDS)
+        answered = bool(wait(asked, back_off.TICK_SECONDS, FIRST_COMPLETED).done)
+        self._patience -= time.monotonic() - begun
+        return answered
 
-    def _ask(self, ahead: bool) -> None:
-        """Lets one of the agent's threads begin with a new question."""
-        self._patience = back_off.PATIENCE_SECONDS
-        place = next(at for at in itertools.count() if at not in self._thinking)
-        name = f"agent-{place}" if place else "agent"
-        self._thinking[place] = self._threads.submit(self._think, ahead, name)
-
-    def _spare(self) -> Agent | None:
-        """Who proposes in the agent's place; None where it would find nothing."""
-        return None if self._asking.base().commit == self._barren else self._tpe
+    def _is_paused(self) -> bool:
+        """Whether the agent is not asked for a while, because of an earlier trouble."""
+        return time.time() < self._pause.until
 
     def _can_fill_in(self) -> bool:
-        return self._spare() is not None
+        """Whether tpe may find a proposal in the agent's place."""
+        return self._tpe is not None and self._asking.base().commit != self._barren
 
     def _fill_in(self) -> None:
-        """A proposal by tpe, while the agent goes on thinking."""
-        assert self._tpe is not None
-        if not self._filling.acquire(blocking=False):
-            return  # the agent's thread lets it propose at the moment
-        try:
-            if self.session.experiments.queue:
-                return
+        """Let tpe propose while the agent continues to think."""
+        wanted = not self.session.experiments.queue and not self.session.interrupts.stopping()
+        if wanted and self._ask_tpe(ahead=False):
             name = self.agent.name
             self.session.view.say(f"     {name} has no proposal yet: tpe proposes meanwhile")
-            self._asking.ask(self._tpe, ahead=False, place="spare")
-        except AgentError as error:
-            if error.kind == "abandoned":
-                raise
-            self._trouble(self._tpe, error)
-        finally:
-            self._filling.release()
 
-    def _gives_up(self) -> bool:
-        return self._closed or self.session.interrupts.abandoned()
+    def _ask(self, ahead: bool = False) -> bool:
+        """Start a new question; False if nobody can be asked at the moment."""
+        if self._is_paused():
+            return self._ask_tpe(ahead)
+        self._patience = back_off.PATIENCE_SECONDS
+        places = itertools.chain(["agent"], (f"agent-{n}" for n in itertools.count(1)))
+        self._start(next(one for one in places if one not in self._thinking), self.agent, ahead)
+        return True
 
-    # --------------------------------------------------------------------------- asking
+    def _ask_tpe(self, ahead: bool) -> bool:
+        if self._tpe is None or SPARE in self._thinking or not self._can_fill_in():
+            return False
+        self._start(SPARE, self._tpe, ahead)
+        return True
 
-    def _think(self, ahead: bool, place: str) -> None:
-        """Asks until there is a proposal. Raises AgentError if the loop ends; UserError.
+    def _start(self, place: str, agent: Agent, ahead: bool) -> None:
+        others = sum(not one.done() for one in self._thinking.values())
+        self._thinking[place] = self._threads.submit(self._think, place, agent, ahead, others)
 
-        The agent works in the folder of that name.
+    def _think(self, place: str, agent: Agent, ahead: bool, others: int) -> None:
+        """Ask until there is a proposal, or asking again is of no use for now.
+
+        Runs in a thread. Raises AgentError of kind "abandoned", UserError.
         """
         rejected: list[tuple[str, str]] = []
         while True:
-            agent = self.agent
-            if time.time() < self._pause.until:
-                spare = self._spare()
-                if spare is None:
-                    self._wait(self._pause.until)
-                    continue
-                agent = spare
             try:
-                if agent is self._tpe:
-                    with self._filling:
-                        if not ahead and self.session.experiments.queue:
-                            return  # it has just filled in
-                        self._asking.ask(agent, ahead, "spare", rejected)
-                else:
-                    self._asking.ask(agent, ahead, place, rejected)
+                self._asking.ask(agent, place, ahead=ahead, rejected=rejected, others=others)
             except AgentError as error:
                 if error.kind == "abandoned":
                     raise
-                self._trouble(agent, error)
-                if self.session.interrupts.stopping() or self._asking.broke():
-                    raise AgentError("abandoned", "abandoned") from None
+                self._handle(agent, error)
+                if self.session.interrupts.stopping() or self._asking.out_of_money():
+                    raise AgentError("the loop is stopping", "abandoned") from None
+                if agent is self._tpe or self._is_paused():
+                    return
                 if error.kind in ("empty", "duplicate"):
                     rejected.append(("", str(error)))
-                continue
-            if agent is self.agent:
-                self._pause.answered()
-            return
+            else:
+                if agent is self.agent:
+                    self._pause.answered()
+                return
 
-    def _trouble(self, agent: Agent, error: AgentError) -> None:
-        """Says it, and decides who is asked next. Raises UserError if that is nobody."""
+    def _handle(self, agent: Agent, error: AgentError) -> None:
+        """Report a trouble and decide who is asked next. Raises UserError if that is nobody."""
         say, pause = self.session.view.say, self._pause
         say(f"     no proposal: {error}")
         if agent is self._tpe:
             self._barren = self._asking.base().commit
-            if time.time() >= pause.until:
+            if not self._is_paused():
                 return  # the agent itself can be asked
         elif not pause.failed(error):
             return
-        spare = self._spare()
-        if spare is None and pause.kind not in ("", "limit"):
+        fills_in, reason = self._can_fill_in(), str(error).rstrip(".")
+        if not fills_in and pause.kind not in ("", "limit"):
             many = f"{TRIES} proposals in a row failed; the last: "
             raise UserError(
-                f"{'' if error.kind in PERMANENT else many}{str(error).rstrip('.')}. Nothing is "
-                "lost: correct the agent, or choose another with --agent, then run the same "
-                "command again."
+                f"{'' if error.kind in PERMANENT else many}{reason}. Nothing is lost: correct the "
+                "agent, or choose another with --agent, then run the same command again."
             )
         when = time.strftime("%H:%M", time.localtime(pause.until))
-        meanwhile = "the loop waits" if spare is None else "tpe proposes meanwhile"
+        meanwhile = "tpe proposes meanwhile" if fills_in else "the loop waits"
         words = f"{self.agent.name} is asked again at {when}; {meanwhile}"
         say(f"     {words}")
         if pause.announced != meanwhile:
             pause.announced = meanwhile
-            self._paused(f"no proposal ({str(error).rstrip('.')}): {words}")
-
-    def _wait(self, until: float) -> None:
-        """Waits until a time. Raises AgentError if the loop ends."""
-        while time.time() < until:
-            if self._gives_up() or self.session.interrupts.stopping():
-                raise AgentError("abandoned", "abandoned")
-            time.sleep(back_off.TICK_SECONDS)
+            self._paused(f"no proposal ({reason}): {words}")
