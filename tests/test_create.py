@@ -190,15 +190,6 @@ def test_data_that_cannot_be_prepared_is_said(tmp_path):
     assert setup.is_workspace(tmp_path / "w")
 
 
-def test_a_source_is_not_taken_for_a_folder_of_its_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("pydocs", "texts"):
-        (tmp_path / name).mkdir()
-    assert setup._from_anywhere("pydocs") == "pydocs"
-    assert setup._from_anywhere("texts") == str(tmp_path / "texts")
-    assert setup._from_anywhere("hf:ORG/NAME") == "hf:ORG/NAME"
-
-
 def test_the_demo_refuses_a_workspace_of_another_size(tmp_path):
     setup.setup(tmp_path / "w", VIEW, skip_data=True)
     done = subprocess.run(

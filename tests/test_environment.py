@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 
 import pytest
+from msgspec import structs
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
@@ -34,11 +35,11 @@ def workspace(root, prepared_home, monkeypatch):
 
 @pytest.fixture
 def from_pydocs(monkeypatch):
-    """The data says that it was made from the documentation of the installed packages."""
+    """The manifest names the documentation of the installed packages as the source."""
     load = manifest.load
 
     def loaded(*arguments, **options):
-        return dataclasses.replace(load(*arguments, **options), source="pydocs")
+        return structs.replace(load(*arguments, **options), source="pydocs")
 
     monkeypatch.setattr(manifest, "load", loaded)
 

@@ -1,7 +1,6 @@
 """The loop on real repositories: what it records, what it refuses, what survives a SIGKILL."""
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import itertools
@@ -13,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from msgspec import structs
 
 from autoresearch_jax.commands import run as run_command
 from autoresearch_jax.common.errors import UserError
@@ -784,7 +784,7 @@ def test_the_loop_stops_when_its_data_is_prepared_anew(workspace, prepared, monk
     data = manifest.load(root)
     run_loop(workspace, Scripted(checks_env), 1, tag="t", data=data, **options)
     assert [row[3] for row in rows(workspace.root)] == ["keep", "keep"]
-    other = dataclasses.replace(data, shards=data.shards[:1])  # as if prepared anew since
+    other = structs.replace(data, shards=data.shards[:1])  # as if prepared anew since
     with pytest.raises(UserError, match="prepared anew"):
         run_loop(workspace, Scripted(train_py(0.8)), 1, tag="u", data=other, **options)
     assert journal.read(workspace.state_dir("u"))[0].status is None

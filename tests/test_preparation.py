@@ -106,7 +106,7 @@ def test_what_was_damaged_is_made_again(place):
     with pytest.raises(manifest.DataError):
         manifest.load(root)
     assert data_helpers.run_prepare(root, home, "--source", str(shards)).returncode == 0
-    manifest.load(root).verify()
+    manifest.load(root).check(hashed=True)
     assert manifest.load(root).fingerprint == data.fingerprint
 
 
@@ -127,7 +127,7 @@ def test_killed_at_any_stage_it_goes_on(place, stage, prepared, monkeypatch):
     process.wait()
     done = data_helpers.run_prepare(root, home, "--source", str(shards))
     assert done.returncode == 0, done.stderr
-    manifest.load(root).verify()
+    manifest.load(root).check(hashed=True)
     resumed = manifest.load(root).fingerprint
     monkeypatch.setenv("AUTORESEARCH_HOME", str(prepared[1]))  # the same text, never interrupted
     assert manifest.load(prepared[0]).fingerprint == resumed
@@ -144,7 +144,7 @@ def test_a_second_preparation_waits_for_the_first(place):
     outputs = [process.communicate(timeout=60)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
     assert sum("Waiting for another preparation" in output for output in outputs) <= 1
-    manifest.load(root).verify()
+    manifest.load(root).check(hashed=True)
 
 
 def test_a_full_disk(place):
@@ -165,7 +165,7 @@ def test_a_full_disk(place):
     with pytest.raises(manifest.DataError):
         manifest.load(root)
     assert data_helpers.run_prepare(root, home, "--source", str(shards)).returncode == 0
-    manifest.load(root).verify()
+    manifest.load(root).check(hashed=True)
 
 
 def test_bad_shards_are_refused(place, tmp_path):
@@ -175,7 +175,7 @@ def test_bad_shards_are_refused(place, tmp_path):
         "cut": ("is truncated or not parquet", lambda path: path.write_bytes(b"PAR1 cut")),
         "words": ("has no column `text`, only words", lambda path: pq.write_table(table, path)),
         "kind": (
-            "holds int64 instead of strings",
+            "has the type int64 instead of string",
             lambda path: pq.write_table(pa.table({"text": [1]}), path),
         ),
         "empty": ("contains no text", lambda path: data_helpers.write_shard(path, [])),
@@ -215,7 +215,10 @@ def test_missing_values_are_left_out(place):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--source", "no-such"], "no source is named 'no-such', and it is no folder: .*climbmix"),
+        (
+            ["--source", "no-such"],
+            "no source is named 'no-such', and it is not a folder: .*climbmix",
+        ),
         (["--source", "."], "has 0 parquet shards, and needs at least 2"),
         (["--source", "hf:nonsense name"], "'hf:nonsense name' is not of the form hf:ORG/NAME"),
         (["--num-shards", "0"], "0 is not in the range"),
@@ -275,20 +278,18 @@ def test_docstrings_are_read_without_importing(tmp_path):
     (tmp_path / "broken.py").write_text('"""' + long + '"""\ndef (')
     (tmp_path / "binary.py").write_bytes(b'"""\x00\xff"""')
     (tmp_path / "surrogate.py").write_text(f'"""\\udc80{long}"""')
-    files = sorted(tmp_path.iterdir())
-    assert sorted(pydocs._read_chunk(files)) == sorted([long.strip(), f"{long}!"])
+    found = pydocs.docstrings(sorted(tmp_path.iterdir()))
+    assert sorted(found.values()) == sorted([long.strip(), f"{long}!"])
 
 
-def test_pydocs_shards_are_deterministic_and_alike(place, monkeypatch, tmp_path):
+def test_pydocs_shards_are_deterministic_and_alike(monkeypatch, tmp_path):
     # The real environment takes ten seconds; the standard library's email and json are like it.
     top = Path(os.__file__).parent
     places = {"stdlib": f"{top}/email", "platstdlib": f"{top}/email"}
     places |= {"purelib": f"{top}/json", "platlib": f"{top}/asyncio"}
     monkeypatch.setattr(pydocs.sysconfig, "get_path", places.__getitem__)
-    seen = []
     for name in ("one", "two"):
-        pydocs.write_shards(tmp_path / name, seen.append)
-    assert sum(seen) == 2 * pydocs.CHUNKS
+        pydocs.write_shards(tmp_path / name, pydocs.source_files())
     names = [f"shard_{index:05d}.parquet" for index in range(pydocs.SHARDS)]
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == names
     texts = []

@@ -166,16 +166,24 @@ def test_offline(fetch, env, source):
     assert "`--source pydocs` needs no network" in done.stderr
 
 
-def test_shards_that_are_chosen():
-    found = sources._choose("s", [f"{index}" for index in range(20)], 10)
-    assert found.train == [f"{index}" for index in range(10)]
-    assert (found.val, found.sealed) == ("19", "18")
-    found = sources._choose("s", ["a", "b", "c"], 10)
-    assert (found.train, found.val, found.sealed) == (["a"], "c", "b")
-    found = sources._choose("s", ["a", "b"], 10)
-    assert (found.train, found.val, found.sealed) == (["a"], "b", None)
+def test_the_last_shards_are_held_out():
+    names = [f"{index}" for index in range(20)]
+    chosen = sources.choose("s", names, 10)
+    assert chosen == {"train": names[:10], "val": ["19"], "sealed": ["18"]}
+    chosen = sources.choose("s", ["a", "b", "c"], 10)
+    assert chosen == {"train": ["a"], "val": ["c"], "sealed": ["b"]}
+    assert sources.choose("s", ["a", "b"], 10) == {"train": ["a"], "val": ["b"]}
     with pytest.raises(UserError, match="needs at least 2"):
-        sources._choose("s", ["a"], 10)
+        sources.choose("s", ["a"], 10)
+
+
+def test_a_folder_may_be_named_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pydocs", "texts"):
+        data_helpers.make_shards(tmp_path / name, count=2, documents=1)
+    assert sources.resolve("pydocs") == "pydocs"  # not the folder of this name
+    assert sources.resolve("texts") == str(tmp_path / "texts")
+    assert sources.resolve("hf:ORG/NAME") == "hf:ORG/NAME"
 
 
 def test_a_shard_is_read_a_little_at_a_time(tmp_path):

@@ -74,7 +74,9 @@ def setup(
     """
     chosen = presets.get(preset) if preset else None
     if source is not None:
-        _check_source(source)
+        from autoresearch_jax.data import sources  # importing pyarrow takes a while
+
+        source = sources.resolve(source)
     target = target.absolute()
     if is_workspace(target):
         view.say(f"{target} is a workspace already.")
@@ -206,7 +208,7 @@ def prepare(
         return
     options: list[str] = []
     if source is not None:
-        options += ["--source", _from_anywhere(source)]
+        options += ["--source", source]
     if num_shards is not None:
         options += ["--num-shards", str(num_shards)]
     view.say(f"Preparing its data: prepare.py {shlex.join(options)}".rstrip())
@@ -218,21 +220,6 @@ def prepare(
             f"the data is not prepared (prepare.py exited with {done.returncode}); the workspace "
             f"stands. What is done is kept: go on with `cd {shlex.quote(str(root))} && {again}`."
         )
-
-
-def _check_source(source: str) -> None:
-    from autoresearch_jax.data import sources  # pyarrow takes its time
-
-    sources.check(source)
-
-
-def _from_anywhere(source: str) -> str:
-    """A source as the workspace's prepare.py takes it: a folder is meant from where we stand."""
-    from autoresearch_jax.data import sources  # pyarrow takes its time
-
-    folder = Path(source).expanduser()
-    named = source in sources.NAMED or not folder.is_dir()
-    return source if named else str(folder.absolute())
 
 
 def data(root: Path) -> manifest.Manifest | None:

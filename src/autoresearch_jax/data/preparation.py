@@ -1,19 +1,35 @@
-"""Preparation: text -> tokenizer -> packed rows, in stages; each is reused until its inputs change.
+"""Preparation: text -> tokenizer -> packed rows, in stages that are reused while they are valid.
 
-Only the command needs this module. The data's fingerprint covers what it makes.
+Only the command `prepare.py` needs this module. The data's fingerprint covers what it makes.
 """
 
+import contextlib
+import hashlib
 import itertools
+import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
-from rich.progress import Progress
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
-from autoresearch_jax.common import paths
+from autoresearch_jax.common import files, paths
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.data import build_cache, manifest, packing, sources, tokenizer
+from autoresearch_jax.data import manifest, packing, sources, tokenizer
+from autoresearch_jax.data.manifest import File, Manifest, Shard
 from autoresearch_jax.data.tokenizer import Tokenizer, batched
+from autoresearch_jax.system import locks
 
 ENCODE_BATCH = 1024  # documents that are encoded at a time
 WRITE_ROWS = 64  # rows that are written at a time
@@ -21,7 +37,7 @@ WRITE_ROWS = 64  # rows that are written at a time
 
 def prepare(
     root: Path, constants: dict[str, int], source: str, num_shards: int, workers: int
-) -> manifest.Manifest:
+) -> Manifest:
     """Prepare data for the workspace at `root`, reusing every stage whose inputs are the same.
 
     Args:
@@ -36,34 +52,55 @@ def prepare(
             or the disk is full.
     """
     _check_constants(root, constants)
+    source = sources.resolve(source)
     frozen = manifest.frozen_hashes(root)
     home = paths.home()
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+    )
+    waiting = f"Waiting for another preparation in {home} to end."
+    lock = locks.exclusive(home / "prepare.lock", lambda: progress.console.print(waiting))
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        with build_cache.progress_bars() as progress, build_cache.only_one(progress):
+        with progress, lock:
             found = sources.fetch(source, num_shards, workers, progress)
-            shards = build_cache.hash_shards(found, progress)
-            tokenizer_files = _make_tokenizer(shards, constants["VOCAB_SIZE"], progress)
+            shards = _hash_shards(found, progress)
+            tokenizer_files = _make_tokenizer(shards["train"], constants["VOCAB_SIZE"], progress)
             tokenizer_file = tokenizer_files["tokenizer.json"]
-            splits = {
-                split: _pack_split(split, shards, tokenizer_file, constants, progress)
-                for split in manifest.SPLITS
-                if any(shard.split == split for shard in shards)
-            }
-            prepared = manifest.Manifest(
-                source=found.source,
+            prepared = Manifest(
+                source=source,
                 num_shards=num_shards,
-                shards=tuple(shards),
+                shards=tuple(itertools.chain.from_iterable(shards.values())),
                 constants=constants,
                 frozen=frozen,
                 tokenizer=tokenizer_file,
                 token_bytes=tokenizer_files["token_bytes.npy"],
-                splits=splits,
+                splits={
+                    split: _pack_split(split, shards[split], tokenizer_file, constants, progress)
+                    for split in shards
+                },
             )
             manifest.write(prepared)
     except OSError as error:
-        raise sources.os_error(error, home) from error
+        message = f"{error}: correct that, then run the same command again"
+        if error.errno in (ENOSPC, EDQUOT, EFBIG):
+            message = (
+                f"no room is left for {error.filename or home}: free some, or set "
+                "AUTORESEARCH_HOME (and HF_HOME, for downloads) to a larger disk. "
+                f"{sources.RESUMES}"
+            )
+        raise UserError(message) from error
     return prepared
+
+
+def encoded_groups(encoder: Tokenizer, documents: Iterable[str]) -> Iterator[list[np.ndarray]]:
+    """Yield encoded documents, packing.REFILL at a time."""
+    for texts in batched(documents, ENCODE_BATCH):
+        yield from batched(encoder.encode_documents(texts), packing.REFILL)
 
 
 def _check_constants(root: Path, constants: dict[str, int]) -> None:
@@ -82,89 +119,101 @@ def _check_constants(root: Path, constants: dict[str, int]) -> None:
             )
 
 
-def _make_tokenizer(
-    shards: list[manifest.Shard], vocab_size: int, progress: Progress
-) -> dict[str, manifest.File]:
-    train = [shard for shard in shards if shard.split == "train"]
-    key = build_cache.key(
+def _hash_shards(found: sources.Splits[Path], progress: Progress) -> sources.Splits[Shard]:
+    total = sum(map(len, found.values()))
+    task = progress.add_task("Check shards", total=total, unit="shards")
+    hashed: sources.Splits[Shard] = {split: [] for split in found}
+    for split, shards in found.items():
+        for path in shards:
+            sha256 = manifest.file_sha256(path)
+            hashed[split].append(Shard(path.name, sha256, split, str(path)))
+            progress.advance(task)
+    return hashed
+
+
+def _make_tokenizer(shards: list[Shard], vocab_size: int, progress: Progress) -> dict[str, File]:
+    content = [shard.sha256 for shard in shards]
+    inputs = (
         tokenizer.VERSION,
         vocab_size,
         tokenizer.SPLIT_PATTERN,
         tokenizer.RESERVED,
-        [shard.sha256 for shard in train],
+        content,
     )
     task = progress.add_task("Train tokenizer", total=1, unit=f"vocabulary of {vocab_size:,}")
 
     def make(folder: Path) -> None:
-        texts = sources.documents([Path(shard.path) for shard in train])
+        texts = sources.documents([Path(shard.path) for shard in shards])
         tokenizer.train(texts, folder / "tokenizer.json", vocab_size)
         lengths = np.zeros(vocab_size, np.int32)  # a very short text yields fewer tokens than asked
         trained = Tokenizer(folder / "tokenizer.json").token_bytes()
         lengths[: len(trained)] = trained
         np.save(folder / "token_bytes.npy", lengths)
 
-    files = build_cache.stage(paths.home() / "tokenizers" / key, make)
+    made = _stage("tokenizers", inputs, make)
     progress.advance(task)
-    return files
+    return made
 
 
 def _pack_split(
     split: str,
-    shards: list[manifest.Shard],
-    tokenizer_file: manifest.File,
+    shards: list[Shard],
+    tokenizer_file: File,
     constants: dict[str, int],
     progress: Progress,
-) -> manifest.File:
-    mine = [shard for shard in shards if shard.split == split]
+) -> File:
     seq_len = constants["MAX_SEQ_LEN"]
-    held_out = split != "train"
-    rows = constants["EVAL_TOKENS"] // seq_len if held_out else None  # training packs one epoch
-    content = [shard.sha256 for shard in mine]
-    key = build_cache.key(packing.VERSION, split, seq_len, rows, tokenizer_file.sha256, content)
+    rows = None if split == "train" else constants["EVAL_TOKENS"] // seq_len  # train: one epoch
+    content = [shard.sha256 for shard in shards]
+    inputs = (packing.VERSION, split, seq_len, rows, tokenizer_file.sha256, content)
     name = f"{split}.u16"
-    shard_paths = [Path(shard.path) for shard in mine]
+    shard_paths = [Path(shard.path) for shard in shards]
     if next(sources.documents(shard_paths), None) is None:
-        raise UserError(f"{mine[0].path} contains no text: choose another --source")
-    count = sources.count_documents(shard_paths)
-    task = progress.add_task(
-        f"Pack {split}", total=rows if held_out else count, unit="rows" if held_out else "documents"
-    )
+        raise UserError(f"{shards[0].path} contains no text: choose another --source")
+    total, unit = (rows, "rows") if rows else (sources.count_documents(shard_paths), "documents")
+    task = progress.add_task(f"Pack {split}", total=total, unit=unit)
 
     def make(folder: Path) -> None:
         encoder = Tokenizer(paths.home() / tokenizer_file.path)
-        # A held-out shard is read again and again: a short one still fills every row.
-        epochs = itertools.repeat(shard_paths) if held_out else [shard_paths]
-        groups = (
-            group
-            for epoch in epochs
-            for group in encoded_groups(
-                encoder,
-                sources.documents(epoch),
-                seen=lambda n: progress.advance(task, 0 if held_out else n),
+        if rows:  # a held-out shard is read again and again, so a short one still fills every row
+            epochs = (
+                encoded_groups(encoder, sources.documents(shard_paths)) for _ in itertools.count()
             )
-        )
-        packed = itertools.islice(packing.pack(groups, seq_len + 1), rows)
+            packed = packing.pack(itertools.chain.from_iterable(epochs), seq_len + 1)
+            packed = iter(progress.track(itertools.islice(packed, rows), rows, task_id=task))
+        else:
+            texts = progress.track(sources.documents(shard_paths), total, task_id=task)
+            packed = packing.pack(encoded_groups(encoder, texts), seq_len + 1)
         with (folder / name).open("wb") as file:
             for batch in batched(packed, WRITE_ROWS):
                 file.write(np.stack(batch).astype("<u2").tobytes())
-                if held_out:
-                    progress.advance(task, len(batch))
         if not (folder / name).stat().st_size:
             raise UserError(
-                f"the text of {', '.join(shard.name for shard in mine)} fills no row of "
+                f"the text of {', '.join(shard.name for shard in shards)} fills no row of "
                 f"{seq_len + 1} tokens: take more with --num-shards, or another --source"
             )
 
-    files = build_cache.stage(paths.home() / "packed" / key, make)
-    progress.update(task, completed=rows if held_out else count)
-    return files[name]
+    made = _stage("packed", inputs, make)
+    progress.update(task, completed=total)
+    return made[name]
 
 
-def encoded_groups(
-    encoder: Tokenizer, documents: Iterable[str], *, seen: Callable[[int], None] = lambda _: None
-) -> Iterator[list[np.ndarray]]:
-    """Encoded documents, packing.REFILL at a time; `seen` gets each batch's number of documents."""
-    for texts in batched(documents, ENCODE_BATCH):
-        encoded = encoder.encode_documents(texts)
-        seen(len(texts))
-        yield from batched(encoded, packing.REFILL)
+def _stage(kind: str, inputs: tuple[Any, ...], make: Callable[[Path], None]) -> dict[str, File]:
+    """Return the files that `make` writes into a folder, kept from one preparation to the next.
+
+    `inputs` are everything that goes into the files. Files that are no longer whole are made again,
+    so preparing again repairs what was damaged since.
+    """
+    key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
+    folder = paths.home() / kind / key
+    done = folder / "done.json"
+    with contextlib.suppress(OSError, ValueError):  # absent or torn
+        listed = msgspec.json.decode(done.read_bytes(), type=dict[str, File])
+        if listed and all(File.describe(folder / name) == file for name, file in listed.items()):
+            return listed
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    make(folder)
+    made = {path.name: File.describe(path) for path in sorted(folder.iterdir())}
+    files.write_bytes(done, msgspec.json.encode(made))
+    return made

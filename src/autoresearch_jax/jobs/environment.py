@@ -70,7 +70,7 @@ def examine(
     """
     tpu.refuse_several_hosts()
     data = manifest.load(workspace.root)
-    data.verify()
+    data.check(hashed=True)
     device, chosen = probe(workspace.home, wanted, required, overrides)
     claimed = chosen.level
     if data.source in REBUILT:

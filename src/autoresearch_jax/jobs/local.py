@@ -87,7 +87,7 @@ class LocalExecutor:
         if self._environment.watched:  # nothing keeps a training from changing what others use
             before = installed.state()
             if data is not None:
-                data.verify(splits=("train",), shards=False)
+                data.check(splits=("train",), hashed=True)
 
         def exported() -> None:
             events.exported()

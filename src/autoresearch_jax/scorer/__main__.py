@@ -93,7 +93,7 @@ def score(spec: Spec, ahead: Compiled | None) -> dict[str, Any]:
     """Return val_bpb, the results of the probes, and seconds. Raises Refused, UserError."""
     begun = time.monotonic()
     prepare, data = open_frozen(spec)
-    data.verify(splits=(spec["split"],), shards=False)
+    data.check(splits=(spec["split"],), hashed=True)
     rows_NT1 = prepare.read_rows(data, spec["split"])
     token_bytes = np.load(data.token_bytes_path)
 
