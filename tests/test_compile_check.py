@@ -323,7 +323,7 @@ def compile_only(workspace, **options):
     options = {"device": "cpu", "devices": 1, "log_path": workspace.root / "run.log", **options}
     limit = options.pop("limit", None)
     given = config.LoopConfig(isolation="none", max_memory_gb=limit)
-    return run_command.compile_only(workspace, given, harness.Notes(), **options)
+    return run_command.compile_only(workspace, given, harness.tools(), **options)
 
 
 def test_compiling_by_hand(workspace):

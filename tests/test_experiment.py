@@ -231,17 +231,16 @@ def check(workspace, view=None, scorer=None, **options):
 
 def test_verify_scores_the_best_again_and_records_it(workspace):
     run_loop(workspace, Scripted(train_py(0.9), train_py(0.95)), 2, tag="t")
-    (one,) = check(workspace)
-    assert (one.experiment.n, one.val_bpb, one.same) == (1, 0.9, True)
-    assert verify.lines([one])[0].endswith(
-        "recorded 0.900000, computed again 0.900000: the same  (idea 1)"
-    )
+    ((line,), same) = check(workspace)
+    assert line.startswith("experiment 1, ")
+    assert line.endswith("recorded 0.900000, computed again 0.900000: the same  (idea 1)")
+    assert same
     begun, last = lines(workspace.state_dir("t"))[-2:]
     assert (begun["step"], begun["kind"]) == ("session", "verify")  # so that it is seen to run
     assert (last["step"], last["n"], last["split"]) == ("verified", 1, "val")
-    (other,) = check(workspace, scorer=Scorer(Score("ok", "", {"val_bpb": 0.91})), name="1")
+    other = check(workspace, scorer=Scorer(Score("ok", "", {"val_bpb": 0.91})), name="1")
     assert not other.same
-    assert "NOT the same" in verify.lines([other])[0]
+    assert "NOT the same" in other.lines[0]
 
 
 def test_verify_sealed_scores_baseline_and_best_on_the_sealed_split(workspace):
@@ -250,14 +249,17 @@ def test_verify_sealed_scores_baseline_and_best_on_the_sealed_split(workspace):
     scorer = Scorer(*answers)
     both = check(workspace, scorer=scorer, sealed=True)
     assert [asked["split"] for asked in scorer.asked] == ["sealed"] * 2
-    assert all(one.same for one in both)
-    assert verify.lines(both)[-1] == "gain: sealed +0.050000, validation +0.100000"
+    assert both.same
+    assert both.lines[-1] == "gain: sealed +0.050000, validation +0.100000"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "2"}, "experiment 2 is a discard, so its parameters are gone.*show 2"),
+        (
+            {"name": "2"},
+            "experiment 2 is a discard, so its parameters are gone.*results --kept-only",
+        ),
         ({"name": "7"}, "no experiment '7'"),
     ],
 )

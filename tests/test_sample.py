@@ -22,6 +22,7 @@ from autoresearch_jax.data import manifest
 from autoresearch_jax.data.tokenizer import Tokenizer
 from autoresearch_jax.jobs import environment, scoring
 from autoresearch_jax.kit import artifacts
+from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.sandbox import profiles
 from autoresearch_jax.sandbox.isolation import Chosen
@@ -83,11 +84,9 @@ class Ground:
         artifacts.save_arrays(self.artifacts / "params", params)
 
     def sample(self, prompt="", **options) -> str:
-        draw = {name: options.pop(name) for name in tuple(options) if name not in ("name", "tag")}
-        written: list[str] = []
-        sample.sample(
-            self.workspace, Draw(prompt, **draw), written.append, view=harness.Notes(), **options
-        )
+        name, config = options.pop("name", None), LoopConfig(tag=options.pop("tag", None))
+        draw, written = Draw(prompt, **options), []
+        sample.sample(self.workspace, config, harness.tools(), draw, written.append, name=name)
         return "".join(written)
 
 
@@ -177,7 +176,7 @@ def test_a_prompt_that_is_no_text_is_replaced(measured):
 )
 def test_a_model_that_would_not_be_scored_is_refused(measured, function, said):
     measured.leave(follow(b"ab"), function)
-    with pytest.raises(UserError, match=f"experiment 0 left is not sampled from: {said}"):
+    with pytest.raises(UserError, match=f"the model of experiment 0 is refused: {said}"):
         measured.sample("a")
 
 
@@ -190,7 +189,7 @@ def test_what_is_spoiled_is_refused(measured):
     (measured.artifacts / "exported.bin").symlink_to(measured.workspace.root / "train.py")
     with pytest.raises(UserError, match="symlink"):
         measured.sample("a")
-    assert not list(measured.home.glob("sample-*"))
+    assert not list(measured.home.glob("runs/*"))
 
 
 def test_a_crash_of_the_sampler_is_one_message(measured, monkeypatch):
@@ -273,7 +272,7 @@ def test_the_command_streams_until_it_is_interrupted(measured):
     assert set(rest[:-1]) <= set(b"abcdefg")
     assert process.returncode == 0, errors
     assert errors.decode().splitlines() == ["LOADED []"]
-    assert not list(measured.home.glob("sample-*"))
+    assert not list(measured.home.glob("runs/*"))
 
 
 def test_the_command_ends_when_nobody_reads(measured):

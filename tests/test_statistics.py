@@ -199,14 +199,15 @@ def test_verify_trains_again(workspace):
     setup = harness.setup(tag="t")
     with pytest.raises(UserError, match="verify --seeds 5"):
         verify.retrain(workspace, *setup, name=None)
-    told = verify.seeds(workspace, *setup, name=None, runs=3)
-    assert "of 3 runs with seeds of their own" in told[0]
-    assert "noise of a score" in told[1]
-    again = verify.retrain(workspace, *setup, name=None)
-    assert (again.experiment.n, again.same) == (1, True)
-    assert again.val_bpb == history(workspace)[1].val_bpb
-    (told,) = verify.audit(workspace, *setup, runs=2)
-    assert "2 and 2 new runs" in told
+    runs, noise = verify.seeds(workspace, *setup, name=None, runs=3).lines
+    assert "of 3 runs with different seeds" in runs
+    assert "noise of a score" in noise
+    (line,), same = verify.retrain(workspace, *setup, name=None)
+    assert same
+    score = f"{history(workspace)[1].val_bpb:.6f}"
+    assert f"recorded {score}, trained again {score}: within" in line
+    (line,) = verify.audit(workspace, *setup, runs=2).lines
+    assert "2 and 2 new runs" in line
     with pytest.raises(UserError, match="no experiment '7'"):
         verify.seeds(workspace, *setup, name="7", runs=1)
 
@@ -268,10 +269,11 @@ def test_a_gain_is_tried_at_another_depth(workspace):
     loop(workspace, at_depth(0.95, 0.01), at_depth(0.93, 0.03), tag="u", policy="strict")
     setup = harness.setup(tag="u")
     # 1.0 - 0.02 x 12 against 0.95 - 0.01 x 12, and 0.93 - 0.03 x 12.
-    told = verify.scale(workspace, *setup, name="1", depth=12, budget_s=None)
-    assert "0.830000, the baseline 0.760000: gain -0.070000, of +0.020000" in told
-    assert "scale-bound" in told
-    assert "scale-stable" in verify.scale(workspace, *setup, name=None, depth=12, budget_s=2)
+    (line,) = verify.scale(workspace, *setup, name="1", depth=12, budget_s=None).lines
+    assert "0.830000, the baseline 0.760000: gain -0.070000, of +0.020000" in line
+    assert "scale-bound" in line
+    (line,) = verify.scale(workspace, *setup, name=None, depth=12, budget_s=2).lines
+    assert "scale-stable" in line
     found = [one for one in lines(workspace.state_dir("u")) if one["step"] == "scaled"]
     assert [one["tag"] for one in found] == ["scale-bound", "scale-stable"]
     assert workspace.constants()["TIME_BUDGET"] == 1

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -132,9 +133,7 @@ def sample(
     temperature: float,
     top_k: int | None,
     seed: int,
-    tag: str | None,
-    isolation: str | None,
-    require_isolation: str | None,
+    **flags: Any,
 ) -> None:
     """Write text with the best model: PROMPT and how it continues.
 
@@ -146,20 +145,11 @@ def sample(
       autoresearch-jax sample "The function returns" --tokens 200
     """
     from autoresearch_jax.commands import sample as command
-    from autoresearch_jax.repo.workspace import Workspace
 
-    workspace = Workspace.open(Path.cwd())
-    with output.opened() as (_, view), contextlib.suppress(KeyboardInterrupt):
-        command.sample(
-            workspace,
-            command.Draw(prompt, tokens, temperature, top_k, seed),
-            functools.partial(click.echo, nl=False),
-            view=view,
-            name=name,
-            tag=tag,
-            wanted=isolation or "auto",
-            required=require_isolation,
-        )
+    draw = command.Draw(prompt, tokens, temperature, top_k, seed)
+    write = functools.partial(click.echo, nl=False)
+    with output.workspace(**flags) as opened, contextlib.suppress(KeyboardInterrupt):
+        command.sample(*opened, draw, write, name=name)
 
 
 @click.command()

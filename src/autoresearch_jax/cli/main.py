@@ -11,15 +11,14 @@ from typing import Any
 
 import click
 
-from autoresearch_jax.cli import look, output, research, start, verify
-from autoresearch_jax.cli.output import Verbosity
+from autoresearch_jax.cli import look, output, research, start
 from autoresearch_jax.common.console import TYPED, typed
 from autoresearch_jax.common.errors import UserError
 
 SECTIONS = {
     "Start": (start.demo, start.setup, start.doctor),
     "Research": (research.run, research.loop),
-    "Look": (look.watch, look.results, look.show, look.sample, look.report, verify.verify),
+    "Look": (look.watch, look.results, look.show, look.sample, look.report, research.verify),
 }
 
 
@@ -70,7 +69,7 @@ def main(ctx: click.Context, folder: Path | None, quiet: bool, verbose: bool) ->
     """
     if quiet and verbose:
         raise click.UsageError("Choose one of --quiet and --verbose.")
-    ctx.obj = Verbosity(quiet, verbose)
+    ctx.obj = output.QUIET if quiet else output.VERBOSE if verbose else None
     if folder is not None:
         ctx.meta[TYPED] = (Path.cwd(), folder)
         ctx.call_on_close(functools.partial(os.chdir, Path.cwd()))

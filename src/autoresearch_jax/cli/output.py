@@ -1,11 +1,11 @@
-"""How much a command says, and where: a console, and a view of what happens."""
+"""What the commands share: the workspace, a view of what happens, a console."""
 
 import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,47 +13,61 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from autoresearch_jax.common.console import View
+    from autoresearch_jax.loop.config import LoopConfig
+    from autoresearch_jax.loop.open_session import Tools
+    from autoresearch_jax.repo.workspace import Workspace
 
-
-@dataclass(frozen=True)
-class Verbosity:
-    """How much a command says."""
-
-    quiet: bool = False  # only results and errors
-    verbose: bool = False
+QUIET, VERBOSE = "quiet", "verbose"
 
 
 def is_quiet() -> bool:
-    """Whether the person asked for results and errors only."""
-    return _verbosity().quiet
+    """Return whether the user asked for results and errors only."""
+    return click.get_current_context().find_root().obj == QUIET
 
 
 def console() -> "Console":
-    """Where tables and colours are printed."""
+    """Return the console for tables and colours."""
     from rich.console import Console
 
     return Console(highlight=False)
 
 
 @contextlib.contextmanager
-def opened() -> "Iterator[tuple[Console, View]]":
-    """A console, and a view of what happens; on a terminal that has one status line."""
+def view() -> "Iterator[View]":
+    """Yield a view of what happens; on a terminal it has one status line."""
     from autoresearch_jax.common import console as views
 
-    chosen, printed = _verbosity(), console()
-    if chosen.quiet:
-        yield printed, views.QuietView()
+    if is_quiet():
+        yield views.QuietView()
         return
-    # A colour that is asked for (FORCE_COLOR) does not make a file a terminal.
-    terminal = printed.is_terminal and sys.stdout.isatty()
-    if not terminal:
+    verbose = click.get_current_context().find_root().obj == VERBOSE
+    terminal = console()
+    # FORCE_COLOR makes rich take a file for a terminal.
+    if not terminal.is_terminal or not sys.stdout.isatty():
         plain = views.PlainView()
-        yield printed, views.StampedView(plain, all_lines=True) if chosen.verbose else plain
+        yield views.StampedView(plain, all_lines=True) if verbose else plain
         return
     from autoresearch_jax.common.terminal import RichView
 
-    with contextlib.closing(RichView(printed)) as view:
-        yield printed, views.StampedView(view, all_lines=False) if chosen.verbose else view
+    with contextlib.closing(RichView(terminal)) as live:
+        yield views.StampedView(live, all_lines=False) if verbose else live
+
+
+@contextlib.contextmanager
+def workspace(**flags: Any) -> "Iterator[tuple[Workspace, LoopConfig, Tools]]":
+    """Yield the workspace here, its configuration with these flags, and the tools of a command.
+
+    Raises UserError.
+    """
+    from autoresearch_jax.loop import config
+    from autoresearch_jax.loop.open_session import Tools
+    from autoresearch_jax.repo.workspace import Workspace
+
+    opened = Workspace.open(Path.cwd())
+    settings = config.resolve(opened.root, **flags)
+    with view() as shown:
+        yield opened, settings, Tools(shown)
+        shown.live("")  # results follow
 
 
 def discard_unread() -> None:
@@ -65,7 +79,3 @@ def discard_unread() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _verbosity() -> Verbosity:
-    return click.get_current_context().find_root().obj or Verbosity()

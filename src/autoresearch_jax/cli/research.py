@@ -1,13 +1,17 @@
-"""The commands that do research: run, loop."""
+"""The commands that train and score: run, loop, verify."""
 
+import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from autoresearch_jax.cli import output
-from autoresearch_jax.cli.options import Configured
+from autoresearch_jax.cli.options import Configured, tag_option
+
+if TYPE_CHECKING:
+    from autoresearch_jax.jobs.compile_check import Verdict
 
 
 @click.command(cls=Configured, settings=("max_memory_gb", "isolation", "require_isolation"))
@@ -37,8 +41,8 @@ def run(
 
     Without -m it is measured and nothing is decided; the line printed has val_bpb, peak memory in
     MB, seconds and the log's path, separated by tabs. With -m it is decided like any other
-    proposal; afterwards train.py is the best known again. With --quiet the line has its number,
-    its status and val_bpb.
+    proposal; afterwards train.py is the best one again. With --quiet the line has its number,
+    status and val_bpb.
 
     Exits with 0 when there is a score, 1 when there is none, 2 when it ran out of time.
 
@@ -48,60 +52,47 @@ def run(
       autoresearch-jax run --compile-only --device v5e
     """
     from autoresearch_jax.commands import run as command
-    from autoresearch_jax.loop import config
-    from autoresearch_jax.loop.open_session import Tools
     from autoresearch_jax.records.events import Outcome, Status
-    from autoresearch_jax.repo.workspace import Workspace
 
     if compile_only and description is not None:
         raise click.UsageError("--compile-only trains nothing, so it takes no -m.")
     if not compile_only and (device is not None or devices != 1 or as_json):
         raise click.UsageError("--device, --devices and --json go with --compile-only.")
-    workspace = Workspace.open(Path.cwd())
-    settings = config.resolve(workspace.root, **flags)
-    with output.opened() as (_, view):
+    with output.workspace(**flags) as opened:
         if compile_only:
-            verdict = command.compile_only(
-                workspace, settings, view, device=device, devices=devices, log_path=log_path
-            )
-            view.live("")
-            _print_compiled(verdict, as_json)
-            return
-        if description is None:
-            found = command.measure(workspace, settings, Tools(view), log_path=log_path)
-            outcome, reason, score = found.outcome, found.reason, found.val_bpb
-            view.live("")
-            click.echo(found.line)
+            check = command.compile_only(*opened, device=device, devices=devices, log_path=log_path)
+        elif description is None:
+            found = command.measure(*opened, log_path=log_path)
+            outcome, reason, score, line = found.outcome, found.reason, found.val_bpb, found.line
         else:
-            one = command.propose(
-                workspace, settings, Tools(view), description=description, log_path=log_path
-            )
-            outcome, reason = one.outcome, one.reason
-            score = one.val_bpb if one.status != Status.CRASH else None
-            if output.is_quiet():
-                known = "n/a" if score is None else f"{score:.6f}"
-                click.echo(f"{one.n}\t{one.status}\t{known}")
-    if score is None:
-        if description is None or output.is_quiet():  # else the view has said it
+            e = command.propose(*opened, description=description, log_path=log_path)
+            outcome, reason = e.outcome, e.reason
+            score = None if e.status == Status.CRASH else e.val_bpb
+            line = f"{e.n}\t{e.status}\t{'n/a' if score is None else f'{score:.6f}'}"
+    if compile_only:
+        _print_compiled(check, as_json)
+        return
+    if description is None or output.is_quiet():  # otherwise the view has said it
+        click.echo(line)
+        if score is None:
             why = (reason or str(outcome)).rstrip(".")
             click.echo(f"Error: no val_bpb: {why}. See {log_path}", err=True)
+    if score is None:
         sys.exit(2 if outcome == Outcome.TIMEOUT else 1)
 
 
-def _print_compiled(verdict: Any, as_json: bool) -> None:
-    """A compile_check.Verdict; exits with 1 where train.py cannot run."""
+def _print_compiled(check: "Verdict", as_json: bool) -> None:
+    """Print a compile check; exit with 1 if train.py cannot run."""
     if as_json:
-        import json
-
-        refused = {"refused": verdict.refused} if verdict.refused else {}
-        click.echo(json.dumps({**verdict.cost, **refused}))
-    elif verdict.cost:
+        refused = {"refused": check.refused} if check.refused else {}
+        click.echo(json.dumps({**check.cost, **refused}))
+    elif check.cost:
         from autoresearch_jax.jobs import compile_check
 
-        click.echo("\n".join(compile_check.lines(verdict.cost)))
-    if verdict.refused:
+        click.echo("\n".join(compile_check.lines(check.cost)))
+    if check.refused:
         if not as_json:
-            click.echo(f"Error: train.py cannot run: {verdict.refused}", err=True)
+            click.echo(f"Error: train.py cannot run: {check.refused}", err=True)
         sys.exit(1)
 
 
@@ -125,14 +116,70 @@ def loop(**flags: Any) -> None:
       autoresearch-jax loop --agent claude --max-hours 8
     """
     from autoresearch_jax.commands import loop as command
-    from autoresearch_jax.loop import config
-    from autoresearch_jax.loop.open_session import Tools
-    from autoresearch_jax.repo.workspace import Workspace
 
-    workspace = Workspace.open(Path.cwd())
-    settings = config.resolve(workspace.root, **flags)
-    with output.opened() as (_, view):
-        result = command.run_loop(workspace, settings, Tools(view))
-        view.live("")
-        for line in command.summary(workspace.root, result.tag):
-            click.echo(line)
+    with output.workspace(**flags) as (workspace, settings, tools):
+        result = command.run_loop(workspace, settings, tools)
+    for line in command.summary(workspace.root, result.tag):
+        click.echo(line)
+
+
+@click.command(cls=Configured, settings=("workers", "ray", "isolation", "require_isolation"))
+@click.argument("experiment", metavar="[N|COMMIT]", required=False)
+@click.option("--sealed", is_flag=True, help=(
+    "Score baseline and best on the sealed split, which no decision has ever used."))  # fmt: skip
+@click.option("--retrain", is_flag=True, help=(
+    "Train it again as recorded; its score must lie within the noise."))  # fmt: skip
+@click.option("--seeds", type=click.IntRange(min=1), metavar="K", help=(
+    "Train it (by default the baseline) with K new seeds, and report the noise of a score."
+))  # fmt: skip
+@click.option("--audit", type=click.IntRange(min=2), metavar="K", help=(
+    "Train baseline and best K more times each, and report the gain with its interval."
+))  # fmt: skip
+@click.option("--depth", type=click.IntRange(min=1), metavar="D", help=(
+    "Train it and the baseline at DEPTH = D: does the gain last?"))  # fmt: skip
+@click.option("--budget", type=click.IntRange(min=1), metavar="S", help=(
+    "Seconds of --depth's trainings.  [default: TIME_BUDGET]"))  # fmt: skip
+@tag_option
+def verify(
+    experiment: str | None,
+    sealed: bool,
+    retrain: bool,
+    seeds: int | None,
+    audit: int | None,
+    depth: int | None,
+    budget: int | None,
+    **flags: Any,
+) -> None:
+    """Compute a score again from what the training left, or train again.
+
+    Takes the best experiment by default. Exits with 1 if the score is not the recorded one.
+
+    \b
+    Example:
+      autoresearch-jax verify --sealed
+      autoresearch-jax verify --audit 3
+    """
+    from autoresearch_jax.commands import verify as command
+
+    asked = {"sealed": sealed, "retrain": retrain, "seeds": seeds, "audit": audit, "depth": depth}
+    given = [f"--{name}" for name, value in asked.items() if value]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} exclude each other. Choose one.")
+    if audit and experiment:
+        raise click.UsageError("--audit compares baseline and best, and takes no experiment.")
+    if budget and not depth:
+        raise click.UsageError("--budget goes with --depth, such as --depth 12 --budget 600.")
+    with output.workspace(**flags) as opened:
+        if seeds:
+            verdict = command.seeds(*opened, name=experiment, runs=seeds)
+        elif audit:
+            verdict = command.audit(*opened, runs=audit)
+        elif depth:
+            verdict = command.scale(*opened, name=experiment, depth=depth, budget_s=budget)
+        elif retrain:
+            verdict = command.retrain(*opened, name=experiment)
+        else:
+            verdict = command.verify(*opened, name=experiment, sealed=sealed)
+    click.echo("\n".join(verdict.lines))
+    if not verdict.same:
+        sys.exit(1)

@@ -1,8 +1,10 @@
 """The commands to start with: demo, setup, doctor."""
 
+import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,12 +13,13 @@ from autoresearch_jax.common.console import typed
 
 
 @click.command()
-@click.option("--dir", "folder", metavar="DIR", type=click.Path(path_type=Path), help=(
-    "Where to put its workspace.  [default: autoresearch-demo]"))  # fmt: skip
+@click.option("--dir", "folder", metavar="DIR", default="autoresearch-demo", show_default=True,
+              type=click.Path(path_type=Path),
+              help="Where to put its workspace.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Seed of the search.")
 @click.option("--experiments", type=click.IntRange(min=1), default=5, show_default=True,
               help="How many to run after the baseline.")  # fmt: skip
-def demo(folder: Path | None, seed: int, experiments: int) -> None:
+def demo(folder: Path, seed: int, experiments: int) -> None:
     """Try the whole job in a few minutes, on any machine.
 
     Makes a small workspace with text from this machine's Python documentation, runs a baseline and
@@ -29,9 +32,8 @@ def demo(folder: Path | None, seed: int, experiments: int) -> None:
     """
     from autoresearch_jax.commands import demo as command
 
-    with output.opened() as (console, view):
-        target = folder or Path(command.FOLDER)
-        command.demo(target, console, view, seed=seed, experiments=experiments)
+    with output.view() as view:
+        command.demo(folder, output.console(), view, seed=seed, experiments=experiments)
 
 
 @click.command()
@@ -48,12 +50,7 @@ def demo(folder: Path | None, seed: int, experiments: int) -> None:
     "Shards of text to train on."))  # fmt: skip
 @click.option("--skip-data", is_flag=True, help="Do not prepare the data yet.")
 def setup(
-    target: Path,
-    preset: str | None,
-    seq_len: int | None,
-    source: str | None,
-    num_shards: int | None,
-    skip_data: bool,
+    target: Path, preset: str | None, seq_len: int | None, skip_data: bool, **options: Any
 ) -> None:
     """Make DIR a workspace, size it for a machine, and prepare its data.
 
@@ -66,17 +63,11 @@ def setup(
     """
     from autoresearch_jax.commands import setup as command
 
-    with output.opened() as (_, view):
+    with output.view() as view:
         if preset is None and seq_len is None and not command.is_workspace(target):
             preset = command.fitting_preset(view)
         root = command.setup(
-            target,
-            view,
-            preset=preset,
-            seq_len=seq_len,
-            source=source,
-            num_shards=num_shards,
-            skip_data=skip_data,
+            target, view, preset=preset, seq_len=seq_len, skip_data=skip_data, **options
         )
         view.say("Next:")
         if root != Path.cwd():
@@ -126,15 +117,9 @@ def _doctor(first_step: bool, agent: str | None, as_json: bool) -> None:
     from autoresearch_jax.commands import doctor_lines
     from autoresearch_jax.common import console
 
-    with output.opened() as (_, view):
-        # Other words would be in the way of whoever reads the JSON.
-        said_to = console.QuietView() if as_json else view
-        found = command.report(Path.cwd(), said_to if first_step else None, agent)
-    if as_json:
-        import json
-
-        click.echo(json.dumps(found, indent=2))
-    else:
-        click.echo("\n".join(doctor_lines.lines(found)))
+    with output.view() as view:
+        shown = console.QuietView() if as_json else view  # standard output is for the JSON alone
+        found = command.report(Path.cwd(), shown if first_step else None, agent)
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(doctor_lines.lines(found)))
     if not found["ready"]:
         sys.exit(1)

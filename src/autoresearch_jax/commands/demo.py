@@ -16,7 +16,6 @@ from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.views import plot, results
 from autoresearch_jax.views.watch import live_model
 
-FOLDER = "autoresearch-demo"
 PRESET = "demo"
 
 

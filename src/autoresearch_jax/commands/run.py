@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch_jax.common import files, syntax
-from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.data.manifest import FROZEN
@@ -176,7 +175,7 @@ def _ready(
 def compile_only(
     workspace: Workspace,
     config: LoopConfig,
-    view: View,
+    tools: Tools,
     *,
     device: str | None,
     devices: int,
@@ -186,7 +185,7 @@ def compile_only(
 
     `device` is of device_specs.TARGETS, or "cpu"; None: this machine's. Raises UserError.
     """
-    log_path = log_place(workspace, log_path)
+    log_path, view = log_place(workspace, log_path), tools.view
     names = (*device_specs.TARGETS, "cpu")
     if device is not None and device not in names:
         raise UserError(f"--device {device} is not known. Choose one of: {', '.join(names)}")

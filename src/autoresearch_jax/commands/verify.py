@@ -1,11 +1,11 @@
-"""Measures scores again at any later time: from what a training left, or by training again."""
+"""Measure scores again at any later time: from what a training left, or by training again."""
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
+from typing import NamedTuple
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import SEED
@@ -14,53 +14,21 @@ from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools, open_session
 from autoresearch_jax.loop.scaling import scaled
 from autoresearch_jax.loop.session import Session
-from autoresearch_jax.loop.statistics import Noise
 from autoresearch_jax.loop.worker import Worker
 from autoresearch_jax.records import events
-from autoresearch_jax.records.events import Outcome, Purpose, Status
-from autoresearch_jax.records.experiment import Experiment, Repeat
+from autoresearch_jax.records.events import Outcome, Purpose
+from autoresearch_jax.records.experiment import Experiment, Repeat, refuse_without_parameters
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system.interrupts import Abandoned
 
-SAME_BPB = 1e-5  # kernels of some GPUs do not add in the same order twice
+SAME_BPB = 1e-5  # some GPU kernels do not add in the same order twice
 
 
-@dataclass(frozen=True)
-class Verified:
-    """One experiment's score, computed again."""
+class Verdict(NamedTuple):
+    """What was measured, for a person."""
 
-    experiment: Experiment
-    split: str
-    val_bpb: float  # bits per byte of that split
-
-    @property
-    def same(self) -> bool:
-        """Whether it equals the recorded score; that of another split need not."""
-        return self.split != "val" or abs(self.val_bpb - self.recorded) <= SAME_BPB
-
-    @property
-    def recorded(self) -> float:
-        """The score, on the validation split, that the journal holds."""
-        assert self.experiment.val_bpb is not None
-        return self.experiment.val_bpb
-
-
-def lines(found: list[Verified]) -> list[str]:
-    """Return the comparison with the recorded scores, for a person."""
-    said = []
-    for one in found:
-        e = one.experiment
-        if one.split == "val":
-            same = "the same" if one.same else "NOT the same"
-            numbers = f"recorded {one.recorded:.6f}, computed again {one.val_bpb:.6f}: {same}"
-        else:
-            numbers = f"{one.split} {one.val_bpb:.6f}, validation {one.recorded:.6f}"
-        said.append(f"experiment {e.n}, {e.commit[:7]}: {numbers}  ({e.description})")
-    first, last = found[0], found[-1]
-    if len(found) > 1:
-        gain, recorded = first.val_bpb - last.val_bpb, first.recorded - last.recorded
-        said.append(f"gain: {last.split} {gain:+.6f}, validation {recorded:+.6f}")
-    return said
+    lines: list[str]
+    same: bool = True  # whether it agrees with what is recorded
 
 
 def verify(
@@ -70,134 +38,93 @@ def verify(
     *,
     name: str | None = None,
     sealed: bool = False,
-) -> list[Verified]:
+) -> Verdict:
     """Score an experiment again (the best by default), or baseline and best on the sealed split.
 
-    The journal records it. Raises UserError where there is nothing to score, or no score comes.
+    The journal records it. Raises UserError if there is nothing to score or the scoring fails.
     """
-    with open_session(workspace, config, tools, "verify", begun=True) as (session, _):
-        if session.experiments.best is None or session.experiments.baseline is None:
-            raise UserError(f"tag {session.tag} has no score yet: autoresearch-jax loop")
+    with _measuring(workspace, config, tools, trains=False) as (session, baseline, best):
         if name is not None:
             chosen = [session.experiments.find(name)]
         else:
-            both = (
-                (session.experiments.baseline, session.experiments.best)
-                if sealed
-                else (session.experiments.best,)
-            )
-            chosen = list({e.n: e for e in both}.values())  # the baseline may be the best
+            chosen = [baseline, best] if sealed and best.n != baseline.n else [best]
         split = "sealed" if sealed else "val"
         if sealed and session.environment.data is not None:
-            session.environment.data.split_path(split)  # refuses where there is none
+            session.environment.data.split_path(split)  # raises if there is none
         for e in chosen:
-            _refuse_unkept(session, e)
-        session.begin("verify")
-        return [_scored(session, e, split) for e in chosen]
-
-
-@dataclass(frozen=True)
-class Retrained:
-    """One experiment, trained again with the seed that is recorded."""
-
-    experiment: Experiment
-    val_bpb: float
-    low: float  # where it lies if nothing but noise is between
-    high: float
-
-    @property
-    def same(self) -> bool:
-        return self.low <= self.val_bpb <= self.high
-
-    @property
-    def line(self) -> str:
-        """Return the result as a line for a person."""
-        e, within = self.experiment, "within" if self.same else "NOT within"
-        return (
-            f"experiment {e.n}, {e.commit[:7]}: recorded {e.val_bpb:.6f}, trained again "
-            f"{self.val_bpb:.6f}: {within} {self.low:.6f} to {self.high:.6f}, the noise's interval"
-        )
+            refuse_without_parameters(e, session.artifacts(e))
+        found = [(e, _recorded(e), _scored(session, e, split)) for e in chosen]
+    lines, all_same = [], True
+    for e, recorded, score in found:
+        numbers = f"sealed {score:.6f}, validation {recorded:.6f}"
+        if not sealed:
+            same = abs(score - recorded) <= SAME_BPB
+            all_same &= same
+            numbers = f"recorded {recorded:.6f}, computed again {score:.6f}: "
+            numbers += "the same" if same else "NOT the same"
+        lines.append(f"experiment {e.n}, {e.commit[:7]}: {numbers}  ({e.description})")
+    if len(found) > 1:
+        (_, first_recorded, first), (_, last_recorded, last) = found
+        gain = first_recorded - last_recorded
+        lines.append(f"gain: sealed {first - last:+.6f}, validation {gain:+.6f}")
+    return Verdict(lines, all_same)
 
 
 def seeds(
     workspace: Workspace, config: LoopConfig, tools: Tools, *, name: str | None, runs: int
-) -> list[str]:
-    """Train an experiment (the baseline by default) with new seeds; return lines for a person.
+) -> Verdict:
+    """Train an experiment (the baseline by default) with `runs` new seeds.
 
-    Raises UserError, also where it is stopped; the runs until then are recorded.
+    Raises UserError, also if it is stopped; the runs until then are recorded.
     """
-    with _measuring(workspace, config, tools) as session:
-        e = _chosen(session, name, session.experiments.baseline)
+    with _measuring(workspace, config, tools) as (session, baseline, _):
+        e = _chosen(session, name, baseline)
 
         def run(worker: Worker) -> None:
-            repeat = _repeated(session, e, Purpose.NOISE, worker=worker)
+            repeat = _repeated(session, worker, e, Purpose.NOISE)
             session.view.say(f"experiment {e.n}, seed {repeat.seed}: {repeat.score:.6f}")
 
         session.pool.run([run] * runs)
-        scores = [
-            one.score for one in session.experiments[e.n].repeats if one.purpose == Purpose.NOISE
+        noise_runs = [r for r in session.experiments[e.n].repeats if r.purpose == Purpose.NOISE]
+        scores = [r.score for r in noise_runs if r.score is not None]
+        lines = [
+            f"experiment {e.n}, {e.commit[:7]}: {fmean(scores):.6f} on average of "
+            f"{len(scores)} runs with different seeds, {min(scores):.6f} to {max(scores):.6f}"
         ]
-        found = [score for score in scores if score is not None]
-        said = [
-            f"experiment {e.n}, {e.commit[:7]}: {fmean(found):.6f} on average of "
-            f"{len(found)} runs with seeds of their own, {min(found):.6f} to {max(found):.6f}"
-        ]
-        return said + ([session.noise.words] if session.noise else [])
+        if session.noise:
+            lines.append(session.noise.words)
+        return Verdict(lines)
 
 
-def audit(workspace: Workspace, config: LoopConfig, tools: Tools, *, runs: int) -> list[str]:
-    """Compare baseline and best by new runs; return lines for a person. Raises UserError."""
-    with _measuring(workspace, config, tools) as session:
-        assert session.experiments.best is not None
-        assert session.experiments.baseline is not None
-        if session.experiments.best.n == session.experiments.baseline.n:
+def audit(workspace: Workspace, config: LoopConfig, tools: Tools, *, runs: int) -> Verdict:
+    """Compare baseline and best by `runs` new runs of each. Raises UserError."""
+    with _measuring(workspace, config, tools) as (session, baseline, best):
+        if best.n == baseline.n:
             raise UserError("nothing was kept but the baseline, so there is no gain to audit.")
-        return [statistics.audit_words(stages.audit(session, runs))]
+        return Verdict([statistics.audit_words(stages.audit(session, runs))])
 
 
-def retrain(
-    workspace: Workspace, config: LoopConfig, tools: Tools, *, name: str | None
-) -> Retrained:
+def retrain(workspace: Workspace, config: LoopConfig, tools: Tools, *, name: str | None) -> Verdict:
     """Train an experiment (the best by default) again as recorded. Raises UserError."""
-    with _measuring(workspace, config, tools) as session:
-        e = _chosen(session, name, session.experiments.best)
+    with _measuring(workspace, config, tools) as (session, _, best):
+        e = _chosen(session, name, best)
         if session.noise is None:
             raise UserError(
-                "how far a score may differ is not known: the noise was not measured. Measure it: "
-                f"autoresearch-jax verify --seeds {statistics.NOISE_RUNS}"
+                "how far a score may differ is not known, because the noise was not measured. "
+                f"Measure it: autoresearch-jax verify --seeds {statistics.NOISE_RUNS}"
             )
-        assert e.val_bpb is not None
-        low, high = statistics.expected_again(e.val_bpb, session.noise)
-        score = _repeated(session, e, Purpose.RETRAIN, seed=SEED).score
+        recorded = _recorded(e)
+        low, high = statistics.expected_again(recorded, session.noise)
+        job = partial(_repeated, session, e=e, purpose=Purpose.RETRAIN, seed=SEED)
+        score = session.pool.one(job).score
         assert score is not None
-        return Retrained(e, score, low, high)
-
-
-@dataclass(frozen=True)
-class Scaled:
-    """Whether a gain holds at another depth."""
-
-    experiment: Experiment
-    depth: int
-    baseline_bpb: float  # at that depth
-    val_bpb: float
-
-    @property
-    def tag(self) -> str:
-        return "scale-stable" if self.val_bpb < self.baseline_bpb else "scale-bound"
-
-    def words(self, baseline: Experiment, known: Noise | None) -> str:
-        """Return the result as a line for a person."""
-        assert self.experiment.val_bpb is not None
-        assert baseline.val_bpb is not None
-        gain = self.baseline_bpb - self.val_bpb
-        within = known is not None and abs(gain) < known.sd * math.sqrt(2)
-        return (
-            f"experiment {self.experiment.n} at depth {self.depth}: {self.val_bpb:.6f}, the "
-            f"baseline {self.baseline_bpb:.6f}: gain {gain:+.6f}, of "
-            f"{baseline.val_bpb - self.experiment.val_bpb:+.6f} as recorded: {self.tag}"
-            + (", within the noise of two runs" if within else "")
+        same = low <= score <= high
+        line = (
+            f"experiment {e.n}, {e.commit[:7]}: recorded {recorded:.6f}, trained again "
+            f"{score:.6f}: {'within' if same else 'NOT within'} {low:.6f} to {high:.6f}, the "
+            "noise's interval"
         )
+        return Verdict([line], same)
 
 
 def scale(
@@ -208,65 +135,74 @@ def scale(
     name: str | None,
     depth: int,
     budget_s: int | None,
-) -> str:
-    """Train an experiment (the best by default) and the baseline at another depth; return a line.
+) -> Verdict:
+    """Train an experiment (the best by default) and the baseline at another depth.
 
-    Raises UserError, also where one of both gives no score there.
+    Raises UserError, also if one of the two gives no score there.
     """
-    with _measuring(workspace, config, tools) as session:
-        e, baseline = _chosen(session, name, session.experiments.best), session.experiments.baseline
-        assert baseline is not None
+    with _measuring(workspace, config, tools) as (session, baseline, best):
+        e = _chosen(session, name, best)
         if e.n == baseline.n:
-            raise UserError("that is the baseline, which has no gain: name an experiment.")
+            raise UserError(f"experiment {e.n} is the baseline and has no gain: name another one.")
         scores = []
         for one in (baseline, e):
             if session.interrupts.stopping():
                 raise Abandoned
             job = partial(scaled, e=one, depth=depth, budget_s=budget_s)
-            score = session.pool.one(job)
-            if score.outcome != Outcome.OK:
-                reason = score.reason.rstrip(".")
+            found = session.pool.one(job)
+            if found.outcome != Outcome.OK:
+                reason = found.reason.rstrip(".")
                 raise UserError(f"experiment {one.n} gives no score at depth {depth}: {reason}.")
-            scores.append(score.metrics["val_bpb"])
-        found = Scaled(e, depth, *scores)
+            scores.append(found.metrics["val_bpb"])
+        baseline_bpb, val_bpb = scores
+        gain, recorded_gain = baseline_bpb - val_bpb, _recorded(baseline) - _recorded(e)
+        verdict = "scale-stable" if gain > 0 else "scale-bound"
         session.journal.append(
             events.Scaled(
                 n=e.n,
                 baseline=baseline.n,
                 depth=depth,
                 budget=budget_s,
-                baseline_bpb=found.baseline_bpb,
-                val_bpb=found.val_bpb,
-                tag=found.tag,
+                baseline_bpb=baseline_bpb,
+                val_bpb=val_bpb,
+                tag=verdict,
             )
         )
-        return found.words(baseline, session.noise)
+        line = (
+            f"experiment {e.n} at depth {depth}: {val_bpb:.6f}, the baseline {baseline_bpb:.6f}: "
+            f"gain {gain:+.6f}, of {recorded_gain:+.6f} as recorded: {verdict}"
+        )
+        if session.noise is not None and abs(gain) < session.noise.sd * math.sqrt(2):
+            line += ", within the noise of two runs"
+        return Verdict([line])
 
 
 @contextmanager
-def _measuring(workspace: Workspace, config: LoopConfig, tools: Tools) -> Iterator[Session]:
-    """A session to train in again. Raises UserError where nothing was scored, or if stopped."""
+def _measuring(
+    workspace: Workspace, config: LoopConfig, tools: Tools, *, trains: bool = True
+) -> Iterator[tuple[Session, Experiment, Experiment]]:
+    """Open a session, with its baseline and its best. Raises UserError, also if it is stopped."""
     with open_session(workspace, config, tools, "verify", begun=True) as (session, _):
-        if session.experiments.best is None or session.experiments.baseline is None:
+        baseline, best = session.experiments.baseline, session.experiments.best
+        if baseline is None or best is None:
             raise UserError(f"tag {session.tag} has no score yet: autoresearch-jax loop")
-        if undecided := [e.n for e in session.experiments.undecided]:
+        if trains and (undecided := session.experiments.undecided):
             raise UserError(
-                f"experiment {undecided[0]} is not decided yet. Finish it first: autoresearch-jax "
-                "loop --max 0"
+                f"experiment {undecided[0].n} is not decided yet. Finish it first: "
+                "autoresearch-jax loop --max 0"
             )
         session.begin("verify")
         try:
-            yield session
+            yield session, baseline, best
         except Abandoned:
             raise UserError(
-                "Stopped. The runs until then are recorded; the same command makes new ones."
+                "Stopped. What was measured until then is recorded; the same command starts again."
             ) from None
 
 
-def _chosen(session: Session, name: str | None, default: Experiment | None) -> Experiment:
-    """The named experiment. Raises UserError where it has no score."""
+def _chosen(session: Session, name: str | None, default: Experiment) -> Experiment:
+    """Return the named experiment. Raises UserError if it has no score."""
     e = default if name is None else session.experiments.find(name)
-    assert e is not None
     if e.val_bpb is None:
         raise UserError(
             f"experiment {e.n} is a {e.status or 'proposal'} and has no score to compare with. "
@@ -275,45 +211,29 @@ def _chosen(session: Session, name: str | None, default: Experiment | None) -> E
     return e
 
 
+def _recorded(e: Experiment) -> float:
+    assert e.val_bpb is not None
+    return e.val_bpb
+
+
 def _repeated(
-    session: Session,
-    e: Experiment,
-    purpose: Purpose,
-    seed: int | None = None,
-    worker: Worker | None = None,
+    session: Session, worker: Worker, e: Experiment, purpose: Purpose, seed: int | None = None
 ) -> Repeat:
-    """One more run that has a score. Raises Abandoned, UserError."""
+    """Train once more and return a repeat that has a score. Raises Abandoned, UserError."""
     if session.interrupts.stopping():
         raise Abandoned
-    if worker is None:
-        repeat = session.pool.one(lambda one: one.repeat(e, purpose, seed=seed))
-    else:
-        repeat = worker.repeat(e, purpose, seed=seed)
+    repeat = worker.repeat(e, purpose, seed=seed)
     if repeat.score is None:
         raise UserError(f"experiment {e.n} failed when it was run again: {repeat.reason}")
     return repeat
 
 
-def _refuse_unkept(session: Session, e: Experiment) -> None:
-    if e.status != Status.KEEP or not session.artifacts(e).is_dir():
-        what = (
-            "was kept too long ago" if e.status == Status.KEEP else f"is a {e.status or 'proposal'}"
-        )
-        raise UserError(
-            f"experiment {e.n} {what}, so its parameters are gone: only those of the last kept "
-            f"ones stay. `autoresearch-jax show {e.n}` has its numbers."
-        )
-
-
-def _scored(session: Session, e: Experiment, split: str) -> Verified:
-    try:
-        if session.interrupts.stopping():
-            raise Abandoned
-        score = session.pool.one(lambda worker: worker.score(e, split))
-    except Abandoned:
-        raise UserError("Stopped. The same command starts again.") from None
+def _scored(session: Session, e: Experiment, split: str) -> float:
+    """Score what a training left, and record it. Raises Abandoned, UserError."""
+    if session.interrupts.stopping():
+        raise Abandoned
+    score = session.pool.one(lambda worker: worker.score(e, split))
     if score.outcome != Outcome.OK:
         raise UserError(f"experiment {e.n} cannot be scored any more: {score.reason}")
-    metrics = dict(score.metrics)
-    session.journal.append(events.Verified(n=e.n, split=split, metrics=metrics))
-    return Verified(e, split, metrics["val_bpb"])
+    session.journal.append(events.Verified(n=e.n, split=split, metrics=dict(score.metrics)))
+    return score.metrics["val_bpb"]

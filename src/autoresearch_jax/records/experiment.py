@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.records.events import Outcome, Purpose, Status
 
 
@@ -67,3 +69,16 @@ class Experiment:
         """The score that counts, in bits per byte; None for a crash and while it is unscored."""
         score = self.val_bpb if self.scored == Outcome.OK else None
         return score if score is not None and math.isfinite(score) else None
+
+
+def refuse_without_parameters(e: Experiment, artifacts: Path) -> None:
+    """Raises UserError if what an experiment's training left is gone, or is not there yet."""
+    if e.status == Status.KEEP and artifacts.is_dir():
+        return
+    if e.status is None:
+        raise UserError(f"experiment {e.n} is not decided yet: autoresearch-jax results")
+    what = "was kept too long ago" if e.status == Status.KEEP else f"is a {e.status}"
+    raise UserError(
+        f"experiment {e.n} {what}, so its parameters are gone: only those of the last kept ones "
+        "stay. `autoresearch-jax results --kept-only` lists them, the newest last."
+    )
