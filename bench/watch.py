@@ -24,7 +24,7 @@ import click
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from autoresearch_jax.views.watch import live_model, plain, report_file
+from autoresearch_jax.views.watch import live_model, page_data, report_file
 from tests import watch_helpers
 
 SETTLE_SECONDS = 1.2  # until an update is told, drawn and painted
@@ -100,7 +100,7 @@ def look(night: watch_helpers.Night, reader: live_model.Reader) -> float:
     before = len(reader.read().entries)
     night.add()
     begun = time.perf_counter()
-    json.dumps(plain.of(reader.read(), before))
+    page_data.encode(page_data.of_model(reader.read(), before))
     return 1000 * (time.perf_counter() - begun)
 
 

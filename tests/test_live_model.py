@@ -12,8 +12,8 @@ from autoresearch_jax.records.journal import Journal
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.views import summary
 from autoresearch_jax.views.entries import entries
-from autoresearch_jax.views.watch import diffs, frame, live_model, logs, plain
-from autoresearch_jax.views.watch.detail import of_experiment
+from autoresearch_jax.views.watch import diffs, frame, live_model, logs, page_data
+from autoresearch_jax.views.watch.page_data import of_experiment
 from tests import harness, watch_helpers
 from tests.watch_helpers import HOSTILE, TAG, Night
 
@@ -48,7 +48,7 @@ def test_a_story_is_what_results_shows(night, monkeypatch):
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
     advice = summary.lines(told.summary)[-1]
     assert re.search(r": uv run (--project \S+ )?autoresearch-jax verify --audit 3$", advice)
-    assert (told.running, told.state, told.noise_sd, told.problem) == ((), "idle", None, "")
+    assert (told.running, told.state, told.problem) == ((), "idle", "")
 
 
 def test_one_that_grows_is_the_same_as_one_read_at_once(night):
@@ -285,8 +285,8 @@ def test_several_that_run_are_all_told(several):
     found.append("scored", 630, n=1, outcome="ok", reason="", metrics={"val_bpb": 0.95})
     found.train(3, 630, "crash")
     assert [one.phase for one in read(night).read().running] == ["measured", "measured"]
-    listed = plain.of(read(night).read())["running"]
-    assert [one["n"] for one in listed] == [1, 3]
+    listed = page_data.of_model(read(night).read())["running"]
+    assert [one.n for one in listed] == [1, 3]
 
 
 def test_what_is_decided_is_told_in_the_order_of_the_decisions(several):
@@ -307,8 +307,8 @@ def test_what_is_decided_is_told_in_the_order_of_the_decisions(several):
         None, *map(pytest.approx, (0.1, 0.05, 0.1)),
     ]  # fmt: skip
     assert [entry.best_so_far for entry in told.entries] == [1.0, 0.9, 0.9, 0.8]
-    assert [one.get("of") for one in plain.of(told)["points"]] == [None, None, None, 1]
-    assert [one["n"] for one in plain.of(told, 2)["points"]] == [1, 3]
+    assert [one.get("of") for one in page_data.of_model(told)["points"]] == [None, None, None, 1]
+    assert [one["n"] for one in page_data.of_model(told, 2)["points"]] == [1, 3]
     detail = of_experiment(reader, 1)
     assert (detail["of"], detail["gain"]) == (None, pytest.approx(0.05))
     assert of_experiment(reader, 3)["of"] == 1
@@ -330,7 +330,7 @@ def test_an_answer_costs_the_experiment_that_it_becomes(several):
     assert told == read(night).read()
     costs = {entry.n: entry.spent.usd for entry in told.entries}
     assert costs == {0: 0.0, 2: 0.0, 3: 0.25, 4: 0.5}
-    assert of_experiment(reader, 4)["spent"]["usd"] == 0.5
+    assert of_experiment(reader, 4)["spent"].usd == 0.5
 
 
 def test_time_that_several_shared_counts_once(several):
@@ -355,7 +355,7 @@ def test_it_waits_for_the_first_tag(tmp_path):
     reader = live_model.open_reader(root)
     told = reader.read()
     assert (told.title, list(told.entries), of_experiment(reader, 0)) == ("w", [], None)
-    json.dumps(plain.of(told), allow_nan=False)
+    assert json.loads(page_data.encode(page_data.of_model(told)))["points"] == []
     state = Workspace.open(root).state_dir("first")
     record = journal.Journal(state)
     proposed = harness.event("proposed", n=0, commit="c" * 40, base="", time=1.0)
@@ -402,7 +402,7 @@ def test_a_newer_tag_is_followed_once_a_loop_begins_it(night):
     told = reader.read()
     assert (told.title, told.before) == ("autoresearch/nov2", TAG)
     assert (len(told.entries), told.generation) == (2, first.generation + 1)
-    assert plain.of(told)["before"] == TAG
+    assert page_data.of_model(told)["before"] == TAG
     assert of_experiment(reader, 1)["n"] == 1
     whole = read(night).read()
     assert told == dataclasses.replace(whole, generation=told.generation, before=TAG)
@@ -429,14 +429,14 @@ def test_a_tag_without_a_record_is_none(night):
 
 def test_plain_data_begins_where_a_view_ends(night):
     told = read(night).read()
-    whole, rest = plain.of(told), plain.of(told, 28)
-    assert json.loads(json.dumps(whole, allow_nan=False)) == whole
+    whole, rest = page_data.of_model(told), page_data.of_model(told, 28)
+    assert json.loads(page_data.encode(whole))["points"] == whole["points"]
     assert (len(whole["points"]), rest["from"]) == (30, 28)
     assert rest["points"] == whole["points"][28:]
     assert [one["n"] for one in rest["points"]] == [28, 29]
-    assert whole["summary"]["usd"] == pytest.approx(29 * 0.05)
-    assert whole["summary"]["best_n"] == 21
-    assert "bpb" not in whole["points"][6]  # a crash
+    assert whole["summary"].spent.usd == pytest.approx(29 * 0.05)
+    assert whole["summary"].best.n == 21
+    assert "val_bpb" not in whole["points"][6]  # a crash
 
 
 # ------------------------------------------------------------------------------------ tables
@@ -464,7 +464,7 @@ def test_the_originals_table_is_a_story_too(tmp_path):
     path.write_text(ORIGINAL.replace("0.997900", "1e999"))
     replaced = reader.read()
     assert replaced.generation == told.generation + 1
-    json.dumps([plain.of(replaced), of_experiment(reader, 0)], allow_nan=False)
+    assert "val_bpb" not in page_data.of_model(replaced)["points"][0]  # JSON has no infinity
     path.unlink()
     assert reader.read().problem
     assert len(reader.read().entries) == 4
@@ -488,7 +488,7 @@ def test_one_experiment_in_full(night):
     assert (found["n"], found["base"], found["status"]) == (1, 0, "discard")
     assert (found["expected"], found["gain"]) == ("-0.001", pytest.approx(1.0 - found["val_bpb"]))
     assert found["phases"]["training"] == 280.0
-    assert found["spent"]["usd"] == 0.05
+    assert found["spent"].usd == 0.05
     assert found["memory_gb"] == 2.0
     assert found["prompt"] == f"# The program\n{HOSTILE}\n"
     assert found["log"].endswith("dt: 384ms")

@@ -227,8 +227,8 @@ def test_show_tells_all_of_a_discarded_experiment(night, name):
     assert "seconds   start-up 9.0, training 60.2, harness 20.8; together 90.0" in text
     assert "-MATRIX_LR = 0.04" in text
     assert "+MATRIX_LR = 0.05" in text
-    assert "\n  val_bpb           2.1\n" in text
-    assert "\n  isolation         bwrap\n" in text
+    assert "\n  val_bpb               2.1\n" in text
+    assert "\n  isolation             bwrap\n" in text
     assert "last � line" in text
     assert "step 49" in text
     assert "step 29" not in text
@@ -252,7 +252,7 @@ def test_what_no_sandbox_hides_is_said_without_a_contradiction():
     def facts(**provenance):
         return rests_on(Experiment(0, "c", "", "", "", provenance=provenance))
 
-    again = "counts as none: anybody can make the validation text again from what is installed"
+    again = "counts as none: the validation text can be made again from installed packages"
     assert facts(isolation="none", box="bwrap") == {"isolation": again, "box": "bwrap"}
     for level in ("none", "bwrap"):
         assert facts(isolation=level, box=level) == {"isolation": level, "box": level}
@@ -270,8 +270,8 @@ def test_what_is_not_known_is_no_number_and_nothing_is_cut_but_in_a_table():
     table = list(csv.DictReader(io.StringIO(results.as_csv(listed))))
     assert [row["usd"] for row in table] == ["", "0.0", "0.5"]
     assert [(row["agent"], row["expected"]) for row in rows] == [("a" * 50, words)] * 3
-    assert f"{'a' * 29}…     —" in printed(results.print_table, listed, True, width=300)
-    assert "e" * 39 + "…" in printed(results.print_table, listed, False, width=300)
+    assert f"{'a' * 29}…     —" in printed(results.print_results, listed, summarize(listed), True)
+    assert "e" * 39 + "…" in printed(results.print_results, listed, summarize(listed))
 
 
 def test_show_of_what_is_not_there(night):

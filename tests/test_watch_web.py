@@ -15,6 +15,7 @@ from tests import watch_helpers
 from tests.watch_helpers import HOSTILE, TAG, Night, get, until
 
 TOKEN = "a-token"
+KINDS = {"css": "text/css", "js": "text/javascript"}
 
 
 @pytest.fixture
@@ -44,10 +45,10 @@ def test_the_page_and_its_parts(still):
     status, headers, text = get(still, "/")
     assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
     names = re.findall(r'(?:href|src)="([^"#:]+)"', text)
-    assert names == list(web.FILES)
+    assert names == [web.STYLE, *web.SCRIPTS]
     for name in names:
         status, found, body = get(still, f"/{name}")
-        assert (status, found["content-type"].split(";")[0]) == (200, web.FILES[name])
+        assert (status, found["content-type"].split(";")[0]) == (200, KINDS[name.split(".")[1]])
         assert body == (web.PAGE / name).read_text()
         assert "innerHTML" not in body
 
@@ -220,9 +221,9 @@ def test_an_address_of_another_machine_is_refused():
 def test_it_imports_no_jax(night):
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from autoresearch_jax.views.watch import detail, live_model, report_file, web\n"
+        "from autoresearch_jax.views.watch import live_model, page_data, report_file, web\n"
         "reader = live_model.open_reader(Path.cwd())\n"
-        "reader.read()\ndetail.of_experiment(reader, 1)\nweb.make_app(reader)\n"
+        "reader.read()\npage_data.of_experiment(reader, 1)\nweb.make_app(reader)\n"
         "print(sorted({'jax', 'jaxlib', 'flax', 'optax', 'optuna', 'matplotlib'}"
         " & set(sys.modules)))\n"
     )
@@ -318,7 +319,8 @@ def test_the_page_lives(night, port, tmp_path):
         # By time, with a measured noise.
         driver.find_element("css selector", "input[value=at] + span").click()
         assert driver.execute_script(MARKS) == 61
-        noisy = "take({...model, from: model.points.length, points: [], noise_sd: 0.002})"
+        summary = "{...model.summary, claims: {noise: {sd: 0.002}}}"
+        noisy = f"take({{...model, from: model.points.length, points: [], summary: {summary}}})"
         driver.execute_script(noisy)
         assert driver.find_elements("css selector", ".noise[d^=M]")
         assert "0.002" in driver.find_element("id", "legend").text

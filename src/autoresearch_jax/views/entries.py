@@ -10,7 +10,7 @@ from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.results_tsv import Row
 
-# The phases of an experiment, one after the other, and the metrics that have their seconds.
+# The phases of an experiment in their order, each with the metric that holds its seconds.
 PHASES = {
     "agent": "agent_seconds",
     "start-up": "startup_seconds",
@@ -18,82 +18,101 @@ PHASES = {
     "saving": "checkpoint_seconds",
     "scoring": "scoring_seconds",
 }
-STYLES = {"keep": "green", "discard": "dim", "crash": "red"}  # of a status on a terminal
+FIELDS = (
+    "n",
+    "commit",
+    "status",
+    "val_bpb",
+    "gain",
+    "memory_gb",
+    "description",
+    "expected",
+    "agent",
+    "of",
+    "started",
+    "finished",
+)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A decided experiment. Scores are bits per byte, lower is better."""
+    """One experiment; its texts are safe to print. Scores are bits per byte, lower is better."""
 
     n: int
     commit: str
     val_bpb: float | None
     gain: float | None  # the best score before it minus its own: positive is an improvement
+    best_so_far: float | None  # includes its own score
     memory_gb: float | None
-    status: str
+    status: str  # "" while undecided
     description: str
-    best_so_far: float | None = None  # its own score included
-    # What a results.tsv does not have:
+    # A results.tsv does not have these:
     started: float | None = None  # unix time
     finished: float | None = None
     phases: Mapping[str, float] = field(default_factory=dict)  # seconds (see `phases`)
     agent: str = ""
     expected: str = ""  # the effect that its agent expected
     spent: Spent = field(default_factory=Spent)
-    of: int | None = None  # the experiment that it carries over to another best
-    workers: int = 1  # that measured side by side then
+    of: int | None = None  # the experiment whose change this one carries over to another best
+    workers: int = 1  # that ran in parallel when it was decided
 
     @property
     def improved(self) -> bool:
         return self.status == Status.KEEP and self.gain is not None
 
+    def fields(self) -> dict[str, Any]:
+        """Return what `results --json` and the page show of it; None: not known."""
+        return {name: getattr(self, name) for name in FIELDS}
+
 
 def entries(found: Iterable[Experiment | Row], costs: Costs | None = None) -> list[Entry]:
-    """Decided experiments in this order, each with its gain over the best kept one before it."""
+    """Return decided experiments in this order, each compared with the best kept before it."""
     best: float | None = None
     listed = []
     for place, one in enumerate(found):
-        if one.status is None:
-            continue
-        crashed = one.status == Status.CRASH
-        score = None if crashed else one.val_bpb
-        gain = None if score is None or best is None else best - score
-        if score is not None and (best is None or (one.status == Status.KEEP and score < best)):
-            best = score  # a fork may call its first row something else than "keep"
-        known = {} if isinstance(one, Row) else _from_journal(one, costs or Costs())
-        listed.append(
-            Entry(
-                n=one.n if isinstance(one, Experiment) else place,
-                commit=one.commit,
-                val_bpb=score,
-                gain=gain,
-                memory_gb=None if crashed else one.memory_gb,
-                status=one.status,
-                description=clean(one.description),
-                best_so_far=best,
-                **known,
-            )
-        )
+        entry = entry_of(one, place, best, costs)
+        best = entry.best_so_far
+        listed.append(entry)
     return listed
 
 
-def _from_journal(one: Experiment, costs: Costs) -> dict[str, Any]:
-    return {
-        "started": one.started,
-        "finished": one.finished,
-        "phases": phases(one),
-        "agent": clean(one.agent),
-        "expected": clean(one.expected),
-        "spent": costs.of(one.n),
-        "of": one.of,
-        "workers": one.workers,
-    }
+def entry_of(
+    one: Experiment | Row, place: int = 0, best: float | None = None, costs: Costs | None = None
+) -> Entry:
+    """Return one experiment; `place` numbers a row, `best` is the lowest score kept before it."""
+    crashed = one.status == Status.CRASH
+    score = None if crashed else one.val_bpb
+    # A fork may have another word than "keep" for its first row.
+    is_best = score is not None and (best is None or (one.status == Status.KEEP and score < best))
+    known: dict[str, Any] = {"n": place}
+    if isinstance(one, Experiment):
+        known = {
+            "n": one.n,
+            "started": one.started,
+            "finished": one.finished,
+            "phases": phases(one),
+            "agent": clean(one.agent),
+            "expected": clean(one.expected),
+            "spent": costs.of(one.n) if costs else Spent(),
+            "of": one.of,
+            "workers": one.workers,
+        }
+    return Entry(
+        commit=clean(one.commit),
+        val_bpb=score,
+        gain=None if score is None or best is None else best - score,
+        best_so_far=score if is_best else best,
+        memory_gb=None if crashed else one.memory_gb,
+        status=clean(one.status or ""),
+        description=clean(one.description),
+        **known,
+    )
 
 
 def phases(one: Experiment) -> dict[str, float]:
-    """Where the seconds of an experiment went, in order.
+    """Return the seconds of each phase in order.
 
-    "harness" is what no phase accounts for, pauses included where it was interrupted.
+    "harness" is the time outside of all phases, pauses of an interrupted experiment included.
     """
     found = {name: one.metrics[key] for name, key in PHASES.items() if key in one.metrics}
     if found and one.finished is not None:
@@ -103,9 +122,9 @@ def phases(one: Experiment) -> dict[str, float]:
 
 
 def rests_on(one: Experiment) -> dict[str, str]:
-    """What a score rests on, by name, in words."""
+    """Return the conditions under which an experiment was scored, in words by name."""
     facts = {k: str(v) for k, v in one.provenance.items() if isinstance(v, str | int)}
     if facts.get("isolation") == "none" and facts.get("box", "none") != "none":
-        why = "anybody can make the validation text again from what is installed"
+        why = "the validation text can be made again from installed packages"
         facts["isolation"] = f"counts as none: {why}"
     return facts

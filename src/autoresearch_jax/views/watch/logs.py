@@ -1,4 +1,4 @@
-"""What a training prints: its loss as a curve, where it is now, its last lines."""
+"""What a training prints: its loss as a curve, its progress, its last lines."""
 
 import contextlib
 import math
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoresearch_jax.common.text import printable
 
-HALF_BYTES = 1 << 18  # from each end of a log; a decided experiment's has no more (trainer.py)
+HALF_BYTES = 1 << 18  # from each end of a log; jobs/logs.py keeps no more of a decided experiment
 CURVE_POINTS = 240
 TAIL_LINES = 60
 TAIL_LINE_LIMIT = 400  # characters
@@ -26,7 +26,7 @@ Curve = list[tuple[float, float]]  # (percent of the budget, training loss in na
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is, as its log says."""
+    """How far a training is, according to its log."""
 
     step: int | None = None
     percent: float | None = None  # of the budget
@@ -39,9 +39,9 @@ class Progress:
 
 
 def read(path: Path, size: int, from_end: bool = False) -> bytes:
-    """At most `size` bytes of a plain file; b"" of anything else, or where there is none."""
+    """Return at most `size` bytes of a plain file; b"" of anything else."""
     with contextlib.suppress(OSError):
-        # A link could lead anywhere, and opening a FIFO could take for ever.
+        # A link could lead anywhere, and opening a FIFO could block for ever.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             found = os.fstat(handle)
@@ -53,51 +53,46 @@ def read(path: Path, size: int, from_end: bool = False) -> bytes:
 
 
 def text(path: Path, size: int, from_end: bool = False) -> str:
-    """`read`, as text that is safe to show."""
+    """Return what `read` does, as text that is safe to show."""
     raw = read(path, size, from_end).decode(errors="replace")
     return printable(raw.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def both_ends(path: Path) -> str:
-    """The log; of one that is flooded the beginning and the end."""
-    head = text(path, 2 * HALF_BYTES)
+    """Return a log, or the beginning and the end of a long one."""
     with contextlib.suppress(OSError):
         if path.lstat().st_size > 2 * HALF_BYTES:
-            return head[:HALF_BYTES] + "\n" + text(path, HALF_BYTES, from_end=True)
-    return head
+            return text(path, HALF_BYTES) + "\n" + text(path, HALF_BYTES, from_end=True)
+    return text(path, 2 * HALF_BYTES)
 
 
 def progress(log: str) -> Progress:
-    """Where the training of this log is."""
+    """Return how far the training of this log is."""
     needs = _NEEDS.search(log)
-    memory = _finite(needs[1]) if needs else None
+    memory = _number(needs[1]) if needs else None
     memory = memory * _GIB[needs[2]] if needs and memory is not None else None
-    steps = list(_STEP.finditer(log))
+    steps = _STEP.findall(log)
     if not steps:
         return Progress(memory_gb=memory)
-    last = steps[-1]
-    fields = dict(_FIELD.findall(last[3]))
+    step, percent, last = steps[-1]
+    fields = dict(_FIELD.findall(last))
     return Progress(
-        step=int(last[1]),
-        percent=_finite(last[2]),
-        loss=_finite(fields.get("loss", "")),
-        tokens_per_s=_finite(fields.get("tok/s", "")),
-        mfu=_finite(fields.get("mfu", "")),
-        left_s=_finite(fields.get("left", "") or fields.get("remaining", "")),
+        step=int(step),
+        percent=_number(percent),
+        loss=_number(fields.get("loss", "")),
+        tokens_per_s=_number(fields.get("tok/s", "")),
+        mfu=_number(fields.get("mfu", "")),
+        left_s=_number(fields.get("left", "") or fields.get("remaining", "")),
         memory_gb=memory,
-        curve=tuple(_curve(steps)),
+        curve=tuple(curve(log)),
     )
 
 
 def curve(log: str) -> Curve:
-    """The loss over a training, thinned to CURVE_POINTS; the last point stays."""
-    return _curve(list(_STEP.finditer(log)))
-
-
-def _curve(steps: list[re.Match[str]]) -> Curve:
+    """Return the loss over a training, thinned to CURVE_POINTS including the last point."""
     found: Curve = []
-    for step in steps:
-        percent, loss = _finite(step[2]), _finite(dict(_FIELD.findall(step[3])).get("loss", ""))
+    for _, digits, fields in _STEP.findall(log):
+        percent, loss = _number(digits), _number(dict(_FIELD.findall(fields)).get("loss", ""))
         if percent is not None and loss is not None:
             found.append((percent, loss))
     every = math.ceil(len(found) / CURVE_POINTS) or 1
@@ -105,14 +100,13 @@ def _curve(steps: list[re.Match[str]]) -> Curve:
 
 
 def tail(log: str, count: int = TAIL_LINES) -> str:
-    """The last lines of a log, each of them bounded."""
+    """Return the last lines of a log, each of bounded length."""
     lines = [line[:TAIL_LINE_LIMIT] for line in log.split("\n") if line.strip()]
     return "\n".join(lines[-count:])
 
 
-def _finite(digits: str) -> float | None:
+def _number(digits: str) -> float | None:
     try:
-        value = float(digits.replace(",", ""))
+        return float(digits.replace(",", ""))  # digits, commas and dots alone: always finite
     except ValueError:
         return None
-    return value if math.isfinite(value) else None

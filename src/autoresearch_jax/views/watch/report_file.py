@@ -1,68 +1,60 @@
-"""`report`: the page of `watch --web` with its data in it, as one file, and the picture alone.
+"""`report`: the page of `watch --web` with its data, as one file, and the picture alone.
 
-The page's own code is inlined and named by its hash in a Content-Security-Policy, and nothing else
-may run or be loaded. The data is in blocks of JSON, which no browser runs.
+The page's code is inlined and named by its hash in a Content-Security-Policy, so nothing else may
+run or be loaded. The data is in blocks of JSON, which no browser runs.
 """
 
 import base64
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.views import plot
-from autoresearch_jax.views.entries import Entry
-from autoresearch_jax.views.watch import detail, plain
+from autoresearch_jax.views.watch import page_data
 from autoresearch_jax.views.watch.live_model import LiveModel, Reader
-from autoresearch_jax.views.watch.web import FILES, PAGE, page
+from autoresearch_jax.views.watch.web import PAGE, SCRIPTS, STYLE, page
 
-NAME = "report.html"
+NOTHING_YET = "no experiment is recorded here yet: `autoresearch-jax loop` starts one."
 
 
 def write(reader: Reader, folder: Path, *, png: bool = False, prompts: bool = False) -> list[Path]:
-    """Writes the files of a report into `folder`, and returns their paths.
+    """Write the files of a report into `folder`, and return their paths.
 
-    `prompts`: with the prompts of agents. Raises UserError where there is nothing to tell yet, or
+    `prompts`: include the prompts of agents. Raises UserError if nothing is recorded yet, or if
     the folder cannot be written.
     """
     model = dataclasses.replace(reader.read(), running=(), state="idle")
-    if model.problem:
-        raise UserError(model.problem)
-    if not model.entries:
-        raise UserError("no experiment is recorded here yet: `autoresearch-jax loop` starts.")
+    if model.problem or not model.entries:
+        raise UserError(model.problem or NOTHING_YET)
+    paths = [folder / "report.html", folder / "progress.svg"]
+    paths += [folder / "progress.png"] if png else []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / NAME
-        path.write_text(html(reader, model, prompts=prompts), encoding="utf-8")
-        return [path, *_pictures(model.entries, folder, model.title, png)]
+        paths[0].write_text(html(reader, model, prompts=prompts), encoding="utf-8")
+        for path in paths[1:]:
+            plot.progress(model.entries, path, title=model.title)
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written ({error.strerror}): -o names another."
+            f"{folder} cannot be written: {error.strerror}. Name another folder with -o DIR."
         ) from None
-
-
-def _pictures(entries: Sequence[Entry], folder: Path, title: str, png: bool) -> list[Path]:
-    paths = [folder / "progress.svg", *([folder / "progress.png"] if png else [])]
-    for path in paths:
-        plot.progress(entries, path, title=title)
     return paths
 
 
 def html(reader: Reader, model: LiveModel, *, prompts: bool = False) -> str:
-    """The page with its style, its code and its data in it."""
-    scripts = {name: (PAGE / name).read_text(encoding="utf-8") for name in FILES}
-    style = scripts.pop("page.css")
-    blocks = [("model", plain.of(model))]
+    """Return the page with its style, its code and its data."""
+    style, *code = ((PAGE / name).read_text(encoding="utf-8") for name in (STYLE, *SCRIPTS))
+    blocks = [("model", page_data.of_model(model))]
     for entry in model.entries:
-        found = detail.of_experiment(reader, entry.n) or {}
+        found = page_data.of_experiment(reader, entry.n) or {}
         if not prompts:
             found.pop("prompt", None)
         blocks.append((f"experiment-{entry.n}", found))
     policy = (
-        f"default-src 'none'; script-src {' '.join(map(_hash, scripts.values()))}; "
+        f"default-src 'none'; script-src {' '.join(map(_hash, code))}; "
         f"style-src {_hash(style)}; img-src data:; base-uri 'none'; form-action 'none'"
     )
+    scripts = dict(zip(SCRIPTS, code, strict=True))
     return page(style=style, scripts=scripts, blocks=blocks, policy=policy)
 
 

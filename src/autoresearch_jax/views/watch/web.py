@@ -1,21 +1,17 @@
 """The page in the browser: a small server that only reads, and sends the page what is new.
 
-Starlette and uvicorn, and not `http.server`: each open page keeps a stream of events, which costs
-them no thread, and they read requests as strictly as a server in a network has to.
-
-Without a token the server listens on this machine only, and a request must name it (`Host`): a page
-of another site whose name was made to mean 127.0.0.1 gets nothing. Elsewhere every request must
-have the token, which the printed link hands to the browser as a cookie.
+Starlette and uvicorn, and not `http.server`: an open page keeps a stream of events, which costs
+them no thread, and they parse requests as strictly as a server in a network must.
 """
 
 import asyncio
 import ipaddress
-import json
+import os
 import re
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +22,18 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.views.watch import detail, plain
+from autoresearch_jax.views.watch import page_data
 from autoresearch_jax.views.watch.live_model import LiveModel, Reader
 
 PORT = 8787
 PAGE = Path(__file__).parent / "page"
-FILES = {
-    "page.css": "text/css",
-    "charts.js": "text/javascript",
-    "detail.js": "text/javascript",
-    "table.js": "text/javascript",
-    "page.js": "text/javascript",
-}
-LOOK_SECONDS = 0.5  # between two looks at the journal
-ALIVE_SECONDS = 15.0  # after which an event says that the stream still is one; page.js waits 40
+STYLE = "page.css"
+SCRIPTS = ("charts.js", "detail.js", "table.js", "page.js")
+LOOK_SECONDS = 0.5  # between two reads of the journal
+ALIVE_SECONDS = 15.0  # between two events of a stream at most; page.js waits for 40
 DIGITS = 9  # of an experiment's number, at most
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -56,38 +47,46 @@ HEADERS = {
 TEMPLATES = Environment(
     loader=FileSystemLoader(PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
-TEMPLATES.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:]+)(:\d+)?")
-
-
-# -------------------------------------------------------------------------------- requests
+TEMPLATES.policies["json.dumps_function"] = page_data.encode
+TEMPLATES.policies["json.dumps_kwargs"] = {}
 
 
 def page(**values: Any) -> str:
-    """The page, which loads its style and code; or with `style` and `scripts` it has them within.
+    """Return the page, which loads its style and code unless `style` and `scripts` hold them.
 
-    `scripts` is the code by name, `blocks` names and data of its JSON, `policy` what it may do.
+    `scripts` is the code by name, `blocks` are names and data of JSON, `policy` is a
+    Content-Security-Policy.
     """
-    scripts = {name: "" for name in FILES if name.endswith(".js")}
-    return TEMPLATES.get_template("index.html").render({"scripts": scripts} | values)
+    return TEMPLATES.get_template("index.html").render(
+        {"scripts": dict.fromkeys(SCRIPTS, "")} | values
+    )
 
 
 def make_app(reader: Reader, token: str | None = None) -> ASGIApp:
-    """The server's answers; with a `token` only to who knows it, else only to this machine."""
+    """Return the server's application.
+
+    With a `token` every request must have it, as a cookie that the printed link sets. Without one
+    a request must name this machine as its `Host`: otherwise another site could reach the page
+    through a name that it lets point to 127.0.0.1.
+    """
 
     def index(request: Request) -> Response:
         return Response(page(), media_type="text/html")
 
     def file(request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in FILES:
+        if name not in (STYLE, *SCRIPTS):
             return _not_found()
-        return Response((PAGE / name).read_bytes(), media_type=FILES[name])
+        kind = "text/css" if name == STYLE else "text/javascript"
+        return Response((PAGE / name).read_bytes(), media_type=kind)
 
     def experiment(request: Request) -> Response:
         n = request.path_params["n"]
-        found = detail.of_experiment(reader, int(n)) if n.isdecimal() and len(n) <= DIGITS else None
-        return _not_found() if found is None else Response(_json(found), media_type=JSON)
+        known = n.isdecimal() and len(n) <= DIGITS
+        found = page_data.of_experiment(reader, int(n)) if known else None
+        if found is None:
+            return _not_found()
+        return Response(page_data.encode(found), media_type="application/json")
 
     def events(request: Request) -> Response:
         return StreamingResponse(_events(reader), media_type="text/event-stream")
@@ -98,85 +97,66 @@ def make_app(reader: Reader, token: str | None = None) -> ASGIApp:
         Route("/experiment/{n}", experiment),
         Route("/{name}", file),
     ]
-    return Guard(Starlette(routes=routes), token)
+    app = Starlette(routes=routes)
 
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        answer = _check_host(request) if token is None else _check_token(request, token)
+        await (answer or app)(scope, receive, send)
 
-JSON = "application/json"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return guarded
 
 
 def _not_found() -> Response:
-    return PlainTextResponse("There is no such thing here.\n", status_code=404)
+    return PlainTextResponse("There is no such page.\n", status_code=404)
 
 
 async def _events(reader: Reader) -> AsyncIterator[str]:
-    """The whole live model, and from then on what is new in it."""
+    """Yield the whole live model, and from then on what is new in it."""
     sent: LiveModel | None = None
-    said = time.monotonic()
+    sent_at = time.monotonic()
     while True:
-        now = await run_in_threadpool(reader.read)
-        if now != sent:
-            same = sent is not None and sent.generation == now.generation
-            start = len(sent.entries) if sent is not None and same else 0
-            found = await run_in_threadpool(plain.of, now, start, whole=not same)
-            yield f"event: model\ndata: {_json(found)}\n\n"
-            sent, said = now, time.monotonic()
-        elif time.monotonic() - said >= ALIVE_SECONDS:
+        model = await run_in_threadpool(reader.read)
+        if model != sent:
+            grows = sent is not None and sent.generation == model.generation
+            start = len(sent.entries) if sent is not None and grows else 0
+            data = await run_in_threadpool(page_data.of_model, model, start, whole=not grows)
+            yield f"event: model\ndata: {page_data.encode(data)}\n\n"
+            sent, sent_at = model, time.monotonic()
+        elif time.monotonic() - sent_at >= ALIVE_SECONDS:
             yield "event: alive\ndata: null\n\n"
-            said = time.monotonic()
+            sent_at = time.monotonic()
         await asyncio.sleep(LOOK_SECONDS)
 
 
-class Guard:
-    """Lets in who may look, and puts the headers that keep a browser strict on each answer."""
+def _check_host(request: Request) -> Response | None:
+    """Return the refusal of a request whose `Host` is another machine."""
+    host = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:]+)(:\d+)?", request.headers.get("host", ""))
+    if host and _is_loopback(host[1].strip("[]")):
+        return None
+    return PlainTextResponse("This page is for this machine only.\n", status_code=421)
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
-        self._app = app
-        self._token = token
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def strict(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                extra = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, "headers": [*message.get("headers", []), *extra]}
-            await send(message)
+def _check_token(request: Request, token: str) -> Response | None:
+    """Return the answer to the printed link, or the refusal of a request without the token."""
+    name = f"autoresearch-{request.scope['server'][1]}"  # cookies are not kept apart by port
+    if _is_same(request.query_params.get("token", ""), token):
+        answer = RedirectResponse("/", status_code=303)  # keeps it out of the browser's history
+        answer.set_cookie(name, token, httponly=True, samesite="lax")
+        return answer
+    if _is_same(request.cookies.get(name, ""), token):
+        return None
+    words = "Open the link that `autoresearch-jax watch` printed: it contains a token.\n"
+    return PlainTextResponse(words, status_code=401)
 
-        assert scope["type"] == "http"  # nothing else is switched on in uvicorn
-        refusal = self._refusal(Request(scope))
-        await (refusal or self._app)(scope, receive, strict)
 
-    def _refusal(self, request: Request) -> Response | None:
-        """The answer to a request that gets no further; None for one that does."""
-        if self._token is None:
-            host = _HOST.fullmatch(request.headers.get("host", ""))
-            if host is None or not _is_loopback(host[1].strip("[]")):
-                return PlainTextResponse("This page is for this machine only.\n", status_code=421)
-            return None
-        name = f"autoresearch-{request.scope['server'][1]}"  # cookies are not kept apart by port
-        given = request.query_params.get("token")
-        if given is not None and self._is_token(given):
-            # Out of the address, and so out of the browser's himodel.
-            answer = RedirectResponse("/", status_code=303)
-            answer.set_cookie(name, given, httponly=True, samesite="lax")
-            return answer
-        if self._is_token(request.cookies.get(name, "")):
-            return None
-        words = "Open the link that `autoresearch-jax watch` printed: it has a token in it.\n"
-        return PlainTextResponse(words, status_code=401)
-
-    def _is_token(self, given: str) -> bool:
-        assert self._token is not None
-        return secrets.compare_digest(given.encode(errors="replace"), self._token.encode())
+def _is_same(given: str, token: str) -> bool:
+    return secrets.compare_digest(given.encode(errors="replace"), token.encode())
 
 
 def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
@@ -191,24 +171,24 @@ def serve(
     host: str = "127.0.0.1",
     port: int = PORT,
 ) -> None:
-    """Serves the page until Ctrl-C; port 0 is any that is free. Raises UserError."""
+    """Serve the page until Ctrl-C; port 0 takes any free one. Raises UserError."""
     with listen(host, port) as listening:
         token = None if _is_loopback(host) else secrets.token_urlsafe(24)
-        port = listening.getsockname()[1]
-        reader.read()  # before anybody waits for it
-        for link in links(host, port, token):
+        reader.read()  # before a page waits for it
+        for link in links(host, listening.getsockname()[1], token):
             say(link)
         make_server(make_app(reader, token)).run(sockets=[listening])
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
-    """A server that logs nothing, and ends at once when it is asked to."""
+    """Return a server that logs nothing and ends at once."""
     config = uvicorn.Config(
         app,
         log_config=None,
         log_level="critical",
         access_log=False,
         server_header=False,
+        headers=list(HEADERS.items()),
         lifespan="off",
         ws="none",
         http="h11",
@@ -219,35 +199,30 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises UserError."""
+    """Return a socket that listens there. Raises UserError."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind)
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     except OSError as error:
-        raise UserError(f"--host {host} is no address of this machine: {error}.") from None
+        raise UserError(f"--host {host} is not an address of this machine: {error}.") from None
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen()
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=family, dualstack_ipv6=both)
     except OSError as error:
-        listening.close()
+        reason = os.strerror(error.errno or 0)
         raise UserError(
-            f"port {port} of {host} cannot be used: {error.strerror}. Choose another: "
+            f"port {port} of {host} cannot be used: {reason}. Choose another: "
             f"autoresearch-jax watch --web --port {port % 65535 + 1}"
         ) from None
-    return listening
 
 
 def links(host: str, port: int, token: str | None) -> list[str]:
-    """The addresses to open, one for each way to this machine."""
-    hosts = _own_addresses() if host in ("0.0.0.0", "::") else [host]
-    ending = "" if token is None else f"?token={token}"
-    return [f"http://{f'[{one}]' if ':' in one else one}:{port}/{ending}" for one in hosts]
+    """Return the addresses to open, one for each address of this machine that it listens on."""
+    hosts = [host]
+    if host in ("0.0.0.0", "::"):
+        import psutil
 
-
-def _own_addresses() -> Sequence[str]:
-    import psutil
-
-    found = [one.address for net in psutil.net_if_addrs().values() for one in net
-             if one.family == socket.AF_INET]  # fmt: skip
-    return sorted(found, key=_is_loopback)
+        nets = psutil.net_if_addrs().values()
+        found = [one.address for net in nets for one in net if one.family == socket.AF_INET]
+        hosts = sorted(found, key=_is_loopback)
+    query = "" if token is None else f"?token={token}"
+    return [f"http://{f'[{one}]' if ':' in one else one}:{port}/{query}" for one in hosts]

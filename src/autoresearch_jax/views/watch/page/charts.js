@@ -137,12 +137,12 @@ class Staircase {
   /** Where a point stands on the horizontal axis, or null. */
   value(point) {
     if (this.by === "n") return point.place;
-    return point.at === undefined ? null : (point.at - this.first) / 3600;
+    return point.finished === undefined ? null : (point.finished - this.first) / 3600;
   }
 
   setScales() {
-    const timed = this.points.filter((point) => point.at !== undefined);
-    this.first = timed.length ? timed[0].at : 0;
+    const timed = this.points.filter((point) => point.finished !== undefined);
+    this.first = timed.length ? timed[0].finished : 0;
     const values = this.points.map((point) => this.value(point)).filter((value) => value !== null);
     const last = values.length ? values[values.length - 1] : 1;
     // Room to the right, so that not every experiment moves all others.
@@ -191,8 +191,8 @@ class Staircase {
     const value = this.value(point);
     if (value === null) return;
     const kind = kindOf(point);
-    const shown = kind === "discard" && point.bpb > this.high ? "beyond" : kind;
-    const y = shown === "beyond" || kind === "crash" ? this.inner.top : this.y(point.bpb);
+    const shown = kind === "discard" && point.val_bpb > this.high ? "beyond" : kind;
+    const y = shown === "beyond" || kind === "crash" ? this.inner.top : this.y(point.val_bpb);
     const x = this.x(value);
     this.layers[shown].add(x, y);
     this.marks.push({x, y, point});
@@ -203,12 +203,12 @@ class Staircase {
     this.over.replaceChildren();
     this.band?.remove();
     this.stairs?.remove();
-    const kept = this.marks.filter(({point}) => point.status === "keep" && point.bpb !== undefined);
+    const kept = this.marks.filter(({point}) => point.status === "keep" && point.val_bpb !== undefined);
     const end = this.inner.right;
     let path = "", best = Infinity;
     const steps = [];
     for (const {x, point} of kept) {
-      best = Math.min(best, point.bpb);
+      best = Math.min(best, point.val_bpb);
       path += path ? `H${x.toFixed(1)}V${this.y(best).toFixed(1)}` : `M${x.toFixed(1)} ${this.y(best).toFixed(1)}`;
       steps.push([x, best]);
     }
@@ -216,7 +216,7 @@ class Staircase {
     this.band = draw("path", {class: "noise", d: this.noise === null ? "" : this.bandPath(steps, end)});
     this.under.append(this.band, this.stairs);
     for (const {x, point} of this.numbered()) {
-      this.over.append(draw("text", {class: "number", x, y: this.y(point.bpb) + 20}, String(point.n)));
+      this.over.append(draw("text", {class: "number", x, y: this.y(point.val_bpb) + 20}, String(point.n)));
     }
     this.drawChosen();
   }
@@ -275,8 +275,8 @@ class Staircase {
     this.tip.hidden = !point;
     if (!point) return;
     const head = document.createElement("b");
-    head.textContent = `${point.n} ${point.status}  ${point.bpb === undefined ? "" : point.bpb.toFixed(6)}`;
-    this.tip.replaceChildren(head, point.text || "");
+    head.textContent = `${point.n} ${point.status}  ${point.val_bpb === undefined ? "" : point.val_bpb.toFixed(6)}`;
+    this.tip.replaceChildren(head, point.description || "");
     const {x, y} = this.found;
     this.tip.style.left = `${Math.min(x + 12, Math.max(0, this.width - this.tip.offsetWidth))}px`;
     this.tip.style.top = `${Math.max(0, Math.min(y + 12, this.height - this.tip.offsetHeight))}px`;
@@ -285,7 +285,7 @@ class Staircase {
 
 /** "keep", "discard" or "crash": how a point is drawn. Forks have other words, too. */
 function kindOf(point) {
-  if (point.bpb === undefined) return "crash";
+  if (point.val_bpb === undefined) return "crash";
   return point.status === "keep" ? "keep" : "discard";
 }
 
@@ -296,7 +296,7 @@ function improved(point) {
 /** The scores between which the steps of the best fill the picture: a wild failure does not flatten them. */
 function limits(points) {
   let first, best = Infinity, most = -Infinity;
-  for (const {bpb} of points) {
+  for (const {val_bpb: bpb} of points) {
     if (bpb === undefined) continue;
     first ??= bpb;
     best = Math.min(best, bpb);
@@ -305,7 +305,7 @@ function limits(points) {
   if (first === undefined) return [0, 1];
   const reach = Math.max(first - best, 0.25 * (Math.min(most, 1.3 * first) - best), 1e-4 * first);
   let high = first;
-  for (const {bpb} of points) if (bpb <= first + 0.5 * reach) high = Math.max(high, bpb);
+  for (const {val_bpb: bpb} of points) if (bpb <= first + 0.5 * reach) high = Math.max(high, bpb);
   return [best - 0.12 * reach, high + 0.15 * reach];
 }
 

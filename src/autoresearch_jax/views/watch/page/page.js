@@ -32,7 +32,7 @@ function take(news) {
   }
   Object.assign(model, {...news, points: model.points});
   chart.points = model.points;
-  const noise = news.noise_sd, noisy = noise !== chart.noise, running = news.running.filter(({n}) => !numbered.has(n)).length;
+  const noise = news.summary.claims.noise?.sd ?? null, noisy = noise !== chart.noise, running = news.running.filter(({n}) => !numbered.has(n)).length;
   const began = running !== chart.running;
   if (noisy || !$("legend").childElementCount) showLegend(noise);
   if (news.points.length === model.points.length) offerTime();
@@ -70,14 +70,14 @@ function follow(news, whole) {
     show(view.chosen);
     return;
   }
-  const best = news.summary.best_n ?? model.points.at(-1)?.n ?? null;
+  const best = news.summary.best?.n ?? model.points.at(-1)?.n ?? null;
   if (best !== null && (whole || best !== view.chosen)) show(best);
 }
 
 /** Only where a point has a time can they be shown by it: a results.tsv has none. */
 function offerTime() {
   const [by, at] = document.querySelectorAll("input[name=by]");
-  at.disabled = model.points.length > 0 && !model.points.some((point) => point.at !== undefined);
+  at.disabled = model.points.length > 0 && !model.points.some((point) => point.finished !== undefined);
   if (!at.disabled || !at.checked) return;
   by.checked = true;
   chart.by = by.value;
@@ -90,7 +90,7 @@ function showLegend(noise) {
 }
 
 function announce(point) {
-  $("said").textContent = `Experiment ${point.n}: ${point.status}${known(point.bpb) ? `, ${point.bpb}` : ""}. ${point.text}`;
+  $("said").textContent = `Experiment ${point.n}: ${point.status}${known(point.val_bpb) ? `, ${point.val_bpb.toFixed(6)}` : ""}. ${point.description}`;
 }
 
 const line = {source: null, heard: 0, broken: "lost"};  // heard: when; broken: what is said where it is
@@ -137,25 +137,24 @@ function setState(state) {
 }
 
 function showHead() {
-  const {summary} = model;
-  document.title = known(summary.best) ? `${summary.best.toFixed(4)} · ${model.title}` : model.title;
+  const {summary} = model, {spent, start} = summary, best = summary.best?.val_bpb;
+  document.title = known(best) ? `${best.toFixed(4)} · ${model.title}` : model.title;
   $("title").textContent = model.title;
-  $("before").textContent = model.before ? `new; the one before: autoresearch-jax watch --web --tag ${model.before}` : "";
+  $("before").textContent = model.before ? `new; to see the one before: autoresearch-jax watch --web --tag ${model.before}` : "";
   setState(model.state);
   if (isReport()) $("state").textContent = `as of ${new Date(1000 * model.now).toLocaleString()}`;
   $("problem").hidden = !model.problem;
-  $("problem").textContent = model.problem || "";
-  const share = known(summary.start) && known(summary.best) ? 100 * (summary.best / summary.start - 1) : 0;
-  const cost = summary.usd ? `$${summary.usd.toFixed(2)}` : summary.tokens ? `${count(summary.tokens)} tokens` : "";
+  $("problem").textContent = model.problem;
+  const percent = known(start) && known(best) ? 100 * (best / start - 1) : 0;
   terms($("figures"), [
-    ["best val_bpb", known(summary.best) ? [summary.best.toFixed(6), share < 0 ? make("small", "", minus(`${share.toFixed(2)}%`)) : null].filter(Boolean) : "", share < 0 ? "good" : ""],
-    ["experiments", known(summary.experiments) ? count(summary.experiments) : ""],
-    ["kept", known(summary.kept) ? String(summary.kept) : ""],
-    ["crashed", known(summary.crashes) ? String(summary.crashes) : ""],
+    ["best val_bpb", known(best) ? [best.toFixed(6), percent < 0 ? make("small", "", minus(`${percent.toFixed(2)}%`)) : ""] : "", percent < 0 ? "good" : ""],
+    ["experiments", count(summary.experiments)],
+    ["kept", String(summary.improvements)],
+    ["crashed", String(summary.crashes)],
     ["an hour", known(summary.per_hour) ? summary.per_hour.toFixed(1) : ""],
     ["time", known(summary.seconds) ? duration(summary.seconds) : ""],
-    ["cost", cost],
-    ["gain", summary.claim || ""],
+    ["cost", cost(spent)],
+    ["gain", model.claim],
   ]);
 }
 
@@ -258,7 +257,7 @@ async function show(n) {
   try { found = await detail(n); } catch { away = true; /* what is known is shown */ }
   if (view.chosen !== n) return;
   const point = numbered.get(n);
-  if (!found && point) found = {n, status: point.status, description: point.text, val_bpb: point.bpb, gain: point.gain, memory_gb: point.memory};
+  if (!found && point) found = point;
   if (found) showDetail(found);
   else if (!away) $("detail").replaceChildren(make("p", "note", `There is no experiment ${n} here.`));
 }
@@ -268,7 +267,7 @@ function tellChart(n) {
   place.setAttribute("aria-valuemin", "0");
   place.setAttribute("aria-valuemax", String(Math.max(0, model.points.length - 1)));
   place.setAttribute("aria-valuenow", String(point?.place ?? model.points.length));
-  if (point) place.setAttribute("aria-valuetext", `Experiment ${n}, ${point.status}${known(point.bpb) ? `, ${point.bpb}` : ""}: ${point.text}`);
+  if (point) place.setAttribute("aria-valuetext", `Experiment ${n}, ${point.status}${known(point.val_bpb) ? `, ${point.val_bpb.toFixed(6)}` : ""}: ${point.description}`);
 }
 
 // --------------------------------------------------------------------------------- the person

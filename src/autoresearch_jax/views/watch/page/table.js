@@ -7,7 +7,7 @@ const ROWS = 60;  // of the table at once
 function wanted(point) {
   const words = view.words.toLowerCase();
   return (!view.show || kindOf(point) === view.show)
-    && (!words || `${point.n} ${point.text} ${point.agent || ""}`.toLowerCase().includes(words));
+    && (!words || `${point.n} ${point.description} ${point.agent || ""}`.toLowerCase().includes(words));
 }
 
 function showRows() {
@@ -41,9 +41,9 @@ function row(point) {
   status.title = point.status;
   status.append(make("span", "sr", point.status));
   const made = make("tr", `is-${kind}`,
-    cell("", link), status, cell("score", kind === "crash" ? "crash" : point.bpb.toFixed(6)),
+    cell("", link), status, cell("score", kind === "crash" ? "crash" : point.val_bpb.toFixed(6)),
     cell("gain", change(point.gain)), cell("expected", minus(point.expected || "")),
-    cell("gib", known(point.memory) ? point.memory.toFixed(1) : ""), cell("text", point.text || ""));
+    cell("gib", known(point.memory_gb) ? point.memory_gb.toFixed(1) : ""), cell("text", point.description || ""));
   made.dataset.n = point.n;
   if (point.n === view.chosen) made.setAttribute("aria-current", "true");
   return made;

@@ -1,0 +1,92 @@
+"""Tables of experiments for a terminal, a file or a pipe."""
+
+import io
+import time
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from autoresearch_jax.common.text import clean
+from autoresearch_jax.records.events import Status
+from autoresearch_jax.views.entries import Entry
+
+STYLES = {"keep": "green", "discard": "dim", "crash": "red"}  # of a status on a terminal
+AGENT_LIMIT, EXPECTED_LIMIT = 30, 40  # characters of a column; --json and `show` print all
+LEFT_ALIGNED = ("at", "commit", "agent", "status", "expected", "description")
+PLAIN_WIDTH = 2000  # columns, more than any line has
+
+
+def make_table(
+    rows: Sequence[Entry], names: Sequence[str], widths: Mapping[str, int] | None = None
+) -> Table:
+    """Return a table with these columns; those that are empty in every row are left out.
+
+    With `widths` (in characters, by column) the columns are fixed and each row is one line.
+    """
+    cells = [_cells(row) for row in rows]
+    shown = [name for name in names if any(one[name] for one in cells) or name == "n"]
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for name in shown:
+        table.add_column(
+            name,
+            width=(widths or {}).get(name),
+            justify="left" if name in LEFT_ALIGNED else "right",
+            no_wrap=name != "description",
+        )
+    for row, one in zip(rows, cells, strict=True):
+        line = [line_of(one[name]) if widths else Text(shown_text(one[name])) for name in shown]
+        table.add_row(*line, style=STYLES.get(row.status, ""))
+    return table
+
+
+def _cells(row: Entry) -> dict[str, str]:
+    """Return the text of every column that a table can have."""
+    spent = row.spent
+    at = None if row.finished is None else time.localtime(row.finished)
+    return {
+        "n": str(row.n),
+        "at": "" if at is None else time.strftime("%H:%M", at),
+        "commit": row.commit[:7],
+        "val_bpb": "crash" if row.status == Status.CRASH else number(row.val_bpb),
+        "gain": number(row.gain, "+.6f"),
+        "memory_gb": number(row.memory_gb, ".1f"),
+        "status": row.status,
+        "expected": clean(row.expected, EXPECTED_LIMIT),
+        "agent": clean(row.agent, AGENT_LIMIT),
+        "usd": number(spent.usd if spent.priced else None, ".2f"),
+        "tokens": str(spent.tokens or "—"),
+        "agent_s": number(spent.agent_s, ".1f"),
+        "accelerator_s": number(spent.accelerator_s, ".1f"),
+        "description": row.description,
+    }
+
+
+def number(value: float | None, form: str = ".6f") -> str:
+    """Format a number in fewer than 10 characters; "—" if it is not known."""
+    if value is None:
+        return "—"
+    text = format(value, form)
+    return text if len(text) < 10 else format(value, form[:-3] + ".2g")
+
+
+def line_of(text: str, style: str = "") -> Text:
+    """Return a line of untrusted text, which is cut where it does not fit."""
+    return Text(shown_text(text), style=style, no_wrap=True, overflow="ellipsis")
+
+
+def shown_text(text: str) -> str:
+    """Remove what controls a terminal, and characters on whose width terminals differ."""
+    return "".join(
+        one for one in text if one == " " or unicodedata.category(one)[0] not in ("C", "Z")
+    )
+
+
+def plain_lines(*parts: RenderableType) -> list[str]:
+    """Return what rich would print, as uncoloured lines that are never wrapped."""
+    console = Console(file=io.StringIO(), width=PLAIN_WIDTH, color_system=None, highlight=False)
+    with console.capture() as captured:
+        console.print(*parts, sep="\n")
+    return [line.rstrip() for line in captured.get().rstrip("\n").split("\n")]

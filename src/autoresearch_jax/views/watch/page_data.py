@@ -1,0 +1,97 @@
+"""What the page and a report show, as JSON."""
+
+import time
+from typing import Any
+
+import msgspec
+
+from autoresearch_jax.common.errors import GitError
+from autoresearch_jax.common.text import clean
+from autoresearch_jax.repo.candidates import Candidates
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.views.entries import Entry, entry_of, rests_on
+from autoresearch_jax.views.tables import AGENT_LIMIT, EXPECTED_LIMIT
+from autoresearch_jax.views.watch import diffs, logs
+from autoresearch_jax.views.watch.live_model import JournalReader, LiveModel, Reader
+
+PROMPT_BYTES = 600_000  # a prompt has at most 120,000 characters
+REASON_LIMIT = 2_000  # characters
+
+
+def encode(data: Any) -> str:
+    """Return compact JSON; a number that JSON does not have becomes null."""
+    return msgspec.json.encode(data).decode()
+
+
+def of_model(model: LiveModel, start: int = 0, *, whole: bool = True) -> dict[str, Any]:
+    """Return a live model with the experiments from place `start` on.
+
+    `whole` tells the page to forget what it received before.
+    """
+    return {
+        "title": model.title,
+        "before": model.before,
+        "now": time.time(),
+        "from": start,
+        "whole": whole,
+        "points": [_point(entry) for entry in model.entries[start:]],
+        "summary": model.summary,
+        "claim": model.summary.claims.words,
+        "running": model.running,
+        "state": model.state,
+        "problem": model.problem,
+    }
+
+
+def _point(entry: Entry) -> dict[str, Any]:
+    """Return what the chart and the table show of an experiment, without what is not known."""
+    fields = entry.fields() | {
+        "commit": entry.commit[:7],
+        "expected": clean(entry.expected, EXPECTED_LIMIT),
+        "agent": clean(entry.agent, AGENT_LIMIT),
+        "started": None,
+    }
+    return {name: value for name, value in fields.items() if value not in (None, "")}
+
+
+def of_experiment(reader: Reader, n: int) -> dict[str, Any] | None:
+    """Return all that is known of experiment `n`; None if there is no such experiment."""
+    listed = reader.read().entries  # the experiment may be new
+    if not isinstance(reader, JournalReader) or reader.tag is None:
+        return listed[n].fields() if 0 <= n < len(listed) else None
+    experiments, workspace, tag = reader.experiments, reader.workspace, reader.tag
+    if not 0 <= n < len(experiments):
+        return None
+    one = experiments[n]
+    decided = next((entry for entry in listed if entry.n == n), None)
+    entry = decided or entry_of(one, costs=experiments.costs)
+    base = experiments.by_commit(one.base)
+    folder = workspace.run_dir(tag, n)
+    log = logs.both_ends(folder / "run.log")
+    base_log = logs.both_ends(workspace.run_dir(tag, base.n) / "run.log") if base else ""
+    return {
+        **entry.fields(),
+        "status": one.status,
+        "reason": clean(one.reason, REASON_LIMIT),
+        "note": clean(one.note, REASON_LIMIT),
+        "memory_gb": one.memory_gb,  # also of a crash
+        "repairs": one.repairs,
+        "numbers": {clean(name, 60): value for name, value in one.metrics.items()},
+        "facts": {clean(name, 60): clean(value) for name, value in rests_on(one).items()},
+        "base": base.n if base else None,
+        "phases": entry.phases,
+        "spent": entry.spent,
+        "diff": _diff(workspace, tag, one.base, one.commit) if one.base else None,
+        "curve": logs.curve(log),
+        "base_curve": logs.curve(base_log),
+        "log": logs.tail(log),
+        "prompt": logs.text(folder / "prompt.md", PROMPT_BYTES),
+    }
+
+
+def _diff(workspace: Workspace, tag: str, base: str, commit: str) -> dict[str, Any]:
+    try:
+        lines, cut = diffs.lines(Candidates(workspace, tag).diff(base, commit))
+    except GitError as error:  # the repository was moved, or its objects are gone
+        return {"lines": [], "cut": False, "problem": clean(str(error), REASON_LIMIT)}
+    return {"lines": lines, "cut": cut, "problem": ""}
