@@ -5,6 +5,7 @@ comments, alignment, line ends and the notation `2**19` remain.
 """
 
 import ast
+import contextlib
 import json
 import operator
 import re
@@ -24,6 +25,7 @@ OPERATORS = {
     ast.FloorDiv: operator.floordiv,
     ast.Div: operator.truediv,
 }
+POWER_OF_TWO = re.compile(r"((?:2\s*\*\*|1\s*<<)\s*)\d+")  # `2**19`, `1 << 19`
 CODE = re.compile(r"^(?:@|def |class )", re.MULTILINE)  # where the constants usually end
 LARGEST = 2**1000  # larger numbers are ignored, so that `9**9**9` does not hang a reader
 
@@ -36,7 +38,6 @@ class Literal:
     value: Value
     start: int  # bytes from the start of the UTF-8 text to the value
     end: int  # bytes to just after it
-    exponent: tuple[int, int] | None  # the position of n in `2**n` or `1 << n`
 
 
 def read(source: str) -> dict[str, Literal]:
@@ -49,14 +50,41 @@ def read(source: str) -> dict[str, Literal]:
         SyntaxError: `source` is not Python.
     """
     found, times = _scan(source)
-    return {literal.name: literal for name, literal in found if times[name] == 1}
+    return {one.name: one for one in found if times[one.name.partition("[")[0]] == 1}
 
 
-Scan = tuple[list[tuple[str, Literal]], Counter[str]]  # (assigned name, value), how often assigned
+def rewrite(source: str, values: Mapping[str, Value]) -> str:
+    """Return `source` with the named values replaced and every other byte unchanged.
+
+    Raises:
+        KeyError: a name has no literal in `source`.
+        SyntaxError: `source` is not Python.
+    """
+    literals = read(source)
+    text = source.encode()
+    for one in sorted((literals[name] for name in values), key=lambda one: -one.start):
+        value = values[one.name]
+        if value == one.value and type(value) is type(one.value):
+            continue
+        new = _spelled(value, like=text[one.start : one.end].decode())
+        text = text[: one.start] + new.encode() + text[one.end :]
+    return text.decode()
+
+
+def used_names(source: str) -> set[str]:
+    """Return the names that a file reads; a constant that is never read has no effect."""
+    return {
+        node.id
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+
+
+Scan = tuple[list[Literal], Counter[str]]  # the values, and how often each name is assigned
 
 
 def _scan(source: str) -> Scan:
-    """Parses what stands before the first function, and remembers the rest.
+    """Parse the text before the first function, and remember the rest.
 
     A search reads thousands of files that differ in a constant at the top, and the syntax tree of
     a whole file takes 5 ms.
@@ -70,52 +98,19 @@ def _scan(source: str) -> Scan:
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # cut within a string, say
         return _scan_whole(source)
     by = len(top.encode())
-    return found + [(name, _moved(one, by)) for name, one in later], times + more
+    moved = [replace(one, start=one.start + by, end=one.end + by) for one in later]
+    return found + moved, times + more
 
 
 def _scan_whole(source: str) -> Scan:
-    tree, starts = ast.parse(source), _line_starts(source)
-    found = [
-        (name, literal)
-        for name, node in _assignments(tree)
-        for literal in _literals(name, node, starts)
-    ]
+    tree, text = ast.parse(source), source.encode()
+    # Line ends as Python's tokenizer sees them.
+    starts = [0, *(match.end() for match in re.finditer(rb"\r\n|\r|\n", text))]
+    found = [one for name, node in _assignments(tree) for one in _literals(name, node, starts)]
     return found, _times_assigned(tree)
 
 
 _remembered = lru_cache(maxsize=16)(_scan_whole)
-
-
-def _moved(one: Literal, by: int) -> Literal:
-    exponent = one.exponent and (one.exponent[0] + by, one.exponent[1] + by)
-    return replace(one, start=one.start + by, end=one.end + by, exponent=exponent)
-
-
-def rewrite(source: str, values: Mapping[str, Value]) -> str:
-    """Return `source` with the named values replaced and every other byte unchanged.
-
-    Raises:
-        KeyError: a name has no literal in `source`.
-        SyntaxError: `source` is not Python.
-    """
-    literals = read(source)
-    text = source.encode()
-    for literal in sorted((literals[name] for name in values), key=lambda one: -one.start):
-        value = values[literal.name]
-        if value == literal.value and type(value) is type(literal.value):
-            continue
-        start, end, new = _replacement(literal, value, text)
-        text = text[:start] + new.encode() + text[end:]
-    return text.decode()
-
-
-def used_names(source: str) -> set[str]:
-    """Return the names that a file reads; a constant that is never read has no effect."""
-    return {
-        node.id
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-    }
 
 
 def _assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
@@ -151,68 +146,43 @@ def _literals(name: str, node: ast.expr, starts: list[int]) -> Iterator[Literal]
                 yield from _literals(f"{name}[{index}]", element, starts)
         return
     value = _value(node)
-    if value is None:
+    if value is None or node.end_lineno is None or node.end_col_offset is None:
         return
-    start, end = _span(node, starts)
-    yield Literal(name, value, start, end, _exponent(node, starts))
+    start = starts[node.lineno - 1] + node.col_offset
+    yield Literal(name, value, start, starts[node.end_lineno - 1] + node.end_col_offset)
 
 
 def _value(node: ast.expr) -> Value | None:
-    if isinstance(node, ast.Constant):
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    return _number(node)
+
+
+def _number(node: ast.expr) -> int | float | None:
+    value = None
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         value = node.value
-        if isinstance(value, str):
-            return value
-        if isinstance(value, bool) or not isinstance(value, int | float):
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        operand = _number(node.operand)
+        value = None if operand is None else -operand
+    elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        left, right = _number(node.left), _number(node.right)
+        if left is None or right is None:
             return None
-        return value if abs(value) < LARGEST else None
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = _value(node.operand)
-        return -value if isinstance(value, int | float) else None
-    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-        return _calculate(node.op, _value(node.left), _value(node.right))
-    return None
+        if isinstance(node.op, ast.Pow | ast.LShift) and abs(right) > 64:
+            return None
+        with contextlib.suppress(ArithmeticError, ValueError, TypeError):
+            value = OPERATORS[type(node.op)](left, right)
+    return value if isinstance(value, int | float) and abs(value) < LARGEST else None
 
 
-def _calculate(op: ast.operator, left: Value | None, right: Value | None) -> Value | None:
-    if not isinstance(left, int | float) or not isinstance(right, int | float):
-        return None
-    if isinstance(op, ast.Pow | ast.LShift) and abs(right) > 64:
-        return None
-    try:
-        result = OPERATORS[type(op)](left, right)
-    except (ArithmeticError, ValueError, TypeError):
-        return None
-    return result if isinstance(result, int | float) and abs(result) < LARGEST else None
-
-
-def _exponent(node: ast.expr, starts: list[int]) -> tuple[int, int] | None:
-    if not isinstance(node, ast.BinOp) or not isinstance(node.right, ast.Constant):
-        return None
-    base = node.left.value if isinstance(node.left, ast.Constant) else None
-    power = (isinstance(node.op, ast.Pow) and base == 2) or (
-        isinstance(node.op, ast.LShift) and base == 1
-    )
-    whole = isinstance(base, int) and isinstance(node.right.value, int)
-    return _span(node.right, starts) if power and whole else None
-
-
-def _span(node: ast.expr, starts: list[int]) -> tuple[int, int]:
-    assert node.end_lineno is not None
-    assert node.end_col_offset is not None
-    start = starts[node.lineno - 1] + node.col_offset
-    return start, starts[node.end_lineno - 1] + node.end_col_offset
-
-
-def _line_starts(source: str) -> list[int]:
-    """Return the byte offset of each line, with line ends as Python's tokenizer sees them."""
-    return [0, *(match.end() for match in re.finditer(rb"\r\n|\r|\n", source.encode()))]
-
-
-def _replacement(literal: Literal, value: Value, text: bytes) -> tuple[int, int, str]:
-    if literal.exponent and isinstance(value, int) and value > 0 and value & (value - 1) == 0:
-        return *literal.exponent, str(value.bit_length() - 1)
-    if isinstance(value, int) and b"_" in text[literal.start : literal.end]:
-        return literal.start, literal.end, f"{value:_}"
-    if isinstance(value, str) and text[literal.start : literal.start + 1] == b'"':
-        return literal.start, literal.end, json.dumps(value, ensure_ascii=False)
-    return literal.start, literal.end, repr(value)
+def _spelled(value: Value, like: str) -> str:
+    """Return a value in the notation of the text that it replaces."""
+    power = POWER_OF_TWO.fullmatch(like)
+    if power and isinstance(value, int) and value > 0 and value.bit_count() == 1:
+        return f"{power[1]}{value.bit_length() - 1}"
+    if isinstance(value, int) and "_" in like:
+        return f"{value:_}"
+    if isinstance(value, str) and like.startswith('"'):
+        return json.dumps(value, ensure_ascii=False)
+    return repr(value)
