@@ -10,7 +10,7 @@ from typing import Any
 from autoresearch_jax.agents import Agent, AgentError, Context, Proposal
 from autoresearch_jax.agents.hybrid import Hybrid
 from autoresearch_jax.agents.search_space import Range, describe
-from autoresearch_jax.agents.tpe import Known, Tpe, ranges_of
+from autoresearch_jax.agents.tpe import Known, Tpe, space_of
 from autoresearch_jax.common import literals
 from bench.surrogate import IDEAS
 
@@ -30,7 +30,7 @@ class Sampled(Agent):
         path = context.worktree / "train.py"
         source = path.read_text()
         if not self._space:  # from the first file, as tpe's ranges are
-            self._space = ranges_of(source)
+            self._space = space_of(source, (), {})
         dice = random.Random(f"{context.seed}/{context.n}/{len(context.unfit)}")
         names = list(self._space)
         if self.few:
@@ -127,7 +127,9 @@ def mistake(source: str, context: Context, dice: random.Random) -> Answer:
     if dice.random() < 0.2:
         return source + "\n)\n", "a file that is not Python"
     now = {name: one.value for name, one in literals.read(source).items()}
-    name = dice.choice([name for name in ranges_of(source) if not isinstance(now[name], str)])
+    name = dice.choice(
+        [name for name in space_of(source, (), {}) if not isinstance(now[name], str)]
+    )
     factor = dice.choice((0.25, 4.0))
     value = now[name] * factor if isinstance(now[name], float) else int(now[name] * factor)
     changes = {name: min(value, 0.999) if "BETA" in name or "RATIO" in name else value}

@@ -37,7 +37,7 @@ def test_every_setting_is_read():
     found = config.from_program(FULL)
     assert (found.agent, found.max, found.max_hours, found.max_usd) == ("claude", 100, 8.0, 20.5)
     assert (found.repairs, found.lookahead, found.fallback) == (2, False, False)
-    assert found.search == {"MATRIX_LR": [0.01, 0.1]}
+    assert (found.search["MATRIX_LR"].low, found.search["MATRIX_LR"].high) == (0.01, 0.1)
     assert list(found.agents) == ["mine"]
 
 
@@ -123,7 +123,7 @@ def test_a_flag_that_is_wrong_is_a_usage_error(words, says):
         ("search:\n  A: [1, 2]\n  A: [2, 3]", "sets 'A' twice, in line 3 and in line 4"),
         ("search: {A: [1, 2], A: false}", "sets 'A' twice, in line 2 and in line 2"),
         ("max: 1\nagent: [", "is not YAML: while parsing a flow node expected the node content"),
-        ("search: {A_LR: [3, 1]}", "gives A_LR the range [3, 1], and it must have a low below"),
+        ("search: {A_LR: [3, 1]}", "sets search.A_LR to [3, 1], and it should have a low below"),
     ],
 )
 def test_what_is_wrong_is_named_as_it_was_typed_with_its_place(tmp_path, lines, says):

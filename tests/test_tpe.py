@@ -2,21 +2,24 @@ import ast
 import dataclasses
 import math
 import random
+import re
 import time
 import warnings
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from autoresearch_jax.agents import AgentError, Context
 from autoresearch_jax.agents.readings import read
-from autoresearch_jax.agents.search_space import check, infer
-from autoresearch_jax.agents.tpe import Tpe, Trial, choose, ranges_of
+from autoresearch_jax.agents.search_space import infer
+from autoresearch_jax.agents.tpe import Tpe, Trial, choose, space_of
 from autoresearch_jax.common import literals
+from autoresearch_jax.common.validation import first_fault
 from autoresearch_jax.loop import config
+from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.records.experiment import Experiment
 
 TRAIN = (Path(__file__).parents[1] / "train.py").read_text()
@@ -43,8 +46,12 @@ CENTRES = {
 }
 
 
-class Night:
-    """Experiments on a stand-in for training: a bowl around an optimum that the seed moves."""
+def ranges_of(source, history=(), given=None):
+    return space_of(source, history, LoopConfig(search=given or {}).search)
+
+
+class Simulation:
+    """Simulated experiments, with an optimum that the seed moves."""
 
     def __init__(self, folder: Path, seed: int, source: str = SMALL):
         self.folder, self.seed, self.best_source = folder, seed, source
@@ -118,7 +125,7 @@ comments = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), 
 
 @st.composite
 def sources(draw):
-    """A file of constants in many spellings, and the values that it must be read as."""
+    """Return a file of constants in many notations, and their values."""
     end = draw(st.sampled_from(["\n", "\r\n"]))
     text, expected = f"# {draw(comments)}{end}import math{end}", {}
     for index in range(draw(st.integers(1, 5))):
@@ -153,7 +160,7 @@ def test_a_rewrite_changes_the_value_and_no_other_byte(made, value, data):
     assert after.endswith(before[one.end :])
 
 
-def test_spellings_survive():
+def test_a_rewrite_keeps_the_notation():
     source = "A = 2**19 # x\nB = 20_000\nC = 1<<4\nD = (0.8, 0.95)\nE = 'S'\nF = \"S\"\nG = 3 * 4\n"
     changed = literals.rewrite(
         source,
@@ -164,7 +171,7 @@ def test_spellings_survive():
     )
 
 
-def test_what_one_place_cannot_change_is_not_read():
+def test_a_value_that_no_single_place_determines_is_not_read():
     source = "A = 1\nA = 2\nB = 3\nB += 1\nC = f()\nD = True\nE = 9**9**9\nF = -0.5\nlow = 1\n"
     source += "G = 1\nif on_tpu:\n    G = 2\nH = 1\nH, I = 2, 3\nJ = K = 4\nL = f'{G}'\n"
     assert {n: one.value for n, one in literals.read(source).items()} == {"F": -0.5}
@@ -176,7 +183,7 @@ def test_unknown_names_are_refused():
 
 
 @given(sources(), st.sampled_from(["def f():", "class A:", "@f"]))
-def test_a_file_is_read_in_two_parts_as_it_is_whole(made, line):
+def test_a_file_is_read_in_two_parts_as_in_one(made, line):
     # Also where the cut would fall into a string, and for constants behind the first function.
     source, expected = made
     text = f"TEXT = '''\n{line}\n'''\n{source}\nLAST = 2**3\nC0 += 1\n"
@@ -190,20 +197,20 @@ def test_a_file_is_read_in_two_parts_as_it_is_whole(made, line):
 
 def test_a_proposal_after_a_thousand_experiments_takes_seconds(tmp_path):
     """Also the first of a loop, to which the whole history is new."""
-    night = Night(tmp_path, 4, TRAIN.replace("DEPTH = 8", "DEPTH = 4"))
-    agent, space = Tpe(), ranges_of(night.best_source)
+    simulation = Simulation(tmp_path, 4, TRAIN.replace("DEPTH = 8", "DEPTH = 4"))
+    agent, space = Tpe(), ranges_of(simulation.best_source)
     dice = random.Random(0)
     for n in range(1, 1000):
         values = {"MATRIX_LR": dice.uniform(0.01, 0.1), "EMBEDDING_LR": dice.uniform(0.2, 1.0)}
         commit = f"{n:040x}"
-        night.sources[commit] = literals.rewrite(night.best_source, values)
-        night.history.append(
+        simulation.sources[commit] = literals.rewrite(simulation.best_source, values)
+        simulation.history.append(
             Experiment(n, commit, "", "x", "tpe", status="discard", val_bpb=1.5 + n / 1e4)
         )
     assert len(space) > 20
     for limit in (4, 2):  # seconds of CPU; 1.4 and 0.1 were measured on a busy machine
         start = time.process_time()
-        agent.propose(night.context())
+        agent.propose(simulation.context())
         assert time.process_time() - start < limit
 
 
@@ -229,15 +236,12 @@ def test_the_search_space_of_the_real_train_py():
         ("SHORT_WINDOW", "0.0625 to 1, log", 0.125),
         ("INIT_SCALE", "0.25 to 4, log", 0.68),
         ("RESID_LAMBDA", "0.5 to 2, log", 1.1),
-        ("X0_LAMBDA", "0.0125 to 0.8, log", 0.05),
         ("MUON_MOMENTUM", "0.75 to 0.99, tail", 0.97),
         ("EMBEDDING_DECAY", "one of 0.0, 0.0003, 0.001, 0.003, 0.01, 0.03", 0.001),
-        ("VALUE_EMBEDDING_DECAY", "one of 0.0, 0.0003, 0.001, 0.003, 0.01, 0.03", 0.003),
-        ("UNEMBEDDING_DECAY", "one of 0.0, 0.0003, 0.001, 0.003, 0.01, 0.03", 0.01),
     ],
 )
-def test_what_public_runs_tuned_in_the_code_is_searched(name, described, good):
-    """The value that helped there lies in the range here, and a step leads to it."""
+def test_constants_that_public_runs_tuned_are_searched(name, described, good):
+    """The value that helped there is in the range, and one step away."""
     one, now = ranges_of(TRAIN)[name], literals.read(TRAIN)[name].value
     assert one.describe() == described
     axis, at = one.axis(now, 1.0), one.encode(good)
@@ -245,7 +249,7 @@ def test_what_public_runs_tuned_in_the_code_is_searched(name, described, good):
     assert name == "RESID_LAMBDA" or one.moves(now, good)
 
 
-def test_constants_without_effect_are_left_alone():
+def test_constants_without_effect_are_not_searched():
     assert not {"UNUSED_LR", "SEED"} & set(ranges_of(SMALL))
     named = "LOG_STEPS = 5\nLOGIT_CAP = 15.0\nprint(LOG_STEPS, LOGIT_CAP)\n"
     assert set(ranges_of(named)) == {"LOGIT_CAP"}
@@ -256,7 +260,7 @@ def test_constants_without_effect_are_left_alone():
     st.one_of(st.floats(1e-6, 1e3), st.integers(1, 2**20)),
     st.floats(0, 1),
 )
-def test_every_place_on_an_axis_is_a_value_of_the_same_kind(name, value, reach):
+def test_every_position_on_an_axis_is_a_value_of_the_same_kind(name, value, reach):
     one = infer(name, value)
     axis = one and one.axis(value, reach)
     if axis is None:
@@ -272,9 +276,10 @@ def test_every_place_on_an_axis_is_a_value_of_the_same_kind(name, value, reach):
     ("first", "now", "scale"),
     [("X_DECAY = 0.2", "X_DECAY = 0.0", "linear"), ("X_LR = 30", "X_LR = 0.5", "log")],
 )
-def test_a_value_that_left_its_range_gets_another(first, now, scale):
+def test_a_value_outside_its_range_gets_another_range(first, now, scale):
     use = f"\nprint({first.split()[0]})\n"
     [found] = ranges_of(now + use, [read(first + use).values]).values()
+    assert infer(first.split()[0], read(first).values[first.split()[0]]) != found
     assert found.scale == scale
 
 
@@ -291,7 +296,7 @@ GIVEN = {
 }
 
 
-def test_given_ranges_hold_also_where_the_present_value_lies_outside():
+def test_given_ranges_apply_also_if_the_current_value_is_outside():
     space = ranges_of(SMALL, given=GIVEN)
     assert "TOTAL_BATCH_SIZE" not in space
     assert set(space) == set(GIVEN) - {"TOTAL_BATCH_SIZE", "RENAMED"} | {"WEIGHT_DECAY"}
@@ -323,72 +328,68 @@ def test_given_ranges_hold_also_where_the_present_value_lies_outside():
         ("X_BATCH = 64", [16, 128], "powers", True),
         ("X_BATCH = 64", [48, 96], "grid", True),  # no powers of two as ends
         ("X = -3.0", [-5.0, 5.0], "linear", False),
-        ("X_PATTERN = 'SL'", ["S", "L"], "choice", False),
+        ("EMBEDDING_DECAY = 0.0", [0.0, 0.1], "linear", False),  # a choice without given bounds
     ],
 )
-def test_what_a_given_range_does_not_say_is_told_from_the_constant(line, given, scale, whole):
+def test_missing_parts_of_a_given_range_are_inferred(line, given, scale, whole):
     [one] = ranges_of(
         f"{line}\nprint({line.split()[0]})\n", given={line.split()[0]: given}
     ).values()
     assert (one.scale, one.whole) == (scale, whole)
     now = literals.read(line)[line.split()[0]].value
     drawn = {type(_drawn(one, now, 1.0, random.Random(i))) for i in range(9)}
-    assert drawn == {str if scale == "choice" else int if whole else float}
+    assert drawn == {int if whole else float}
 
 
 @pytest.mark.parametrize(
     ("line", "given"),
     [("X = 'SL'", [1, 2]), ("X = 0.5", ["a", "b"]), ("X = 0.5", {"low": 1, "high": 8, "unit": 1})],
 )
-def test_a_given_range_of_another_kind_leaves_a_constant_alone(line, given):
+def test_a_given_range_of_another_kind_excludes_the_constant(line, given):
     assert ranges_of(f"{line}\nprint(X)\n", given={"X": given}) == {}
 
 
 @pytest.mark.parametrize(
     ("given", "rule"),
     [
-        (7, r"range 7, and it must be \[low, high\]"),
-        (True, "range True"),
-        ([1], r"must be \[low, high\]"),
-        ([1, 2, 3], r"must be \[low, high\]"),
-        ([2, 1], "2 is not below 1"),
-        ([float("nan"), 1], "numbers as low and high"),
-        ([1, None], "numbers as low and high"),
-        ({"low": 1}, "numbers as low and high"),
-        ({"low": 1, "high": 2, "step": 3}, "has 'step'"),
-        ({"low": 1, "high": 2, "scale": "cubic"}, "one of log, linear, tail, powers, grid"),
+        (7, r"to 7, and it should be \[low, high\]"),
+        ([1, 2, 3], r"should be \[low, high\]"),
+        ({"low": 1}, r"should be \[low, high\]"),
+        ([2, 1], r"to \[2, 1\], and it should have a low below its high"),
+        ([float("nan"), 1], "low to nan, and it should be a number"),
+        ({"low": 1, "high": 2, "step": 3}, "step to 3, and it should be left out"),
+        ({"low": 1, "high": 2, "scale": "cubic"}, "should be 'log', 'linear', 'tail', 'powers' or"),
         ({"low": 0, "high": 2, "scale": "log"}, "above 0"),
         ({"low": 0.5, "high": 1, "scale": "tail"}, "between 0 and 1"),
         ({"low": 3, "high": 8, "scale": "powers"}, "powers of two"),
-        ({"low": 1, "high": 8, "unit": 0}, "unit 0"),
-        ({"low": 1, "high": 8, "unit": 7.0}, "unit 7.0"),
-        ({"low": 1, "high": 8, "scale": "log", "unit": 2}, "only the scale grid"),
-        ({"low": 17, "high": 30, "unit": 16}, "two multiples of its unit 16"),
-        (["a"], "at least two choices"),
+        ({"low": 1, "high": 8, "unit": 0}, "unit to 0, and it should be greater"),
+        ({"low": 1, "high": 8, "scale": "log", "unit": 2}, "scale grid, or no unit"),
+        ({"low": 17, "high": 30, "unit": 16}, "two multiples of its unit"),
         (["a", 1], "only words or only numbers"),
-        (["a", "a"], "each choice once"),
-        ({"choices": "ab"}, "at least two choices"),
+        (["a", "a"], "each once"),
+        ({"choices": "ab"}, "a list of only words"),
         ({"choices": [1, 2], "low": 1}, "no keys other than choices"),
     ],
 )
-def test_a_given_range_that_is_not_as_it_must_be_is_refused(given, rule):
-    with pytest.raises(ValueError, match=f"X_LR.*{rule}"):
-        check({"A": [1, 2], "X_LR": given})
+def test_an_invalid_range_is_refused(given, rule):
+    with pytest.raises(ValidationError) as caught:
+        LoopConfig(search={"A": [1, 2], "X_LR": given})
+    assert re.search(rf"^sets search\.X_LR.*{rule}", first_fault(caught.value))
 
 
-def test_the_ranges_in_the_documentation_are_of_the_shipped_file():
+def test_the_documented_ranges_fit_the_shipped_file():
     text = (Path(__file__).parents[1] / "docs" / "search.md").read_text()
     front = text.split("---\nsearch:")[1].split("---")[0]
     given = config.from_program(f"---\nsearch:{front}---\n").search
-    space = ranges_of(TRAIN, given=given)
+    space = space_of(TRAIN, (), given)
     assert set(given) - set(space) == {"SOFTCAP"}
     assert all(space[name].strict for name in set(given) - {"SOFTCAP"})
 
 
-def test_numbers_that_yaml_takes_for_words_are_numbers():
-    given = yaml.safe_load("X_LR: [1e-3, 1e-1]\nY: {choices: [1e4, 2e4]}")
-    check(given)
-    assert ranges_of("X_LR = 0.01\nprint(X_LR)\n", given=given)["X_LR"].high == 0.1
+def test_numbers_with_an_exponent_need_no_point():
+    front = "---\nsearch: {X_LR: [1e-3, 1e-1], Y: {choices: [1e4, 2e4]}}\n---\n"
+    given = config.from_program(front).search
+    assert (given["X_LR"].low, given["Y"].choices) == (0.001, (10000.0, 20000.0))
 
 
 def _drawn(one, now, reach, dice):
@@ -399,7 +400,7 @@ def _drawn(one, now, reach, dice):
     return one.decode((dice.randint if whole else dice.uniform)(axis.low, axis.high))
 
 
-def test_widths_that_round_to_the_same_heads_are_one_experiment():
+def test_widths_that_round_to_the_same_heads_are_the_same_experiment():
     def signature(aspect):
         return read(SMALL.replace("ASPECT_RATIO = 64", f"ASPECT_RATIO = {aspect}")).signature
 
@@ -407,7 +408,7 @@ def test_widths_that_round_to_the_same_heads_are_one_experiment():
     assert signature(64) != signature(80)
 
 
-def test_a_short_window_that_no_layer_has_is_no_other_experiment():
+def test_a_short_window_that_no_layer_has_is_ignored():
     def signature(pattern, share):
         text = TRAIN.replace('"SSSL"', f'"{pattern}"').replace(
             "SHORT_WINDOW = 0.5", f"SHORT_WINDOW = {share}"
@@ -422,20 +423,20 @@ def test_a_short_window_that_no_layer_has_is_no_other_experiment():
 
 
 def test_the_same_history_and_seed_give_the_same_proposal(tmp_path):
-    night = Night(tmp_path, 1)
+    simulation = Simulation(tmp_path, 1)
     for _ in range(6):
-        night.step(Tpe())
-    first = Tpe().propose(night.context())
+        simulation.step(Tpe())
+    first = Tpe().propose(simulation.context())
     source = (tmp_path / "train.py").read_text()
-    assert Tpe().propose(night.context()) == first
+    assert Tpe().propose(simulation.context()) == first
     assert (tmp_path / "train.py").read_text() == source
-    assert len({Tpe().propose(night.context(seed)) for seed in range(8)}) > 1
+    assert len({Tpe().propose(simulation.context(seed)) for seed in range(8)}) > 1
 
 
-def test_a_proposal_changes_what_it_says_and_nothing_else(tmp_path):
-    night = Night(tmp_path, 2, TRAIN.replace("DEPTH = 8", "DEPTH = 4"))
-    description = Tpe().propose(night.context()).description
-    before, after = night.best_source, (tmp_path / "train.py").read_text()
+def test_a_proposal_changes_only_what_its_description_states(tmp_path):
+    simulation = Simulation(tmp_path, 2, TRAIN.replace("DEPTH = 8", "DEPTH = 4"))
+    description = Tpe().propose(simulation.context()).description
+    before, after = simulation.best_source, (tmp_path / "train.py").read_text()
     values = read(before).values
     changes = {}
     for change in description.split(", "):
@@ -446,13 +447,13 @@ def test_a_proposal_changes_what_it_says_and_nothing_else(tmp_path):
     assert literals.rewrite(before, changes) == after != before
 
 
-def test_no_proposal_comes_twice_and_batches_stay_powers_of_two(tmp_path):
-    night = Night(tmp_path, 3)
+def test_proposals_are_distinct_and_batches_stay_powers_of_two(tmp_path):
+    simulation = Simulation(tmp_path, 3)
     agent = Tpe()
     for _ in range(40):
-        night.step(agent)
-    assert len({read(source).signature for source in night.sources.values()}) == 41
-    for source in night.sources.values():
+        simulation.step(agent)
+    assert len({read(source).signature for source in simulation.sources.values()}) == 41
+    for source in simulation.sources.values():
         values = read(source).values
         # train.py splits a step evenly over devices and passes, whatever DEVICE_BATCH_SIZE is.
         assert values["TOTAL_BATCH_SIZE"].bit_count() == 1
@@ -460,24 +461,25 @@ def test_no_proposal_comes_twice_and_batches_stay_powers_of_two(tmp_path):
         assert 0 <= values["WARMDOWN_RATIO"] <= 1
 
 
-@pytest.mark.parametrize("source", ["x = 1\n", "SEED = 3\nprint(SEED)\n"])
-def test_nothing_to_search_is_said(tmp_path, source):
-    night = Night(tmp_path, 0)
-    night.best_source = source
+def test_a_file_without_constants_is_an_error(tmp_path):
+    simulation = Simulation(tmp_path, 0)
+    simulation.best_source = "SEED = 3\nprint(SEED)\n"
     with pytest.raises(AgentError, match="no upper-case constants") as caught:
-        Tpe().propose(night.context())
+        Tpe().propose(simulation.context())
     assert caught.value.kind == "failed"
 
 
-def test_an_exhausted_space_is_said(tmp_path):
-    night = Night(tmp_path, 0)
+def test_an_exhausted_space_is_an_error(tmp_path):
+    simulation = Simulation(tmp_path, 0)
     texts = [f"DEPTH = {depth}\nprint(DEPTH)\n" for depth in (1, 2)]
-    night.sources = {one.commit: text for one, text in zip(night.history, texts, strict=False)}
-    night.sources["f" * 40] = texts[1]
-    night.history.append(Experiment(1, "f" * 40, "", "", "tpe", status="discard", val_bpb=2.0))
-    night.best_source = texts[0]
+    simulation.sources = {
+        one.commit: text for one, text in zip(simulation.history, texts, strict=False)
+    }
+    simulation.sources["f" * 40] = texts[1]
+    simulation.history.append(Experiment(1, "f" * 40, "", "", "tpe", status="discard", val_bpb=2.0))
+    simulation.best_source = texts[0]
     with pytest.raises(AgentError, match="nothing new") as caught:
-        Tpe().propose(night.context())
+        Tpe().propose(simulation.context())
     assert caught.value.kind == "exhausted"
 
 
@@ -485,20 +487,18 @@ def test_an_exhausted_space_is_said(tmp_path):
     "source",
     [
         "DEPTH = = 3\n",
-        "DEPTH = 3\0\n",
         f"DEPTH = {'9' * 400}\n",
-        'DEPTH = MATRIX_LR = "SL"\n',
         'DEPTH = "SL"\nMATRIX_LR = 0\n',
     ],
 )
-def test_odd_files_in_the_history_stop_nothing(tmp_path, source):
-    night = Night(tmp_path, 0)
-    night.sources["f" * 40] = source
-    night.history.append(Experiment(1, "f" * 40, "", "", "person", status="crash"))
-    assert "->" in Tpe().propose(night.context()).description
+def test_odd_files_in_the_history_are_ignored(tmp_path, source):
+    simulation = Simulation(tmp_path, 0)
+    simulation.sources["f" * 40] = source
+    simulation.history.append(Experiment(1, "f" * 40, "", "", "person", status="crash"))
+    assert "->" in Tpe().propose(simulation.context()).description
 
 
-def test_a_constant_at_the_end_of_its_range_is_not_chosen_for_ever():
+def test_a_constant_at_the_end_of_its_range_is_chosen_less():
     space = ranges_of("DEPTH = 4\nX_LR = 0.5\nprint(DEPTH, X_LR)\n")
 
     def share(depth, tried):
@@ -516,54 +516,43 @@ def test_a_constant_at_the_end_of_its_range_is_not_chosen_for_ever():
 def test_it_learns_from_every_result(tmp_path):
     """With one constant whose score falls to one side, and crashes beyond, it goes there."""
     text = "MATRIX_LR = {}\nprint(MATRIX_LR)\n"
-    night = Night(tmp_path, 0)
-    night.sources, night.history = {}, []
+    simulation = Simulation(tmp_path, 0)
+    simulation.sources, simulation.history = {}, []
     tried = [(0.04, 2.0), (0.03, 2.1), (0.05, 1.9), (0.06, 1.8), (0.02, 2.3), (0.2, None)]
     for n, (rate, score) in enumerate(tried):
-        night.sources[f"{n:040x}"] = text.format(rate)
+        simulation.sources[f"{n:040x}"] = text.format(rate)
         status = "crash" if score is None else "keep"
-        night.history.append(
+        simulation.history.append(
             Experiment(n, f"{n:040x}", "", "", "tpe", status=status, val_bpb=score)
         )
-    night.best_source = text.format(0.06)
+    simulation.best_source = text.format(0.06)
     drawn = []
     for seed in range(12):
-        Tpe().propose(night.context(seed))
+        Tpe().propose(simulation.context(seed))
         drawn.append(literals.read((tmp_path / "train.py").read_text())["MATRIX_LR"].value)
     assert sum(0.05 < rate < 0.16 for rate in drawn) >= 9
-
-
-def test_five_proposals_mostly_improve(tmp_path):
-    better = 0
-    for seed in range(20):
-        night = Night(tmp_path / str(seed), seed)
-        first = night.best
-        for _ in range(5):
-            night.step(Tpe())
-        better += night.best < first - 0.002
-    assert better >= 15
 
 
 def test_it_beats_random_sampling(tmp_path):
     searched, sampled = [], []
     for seed in range(4):
-        night = Night(tmp_path / f"tpe{seed}", seed)
+        simulation = Simulation(tmp_path / f"tpe{seed}", seed)
         agent = Tpe()
         for _ in range(30):
-            night.step(agent)
-        searched.append(night.best)
-        night = Night(tmp_path / f"random{seed}", seed)
+            simulation.step(agent)
+        searched.append(simulation.best)
+        simulation = Simulation(tmp_path / f"random{seed}", seed)
         for _ in range(30):
-            night.record(_anywhere(SMALL, night.random), "random")
-        sampled.append(night.best)
+            simulation.record(_anywhere(SMALL, simulation.random), "random")
+        sampled.append(simulation.best)
     assert sum(searched) < sum(sampled)
 
 
-def test_given_ranges_hold_in_proposals(tmp_path):
-    night = Night(tmp_path, 6)
-    rates = set()
+def test_proposals_stay_in_given_ranges(tmp_path):
+    simulation = Simulation(tmp_path, 6)
+    rates, given = set(), LoopConfig(search={"MATRIX_LR": [0.06, 0.08]}).search
     for seed in range(30):
-        context = dataclasses.replace(night.context(seed), search={"MATRIX_LR": [0.06, 0.08]})
+        context = dataclasses.replace(simulation.context(seed), search=given)
         Tpe().propose(context)
         rates.add(literals.read((tmp_path / "train.py").read_text())["MATRIX_LR"].value)
     rates.remove(0.04)
@@ -571,51 +560,51 @@ def test_given_ranges_hold_in_proposals(tmp_path):
     assert 0.06 <= min(rates) <= max(rates) <= 0.08
 
 
-def test_what_the_gate_refused_is_not_proposed_again_and_turned_away_from(tmp_path):
-    night, agent = Night(tmp_path, 7), Tpe()
+def test_a_refused_proposal_is_avoided_and_not_repeated(tmp_path):
+    simulation, agent = Simulation(tmp_path, 7), Tpe()
     unfit = []
     for _ in range(12):
-        agent.propose(dataclasses.replace(night.context(), unfit=tuple(unfit)))
+        agent.propose(dataclasses.replace(simulation.context(), unfit=tuple(unfit)))
         unfit.append(((tmp_path / "train.py").read_text(), "too much memory"))
     assert len({read(source).signature for source, _ in unfit}) == 12
-    context = dataclasses.replace(night.context(), unfit=tuple(unfit))
+    context = dataclasses.replace(simulation.context(), unfit=tuple(unfit))
     assert sum(trial.val_bpb is None for trial in agent.known(context).trials) == 12
     # Other code that does not fit says nothing of constants.
     other = dataclasses.replace(context, unfit=((SMALL + "print(1)\n", "too much memory"),))
     assert all(trial.val_bpb is not None for trial in agent.known(other).trials)
 
 
-def test_what_runs_now_counts_as_the_median_and_is_not_proposed_again(tmp_path):
-    night, agent = Night(tmp_path, 8), Tpe()
+def test_a_running_experiment_counts_as_the_median_and_is_not_repeated(tmp_path):
+    simulation, agent = Simulation(tmp_path, 8), Tpe()
     for _ in range(4):
-        night.step(agent)
-    scores = sorted(e.val_bpb for e in night.history if e.val_bpb is not None)
+        simulation.step(agent)
+    scores = sorted(e.val_bpb for e in simulation.history if e.val_bpb is not None)
     assert len(scores) == 5
-    agent.propose(night.context())
+    agent.propose(simulation.context())
     running = (tmp_path / "train.py").read_text()
-    night.sources["f" * 40] = running
-    night.history.append(Experiment(5, "f" * 40, "", "", "tpe"))
-    last = agent.known(night.context()).trials[-1]
+    simulation.sources["f" * 40] = running
+    simulation.history.append(Experiment(5, "f" * 40, "", "", "tpe"))
+    last = agent.known(simulation.context()).trials[-1]
     assert (last.n, last.val_bpb) == (5, scores[2])
     assert last.values == read(running).values
     drawn = set()
     for seed in range(40):
-        agent.propose(night.context(seed))
+        agent.propose(simulation.context(seed))
         drawn.add((tmp_path / "train.py").read_text())
     assert running not in drawn
 
 
-def test_what_a_change_of_code_gained_is_put_down_to_the_code(tmp_path):
-    night, agent = Night(tmp_path, 9), Tpe()
+def test_the_gain_of_new_code_is_attributed_to_the_code(tmp_path):
+    simulation, agent = Simulation(tmp_path, 9), Tpe()
 
     def add(n, base, source, score):
         status = "crash" if score is None else "keep"
-        night.sources[f"{n:040x}"] = source
-        night.history.append(
+        simulation.sources[f"{n:040x}"] = source
+        simulation.history.append(
             Experiment(n, f"{n:040x}", f"{base:040x}", "", "", status=status, val_bpb=score)
         )
 
-    night.history = []
+    simulation.history = []
     wide, better = SMALL.replace("DEPTH = 4", "DEPTH = 6"), SMALL + "print(1)\n"
     add(0, 99, SMALL, 1.0)
     add(1, 0, wide, 1.1)
@@ -627,7 +616,7 @@ def test_what_a_change_of_code_gained_is_put_down_to_the_code(tmp_path):
     add(7, 5, wide + "print(1)\nprint(3)\n# more\nprint(4)\n", 0.9)
     add(8, 0, SMALL.replace("DEPTH = 4", "DEPTH = 9"), None)  # a crash of constants
     add(9, 5, SMALL.replace("DEPTH = 4", "DEPTH = 5"), 0.9)  # back to the first code
-    found = {trial.n: trial.val_bpb for trial in agent.known(night.context()).trials}
+    found = {trial.n: trial.val_bpb for trial in agent.known(simulation.context()).trials}
     assert found.keys() == {0, 1, 2, 3, 5, 6, 7, 8, 9}
     assert found[8] is None
     expected = {0: 1.0, 1: 1.1, 2: 1.0, 3: 1.05, 5: 1.0, 6: 1.02, 7: 1.0, 9: 0.9}
@@ -643,8 +632,8 @@ def _anywhere(source: str, rng: random.Random) -> str:
     return literals.rewrite(source, changes)
 
 
-def test_optuna_says_nothing(tmp_path, capfd):
+def test_optuna_prints_nothing(tmp_path, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Tpe().propose(Night(tmp_path, 5).context())
+        Tpe().propose(Simulation(tmp_path, 5).context())
     assert capfd.readouterr() == ("", "")

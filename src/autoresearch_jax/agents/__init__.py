@@ -7,26 +7,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from autoresearch_jax.agents.search_space import GivenRange
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.sandbox.isolation import Sandbox
 
-# Why a request failed, as `AgentError.kind`. The proposer has the policy for each.
-TROUBLES = {
-    "missing": "its program is not installed",
-    "login": "there is no login, or the key was refused",
-    "limit": "a rate limit or a quota",
-    "hang": "it took too long",
-    "empty": "it did not change train.py",
-    "duplicate": "its train.py was tried before",
-    "unfit": "its train.py cannot run, or needs too much memory",
-    "stopped": "it reached a limit of its own",
-    "refused": "the model declined",
-    "exhausted": "the search has tried everything",
-    "abandoned": "the loop was interrupted",
-    "failed": "anything else",
-}
+# Why a request failed. The proposer has the policy for each.
+Trouble = Literal[
+    "missing",  # its program is not installed
+    "login",  # there is no login, or the key was refused
+    "limit",  # a rate limit or a quota
+    "hang",  # it took too long
+    "empty",  # it did not change train.py
+    "duplicate",  # its train.py was tried before
+    "unfit",  # its train.py cannot run, or needs too much memory
+    "stopped",  # it reached a limit of its own
+    "refused",  # the model declined
+    "exhausted",  # the search has tried everything
+    "abandoned",  # the loop was interrupted
+    "failed",  # anything else
+]
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class AgentError(Exception):
     def __init__(
         self,
         message: str,
-        kind: str = "failed",
+        kind: Trouble = "failed",
         *,
         again: float | None = None,
         usage: Usage = Usage(),
     ) -> None:
-        """`kind` is a key of TROUBLES; `again` is the Unix time at which to ask again."""
+        """`again` is the Unix time at which to ask again."""
         super().__init__(message)
         self.kind = kind
         self.again = again
@@ -78,7 +79,7 @@ class Context:
     prompt: str  # the whole prompt, including program.md
     prompt_path: Path  # the same as a file, outside .git
     run_dir: Path  # for the agent's own logs
-    search: Mapping[str, Any] = field(default_factory=dict)  # the user's ranges, by constant
+    search: Mapping[str, GivenRange] = field(default_factory=dict)  # the user's, by constant
     unfit: tuple[tuple[str, str], ...] = ()  # (train.py, reason) of earlier answers to this
     # request that the compile check refused
     committed: Callable[[], str] = field(default=str)  # the subject of its commit, or ""

@@ -15,12 +15,13 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax.agents import Agent, AgentError, Context, Proposal
+from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, prompt
 from autoresearch_jax.agents.search_space import Range, describe
-from autoresearch_jax.agents.tpe import Known, Tpe, Trial
+from autoresearch_jax.agents.tpe import Known, Tpe, Trial, study
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.literals import Value
 from autoresearch_jax.common.text import clean
@@ -33,14 +34,6 @@ ROWS = 24  # constants in the prompt
 CELL = 80  # characters of a cell in the table
 ENOUGH = 20  # scores; with fewer, importance is mostly chance
 QUARTER = 0.25  # of the scores counts as good
-LINE = 200  # characters
-
-HEADING = "# What the optimizer knows"
-INTRODUCTION = """\
-In this search you take turns with an optimizer (a tree-structured Parzen estimator), which proposes
-new values for the upper-case constants of train.py. Its state follows. It learns from every result,
-including yours, but it never changes code. You may edit anything in train.py, not just constants:
-do what it cannot, or use what it knows to take a bolder step."""
 
 
 class Hybrid(Agent):
@@ -66,8 +59,8 @@ class Hybrid(Agent):
             except AgentError as error:
                 if error.kind == "abandoned":
                     raise
-        told = context.with_prompt(f"{context.prompt}\n{self.state(context)}")
-        return self._signed(self.advisor.propose(told))
+        longer = context.with_prompt(f"{context.prompt}\n{self.state(context)}")
+        return self._signed(self.advisor.propose(longer))
 
     def repair(self, context: Context) -> Proposal:
         """Let the advisor repair, because a search cannot."""
@@ -83,21 +76,13 @@ class Hybrid(Agent):
             known = self.tpe.known(context)
         except AgentError:  # no constants: the advisor may have removed them
             return ""
-        parts = [
-            f"{HEADING}\n\n{INTRODUCTION}",
-            _best_points(known),
-            _constants(known, importance(known.space, known.trials)),
-            self._suggestions(known, context),
-        ]
-        return "\n\n".join(part for part in parts if part) + "\n"
-
-    def _suggestions(self, known: Known, context: Context) -> str:
         ideas = self.tpe.ideas(known, random.Random(f"{context.seed}/{context.n}"))
-        lines = [
-            _bullet(describe(known.current, idea.changes))
-            for idea, _ in zip(ideas, range(SUGGESTIONS), strict=False)
-        ]
-        return "\n".join(["What it would try next:", "", *lines]) if lines else ""
+        return prompt.render(
+            "hybrid.md.j2",
+            best=_best_points(known),
+            constants=_constants(known),
+            suggestions=[describe(known.current, one) for one in islice(ideas, SUGGESTIONS)],
+        )
 
     def _signed(self, proposal: Proposal) -> Proposal:
         return dataclasses.replace(proposal, agent=proposal.agent or self.advisor.name)
@@ -118,19 +103,16 @@ def make_hybrid(advisor: str, writes: Sequence[Path], clients: Mapping[str, Any]
         )
     if advisor:
         return Hybrid(make_client(advisor, writes, clients))
-    there: dict[str, Agent] = {}
     problems = []
-    for name in ADVISORS:
-        candidate = make_client(name, writes, clients)
+    described = known(clients)
+    # The sort is stable, so clients whose login is certain come first, otherwise in this order.
+    for name in sorted(ADVISORS, key=lambda name: not described[name].logged_in()):
+        agent = make_client(name, writes, clients)
         try:
-            candidate.check()
-            there[name] = candidate
+            agent.check()
+            return Hybrid(agent)
         except AgentError as error:
             problems.append(str(error).partition(". ")[0])
-    if there:
-        described = known(clients)
-        sure = (name for name in there if described[name].logged_in())
-        return Hybrid(there[next(sure, next(iter(there)))])
     own = "".join(f", --agent hybrid:{name}" for name in clients if name not in ADVISORS)
     raise UserError(
         f"hybrid found no usable client ({'; '.join(problems)}). `autoresearch-jax doctor` says "
@@ -139,48 +121,31 @@ def make_hybrid(advisor: str, writes: Sequence[Path], clients: Mapping[str, Any]
     )
 
 
-# ---------------------------------------------------------------------------- the state in words
-
-
-def _best_points(known: Known) -> str:
-    scored = sorted(_scored(known.trials), key=lambda trial: trial.val_bpb or 0.0)
-    lines = []
-    for trial in scored[:BEST]:
+def _best_points(known: Known) -> list[tuple[Trial, str]]:
+    """Return the best trials, and in words how they differ from the current constants."""
+    points = []
+    for trial in sorted(_scored(known.trials), key=lambda trial: trial.val_bpb or 0.0)[:BEST]:
         changes = {
             name: value
             for name, value in trial.values.items()
             if name in known.space and value != known.current[name]
         }
-        what = describe(known.current, changes) or "the same constants"
-        lines.append(_bullet(f"{trial.val_bpb:.6f} (experiment {trial.n}): {what}"))
-    if not lines:
-        return ""
-    title = "The best points so far, and how their constants differ from the current train.py"
-    return "\n".join([f"{title}; val_bpb without the effect of other code:", "", *lines])
+        points.append((trial, describe(known.current, changes)))
+    return points
 
 
-def _constants(known: Known, weights: Mapping[str, float]) -> str:
-    """Return a table of the constants, the most important first."""
-    good = _good(known.trials)
-    names = sorted(known.space, key=lambda name: -weights.get(name, 0.0))[:ROWS]
-    rows = [
-        [
-            name,
-            str(known.current[name]),
-            known.space[name].describe(),
-            _spread(known.space[name], [t.values[name] for t in good if name in t.values]),
-            f"{weights[name]:.2f}" if name in weights else "",
-        ]
-        for name in names
-    ]
-    head = ["constant", "now", "range searched", "in the best quarter", "importance"]
-    # A pattern that an agent wrote may contain anything.
-    rows = [[clean(cell.replace("|", "/"), CELL) for cell in row] for row in rows]
-    lines = [" | ".join(cells) for cells in ([*head], ["---"] * len(head), *rows)]
-    note = (
-        "Spread is one standard deviation on the constant's axis: a factor (x/) or a distance (+-)."
-    )
-    return "\n".join([note, "", *(f"| {line[:LINE]} |" for line in lines)])
+def _constants(known: Known) -> list[list[str]]:
+    """Return the cells of a table of the constants, the most important first."""
+    good, weights = _good(known.trials), importance(known.space, known.trials)
+    rows = []
+    for name in sorted(known.space, key=lambda name: -weights.get(name, 0.0))[:ROWS]:
+        one = known.space[name]
+        values = [trial.values[name] for trial in good if name in trial.values]
+        weight = f"{weights[name]:.2f}" if name in weights else ""
+        cells = [name, str(known.current[name]), one.describe(), _spread(one, values), weight]
+        # A pattern that an agent wrote may contain anything.
+        rows.append([clean(cell.replace("|", "/"), CELL) for cell in cells])
+    return rows
 
 
 def _spread(one: Range, values: Sequence[Value]) -> str:
@@ -207,7 +172,6 @@ def importance(space: Mapping[str, Range], trials: Sequence[Trial]) -> dict[str,
 
     The result is empty if there are too few scores, or if all are equal.
     """
-    import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
@@ -234,19 +198,8 @@ def importance(space: Mapping[str, Range], trials: Sequence[Trial]) -> dict[str,
         )
     if not axes:
         return {}
-    study = optuna.create_study()
-    study.add_trials(
-        [
-            optuna.trial.create_trial(
-                params={name: space[name].encode(trial.values[name]) for name in axes},
-                distributions=axes,
-                value=trial.val_bpb,
-            )
-            for trial in whole
-        ]
-    )
     evaluator = PedAnovaImportanceEvaluator(target_quantile=QUARTER)
-    return dict(get_param_importances(study, evaluator=evaluator))
+    return dict(get_param_importances(study(space, axes, whole), evaluator=evaluator))
 
 
 def _scored(trials: Sequence[Trial]) -> list[Trial]:
@@ -260,7 +213,3 @@ def _good(trials: Sequence[Trial]) -> list[Trial]:
         return []
     last = scores[math.ceil(QUARTER * len(scores)) - 1]
     return [trial for trial in trials if trial.val_bpb is not None and trial.val_bpb <= last]
-
-
-def _bullet(text: str) -> str:
-    return f"- {clean(text, LINE)}"

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from autoresearch_jax.agents import kit_reference
 from autoresearch_jax.common import front_matter
@@ -77,7 +78,8 @@ def _render(brief: Brief, crash: Mapping[str, str] | None = None) -> str:
     scored = [e for e in before if e.val_bpb is not None and e.status != Status.CRASH]
     kept = [place for place, e in enumerate(decided, 1) if e.status == Status.KEEP]
     source = _source(brief.best_source)
-    return _template().render(
+    return render(
+        "prompt.md.j2",
         brief=brief,
         best=brief.best,
         crash=crash,
@@ -98,17 +100,22 @@ def _render(brief: Brief, crash: Mapping[str, str] | None = None) -> str:
     )
 
 
+def render(template: str, **values: Any) -> str:
+    """Return the text of a template in this folder."""
+    return _templates().get_template(template).render(values)
+
+
 @cache
-def _template() -> Template:
-    environment = Environment(
+def _templates() -> Environment:
+    templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"clean": clean, "number": _number, "gib": _gib}
-    return environment.get_template("prompt.md.j2")
+    templates.filters |= {"clean": clean, "number": _number, "gib": _gib}
+    return templates
 
 
 def _program(program: str) -> str:

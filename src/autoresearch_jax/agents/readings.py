@@ -1,11 +1,10 @@
-"""What a search needs to know of a `train.py`: its constants, and whether two files differ."""
+"""The constants of a `train.py`, and whether two files differ in anything else."""
 
 import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeGuard
 
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.literals import Value
@@ -13,23 +12,28 @@ from autoresearch_jax.common.literals import Value
 
 @dataclass(frozen=True)
 class Reading:
-    """What a search needs to know of a file."""
+    """A file as a search sees it."""
 
     values: Mapping[str, Value]  # its constants
     rest: str  # the file with its constants zeroed: the same for files that differ in them alone
 
     @cached_property
     def signature(self) -> str:
-        """What distinguishes a `train.py` by its effect, as far as its constants tell.
+        """A text that is equal for files with the same effect, as far as constants determine it.
 
-        Widths that round to the same number of heads, and patterns that name the same window for
-        each layer, are one experiment.
+        Widths that round to the same number of heads have the same effect, and so do patterns that
+        name the same window for each layer.
         """
         if not self.values:
             return self.rest
         values = dict(self.values)
         depth, aspect, head = (values.get(name) for name in ("DEPTH", "ASPECT_RATIO", "HEAD_DIM"))
-        if isinstance(depth, int) and isinstance(aspect, int) and _is_size(head):
+        if (
+            isinstance(depth, int)
+            and isinstance(aspect, int)
+            and isinstance(head, int)
+            and head > 0
+        ):
             values["ASPECT_RATIO"] = math.ceil(depth * aspect / head) * head
             pattern = values.get("WINDOW_PATTERN")
             if isinstance(pattern, str) and pattern:
@@ -44,14 +48,10 @@ class Reading:
 
 
 def read(source: str) -> Reading:
-    """Parses a file. One that is not Python has no constants, and teaches a search nothing."""
+    """Read a file. A file that is not Python has no constants."""
     try:
         values = {name: literal.value for name, literal in literals.read(source).items()}
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         values = {}
     rest = literals.rewrite(source, dict.fromkeys(values, 0)) if values else source
     return Reading(values, sys.intern(rest))  # a search keeps it of every file; few differ
-
-
-def _is_size(value: Value | None) -> TypeGuard[int]:
-    return isinstance(value, int) and value > 0

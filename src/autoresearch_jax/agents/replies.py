@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from autoresearch_jax.agents import Usage
+from autoresearch_jax.agents import Trouble, Usage
 from autoresearch_jax.common.text import clean, without_escapes
 from autoresearch_jax.jobs import logs
 
@@ -20,7 +20,7 @@ READ_BYTES = 16 << 20  # more than a log can have
 LARGEST = 1e15  # plausible cost of an answer; more is ignored
 # Patterns of each kind of AgentError in the output of a client or of its API; the first match
 # counts. A client's own patterns (`troubles` of clients.yaml) take precedence.
-TROUBLES = {
+TROUBLES: dict[Trouble, str] = {
     "missing": r"(execvp|env:) .*No such file|command not found|cannot be started",
     "login": r"(?<!line )\b401\b|unauthori[sz]ed|unauthenticated|not logged in|authenticat"
     r"|api key (is )?(not valid|invalid|missing|expired)"
@@ -106,7 +106,7 @@ def last_line(text: str) -> str:
     return clean(lines[-1]) if lines else ""
 
 
-def kind_of(text: str, troubles: Mapping[Any, str]) -> str:
+def kind_of(text: str, troubles: Mapping[Any, str]) -> Trouble:
     """Return the kind of failure that a text reports, or "failed"."""
     for patterns in (troubles, TROUBLES):
         for kind, pattern in patterns.items():

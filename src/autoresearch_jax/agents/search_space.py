@@ -7,11 +7,13 @@ They are inferred from name and value, or set by the user in the front matter of
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from autoresearch_jax.common import literals
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+
+from autoresearch_jax.agents import readings
 from autoresearch_jax.common.literals import Value
 
 if TYPE_CHECKING:
@@ -20,11 +22,7 @@ if TYPE_CHECKING:
 # A first step stays near the current value: a factor on logarithmic scales, a distance on linear
 # ones, one notch on whole numbers. `reach` then extends it to the whole range.
 FIRST_STEP = {"log": math.log(2), "tail": math.log(2), "linear": 0.25, "powers": 1, "grid": 1}
-SMALLEST_STEP = {
-    "log": 0.18,
-    "tail": 0.18,
-    "linear": 0.08,
-}  # smaller ones vanish in the noise
+SMALLEST_STEP = {"log": 0.18, "tail": 0.18, "linear": 0.08}  # smaller ones vanish in the noise
 PATTERNS = ("L", "SL", "SSL", "SSSL", "SSSSSL")  # windows of attention, layer by layer
 # How far a number may go from its first value, down and up; the first name that fits counts.
 FACTORS = (
@@ -35,7 +33,6 @@ FACTORS = (
 )
 # Good weight decays of embeddings lie orders of magnitude apart, and zero is one of them.
 EMBEDDING_DECAYS = (0.0, 0.0003, 0.001, 0.003, 0.01, 0.03)
-SCALES = ("log", "linear", "tail", "powers", "grid")
 FORMS = "[low, high], {low:, high:, scale:, unit:}, a list of words, {choices: [...]} or false"
 
 
@@ -210,15 +207,73 @@ def _infer_whole(name: str, value: int) -> Range | None:
 # ------------------------------------------------------------------------- set by the user
 
 
-@dataclass(frozen=True)
-class Wish:
-    """A range that a user set. Missing parts are inferred from the constant."""
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e15  # also excludes NaN
 
-    low: float | None = None
-    high: float | None = None
-    scale: str | None = None
-    unit: int | None = None
-    choices: tuple[Value, ...] = ()
+
+def _number(value: Any) -> Any:
+    if not _is_number(value):
+        raise ValueError("should be a number")
+    return value
+
+
+def _choices(values: Any) -> tuple[Value, ...]:
+    words = isinstance(values, list) and all(isinstance(one, str) for one in values)
+    if not words and not (isinstance(values, list) and all(map(_is_number, values))):
+        raise ValueError("should be a list of only words or only numbers")
+    if len(set(values)) < max(2, len(values)):
+        raise ValueError("should have at least two choices, each once")
+    return tuple(values)
+
+
+class GivenRange(BaseModel):
+    """A range that a user set: `[low, high]`, a list of words, or a mapping with these keys.
+
+    Parts that are missing are inferred from the constant. `false` is a range without any parts,
+    which excludes the constant.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    low: Annotated[int | float | None, PlainValidator(_number)] = None
+    high: Annotated[int | float | None, PlainValidator(_number)] = None
+    scale: Literal["log", "linear", "tail", "powers", "grid"] | None = None
+    unit: Annotated[int, Field(ge=1)] | None = None
+    choices: Annotated[tuple[Value, ...], PlainValidator(_choices)] = ()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, given: Any, build: Callable[[Any], Self]) -> Self:
+        if given is False:
+            return cls.model_construct()
+        parts = given
+        if isinstance(given, list) and any(isinstance(one, str) for one in given):
+            parts = {"choices": given}
+        elif isinstance(given, list) and len(given) == 2:
+            parts = {"low": given[0], "high": given[1]}
+        if not isinstance(parts, dict):
+            raise ValueError(f"should be {FORMS}")
+        found = build(parts)
+        if problem := found._problem():
+            raise ValueError(f"should {problem}")
+        return found
+
+    def _problem(self) -> str:
+        """Return the rule that the parts break together, or ""."""
+        if self.choices:
+            alone = self.model_fields_set == {"choices"}
+            return "" if alone else "have no keys other than choices"
+        if self.low is None or self.high is None:
+            return f"be {FORMS}"
+        if not self.low < self.high:
+            return "have a low below its high"
+        if self.unit and self.scale not in (None, "grid"):
+            return "have the scale grid, or no unit"
+        if self.unit and _too_coarse(self.unit, self.low, self.high):
+            return "contain at least two multiples of its unit"
+        return _impossible(self.scale, self.low, self.high) if self.scale else ""
 
     def of(self, name: str, value: Value) -> Range | None:
         """Return the range of a constant with this value, or None if it does not fit its type."""
@@ -230,140 +285,35 @@ class Wish:
             # A decay of 0 is an int only by notation, as a range up to 0.3 shows.
             written = isinstance(self.low, int) and isinstance(self.high, int)
             whole = isinstance(value, int) and (self.high > 1 or written)
-            scale = self.scale or self._scale(name, value, whole)
-            unit = self.unit or (_unit(name, value) if scale == "grid" else 1)
-            if unit > 1 and _too_coarse(unit, self.low, self.high):
+            inferred = infer(name, value)
+            like = inferred if whole == isinstance(value, int) else None
+            scale = self.scale or (
+                "grid" if self.unit else _scale(like, self.low, self.high, whole)
+            )
+            unit = self.unit or (inferred.unit if inferred and scale == "grid" else 1)
+            if _too_coarse(unit, self.low, self.high):
                 unit = 1
             found = Range(scale, self.low, self.high, unit, whole=whole, strict=True)
         return found if found.holds(value) else None
 
-    def _scale(self, name: str, value: float, whole: bool) -> str:
-        assert self.low is not None
-        assert self.high is not None
-        if self.unit is not None:
-            return "grid"
-        inferred = infer(name, value) if whole == isinstance(value, int) else None
-        if inferred is not None and not _impossible(inferred.scale, self.low, self.high):
-            return inferred.scale
-        if whole:
-            return "grid" if self.low > 0 else "linear"
-        return "log" if self.low > 0 and self.high >= 4 * self.low else "linear"
 
-
-def _unit(name: str, value: float) -> int:
-    inferred = infer(name, value)
-    return inferred.unit if inferred is not None and inferred.scale == "grid" else 1
-
-
-def check(search: Mapping[str, Any]) -> None:
-    """Raise ValueError if a range that a user set is invalid."""
-    for name, described in search.items():
-        parse(name, described)
-
-
-def passed_over(search: Mapping[str, Any], source: str) -> str:
-    """Return a warning about ranges without a constant in a file, or "" if there are none.
-
-    This is not an error, because an agent may rename constants; but it may be a typing error.
-    """
-    try:
-        found = list(literals.read(source))
-    except (
-        SyntaxError,
-        ValueError,
-        RecursionError,
-        MemoryError,
-    ):  # reported elsewhere
-        return ""
-    said = []
-    for name in search:
-        near = difflib.get_close_matches(name, found, n=1)
-        if name not in found:
-            said.append(f"{name} (did you mean {near[0]}?)" if near else name)
-    if not said:
-        return ""
-    return f"`search` in program.md names constants that train.py does not set: {', '.join(said)}"
-
-
-def parse(name: str, described: Any) -> Wish | None:
-    """Return a range that a user set, or None for `false`, which excludes the constant.
-
-    Raises:
-        ValueError: the range is invalid; the message says what was expected.
-    """
-    if described is False:
-        return None
-    given, described = described, _numbered(described)
-    if isinstance(described, list):
-        words = any(isinstance(one, str) for one in described)
-        if words:
-            described = {"choices": described}
-        elif len(described) == 2:
-            described = {"low": described[0], "high": described[1]}
-    if not isinstance(described, dict):
-        raise _refused(name, given, f"must be {FORMS}")
-    if "choices" in described:
-        return _parse_choices(name, described)
-    if unknown := [key for key in described if key not in ("low", "high", "scale", "unit")]:
-        raise _refused(name, given, f"has {unknown[0]!r}, and must be {FORMS}")
-    wish = Wish(**described)
-    if problem := _problem(wish):
-        raise _refused(name, given, problem)
-    return wish
-
-
-def _numbered(described: Any) -> Any:
-    """Convert numbers such as 1e-3, which YAML reads as a word because they have no point."""
-    if isinstance(described, dict):
-        return {key: _numbered(value) for key, value in described.items()}
-    if isinstance(described, list):
-        return [_numbered(value) for value in described]
-    number = isinstance(described, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", described)
-    return float(described) if number else described
-
-
-def _parse_choices(name: str, described: Mapping[str, Any]) -> Wish:
-    choices = described["choices"]
-    if len(described) > 1:
-        raise _refused(name, described, "must have no keys other than choices")
-    if not isinstance(choices, list) or len(choices) < 2:
-        raise _refused(name, choices, "must have at least two choices")
-    words = all(isinstance(one, str) for one in choices)
-    if not words and not all(map(_is_number, choices)):
-        raise _refused(name, choices, "must have only words or only numbers")
-    if len(set(choices)) < len(choices):
-        raise _refused(name, choices, "must have each choice once")
-    return Wish(choices=tuple(choices))
-
-
-def _problem(wish: Wish) -> str:
-    """Return what is wrong with the numbers of a range, or "" if they are valid."""
-    low, high, scale, unit = wish.low, wish.high, wish.scale, wish.unit
-    if not _is_number(low) or not _is_number(high):
-        return "must have numbers as low and high"
-    assert low is not None
-    assert high is not None
-    if not low < high:
-        return f"must have a low below its high, and {low} is not below {high}"
-    if scale is not None and scale not in SCALES:
-        return f"has the scale {scale!r}, and it must be one of {', '.join(SCALES)}"
-    if unit is not None and (type(unit) is not int or unit < 1):
-        return f"has the unit {unit!r}, and it must be a whole number above 0"
-    if unit is not None and scale not in (None, "grid"):
-        return f"has a unit, which only the scale grid allows, not {scale}"
-    if unit is not None and _too_coarse(unit, low, high):
-        return f"must contain at least two multiples of its unit {unit}"
-    return _impossible(scale, low, high) if scale else ""
+def _scale(like: Range | None, low: float, high: float, whole: bool) -> str:
+    """Return the inferred scale if it allows these bounds, otherwise a common one."""
+    if like is not None and like.scale != "choice" and not _impossible(like.scale, low, high):
+        return like.scale
+    if whole:
+        return "grid" if low > 0 else "linear"
+    return "log" if low > 0 and high >= 4 * low else "linear"
 
 
 def _impossible(scale: str, low: float, high: float) -> str:
-    """Return why these bounds are invalid on a scale, or "" if they are valid."""
+    """Return the rule that these bounds break on a scale, or ""."""
     if scale in ("log", "grid") and low <= 0:
-        return f"must be above 0 for the scale {scale}, and {low} is not"
+        return f"be above 0 for the scale {scale}"
     if scale == "tail" and not 0 <= low < high < 1:
-        return "must be between 0 and 1 for the scale tail"
-    if scale == "powers" and not (low >= 1 and _is_power(low) and _is_power(high)):
-        return "must have powers of two as low and high for the scale powers"
+        return "be between 0 and 1 for the scale tail"
+    if scale == "powers" and not (_is_power(low) and _is_power(high)):
+        return "have powers of two as low and high for the scale powers"
     return ""
 
 
@@ -371,21 +321,24 @@ def _too_coarse(unit: int, low: float, high: float) -> bool:
     return math.floor(high / unit) <= math.ceil(low / unit)
 
 
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < 1e15  # also excludes NaN
-
-
 def _is_power(value: float) -> bool:
-    return value == int(value) and int(value) & (int(value) - 1) == 0
+    return value >= 1 and value == int(value) and int(value).bit_count() == 1
 
 
-def _refused(name: str, value: Any, rule: str) -> ValueError:
-    return ValueError(f"gives {name} the range {value!r}, and it {rule}")
+def passed_over(search: Collection[str], source: str) -> str:
+    """Return a warning about ranges without a constant in a file, or "" if there are none.
 
-
-# --------------------------------------------------------------------------------- in words
+    This is not an error, because an agent may rename constants; but it may be a typing error.
+    """
+    known = readings.read(source).values
+    said = []
+    for name in search:
+        near = difflib.get_close_matches(name, known, n=1)
+        if name not in known:
+            said.append(f"{name} (did you mean {near[0]}?)" if near else name)
+    if not known or not said:  # a file that is not Python is reported elsewhere
+        return ""
+    return f"`search` in program.md names constants that train.py does not set: {', '.join(said)}"
 
 
 def describe(before: Mapping[str, Value], changes: Mapping[str, Value]) -> str:

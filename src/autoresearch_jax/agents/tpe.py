@@ -4,24 +4,27 @@ It needs no network and no key. Each proposal changes one to three constants of 
 The constants are drawn at random, with a preference for those that were tried least. Their values
 come from optuna's tree-structured Parzen estimator, which prefers values that resemble the best
 experiments more than the others. The estimator is rebuilt from the history for every proposal, so a
-proposal depends only on the history and the seed; what the search remembers of earlier files only
-saves reading them again.
+proposal depends only on the history and the seed.
 """
 
 import random
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, search_space
+from autoresearch_jax.agents import Agent, AgentError, Context, Proposal
 from autoresearch_jax.agents.readings import Reading, read
-from autoresearch_jax.agents.search_space import Range, describe, infer
+from autoresearch_jax.agents.search_space import GivenRange, Range, describe, infer
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.literals import Value
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+    from optuna.study import Study
 
 ATTEMPTS = 64  # draws before the search is exhausted
 GUIDED = 16  # draws with the estimator, which may repeat itself; then uniform ones
@@ -59,22 +62,13 @@ class Known:
     tried: frozenset[str]  # the signatures of all files so far
 
 
-@dataclass(frozen=True)
-class Idea:
-    """New values for a few constants."""
-
-    changes: Mapping[str, Value]
-    source: str  # of the train.py with these values
-
-
 class Tpe(Agent):
     """Proposes changes of constants (see the module)."""
 
     name = "tpe"
 
     def __init__(self) -> None:
-        self._read: dict[str, Reading] = {}  # by commit
-        self._used: dict[str, set[str]] = {}  # the names that the latest code uses
+        self._read: dict[str, Reading] = {}  # by commit; an overnight run has thousands of files
 
     def propose(self, context: Context) -> Proposal:
         """Rewrite `train.py` in the worktree; the description is `NAME old -> new, ...`.
@@ -85,15 +79,16 @@ class Tpe(Agent):
         """
         known = self.known(context)
         rng = random.Random(f"{context.seed}/{context.n}")
-        idea = next(self.ideas(known, rng), None)
-        if idea is None:
+        changes = next(self.ideas(known, rng), None)
+        if changes is None:
             raise AgentError(
                 f"tpe found nothing new in {ATTEMPTS} draws around the best train.py. "
                 "Change it by hand with `autoresearch-jax run -m ...`, or use another --agent.",
                 "exhausted",
             )
-        (context.worktree / "train.py").write_bytes(idea.source.encode())
-        return Proposal(describe(known.current, idea.changes))
+        changed = literals.rewrite(known.source, changes)
+        (context.worktree / "train.py").write_bytes(changed.encode())
+        return Proposal(describe(known.current, changes))
 
     def known(self, context: Context) -> Known:
         """Return what is known before a proposal. Raises AgentError, as `propose` does."""
@@ -105,9 +100,7 @@ class Tpe(Agent):
         now = read(source)
         unfit = [read(text) for text, _ in context.unfit]
         first = [past[e.commit].values for e in context.history]
-        if now.rest not in self._used:
-            self._used = {now.rest: _used_names(source)}
-        space = space_of(now.values, self._used[now.rest], first, context.search)
+        space = space_of(source, first, context.search)
         if not space:
             raise AgentError(
                 "train.py has no upper-case constants (such as MATRIX_LR = 0.04) to search over, "
@@ -122,20 +115,19 @@ class Tpe(Agent):
             tried=frozenset(one.signature for one in (now, *past.values(), *unfit)),
         )
 
-    def ideas(self, known: Known, rng: random.Random) -> Iterator[Idea]:
+    def ideas(self, known: Known, rng: random.Random) -> Iterator[dict[str, Value]]:
         """Yield distinct new values for a few constants, until ATTEMPTS draws are used up."""
         tried = set(known.tried)
         for attempt in range(ATTEMPTS):
             names = choose(rng, known.space, known.current, known.trials)
             reach = min(1.0, len(known.trials) / WHOLE_RANGE_AFTER + attempt / ATTEMPTS)
-            axes = {name: known.space[name] for name in names}
             trials = known.trials if attempt < GUIDED else ()
-            changes = draw(rng, axes, known.current, trials, reach)
-            changed = literals.rewrite(known.source, changes)
-            signature = read(changed).signature
+            space = {name: known.space[name] for name in names}
+            changes = draw(rng, space, known.current, trials, reach)
+            signature = read(literals.rewrite(known.source, changes)).signature
             if signature not in tried:
                 tried.add(signature)
-                yield Idea(changes, changed)
+                yield changes
 
     def _past(self, context: Context, commit: str) -> Reading:
         if commit not in self._read:
@@ -178,49 +170,36 @@ def _failed(e: Experiment) -> bool:
     return e.status == Status.CRASH or bool(e.status and e.reason)
 
 
-def ranges_of(source: str, given: Mapping[str, Any] | None = None) -> dict[str, Range]:
-    """Return the ranges of a first file. Raises AgentError if it is not Python."""
-    used = _used_names(source)
-    return space_of(read(source).values, used, (), given or {})
-
-
 def space_of(
-    current: Mapping[str, Value],
-    used: Set[str],
-    history: Sequence[Mapping[str, Value]],
-    given: Mapping[str, Any],
+    source: str, history: Sequence[Mapping[str, Value]], given: Mapping[str, GivenRange]
 ) -> dict[str, Range]:
-    """Return the ranges of the constants of a file, given the names that it uses.
+    """Return the ranges of the constants of a file that it uses.
 
     A range is inferred from the first file with the constant; `history` has the constants of all
-    files so far, oldest first. Ranges in `given`, which the user set, take precedence.
+    files so far, oldest first. Ranges in `given`, which the user set, take precedence. Raises
+    AgentError if the file is not Python.
     """
+    try:
+        used = literals.used_names(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise AgentError(f"train.py is not Python: {error}.") from error
     first: dict[str, Value] = {}
     for values in history:
         first = {**values, **first}
-    found: dict[str, Range] = {}
-    for name, value in current.items():
+    found = {}
+    for name, value in read(source).values.items():
+        one = None
         if name.split("[")[0] not in used:
             continue
         if name in given:
-            wish = search_space.parse(name, given[name])
-            one = None if wish is None else wish.of(name, value)
-        elif WITHOUT_EFFECT.search(name):
-            continue
-        else:
+            one = given[name].of(name, value)
+        elif not WITHOUT_EFFECT.search(name):
             one = infer(name, first.get(name, value))
             if one is None or not one.holds(value):
                 one = infer(name, value)
         if one is not None:
             found[name] = one
     return found
-
-
-def _used_names(source: str) -> set[str]:
-    try:
-        return literals.used_names(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise AgentError(f"train.py is not Python: {error}.") from error
 
 
 def choose(
@@ -260,27 +239,26 @@ def draw(
     """
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    axes = {}
-    for name, one in space.items():
-        axis = one.axis(current[name], reach)
-        if axis is not None:
-            axes[name] = axis
+    near = {name: one.axis(current[name], reach) for name, one in space.items()}
+    axes = {name: axis for name, axis in near.items() if axis is not None}
     # No start-up trials, because even one result is useful.
     sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**31), n_startup_trials=0)
-    study = optuna.create_study(sampler=sampler)
-    study.add_trials(list(_frozen(space, axes, trials)))
-    places = study.ask(axes).params
+    places = study(space, axes, trials, sampler).ask(axes).params
     values = {name: space[name].decode(at) for name, at in places.items()}
     return {name: new for name, new in values.items() if space[name].moves(current[name], new)}
 
 
-def _frozen(
-    space: Mapping[str, Range], axes: Mapping[str, Any], trials: Sequence[Trial]
-) -> Iterator[Any]:
-    """Yield the earlier results as optuna trials with the constants that are on the axes."""
+def study(
+    space: Mapping[str, Range],
+    axes: Mapping[str, Any],
+    trials: Sequence[Trial],
+    sampler: "BaseSampler | None" = None,
+) -> "Study":
+    """Return an optuna study of earlier results, each with the constants that are on the axes."""
     import optuna
 
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    found = optuna.create_study(sampler=sampler)
     scores = [trial.val_bpb for trial in trials if trial.val_bpb is not None] or [1.0]
     # A crash counts as worse than every score, so that the estimator avoids it.
     penalty = 2 * max(scores) - min(scores) + 0.1
@@ -294,8 +272,10 @@ def _frozen(
             choices = getattr(axis, "choices", None)
             if axis.low <= at <= axis.high if choices is None else at in choices:
                 inside[name] = at
-        yield optuna.trial.create_trial(
+        one = optuna.trial.create_trial(
             params=inside,
             distributions={name: axes[name] for name in inside},
             value=penalty if trial.val_bpb is None else trial.val_bpb,
         )
+        found.add_trial(one)
+    return found

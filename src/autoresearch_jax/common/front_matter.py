@@ -1,6 +1,7 @@
 """The settings at the top of a Markdown file: YAML between two lines of `---`."""
 
 import contextlib
+import re
 import shlex
 from collections.abc import Hashable, Iterator
 from typing import Any
@@ -32,6 +33,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# YAML 1.2 reads 1e-3 as a number, and so do people; PyYAML reads it as a word.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[+-]?\d+[eE][+-]?\d+"), list("+-0123456789")
+)
+
+
 def load(program: str) -> Any:
     """Return the content of a program's front matter, or None if there is none.
 
@@ -42,11 +49,7 @@ def load(program: str) -> Any:
         return _Loader(f"\n{front}").get_single_data()  # after a line for the fence
     except _Twice:
         raise
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # for example, a date with month 13
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as a date with month 13
         why = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
         raise ValueError(f"is not YAML: {why}") from None
 

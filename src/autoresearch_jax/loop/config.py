@@ -31,7 +31,8 @@ from pydantic import (
     model_validator,
 )
 
-from autoresearch_jax.agents import client, search_space
+from autoresearch_jax.agents import client
+from autoresearch_jax.agents.search_space import GivenRange
 from autoresearch_jax.common import front_matter, validation
 from autoresearch_jax.loop import sending
 from autoresearch_jax.loop.statistics import AUDIT_RUNS
@@ -147,7 +148,7 @@ class LoopConfig(BaseModel):
         "EVENTS",
         default=EVENTS,
     )
-    search: dict[str, Any] = _setting(
+    search: dict[str, GivenRange] = _setting(
         "Ranges of the constants that a search may change.", default_factory=dict
     )
     agents: dict[str, Any] = _setting(
@@ -177,7 +178,6 @@ class LoopConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        search_space.check(self.search)
         for name, described in self.agents.items():
             client.parse(name, described)
         return self
