@@ -5,7 +5,6 @@ import os
 import pytest
 
 from autoresearch_jax import agents
-from autoresearch_jax.agents import AgentError
 from autoresearch_jax.agents.client import CommandAgent
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
@@ -30,7 +29,7 @@ def experiment(workspace):
 
 
 def failure(workspace, command, level="none", times=3, **options):
-    """What the loop says, after asking that often, of a command that never makes a proposal."""
+    """Return the loop's message about a command that makes no proposal, after `times` requests."""
     view = Notes()
     agent = CommandAgent(command, **options)
     with pytest.raises(UserError, match="Nothing is lost: correct the agent"):
@@ -71,7 +70,7 @@ def test_a_commit_message_is_the_description(workspace):
         ("echo 'SCORE = 0.5' >> train.py", "lines added: 1, removed: 0"),
     ],
 )
-def test_without_words_the_change_is_the_description(workspace, command, said):
+def test_without_a_description_the_change_is_the_description(workspace, command, said):
     run_loop(workspace, command, 1, tag="t")
     assert experiment(workspace).description == said
 
@@ -90,11 +89,11 @@ def test_changes_to_other_files_are_dropped_and_named(workspace):
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        ("no-such-agent --flag", r"`no-such-agent --flag` was not found"),
+        ("no-such-agent --flag", r"not found; its log: "),
         ("echo not logged in >&2; exit 3", r"failed (exit code 3): not logged in; its log: "),
     ],
 )
-def test_what_asking_again_does_not_mend_is_said_once(workspace, command, reason):
+def test_a_permanent_failure_ends_the_loop_at_once(workspace, command, reason):
     assert reason in failure(workspace, command, times=1)
 
 
@@ -104,19 +103,17 @@ def test_what_asking_again_does_not_mend_is_said_once(workspace, command, reason
         ("echo no luck >&2; exit 3", r"failed (exit code 3): no luck; its log: "),
         ("kill -9 $$", r"failed (signal 9): it printed nothing"),
         ("true", "train.py was not changed."),
-        ("echo x >> program.md", "train.py was not changed."),
         ("rm train.py", "train.py was deleted."),
         ("ln -sf constants.py train.py", "train.py is no plain file"),
         ("rm train.py; mkfifo train.py", "train.py is no plain file"),
         ("head -c 2000000 /dev/zero > train.py", "more than the 262144 allowed"),
-        ("rm -rf .git; git init -q .", "train.py was not changed."),
     ],
 )
-def test_a_command_that_proposes_nothing_says_why(workspace, command, reason):
+def test_a_command_without_a_proposal_is_reported_with_the_reason(workspace, command, reason):
     assert reason in failure(workspace, command)
 
 
-def test_a_command_that_hangs_is_ended_with_all_it_started(workspace, tmp_path):
+def test_a_hanging_command_is_ended_with_its_children(workspace, tmp_path):
     pid = tmp_path / "pid"
     command = f"setsid sh -c 'echo $$ > {pid}; sleep 600' & sleep 600"
     assert "took longer than 1 s" in failure(workspace, command, limit_s=0.8)
@@ -131,7 +128,7 @@ def test_a_second_ctrl_c_ends_the_command(workspace):
 
 
 @pytest.mark.parametrize("level", BOXES)
-def test_in_a_box_an_agent_writes_in_its_worktree_alone(workspace, tmp_path, monkeypatch, level):
+def test_a_sandboxed_agent_writes_only_in_its_worktree(workspace, tmp_path, monkeypatch, level):
     monkeypatch.setenv("HOME", str(tmp_path / "persons"))
     login, secret = tmp_path / "persons" / ".codex", workspace.home / "packed" / "val.u16"
     for path in (login, secret.parent):
@@ -163,7 +160,7 @@ def test_in_a_box_an_agent_writes_in_its_worktree_alone(workspace, tmp_path, mon
     git(workspace.root, "fsck", "--strict")
 
 
-# An own repository with a command in it that any git which compares files there would run.
+# A repository with a command that any git which compares files there would run.
 TRAP = """
     rm -rf .git
     git init -q .
@@ -186,18 +183,17 @@ HOSTILE = {
     "waiting": "cd $(git rev-parse --absolute-git-dir); rm -rf *; mkfifo HEAD commondir index; "
     "cd - > /dev/null; mkfifo .gitattributes; rm .gitignore; mkfifo .gitignore",
     "link": "rm .git; ln -s $REPOSITORY .git",
-    "linked train.py": "ln -sf ../prompt.md train.py",
 }
 
 
 @pytest.mark.parametrize("level", STRONGEST_BY_DAY)
 @pytest.mark.parametrize("name", HOSTILE)
-def test_git_data_that_an_agent_spoils_harms_nobody(tmp_path, monkeypatch, level, name):
+def test_git_data_damaged_by_an_agent_harms_nothing(tmp_path, monkeypatch, level, name):
     root = harness.make_repository(tmp_path / "workspace")
     with (root / ".gitignore").open("a") as file:
         file.write("home/\n")
     git(root, "commit", "-qam", "Ignore it")
-    # Where git, told of no repository, would find the person's.
+    # Here git would find the user's repository if it were not told which one to use.
     monkeypatch.setenv("AUTORESEARCH_HOME", str(root / "home"))
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     git(root, "config", "extensions.worktreeConfig", "true")  # it makes config.worktree count
@@ -208,11 +204,8 @@ def test_git_data_that_an_agent_spoils_harms_nobody(tmp_path, monkeypatch, level
     command += f"; rm -f {marker}"  # of the agent's own git
     idea = f"""{BETTER}; echo "STAMP = '$(date +%N)'" >> train.py"""
     kept = {name: (root / ".git" / name).read_bytes() for name in ("HEAD", "index", "config")}
-    if name == "linked train.py":
-        assert "train.py is no plain file" in failure(workspace, command, level=level)
-    else:
-        run_loop(workspace, f"{command}; {idea}", 2, tag="t", level=level)
-        assert [row[3] for row in rows(root)] == ["keep", "keep", "discard"]
+    run_loop(workspace, f"{command}; {idea}", 2, tag="t", level=level)
+    assert [row[3] for row in rows(root)] == ["keep", "keep", "discard"]
     assert not marker.exists()
     assert {name: (root / ".git" / name).read_bytes() for name in kept} == kept
     assert git(root, "worktree", "list", "--porcelain").count("worktree ") == 1
@@ -222,7 +215,7 @@ def test_git_data_that_an_agent_spoils_harms_nobody(tmp_path, monkeypatch, level
 
 
 @pytest.mark.parametrize("level", BOXES)
-def test_in_a_box_an_agent_cannot_read_kept_parameters(workspace, level):
+def test_a_sandboxed_agent_cannot_read_kept_parameters(workspace, level):
     artifacts = workspace.run_dir("t", 0) / "artifacts" / "score"
     command = f"cat {artifacts} && exit 9; cat {workspace.state_dir('t')}/journal.jsonl && exit 8; "
     run_loop(workspace, f"{command} cat $AUTORESEARCH_PROMPT && {BETTER}", 1, tag="t", level=level)
@@ -231,7 +224,7 @@ def test_in_a_box_an_agent_cannot_read_kept_parameters(workspace, level):
 
 
 @pytest.mark.parametrize("level", BOXES)
-def test_more_places_can_be_named_where_an_agent_may_write(workspace, tmp_path, level):
+def test_an_agent_may_write_to_additional_paths(workspace, tmp_path, level):
     place = tmp_path / "notes"
     place.mkdir()
     agent = agents.make_agent(f"{BETTER}; echo x > {place}/mine", [place])
@@ -239,20 +232,7 @@ def test_more_places_can_be_named_where_an_agent_may_write(workspace, tmp_path, 
     assert (place / "mine").read_text() == "x\n"
 
 
-def test_known_clients_keep_their_login(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    agent = CommandAgent("cd x && /usr/bin/claude -p --tools 'Read,Edit'")
-    assert agent.writes == (tmp_path / ".claude", tmp_path / ".claude.json")
-    assert CommandAgent("python my_agent.py").writes == ()
-
-
-def test_names_make_agents():
-    assert agents.make_agent("tpe").name == "tpe"
-    assert isinstance(agents.make_agent("claude -p"), CommandAgent)
-    assert issubclass(AgentError, Exception)
-
-
-def test_a_key_in_the_command_is_in_no_name(workspace):
+def test_a_key_in_a_command_is_not_recorded(workspace):
     command = """API_KEY=sk-1 OTHER='sk-2 x' true --token="sk-3" && echo SCORE = 0.5 >> train.py"""
     agent = agents.make_agent(command)
     assert agent.name == "API_KEY=… OTHER=… true --token=… && echo SCORE = 0.5 >> tra…"

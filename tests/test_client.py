@@ -1,4 +1,4 @@
-"""Clients as data, without any real one: how they are described, asked, and understood."""
+"""Descriptions of clients, requests to them, and their answers, without real clients."""
 
 import dataclasses
 import json
@@ -8,16 +8,17 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import get_args
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from autoresearch_jax import agents
 from autoresearch_jax.agents import (
-    TROUBLES,
     AgentError,
     Context,
     Proposal,
+    Trouble,
     Usage,
     client,
     replies,
@@ -33,7 +34,7 @@ DESCRIBED = {"command": ["my-client", "--quiet"]}
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home folder without any login, and an empty folder in front of PATH."""
+    """Return a home folder without any login; an empty folder comes first in PATH."""
     for name in [name for name in os.environ if name.startswith(LEADING)]:
         monkeypatch.delenv(name)
     for name in ("home", "bin"):
@@ -45,7 +46,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def program(home, tmp_path):
-    """Writes a program in PATH."""
+    """Return a function that writes a program in PATH."""
 
     def write(name, source):
         path = tmp_path / "bin" / name
@@ -72,7 +73,7 @@ def described(**fields):
     return client.parse("mine", {**DESCRIBED, **fields})
 
 
-# --------------------------------------------------------------------------- as they are described
+# --------------------------------------------------------------------------- descriptions
 
 
 @pytest.mark.parametrize(
@@ -82,8 +83,6 @@ def described(**fields):
             {"command": "my-client"},
             "sets agents.mine.command to 'my-client', and it should be a list",
         ),
-        ({"command": []}, "agents.mine.command"),
-        ({"command": ["a", 5]}, "agents.mine.command"),
         (
             {"colour": "red"},
             "sets 'agents.mine.colour', which is not a key of agents. There are: like",
@@ -96,39 +95,35 @@ def described(**fields):
             {"model": ["--model"]},
             "to ['--model'], and it should have a word with {model}",
         ),
-        ({"env": {"A": 1}}, "agents.mine.env"),
         ({"output": "xml"}, "'xml', and it should be 'text', 'json' or 'json-lines'"),
         ({"output": "json", "usd": "cost["}, "agents.mine.usd to 'cost[', and it should be a JMES"),
         ({"usd": "cost"}, "sets agents.mine.usd, which needs output: json"),
-        ({"troubles": {"tired": "x"}}, "agents.mine.troubles"),
         ({"troubles": {"limit": "("}}, "agents.mine.troubles.limit to '(', and it should be a reg"),
-        ({"needs_box": "yes"}, "agents.mine.needs_box to 'yes', and it should be true or false"),
+        (
+            {"needs_sandbox": "yes"},
+            "agents.mine.needs_sandbox to 'yes', and it should be true or false",
+        ),
         ({"limit_s": 0}, "agents.mine.limit_s to 0, and it should be greater than 0"),
     ],
 )
-def test_what_is_wrong_in_a_description_is_said(fields, said):
+def test_a_mistake_in_a_description_is_named(fields, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         described(**fields)
 
 
-@pytest.mark.parametrize("name", ["tpe", "hybrid", "person", "a b", "", "-x", "a:b"])
-def test_a_name_is_one_that_can_be_typed_and_is_free(name):
+@pytest.mark.parametrize("name", ["tpe", "a b", "-x"])
+def test_a_name_is_valid_and_not_reserved(name):
     with pytest.raises(ValueError, match="names an agent"):
         client.parse(name, DESCRIBED)
 
 
-@pytest.mark.parametrize("value", [None, 5, "my-client", [], {"env": {}}])
-def test_a_client_has_a_command(value):
+@pytest.mark.parametrize("value", ["my-client", {"env": {}}])
+def test_a_client_without_a_command_is_refused(value):
     with pytest.raises(ValueError, match=r"agents\.mine"):
         client.parse("mine", value)
 
 
-def test_the_front_matter_says_what_is_wrong_in_it():
-    with pytest.raises(UserError, match=r"program.md sets agents.mine.output to 'xml', and it"):
-        config.from_program("---\nagents:\n  mine: {command: [x], output: xml}\n---\n")
-
-
-def test_a_client_like_another_differs_in_what_it_says():
+def test_a_client_takes_missing_keys_from_another():
     one = client.parse("short", {"like": "claude", "limit_s": 60, "tokens": "usage.output_tokens"})
     claude = client.shipped()["claude"]
     assert one.expressions == {**claude.expressions, "tokens": "usage.output_tokens"}
@@ -136,8 +131,8 @@ def test_a_client_like_another_differs_in_what_it_says():
     assert one.model_copy(update=same) == claude
 
 
-def test_the_shipped_ones_are_described_as_a_persons_are():
-    assert set(client.shipped()) == {"claude", "codex", "codex-boxed", "gemini", "opencode"}
+def test_the_built_in_clients_are_complete_and_skip_no_permissions():
+    assert set(client.shipped()) == {"claude", "codex", "codex-sandboxed", "gemini", "opencode"}
     for one in client.shipped().values():
         assert one.install
         assert one.login
@@ -145,7 +140,7 @@ def test_the_shipped_ones_are_described_as_a_persons_are():
         assert not any("dangerously" in word or "yolo" in word for word in one.command)
 
 
-# ------------------------------------------------------------------------------------ their names
+# ------------------------------------------------------------------------------------ names
 
 
 def test_names_make_clients():
@@ -155,7 +150,7 @@ def test_names_make_clients():
     assert make("claude:opus").name == "claude:opus"
     assert make("opencode:some/model:free").model == "some/model:free"
     assert make("mine", (), mine).client.command == ("my-client", "--quiet")
-    assert make("claude", (), mine).client.limit_s == 5  # the person's goes before ours
+    assert make("claude", (), mine).client.limit_s == 5  # the user's takes precedence
     for command in ("mine", "claude -p", "claude: x", "./claude", "a:b", "claude:"):
         assert isinstance(make(command), CommandAgent)
     with pytest.raises(UserError, match="--agent mine:x selects the model 'x'"):
@@ -164,16 +159,16 @@ def test_names_make_clients():
         make("tea", (), {"mine": {}})
 
 
-def test_who_tells_a_price():
+def test_clients_with_a_price():
     found = {name: agents.make_agent(name).priced for name in client.shipped()}
     assert [name for name, priced in found.items() if priced] == ["claude", "opencode"]
     assert not CommandAgent("x").priced
 
 
-# ---------------------------------------------------------------------------------- before a night
+# ---------------------------------------------------------------------------------- checks
 
 
-def test_a_missing_program_is_said_with_what_installs_it(home):
+def test_the_error_for_a_missing_program_names_the_command_that_installs_it(home):
     with pytest.raises(
         AgentError, match=r"claude is not in PATH\. Install it: npm install"
     ) as caught:
@@ -181,18 +176,18 @@ def test_a_missing_program_is_said_with_what_installs_it(home):
     assert caught.value.kind == "missing"
 
 
-def test_one_word_that_is_nothing_is_no_command(home):
+def test_an_unknown_word_is_not_run_as_a_command(home):
     with pytest.raises(AgentError, match=r"--agent 'cluade' is unknown") as caught:
         agents.make_agent("cluade").check()
     assert caught.value.kind == "missing"
-    with pytest.raises(AgentError, match=r"boxed, gemini, opencode, mine; .* mean mine\?$"):
+    with pytest.raises(AgentError, match=r"sandboxed, gemini, opencode, mine; .* mean mine\?$"):
         agents.make_agent("mien", (), {"mine": DESCRIBED}).check()
     for command in ("ls", "cd x && cluade", "exit; true", "./agent.sh"):
         agents.make_agent(command).check()
 
 
 @pytest.mark.parametrize("evidence", ["variable", "file", "elsewhere", "settings", None])
-def test_a_login_is_looked_for_in_variables_and_files(home, program, monkeypatch, evidence):
+def test_a_login_is_searched_in_variables_and_files(home, program, monkeypatch, evidence):
     program("codex", "")
     one = agents.make_agent("codex")
     if evidence == "variable":
@@ -203,7 +198,7 @@ def test_a_login_is_looked_for_in_variables_and_files(home, program, monkeypatch
     elif evidence == "elsewhere":
         monkeypatch.setenv("CODEX_HOME", str(home))
         (home / "auth.json").touch()
-    elif evidence == "settings":  # which may name a login, and are none
+    elif evidence == "settings":  # which may contain a login
         (home / ".codex").mkdir()
         (home / ".codex" / "config.toml").touch()
     if evidence:
@@ -216,14 +211,14 @@ def test_a_login_is_looked_for_in_variables_and_files(home, program, monkeypatch
         assert caught.value.kind == "login"
 
 
-def test_where_nothing_tells_of_a_login_it_is_not_asked_for(home, program):
+def test_a_client_without_known_login_files_needs_no_login(home, program):
     program("opencode", "")
     agents.make_agent("opencode").check()
     assert agents.make_agent("opencode").client.logged_in() is None
 
 
 def doctors(tmp_path, program):
-    """What doctor says of the clients for a program.md: its lines, and the problems."""
+    """Return the lines of `doctor` about the clients for a program.md, and its problems."""
     (tmp_path / "program.md").write_text(program)
     try:
         settings = config.resolve(tmp_path)
@@ -241,14 +236,14 @@ def test_doctor_lists_the_clients(home, program, tmp_path, monkeypatch):
     lines, problems = doctors(tmp_path, own)
     assert lines["claude"] == "installed; a login or key is there (not tried)"
     assert lines["codex"].startswith("installed; no login or key is there: codex login")
-    assert lines["yours"] == lines["codex-boxed"] == lines["codex"]
+    assert lines["yours"] == lines["codex-sandboxed"] == lines["codex"]
     assert lines["gemini"] == "not installed: npm install -g @google/gemini-cli"
     assert lines["opencode"] == "installed; its login cannot be seen"
     assert lines["mine"] == "not installed: my-client is not in PATH"
     assert not problems  # none of them is chosen
 
 
-def test_doctor_looks_at_the_chosen_agent(home, program, tmp_path):
+def test_doctor_checks_the_chosen_agent(home, program, tmp_path):
     [problem] = doctors(tmp_path, "---\nagent: claude\n---\n")[1]
     assert "program.md sets the agent claude: claude is not in PATH. Install" in problem.problem
     program("claude", "")
@@ -259,9 +254,9 @@ def test_doctor_looks_at_the_chosen_agent(home, program, tmp_path):
     assert not doctors(tmp_path, "---\nagent: tpe\n---\n")[1]
 
 
-# --------------------------------------------------------------------------------------- asking
+# --------------------------------------------------------------------------------------- requests
 
-TOLD = """
+REPORT = """
 import json, os, sys
 print(json.dumps({"arguments": sys.argv[1:], "in": sys.stdin.read(), "where": os.environ["PWD"],
                   "quiet": os.environ.get("QUIET"), "file": os.environ["AUTORESEARCH_PROMPT"]}))
@@ -276,15 +271,15 @@ print(json.dumps({"arguments": sys.argv[1:], "in": sys.stdin.read(), "where": os
         (["my-client", "--file={prompt_file}"], ["--file=FILE"], False),
     ],
 )
-def test_a_prompt_goes_in_as_it_is_described(program, context, command, arguments, read):
-    program("my-client", TOLD)
+def test_a_prompt_is_passed_as_described(program, context, command, arguments, read):
+    program("my-client", REPORT)
     one = described(command=command, model=["-m", "{model}"], env={"QUIET": "1"}, output="json")
     ClientAgent(one, "opus").propose(context)
-    told = json.loads((context.run_dir / "agent.out").read_text())
+    received = json.loads((context.run_dir / "agent.out").read_text())
     values = {"WORKTREE": context.worktree, "PROMPT": context.prompt, "FILE": context.prompt_path}
     for name, value in values.items():
         arguments = [word.replace(name, str(value)) for word in arguments]
-    assert told == {
+    assert received == {
         "arguments": [*arguments, "-m", "opus"],
         "in": context.prompt if read else "",
         "where": str(context.worktree),
@@ -305,16 +300,16 @@ def test_nothing_is_replaced_in_a_shell_command(context):
     [
         ("Done.\n\nDESCRIPTION: halve it\nEXPECTED: -0.002\n", "", "halve it", "-0.002"),
         ("**EXPECTED**: a bit\n**DESCRIPTION:** halve it\nBye.", "mine", "halve it", "a bit"),
-        ("- **Description: halve it**", "", "halve it", ""),
         ("> description : a: b", "", "a: b", ""),
         ("DESCRIPTION: first\nDESCRIPTION: second", "", "second", ""),
         ("I halve it.\nEXPECTED: -1\n```\n\n", "", "I halve it.", "-1"),
         ("I halve it.\n", "its commit", "its commit", ""),
-        ("DESCRIPTION:\nEXPECTED:\n", "", "", ""),
         ("", "", "", ""),
     ],
 )
-def test_its_words(context, answer, committed, description, expected):
+def test_description_and_expectation_are_read_from_an_answer(
+    context, answer, committed, description, expected
+):
     (context.worktree / "words").write_text(answer)
     context = dataclasses.replace(context, committed=lambda: committed)
     proposal = CommandAgent("cat words").propose(context)
@@ -328,14 +323,14 @@ def printing(program, text, code=0):
 JSON = {"output": "json", "reply": "answer", "usd": "cost", "tokens": "sum(used)", "error": "bad"}
 
 
-def test_words_and_cost_are_read_from_an_object(program, context):
+def test_description_and_cost_are_read_from_an_object(program, context):
     printing(program, json.dumps({"answer": "a\nDESCRIPTION: b", "cost": 0.5, "used": [1, 2]}))
     proposal = ClientAgent(described(**JSON)).propose(context)
     assert proposal.description == "b"
     assert proposal.usage == Usage(0.5, 3)
 
 
-def test_words_and_cost_are_read_from_events(program, context):
+def test_description_and_cost_are_read_from_events(program, context):
     events = [{"say": "a"}, {"say": "DESCRIPTION: b", "cost": 1}, {"cost": 2}]
     printing(program, "starting ...\n" + "\n".join(map(json.dumps, events)) + '\n{"torn')
     fields = {"output": "json-lines", "reply": "[*].say | [-1]", "usd": "sum([*].cost)"}
@@ -343,24 +338,24 @@ def test_words_and_cost_are_read_from_events(program, context):
     assert (proposal.description, proposal.usage) == ("b", Usage(3.0, None))
 
 
-@pytest.mark.parametrize("cost", ["much", None, True, -1, float("nan"), float("inf"), [1]])
-def test_a_cost_that_is_no_number_is_none(program, context, cost):
+@pytest.mark.parametrize("cost", ["much", True, -1, float("nan"), 10**400])
+def test_an_invalid_cost_is_ignored(program, context, cost):
     printing(program, json.dumps({"answer": "b", "cost": cost, "used": ["x", cost]}))
     assert ClientAgent(described(**JSON)).propose(context).usage == Usage()
 
 
-DEBRIS = ["[1]", "5", "{", "[" * 100_000, "", "usage: my-client\nDESCRIPTION: one line"]
+DEBRIS = ["[1]", "[" * 100_000, "", "usage: my-client\nDESCRIPTION: one line"]
 
 
 @pytest.mark.parametrize("text", DEBRIS)
-def test_what_is_no_json_is_no_answer(program, context, text):
+def test_output_without_json_is_not_an_answer(program, context, text):
     printing(program, text)
     with pytest.raises(AgentError, match=r"`mine` failed \(exit code 0, no JSON\): ") as caught:
         ClientAgent(described(**JSON)).propose(context)
     assert caught.value.kind == "failed"
 
 
-def test_what_is_no_json_may_tell_of_a_trouble(program, context):
+def test_a_failure_is_recognised_in_output_without_json(program, context):
     printing(program, "Not logged in. Run my-client login")
     with pytest.raises(AgentError, match=r"no JSON.*Not logged in") as caught:
         ClientAgent(described(**JSON)).propose(context)
@@ -368,12 +363,12 @@ def test_what_is_no_json_may_tell_of_a_trouble(program, context):
 
 
 @pytest.mark.parametrize("text", [*DEBRIS, '{"answer": 5}'])
-def test_an_edit_counts_whatever_was_printed_and_debris_is_not_its_words(program, context, text):
+def test_an_edit_counts_whatever_was_printed(program, context, text):
     program("my-client", f"open('train.py', 'w').write('x')\nprint({text!r})")
     assert ClientAgent(described(**JSON)).propose(context) == Proposal()
 
 
-def test_an_error_is_one_whatever_the_exit_code_and_costs_what_it_says(program, context):
+def test_a_reported_error_counts_whatever_the_exit_code(program, context):
     printing(program, json.dumps({"bad": "429: try again in 2 hours", "cost": 0.5}))
     with pytest.raises(AgentError, match=r"`mine` failed \(exit code 0\): 429: try") as caught:
         ClientAgent(described(**JSON)).propose(context)
@@ -381,7 +376,7 @@ def test_an_error_is_one_whatever_the_exit_code_and_costs_what_it_says(program, 
     assert abs(caught.value.again - time.time() - 7200) < 60
 
 
-def test_an_error_may_be_an_object_on_the_other_stream(program, context):
+def test_an_error_is_also_read_from_standard_error(program, context):
     program(
         "my-client", 'import sys; print(\'hm\\n{\\n "bad": "Unauthorized"\\n}\', file=sys.stderr)'
     )
@@ -390,28 +385,28 @@ def test_an_error_may_be_an_object_on_the_other_stream(program, context):
     assert caught.value.kind == "login"
 
 
-def test_what_a_hanging_client_spent_is_counted(program, context):
+def test_the_cost_of_a_hanging_client_is_counted(program, context):
     program("my-client", "import time; print('{\"cost\": 2}', flush=True); time.sleep(60)")
     with pytest.raises(AgentError, match="took longer than 1 s") as caught:
         ClientAgent(described(**JSON, limit_s=0.9)).propose(context)
     assert (caught.value.kind, caught.value.usage.usd) == ("hang", 2.0)
 
 
-def test_a_client_that_is_not_there_is_missing(home, context):
+def test_a_client_that_cannot_be_started_is_missing(home, context):
     with pytest.raises(AgentError, match="my-client cannot be started") as caught:
         ClientAgent(described()).propose(context)
     assert caught.value.kind == "missing"
 
 
-def test_a_client_that_only_our_box_holds_is_not_started_without(program, context):
+def test_a_client_that_needs_our_sandbox_is_not_started_without_it(program, context):
     program("my-client", "")
     with pytest.raises(AgentError, match="needs our sandbox, but isolation is none") as caught:
-        ClientAgent(described(needs_box=True)).propose(context)
+        ClientAgent(described(needs_sandbox=True)).propose(context)
     assert caught.value.kind == "missing"
     assert not (context.run_dir / "agent.out").exists()
 
 
-def test_a_client_whose_own_sandbox_does_not_start_is_not_asked(program, context):
+def test_a_client_whose_own_sandbox_cannot_start_gets_no_request(program, context):
     program("my-client", "print('asked')")
     program("my-trial", "import os, sys; sys.exit(os.path.exists('broken') and 'no namespaces')")
     one = ClientAgent(described(trial=["my-trial"], trial_advice="Take another."))
@@ -424,9 +419,9 @@ def test_a_client_whose_own_sandbox_does_not_start_is_not_asked(program, context
     assert one.propose(context).description == "asked"
 
 
-# ------------------------------------------------------------------------------- understanding
+# ------------------------------------------------------------------------------- answers
 
-# As the clients print them, the first of each seen with the version that test_clients.py names.
+# Messages of the clients; the first of each kind is from the version that test_clients.py names.
 SAID = {
     "login": [
         "Not logged in · Please run /login",
@@ -461,19 +456,27 @@ SAID = {
         "ContentFilterError  The response was blocked by the provider's content filter",
     ],
     "missing": ["bwrap: execvp codex: No such file or directory"],
-    "failed": ["Segmentation fault", "", "API Error: 400 no", "429th line of 401kb"],
+    "failed": [
+        "Segmentation fault",
+        "",
+        "API Error: 400 no",
+        "429th line of 401kb",
+        'File "agent.py", line 401, in <module>',
+        "line 429",
+        "Disk quota exceeded",
+    ],
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "text"), [(k, text) for k, texts in SAID.items() for text in texts]
-)
-def test_a_trouble_is_known_by_its_words(kind, text):
-    assert replies.kind_of(text, {}) == kind
-    assert kind in TROUBLES
+@pytest.mark.parametrize("kind", SAID)
+def test_a_failure_is_recognised_by_its_words(kind):
+    assert kind in get_args(Trouble)
+    assert {text: replies.kind_of(text, {}) for text in SAID[kind]} == dict.fromkeys(
+        SAID[kind], kind
+    )
 
 
-def test_a_clients_own_patterns_go_first():
+def test_the_patterns_of_a_client_take_precedence():
     assert replies.kind_of("401: come back later", {"limit": "come back"}) == "limit"
 
 
@@ -484,33 +487,27 @@ NOW = datetime(2026, 11, 25, 17, 30, tzinfo=ZoneInfo("UTC"))
     ("text", "seconds"),
     [
         ("resets 6:55pm (UTC)", 85 * 60),
-        ("resets 5pm (UTC)", 23.5 * 3600),
         ("resets 18:00 (Europe/Berlin)", 23.5 * 3600),  # it is 18:30 there
         ("resets at 12am (UTC)", 6.5 * 3600),
         ("resets Nov 28, 12:29am (UTC)", (2 * 24 + 6) * 3600 + 59 * 60),
         ("try again at Nov 28th, 2026 12:29 AM (UTC).", (2 * 24 + 6) * 3600 + 59 * 60),
-        ("resets Jan 2, 3am (UTC)", 7 * 86400),  # further away than is waited
+        ("resets Jan 2, 3am (UTC)", 7 * 86400),  # more than the longest wait
         ("Please try again in 20s.", 20),
-        ("try again in 1 hour 3 minutes", 3780),
         ("Your quota will reset after 1h2m3s.", 3723),
-        ("retry-after: 3600", 3600),
-        ("try again in 90 days", 7 * 86400),
         (f"usage limit reached|{int(NOW.timestamp()) + 60}", 60),
         (f'{{"resets_at": {int(NOW.timestamp()) + 60}}}', 60),
         (f"resets_at: {int(NOW.timestamp()) - 60}", None),
         ("resets Nov 24, 3am (UTC)", None),
-        ("resets Foo 24, 3am (UTC)", None),
         ("resets 99:99", None),
         ("try again later", None),
-        ("", None),
     ],
 )
-def test_when_it_may_be_asked_again(text, seconds):
+def test_the_time_of_the_next_request_is_read_from_a_message(text, seconds):
     found = replies.again(text, NOW.timestamp())
     assert found == (None if seconds is None else pytest.approx(NOW.timestamp() + seconds))
 
 
-def test_a_time_without_a_zone_is_this_machines(monkeypatch):
+def test_a_time_without_a_zone_is_local(monkeypatch):
     monkeypatch.setenv("TZ", "America/New_York")
     time.tzset()
     try:  # it is 12:30 there
@@ -521,7 +518,7 @@ def test_a_time_without_a_zone_is_this_machines(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["9" * 4000, "again in " + "1 " * 2000, "resets " * 600])
-def test_no_text_takes_long(text):
+def test_no_text_takes_long_to_search(text):
     begun = time.monotonic()
     replies.again(text, NOW.timestamp())
     replies.kind_of(text, {})
@@ -529,16 +526,16 @@ def test_no_text_takes_long(text):
     assert time.monotonic() - begun < 1
 
 
-# ------------------------------------------------------------------------------- what they touch
+# ------------------------------------------------------------------------------- files
 
 
-def test_a_client_may_write_where_its_login_lies(home, tmp_path, monkeypatch):
+def test_a_client_may_write_where_its_login_is(home, tmp_path, monkeypatch):
     monkeypatch.setenv("CODEX_HOME", str(tmp_path / "other"))
     one = agents.make_agent("codex", [Path("notes")])
     assert one.writes == (Path("notes").absolute(), home / ".codex", tmp_path / "other")
 
 
-def test_a_client_that_is_typed_as_a_command_keeps_its_login(home):
+def test_a_command_that_runs_a_client_keeps_its_login(home):
     claude = (home / ".claude", home / ".claude.json")
     assert CommandAgent("cd x && /usr/bin/claude -p --tools 'Read,Edit'").writes == claude
     assert CommandAgent("python my_agent.py").writes == ()
@@ -546,51 +543,34 @@ def test_a_client_that_is_typed_as_a_command_keeps_its_login(home):
     assert agents.make_agent("my-client -p", (), own).writes == (home / ".mine",)
 
 
-@pytest.mark.parametrize("words", ["resets 3am (PST)", "resets 3am (Nowhere/Land)"])
-def test_a_zone_that_is_not_known_is_this_machines(words):
+@pytest.mark.parametrize("words", ["resets 3am (Nowhere/Land)"])
+def test_a_time_with_an_unknown_zone_is_local(words):
     assert replies.again(words, NOW.timestamp()) is not None
-
-
-@pytest.mark.parametrize(
-    "text", ['File "agent.py", line 401, in <module>', "line 429", "Disk quota exceeded"]
-)
-def test_numbers_of_lines_are_no_troubles(text):
-    assert replies.kind_of(text, {}) == "failed"
 
 
 @pytest.mark.parametrize(
     "command",
     [
         "my --api-key sk-1234 --fast",
-        "my --token=sk-1234",
         "curl -H 'Authorization: Bearer sk-1234' here",
         'K="a\\"sk-1234" my',
-        "K=sk-1234 my",
     ],
 )
-def test_keys_are_not_in_the_name_of_a_command(command):
+def test_the_name_of_a_command_contains_no_keys(command):
     name = client.CommandAgent(command).name
     assert "sk-1234" not in name
     assert "…" in name
 
 
-def test_a_cost_that_no_number_holds_is_none():
-    assert replies._number(10**400) is None
-    assert replies._number(float("nan")) is None
-    assert replies._number(2) == 2.0
-
-
-@pytest.mark.parametrize(
-    ("name", "meant"), [("cluade:opus", "claude"), ("tpe:opus", "tpe"), ("nosuch:model", "")]
-)
-def test_a_mistyped_name_with_a_model_is_no_command(name, meant):
+@pytest.mark.parametrize(("name", "meant"), [("cluade:opus", "claude"), ("nosuch:model", "")])
+def test_a_mistyped_name_with_a_model_is_not_run_as_a_command(name, meant):
     with pytest.raises(AgentError, match="is unknown") as caught:
         client.make_client(name, (), {}).check()
     assert caught.value.kind == "missing"
     assert str(caught.value).endswith(f"Did you mean {meant}?" if meant else "the clients")
 
 
-def test_a_line_end_in_the_words_of_json_is_read(tmp_path):
+def test_json_with_a_line_end_in_a_string_is_read(tmp_path):
     (tmp_path / "out").write_text('{"result": "a\nb", "cost": 0.5}')
     fields = {"reply": "result", "usd": "cost"}
     reply = replies.read("json", fields, tmp_path / "out", tmp_path / "err")

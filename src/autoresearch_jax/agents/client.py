@@ -7,7 +7,6 @@ client, too.
 
 import contextlib
 import dataclasses
-import difflib
 import errno
 import os
 import re
@@ -21,7 +20,7 @@ from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, replie
 from autoresearch_jax.agents.client_specs import Client, parse, places, shipped
 from autoresearch_jax.agents.replies import Reply
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.common.text import clean
+from autoresearch_jax.common.text import clean, did_you_mean
 from autoresearch_jax.sandbox import isolation
 from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import process
@@ -97,7 +96,7 @@ class ClientAgent(Agent):
         self._try(context)
         before = _content(context.worktree / "train.py")
         out, err = context.run_dir / "agent.out", context.run_dir / "agent.err"
-        argv, stdin = self._argv(context), self._stdin(context)
+        argv, stdin = self._request(context)
         ended = self._start(context, argv, stdin, out, err, self.client.limit_s)
         reply = replies.read(self.client.output, self.client.expressions, out, err)
         if ended.why == "abandoned":
@@ -148,18 +147,17 @@ class ClientAgent(Agent):
                 raise
             raise AgentError(str(error), "missing") from None
 
-    def _argv(self, context: Context) -> list[str]:
+    def _request(self, context: Context) -> tuple[list[str], Path]:
+        """Return the command, and the file on its standard input."""
         values = {
             "{worktree}": str(context.worktree),
             "{prompt}": context.prompt,
             "{prompt_file}": str(context.prompt_path),
         }
         chosen = [word.replace("{model}", self.model) for word in self.client.model if self.model]
-        return [*(_filled(word, values) for word in self.client.command), *chosen]
-
-    def _stdin(self, context: Context) -> Path:
+        argv = [*(_filled(word, values) for word in self.client.command), *chosen]
         given = any("{prompt" in word for word in self.client.command)
-        return Path(os.devnull) if given else context.prompt_path
+        return argv, Path(os.devnull) if given else context.prompt_path
 
     def _environment(self, context: Context) -> dict[str, str]:
         return {
@@ -180,7 +178,7 @@ class ClientAgent(Agent):
     def _try(self, context: Context) -> None:
         """Raise AgentError if nothing would restrict it, or if its own sandbox cannot start."""
         level, client = context.level, self.client
-        if client.needs_box and level == "none":
+        if client.needs_sandbox and level == "none":
             raise AgentError(
                 f"{self.name} needs our sandbox, but isolation is none. Run `sudo apt install "
                 "bubblewrap`, or choose another --agent",
@@ -204,7 +202,8 @@ class ClientAgent(Agent):
         """Return what went wrong, in the client's words if there are any."""
         tails = [replies.plain(path)[-TAIL:] for path in (err, out)]
         said = reply.error or "\n".join(tails)
-        kind = replies.kind_of(said, self.client.troubles)
+        missing = returncode == 127  # a shell's exit code for a command that it does not find
+        kind = "missing" if missing else replies.kind_of(said, self.client.troubles)
         lasts = (replies.last_line(tail) for tail in (reply.error, *tails))
         words = next(filter(None, lasts), "it printed nothing")
         how = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
@@ -229,12 +228,6 @@ def _content(path: Path) -> bytes | None:
     return None
 
 
-def _meant(name: str, clients: Iterable[str]) -> str:
-    """Return a question that suggests the closest name, or an empty string."""
-    near = difflib.get_close_matches(name.lower(), [*clients, "tpe", "hybrid"], n=1)
-    return f". Did you mean {near[0]}?" if near else ""
-
-
 def _filled(word: str, values: Mapping[str, str]) -> str:
     """Replace the placeholders of a word in one pass, because a prompt may contain braces."""
     return re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], word)
@@ -256,7 +249,13 @@ class CommandAgent(ClientAgent):
         self._clients = [one.name for one in clients]
         named = [path.rstrip("/") for one in clients if one.program in words for path in one.writes]
         state = tuple(dict.fromkeys(named))
-        client = Client(name="", command=("/bin/sh", "-c", command), writes=state, limit_s=limit_s)
+        client = Client(
+            name="",
+            command=("/bin/sh", "-c", command),
+            writes=state,
+            limit_s=limit_s,
+            install="the full path of a script, not in /tmp: it runs in a copy of the workspace",
+        )
         super().__init__(client, writes=writes)
         self.command = command
         self.name = clean(SECRET.sub(r"\1…", VALUE.sub(r"\1=…", command)), 60)
@@ -264,27 +263,13 @@ class CommandAgent(ClientAgent):
     def check(self) -> None:
         """Raise AgentError if it looks like NAME or NAME:MODEL, but nothing has that name."""
         if re.fullmatch(r"[\w.-]+(:\S*)?", self.command) and shutil.which(self.command) is None:
-            name = self.command.partition(":")[0]
+            meant = did_you_mean(self.command.partition(":")[0], [*self._clients, "tpe", "hybrid"])
             raise AgentError(
                 f"--agent {self.command!r} is unknown. Expected a client "
                 f"({', '.join(self._clients)}; or NAME:MODEL), a search (tpe, hybrid) or a program "
-                "in PATH. `autoresearch-jax doctor` lists the clients"
-                f"{_meant(name, self._clients)}",
+                f"in PATH. `autoresearch-jax doctor` lists the clients{meant}",
                 "missing",
             )
 
-    def _argv(self, context: Context) -> list[str]:
-        return list(self.client.command)
-
-    def _stdin(self, context: Context) -> Path:
-        return context.prompt_path
-
-    def _failure(self, returncode: int, reply: Reply, out: Path, err: Path) -> AgentError:
-        if returncode != 127:  # the shell's exit code for a missing command
-            return super()._failure(returncode, reply, out, err)
-        words = replies.last_line(replies.plain(err)) or "it printed nothing"
-        return AgentError(
-            f"`{self.name}` was not found: {words}. It runs in a copy of the workspace, so give "
-            "the full path of a script, which must not be in /tmp",
-            "missing",
-        )
+    def _request(self, context: Context) -> tuple[list[str], Path]:
+        return list(self.client.command), context.prompt_path

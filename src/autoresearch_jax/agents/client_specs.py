@@ -55,7 +55,7 @@ def _expression(text: str) -> str:
 Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 Expression = Annotated[str, AfterValidator(_expression)]
-Trouble = Literal["missing", "login", "limit", "stopped", "refused"]  # as in replies.TROUBLES
+Reported = Literal["missing", "login", "limit", "stopped", "refused"]  # as in replies.TROUBLES
 
 
 class Client(BaseModel):
@@ -73,8 +73,8 @@ class Client(BaseModel):
     usd: Expression | None = None
     tokens: Expression | None = None
     error: Expression | None = None
-    troubles: dict[Trouble, Pattern] = Field(default_factory=dict)  # see replies
-    needs_box: bool = False  # whether only our sandbox restricts it
+    troubles: dict[Reported, Pattern] = Field(default_factory=dict)  # see replies
+    needs_sandbox: bool = False  # whether only our sandbox restricts it
     trial: Words = ()  # a command that fails if its own sandbox cannot start
     trial_advice: str = ""  # what to do if it fails
     writes: Words = ()  # files of login and sessions; a trailing / means a folder
