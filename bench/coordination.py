@@ -140,12 +140,12 @@ def measure(workers: int, count: int, seconds: float, seed: int) -> dict:
         config = LoopConfig(max=count, seed=seed, fallback=False)
         view = harness.Notes()
         session = Session(
-            workspace,
-            TAG,
+            workspace=workspace,
+            tag=TAG,
             config=config,
             environment=Environment(harness.DEVICE),
             view=view,
-            stop=Interrupts(view),
+            interrupts=Interrupts(view),
             limits=Limits(),
             executors=[partial(Simulated, seconds=seconds, seed=seed)] * workers,
         )

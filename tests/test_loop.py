@@ -400,12 +400,12 @@ def test_loops_of_two_tags_write_one_results_tsv(workspace, monkeypatch):
     def write(tag):
         found = Environment(DEVICE)
         one = Session(
-            workspace,
-            tag,
+            workspace=workspace,
+            tag=tag,
             config=LoopConfig(),
             environment=found,
             view=Notes(),
-            stop=stop,
+            interrupts=stop,
             limits=Limits(),
             executors=[LocalExecutor],
         )

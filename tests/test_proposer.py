@@ -339,7 +339,7 @@ def gated(monkeypatch):
     return seen
 
 
-def on_an_accelerator(workspace, wanted, required):
+def on_an_accelerator(*_):
     return Environment(DEVICE, target="h100", memory_gib=60.0)
 
 

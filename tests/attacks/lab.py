@@ -200,7 +200,9 @@ class Ground:
         `watch` is called again and again while something runs.
         """
 
-        def examine(workspace: Workspace, wanted: str, required: str | None) -> Environment:
+        def examine(
+            workspace: Workspace, wanted: str, required: str | None, *_: object
+        ) -> Environment:
             if level not in self.found:
                 self.found[level] = environment.examine(workspace, wanted, required)
             found = self.found[level]

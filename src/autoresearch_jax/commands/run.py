@@ -152,7 +152,7 @@ def _ready(
 ) -> Iterator[tuple[LocalExecutor, Interrupts, Path]]:
     """Locks the devices, and copies the checkout's files to `train` and `frozen` of a folder."""
     with (
-        open_devices(workspace, config, tools, what) as (view, interrupts, found, fds, _),
+        open_devices(workspace, config, tools, what) as (view, interrupts, devices),
         locks.own_folder(workspace.home / "runs", "measure") as (here, lock),
     ):
         _copy(workspace, _files(workspace), here / "train")
@@ -160,13 +160,13 @@ def _ready(
         context = Context(
             workspace,
             here,
-            found,
+            devices.environment,
             view,
             stop=interrupts.stopping,  # there is no loop to finish
             trusted_cache=here / "baseline-cache",
             scorer=tools.scorer,
             max_memory_gb=config.max_memory_gb,
-            keep_fds=(*fds, lock),
+            keep_fds=(*devices.locks, lock),
         )
         executor = LocalExecutor(context)
         yield executor, interrupts, here

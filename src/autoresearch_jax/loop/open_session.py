@@ -11,11 +11,12 @@ from autoresearch_jax.common.console import SteadyView, View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import device_allocation, environment, scoring
 from autoresearch_jax.jobs.environment import Environment
-from autoresearch_jax.jobs.executor import Context, Executor, Scorer
+from autoresearch_jax.jobs.executor import Scorer
 from autoresearch_jax.jobs.job import Limits
 from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.session import Session
+from autoresearch_jax.loop.worker_pool import MakeExecutor
 from autoresearch_jax.records import tags
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import locks, visible_devices
@@ -33,17 +34,25 @@ class Tools:
     limits: Limits = field(default_factory=Limits)  # of a baseline
 
 
+class Devices(NamedTuple):
+    """What trains: this machine's devices, locked, or the workers of a cluster."""
+
+    environment: Environment  # of one worker
+    locks: tuple[int, ...]
+    executors: Sequence[MakeExecutor]  # makes one for each worker
+
+
 @contextmanager
 def open_session(
     workspace: Workspace, config: LoopConfig, tools: Tools, what: str, *, begun: bool = False
 ) -> Iterator[tuple[Session, str]]:
-    """A session of the right tag, and why it is that tag; both it and the devices are locked.
+    """Open a session of the right tag, and say why it is that tag; lock it and the devices.
 
     Raises UserError, also where `begun` asks for a tag that has run and there is none.
     """
-    devices = open_devices if config.ray is None else open_cluster
-    with devices(workspace, config, tools, what) as (view, interrupts, found, fds, executors):
+    with open_devices(workspace, config, tools, what) as (view, interrupts, devices):
         workspace.head()  # a repository without a commit is refused before anything is written
+        found = devices.environment
         chosen, new, why = tags.choose(workspace, config.tag, found.fingerprint)
         if new and begun:
             raise UserError(
@@ -51,16 +60,16 @@ def open_session(
                 "--tag, or start: autoresearch-jax loop"
             )
         session = Session(
-            workspace,
-            chosen,
+            workspace=workspace,
+            tag=chosen,
             config=config,
             environment=found,
             view=view,
-            stop=interrupts,
+            interrupts=interrupts,
             limits=tools.limits,
             scorer=tools.scorer,
-            device_locks=fds,
-            executors=executors,
+            device_locks=devices.locks,
+            executors=devices.executors,
         )
         try:
             yield session, f"{'new' if new else 'resumed'}: {why}"
@@ -68,57 +77,51 @@ def open_session(
             session.close()
 
 
-class Devices(NamedTuple):
-    """What trains: this machine's devices, locked, or the workers of a cluster."""
-
-    view: View
-    interrupts: Interrupts
-    environment: Environment  # of one worker
-    locks: tuple[int, ...]
-    executors: Sequence[Callable[[Context], Executor]]  # makes one for each worker
-
-
 @contextmanager
 def open_devices(
     workspace: Workspace, config: LoopConfig, tools: Tools, what: str
-) -> Iterator[Devices]:
-    """Locks and examines this machine's devices. Raises UserError."""
-    view = SteadyView(tools.view)
-    with disk_errors(), Interrupts(view) as interrupts, ExitStack() as stack:
+) -> Iterator[tuple[View, Interrupts, Devices]]:
+    """Lock and examine what trains. Raises UserError."""
+    tools = replace(tools, view=SteadyView(tools.view))
+    with disk_errors(), Interrupts(tools.view) as interrupts, ExitStack() as stack:
         if config.tag is not None:
-            tags.refuse_held(workspace, config.tag)  # before the slow look at the accelerator
-        what = f"autoresearch-jax {what} in {workspace.root}"
-        names = visible_devices.device_names()
-        parts = device_allocation.split(config.workers, names)
-        handles = tuple(locks.devices(names, what, view))
-        for handle in handles:
-            stack.callback(os.close, handle)
-        view.live("looking at the data and the accelerator")
+            tags.refuse_held(workspace, config.tag)  # before the examination, which takes long
         try:
-            first = parts[0]
-            examine = (
-                partial(tools.examine, overrides=first.variables)
-                if first.variables
-                else tools.examine
-            )
-            found = examine(workspace, config.isolation, config.require_isolation)
-            found = replace(found, fingerprint={**found.fingerprint, **first.fingerprint})
+            if config.ray is None:
+                found = _this_machine(workspace, config, tools, what, stack)
+            else:
+                found = _cluster(workspace, config, tools, interrupts, stack)
         except UserError:
-            if not interrupts.stopping():  # a terminal's Ctrl-C ends the look at the accelerator
+            if not interrupts.stopping():  # Ctrl-C in a terminal ends the examination as well
                 raise
         if interrupts.stopping():
             raise UserError("Stopped before anything was begun.")
-        if found.warning:
-            view.say(f"Warning: {found.warning}.")
-        executors = [partial(LocalExecutor, allocation=part) for part in parts]
-        yield Devices(view, interrupts, found, handles, executors)
+        if found.environment.warning:
+            tools.view.say(f"Warning: {found.environment.warning}.")
+        yield tools.view, interrupts, found
 
 
-@contextmanager
-def open_cluster(
-    workspace: Workspace, config: LoopConfig, tools: Tools, what: str
-) -> Iterator[Devices]:
-    """Connects to a Ray cluster and examines its machines. Raises UserError.
+def _this_machine(
+    workspace: Workspace, config: LoopConfig, tools: Tools, what: str, stack: ExitStack
+) -> Devices:
+    """Lock and examine this machine's devices. Raises UserError."""
+    names = visible_devices.device_names()
+    parts = device_allocation.split(config.workers, names)
+    handles = locks.devices(names, f"autoresearch-jax {what} in {workspace.root}", tools.view)
+    for handle in handles:
+        stack.callback(os.close, handle)
+    tools.view.live("looking at the data and the accelerator")
+    levels, first = (config.isolation, config.require_isolation), parts[0]
+    found = tools.examine(workspace, *levels, first.variables)
+    found = replace(found, fingerprint={**found.fingerprint, **first.fingerprint})
+    executors = [partial(LocalExecutor, allocation=part) for part in parts]
+    return Devices(found, tuple(handles), executors)
+
+
+def _cluster(
+    workspace: Workspace, config: LoopConfig, tools: Tools, interrupts: Interrupts, stack: ExitStack
+) -> Devices:
+    """Connect to a Ray cluster and examine its machines. Raises UserError.
 
     Each worker locks its devices while it trains. Agents run here, in this machine's sandbox.
     """
@@ -127,28 +130,15 @@ def open_cluster(
     from autoresearch_jax.jobs.ray.executor import RayExecutor
 
     assert config.ray is not None
-    view, workers = SteadyView(tools.view), config.workers
-    with disk_errors(), Interrupts(view) as interrupts, ExitStack() as stack:
-        if config.tag is not None:
-            tags.refuse_held(workspace, config.tag)
-        view.live("looking at the data and the cluster")
-        connection = Cluster(
-            config.ray, workspace.home / "cluster" / "driver.log", interrupts.stopping
-        )
-        stack.callback(connection.close)
-        given = placement.resources(connection.machines, workers)
-        here = tools.examine(
-            workspace,
-            config.isolation,
-            config.require_isolation,
-            overrides={"JAX_PLATFORMS": "cpu"},
-        )
-        wanted = placement.requirements(
-            workspace, given, here, config.isolation, config.require_isolation
-        )
-        wanted, there = placement.inspect(connection, wanted, view, interrupts)
-        found = replace(there, data=here.data, level=here.level, target=None)
-        if here.warning:
-            view.say(f"Warning: {here.warning}.")
-        make = partial(RayExecutor, cluster=connection, requirements=wanted)
-        yield Devices(view, interrupts, found, (), [make] * workers)
+    tools.view.live("looking at the data and the cluster")
+    log = workspace.home / "cluster" / "driver.log"
+    connection = Cluster(config.ray, log, interrupts.stopping)
+    stack.callback(connection.close)
+    levels = (config.isolation, config.require_isolation)
+    given = placement.resources(connection.machines, config.workers)
+    here = tools.examine(workspace, *levels, {"JAX_PLATFORMS": "cpu"})
+    wanted = placement.requirements(workspace, given, here, *levels)
+    wanted, there = placement.inspect(connection, wanted, tools.view, interrupts)
+    found = replace(there, data=here.data, level=here.level, target=None, warning=here.warning)
+    make = partial(RayExecutor, cluster=connection, requirements=wanted)
+    return Devices(found, (), [make] * config.workers)

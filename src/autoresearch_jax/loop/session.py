@@ -4,29 +4,29 @@ Every step is in the journal before its effect is carried out, and every effect 
 twice. So `settle` brings whatever state a killed process left to where it would have been.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from autoresearch_jax.common import files, syntax
 from autoresearch_jax.common.text import clean
-from autoresearch_jax.jobs.executor import Context, Executor
 from autoresearch_jax.loop import effects, statistics
 from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.loop.statistics import Noise
-from autoresearch_jax.loop.worker_pool import WorkerPool
+from autoresearch_jax.loop.worker_pool import MakeExecutor, WorkerPool
 from autoresearch_jax.records.events import Proposed, Repaired
 from autoresearch_jax.records.experiment import Experiment
 
 
+@dataclass(kw_only=True, eq=False)
 class Session(OpenTag):
-    """An open tag, and the workers that measure its experiments."""
+    """An open tag, and a worker for each of the executors."""
 
-    def __init__(
-        self, *arguments: Any, executors: Sequence[Callable[[Context], Executor]], **options: Any
-    ):
-        """As an OpenTag; there is a worker for each of `executors`. Raises UserError."""
-        super().__init__(*arguments, **options)
-        self.pool = WorkerPool(self, executors)
+    executors: Sequence[MakeExecutor]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.pool = WorkerPool(self, self.executors)
 
     @property
     def noise(self) -> Noise | None:

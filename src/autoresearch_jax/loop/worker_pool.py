@@ -16,6 +16,7 @@ from autoresearch_jax.system.interrupts import Abandoned
 TICK_SECONDS = 0.2  # how soon a signal is noticed
 
 Job = Callable[[Worker], None]
+MakeExecutor = Callable[[Context], Executor]  # of one worker
 Found = TypeVar("Found")
 
 
@@ -30,7 +31,7 @@ def _done(job: Job, worker: Worker) -> None:
 class WorkerPool:
     """Has jobs done, each by one of its workers. A single worker works in the caller's thread."""
 
-    def __init__(self, tag: OpenTag, executors: Sequence[Callable[[Context], Executor]]) -> None:
+    def __init__(self, tag: OpenTag, executors: Sequence[MakeExecutor]) -> None:
         board = Board(tag.view, len(executors))
         self.workers = [_worker(tag, make, at, board) for at, make in enumerate(executors)]
         self._threads = [
@@ -88,7 +89,7 @@ class WorkerPool:
             worker.executor.end_early()
 
 
-def _worker(tag: OpenTag, make: Callable[[Context], Executor], at: int, board: Board) -> Worker:
+def _worker(tag: OpenTag, make: MakeExecutor, at: int, board: Board) -> Worker:
     """The worker of that number, in folders of its own; the first has them in the tag's."""
     private = tag.private / f"worker-{at + 1}" if at else tag.private
     view = board.place(at)
