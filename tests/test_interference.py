@@ -318,7 +318,7 @@ def train(tmp_path):
             Launch(
                 "none",
                 sandbox,
-                profiles.environment(os.environ, sandbox) | own | {"JAX_PLATFORMS": "cpu"},
+                isolation.environment(os.environ, sandbox.scratch) | own | {"JAX_PLATFORMS": "cpu"},
             ),
             Events(**events),
             monitor=monitor,

@@ -1,4 +1,4 @@
-"""Boxes, real ones: what a process in one can read, write, reach and leave behind."""
+"""Real sandboxes: what a process in one can read, write, reach and leave behind."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import process
 from tests.levels import BOXES, EVERY, why_not
 
-# Python that answers as JSON, one word a question: "" or the error.
+# Helpers that answer each question with "" or the name of the error.
 PRELUDE = """
 import json, os, socket, sys
 
@@ -43,7 +43,7 @@ def answer(**words):
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs Python, or a command, in a sandbox that works in `work`; returns all of it."""
+    """Run Python, or a command, in a sandbox whose current folder is `work`."""
     scratch, work = isolation.fresh(tmp_path / "scratch"), tmp_path / "work"
     work.mkdir()
 
@@ -52,7 +52,7 @@ def run(tmp_path):
             program = [sys.executable, "-c", PRELUDE + textwrap.dedent(program)]
         fields["readable"] = (work, *fields.get("readable", ()))
         sandbox = Sandbox(scratch=scratch, **fields)
-        assert not isolation.unavailable(level, sandbox)
+        assert not isolation.unavailable(level)
         return process.run(
             isolation.wrap(level, program, sandbox),
             cwd=work,
@@ -67,7 +67,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def ask(run, tmp_path):
-    """Runs Python that calls answer(); returns its words."""
+    """Run Python that calls answer(), and return the arguments of that call."""
 
     def ask(level, program, **options):
         ended = run(level, program, **options)
@@ -79,7 +79,7 @@ def ask(run, tmp_path):
 
 
 def make(folder, *names):
-    """Files whose text is their name."""
+    """Write files that contain their names."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def test_a_training_sees_what_is_named_and_nothing_else(ask, level, tmp_path):
 
 @pytest.mark.parametrize("level", BOXES)
 @pytest.mark.parametrize("everything", [False, True])
-def test_the_lower_path_decides(ask, level, everything, tmp_path):
+def test_the_inner_path_decides(ask, level, everything, tmp_path):
     home = make(tmp_path / "home", "a", "prepared/x", "prepared/y", "w/v/secret", "w/v/open", "b/c")
     (home / "w" / "run").mkdir()
     questions = f"""
@@ -172,7 +172,7 @@ def test_the_lower_path_decides(ask, level, everything, tmp_path):
 
 
 @pytest.mark.parametrize("level", BOXES)
-def test_paths_through_links_lead_where_they_did(ask, level, tmp_path):
+def test_links_inside_a_sandbox_have_the_same_targets(ask, level, tmp_path):
     disk = make(tmp_path / "disk", "home/data/train", "home/data/validation", "other")
     (tmp_path / "first").symlink_to("disk/home")
     (tmp_path / "second").symlink_to(tmp_path / "first" / "data")
@@ -272,7 +272,7 @@ def test_nothing_reaches_the_next_training(ask, level, tmp_path):
 
 @pytest.fixture
 def server():
-    """Ports of servers on loopback that say hello: TCP, and an abstract socket's name."""
+    """Yield the port of a TCP server that says hello, and the name of an abstract socket."""
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as abstract:
         name = f"autoresearch-test-{os.getpid()}"
         abstract.bind("\0" + name)
@@ -316,7 +316,7 @@ answer(tcp=tried(hello), abstract=tried(abstract), listens=tried(listen),
 
 
 @pytest.mark.parametrize("level", BOXES)
-def test_the_network_is_there_for_agents_only(ask, level, server):
+def test_only_agents_have_network_access(ask, level, server):
     port, name = server
     program = REACH.format(port=port, name=name)
     for everything in (False, True):
@@ -336,7 +336,7 @@ def test_the_network_is_there_for_agents_only(ask, level, server):
 
 
 @pytest.mark.parametrize("level", BOXES)
-def test_no_process_outside_is_touched(ask, level):
+def test_processes_outside_are_out_of_reach(ask, level):
     if level == "landlock" and landlock.abi() < 6:
         pytest.skip("this kernel's Landlock cannot deny signals")
     found = ask(
@@ -414,10 +414,10 @@ def test_packages_of_the_user_are_still_found(monkeypatch, tmp_path):
     assert folder in isolation._readable(Sandbox(scratch=tmp_path))
 
 
-# ----------------------------------------------------------------------------- as without a sandbox
+# -------------------------------------------------------------------- the same as without a sandbox
 
 
-@pytest.mark.parametrize("level", EVERY)
+@pytest.mark.parametrize("level", BOXES)
 def test_jax_computes_inside(ask, level):
     program = """
         import jax, jax.numpy as jnp
@@ -428,27 +428,20 @@ def test_jax_computes_inside(ask, level):
     assert ask(level, program, given=given) == {"sum": 512.0, "package": "autoresearch_jax"}
 
 
-@pytest.mark.parametrize("level", EVERY)
-@pytest.mark.parametrize(
-    ("command", "returncode"),
-    [("exit 0", 0), ("exit 3", 3), ("kill -KILL $$", -9), ("kill -SEGV $$", -11)],
-)
-def test_its_end_is_told(run, level, command, returncode):
+@pytest.mark.parametrize("level", BOXES)
+@pytest.mark.parametrize(("command", "returncode"), [("exit 3", 3), ("kill -SEGV $$", -11)])
+def test_its_exit_status_is_known(run, level, command, returncode):
     ended = run(level, ["/bin/sh", "-c", command])
     assert isolation.signal_of(level, ended.returncode) == returncode
 
 
-@pytest.mark.parametrize("level", EVERY)
-def test_a_command_that_does_not_exist_is_told(run, level, tmp_path):
-    if level == "none":
-        with pytest.raises(UserError, match="no-such-command cannot be started"):
-            run(level, ["no-such-command"])
-    else:
-        assert run(level, ["no-such-command"]).returncode > 0
-        assert "no-such-command" in (tmp_path / "out").read_text()
+@pytest.mark.parametrize("level", BOXES)
+def test_a_command_that_does_not_exist_is_named(run, level, tmp_path):
+    assert run(level, ["no-such-command"]).returncode > 0
+    assert "no-such-command" in (tmp_path / "out").read_text()
 
 
-@pytest.mark.parametrize("level", EVERY)
+@pytest.mark.parametrize("level", BOXES)
 @pytest.mark.parametrize("stays", [False, True])
 def test_a_daemon_inside_is_gone_afterwards(run, level, stays, tmp_path):
     started = tmp_path / "run" / "started"
@@ -479,7 +472,7 @@ def test_a_daemon_inside_is_gone_afterwards(run, level, stays, tmp_path):
 
 
 def carrying(mark):
-    """The processes with a word in their environment."""
+    """Return the processes whose environment contains a word."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -490,8 +483,8 @@ def carrying(mark):
     return found
 
 
-@pytest.mark.parametrize("level", EVERY)
-def test_a_killed_harness_leaves_nothing(level, tmp_path):
+@pytest.mark.parametrize("level", BOXES)
+def test_a_killed_harness_leaves_no_process(level, tmp_path):
     scratch = isolation.fresh(tmp_path / "scratch")
     argv = isolation.wrap(level, ["/bin/sh", "-c", "echo $$ > pid; sleep 600"], Sandbox(scratch))
     mark = f"autoresearch-{tmp_path.name}-{os.getpid()}"
@@ -518,8 +511,8 @@ def wait_for(condition, seconds=20.0):
 
 
 @pytest.mark.skipif(not landlock.abi(), reason=why_not("landlock") or "-")
-@pytest.mark.parametrize("version", range(1, landlock.abi() + 1))
-def test_every_version_of_landlock_holds_what_it_can(version, tmp_path):
+@pytest.mark.parametrize("version", [v for v in (1, 3, 6) if v <= landlock.abi()])
+def test_older_versions_of_landlock_restrict_what_they_can(version, tmp_path):
     scratch = isolation.fresh(tmp_path / "scratch")
     make(tmp_path, "hidden", "data/train", "data/validation")
     sandbox = Sandbox(
@@ -552,8 +545,8 @@ def test_every_version_of_landlock_holds_what_it_can(version, tmp_path):
 
 
 @pytest.mark.parametrize("level", BOXES)
-def test_threads_can_be_given_names(ask, level):
-    """CUDA does that when it starts; where it cannot, a training would not find its GPU."""
+def test_threads_can_have_names(ask, level):
+    """CUDA names its threads when it starts. If it cannot, JAX does not find the GPU."""
     found = ask(
         level,
         """
@@ -573,9 +566,9 @@ def test_threads_can_be_given_names(ask, level):
     assert found == {"names": ["cuda"]}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root has what is taken from root here")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has the capabilities that a sandbox drops")
 @pytest.mark.parametrize("level", BOXES)
-def test_root_cannot_take_the_box_apart(ask, level, tmp_path):
+def test_root_cannot_leave_the_sandbox(ask, level, tmp_path):
     found = ask(
         level,
         """
@@ -596,11 +589,11 @@ def test_root_cannot_take_the_box_apart(ask, level, tmp_path):
                 and os.stat(f"/proc/{name}").st_mode & 0o222
                 and tried(lambda: open(f"/proc/{name}", "r+").close() or "open") == "open"
             ],
-            held=[line for line in open("/proc/self/status") if line.startswith("CapEff")][0],
+            capabilities=read("/proc/self/status").partition("CapEff:")[2].split()[0],
         )
         """,
     )
-    assert int(found.pop("held").split()[1], 16) & ~(1 << 1 | 1 << 14) == 0
+    assert int(found.pop("capabilities"), 16) & ~(1 << 1 | 1 << 14) == 0
     assert found["unmounted"] == found["mounted"] == -1
     assert found["kernel"] == []
     for name in ("node", "node_at_home", "core", "irq"):
@@ -621,7 +614,7 @@ def trial(**failures):
     return trial
 
 
-def test_auto_takes_the_strongest_that_works(monkeypatch):
+def test_auto_chooses_the_strongest_level_that_works(monkeypatch):
     assert isolation.strongest("auto", None, trial()) == isolation.Chosen("bwrap", "")
     works = trial(bwrap="bwrap: No permissions to create new namespace.\n")
     chosen = isolation.strongest("auto", None, works)
@@ -646,10 +639,6 @@ def test_a_named_level_must_work():
         UserError, match=r"bwrap does not .*: no\. .*apt install bub.* --isolation auto"
     ):
         isolation.strongest("bwrap", None, trial(bwrap="no."))
-    with pytest.raises(
-        UserError, match="--isolation 'docker' must be one of auto, bwrap, landlock, none"
-    ):
-        isolation.strongest("docker", None, trial())
 
 
 def test_a_required_level_is_reached_or_refused():
@@ -663,17 +652,13 @@ def test_a_required_level_is_reached_or_refused():
         isolation.strongest("none", "bwrap", trial())
 
 
-def test_what_is_not_here_is_told_at_once(monkeypatch, tmp_path):
-    sandbox = Sandbox(scratch=isolation.fresh(tmp_path / "scratch"))
+def test_an_unavailable_level_is_known_without_a_trial(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert isolation.unavailable("bwrap", sandbox) == "bwrap is not in PATH"
+    assert isolation.unavailable("bwrap") == "bwrap is not in PATH"
     monkeypatch.setattr(landlock, "abi", lambda: 0)
-    assert (
-        isolation.unavailable("landlock", sandbox)
-        == "this kernel has no Landlock, or it is switched off"
-    )
-    assert isolation.unavailable("none", sandbox) == ""
+    assert isolation.unavailable("landlock") == "this kernel has no Landlock, or it is switched off"
+    assert isolation.unavailable("none") == ""
     monkeypatch.undo()
     monkeypatch.setattr(sys, "platform", "darwin")
     assert landlock.abi() == 0
-    assert isolation.unavailable("bwrap", sandbox)
+    assert isolation.unavailable("bwrap")

@@ -217,7 +217,7 @@ def compile_only(
         _copy(workspace, _files(workspace), folder)
         scratch = isolation.fresh(here / "scratch")
         sandbox = profiles.training(workspace, None, scratch=scratch, writable=(folder,))
-        variables = profiles.environment(os.environ, sandbox) | {"PYTHONDONTWRITEBYTECODE": "1"}
+        variables = isolation.environment(os.environ, scratch) | {"PYTHONDONTWRITEBYTECODE": "1"}
         variables |= {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}
         limits = (has, config.max_memory_gb)
         compilation = compile_check.CompileCheck(

@@ -98,7 +98,7 @@ def sample(
             writable=(cache, pipe),
         )
         own = profiles.scorer_environment(workspace.home, cache) | EARLY_VARIABLES
-        variables = profiles.environment(os.environ, sandbox) | own
+        variables = isolation.environment(os.environ, scratch) | own
         launch = Launch(chosen.level, sandbox, variables, keep_fds=(*device_locks, lock))
         asked = {
             "frozen": str(frozen),

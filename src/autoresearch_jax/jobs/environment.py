@@ -15,7 +15,7 @@ from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import Manifest
 from autoresearch_jax.jobs import scoring
 from autoresearch_jax.repo.workspace import Place
-from autoresearch_jax.sandbox import isolation, profiles
+from autoresearch_jax.sandbox import isolation
 from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import device_probe, device_specs, tpu
 
@@ -176,11 +176,11 @@ def _probe_in_sandbox(home: Path, level: str, overrides: Mapping[str, str]) -> d
         secret.write_text("hidden")
         (closed := Path(folder) / "closed").mkdir()  # it does not exist in the sandbox
         sandbox = Sandbox(isolation.fresh(Path(folder) / "scratch"), hidden=(secret,))
-        if failure := isolation.unavailable(level, sandbox):
+        if failure := isolation.unavailable(level):
             raise UserError(failure)
         device = device_probe.probe(
             wrap=lambda argv: isolation.wrap(level, argv, sandbox),
-            environment=lambda given: {**profiles.environment(given, sandbox), **overrides},
+            environment=lambda given: isolation.environment(given, sandbox.scratch) | {**overrides},
             hidden=secret,
             protected=closed / "protected",
             cwd=sandbox.scratch,

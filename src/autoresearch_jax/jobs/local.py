@@ -129,7 +129,7 @@ class LocalExecutor:
         )
 
     def _launch(self, sandbox: Sandbox, variables: dict[str, str]) -> Launch:
-        given = profiles.environment(self._variables, sandbox)
+        given = isolation.environment(self._variables, sandbox.scratch)
         return Launch(self._environment.level, sandbox, given | variables, self._context.keep_fds)
 
     def _data(self, folder: Path) -> Manifest | None:

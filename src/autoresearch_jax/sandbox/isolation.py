@@ -20,6 +20,7 @@ from pathlib import Path
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.sandbox import landlock
+from autoresearch_jax.system import tpu
 
 LEVELS = ("none", "landlock", "bwrap")  # the weakest first
 
@@ -92,11 +93,6 @@ def strongest(wanted: str, required: str | None, trial: Callable[[str], str]) ->
     `trial` runs a real computation in a sandbox and returns why it failed, or "". Raises UserError
     if no such level works, or if it is weaker than `required`.
     """
-    if wanted != "auto" and wanted not in LEVELS:
-        names = ", ".join(reversed(LEVELS))
-        raise UserError(
-            f"--isolation {wanted!r} must be one of auto, {names}. Try --isolation auto"
-        )
     least = LEVELS.index(required or "none")
     if wanted != "auto" and LEVELS.index(wanted) < least:
         raise UserError(
@@ -116,7 +112,7 @@ def strongest(wanted: str, required: str | None, trial: Callable[[str], str]) ->
     raise UserError(". ".join(filter(None, (rule, said, advice))) + way_on)
 
 
-def unavailable(level: str, sandbox: Sandbox) -> str:
+def unavailable(level: str) -> str:
     """Return why this level is obviously unavailable on this machine, or ""."""
     if level == "landlock" and not landlock.abi():
         return "this kernel has no Landlock, or it is switched off"
@@ -134,11 +130,12 @@ def fresh(scratch: Path) -> Path:
 
 
 def environment(given: Mapping[str, str], scratch: Path) -> dict[str, str]:
-    """Return the variables for a training, without keys, tokens and the user's home."""
+    """Return the variables for a training or the scorer: no secrets, and a private home."""
     found = {k: v for k, v in given.items() if VARIABLES.fullmatch(k) and not SECRET.search(k)}
     if site.ENABLE_USER_SITE and site.getusersitepackages() in sys.path:
         found["PYTHONUSERBASE"] = site.getuserbase()  # packages of a `pip install --user`
-    return found | {"HOME": str(scratch / "home"), "TMPDIR": str(scratch / "tmp")}
+    found |= {"HOME": str(scratch / "home"), "TMPDIR": str(scratch / "tmp")}
+    return found | tpu.slice_variables()
 
 
 def wrap(level: str, argv: Sequence[str], sandbox: Sandbox) -> list[str]:
@@ -146,14 +143,8 @@ def wrap(level: str, argv: Sequence[str], sandbox: Sandbox) -> list[str]:
     if level == "bwrap":
         return [*_bwrap(sandbox), "--", *argv]
     if level == "landlock":
-        return [
-            sys.executable,
-            "-I",
-            "-S",
-            landlock.__file__,
-            json.dumps(_landlock(sandbox)),
-            *argv,
-        ]
+        restricted = (sys.executable, "-I", "-S", landlock.__file__)
+        return [*restricted, json.dumps(_landlock(sandbox)), *argv]
     return list(argv)
 
 
@@ -205,15 +196,12 @@ def _landlock(sandbox: Sandbox) -> dict[str, object]:
     devices = [Path("/dev") / name for name in PLAIN_DEVICES] + _accelerators()
     # Files in /dev/shm would be visible to the next training.
     shared = [Path("/dev/shm")] if sandbox.everything else []
-    hidden = [
-        *sandbox.hidden,
-        Path("/dev"),
-    ]  # root could read hidden files through the device of the disk
+    writable = (sandbox.scratch, *sandbox.writable, *shared)
+    # Root could read hidden files through the device of the disk.
+    hidden = (*sandbox.hidden, Path("/dev"))
     return {
         "readable": [str(path) for path in (*_readable(sandbox), Path("/proc"))],
-        "writable": [
-            str(path.absolute()) for path in (sandbox.scratch, *sandbox.writable, *shared)
-        ],
+        "writable": [str(path.absolute()) for path in writable],
         "devices": [str(path) for path in devices],
         "hidden": [str(path.absolute()) for path in hidden],
         "network": sandbox.network,
@@ -229,40 +217,45 @@ def _bwrap(sandbox: Sandbox) -> list[str]:
     command = [shutil.which("bwrap") or "bwrap", "--die-with-parent", *_capabilities()]
     command += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     command += [] if sandbox.network else ["--unshare-net"]
-    mounts, links = _mounts(sandbox)
+    mounts = _mounts(sandbox)
     done: dict[Path, str] = {}
-    for path in sorted({*mounts, *links}, key=lambda path: len(path.parts)):
-        kind = mounts.get(path, "--symlink")
+    for path in sorted(mounts, key=lambda path: len(path.parts)):
+        kind, options = mounts[path]
         above = next((done[p] for p in path.parents if p in done), "")
-        shown = above in ("--ro-bind", "--bind")  # then it is visible already
-        if kind == above or (kind == "--symlink" and shown) or (kind == "--hide" and not above):
+        shown = above in ("readable", "writable")  # then a link is visible already
+        if kind == above or (kind == "link" and shown) or (kind == "hidden" and not above):
             continue
         done[path] = kind
-        command += _option(kind, path, links.get(path, ""), sandbox.scratch)
+        command += [*options, str(path)]
     # A write to a hidden folder must fail, not vanish.
-    read_only = [path for path, kind in done.items() if kind == "--hide" and path.is_dir()]
+    read_only = [path for path, kind in done.items() if kind == "hidden" and path.is_dir()]
     read_only += [] if sandbox.everything else [Path("/")]
     command += [word for path in read_only for word in ("--remount-ro", str(path))]
     return command + [word for path in _kernel() for word in ("--ro-bind", str(path), str(path))]
 
 
-def _mounts(sandbox: Sandbox) -> tuple[dict[Path, str], dict[Path, str]]:
-    """Return the kind of mount for each resolved path, and the links that lead to them."""
-    mounts: dict[Path, str] = {}
-    links: dict[Path, str] = {}
-    named = [(path, "--ro-bind") for path in _readable(sandbox)]
-    named += [(path, "--bind") for path in (sandbox.scratch, *sandbox.writable)]
-    named += [(path, "--hide") for path in sandbox.hidden]
-    for path, kind in named:
+def _mounts(sandbox: Sandbox) -> dict[Path, tuple[str, list[str]]]:
+    """Return, by resolved path, the kind of a mount or link and bwrap's options for it."""
+    mounts: dict[Path, tuple[str, list[str]]] = {}
+    links: dict[Path, tuple[str, list[str]]] = {}
+    named = [("readable", path) for path in _readable(sandbox)]
+    named += [("writable", path) for path in (sandbox.scratch, *sandbox.writable)]
+    named += [("hidden", path) for path in sandbox.hidden]
+    for kind, path in named:
+        if not _exists(path):
+            continue
+        real, met = _trace(path.absolute())
+        if kind == "hidden":
+            mounts[real] = kind, ["--tmpfs"] if real.is_dir() else ["--ro-bind", "/dev/null"]
+        else:
+            mounts[real] = kind, ["--ro-bind" if kind == "readable" else "--bind", str(real)]
+            links |= {link: ("link", ["--symlink", target]) for link, target in met.items()}
+    mounts |= {Path("/proc"): ("proc", ["--proc"]), Path("/dev"): ("dev", ["--dev"])}
+    mounts |= {path: ("device", ["--dev-bind", str(path)]) for path in _accelerators()}
+    for path in (Path("/tmp"), Path("/var/tmp")):
         if _exists(path):
-            real, met = _trace(path.absolute())
-            mounts[real] = kind
-            links |= {} if kind == "--hide" else met
-    mounts |= {Path("/proc"): "--proc", Path("/dev"): "--dev"}
-    mounts |= dict.fromkeys(_accelerators(), "--dev-bind")
-    shared = (Path("/tmp"), Path("/var/tmp"))
-    mounts |= {_trace(path)[0]: "--tmp" for path in shared if _exists(path)}
-    return mounts, links
+            mounts[_trace(path)[0]] = "tmp", ["--bind", str(sandbox.scratch / "slash-tmp")]
+    return links | mounts
 
 
 def _kernel() -> list[Path]:
@@ -278,16 +271,6 @@ def _kernel() -> list[Path]:
         for path in plain
         if not path.name.isdigit() and (path.is_dir() or path.stat().st_mode & 0o222)
     )
-
-
-def _option(kind: str, path: Path, target: str, scratch: Path) -> list[str]:
-    """Return the bwrap options for one mount."""
-    if kind == "--hide":
-        return ["--tmpfs", str(path)] if path.is_dir() else ["--ro-bind", "/dev/null", str(path)]
-    source = {"--tmp": str(scratch / "slash-tmp"), "--symlink": target}.get(kind, str(path))
-    if kind in ("--proc", "--dev"):
-        return [kind, source]
-    return ["--bind" if kind == "--tmp" else kind, source, str(path)]
 
 
 def _trace(path: Path) -> tuple[Path, dict[Path, str]]:
@@ -312,6 +295,6 @@ def _capabilities() -> list[str]:
     if os.geteuid() != 0:
         return []
     status = Path("/proc/self/status").read_text()
-    held = int(status.partition("CapPrm:")[2].split()[0], 16)
-    kept = [name for name, bit in landlock.KEPT_CAPABILITIES.items() if held >> bit & 1]
+    owned = int(status.partition("CapPrm:")[2].split()[0], 16)
+    kept = [name for name, bit in landlock.KEPT_CAPABILITIES.items() if owned >> bit & 1]
     return ["--cap-drop", "ALL", *(word for name in kept for word in ("--cap-add", name))]

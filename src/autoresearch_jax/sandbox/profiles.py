@@ -1,53 +1,41 @@
 """Which sandbox each kind of process gets: a training, the scorer, the sampler, an agent."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from autoresearch_jax.common.protocol import MEMORY_LIMIT
 from autoresearch_jax.data.manifest import Manifest
 from autoresearch_jax.repo.workspace import Place, Workspace
-from autoresearch_jax.sandbox import isolation
 from autoresearch_jax.sandbox.isolation import Sandbox
-from autoresearch_jax.system import tpu
 
-SCORER_CACHE_BYTES = 1 << 30  # of compiled scorings, the oldest go first
+SCORER_CACHE_BYTES = 1 << 30  # of compiled scorings; the oldest are deleted first
 
 
 def training(
-    workspace: Place,
-    data: Manifest | None,
-    *,
-    scratch: Path,
-    writable: Iterable[Path],
+    workspace: Place, data: Manifest | None, *, scratch: Path, writable: Iterable[Path]
 ) -> Sandbox:
-    """It reads what it trains on, and writes where it is told to.
+    """Return the sandbox of a training: it reads the training rows, and writes its own folders.
 
-    Not the validation rows, nor the text that they come from; and nothing that earlier trainings
-    left, since parameters to start from would be seconds of training that no clock has seen.
+    Hidden are the validation rows, their text, and the files of earlier trainings, whose parameters
+    would be a head start that no clock has measured.
     """
     readable = () if data is None else (*_common(data), data.split_path("train"))
-    hidden = (workspace.home, workspace.common_dir / "autoresearch", *held_out(data))
-    return Sandbox(scratch, readable=readable, writable=tuple(writable), hidden=hidden)
+    return Sandbox(scratch, readable, tuple(writable), _hidden(workspace, data))
 
 
 def scorer(
-    data: Manifest | None,
-    split: str,
-    *,
-    scratch: Path,
-    readable: Iterable[Path],
-    cache: Path,
+    data: Manifest | None, split: str, *, scratch: Path, readable: Iterable[Path], cache: Path
 ) -> Sandbox:
-    """It reads one split and what it scores, and writes its compile cache: no training can."""
+    """Return the scorer's sandbox: it reads one split, and alone writes its compile cache."""
     rows = () if data is None else (*_common(data), data.split_path(split))
-    return Sandbox(scratch, readable=(*rows, *readable), writable=(cache,))
+    return Sandbox(scratch, (*rows, *readable), (cache,))
 
 
 def sampler(
     data: Manifest, *, scratch: Path, readable: Iterable[Path], writable: Iterable[Path]
 ) -> Sandbox:
-    """It reads the tokenizer and what it samples from, and no rows: no score comes of it."""
-    return Sandbox(scratch, readable=(*_common(data), *readable), writable=tuple(writable))
+    """Return the sampler's sandbox: it reads the tokenizer, but no rows."""
+    return Sandbox(scratch, (*_common(data), *readable), tuple(writable))
 
 
 def agent(
@@ -58,35 +46,29 @@ def agent(
     prompt: Path,
     writable: Iterable[Path],
 ) -> Sandbox:
-    """It reads all that the person can, and has the network.
+    """Return an agent's sandbox: it reads what the user can, and has network access.
 
-    Not held-out text nor kept parameters: what it saw of them it could write into train.py.
+    Hidden are held-out text and kept parameters, which it could copy into train.py.
     """
     return Sandbox(
         scratch,
-        readable=(prompt, workspace.root, workspace.common_dir),  # wherever they lie
+        readable=(prompt, workspace.root, workspace.common_dir),  # also inside a hidden folder
         writable=tuple(writable),
-        hidden=(workspace.home, workspace.common_dir / "autoresearch", *held_out(data)),
+        hidden=_hidden(workspace, data),
         everything=True,
         network=True,
     )
 
 
-def held_out(data: Manifest | None) -> tuple[Path, ...]:
-    """Where the text of the held-out splits lies, before it was packed; links followed as well."""
-    if data is None:
-        return ()
-    shards = [Path(shard.path) for shard in data.shards if shard.split != "train"]
-    return tuple(dict.fromkeys(p for shard in shards for p in (shard, shard.resolve())))
+def _hidden(workspace: Place, data: Manifest | None) -> tuple[Path, ...]:
+    """Return the folders of data and state, and the text of the held-out splits."""
+    shards = [] if data is None else [shard for shard in data.shards if shard.split != "train"]
+    text = [path for shard in shards for path in (Path(shard.path), Path(shard.path).resolve())]
+    return (workspace.home, workspace.common_dir / "autoresearch", *text)
 
 
 def _common(data: Manifest) -> tuple[Path, ...]:
     return (data.path, data.tokenizer_path, data.token_bytes_path)
-
-
-def environment(given: Mapping[str, str], sandbox: Sandbox) -> dict[str, str]:
-    """Variables for a training or the scorer: none that may be secret, and a fresh home."""
-    return isolation.environment(given, sandbox.scratch) | tpu.slice_variables()
 
 
 def training_environment(
@@ -98,7 +80,10 @@ def training_environment(
     data: str | None,
     max_memory_gb: float | None = None,
 ) -> dict[str, str]:
-    """What the contract of train.py promises it, and what keeps its files where they belong."""
+    """Return the variables that train.py relies on, and those that keep its files in place."""
+    given = {"AUTORESEARCH_SEED": seed, "AUTORESEARCH_DATA": data}
+    if max_memory_gb is not None:
+        given[MEMORY_LIMIT] = str(max_memory_gb)
     return {
         "AUTORESEARCH_HOME": str(home),
         "AUTORESEARCH_RUN_DIR": str(artifacts),
@@ -107,14 +92,12 @@ def training_environment(
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "PYTHONDONTWRITEBYTECODE": "1",  # a changed .pyc would reach the next training
         "PYTHONUNBUFFERED": "1",
-        **({} if seed is None else {"AUTORESEARCH_SEED": seed}),
-        **({} if data is None else {"AUTORESEARCH_DATA": data}),
-        **({} if max_memory_gb is None else {MEMORY_LIMIT: str(max_memory_gb)}),
+        **{name: value for name, value in given.items() if value is not None},
     }
 
 
 def scorer_environment(home: Path, cache: Path) -> dict[str, str]:
-    """What the scorer finds beside the system's variables."""
+    """Return the scorer's own variables."""
     return {
         "AUTORESEARCH_HOME": str(home),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
