@@ -387,7 +387,7 @@ def test_a_restarted_head_costs_the_running_trainings_alone(ground, examined, mo
 
 
 def test_no_cluster_is_refused(ground, examined):
-    with pytest.raises(loop.UserError, match=r"no Ray cluster to be found with --ray 127.0.0.1:1"):
+    with pytest.raises(loop.UserError, match=r"no Ray cluster was found with --ray 127.0.0.1:1"):
         Night(ground, "127.0.0.1:1", examined, worse())
 
 

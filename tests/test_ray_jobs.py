@@ -4,7 +4,9 @@ import dataclasses
 import io
 import json
 import os
+import pickle
 import tarfile
+import tempfile
 import threading
 from pathlib import Path
 
@@ -14,7 +16,6 @@ import pytest
 from autoresearch_jax.common import paths, protocol
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
-from autoresearch_jax.jobs import environment
 from autoresearch_jax.jobs.job import Limits, ScoreJob, TrainJob
 from autoresearch_jax.jobs.ray import archive, cluster, machine, placement
 from autoresearch_jax.jobs.ray.messages import (
@@ -64,15 +65,14 @@ def test_only_what_is_scored_travels(tmp_path):
 def test_what_is_too_large_does_not_travel(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "MOST_BYTES", 3)
     (tmp_path / "file").write_bytes(b"four")
-    with pytest.raises(archive.TooLarge):
+    with pytest.raises(archive.TooMuch):
         archive.pack(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../outside", "/tmp/outside"])
-def test_nothing_is_unpacked_outside(tmp_path, name):
+def test_nothing_is_unpacked_outside(tmp_path):
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
-        entry = tarfile.TarInfo(name)
+        entry = tarfile.TarInfo("../outside")
         entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(entry)
     with pytest.raises(tarfile.TarError):
@@ -97,10 +97,8 @@ V5E = {"CPU": 24.0, "TPU": 4.0, "accelerator_type:TPU-V5E": 1.0}
     [
         ([H100], 8, Resources("GPU", 1, "H100")),
         ([H100, {"CPU": 4.0}], 1, Resources("GPU", 8, "H100")),  # the head may have none
-        ([H100, H100], 4, Resources("GPU", 4, "H100")),
         ([H100, H100], 3, Resources("GPU", 4, "H100")),
         ([V5E, V5E], 3, Resources("TPU", 2, "TPU-V5E")),
-        ([{"CPU": 1.0}, {"CPU": 1.0}], 2, Resources("CPU", 1)),
         ([{"CPU": 8.0}, {"CPU": 3.0}], 3, Resources("CPU", 3)),
     ],
 )
@@ -110,8 +108,6 @@ def test_each_worker_gets_the_most_that_all_can_have(found, workers, each):
 
 def test_too_few_devices_are_refused():
     with pytest.raises(UserError, match="--workers 9: each takes a GPU of its own, and the clust"):
-        placement.resources(machines(H100), 9)
-    with pytest.raises(UserError, match="Try --workers 8"):
         placement.resources(machines(H100), 9)
 
 
@@ -163,7 +159,7 @@ def look(ground):
         machine._known.clear()
         yield Requirements(
             Resources("CPU", 1),
-            archive.pack_files({name: (ground.root / name).read_bytes() for name in FROZEN}),
+            archive.pack(ground.root, FROZEN),
             data.source,
             data.num_shards,
             data.fingerprint,
@@ -173,21 +169,40 @@ def look(ground):
         )
 
 
-def train_job(look: Requirements, train_py: str, scored: bool = True) -> TrainTask:
-    job = TrainJob(AWAY, AWAY, AWAY, "one", 1.0, LIMITS, scored_next=scored)
+def packed(**files: bytes) -> bytes:
+    """A packed folder with these Python files."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / f"{name}.py").write_bytes(content)
+        return archive.pack(Path(folder))
+
+
+def train_job(look: Requirements, train_py: str) -> TrainTask:
+    job = TrainJob(AWAY, AWAY, AWAY, "one", 1.0, LIMITS, scored_next=True)
     with tarfile.open(fileobj=io.BytesIO(look.frozen)) as tar:
-        frozen = {name: tar.extractfile(name).read() for name in FROZEN}
-    folder = archive.pack_files({"train.py": train_py.encode(), **frozen})
+        frozen = {Path(name).stem: tar.extractfile(name).read() for name in FROZEN}
+    folder = packed(train=train_py.encode(), **frozen)
     return TrainTask(look, job, folder, cache=b"", max_memory_gb=None)
 
 
-def test_a_machine_trains_and_scores(look, tmp_path):
-    *news, done = machine.train(train_job(look, lab.train_py(begun="note(begun=1)")))
+def test_a_machine_trains_and_scores(look, ground, tmp_path):
+    """It trains on its own cores alone, and without a view of the coordinator's trainings."""
+    kept = ground.workspace.common_dir / "autoresearch" / "tag" / "runs"
+    kept.mkdir(parents=True, exist_ok=True)
+    begun = (
+        "note(cores=len(os.sched_getaffinity(0)), "
+        f"seen=tried(lambda: os.listdir({str(kept.parent)!r})))"
+    )
+    *news, done = machine.train(train_job(look, lab.train_py(begun=begun)))
     assert isinstance(done, Trained)
     assert done.result.outcome == "ok", done.result
     assert done.score.outcome == "ok", done.score_log
-    assert b'NOTE {"begun": 1}' in b"".join(one.log for one in news)
-    assert any(one.exported for one in news)
+    printed = b"".join(one.log for one in news)
+    (line,) = [line for line in printed.splitlines() if line.startswith(b"NOTE")]
+    note = json.loads(line[5:])
+    assert note["cores"] == 1
+    assert note["seen"] in ("FileNotFoundError", "PermissionError", "")
+    assert [one.exported for one in news].count(True) == 1
     archive.unpack(done.artifacts, tmp_path / "artifacts")
     assert (tmp_path / "artifacts" / protocol.EXPORTED).is_file()
     assert done.cache  # of the baseline
@@ -199,28 +214,9 @@ def test_a_machine_trains_and_scores(look, tmp_path):
     assert not list((paths.home() / "cluster").glob("task-*"))
 
 
-def test_its_processes_keep_to_their_cores(look):
-    begun = "note(cores=len(os.sched_getaffinity(0)))"
-    *news, done = machine.train(train_job(look, lab.train_py(begun=begun), scored=False))
-    assert done.result.outcome == "ok"
-    assert done.score is None
-    assert b'NOTE {"cores": 1}' in b"".join(one.log for one in news)
-
-
-def test_the_coordinator_s_earlier_trainings_are_hidden(look, ground):
-    kept = ground.workspace.common_dir / "autoresearch" / "tag" / "runs"
-    kept.mkdir(parents=True, exist_ok=True)
-    first = f"note(seen=tried(lambda: os.listdir({str(kept.parent)!r})))"
-    *news, done = machine.train(train_job(look, lab.train_py(first=first), scored=False))
-    assert done.result.outcome == "ok"
-    (line,) = [
-        line for line in b"".join(one.log for one in news).splitlines() if line.startswith(b"NOTE")
-    ]
-    assert json.loads(line[5:])["seen"] in ("FileNotFoundError", "PermissionError", "")
-
-
 def test_a_machine_of_another_kind_is_refused(look):
     (seen,) = [one for one in machine.inspect(look) if isinstance(one, Inspected)]
+    assert pickle.loads(pickle.dumps(seen)) == seen  # it can be sent
     pinned = dict(seen.environment.fingerprint)
     assert pinned["number of cores"] == 1
     for name, value in (("device", "NVIDIA H100"), ("JAX", "0.1"), ("number of cores", 2)):
@@ -273,25 +269,19 @@ def test_a_task_that_is_given_up_leaves_nothing_running(look):
         os.close(handle)
 
 
-def test_what_a_killed_task_left_goes(look):
-    left = paths.home() / "cluster" / "task-dead"
-    left.mkdir(parents=True)
-    (left / "big").write_bytes(b"x")
-    list(machine.inspect(look))
-    assert not left.exists()
-
-
 def test_news_come_as_they_happen():
     go = threading.Event()
 
     def work(reporter):
-        reporter.say("said")
         reporter.live("happens")
+        reporter.say("said")
+        reporter.exported()
         assert go.wait(20)
         return "result"
 
     task = machine._with_news(work)
-    assert next(task) == News(live="happens", said=("said",))
+    assert next(task) == News(live="happens", said="said")
+    assert next(task) == News(live="happens", exported=True)
     go.set()
     *_, last = task
     assert last == "result"
@@ -311,18 +301,10 @@ def test_a_coordinator_without_ray_is_told(monkeypatch, tmp_path):
         cluster.Cluster("auto", tmp_path / "log")
 
 
-def test_an_environment_can_travel(look):
-    import pickle
-
-    (seen,) = [one for one in machine.inspect(look) if isinstance(one, Inspected)]
-    found = pickle.loads(pickle.dumps(seen)).environment
-    assert isinstance(found, environment.Environment)
-    assert found.fingerprint == seen.environment.fingerprint
-
-
 def test_what_cannot_be_sent_is_a_crash(look, monkeypatch):
+    job = train_job(look, lab.train_py())
     monkeypatch.setattr(archive, "MOST_BYTES", 1000)
-    *_, done = machine.train(train_job(look, lab.train_py()))
+    *_, done = machine.train(job)
     assert (done.result.outcome, done.artifacts, done.score) == ("crash", b"", None)
     assert "cannot be sent: artifacts has more than" in done.result.reason
 
@@ -337,7 +319,7 @@ def test_what_was_refused_is_not_sent(look):
 def test_preparing_ends_with_the_task(look, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     waits = b"import time\nprint('waits', flush=True)\ntime.sleep(600)\n"
-    frozen = archive.pack_files({"prepare.py": waits, "constants.py": b"TIME_BUDGET = 1\n"})
+    frozen = packed(prepare=waits, constants=b"TIME_BUDGET = 1\n")
     before = psutil.Process().children(recursive=True)  # of other tests
     task = machine.inspect(dataclasses.replace(look, frozen=frozen))
     while "prepares the data" not in next(task).live:

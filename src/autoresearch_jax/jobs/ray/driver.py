@@ -1,8 +1,12 @@
-"""The process that talks to Ray for a coordinator: python -m autoresearch_jax.jobs.ray.driver FD.
+"""The process that talks to Ray for a coordinator.
 
-Ray ends a driver that has lost its head, and takes over its signals, so it is a process of its own.
-Through a connection it gets (number, task's name, task, options) and (number, "cancel"), and
-answers (number, kind, value). When the coordinator has gone, it ends, and Ray ends its tasks.
+    python -m autoresearch_jax.jobs.ray.driver FD ADDRESS PATIENCE_SECONDS
+
+Ray ends a driver that loses its head, and takes over its signals, so it is a process of its own.
+FD is a connection to the coordinator. It carries ("ready", machines) or ("failed", reason) first,
+and then one connection for each task, which carries (task's name, task, options) to this process
+and (kind, value) back. Closing that one cancels its task. When the coordinator has gone, this
+process exits, and Ray ends its tasks.
 """
 
 import contextlib
@@ -13,6 +17,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
 from typing import Any
 
 import ray
@@ -21,71 +26,42 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from autoresearch_jax.jobs.ray import machine
 from autoresearch_jax.jobs.ray.messages import Machine, Refused
 
-HEALTH_SECONDS = 5.0  # between two looks at the head
-ANSWER_SECONDS = 20.0  # that a look may take
-RETRY_SECONDS = 2.0  # between two tries to find the head
+HEALTH_SECONDS = 5.0  # between two checks of the head
+ANSWER_SECONDS = 20.0  # in which the head must answer a check
+RETRY_SECONDS = 2.0  # between two attempts to find the head
 LOST = 3  # exit code: the head has gone
 
-
-class Driver:
-    """Tasks of one coordinator."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._one = threading.Lock()  # writes
-        self._running: dict[int, Any] = {}  # generators, by number
-        remote = ray.remote(
-            max_retries=0,  # what is lost the coordinator queues again
-            max_calls=0,  # a process that has inspected its machine runs further tasks
-        )
-        self._tasks = {name: remote(task) for name, task in machine.TASKS.items()}
-
-    def answer(self, number: int, kind: str, value: Any = None) -> None:
-        with self._one:
-            self._connection.send((number, kind, value))
-
-    def serve(self) -> None:
-        """Until the coordinator has gone."""
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                number, what, *rest = self._connection.recv()
-                try:
-                    self._do(number, what, *rest)
-                except Exception as error:  # the others go on
-                    self.answer(number, "lost", _words(error))
-
-    def _do(self, number: int, what: str, task: Any = None, options: Any = None) -> None:
-        if what == "cancel":
-            if (running := self._running.get(number)) is not None:
-                ray.cancel(running)
-            return
-        remote = self._tasks[what].options(num_returns="streaming", **_options(options))
-        self._running[number] = remote.remote(task)
-        threading.Thread(target=self._follow, args=(number,), daemon=True).start()
-
-    def _follow(self, number: int) -> None:
-        task = self._running[number]
-        try:
-            for reference in task:
-                self.answer(number, "news", ray.get(reference))
-            self.answer(number, "done")
-        except ray.exceptions.TaskCancelledError:
-            self.answer(number, "cancelled")
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, Refused):
-                self.answer(number, "refused", error.cause.args)
-            else:
-                print(error, file=sys.stderr, flush=True)
-                self.answer(number, "failed", repr(error.cause))
-        except BaseException as error:  # a machine or a process has gone, or this one's memory
-            self.answer(number, "lost", _words(error))
-        finally:
-            del self._running[number]
+# The coordinator queues a lost task again, and a process that has inspected its machine runs
+# further tasks.
+TASKS = {name: ray.remote(max_retries=0, max_calls=0)(task) for name, task in machine.TASKS.items()}
 
 
-def _words(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip() or repr(error)).splitlines()[0]
+def _serve(connection: Connection) -> None:
+    """Runs the task of one connection."""
+    try:
+        name, task, options = connection.recv()
+        remote = TASKS[name].options(num_returns="streaming", **_options(options))
+        running = remote.remote(task)
+        threading.Thread(target=_cancel_when_closed, args=(connection, running)).start()
+        for reference in running:
+            connection.send(("news", ray.get(reference)))
+        answer: tuple[str, Any] = ("done", None)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, Refused):
+            answer = "refused", error.cause.args
+        else:
+            print(error, file=sys.stderr, flush=True)
+            answer = "failed", repr(error.cause)
+    except BaseException as error:  # a machine or a process has gone, or this one's memory
+        answer = "lost", (str(error).strip() or repr(error)).splitlines()[0]
+    with contextlib.suppress(OSError):
+        connection.send(answer)
+
+
+def _cancel_when_closed(connection: Connection, running: Any) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        connection.recv()
+    ray.cancel(running)  # does nothing once the task has ended
 
 
 def _options(options: dict[str, Any]) -> dict[str, Any]:
@@ -138,16 +114,18 @@ def _watch_head() -> None:
 
 
 def main() -> None:
-    connection = Connection(int(sys.argv[1]))
-    address, patience_s = connection.recv()
+    control, address, patience_s = Connection(int(sys.argv[1])), sys.argv[2], float(sys.argv[3])
     try:
         _connect(address, patience_s)
-        connection.send((0, "ready", _machines()))
+        control.send(("ready", _machines()))
     except Exception as error:
-        connection.send((0, "failed", " ".join(str(error).split())[:300] or repr(error)))
+        control.send(("failed", " ".join(str(error).split())[:300] or repr(error)))
         return
     threading.Thread(target=_watch_head, daemon=True).start()
-    Driver(connection).serve()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            connection = Connection(recv_handle(control))
+            threading.Thread(target=_serve, args=(connection,), daemon=True).start()
     os._exit(0)  # Ray's own shutdown takes seconds, and ends no more than this does
 
 

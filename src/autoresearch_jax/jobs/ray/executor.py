@@ -1,16 +1,15 @@
-"""The coordinator's side of a cluster: jobs that run on whichever machine has room."""
+"""The coordinator's side of a cluster: it runs each job on a machine that has room."""
 
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from errno import EDQUOT, EIO, ENOSPC, EROFS
 from typing import Any
 
-from autoresearch_jax.common import files, scored_files
+from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.jobs.compile_cache import CompileCache
-from autoresearch_jax.jobs.executor import Context
+from autoresearch_jax.jobs.executor import CompileCache, Context
 from autoresearch_jax.jobs.job import (
     NO_EVENTS,
     CompileJob,
@@ -22,15 +21,7 @@ from autoresearch_jax.jobs.job import (
 )
 from autoresearch_jax.jobs.ray import archive, placement
 from autoresearch_jax.jobs.ray.cluster import Cluster
-from autoresearch_jax.jobs.ray.messages import (
-    News,
-    Refused,
-    Requirements,
-    Scored,
-    ScoreTask,
-    Trained,
-    TrainTask,
-)
+from autoresearch_jax.jobs.ray.messages import News, Refused, Requirements, ScoreTask, TrainTask
 from autoresearch_jax.records.events import Outcome
 
 FULL = (EDQUOT, EIO, ENOSPC, EROFS)  # errors of a disk that no training has filled
@@ -72,22 +63,19 @@ class RayExecutor:
             archive.pack(trusted) if trusted.is_dir() else b"",
             self._context.max_memory_gb,
         )
-
-        def stop() -> bool:
-            return self._context.stop() or events.abandoned()
-
-        begun, trained, exported = time.monotonic(), None, False
+        begun = time.monotonic()
         with job.log.open("wb") as printed:
-            for event in self._events("train", task, stop):
-                if isinstance(event, News):
-                    printed.write(event.log)
-                    printed.flush()
-                    if event.exported and not exported:
-                        exported = True
-                        events.exported()
-                else:
-                    trained = event
-        if not isinstance(trained, Trained):
+
+            def take(news: News) -> None:
+                printed.write(news.log)
+                printed.flush()
+                if news.exported:
+                    events.exported()
+
+            trained = self._run(
+                "train", task, lambda: self._context.stop() or events.abandoned(), take
+            )
+        if trained is None:
             seconds = {"wall_seconds": round(time.monotonic() - begun, 3)}
             return TrainResult(Outcome.ABANDONED, "abandoned", seconds, job.log)
         result = replace(trained.result, log=job.log)
@@ -113,31 +101,39 @@ class RayExecutor:
             return scored[1]
         try:
             packed = archive.pack_scored(job.artifacts)
-        except (archive.TooLarge, scored_files.TooMuch, OSError) as error:
+        except (archive.TooMuch, OSError) as error:
             return Score(Outcome.REFUSED, f"it cannot be sent: {error}", {})
         task = ScoreTask(self._requirements, job, packed)
-        for event in self._events("score", task, self._context.stop):
-            if isinstance(event, Scored):
-                job.log.write_bytes(event.log)
-                return event.score
-        return Score(Outcome.ABANDONED, "abandoned", {})
+        found = self._run("score", task, self._context.stop)
+        if found is None:
+            return Score(Outcome.ABANDONED, "abandoned", {})
+        job.log.write_bytes(found.log)
+        return found.score
 
-    def _events(
-        self, name: str, task: TrainTask | ScoreTask, stop: Callable[[], bool]
-    ) -> Iterator[Any]:
-        """What the task yields, on one machine after the other until one does not refuse it."""
+    def _run(
+        self,
+        name: str,
+        task: TrainTask | ScoreTask,
+        stop: Callable[[], bool],
+        take: Callable[[News], None] = lambda news: None,
+    ) -> Any:
+        """Runs a task on one machine after the other until one does not refuse it.
+
+        Returns its result, or None if it was stopped. `take` gets its news.
+        """
         view, title, resources = self._context.view, task.job.title, self._requirements.resources
         view.live(f"{title}: waiting for a machine of the cluster")
         while True:
             options = placement.options(resources) | {"not_on": self._cluster.refusing()}
             try:
                 for event in self._cluster.run(name, task, options, stop):
-                    if isinstance(event, News):
-                        for text in event.said:
-                            view.say(text)
-                        view.live(event.live or f"{title}: starting")
-                    yield event
-                return
+                    if not isinstance(event, News):
+                        return event
+                    if event.said:
+                        view.say(event.said)
+                    view.live(event.live or f"{title}: starting")
+                    take(event)
+                return None
             except Refused as refused:  # it is the machine, so another one may do
                 node, why = refused.args
                 self._cluster.has_refused(node)

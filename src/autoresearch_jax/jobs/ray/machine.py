@@ -2,7 +2,7 @@
 
 Each of TASKS is a generator that yields news, and its result last. A task that is cancelled gets
 a KeyboardInterrupt. If it is killed, along with the machine or because the coordinator is gone,
-what it has started ends as well, and the locks of its devices are released.
+all that it has started ends as well, and the locks of its devices are released.
 """
 
 import contextlib
@@ -12,14 +12,13 @@ import queue
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax.common import paths, scored_files
+from autoresearch_jax.common import paths
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs import device_allocation, environment, logs
@@ -44,7 +43,7 @@ from autoresearch_jax.repo.workspace import Place
 from autoresearch_jax.system import device_use, locks, nvidia, process, visible_devices
 from autoresearch_jax.system.disk_errors import disk_errors
 
-NEWS_SECONDS = 0.5  # between two looks at what has been printed
+NEWS_SECONDS = 0.5  # between two news of what has been printed
 NAME = socket.gethostname()
 
 
@@ -52,8 +51,8 @@ def inspect(requirements: Requirements) -> Iterator[Any]:
     """Yields what the machine is. Raises Refused if it does not meet the requirements."""
 
     def work(reporter: "_Reporter") -> Inspected:
-        with _own_devices(requirements, reporter) as devices, _own_folder() as (here, _):
-            return Inspected(NAME, _environment(requirements, devices, here, reporter))
+        with _own_devices(requirements, reporter) as devices:
+            return Inspected(NAME, _environment(requirements, devices, reporter))
 
     yield from _with_news(work)
 
@@ -72,21 +71,21 @@ def train(task: TrainTask) -> Iterator[Any]:
             if task.cache:
                 archive.unpack(task.cache, here / "baseline-cache")
             reporter.log = job.log
-            result = executor.train(job, Events(exported=reporter.exported.set))
+            result = executor.train(job, Events(exported=reporter.exported))
             score, score_log = None, here / "score.log"
             if result.outcome == Outcome.OK and job.scored_next:
                 score = executor.score(
                     ScoreJob(here / "frozen", artifacts, score_log, job.title, job.limits)
                 )
-                early = artifacts.with_name("score-early.log")
-                score_log = score_log if score_log.exists() else early
+                if not score_log.exists():
+                    score_log = here / "score-early.log"
             left = cache = b""
             try:
                 # The coordinator does not score again what was refused.
                 if result.outcome == Outcome.OK and (score is None or score.outcome == Outcome.OK):
                     left = archive.pack_scored(artifacts)
                     cache = b"" if task.cache else archive.pack(here / "cache")
-            except (archive.TooLarge, scored_files.TooMuch, OSError) as error:
+            except (archive.TooMuch, OSError) as error:
                 why = f"what it left cannot be sent: {error}"
                 result, score = replace(result, outcome=Outcome.CRASH, reason=why), None
             result = replace(result, provenance=provenance)
@@ -108,11 +107,63 @@ def score(task: ScoreTask) -> Iterator[Any]:
     yield from _with_news(work)
 
 
+TASKS = {"inspect": inspect, "train": train, "score": score}
+
+
 def _read(log: Path) -> bytes:
     return logs.read_tail(log, logs.LOG_BYTES).encode()
 
 
 # ------------------------------------------------------------------------------------ news
+
+
+class _Reporter:
+    """Collects the news of the thread that works: it is a View, and reads what the job prints."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()  # set when nobody waits for the result
+        self.log: Path | None = None
+        self._events: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self._live = ""
+        self._read = 0  # bytes of the log
+
+    def say(self, text: str) -> None:
+        self._events.put(News(said=text))
+
+    def live(self, text: str) -> None:
+        self._live = text
+
+    def exported(self) -> None:
+        self._events.put(News(exported=True))
+
+    def news(self) -> Iterator[News]:
+        """Yields what has happened since the last call."""
+        while not self._events.empty():
+            yield self._events.get()._replace(live=self._live)
+        printed = b""
+        if self.log is not None and self.log.exists():
+            with self.log.open("rb") as file:
+                file.seek(self._read)
+                printed = file.read()
+            self._read += len(printed)
+        yield News(self._live, printed)
+
+
+def _with_news(work: Callable[[_Reporter], Any]) -> Iterator[Any]:
+    """Yields news while `work` runs in a thread, and then its result. Raises its errors."""
+    reporter = _Reporter()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work, reporter)
+        try:
+            while not future.done():
+                wait([future], NEWS_SECONDS)
+                yield from reporter.news()
+        finally:
+            reporter.stopped.set()
+    try:
+        yield future.result()
+    except UserError as error:
+        raise Refused(_node(), str(error)) from None
 
 
 def _node() -> str:
@@ -121,116 +172,50 @@ def _node() -> str:
     return ray.get_runtime_context().get_node_id() if ray and ray.is_initialized() else ""
 
 
-class _Reporter:
-    """Where the thread that works leaves its news: a View, and what the job has printed."""
-
-    def __init__(self) -> None:
-        self.stopped = threading.Event()  # set when nobody waits for the result
-        self.exported = threading.Event()
-        self.log: Path | None = None
-        self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._live = ""
-        self._read = 0
-
-    def say(self, text: str) -> None:
-        self._said.put(text)
-
-    def live(self, text: str) -> None:
-        self._live = text
-
-    def news(self) -> News:
-        """Since the last time."""
-        said = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                said.append(self._said.get_nowait())
-        return News(self._printed(), self._live, tuple(said), self.exported.is_set())
-
-    def _printed(self) -> bytes:
-        if self.log is None:
-            return b""
-        with contextlib.suppress(FileNotFoundError), self.log.open("rb") as file:
-            file.seek(self._read)
-            found = file.read(logs.LOG_BYTES)
-            self._read += len(found)
-            return found
-        return b""
-
-
-def _with_news(work: Callable[[_Reporter], Any]) -> Iterator[Any]:
-    """Yields news while `work` runs in a thread, then what that returns; raises what it raises."""
-    reporter = _Reporter()
-    last = News()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work, reporter)
-        try:
-            while not future.done():
-                time.sleep(NEWS_SECONDS / 5 if last == News() else NEWS_SECONDS)
-                if (news := reporter.news()) != last or news.log or news.said:
-                    last = news
-                    yield news
-        finally:
-            reporter.stopped.set()
-    try:
-        found = future.result()
-    except UserError as error:
-        raise Refused(_node(), str(error)) from None
-    while (news := reporter.news()).log:  # what was printed last
-        yield news
-    yield found
-
-
 # --------------------------------------------------------------------------------- machine
+
+
+@dataclass(frozen=True)
+class _Devices:
+    """The devices of one task, and a folder of its own, with the frozen files in `frozen`."""
+
+    allocation: DeviceAllocation
+    locks: tuple[int, ...]  # of the devices and the folder
+    folder: Path
+    place: Place
 
 
 @contextlib.contextmanager
 def _executor(
     requirements: Requirements, reporter: _Reporter, max_memory_gb: float | None = None
 ) -> Iterator[tuple[LocalExecutor, Path, dict[str, str]]]:
-    """An executor with devices of its own, its folder, and where it is, for the records.
-
-    The folder has the frozen files in `frozen`.
-    """
-    with (
-        _own_devices(requirements, reporter) as devices,
-        _own_folder() as (here, lock),
-        disk_errors(),
-    ):
-        found = _environment(requirements, devices, here, reporter)
+    """Yields an executor with devices of its own, its folder, and its provenance."""
+    with _own_devices(requirements, reporter) as devices:
+        found = _environment(requirements, devices, reporter)
         context = Context(
-            Place(here / "frozen", paths.home(), Path(requirements.hidden)),
-            here,
+            devices.place,
+            devices.folder,
             replace(found, target=None),
             reporter,
             stop=reporter.stopped.is_set,
-            trusted_cache=here / "baseline-cache",
+            trusted_cache=devices.folder / "baseline-cache",
             max_memory_gb=max_memory_gb,
-            keep_fds=(*devices.locks, lock),
+            keep_fds=devices.locks,
         )
         executor = LocalExecutor(context, devices.allocation)
         claimed = {name: str(found.provenance[name]) for name in ("isolation", "box")}
         try:
-            yield executor, here, {"machine": NAME, **claimed}
+            yield executor, devices.folder, {"machine": NAME, **claimed}
         finally:
             executor.end_early()
 
 
-def _own_folder() -> contextlib.AbstractContextManager[tuple[Path, int]]:
-    return locks.own_folder(paths.home() / "cluster", "task")
-
-
-@dataclass(frozen=True)
-class _Devices:
-    allocation: DeviceAllocation
-    locks: tuple[int, ...]
-
-
 @contextlib.contextmanager
 def _own_devices(requirements: Requirements, reporter: _Reporter) -> Iterator[_Devices]:
-    """The devices that Ray has given this task, locked: loops without Ray lock them, too."""
+    """Locks the devices that Ray has given this task, since loops without Ray lock them, too."""
     with contextlib.suppress(OSError):  # Ray's tasks give way to all others
         os.setpriority(os.PRIO_PROCESS, 0, 0)
-    os.environ.pop("OMP_NUM_THREADS", None)  # Ray's as well
+    os.environ.pop("OMP_NUM_THREADS", None)  # set by Ray
     names, wanted = visible_devices.device_names(), requirements.resources
     what = f"a task of autoresearch-jax on Ray, at {NAME}"
     if wanted.kind == "CPU":
@@ -250,9 +235,13 @@ def _own_devices(requirements: Requirements, reporter: _Reporter) -> Iterator[_D
             # A driver takes moments to release what the task before had. What others use stays.
             with contextlib.suppress(UserError):
                 device_use.wait_until_free()
+    home = paths.home()
     try:
         allocation.bind_thread()
-        yield _Devices(allocation, tuple(handles.values()))
+        with locks.own_folder(home / "cluster", "task") as (here, lock), disk_errors():
+            archive.unpack(requirements.frozen, here / "frozen")
+            place = Place(here / "frozen", home, Path(requirements.hidden))
+            yield _Devices(allocation, (*handles.values(), lock), here, place)
     finally:
         for handle in handles.values():
             os.close(handle)
@@ -261,30 +250,26 @@ def _own_devices(requirements: Requirements, reporter: _Reporter) -> Iterator[_D
 _known: dict[Any, Environment] = {}  # by this process, which Ray keeps for further tasks
 
 
-def _environment(
-    requirements: Requirements, devices: _Devices, here: Path, reporter: _Reporter
-) -> Environment:
-    """The machine's environment, examined once a process.
+def _environment(wanted: Requirements, devices: _Devices, reporter: _Reporter) -> Environment:
+    """Returns the machine's environment, examined once a process.
 
     Raises UserError if it does not meet the requirements.
     """
-    wanted, frozen, allocation = requirements, here / "frozen", devices.allocation
-    archive.unpack(wanted.frozen, frozen)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    key = (wanted.frozen, wanted.data, wanted.isolation, wanted.required, visible)
+    key = replace(wanted, fingerprint=()), os.environ.get("CUDA_VISIBLE_DEVICES")
     if key not in _known:
-        _prepare(wanted, frozen, reporter)
-        place = Place(frozen, paths.home(), Path(wanted.hidden))
-        overrides = dict(allocation.variables) or None
-        _known[key] = environment.examine(place, wanted.isolation, wanted.required, overrides)
+        _prepare(wanted, devices.place.root, reporter)
+        overrides = dict(devices.allocation.variables) or None
+        _known[key] = environment.examine(
+            devices.place, wanted.isolation, wanted.required, overrides
+        )
     found = _known[key]
-    found = replace(found, fingerprint={**found.fingerprint, **allocation.fingerprint})
+    found = replace(found, fingerprint=found.fingerprint | devices.allocation.fingerprint)
     kind = wanted.resources.kind
     if kind != "CPU" and found.platform == "cpu":
         extra = "tpu" if kind == "TPU" else nvidia.cuda_extra()
         raise UserError(
             f"JAX on {NAME} sees only the CPU. Install it there with the extra {extra}, and start "
-            "Ray anew."
+            "Ray again."
         )
     for name, pinned in wanted.fingerprint:
         if found.fingerprint.get(name) != pinned:
@@ -298,47 +283,26 @@ def _environment(
 
 def _prepare(wanted: Requirements, frozen: Path, reporter: _Reporter) -> None:
     """Prepares the data unless it is there. Raises UserError."""
-    with _one_at_a_time(paths.home() / "cluster" / "prepare.lock", reporter):
-        try:
-            found = manifest.load(frozen)
-        except manifest.DataError:
-            reporter.live(f"{NAME} prepares the data ({wanted.source})")
-            command = [sys.executable, "prepare.py", "--source", wanted.source]
-            command += ["--num-shards", str(wanted.num_shards)]
-            log = frozen.with_name("prepare.log")
-            ended = process.run(
-                command,
-                cwd=frozen,
-                env=os.environ,
-                stdout=log,
-                limit_s=math.inf,
-                abandoned=reporter.stopped.is_set,
-            )
-            if ended.returncode:
-                last = logs.last_line(log) or "it printed nothing"
-                raise UserError(f"{NAME} cannot prepare the data: {last}") from None
-            found = manifest.load(frozen)
+    try:
+        found = manifest.load(frozen)
+    except manifest.DataError:
+        reporter.live(f"{NAME} prepares the data ({wanted.source})")
+        command = [sys.executable, "prepare.py", "--source", wanted.source]
+        log = frozen.with_name("prepare.log")
+        ended = process.run(
+            [*command, "--num-shards", str(wanted.num_shards)],
+            cwd=frozen,
+            env=os.environ,
+            stdout=log,
+            limit_s=math.inf,
+            abandoned=reporter.stopped.is_set,
+        )
+        if ended.returncode:
+            last = logs.last_line(log) or "it printed nothing"
+            raise UserError(f"{NAME} cannot prepare the data: {last}") from None
+        found = manifest.load(frozen)
     if found.fingerprint != wanted.data:
         raise UserError(
             f"the data prepared on {NAME} ({found.fingerprint}) is not the coordinator's "
             f"({wanted.data}). Prepare it there again: {found.command}"
         )
-
-
-@contextlib.contextmanager
-def _one_at_a_time(path: Path, reporter: _Reporter) -> Iterator[None]:
-    while True:
-        try:
-            lock = locks.hold(path, "prepares data")
-            break
-        except locks.Held:
-            if reporter.stopped.is_set():
-                raise
-            time.sleep(NEWS_SECONDS)
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-TASKS = {"inspect": inspect, "train": train, "score": score}

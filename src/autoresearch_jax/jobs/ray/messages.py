@@ -66,12 +66,12 @@ class ScoreTask:
 
 
 class News(NamedTuple):
-    """What has happened since the last ones."""
+    """What has happened since the last news."""
 
-    log: bytes = b""  # that was printed since
-    live: str = ""
-    said: tuple[str, ...] = ()
-    exported: bool = False  # whether the training's budget runs
+    live: str = ""  # what the job does now
+    log: bytes = b""  # what it has printed since
+    said: str = ""  # a message for the person
+    exported: bool = False  # whether the training's budget has just begun
 
 
 class Trained(NamedTuple):

@@ -81,7 +81,7 @@ def requirements(
     assert data is not None
     return Requirements(
         given,
-        frozen=archive.pack_files({name: (workspace.root / name).read_bytes() for name in FROZEN}),
+        frozen=archive.pack(workspace.root, FROZEN),
         source=data.source,
         num_shards=data.num_shards,
         data=data.fingerprint,
