@@ -1,4 +1,4 @@
-"""What disturbs a training is seen; what a training is by itself does not look like it."""
+"""Interference with a training is detected; a training without any does not look like it."""
 
 import os
 import random
@@ -36,14 +36,13 @@ def steps(count, seconds=0.3):
     return [4 * seconds, *(seconds * rng.gauss(1.0, 0.01) for _ in range(count - 1))]
 
 
-@pytest.mark.parametrize("count", [21, 24, 950, 100_000])
-@pytest.mark.parametrize("slower", [1.0, 30.0])
+@pytest.mark.parametrize(("count", "slower"), [(21, 30.0), (24, 1.0), (950, 30.0), (100_000, 1.0)])
 def test_quiet_steps_lose_nothing_however_slow(count, slower):
     assert lost_percent(steps(count, 0.3 * slower)) < 0.1
 
 
 @pytest.mark.parametrize(("count", "every"), [(950, 100), (950, 2), (24, 5)])
-def test_long_steps_that_come_again_and_again_are_usual(count, every):
+def test_long_steps_that_recur_are_usual(count, every):
     """As with an evaluation; step N+1 is dispatched meanwhile, and ends the sooner."""
     seconds = steps(count)
     for i in range(every, count - 1, every):
@@ -64,7 +63,7 @@ def test_time_that_some_steps_lost_is_counted():
         assert lost_percent(crowded) > 10
 
 
-def test_few_steps_tell_nothing():
+def test_few_steps_have_no_share():
     assert lost_percent([]) is None
     assert lost_percent(steps(20)) is None
     assert lost_percent(steps(21)) is not None
@@ -75,7 +74,7 @@ def test_few_steps_tell_nothing():
 # ---------------------------------------------------------------------------
 
 
-def test_a_reason_is_one_line_of_what_is_known():
+def test_a_reason_is_one_line():
     hot = {"throttled_percent": 34.2}
     said = interference.reason(hot, {"throttled_percent": "slowed down because it is hot"}, QUIET)
     assert said == (
@@ -87,7 +86,7 @@ def test_a_reason_is_one_line_of_what_is_known():
     assert said == "process 7 (cc1) took 50% of the cores' time from the training"
 
 
-def test_what_is_usual_here_is_believed():
+def test_what_is_usual_on_a_machine_is_no_interference():
     assert interference.reason({}, {}) == interference.reason({}, {}, {}) == ""
     assert interference.reason(QUIET, {}, {}) == ""
     noisy, uneven = {"lost_percent": 4.0}, {"lost_percent": 20.0}
@@ -116,74 +115,71 @@ esac
 
 @pytest.fixture
 def nvidia_smi(tmp_path, monkeypatch):
-    """Sets what a driver tells: bits of its clocks, and rows of the processes."""
+    """Sets what a driver reports: bits of its clocks, and rows of the processes."""
     for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
 
-    def tell(*bits, apps="", field="clocks_event_reasons", script=SMI):
+    def report(*bits, apps="", field="clocks_event_reasons", script=SMI):
         rows = "".join(ROW.format(f"0x{one:016x}") + "\n" for one in bits)
         (tmp_path / "clocks").write_text(rows)
         (tmp_path / "apps").write_text(apps)
         (tmp_path / "nvidia-smi").write_text(script.format(folder=tmp_path, field=field))
         (tmp_path / "nvidia-smi").chmod(0o755)
 
-    return tell
+    return report
 
 
-def watched(known=(), looks=interference.LEAST_SAMPLES):
-    """A watch that has looked so often and ended."""
-    watch = interference.GpuMonitor(known, every_s=0.001)
-    done, look = threading.Semaphore(0), watch._look
+def monitored(known=(), samples=interference.LEAST_SAMPLES):
+    """Returns a monitor that has taken so many samples and was closed."""
+    monitor = interference.GpuMonitor(known, every_s=0.001)
+    done, sample = threading.Semaphore(0), monitor._sample
 
     def counted():
-        look()
+        sample()
         done.release()
 
-    watch._look = counted
-    watch.begin()
-    watch.begin()
-    assert all(done.acquire(timeout=60) for _ in range(looks))
-    watch.end()
-    watch.end()
-    return watch
+    monitor._sample = counted
+    with monitor:
+        assert all(done.acquire(timeout=60) for _ in range(samples))
+    return monitor
 
 
 @pytest.mark.parametrize("field", ["clocks_event_reasons", "clocks_throttle_reasons"])
-def test_a_clock_that_is_held_back_is_seen(nvidia_smi, field):
+def test_a_throttled_clock_is_seen(nvidia_smi, field):
     nvidia_smi(0x0, 0x24, field=field)  # the second GPU: hot, and at its power limit
-    watch = watched()
-    assert watch.metrics == {"throttled_percent": 100.0}
-    assert watch.words == {"throttled_percent": "slowed down because it is hot"}
-    assert interference.reason(watch.metrics, watch.words, QUIET).startswith("the GPU was slowed")
+    monitor = monitored()
+    assert monitor.metrics == {"throttled_percent": 100.0}
+    assert monitor.words == {"throttled_percent": "slowed down because it is hot"}
+    assert interference.reason(monitor.metrics, monitor.words, QUIET).startswith(
+        "the GPU was slowed"
+    )
 
 
-@pytest.mark.parametrize("bits", [0x0, 0x1, 0x2, 0x4, 0x10, 0x100, 0x117])
+@pytest.mark.parametrize("bits", [0x0, 0x2, 0x117])
 def test_a_busy_or_idle_gpu_is_not_throttled(nvidia_smi, bits):
     nvidia_smi(bits)
-    assert watched().metrics == {"throttled_percent": 0.0}
+    assert monitored().metrics == {"throttled_percent": 0.0}
 
 
-@pytest.mark.parametrize("bits", [0x8, 0x20, 0x40, 0x80])
-def test_heat_and_want_of_power_throttle(nvidia_smi, bits):
+@pytest.mark.parametrize("bits", [0x8, 0x80])
+def test_heat_and_too_little_power_throttle(nvidia_smi, bits):
     nvidia_smi(bits)
-    assert watched().metrics == {"throttled_percent": 100.0}
+    assert monitored().metrics == {"throttled_percent": 100.0}
 
 
 def test_a_driver_that_does_not_answer_is_no_evidence(nvidia_smi, tmp_path):
     nvidia_smi(0x8, field="neither")
-    assert watched(looks=12).metrics == {}
+    assert monitored(samples=12).metrics == {}
     nvidia_smi(0x8)
-    assert watched(looks=3).metrics == {}  # too few
+    assert monitored(samples=3).metrics == {}  # too few
     nvidia_smi(0x8, script="#!/bin/sh\ntouch {folder}/asked\nexec sleep 5\n")
-    watch = interference.GpuMonitor(every_s=0.001)
-    watch.begin()
-    while not (tmp_path / "asked").exists():
-        time.sleep(0.01)
-    begun = time.monotonic()
-    watch.end()
+    with interference.GpuMonitor(every_s=0.001) as monitor:
+        while not (tmp_path / "asked").exists():
+            time.sleep(0.01)
+        begun = time.monotonic()
     assert time.monotonic() - begun < 1.0  # it is not waited for
-    assert watch.metrics == {}
+    assert monitor.metrics == {}
 
 
 @pytest.fixture
@@ -205,24 +201,24 @@ def foreign():
     os.kill(pid, signal.SIGKILL)
 
 
-def test_only_strangers_on_a_gpu_are_strange(nvidia_smi, own, foreign):
+def test_a_gpu_is_shared_only_with_processes_that_are_not_ours(nvidia_smi, own, foreign):
     ours = f"{own}, 60000, python\n{os.getpid()}, 10, python\n"
     nvidia_smi(apps=ours)
-    assert watched().metrics == {"shared_percent": 0.0}
+    assert monitored().metrics == {"shared_percent": 0.0}
     nvidia_smi(apps=f"{ours}{foreign}, 2000, /usr/bin/python3\n")
-    watch = watched()
-    assert watch.metrics == {"shared_percent": 100.0}
-    stranger = f"process {foreign} (/usr/bin/python3, 2000 MiB)"
-    assert watch.words == {"shared_percent": stranger}
-    said = interference.reason(watch.metrics, watch.words, QUIET)
-    assert said.startswith(f"{stranger} held memory of the GPU as well, in 100% of the training")
-    assert watched(known=[foreign]).metrics == {"shared_percent": 0.0}
+    monitor = monitored()
+    assert monitor.metrics == {"shared_percent": 100.0}
+    foreign_words = f"process {foreign} (/usr/bin/python3, 2000 MiB)"
+    assert monitor.words == {"shared_percent": foreign_words}
+    said = interference.reason(monitor.metrics, monitor.words, QUIET)
+    assert said.startswith(f"{foreign_words} also used memory of the GPU, in 100% of the training")
+    assert monitored(known=[foreign]).metrics == {"shared_percent": 0.0}
 
 
-def test_ids_of_another_numbering_are_no_evidence(nvidia_smi, own, foreign):
+def test_process_ids_of_another_numbering_are_no_evidence(nvidia_smi, own, foreign):
     """As in a container: none of what the driver lists is ours, though we compute there."""
     nvidia_smi(0x0, apps=f"{foreign}, 60000, python\n")
-    assert watched().metrics == {"throttled_percent": 0.0}
+    assert monitored().metrics == {"throttled_percent": 0.0}
 
 
 # ---------------------------------------------------------------------------
@@ -233,36 +229,35 @@ linux = pytest.mark.skipif(not supervisor.LINUX, reason="there is no /proc")
 
 
 @linux
-def test_what_our_processes_did_is_ours_also_when_they_have_ended():
+def test_processes_of_ours_that_have_ended_count_as_ours():
     before = interference._accounts()
     burner = [sys.executable, "-c", BURN, "0.5"]
     subprocess.run(["sh", "-c", '"$@"; true', "sh", *burner], check=True)
     after = interference._accounts()
-    assert after.own - before.own >= 0.4 * os.sysconf("SC_CLK_TCK")
-    assert after.busy - before.busy >= 0.4 * os.sysconf("SC_CLK_TCK")
+    assert after.own - before.own >= 0.4
+    assert after.busy - before.busy >= 0.4
 
 
 @linux
-def test_others_on_the_cores_are_seen(monkeypatch):
+def test_other_processes_on_the_cores_are_seen(monkeypatch):
     """All cores are taken, however busy the machine is besides."""
     burn = ["setsid", "-f", sys.executable, "-c", BURN, "60"]
     marked = {**os.environ, "DISTURBANCE_TEST": str(os.getpid())}
     count = len(os.sched_getaffinity(0))
     monkeypatch.setattr(interference, "LEAST_SECONDS", 1.0)
-    watch = interference.monitor("cpu")
+    monitor = interference.monitor("cpu")
     try:
         for _ in range(count):
             subprocess.run(burn, env=marked, check=True)
         time.sleep(0.3)
-        watch.begin()
-        time.sleep(1.5)
-        watch.end()
+        with monitor:
+            time.sleep(1.5)
     finally:
         ended = [pid for pid in _marked(f"DISTURBANCE_TEST={os.getpid()}") if not _kill(pid)]
     assert len(ended) == count
-    assert watch.metrics["crowded_percent"] > 50
-    assert watch.words["crowded_percent"].startswith(("process ", "other processes"))
-    assert "from the training" in interference.reason(watch.metrics, watch.words, QUIET)
+    assert monitor.metrics["crowded_percent"] > 50
+    assert monitor.words["crowded_percent"].startswith(("process ", "other processes"))
+    assert "from the training" in interference.reason(monitor.metrics, monitor.words, QUIET)
 
 
 def _marked(variable):
@@ -281,20 +276,16 @@ def _kill(pid):
 
 
 @linux
-def test_a_short_training_on_a_cpu_tells_nothing():
-    watch = interference.monitor("cpu")
-    watch.end()  # before it began
-    watch.begin()
-    watch.end()
-    assert (watch.metrics, watch.words) == ({}, {})
+def test_a_short_training_on_a_cpu_has_no_metrics():
+    with interference.monitor("cpu") as monitor:
+        pass
+    assert (monitor.metrics, monitor.words) == ({}, {})
 
 
-def test_where_nothing_can_be_seen_nothing_is_said():
-    for platform in ("tpu", ""):
-        watch = interference.monitor(platform)
-        watch.begin()
-        watch.end()
-        assert (watch.metrics, watch.words) == ({}, {})
+def test_a_platform_without_evidence_has_no_metrics():
+    with interference.monitor("tpu") as monitor:
+        pass
+    assert (monitor.metrics, monitor.words) == ({}, {})
 
 
 # ---------------------------------------------------------------------------
@@ -328,12 +319,12 @@ def train(tmp_path):
 
 
 class Recorded(interference.Monitor):
-    """A watch that sees one thing: how long it looked."""
+    """A monitor that reports one thing: how long it was open."""
 
-    def _begin(self):
+    def __enter__(self):
         self.begun = time.monotonic()
 
-    def _end(self):
+    def __exit__(self, *_):
         self.metrics["throttled_percent"] = 10 * (time.monotonic() - self.begun)
         self.words["throttled_percent"] = "watched"
 
@@ -352,7 +343,7 @@ time.sleep(1.5)
 """
 
 
-def test_a_training_is_watched_while_it_trains(train, tmp_path):
+def test_a_training_is_monitored_while_it_trains(train, tmp_path):
     folder = tmp_path / "train"
     folder.mkdir()
     (folder / "train.py").write_text(PHASES)

@@ -1,10 +1,12 @@
-"""What runs jobs: one protocol, and an implementation for each place (`local`, `ray`)."""
+"""The protocol of what runs jobs, which `local` and `ray` implement, and what both of them use."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from autoresearch_jax.common import files
 from autoresearch_jax.common.console import View
 from autoresearch_jax.jobs import scoring
 from autoresearch_jax.jobs.compile_check import CompileCheck
@@ -24,7 +26,7 @@ Scorer = Callable[..., Score]  # as `scoring.score`
 
 
 class Executor(Protocol):
-    """Runs the jobs of one worker, one after the other."""
+    """Runs the jobs of one worker, one after another."""
 
     def train(self, job: TrainJob, events: Events = NO_EVENTS) -> TrainResult:
         """Trains, until it and all it started has ended.
@@ -43,15 +45,15 @@ class Executor(Protocol):
         ...
 
     def trust_cache(self) -> None:
-        """Lets all later trainings start with what the last one, the baseline's, has compiled."""
+        """Lets all later trainings start with what the last one, the baseline's, compiled."""
         ...
 
     def end_early(self) -> None:
-        """Ends a scoring that was started early and that nobody will ask for."""
+        """Ends a scoring that was started early and is not needed."""
         ...
 
     def bind_thread(self) -> None:
-        """Lets the calling thread, and what it starts, run on this worker's cores alone."""
+        """Restricts the calling thread, and what it starts, to this worker's cores."""
         ...
 
 
@@ -68,3 +70,28 @@ class Context:
     scorer: Scorer = scoring.score
     max_memory_gb: float | None = None  # GiB of a device that a training may use; None: all
     keep_fds: tuple[int, ...] = ()  # locks, which whatever is started inherits
+
+
+@dataclass(frozen=True)
+class CompileCache:
+    """A copy of what the baseline compiled, for each training.
+
+    What other trainings add is removed: an agent's training can write anything there, and the
+    record of a later training would depend on it.
+    """
+
+    folder: Path  # of the training that runs
+    trusted: Path  # what the baseline compiled; the workers of a tag share it
+
+    def prepare(self) -> None:
+        """Makes the folder for the next training."""
+        files.remove(self.folder)
+        if self.trusted.is_dir():
+            shutil.copytree(self.trusted, self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def trust(self) -> None:
+        """Keeps what the last training, the baseline's, compiled for all later ones."""
+        if self.folder.is_dir():  # else a loop that was killed has moved it already
+            files.remove(self.trusted)
+            self.folder.rename(self.trusted)

@@ -1,29 +1,33 @@
-"""Whether something took part of the device from a training, so that its score is not believed.
+"""Whether other processes, or heat, took part of a device from a training.
 
-A slower architecture must not look like interference, so nothing here compares the speed of two
-trainings. Four kinds of evidence, each a share of the time in which it trained:
+The score of such a training is not trusted. A slower architecture must not look like interference,
+so nothing here compares the speed of two trainings. There are four kinds of evidence, each a share
+of the time of the training:
 
 - `lost_percent`: what it lost while its steps took longer than usual in it (kit/progress.py);
 - `throttled_percent`: how long a GPU's clock was throttled, because of heat or too little power;
 - `shared_percent`: how long a process that is not ours used memory of the GPU;
-- `crowded_percent`: what others took of a CPU's cores while nothing was left over.
+- `crowded_percent`: what others took of a CPU's cores while no core was idle.
 
-The first is what a training says of itself. It could buy a second try with it, so the caller
-repeats an experiment at most once.
+A training reports the first itself. It could buy a second attempt with it, so the caller repeats
+an experiment at most once.
 """
 
-import contextlib
 import os
 import threading
 from collections import Counter
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+import psutil
 
 from autoresearch_jax.system import device_use, nvidia, supervisor
 
-# A training with interference has more, and more than so many times what is usual.
-# bench/interference.py measures what quiet and crowded ones have.
+# A training with interference has more than this, and more than TIMES_USUAL times what is usual.
+# bench/interference.py measures quiet and crowded trainings.
 LEAST = {
     "throttled_percent": 10.0,
     "shared_percent": 5.0,
@@ -31,15 +35,17 @@ LEAST = {
     "lost_percent": 5.0,
 }
 TIMES_USUAL = 3.0
-UNTRIED = 10.0  # the least, where nothing is known to be usual
+UNTRIED = 10.0  # the least where it is not known what is usual
 
-SAMPLE_SECONDS = 5.0  # between two looks at a GPU
-LEAST_SAMPLES = 10  # fewer are no share of anything
+SAMPLE_SECONDS = 5.0  # between two samples of a GPU
+LEAST_SAMPLES = 10  # fewer give no share
 LEAST_SECONDS = 8.0  # of a training on a CPU; a demo's has 10
+
+STAT = Path("/proc/stat")
 
 SENTENCES = {
     "throttled_percent": "the GPU was {words} in {found:.0f}% of the training",
-    "shared_percent": "{words} held memory of the GPU as well, in {found:.0f}% of the training",
+    "shared_percent": "{words} also used memory of the GPU, in {found:.0f}% of the training",
     "crowded_percent": "{words} took {found:.0f}% of the cores' time from the training",
     "lost_percent": "the training lost {found:.0f}% while its steps took longer than usual in it",
 }
@@ -48,10 +54,10 @@ SENTENCES = {
 def reason(
     metrics: Mapping[str, float], words: Mapping[str, str], *trusted: Mapping[str, float]
 ) -> str:
-    """Why a training is not believed, in one line; or "".
+    """Returns why a training is not trusted, in one line; or "".
 
     `metrics` and `words` are those of its TrainResult. `trusted` are the metrics of trainings that
-    are believed: the baseline's, which tell how quiet the machine is, and its base's, which may
+    are trusted: the baseline's, which show how quiet the machine is, and its base's, which may
     take longer for some steps than for others by design.
     """
     for name, sentence in SENTENCES.items():
@@ -63,49 +69,30 @@ def reason(
     return ""
 
 
+class Monitor(AbstractContextManager["Monitor"]):
+    """Observes the devices while it is open. This one sees nothing; its subclasses do."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}  # once it is closed
+        self.words: dict[str, str] = {}  # who or what interfered, by the metrics' names
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 def monitor(
     platform: str, known: Collection[int] = (), environ: Mapping[str, str] = os.environ
-) -> "Monitor":
-    """A monitor for the devices of this platform: cpu, gpu, tpu.
+) -> Monitor:
+    """Returns a monitor for the devices of a platform: cpu, gpu, tpu.
 
     `known` are the processes that used memory of an accelerator before the first training, which
     finds its devices by `environ`.
     """
     if platform in ("gpu", "cuda"):
         return GpuMonitor(known, environ)
-    if platform == "cpu" and supervisor.LINUX:
+    if platform == "cpu" and STAT.is_file():
         return CpuMonitor()
     return Monitor()  # a TPU runs one process at a time, and does not report its clock
-
-
-class Monitor:
-    """Looks at the devices from `begin` to `end`. This one sees nothing; its subclasses do."""
-
-    def __init__(self) -> None:
-        self.metrics: dict[str, float] = {}  # once it has ended
-        self.words: dict[str, str] = {}  # who or what it was, by the metrics' names
-        self._begun = self._ended = False
-
-    def begin(self) -> None:
-        """The training's budget runs from now on. A second call does nothing."""
-        if not self._begun:
-            self._begun = True
-            self._begin()
-
-    def end(self) -> None:
-        """The budget is over. Does nothing before `begin`, or when called again."""
-        if self._begun and not self._ended:
-            self._ended = True
-            self._end()
-
-    def _begin(self) -> None:
-        pass
-
-    def _end(self) -> None:
-        pass
-
-
-# ------------------------------------------------------------------------------------------ GPUs
 
 
 class GpuMonitor(Monitor):
@@ -121,115 +108,100 @@ class GpuMonitor(Monitor):
         self._environ = environ
         self._known = frozenset(known)
         self._every_s = every_s
-        self._own = {os.getpid()}  # and all that it started, as far as it was seen
-        self._names: dict[int, str] = {}  # of those who are not ours
-        self._looks: Counter[str] = Counter()  # by metric
-        self._found: dict[str, Counter[str]] = {}  # by metric: what some of these looks found
-        self._lock = threading.Lock()
+        self._own = {os.getpid()}  # and every process seen below it
+        self._names: dict[int, str] = {}  # of the processes that are not ours
+        # What each sample found, or "".
+        self._samples: dict[str, list[str]] = {"throttled_percent": [], "shared_percent": []}
         self._over = threading.Event()
 
-    def _begin(self) -> None:
+    def __enter__(self) -> Self:
         threading.Thread(target=self._run, daemon=True).start()
+        return self
 
     def _run(self) -> None:
         while not self._over.wait(self._every_s):
-            self._look()
+            self._sample()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         self._see_own()
         gpus, holders = nvidia.gpus(self._environ), device_use.holders(self._environ)
-        self._see_own()  # what has started meanwhile may be among the holders
-        with self._lock:
-            if self._over.is_set():
-                return
-            if gpus:
-                usual = {words for bit, words in nvidia.SLOWED.items() if bit & nvidia.USUAL}
-                slowed = {words for gpu in gpus for words in gpu.slowed}
-                self._note("throttled_percent", slowed - usual)
-            # In a container the driver may number processes otherwise than we do: a list without
-            # one of ours says nothing.
-            if self._own & holders.keys():
-                foreign = holders.keys() - self._own - self._known
-                names = {self._names.setdefault(pid, holders[pid]) for pid in foreign}
-                self._note("shared_percent", names)
+        self._see_own()  # processes that started meanwhile may be among the holders
+        if self._over.is_set():
+            return
+        if gpus:
+            usual = {words for bit, words in nvidia.SLOWED.items() if bit & nvidia.USUAL}
+            slowed = {words for gpu in gpus for words in gpu.slowed}
+            self._samples["throttled_percent"].append(" and ".join(sorted(slowed - usual)))
+        # In a container the driver may number processes differently: a list without one of ours
+        # is no evidence.
+        if self._own & holders.keys():
+            foreign = holders.keys() - self._own - self._known
+            names = {self._names.setdefault(pid, holders[pid]) for pid in foreign}
+            self._samples["shared_percent"].append(" and ".join(sorted(names)))
 
     def _see_own(self) -> None:
         self._own.update(supervisor.descendants(os.getpid()) if supervisor.LINUX else [])
 
-    def _note(self, name: str, found: set[str]) -> None:
-        self._looks[name] += 1
-        seen = self._found.setdefault(name, Counter())
-        if found:
-            seen[" and ".join(sorted(found))] += 1
-
-    def _end(self) -> None:
-        with self._lock:  # a look that is under way is not waited for: a driver may hang
-            self._over.set()
-        for name, found in self._found.items():
-            if self._looks[name] >= LEAST_SAMPLES:
-                self.metrics[name] = round(100 * found.total() / self._looks[name], 2)
+    def __exit__(self, *_: object) -> None:
+        self._over.set()  # a sample that is under way is not awaited: a driver may hang
+        for name, samples in self._samples.items():
+            if len(samples) >= LEAST_SAMPLES:
+                found = Counter(filter(None, samples))
+                self.metrics[name] = round(100 * found.total() / len(samples), 2)
                 self.words[name] = max(found, key=found.__getitem__, default="")
-
-
-# ------------------------------------------------------------------------------------- CPU cores
 
 
 class CpuMonitor(Monitor):
     """Compares what the cores did with what our processes did, as the system counts it."""
 
-    def _begin(self) -> None:
+    def __enter__(self) -> Self:
         self._before = _accounts()
+        return self
 
-    def _end(self) -> None:
+    def __exit__(self, *_: object) -> None:
         before, after = self._before, _accounts()
-        if before is None or after is None:
-            return
         idle, busy = after.idle - before.idle, after.busy - before.busy
-        if idle + busy < LEAST_SECONDS * os.sysconf("SC_CLK_TCK") * len(os.sched_getaffinity(0)):
+        if idle + busy < LEAST_SECONDS * len(os.sched_getaffinity(0)):
             return
-        # What others did while cores were left over has taken nothing from the training.
-        taken = max(0, busy - (after.own - before.own) - idle)
+        # What others did while cores were idle has taken nothing from the training.
+        taken = max(0.0, busy - (after.own - before.own) - idle)
         self.metrics["crowded_percent"] = round(100 * taken / (idle + busy), 2)
         self.words["crowded_percent"] = "other processes"
-        others = {pid: ticks - before.others.get(pid, 0) for pid, ticks in after.others.items()}
+        others = {pid: spent - before.others.get(pid, 0) for pid, spent in after.others.items()}
         most = max(others, key=others.__getitem__, default=0)
-        if others and others[most] > taken / 2:
+        if others.get(most, 0.0) > taken / 2:
             self.words["crowded_percent"] = f"process {most} ({after.names[most]})"
 
 
 @dataclass(frozen=True)
 class _Accounts:
-    """What the cores that this process may use have done so far, in the system's ticks."""
+    """The seconds that the cores which this process may use have spent so far."""
 
-    idle: int
-    busy: int  # by whomever, also by other machines on the same host
-    own: int  # by this process and all that it started
-    others: dict[int, int]  # by each other process that runs
+    idle: float
+    busy: float  # for any process, also for other machines on the same host
+    own: float  # for this process and its descendants, those that have ended included
+    others: dict[int, float]  # for each other process that runs
     names: dict[int, str]  # of those
 
 
-def _accounts() -> _Accounts | None:
-    """The accounts of this moment; None where the system keeps none."""
-    try:
-        lines = Path("/proc/stat").read_text().splitlines()
-    except OSError:
-        return None
+def _accounts() -> _Accounts:
     cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-    idle = busy = own = 0
-    for name, *fields in (line.split() for line in lines if line.startswith("cpu")):
+    idle = busy = 0
+    for name, *fields in map(str.split, STAT.read_text().splitlines()):
         if name in cores:
-            user, nice, system, unused, waiting, *rest = (int(field) for field in fields[:8])
+            user, nice, system, unused, waiting, *rest = map(int, fields[:8])
             idle += unused + waiting
             busy += user + nice + system + sum(rest)
     family = {os.getpid(), *supervisor.descendants(os.getpid())}
-    others, names = {}, {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has just ended
-            start, _, end = (entry / "stat").read_text(errors="replace").rpartition(")")
-            ticks = [int(field) for field in end.split()[11:15]]
-            pid = int(entry.name)
-            if pid in family:
-                own += sum(ticks)  # those of children that have ended included
-            else:
-                others[pid], names[pid] = sum(ticks[:2]), start.partition("(")[2]
-    return _Accounts(idle, busy, own, others, names)
+    own, others, names = 0.0, {}, {}
+    for process in psutil.process_iter(["name", "cpu_times"]):
+        times = process.info["cpu_times"]
+        if times is None:  # it has just ended
+            continue
+        if process.pid in family:
+            own += times.user + times.system + times.children_user + times.children_system
+        else:
+            others[process.pid] = times.user + times.system
+            names[process.pid] = process.info["name"]
+    ticks = os.sysconf("SC_CLK_TCK")
+    return _Accounts(idle / ticks, busy / ticks, own, others, names)

@@ -12,10 +12,9 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import Manifest
 from autoresearch_jax.jobs import interference, scoring, training
-from autoresearch_jax.jobs.compile_cache import CompileCache
 from autoresearch_jax.jobs.compile_check import CompileCheck
 from autoresearch_jax.jobs.device_allocation import WHOLE, DeviceAllocation
-from autoresearch_jax.jobs.executor import Context
+from autoresearch_jax.jobs.executor import CompileCache, Context
 from autoresearch_jax.jobs.job import (
     NO_EVENTS,
     SEED,

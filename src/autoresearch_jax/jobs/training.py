@@ -1,5 +1,6 @@
 """One training process: start it, time it from outside, bound it, read what it left."""
 
+import contextlib
 import json
 import math
 import os
@@ -49,26 +50,24 @@ def train(
     monitor = interference.Monitor() if monitor is None else monitor
     exported = False
 
-    def tick() -> str:
-        nonlocal exported
-        events.live(logs.last_line(job.log))
-        over = clock.look()
-        if clock.training:
-            monitor.begin()
-        else:
-            monitor.end()
-        if clock.training and not over and not exported:
-            exported = True
-            events.exported()
-        return over
+    with contextlib.ExitStack() as monitored:
 
-    try:
+        def tick() -> str:
+            nonlocal exported
+            events.live(logs.last_line(job.log))
+            over = clock.look()
+            if not clock.training:
+                monitored.close()
+            elif not exported and not over:
+                exported = True
+                monitored.enter_context(monitor)
+                events.exported()
+            return over
+
         # The clock's limits are the ones that count.
         ended = launch.start([sys.executable, "train.py"], cwd=job.folder, log=job.log).wait(
             limit_s=math.inf, abandoned=events.abandoned, tick=tick
         )
-    finally:
-        monitor.end()
     over = clock.look(last=True)
     returncode = launch.returncode(ended)
     tail = logs.read_tail(job.log)
