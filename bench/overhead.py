@@ -207,13 +207,9 @@ def measure_process(count: int) -> dict:
         (folder / "train.py").write_text(LEAVE + (TOP / "train.py").read_text())
         env = os.environ | {"AUTORESEARCH_RUN_DIR": name}
         ends = [
-            process.run(
-                [sys.executable, "train.py"],
-                cwd=folder,
-                env=env,
-                stdout=folder / "log",
-                limit_s=60.0,
-            )
+            process.Running(
+                [sys.executable, "train.py"], cwd=folder, env=env, stdout=folder / "log"
+            ).wait(limit_s=60.0)
             for _ in range(count)
         ]
     return spread([ended.seconds for ended in ends])

@@ -53,14 +53,12 @@ def run(tmp_path):
         fields["readable"] = (work, *fields.get("readable", ()))
         sandbox = Sandbox(scratch=scratch, **fields)
         assert not isolation.unavailable(level)
-        return process.run(
+        return process.Running(
             isolation.wrap(level, program, sandbox),
             cwd=work,
             env=env or isolation.environment(given or os.environ, scratch),
             stdout=tmp_path / "out",
-            limit_s=60,
-            abandoned=abandoned,
-        )
+        ).wait(limit_s=60, abandoned=abandoned)
 
     return run
 
@@ -491,8 +489,8 @@ def test_a_killed_harness_leaves_no_process(level, tmp_path):
     harness = f"""
         from pathlib import Path
         from autoresearch_jax.system import process
-        process.run({argv!r}, cwd=Path({str(scratch)!r}), env={{"MARK": {mark!r}}},
-                    stdout=Path({str(tmp_path / "out")!r}), limit_s=60)
+        process.Running({argv!r}, cwd=Path({str(scratch)!r}), env={{"MARK": {mark!r}}},
+                        stdout=Path({str(tmp_path / "out")!r})).wait(limit_s=60)
         """
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(harness)]) as killed:
         wait_for((scratch / "pid").exists)

@@ -355,30 +355,29 @@ def test_what_cannot_start_is_the_persons_to_mend(train, tmp_path):
             TrainJob(tmp_path / "nowhere", tmp_path, tmp_path / "l", "a test", 1.0),
             Launch("none", isolation.Sandbox(tmp_path / "scratch"), {}),
         )
-    options = {"env": dict(os.environ), "limit_s": 9.0}
+    options = {"env": dict(os.environ), "cwd": tmp_path}
     with pytest.raises(UserError, match=r"no-such-program cannot be started.*No such file"):
-        process.run(["/no-such-program"], cwd=tmp_path, stdout=tmp_path / "log", **options)
+        process.Running(["/no-such-program"], stdout=tmp_path / "log", **options).wait(limit_s=9)
     with pytest.raises(UserError, match=r"cannot be started.*no/log"):
-        process.run(["true"], cwd=tmp_path, stdout=tmp_path / "no" / "log", **options)
+        process.Running(["true"], stdout=tmp_path / "no" / "log", **options).wait(limit_s=9)
 
 
 def test_a_command_that_ends_at_once_is_noticed(tmp_path):
-    options = {"env": dict(os.environ), "cwd": tmp_path, "limit_s": 5.0}
+    options = {"env": dict(os.environ), "cwd": tmp_path, "stdout": tmp_path / "log"}
     for _ in range(25):
-        ended = process.run(["/bin/sh", "-c", "exit 3"], stdout=tmp_path / "log", **options)
+        ended = process.Running(["/bin/sh", "-c", "exit 3"], **options).wait(limit_s=5)
         assert (ended.returncode, ended.why) == (3, "exit")
 
 
 def test_two_outputs_can_be_kept_apart(tmp_path):
-    ended = process.run(
+    ended = process.Running(
         ["/bin/sh", "-c", "cat; echo err >&2; exit 4"],
         cwd=tmp_path,
         env=dict(os.environ),
         stdin=wrote(tmp_path / "in", "words"),
         stdout=tmp_path / "out",
         stderr=tmp_path / "err",
-        limit_s=20,
-    )
+    ).wait(limit_s=20)
     assert (ended.returncode, ended.why) == (4, "exit")
     assert (tmp_path / "out").read_text() == "words"
     assert (tmp_path / "err").read_text() == "err\n"

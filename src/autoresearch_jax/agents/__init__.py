@@ -84,7 +84,7 @@ class Context:
     # request that the compile check refused
     committed: Callable[[], str] = field(default=str)  # the subject of its commit, or ""
     abandoned: Callable[[], bool] = field(default=lambda: False)  # called often; True: stop now
-    keep_fds: tuple[int, ...] = ()  # for process.run: the locks that must outlive a killed loop
+    keep_fds: tuple[int, ...] = ()  # for process.Running: the locks that must outlive a killed loop
     level: str = "none"  # one of isolation.LEVELS
     sandbox: Sandbox | None = None  # the sandbox of a client; None: none
     env: Mapping[str, str] = field(default_factory=dict)  # in addition to the user's

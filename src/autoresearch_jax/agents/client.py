@@ -126,17 +126,16 @@ class ClientAgent(Agent):
         if context.sandbox is not None:
             argv = isolation.wrap(context.level, argv, self._sandbox(context.sandbox))
         try:
-            return process.run(
+            running = process.Running(
                 argv,
                 cwd=context.worktree,
                 env=self._environment(context),
                 stdin=stdin,
                 stdout=out,
                 stderr=err,
-                limit_s=limit_s,
-                abandoned=context.abandoned,
                 keep_fds=context.keep_fds,
             )
+            return running.wait(limit_s=limit_s, abandoned=context.abandoned)
         except OSError as error:
             if error.errno != errno.E2BIG:
                 raise

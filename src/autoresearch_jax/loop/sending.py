@@ -99,14 +99,14 @@ def _run(command: str, event: str, text: str) -> None:
         stdin, stdout = Path(folder) / "text", Path(folder) / "said"
         stdin.write_text(f"{text}\n", encoding="utf-8")
         try:
-            ended = process.run(
+            running = process.Running(
                 ["/bin/sh", "-c", command],
                 cwd=Path.cwd(),
                 env={**os.environ, "AUTORESEARCH_EVENT": event, "AUTORESEARCH_TEXT": text},
                 stdin=stdin,
                 stdout=stdout,
-                limit_s=COMMAND_SECONDS,
             )
+            ended = running.wait(limit_s=COMMAND_SECONDS)
         except (UserError, OSError) as error:
             raise Unsent(str(error).rstrip(".")) from None
         if ended.why == "limit":

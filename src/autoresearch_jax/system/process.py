@@ -1,4 +1,4 @@
-"""One command that another program or person wrote: run it, bound it, and leave nothing of it."""
+"""Run a command that another program or person wrote, limit it, and end all of its processes."""
 
 import contextlib
 import json
@@ -19,19 +19,20 @@ TICK_SECONDS = 0.2  # how soon a limit, an interruption or a new log line is not
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended. Nothing of it runs any more."""
+    """How a command ended. None of its processes is left."""
 
     returncode: int  # negative: the signal that ended it
     seconds: float
-    why: str  # "exit": by itself; "limit": it took too long; "abandoned": it was told to
+    why: str  # "exit": by itself; "limit": it took too long; "abandoned": as the caller asked
 
 
 class Running:
-    """A command in a session of its own, and all that it starts. It is to be waited for, or ended.
+    """A command in a session of its own, with all processes that it starts.
 
-    Output goes to the files `stdout` and `stderr` (None: the same file), which keep the head and
-    the tail of a flood. Without a `stdin` it reads what `tell` writes. `keep_fds` stay open until
-    all has ended, even if this process is killed: the locks.
+    Call `wait` or `end`. Output goes to the files `stdout` and `stderr` (None: the same file). They
+    keep only the head and the tail of long output. If `stdin` is None, the command reads what
+    `tell` writes. `keep_fds`, which are locks, stay open until all processes have ended, even if
+    this process is killed.
     """
 
     def __init__(
@@ -45,12 +46,12 @@ class Running:
         stdin: Path | None = Path("/dev/null"),
         keep_fds: Sequence[int] = (),
     ) -> None:
-        """Starts it; that it cannot be started is said when it is waited for, or ended."""
+        """Start the command. If it cannot be started, `wait` and `end` raise the error."""
         self._argv, self._cwd, self._over = list(argv), cwd, False
         read: int | None = None
-        self._told: int | None = None
+        self._pipe: int | None = None
         if stdin is None:
-            read, self._told = os.pipe()
+            read, self._pipe = os.pipe()
         spec = {
             "argv": self._argv,
             "cwd": str(cwd),
@@ -58,21 +59,16 @@ class Running:
             "stdout": str(stdout),
             "stderr": None if stderr is None else str(stderr),
         }
+        command = [sys.executable, "-I", "-S", supervisor.__file__]
         self._begun = time.monotonic()
         try:
-            self._guard = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    "-S",
-                    supervisor.__file__,
-                    json.dumps(spec, ensure_ascii=False),
-                ],
+            self._supervisor = subprocess.Popen(
+                [*command, json.dumps(spec, ensure_ascii=False)],
                 env=dict(env),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # the terminal's Ctrl-C is for us alone
+                start_new_session=True,  # the terminal's Ctrl-C is for this process only
                 pass_fds=(*keep_fds, *(() if read is None else (read,))),
             )
         except BaseException:
@@ -83,15 +79,15 @@ class Running:
                 os.close(read)
 
     def tell(self, words: bytes) -> None:
-        """Writes a few words to its standard input, and ends that."""
-        assert self._told is not None
+        """Write a few words to its standard input, and close that."""
+        assert self._pipe is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended
-            os.write(self._told, words)
+            os.write(self._pipe, words)
         self._close()
 
     def pids(self) -> list[int]:
-        """The processes that run; [] where the system does not tell."""
-        return supervisor.descendants(self._guard.pid) if supervisor.LINUX else []
+        """Return its processes; [] on systems without /proc."""
+        return supervisor.descendants(self._supervisor.pid) if supervisor.LINUX else []
 
     def wait(
         self,
@@ -100,20 +96,20 @@ class Running:
         abandoned: Callable[[], bool] = lambda: False,
         tick: Callable[[], object] = lambda: None,
     ) -> Ended:
-        """Waits until all of it has ended.
+        """Wait until all of its processes have ended.
 
-        `abandoned` is asked, and `tick` called, every 0.2 s; the command is over its limit
-        `limit_s` from now on, or once `tick` returns something true. Raises UserError if the
-        command could not be started, or cannot be ended.
+        Every 0.2 s this asks `abandoned` and calls `tick`. The command is over its limit after
+        `limit_s` from now, or once `tick` returns something true. Raises UserError if the command
+        could not be started, or cannot be ended.
         """
-        why, deadline = "", time.monotonic() + limit_s
+        deadline = time.monotonic() + limit_s
         self._over = True
-        with self._guard:
+        with self._supervisor:
             try:
-                why = _watch(self._guard, deadline, abandoned, tick)
+                why = self._watch(deadline, abandoned, tick)
             finally:
                 self._close()
-                report = _end(self._guard)
+                report = self._end()
         if "error" in report:
             raise UserError(f"{self._argv[0]} cannot be started in {self._cwd}: {report['error']}.")
         if report["stuck"]:
@@ -122,70 +118,44 @@ class Running:
                 "may hold the accelerator. Look for them with `ps`, then run the same command "
                 "again."
             )
-        seconds = time.monotonic() - self._begun
-        return Ended(report["returncode"], seconds, why)
+        return Ended(report["returncode"], time.monotonic() - self._begun, why)
 
     def end(self) -> None:
-        """Ends it at once, if it was not waited for. Raises UserError as `wait` does."""
+        """End it at once, unless `wait` was called. Raises UserError as `wait` does."""
         if not self._over:
             self.wait(limit_s=0.0)
 
     def _close(self) -> None:
-        if self._told is not None:
-            os.close(self._told)
-            self._told = None
+        if self._pipe is not None:
+            os.close(self._pipe)
+            self._pipe = None
 
+    def _watch(
+        self, deadline: float, abandoned: Callable[[], bool], tick: Callable[[], object]
+    ) -> str:
+        """Wait for the supervisor's report, or for a reason to end the command."""
+        with selectors.DefaultSelector() as selector:
+            assert self._supervisor.stdout is not None
+            selector.register(self._supervisor.stdout, selectors.EVENT_READ)
+            while not selector.select(min(TICK_SECONDS, max(0.0, deadline - time.monotonic()))):
+                if abandoned():
+                    return "abandoned"
+                if time.monotonic() >= deadline or tick():
+                    return "limit"
+        return "exit"
 
-def run(
-    argv: Sequence[str],
-    *,
-    cwd: Path,
-    env: Mapping[str, str],
-    stdout: Path,
-    stderr: Path | None = None,
-    stdin: Path = Path("/dev/null"),
-    limit_s: float,
-    abandoned: Callable[[], bool] = lambda: False,
-    tick: Callable[[], object] = lambda: None,
-    keep_fds: Sequence[int] = (),
-) -> Ended:
-    """Runs a command until it, and all it started, has ended: `Running`, and `Running.wait`."""
-    running = Running(
-        argv, cwd=cwd, env=env, stdout=stdout, stderr=stderr, stdin=stdin, keep_fds=keep_fds
-    )
-    return running.wait(limit_s=limit_s, abandoned=abandoned, tick=tick)
-
-
-def _watch(
-    guard: "subprocess.Popen[bytes]",
-    deadline: float,
-    abandoned: Callable[[], bool],
-    tick: Callable[[], object],
-) -> str:
-    """Waits for the report of the supervisor, or for a reason to end the command."""
-    with selectors.DefaultSelector() as selector:
-        assert guard.stdout is not None
-        selector.register(guard.stdout, selectors.EVENT_READ)
-        while not selector.select(min(TICK_SECONDS, max(0.0, deadline - time.monotonic()))):
-            if abandoned():
-                return "abandoned"
-            if time.monotonic() >= deadline or tick():
-                return "limit"
-    return "exit"
-
-
-def _end(guard: "subprocess.Popen[bytes]") -> dict[str, int]:
-    """Tells the supervisor to end the command, and reads its report."""
-    assert guard.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        guard.stdin.close()
-    guard.stdin = None  # communicate() would flush it
-    try:
-        output, _ = guard.communicate(timeout=2 * supervisor.KILL_SECONDS)
-    except subprocess.TimeoutExpired:
-        guard.kill()
-        output = b""
-    if not output:  # it was killed: the command went with it, its daemons may not have
-        return {"returncode": -9, "stuck": 0}
-    report: dict[str, int] = json.loads(output)
-    return report
+    def _end(self) -> dict[str, int]:
+        """Make the supervisor end the command, and return its report."""
+        assert self._supervisor.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._supervisor.stdin.close()
+        self._supervisor.stdin = None  # communicate() would flush it
+        try:
+            output, _ = self._supervisor.communicate(timeout=2 * supervisor.KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._supervisor.kill()
+            output = b""
+        if not output:  # it was killed: the command went with it, its daemons may not have
+            return {"returncode": -9, "stuck": 0}
+        report: dict[str, int] = json.loads(output)
+        return report

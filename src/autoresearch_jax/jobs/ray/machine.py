@@ -289,14 +289,9 @@ def _prepare(wanted: Requirements, frozen: Path, reporter: _Reporter) -> None:
         reporter.live(f"{NAME} prepares the data ({wanted.source})")
         command = [sys.executable, "prepare.py", "--source", wanted.source]
         log = frozen.with_name("prepare.log")
-        ended = process.run(
-            [*command, "--num-shards", str(wanted.num_shards)],
-            cwd=frozen,
-            env=os.environ,
-            stdout=log,
-            limit_s=math.inf,
-            abandoned=reporter.stopped.is_set,
-        )
+        command += ["--num-shards", str(wanted.num_shards)]
+        running = process.Running(command, cwd=frozen, env=os.environ, stdout=log)
+        ended = running.wait(limit_s=math.inf, abandoned=reporter.stopped.is_set)
         if ended.returncode:
             last = logs.last_line(log) or "it printed nothing"
             raise UserError(f"{NAME} cannot prepare the data: {last}") from None
