@@ -13,7 +13,8 @@ from autoresearch_jax.common import syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.loop import statistics
 from autoresearch_jax.records import journal
-from autoresearch_jax.records.experiment import Experiment, Repeat
+from autoresearch_jax.records.events import Repeated
+from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system.interrupts import Abandoned
 from autoresearch_jax.views.watch import live_model
@@ -279,9 +280,15 @@ def test_a_gain_is_tried_at_another_depth(workspace):
     assert workspace.constants()["TIME_BUDGET"] == 1
 
 
+def repeat(score, purpose, split="val"):
+    return Repeated(
+        n=0, seed=1, purpose=purpose, split=split, outcome="ok", metrics={"val_bpb": score}
+    )
+
+
 def test_what_a_policy_costs_is_in_experiments_an_hour():
     def run(n, scores=1, status="discard"):
-        again = (Repeat(1, "decide", "val", "ok", "", 1.0),) * (scores - 1)
+        again = (repeat(1.0, "decide"),) * (scores - 1)
         return Experiment(
             n, "a", "a" if n else "", "", "", scored="ok", val_bpb=1.0, status=status,
             repeats=again,
@@ -299,9 +306,6 @@ def test_what_a_policy_costs_is_in_experiments_an_hour():
 
 
 def test_noise_takes_only_runs_that_nothing_was_chosen_on():
-    def repeat(score, purpose, split="val"):
-        return Repeat(1, purpose, split, "ok", "", score)
-
     baseline = Experiment(
         0, "a", "", "", "", scored="ok", val_bpb=1.0, repeats=(repeat(1.2, "noise"),)
     )

@@ -482,7 +482,7 @@ def test_a_look_at_the_best_that_is_lost_is_made_after_the_next_crash(workspace,
     with pytest.raises(UserError, match=r"Paused: \d+ experiments in a row crashed"):
         run(workspace, breaking(workspace), 40, view=view)
     assert gone.lost == 1
-    assert view.said.count("Warning: the machine is gone. It is not known, then.") == 1
+    assert view.said.count("Warning: the machine is gone. So that is not known.") == 1
     assert len(records(workspace, "control")) == 1
 
 
@@ -551,7 +551,7 @@ def test_the_baseline_the_noise_and_the_audit_are_done_once_more(workspace, monk
     run(workspace, ideas, 1, policy="confirm", audit=2, workers=workers, view=view)
     looks_right(workspace)
     assert len(records(workspace, "audited")) == 1
-    again = view.said.count("Warning: the machine is gone. What it did is done again.")
+    again = view.said.count("Warning: the machine is gone. Its work is done again.")
     assert again == 1 + 4 + 4  # baseline, noise, audit
 
 

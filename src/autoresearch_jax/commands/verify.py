@@ -16,8 +16,8 @@ from autoresearch_jax.loop.scaling import scaled
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
 from autoresearch_jax.records import events
-from autoresearch_jax.records.events import Outcome, Purpose
-from autoresearch_jax.records.experiment import Experiment, Repeat, refuse_without_parameters
+from autoresearch_jax.records.events import Outcome, Purpose, Repeated
+from autoresearch_jax.records.experiment import Experiment, refuse_without_parameters
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system.interrupts import Abandoned
 
@@ -218,7 +218,7 @@ def _recorded(e: Experiment) -> float:
 
 def _repeated(
     session: Session, worker: Worker, e: Experiment, purpose: Purpose, seed: int | None = None
-) -> Repeat:
+) -> Repeated:
     """Train once more and return a repeat that has a score. Raises Abandoned, UserError."""
     if session.interrupts.stopping():
         raise Abandoned

@@ -1,4 +1,4 @@
-"""Proposals that wait for their turn, and are carried over to what is the best by then."""
+"""Proposals that wait for their turn, when they are merged into the best of that time."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from autoresearch_jax.records.experiment import Experiment
 
 
 def carried(tag: OpenTag, version: Version) -> Queued:
-    """A measured experiment as a proposal on another best."""
+    """Return a measured experiment as a proposal on another best."""
     e = tag.experiments[version.n]
     return Queued(
         blob=tag.candidates.blob_id(e.commit),
@@ -27,20 +27,20 @@ def carried(tag: OpenTag, version: Version) -> Queued:
 
 
 def add(tag: OpenTag, queued: Queued) -> None:
-    """Records a proposal, which is taken from the journal when its turn comes."""
+    """Record a proposal, which the journal keeps until its turn comes."""
     assert queued.ask is not None
-    kept = _answer(tag, queued.ask)  # no ref names the blob: `git gc --prune=now` would drop it
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_bytes(tag.candidates.stored(queued.blob))
+    copy = _copy(tag, queued.ask)  # no ref names the blob, so `git gc --prune=now` would drop it
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_bytes(tag.candidates.stored(queued.blob))
     tag.journal.append(queued)
 
 
-def _answer(tag: OpenTag, ask: int) -> Path:
+def _copy(tag: OpenTag, ask: int) -> Path:
     return tag.ask_dir(ask) / "answer.py"
 
 
 def changes(tag: OpenTag, base: str, blob: str) -> str:
-    """What a train.py changes, for an agent that has not said it."""
+    """Describe what a train.py changes, for an agent that did not describe it."""
     old = readings.read(tag.candidates.show(base))
     new = readings.read(tag.candidates.stored(blob).decode(errors="replace"))
     if old.rest == new.rest:
@@ -52,9 +52,9 @@ def changes(tag: OpenTag, base: str, blob: str) -> str:
 
 
 def take(tag: OpenTag, queued: Queued) -> Queued | None:
-    """A proposal as it is on the present best: merged with it, where that is another one by now.
+    """Return a proposal on the present best, merged with it if it was made on an earlier one.
 
-    None where it is of no use. Then that is recorded, and it waits no more.
+    Returns None if that is not possible or nothing new. The proposal is then recorded as dropped.
     """
     best = tag.experiments.best
     assert best is not None
@@ -63,51 +63,47 @@ def take(tag: OpenTag, queued: Queued) -> Queued | None:
         tag.view.say(f"     not proposed, since {why}: {queued.description}")
         tag.journal.append(Dropped(ask=queued.ask, of=queued.of, reason=why))
         return None
-    if queued.base != best.commit and queued.of is None:
-        tag.view.say(f"     carried over to the train.py of experiment {best.n}")
-    blob = tag.candidates.store(found)  # it may have been dropped from the repository
+    blob = tag.candidates.store(found)  # the repository may have dropped it
     if queued.base == best.commit:
         return structs.replace(queued, blob=blob)
+    if queued.of is None:
+        tag.view.say(f"     carried over to the train.py of experiment {best.n}")
     return structs.replace(queued, blob=blob, base=best.commit, refused="", compiled={})
 
 
 def _on_best(tag: OpenTag, queued: Queued, best: Experiment) -> tuple[bytes | None, str]:
-    """The train.py of a proposal on the present best; or None, and why it cannot be proposed."""
+    """Return a proposal's train.py on the present best; or None, and why there is none."""
     source, why = _source(tag, queued), ""
     if source is None:
-        return None, "its train.py is not in the repository any more"
+        return None, "its train.py is no longer in the repository"
+    experiments = tag.experiments
     if queued.base != best.commit:
         source, why = _merged(tag, queued, best, source)
     if source is not None:
-        same = tag.experiments.same_program(syntax.meaning(source), running=True)
-        if same is None or (queued.of is not None and _same_origin(tag, same.n, queued.of)):
+        same = experiments.same_program(syntax.meaning(source), running=True)
+        family = [] if queued.of is None else experiments.family(experiments[queued.of])
+        if same is None or same in family:
             return source, ""
         why = f"it is experiment {same.n}"
-    # What was measured, and is better than the best as it is, is not lost to a merge.
-    measured = None if queued.of is None else tag.experiments[queued.of]
-    better = measured and better_as_it_is(tag.experiments, measured, best)
+    # A measured program that is better than the best as it is must not be lost to a merge.
+    measured = None if queued.of is None else experiments[queued.of]
+    better = measured and better_as_it_is(experiments, measured, best)
     return (tag.candidates.blob(better.commit), "") if better else (None, why)
 
 
 def _source(tag: OpenTag, queued: Queued) -> bytes | None:
-    """The train.py of a proposal as it was queued."""
+    """Return the train.py of a proposal as it was queued."""
     try:
         return tag.candidates.stored(queued.blob)
     except GitError:  # `git gc --prune=now` between two loops
-        kept = None if queued.ask is None else _answer(tag, queued.ask)
-        return kept.read_bytes() if kept is not None and kept.is_file() else None
-
-
-def _same_origin(tag: OpenTag, one: int, other: int) -> bool:
-    """Whether two experiments are one proposal, carried over or not."""
-    found = tag.experiments
-    return found.origin(found[one]).n == found.origin(found[other]).n
+        copy = None if queued.ask is None else _copy(tag, queued.ask)
+        return copy.read_bytes() if copy is not None and copy.is_file() else None
 
 
 def _merged(
     tag: OpenTag, queued: Queued, best: Experiment, source: bytes
 ) -> tuple[bytes | None, str]:
-    """A proposal's changes in the train.py of the best; or None, and why they do not fit there."""
+    """Merge a proposal's changes into the best; or return None, and why that failed."""
     merged = tag.candidates.merge(best.commit, queued.base, source)
     if merged is None:
         return None, f"it conflicts with experiment {best.n}"

@@ -1,12 +1,9 @@
-"""Who does what next: each worker gets something to measure, and results are decided in order.
+"""Which worker does what next.
 
-Workers measure side by side; proposals are asked for one at a time, and decided one at a time, in
-the order in which their scores arrive. A decision that takes another run of something waits for it,
-and the workers go on with what else there is.
-
-A proposal was made on the best of its time. If there is another best when its score arrives, a
-score that would have been kept does not count yet: what it changed is carried over to the new best
-and measured there (decision.py).
+The workers measure side by side. One of them at a time waits for a proposal, and results are
+decided one at a time, in the order in which the scores arrive. A decision that needs another run
+waits for it, while the workers do other work. `decision.py` says what becomes of a score whose
+proposal was made on an earlier best.
 """
 
 import re
@@ -15,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import takewhile
 
 from autoresearch_jax.agents import AgentError
 from autoresearch_jax.common.errors import UserError
@@ -28,36 +26,31 @@ from autoresearch_jax.loop.worker_pool import TICK_SECONDS, Job
 from autoresearch_jax.records.events import Purpose
 from autoresearch_jax.records.experiment import Experiment
 
-CRASHES = 3  # in a row and alike, after which the best is started again
+CRASHES = 3  # similar ones in a row, after which the best is trained again for a short time
 
 
-def run_alone(
-    session: Session, e: Experiment, repaired: Callable[[Experiment], bool] = lambda _: False
-) -> Experiment:
-    """Trains and decides one experiment, as far as the journal says that it is not yet.
+def run_alone(session: Session, e: Experiment) -> Experiment:
+    """Train and decide one experiment, as far as the journal does not record that already.
 
-    `repaired` is asked about one that crashed, and returns whether it has been repaired. Raises
-    Abandoned, and UserError where the loop cannot go on; `e` is undecided then.
+    Raises Abandoned, and UserError if the loop cannot continue; `e` stays undecided then.
     """
 
     def run(worker: Worker) -> None:
-        found = worker.measured(e)
-        while found.score is None and repaired(found):
-            found = worker.measured(session.experiments[e.n])
+        worker.measured(e)
         while (again := effects.carry_out(session, session.experiments[e.n])) is not None:
-            say_again(session, again)
-            measure_again(session, session.experiments[again.n], worker)
+            _announce(session, again)
+            _measure_again(session, session.experiments[again.n], worker)
 
-    session.pool.run([run])  # it works where its devices are
+    session.pool.run([run])
     return session.experiments[e.n]
 
 
-def say_again(session: Session, again: MeasureAgain) -> None:
+def _announce(session: Session, again: MeasureAgain) -> None:
     session.view.say(f"     measuring experiment {again.n} again: {again.reason}")
 
 
-def measure_again(session: Session, e: Experiment, worker: Worker) -> None:
-    """Once more, for a decision. Raises Abandoned, and UserError where the best fails."""
+def _measure_again(session: Session, e: Experiment, worker: Worker) -> None:
+    """Repeat an experiment for a decision. Raises Abandoned, and UserError if the best fails."""
     repeat = worker.repeat(e, Purpose.DECIDE)
     if repeat.score is None and e.status is not None:
         raise UserError(
@@ -68,11 +61,11 @@ def measure_again(session: Session, e: Experiment, worker: Worker) -> None:
 
 
 class _Retired(Exception):
-    """A worker cannot go on, and others do."""
+    """A worker cannot continue, but others do."""
 
 
 class Scheduler:
-    """Experiments by all workers of a session, until there is a reason to stop."""
+    """Runs experiments on all workers of a session, until there is a reason to stop."""
 
     def __init__(
         self,
@@ -85,29 +78,28 @@ class Scheduler:
         self._session = session
         self._proposer = proposer
         self._decided = decided
-        self._one = threading.RLock()  # decides, or hands something out
-        self._asking = threading.Lock()  # one waits for a proposal
-        self._checking = threading.Lock()  # one looks whether the machine is broken
+        self._lock = threading.RLock()  # held to decide, and to hand out work
+        self._asking = threading.Lock()  # held by the worker that waits for a proposal
+        self._checking = threading.Lock()  # held to check whether the machine is broken
         self._queue = [e.n for e in left]  # to be measured
         self._wanted: list[int] = []  # to be measured again, for a decision
-        self._again: set[int] = set()  # that are measured again now
-        self._arrived: list[int] = []  # that are measured, in their order, and not decided
-        self._losses: Counter[int] = Counter()  # in a row, of what is measured, by experiment
-        self._left = len(session.pool)  # workers that go on
-        self._idle = 0  # of these, the ones with nothing to measure
-        self._failed = False  # so that all others stop as well
+        self._again: set[int] = set()  # being measured again now
+        self._arrived: list[int] = []  # measured and not decided, in the order of arrival
+        self._losses: Counter[int] = Counter()  # failed measurements in a row, by experiment
+        self._left = len(session.pool)  # workers that still run
+        self._idle = 0  # those of them that have nothing to measure
+        self._failed = False  # so that all other workers stop as well
         self._torn = False  # a decision failed, perhaps between its record and its effects
-        self._limit = ""  # that was reached
+        self._limit = ""  # the limit that was reached
 
     def run(self) -> str:
-        """Returns why it ended: a limit's name, or "interrupted". Raises Abandoned, UserError."""
+        """Return why it ended: a limit, or "interrupted". Raises Abandoned, UserError."""
         self._session.pool.run([self._work] * len(self._session.pool))
-        if self._session.interrupts.stopping():  # what a limit allows may not be done yet
+        if self._session.interrupts.stopping():  # something that a limit allows may be left to do
             return "interrupted"
         return self._limit or "interrupted"
 
     def _work(self, worker: Worker) -> None:
-        """One worker's part."""
         try:
             while (job := self._next()) is not None:
                 job(worker)
@@ -121,94 +113,79 @@ class Scheduler:
             raise
 
     def _ends(self) -> bool:
-        """Whether to start nothing more, whatever there is to do."""
+        """Whether to start nothing more, even if there is work."""
         return self._failed or self._session.interrupts.stopping()
 
     # --------------------------------------------------------------------------- what next
 
     def _next(self) -> Job | None:
-        """What a worker shall do; None: nothing any more."""
-        with self._one:
+        """Return the next job of a worker; None if there is no more work."""
+        with self._lock:
             self._idle += 1
         job: Job | None = None
         while not self._ends():
             job = self._waiting() or self._new()
-            # What the others measure may have to be measured again, or carried over.
+            # While others measure, there may be more: something to repeat, or to carry over.
             if job is not None or (self._limit and self._idle == self._left):
                 break
             if self._limit:
                 time.sleep(TICK_SECONDS)
-        with self._one:
+        with self._lock:
             self._idle -= 1
             self._left -= job is None
         return job
 
-    def _new(self) -> Job | None:
-        """What is proposed now; None while another worker waits for a proposal, or at a limit."""
-        if not self._asking.acquire(timeout=TICK_SECONDS):
-            return None
-        try:
-            e = self._proposed()
-            if e is None:
-                return None
-            self._proposer.think_ahead()
-            return partial(self._measure, e.n)
-        finally:
-            self._asking.release()
-
     def _waiting(self) -> Job | None:
-        """What is to be measured and takes no proposal."""
-        if not self._wanted and not self._queue:
-            return None
-        with self._one:
+        """Return a job that needs no proposal."""
+        with self._lock:
             experiments, best = self._session.experiments, self._session.experiments.best
             while self._wanted:
                 n = self._wanted.pop(0)
                 wanted = experiments[n].status is None or (best is not None and n == best.n)
-                if wanted:  # else what waited for it is decided
+                if wanted:  # otherwise the decision that needed it was made
                     self._again.add(n)
-                    return partial(self._measure_again, n)
+                    return partial(self._repeat, n)
             return partial(self._measure, self._queue.pop(0)) if self._queue else None
 
-    def _proposed(self) -> Experiment | None:
-        """A new experiment; None where there is a reason to stop."""
-        session, proposer = self._session, self._proposer
-        while not self._ends():
-            self._limit = proposer.over()
+    def _new(self) -> Job | None:
+        """Return a job for a new proposal; None if another worker waits for one, or at a limit."""
+        if not self._asking.acquire(timeout=TICK_SECONDS):
+            return None
+        try:
+            self._limit = self._proposer.over()
             if self._limit:
                 return None
-            try:
-                e = proposer.take()
-            except AgentError:
-                if proposer.over():
-                    continue
+            e = self._proposer.take()
+            if self._ends():  # the loop was stopped while an agent thought; its proposal is kept
+                self._session.view.say(f"Stopped. The same command trains {e.n}: {e.description}")
                 return None
-            if self._ends():  # it came while an agent thought; it is kept
-                session.view.say(f"Stopped. The same command trains {e.n}: {e.description}")
-                return None
-            return e
-        return None
+            self._proposer.think_ahead()
+            return partial(self._measure, e.n)
+        except AgentError:  # because of a limit, or because the loop ends
+            return None
+        finally:
+            self._asking.release()
 
     # --------------------------------------------------------------------------- measuring
 
     def _measure(self, n: int, worker: Worker) -> None:
-        session = self._session
+        experiments = self._session.experiments
         try:
-            e = worker.measured(session.experiments[n])
+            e = worker.measured(experiments[n])
             while e.score is None and self._proposer.repaired(e):
-                e = worker.measured(session.experiments[n])
+                e = worker.measured(experiments[n])
         except UserError as error:
             if self._queued_again(n, error, self._queue):
                 return
-            worker.record_crash(session.experiments[n], str(error))
+            worker.record_crash(experiments[n], str(error))
         self._losses.pop(n, None)
-        with self._one:
+        with self._lock:
             self._arrived.append(n)
 
-    def _measure_again(self, n: int, worker: Worker) -> None:
+    def _repeat(self, n: int, worker: Worker) -> None:
         e = self._session.experiments[n]
         try:
-            measure_again(self._session, e, worker)
+            _measure_again(self._session, e, worker)
             self._losses.pop(n, None)
         except UserError as error:
             if self._queued_again(n, error, self._wanted):
@@ -217,16 +194,17 @@ class Scheduler:
                 raise UserError(str(error)) from None
             worker.record_repeat_crash(e, str(error))
         finally:
-            with self._one:
+            with self._lock:
                 self._again.discard(n)
 
     def _queued_again(self, n: int, error: UserError, queue: list[int]) -> bool:
-        """Puts what a worker, or its machine, did not measure into a queue; False at once again.
+        """Queue an experiment again that a worker failed to measure; False if that is too often.
 
-        Raises _Retired where the others go on without the worker, and the error itself where there
-        are no others, or the next one fails as well. One that is only Lost goes on elsewhere.
+        Raises _Retired if only this worker cannot continue. Raises the error itself if there is no
+        other worker, or if the second one failed as well. After a Lost error, the worker continues
+        on another machine.
         """
-        with self._one:
+        with self._lock:
             self._losses[n] += 1
             twice, lost = self._losses[n] > 1, isinstance(error, Lost)
             if not lost and (twice or self._left == 1):
@@ -243,9 +221,9 @@ class Scheduler:
     # --------------------------------------------------------------------------- deciding
 
     def _decide(self) -> None:
-        """Decides what can be, in the order in which it was measured."""
+        """Decide all experiments that can be decided, in the order of arrival."""
         session, at = self._session, 0
-        with self._one:
+        with self._lock:
             while at < len(self._arrived) and not self._torn:
                 n = self._arrived[at]
                 try:
@@ -256,51 +234,47 @@ class Scheduler:
                 if again is None:
                     self._arrived.remove(n)
                     self._decided()
-                    at = 0  # what waited for it may be decided now
+                    at = 0  # others may have waited for this decision
                     continue
                 at += 1
                 if again.n not in (*self._again, *self._wanted):
-                    say_again(session, again)
+                    _announce(session, again)
                     self._wanted.append(again.n)
 
     def _pause_if_broken(self, worker: Worker) -> None:
-        """After crashes alike, starts the best again. Raises UserError if that crashes as well."""
+        """After similar crashes, train the best again. Raises UserError if that crashes as well."""
         session = self._session
         with self._checking:
-            alike = _alike(session.experiments.crashes)
-            best = session.experiments.best
-            if len(alike) < CRASHES or best is None:
+            crashes, best = session.experiments.crashes, session.experiments.best
+            count = _similar(crashes)
+            if count < CRASHES or best is None:
                 return
             session.view.say(
-                f"     {len(alike)} crashes in a row look alike. Does the best one, experiment "
+                f"     {count} crashes in a row look alike. Does the best one, experiment "
                 f"{best.n}, still run?"
             )
             try:
                 reason = worker.control(best)
             except Lost as lost:
-                session.view.say(f"Warning: {lost} It is not known, then.")
+                session.view.say(f"Warning: {lost} So that is not known.")
                 return
             if not reason:
                 session.view.say("     It does: the machine is fine, the proposals are not.")
                 return
             raise UserError(
-                f"Paused: {len(alike)} experiments in a row crashed "
-                f"({alike[-1].reason.rstrip('.')}), and the best one, experiment {best.n}, does "
-                f"not run any more either: {reason.rstrip('.')}. So it is the machine, and nothing "
-                "is lost. Look with `autoresearch-jax doctor`, then run the same command again."
+                f"Paused: {count} experiments in a row crashed ({crashes[-1].reason.rstrip('.')}), "
+                f"and the best one, experiment {best.n}, does not run any more either: "
+                f"{reason.rstrip('.')}. So the machine is the cause, and nothing is lost. Look "
+                "with `autoresearch-jax doctor`, then run the same command again."
             )
 
 
-def _alike(crashes: Sequence[Experiment]) -> list[Experiment]:
-    """The last crashes, as far as they have the same cause."""
-    found: list[Experiment] = []
-    for e in reversed(crashes):
-        if found and _cause(e.reason) != _cause(found[0].reason):
-            break
-        found.insert(0, e)
-    return found
+def _similar(crashes: Sequence[Experiment]) -> int:
+    """Return how many of the last crashes have the same cause."""
+    causes = [_cause(e.reason) for e in reversed(crashes)]
+    return len(list(takewhile(lambda one: one == causes[0], causes)))
 
 
 def _cause(reason: str) -> str:
-    """A reason without what differs from one time to the next: numbers, names, places."""
+    """Return a reason without numbers, names and places, which differ from crash to crash."""
     return re.sub(r"'[^']*'|/\S+|0x[0-9a-f]+|\d+(\.\d+)?", "#", reason)[:80]

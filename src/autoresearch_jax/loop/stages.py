@@ -9,8 +9,8 @@ from autoresearch_jax.loop.proposer import Proposer
 from autoresearch_jax.loop.scheduler import Scheduler, run_alone
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
-from autoresearch_jax.records.events import Audited, Finished, Purpose, Status
-from autoresearch_jax.records.experiment import Experiment, Repeat
+from autoresearch_jax.records.events import Audited, Finished, Purpose, Repeated, Status
+from autoresearch_jax.records.experiment import Experiment
 
 
 def run(session: Session, proposer: Proposer, decided: Callable[[], None]) -> str:
@@ -73,7 +73,9 @@ def _measure_noise(session: Session) -> None:
     """Measure the noise of a score by more runs of the baseline. Raises Abandoned, UserError."""
     baseline = session.experiments.baseline
     assert baseline is not None
-    done = 1 + sum(one.purpose == Purpose.NOISE and one.counts for one in baseline.repeats)
+    done = 1 + sum(
+        one.purpose == Purpose.NOISE and one.val_bpb is not None for one in baseline.repeats
+    )
 
     def run(number: int, worker: Worker) -> None:
         if not session.interrupts.stopping():
@@ -121,7 +123,7 @@ def audit(session: Session, runs: int) -> Audited:
     return found
 
 
-def _repeat(worker: Worker, e: Experiment, purpose: Purpose, split: str) -> Repeat:
+def _repeat(worker: Worker, e: Experiment, purpose: Purpose, split: str) -> Repeated:
     """Run an experiment once more. Raises Abandoned, UserError if it gives no score."""
     repeat = worker.repeat(e, purpose, split=split)
     if repeat.score is None:

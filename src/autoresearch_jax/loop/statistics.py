@@ -96,7 +96,7 @@ def noise(history: Iterable[Experiment]) -> Noise | None:
     """Return the noise of one run's validation score; None before two fresh runs of one commit."""
     fresh = []
     for e in history:
-        scores = [one.val_bpb for one in e.repeats if one.purpose != Purpose.DECIDE and one.counts]
+        scores = [one.val_bpb for one in e.repeats if one.purpose != Purpose.DECIDE]
         if not e.base and e.scored == Outcome.OK:
             scores.append(e.val_bpb)  # no choice was made among baselines
         fresh.append([score for score in scores if score is not None])
@@ -146,7 +146,7 @@ def expected_again(val_bpb: float, known: Noise) -> tuple[float, float]:
 
 def scores(e: Experiment) -> list[float]:
     """Return the scores of an experiment that a decision may rest on: all but those of audits."""
-    again = [one.val_bpb for one in e.repeats if one.purpose != Purpose.AUDIT and one.counts]
+    again = [one.val_bpb for one in e.repeats if one.purpose != Purpose.AUDIT]
     found = (e.val_bpb, *again) if e.scored == Outcome.OK else ()
     return [score for score in found if score is not None]
 

@@ -1,14 +1,12 @@
-"""Where one device's trainings and scorings of a tag run, and are recorded."""
+"""Training and scoring on one worker's devices, with the records of both."""
 
 import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from msgspec import structs
 
 from autoresearch_jax.common import files, syntax
 from autoresearch_jax.common.console import View
@@ -30,87 +28,83 @@ from autoresearch_jax.jobs.job import (
     TrainResult,
 )
 from autoresearch_jax.loop.open_tag import OpenTag
-from autoresearch_jax.records.events import (
-    Control,
-    Interfered,
-    Outcome,
-    Phase,
-    Purpose,
-    Repeated,
-    Repeating,
-    Scored,
-    Trained,
-)
-from autoresearch_jax.records.experiment import Experiment, Repeat
+from autoresearch_jax.records import events as records
+from autoresearch_jax.records.events import Outcome, Phase, Purpose, Repeated
+from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import FROZEN, time_budget
 from autoresearch_jax.system import interrupts
 from autoresearch_jax.system.interrupts import Abandoned
 
-MIN_FREE_BYTES = 512 << 20  # below it nothing is started: it would fail for want of disk
-LEAST_TRAINING_S = 60.0  # of a shorter one, a share of its time tells nothing
+MIN_FREE_BYTES = 512 << 20  # with less free space, a training would fail for want of disk
+LEAST_TRAINING_S = 60.0  # shorter trainings say nothing about interference
 CONTROL_SECONDS = 20.0  # of training after which the best counts as running
 
 
+@dataclass(frozen=True)
 class Worker:
     """Trains and scores the experiments of a tag on one device, one after the other.
 
-    Workers of one tag work side by side, each in folders of its own: they only add events. What
-    becomes of an experiment is not theirs to decide.
+    The workers of a tag work side by side, each in its own folders. They record what they
+    measured, and do not decide experiments.
     """
 
-    def __init__(self, tag: OpenTag, executor: Executor, private: Path, view: View) -> None:
-        """`private` is the executor's folder."""
-        self.tag = tag
-        self.executor = executor
-        self.private = private
-        self.view = view
-
-    def begin(self) -> None:
-        """The thread that this is called in is this worker's."""
-        self.executor.bind_thread()
+    tag: OpenTag
+    executor: Executor
+    private: Path  # the executor's folder
+    view: View
 
     def measured(self, e: Experiment) -> Experiment:
-        """Trains and scores it, as far as the journal says that it is not yet."""
-        if e.outcome is None or not self._still_there(e):
+        """Train and score an experiment, unless the journal already records that."""
+        waits = e.outcome == Outcome.OK and e.scored is None  # for its score
+        if e.outcome is None or (waits and scoring.seal(self.tag.artifacts(e)) != e.left):
             self._train(e)
             e = self.tag.experiments[e.n]
         if e.outcome == Outcome.OK and e.scored is None:
             self._score(e)
-            e = self.tag.experiments[e.n]
-        self.executor.end_early()  # if this one needs no score
-        return e
+        self.executor.end_early()  # in case this one needs no score
+        return self.tag.experiments[e.n]
 
     def record_crash(self, e: Experiment, reason: str) -> None:
-        """Records a training that nothing came of."""
-        reason = clean(reason, logs.REASON_LIMIT)
-        self._record_training(Trained(n=e.n, outcome=Outcome.CRASH, reason=reason))
+        """Record a training that failed without a result."""
+        self._record_training(e, Outcome.CRASH, clean(reason, logs.REASON_LIMIT))
 
-    def _record_training(self, found: Trained, ran: Mapping[str, Any] | None = None) -> None:
-        """Records it; `ran` says where, if it was not on this machine."""
+    def _record_training(
+        self,
+        e: Experiment,
+        outcome: Outcome,
+        reason: str,
+        ran: Mapping[str, str] | None = None,
+        **fields: Any,
+    ) -> None:
+        """`ran` describes the machine, if it is not this one."""
         provenance = {**self.tag.environment.provenance, **(ran or {}), "seed": SEED}
-        self.tag.journal.append(structs.replace(found, provenance=provenance))
+        self.tag.journal.append(
+            records.Trained(n=e.n, outcome=outcome, reason=reason, provenance=provenance, **fields)
+        )
 
     def repeat(
         self, e: Experiment, purpose: Purpose, *, split: str = "val", seed: int | None = None
-    ) -> Repeat:
-        """Trains and scores an experiment once more, with a seed of its own, and records it.
+    ) -> Repeated:
+        """Train and score an experiment once more, with its own seed, and record it.
 
         Raises Abandoned, UserError.
         """
-        seed = self.tag.new_seed(e) if seed is None else seed
         tag = self.tag
+        seed = tag.new_seed(e) if seed is None else seed
         log = tag.workspace.repeat_log(tag.tag, e.n, seed)
         artifacts = log.with_suffix("")
-        run = partial(self.train_once, e, artifacts, log, seed=seed, scored_next=split == "val")
 
         def record(phase: Phase) -> None:
-            tag.journal.append(Repeating(n=e.n, seed=seed, purpose=purpose, phase=phase))
+            tag.journal.append(records.Repeating(n=e.n, seed=seed, purpose=purpose, phase=phase))
+
+        def train() -> TrainResult:
+            return self.train_once(e, artifacts, log, seed=seed, scored_next=split == "val")
 
         record(Phase.TRAINING)
         try:
-            result = run()
+            result = train()
             if self._interfered(e, result, seed):
-                result = run()
+                result = train()
             outcome, reason = result.outcome, result.reason
             metrics = dict(result.metrics)
             if outcome == Outcome.OK:
@@ -120,7 +114,7 @@ class Worker:
                 outcome, reason = score.outcome, score.reason
                 metrics |= score.metrics
         except BaseException:
-            with contextlib.suppress(OSError, UserError):  # what went wrong matters more
+            with contextlib.suppress(OSError, UserError):  # the first error matters more
                 record(Phase.GIVEN_UP)
             raise
         finally:
@@ -138,12 +132,12 @@ class Worker:
             )
         )
         self.view.live("")
-        # Other workers may repeat the same one at the moment.
-        repeats = self.tag.experiments[e.n].repeats
+        # Other workers may repeat the same experiment at the moment.
+        repeats = tag.experiments[e.n].repeats
         return next(one for one in reversed(repeats) if one.seed == seed)
 
     def record_repeat_crash(self, e: Experiment, reason: str) -> None:
-        """Records a repeat for a decision that nothing came of."""
+        """Record a repeat for a decision that failed without a result."""
         self.tag.journal.append(
             Repeated(
                 n=e.n,
@@ -155,37 +149,30 @@ class Worker:
             )
         )
 
-    def _still_there(self, e: Experiment) -> bool:
-        """Whether a trained experiment that is to be scored has what its training left."""
-        waits = e.outcome == Outcome.OK and e.scored is None
-        return not waits or scoring.seal(self.tag.artifacts(e)) == e.left
-
     def _train(self, e: Experiment) -> None:
-        """Trains and records it. Raises Abandoned, UserError."""
+        """Train an experiment and record it. Raises Abandoned, UserError."""
         broken = e.refused or syntax.unparsable(self.tag.candidates.blob(e.commit))
         if broken:
-            self._record_training(Trained(n=e.n, outcome=Outcome.CRASH, reason=broken))
+            self._record_training(e, Outcome.CRASH, broken)
             return
         result, verdict = self._train_checked(e)
         if not self.tag.experiments.was_trained_again(e) and self._interfered(e, result):
             result, verdict = self._train_checked(e)
         outcome, reason = result.outcome, result.reason
-        if outcome == Outcome.ABANDONED:  # by the check: what else abandons does not come here
+        if outcome == Outcome.ABANDONED:  # by the compile check: other causes raise Abandoned
             outcome, reason = Outcome.CRASH, verdict.refused or "the compile check refused it"
         self._record_training(
-            Trained(
-                n=e.n,
-                outcome=outcome,
-                reason=reason,
-                metrics={**result.metrics, **verdict.metrics},
-                note=result.note,
-                left=scoring.seal(self.tag.artifacts(e)) if outcome == Outcome.OK else "",
-            ),
+            e,
+            outcome,
+            reason,
             result.provenance,
+            metrics={**result.metrics, **verdict.metrics},
+            note=result.note,
+            left=scoring.seal(self.tag.artifacts(e)) if outcome == Outcome.OK else "",
         )
 
     def _interfered(self, e: Experiment, result: TrainResult, seed: int | None = None) -> bool:
-        """Whether a training is not trusted, and is to be made again, once; that is recorded.
+        """Return whether another process disturbed a training, and record that.
 
         `seed` is that of a repeat.
         """
@@ -198,13 +185,13 @@ class Worker:
         why = interference.reason(result.metrics, result.words, *trusted)
         if why:
             self.view.say(f"     trained again, since the first time does not count: {why}")
-            tag.journal.append(Interfered(n=e.n, seed=seed, reason=why))
+            tag.journal.append(records.Interfered(n=e.n, seed=seed, reason=why))
         return bool(why)
 
     def _train_checked(self, e: Experiment) -> tuple[TrainResult, Verdict]:
-        """A training, and beside it the compile check, which may end it.
+        """Train an experiment beside its compile check, which may end the training.
 
-        The check is trusted once the baseline has passed it: that shows that it can compile here.
+        The check is trusted once it has passed the baseline, which shows that it can compile here.
         Raises Abandoned, UserError.
         """
         log = self.tag.log(e)
@@ -228,7 +215,7 @@ class Worker:
         return result, verdict
 
     def compile(self, commit: str, log: Path, name: str = "gate") -> CompileCheck | None:
-        """Starts the compile check of a commit, in a folder of that name; None if there is none."""
+        """Start the compile check of a commit, in a folder of that name; None if there is none."""
         if self.tag.environment.target is None:
             return None
         folder = self.private / name
@@ -242,83 +229,66 @@ class Worker:
         log: Path,
         events: Events = NO_EVENTS,
         *,
-        scored_next: bool = False,
-        also_written: tuple[Path, ...] = (),
-        seed: int = SEED,
         resize: Callable[[Path], None] = lambda _: None,
         limits: Limits | None = None,
+        **fields: Any,
     ) -> TrainResult:
-        """One training of an experiment's commit; `resize` may change the files before.
+        """Train an experiment's commit once. Raises Abandoned, UserError.
 
-        Raises Abandoned, UserError.
+        `resize` may change the files before. `fields` are others of the TrainJob.
         """
         folder = self.private / "train"
-        files.remove(artifacts)  # of the same training, abandoned or out of disk
+        files.remove(artifacts)  # of the same training, if it was abandoned or ran out of disk
         self._check_disk()
         self.tag.candidates.export(e.commit, folder)
         resize(folder)
         budget_s = time_budget(folder)
-        job = TrainJob(
-            folder,
-            artifacts,
-            log,
-            _title(e),
-            budget_s,
-            limits or self.tag.limits_for(e, budget_s),
-            seed,
-            scored_next,
-            also_written,
-        )
+        limits = limits or self.tag.limits_for(e, budget_s)
+        job = TrainJob(folder, artifacts, log, _title(e), budget_s, limits, **fields)
         result = self.executor.train(job, events)
-        # A service manager signals every process, so a training may be ended along with the loop.
-        if (result.outcome == Outcome.ABANDONED and self.tag.interrupts.abandoned()) or (
-            result.signal in interrupts.SIGNALS and self.tag.interrupts.stopping()
-        ):
-            raise Abandoned
+        self._refuse_interrupted(result)
         if result.outcome not in (Outcome.OK, Outcome.ABANDONED):
             for made in (artifacts, folder):
                 files.remove(made)
-            self._check_disk()  # a full disk is no fault of the proposal
+            self._check_disk()  # a full disk is not the proposal's fault
         return result
 
     def _score(self, e: Experiment) -> None:
-        """Scores what a training left, and records it. Raises Abandoned, UserError."""
+        """Score the artifacts of a training, and record it. Raises Abandoned, UserError."""
         score = self.score(e)
         if not e.base and score.outcome == Outcome.OK:
-            self.executor.trust_cache()  # before the record, after which nobody comes back to it
+            self.executor.trust_cache()  # before the record, after which a killed loop skips it
         self.tag.journal.append(
-            Scored(
-                n=e.n,
-                outcome=score.outcome,
-                reason=score.reason,
-                metrics=dict(score.metrics),
+            records.Scored(
+                n=e.n, outcome=score.outcome, reason=score.reason, metrics=dict(score.metrics)
             )
         )
 
     def score(self, e: Experiment, split: str = "val") -> Score:
-        """The score of what an experiment's training left. Raises Abandoned, UserError."""
+        """Return the score of an experiment's artifacts. Raises Abandoned, UserError."""
         log = self.tag.log(e).with_name("score.log")
         return self.score_once(e, self.tag.artifacts(e), log, split)
 
     def score_once(
-        self,
-        e: Experiment,
-        artifacts: Path,
-        log: Path,
-        split: str,
-        limits: Limits | None = None,
+        self, e: Experiment, artifacts: Path, log: Path, split: str, limits: Limits | None = None
     ) -> Score:
+        """Return the score of the artifacts of any training. Raises Abandoned, UserError."""
         frozen = self._frozen(e.base or e.commit)
         limits = limits or self.tag.limits_for(e)
         score = self.executor.score(ScoreJob(frozen, artifacts, log, _title(e), limits, split))
-        if score.outcome == Outcome.ABANDONED or (
-            score.signal in interrupts.SIGNALS and self.tag.interrupts.stopping()
-        ):
-            raise Abandoned
+        self._refuse_interrupted(score)
         return score
 
+    def _refuse_interrupted(self, result: TrainResult | Score) -> None:
+        """Raise Abandoned if a job ended because the loop is to end."""
+        stop = self.tag.interrupts
+        # A service manager signals every process, so a job may be ended along with the loop.
+        signalled = result.signal in interrupts.SIGNALS and stop.stopping()
+        if signalled or (result.outcome == Outcome.ABANDONED and stop.abandoned()):
+            raise Abandoned
+
     def _frozen(self, commit: str) -> Path:
-        """A folder with the pinned frozen files and nothing else. Raises UserError."""
+        """Return a folder with only the pinned frozen files. Raises UserError."""
         folder = self.private / "frozen"
         files.remove(folder)
         folder.mkdir(parents=True)
@@ -327,36 +297,31 @@ class Worker:
         pinned = self.tag.environment.fingerprint.get("frozen files")
         if self.tag.environment.data is not None and manifest.frozen_fingerprint(folder) != pinned:
             raise UserError(
-                f"{' and '.join(FROZEN)} of commit {commit[:7]} are not those that tag "
+                f"{' and '.join(FROZEN)} of commit {commit[:7]} differ from those that tag "
                 f"{self.tag.tag} was measured with ({pinned}). Start a new tag: "
                 f"--tag {self.tag.tag}-2"
             )
         return folder
 
     def control(self, e: Experiment) -> str:
-        """Starts the best again for a little while: why it fails, or "" if it still runs.
+        """Train the best again for a short time; return why it fails, or "" if it still runs.
 
-        After crashes alike it tells a broken machine from bad proposals. Raises Abandoned,
-        UserError.
+        After similar crashes, this distinguishes a broken machine from bad proposals. Raises
+        Abandoned, UserError.
         """
         run_dir = self.tag.workspace.run_dir(self.tag.tag, e.n)
         artifacts = run_dir / "control"
         begun: list[float] = []
-
+        events = Events(
+            exported=lambda: begun.append(time.monotonic()),
+            abandoned=lambda: bool(begun) and time.monotonic() - begun[0] > CONTROL_SECONDS,
+        )
         try:
-            result = self.train_once(
-                e,
-                artifacts,
-                run_dir / "control.log",
-                Events(
-                    exported=lambda: begun.append(time.monotonic()),
-                    abandoned=lambda: bool(begun) and time.monotonic() - begun[0] > CONTROL_SECONDS,
-                ),
-            )
+            result = self.train_once(e, artifacts, run_dir / "control.log", events)
         finally:
             files.remove(artifacts)
         reason = "" if result.outcome in (Outcome.OK, Outcome.ABANDONED) else result.reason
-        self.tag.journal.append(Control(n=e.n, reason=reason))
+        self.tag.journal.append(records.Control(n=e.n, reason=reason))
         return reason
 
     def _check_disk(self) -> None:

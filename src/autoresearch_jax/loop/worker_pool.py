@@ -1,7 +1,6 @@
-"""The workers of a tag, each in a thread of its own."""
+"""The workers of a tag, each in its own thread."""
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -13,29 +12,21 @@ from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.loop.worker import Worker
 from autoresearch_jax.system.interrupts import Abandoned
 
-TICK_SECONDS = 0.2  # how soon a signal is noticed
+TICK_SECONDS = 0.2  # delay until a signal is noticed
 
 Job = Callable[[Worker], None]
 MakeExecutor = Callable[[Context], Executor]  # of one worker
 Found = TypeVar("Found")
 
 
-def _done(job: Job, worker: Worker) -> None:
-    try:
-        job(worker)
-    except Lost as lost:
-        worker.view.say(f"Warning: {lost} What it did is done again.")
-        job(worker)
-
-
 class WorkerPool:
-    """Has jobs done, each by one of its workers. A single worker works in the caller's thread."""
+    """Runs jobs, each on one of its workers. A single worker works in the caller's thread."""
 
     def __init__(self, tag: OpenTag, executors: Sequence[MakeExecutor]) -> None:
         board = Board(tag.view, len(executors))
         self.workers = [_worker(tag, make, at, board) for at, make in enumerate(executors)]
         self._threads = [
-            ThreadPoolExecutor(1, f"worker-{at}", initializer=one.begin)
+            ThreadPoolExecutor(1, f"worker-{at}", initializer=one.executor.bind_thread)
             for at, one in enumerate(self.workers)
             if len(self.workers) > 1
         ]
@@ -44,25 +35,23 @@ class WorkerPool:
         return len(self.workers)
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Has all jobs done, in their order as far as there are workers for them.
+        """Run all jobs, in their order as far as workers are free.
 
-        One whose machine is lost is done once more. Raises what a job has raised, once the others
-        that had begun have ended; none begins then.
+        A job whose machine is lost runs once more. When a job fails, no other one begins, and its
+        exception is raised after the running ones have ended.
         """
         if not self._threads:
             for job in jobs:
-                _done(job, self.workers[0])
+                _run(job, self.workers[0])
             return
-        waiting, failed = deque(jobs), threading.Event()
+        waiting, failed = iter(jobs), threading.Event()
 
         def work(worker: Worker) -> None:
-            while not failed.is_set():
-                try:
-                    job = waiting.popleft()
-                except IndexError:
+            for job in waiting:  # each job goes to one worker
+                if failed.is_set():
                     return
                 try:
-                    _done(job, worker)
+                    _run(job, worker)
                 except BaseException:
                     failed.set()
                     raise
@@ -76,21 +65,29 @@ class WorkerPool:
             raise min(errors, key=lambda error: isinstance(error, Abandoned))
 
     def one(self, job: Callable[[Worker], Found]) -> Found:
-        """Has one job done where a worker's devices are, and returns what it returns."""
+        """Run one job on a worker's devices and return its result."""
         found: list[Found] = []
         self.run([lambda worker: found.append(job(worker))])
         return found[0]
 
     def close(self) -> None:
-        """Waits for the threads, which notice by themselves when the loop is interrupted."""
+        """Wait for the threads, which end by themselves when the loop is interrupted."""
         for thread in self._threads:
             thread.shutdown(wait=True)
         for worker in self.workers:
             worker.executor.end_early()
 
 
+def _run(job: Job, worker: Worker) -> None:
+    try:
+        job(worker)
+    except Lost as lost:
+        worker.view.say(f"Warning: {lost} Its work is done again.")
+        job(worker)
+
+
 def _worker(tag: OpenTag, make: MakeExecutor, at: int, board: Board) -> Worker:
-    """The worker of that number, in folders of its own; the first has them in the tag's."""
+    """Return worker number `at`, with its own folders; the first one uses the tag's."""
     private = tag.private / f"worker-{at + 1}" if at else tag.private
     view = board.place(at)
     context = Context(

@@ -1,8 +1,7 @@
 """The events of a journal: one type for each kind of line.
 
-Each event is on disk before its effect is carried out, and reading the events again is resuming.
-The name of an event in a line is its `step`. Lines keep the names that they have had since version
-0.1.0, so that an old journal still opens.
+The name of an event in a line is its `step`. Names are those of version 0.1.0, so that an old
+journal still opens.
 """
 
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ import msgspec
 
 
 class Status(StrEnum):
-    """What became of an experiment."""
+    """The result of a decision on an experiment."""
 
     KEEP = "keep"
     DISCARD = "discard"
@@ -27,7 +26,7 @@ class Outcome(StrEnum):
     CRASH = "crash"
     TIMEOUT = "timeout"
     REFUSED = "refused"  # by the scorer
-    ABANDONED = "abandoned"  # never recorded: it is done again
+    ABANDONED = "abandoned"  # never recorded, because it is done again
 
 
 class Purpose(StrEnum):
@@ -40,7 +39,7 @@ class Purpose(StrEnum):
 
 
 class Phase(StrEnum):
-    """How far a repeat has come."""
+    """The progress of a repeat."""
 
     TRAINING = "training"
     SCORING = "scoring"
@@ -50,18 +49,18 @@ class Phase(StrEnum):
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="step"):
     """One line of a journal."""
 
-    time: float = 0.0  # unix time at which it was recorded
+    time: float = 0.0  # Unix time of the record
 
 
 class Began(Event, tag="session", frozen=True, kw_only=True):
-    """A command started. The first one of a tag holds what its scores rest on."""
+    """A command started. The first one of a tag records what its scores rest on."""
 
     kind: str = ""  # "loop" | "run" | "verify"
     fingerprint: dict[str, Any] = {}
     head: str = ""  # commit of the checkout
     pid: int = 0
     agent: str = ""
-    continues: bool = False  # whether a loop counts on from the one before
+    continues: bool = False  # whether a loop continues the sums of the last one
     desc: str = ""
     seed: int = 0
     max: int | None = None
@@ -72,10 +71,10 @@ class Began(Event, tag="session", frozen=True, kw_only=True):
 
 
 class Asked(Event, tag="asked", frozen=True, kw_only=True):
-    """An agent was asked once: what that cost, and why it gave nothing."""
+    """An agent was asked once: the cost, and the reason if it gave no proposal."""
 
     ask: int = -1
-    n: int = -1  # the experiment that the answer was thought to be for
+    n: int = -1  # the experiment that the question was for; the answer may become another one
     agent: str = ""
     seconds: float = 0.0
     usd: float | None = None
@@ -87,19 +86,19 @@ class Asked(Event, tag="asked", frozen=True, kw_only=True):
 class Queued(Event, tag="drafted", frozen=True, kw_only=True):
     """A proposal that waits for its turn: an agent's answer, or an experiment carried over."""
 
-    ask: int | None = None  # the question that it answers: asks/<ask> has its prompt
+    ask: int | None = None  # the question that it answers; asks/<ask> has its prompt
     blob: str  # of its train.py
     base: str  # the commit that it started from
     description: str = ""
     expected: str = ""
     agent: str = ""
-    refused: str = ""  # why it cannot run, by the compile check
-    compiled: dict[str, float] = {}  # the compile check's metrics of it
+    refused: str = ""  # why it cannot run, according to the compile check
+    compiled: dict[str, float] = {}  # metrics of the compile check
     of: int | None = None  # the experiment that is carried over to another best
 
 
 class Dropped(Event, tag="dropped", frozen=True, kw_only=True):
-    """A queued proposal that is not going to be proposed."""
+    """A queued proposal will not become an experiment."""
 
     ask: int | None = None
     of: int | None = None
@@ -111,19 +110,19 @@ class Proposed(Event, tag="proposed", frozen=True, kw_only=True):
 
     n: int
     commit: str  # full hash
-    base: str  # full hash of what it was proposed against, "" for a baseline
+    base: str  # full hash of the commit that it changes, "" for a baseline
     description: str = ""
     agent: str = ""
     expected: str = ""
     metrics: dict[str, float] = {}
-    program: str = ""  # what its train.py means (syntax.meaning)
+    program: str = ""  # the meaning of its train.py (syntax.meaning)
     ask: int | None = None
     of: int | None = None
     refused: str = ""
 
 
 class Repaired(Event, tag="repaired", frozen=True, kw_only=True):
-    """The agent of a crashed experiment has corrected it; it trains again."""
+    """The agent of a crashed experiment has repaired it; it trains again."""
 
     n: int
     commit: str
@@ -136,7 +135,7 @@ class Repaired(Event, tag="repaired", frozen=True, kw_only=True):
 
 
 class Interfered(Event, tag="disturbed", frozen=True, kw_only=True):
-    """Another process took from a training (jobs/interference.py), so it is trained again."""
+    """Another process disturbed a training (jobs/interference.py), so it is done again."""
 
     n: int
     seed: int | None = None  # of a repeat
@@ -150,13 +149,13 @@ class Trained(Event, tag="trained", frozen=True, kw_only=True):
     outcome: Outcome
     reason: str = ""
     metrics: dict[str, float] = {}
-    note: str = ""  # something that a person should look at
-    left: str = ""  # SHA-256 of what the training left
-    provenance: dict[str, Any] = {}  # what the score will rest on
+    note: str = ""  # something that the user should look at
+    left: str = ""  # SHA-256 of the artifacts
+    provenance: dict[str, Any] = {}  # what the score rests on
 
 
 class Scored(Event, tag="scored", frozen=True, kw_only=True):
-    """The scorer has read what a training left."""
+    """The scorer has read the artifacts of a training."""
 
     n: int
     outcome: Outcome
@@ -170,15 +169,15 @@ class Decided(Event, tag="decided", frozen=True, kw_only=True):
     n: int
     status: Status
     reason: str = ""
-    verdict: str = ""  # why a policy that measures again has decided so
-    queued: tuple[Queued, ...] = ()  # in what form its proposal lives on: one at most
+    verdict: str = ""  # the reason of a policy that measures again
+    queued: tuple[Queued, ...] = ()  # the form in which its proposal lives on, if any
 
 
 class Control(Event, tag="control", frozen=True, kw_only=True):
-    """After crashes alike, the best was started again, to see whether it still runs."""
+    """After similar crashes, the best was trained again to see whether it still runs."""
 
     n: int
-    reason: str = ""  # why it does not, or ""
+    reason: str = ""  # why it does not; "" if it does
 
 
 class Verified(Event, tag="verified", frozen=True, kw_only=True):
@@ -190,7 +189,7 @@ class Verified(Event, tag="verified", frozen=True, kw_only=True):
 
 
 class Repeating(Event, tag="repeating", frozen=True, kw_only=True):
-    """A repeat has begun a phase, or was given up. Only the views look at it."""
+    """A repeat has begun a phase, or was given up. Only the views use it."""
 
     n: int
     seed: int
@@ -209,6 +208,16 @@ class Repeated(Event, tag="repeated", frozen=True, kw_only=True):
     reason: str = ""
     metrics: dict[str, float] = {}
 
+    @property
+    def score(self) -> float | None:
+        """Bits per byte of the split."""
+        return self.metrics.get("val_bpb") if self.outcome == Outcome.OK else None
+
+    @property
+    def val_bpb(self) -> float | None:
+        """The score, if it is of the validation split and so compares with others of the tag."""
+        return self.score if self.split == "val" else None
+
 
 class Scaled(Event, tag="scaled", frozen=True, kw_only=True):
     """A gain was measured at another depth."""
@@ -216,7 +225,7 @@ class Scaled(Event, tag="scaled", frozen=True, kw_only=True):
     n: int
     baseline: int
     depth: int
-    budget: float | None = None  # seconds; None: that of the workspace
+    budget: float | None = None  # seconds; None: the workspace's
     baseline_bpb: float
     val_bpb: float
     tag: str  # "scale-stable" | "scale-bound"
@@ -241,7 +250,7 @@ class Finished(Event, tag="finished", frozen=True, kw_only=True):
 
 
 class Restored(Event, tag="restored", frozen=True, kw_only=True):
-    """After `run -m`, the person's train.py is the best known again."""
+    """After `run -m`, the train.py in the checkout is the best one again."""
 
     n: int
 
@@ -259,7 +268,7 @@ _DECODER = msgspec.json.Decoder(KNOWN)
 
 
 def decode(line: bytes) -> Event:
-    """The event of a line of JSON. Raises ValueError where a field is missing or mistyped."""
+    """Return the event of a line. Raises ValueError if a field is missing or has another type."""
     try:
         return _DECODER.decode(line)
     except msgspec.ValidationError:
@@ -270,5 +279,5 @@ def decode(line: bytes) -> Event:
 
 
 def encode(event: Event) -> Mapping[str, Any]:
-    """The event as plain data, its `step` first."""
+    """Return the event as plain data, its `step` first."""
     return msgspec.to_builtins(event)

@@ -1,4 +1,4 @@
-"""What the journal says of one experiment."""
+"""One experiment, as the journal records it."""
 
 import math
 from dataclasses import dataclass, field
@@ -6,37 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.records.events import Outcome, Purpose, Status
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """One more training of an experiment, with another seed."""
-
-    seed: int
-    purpose: Purpose
-    split: str  # that was scored
-    outcome: Outcome
-    reason: str  # why the outcome is not ok
-    score: float | None  # bits per byte of that split
-
-    @property
-    def counts(self) -> bool:
-        """Whether it has a score that compares with others of the tag."""
-        return self.outcome == Outcome.OK and self.split == "val"
-
-    @property
-    def val_bpb(self) -> float | None:
-        return self.score if self.counts else None
+from autoresearch_jax.records.events import Outcome, Repeated, Status
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What the journal says of one experiment."""
+    """One experiment, as the journal records it."""
 
     n: int  # 0 is the baseline
     commit: str  # full hash
-    base: str  # full hash of what it was proposed against, "" for a baseline
+    base: str  # full hash of the commit that it changes, "" for a baseline
     description: str
     agent: str
     status: Status | None = None  # None while undecided
@@ -49,24 +28,24 @@ class Experiment:
     repair_ask: int | None = None  # the question that the last repair answers
     metrics: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)  # what its score rests on
-    note: str = ""  # something about it that a person should look at
-    started: float = 0.0  # unix time
-    finished: float | None = None  # unix time
+    note: str = ""  # something that the user should look at
+    started: float = 0.0  # Unix time
+    finished: float | None = None  # Unix time
     outcome: Outcome | None = None  # of the training; None while untrained
-    left: str = ""  # SHA-256 of what the training left
+    left: str = ""  # SHA-256 of the artifacts
     ask: int | None = None  # the question to an agent that it answers
     of: int | None = None  # the experiment that it carries over to another best
-    refused: str = ""  # why it cannot run, as the compile check found before its turn
-    program: str = ""  # what its train.py means (syntax.meaning); "" if that is not known
-    scored: Outcome | None = None  # of the scoring; None while it is to be done
-    repeats: tuple[Repeat, ...] = ()  # what was measured of it again
-    verdict: str = ""  # why a policy that measures again has kept or discarded it
-    place: int | None = None  # among the decided ones, in the order of their decisions
-    workers: int = 1  # that measured side by side when it was decided
+    refused: str = ""  # why it cannot run, according to the compile check before its turn
+    program: str = ""  # the meaning of its train.py (syntax.meaning); "": unknown
+    scored: Outcome | None = None  # of the scoring; None while unscored
+    repeats: tuple[Repeated, ...] = ()  # later measurements with other seeds
+    verdict: str = ""  # the reason of a policy that measures again
+    place: int | None = None  # among the decided ones, in the order of decision
+    workers: int = 1  # that worked side by side when it was decided
 
     @property
     def score(self) -> float | None:
-        """The score that counts, in bits per byte; None for a crash and while it is unscored."""
+        """The valid score, in bits per byte; None for a crash, and while unscored."""
         score = self.val_bpb if self.scored == Outcome.OK else None
         return score if score is not None and math.isfinite(score) else None
 

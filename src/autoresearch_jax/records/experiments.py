@@ -10,7 +10,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.records import events
 from autoresearch_jax.records.costs import Costs
 from autoresearch_jax.records.events import Outcome, Purpose, Queued, Status
-from autoresearch_jax.records.experiment import Experiment, Repeat
+from autoresearch_jax.records.experiment import Experiment
 
 
 class Experiments:
@@ -241,12 +241,7 @@ def _changed(
                 scored=event.outcome,
                 reason=event.reason,
                 metrics=e.metrics | event.metrics,
-                val_bpb=_score(event),
+                val_bpb=event.metrics.get("val_bpb") if event.outcome == Outcome.OK else None,
             )
         case events.Repeated():
-            fields = (event.seed, event.purpose, event.split, event.outcome, event.reason)
-            return replace(e, repeats=(*e.repeats, Repeat(*fields, score=_score(event))))
-
-
-def _score(event: events.Scored | events.Repeated) -> float | None:
-    return event.metrics.get("val_bpb") if event.outcome == Outcome.OK else None
+            return replace(e, repeats=(*e.repeats, event))

@@ -1,6 +1,7 @@
-"""results.tsv: what the journal of a tag says, in the checkout, for people and their tools."""
+"""results.tsv: the experiments of a tag as a table in the checkout, for users and their tools."""
 
 import contextlib
+import itertools
 import math
 import re
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a results.tsv, ours or anybody's. A crash has no numbers."""
+    """One row of a results.tsv, also of another harness. A crash has no numbers."""
 
     commit: str
     val_bpb: float | None
@@ -30,7 +31,7 @@ class Row:
 
 
 def results_text(history: Iterable[Experiment]) -> str:
-    """The text of results.tsv: a row for each decided experiment."""
+    """Return the text of results.tsv, with a row for each decided experiment."""
     return HEADER + "".join(_row_text(e) for e in history if e.status)
 
 
@@ -44,11 +45,11 @@ def _row_text(e: Experiment) -> str:
 
 
 def read_results(path: Path) -> list[Row]:
-    """The rows of a results.tsv: ours, the original's and its forks' (0.000000 for a crash).
+    """Return the rows of a results.tsv, also of the original and its forks (crash: 0.000000).
 
-    Columns are found by the names in the header, in any order; without one, in ours.
+    A header names the columns in any order; without one, they are in the order of `HEADER`.
     """
-    # Only \n ends a line, and nothing is quoted: a description may hold any other character.
+    # Only \n ends a line, and nothing is quoted: a description may contain any other character.
     text = path.read_bytes().decode(errors="replace").lstrip("\ufeff")
     table = [line.rstrip("\r").split("\t") for line in text.split("\n") if line.strip()]
     names = HEADER.strip().split("\t")
@@ -61,7 +62,7 @@ def _row(cells: dict[str, str]) -> Row:
     status = cells.get("status", "").strip().lower()
     val_bpb = _number(cells.get("val_bpb", ""))
     crashed = status == "crash" or not val_bpb
-    if crashed and status in ("", "keep"):  # for what it scored, which is not known
+    if crashed and status in ("", "keep"):  # nothing is kept without a score
         status = "crash"
     return Row(
         commit=cells.get("commit", "").strip(),
@@ -73,7 +74,7 @@ def _row(cells: dict[str, str]) -> Row:
 
 
 def _number(text: str) -> float | None:
-    """Only plain finite numbers count: float() would take "nan", "inf" and "1_0" as well."""
+    """Return a plain finite number; float() would accept "nan", "inf" and "1_0" as well."""
     text = text.strip()
     plain = re.fullmatch(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", text)
     value = float(text) if plain else math.nan
@@ -81,8 +82,8 @@ def _number(text: str) -> float | None:
 
 
 def write(workspace: Workspace, history: Iterable[Experiment], view: View) -> None:
-    """Brings results.tsv up to date; one that the person edited is copied aside first."""
-    # A loop of another tag may be writing it.
+    """Update results.tsv, after copying one aside that the user has edited."""
+    # A loop of another tag may write it at the same time.
     with locks.exclusive(workspace.common_dir / "autoresearch" / "results.lock"):
         _replace(workspace, workspace.root / "results.tsv", results_text(history), view)
 
@@ -92,16 +93,15 @@ def _replace(workspace: Workspace, path: Path, text: str, view: View) -> None:
     if old == text.encode():
         return
     if _holds_unknown_rows(workspace, old, text):
-        count = 1
-        while (aside := path.with_name(f"results-edited-{count}.tsv")).exists():
-            count += 1
+        names = (path.with_name(f"results-edited-{count}.tsv") for count in itertools.count(1))
+        aside = next(name for name in names if not name.exists())
         files.write_bytes(aside, old)
-        view.say(f"results.tsv had rows of your own; they are in {aside.name} now.")
+        view.say(f"results.tsv had rows of your own. They are in {aside.name} now.")
     files.write_text(path, text)
 
 
 def _holds_unknown_rows(workspace: Workspace, old: bytes, text: str) -> bool:
-    """Whether a results.tsv has lines that are in no tag's projection."""
+    """Whether a results.tsv has lines that no tag's journal accounts for."""
     unknown = set(old.splitlines()) - set((HEADER + text).encode().splitlines())
     for tag in workspace.tags() if unknown else ():
         with contextlib.suppress(journal.JournalError):
