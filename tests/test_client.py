@@ -224,8 +224,8 @@ def doctors(tmp_path, program):
         settings = config.resolve(tmp_path)
     except UserError as error:
         return {}, [doctor.Problem(str(error), "")]
-    found, problems = doctor._agents(settings, None)
-    return {name: doctor_lines._agent_words(one) for name, one in found.items()}, problems
+    lines = {name: doctor_lines._agent_words(one) for name, one in doctor._agents(settings).items()}
+    return lines, list(doctor._unusable_agent(settings, None))
 
 
 def test_doctor_lists_the_clients(home, program, tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def test_an_empty_folder_stays_the_same_folder(tmp_path, monkeypatch):
     before = root.stat().st_ino
     made_in, mkdtemp = [], setup.tempfile.mkdtemp
     monkeypatch.setattr(
-        setup.tempfile, "mkdtemp", lambda **kw: (made_in.append(kw["dir"]), mkdtemp(**kw))[1]
+        setup.tempfile, "mkdtemp", lambda *of: (made_in.append(of[2]), mkdtemp(*of))[1]
     )
     setup.setup(root, VIEW, skip_data=True)
     assert root.stat().st_ino == before
@@ -82,7 +82,7 @@ def test_from_a_wheel_it_depends_on_the_version(tmp_path, monkeypatch):
     template.mkdir()
     monkeypatch.setattr(setup.paths, "template", lambda: template)
     project = tomllib.loads(setup.pyproject(tmp_path / "autoresearch-jax"))
-    assert project["project"]["dependencies"] == [f"autoresearch-jax=={setup.version()}"]
+    assert project["project"]["dependencies"] == [f"autoresearch-jax=={setup.VERSION}"]
     assert project["project"]["name"] != "autoresearch-jax"  # nor what that depends on
     assert setup.pyproject(tmp_path / "jax").startswith('[project]\nname = "jax-workspace"')
     assert "sources" not in project["tool"]["uv"]
@@ -142,7 +142,7 @@ def test_what_stands_in_the_way_is_left_as_it_is(tmp_path, kind):
         said = "not empty"
     elif kind == "repository":
         git(parent, "init", "--quiet")
-        said = "lies in the git repository"
+        said = "is in the git repository"
     elif kind == "mistyped":
         options = {"preset": "h10"}
         said = "no preset 'h10'.*h100"

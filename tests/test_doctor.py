@@ -99,7 +99,7 @@ def test_a_gpu_that_is_held_and_slow_is_said(driver, tmp_path):
     line = words(found, "GPU 0")
     assert line.endswith("at its power limit, slowed down because it is hot")
     assert (
-        "GPU 0 has 19.7 GiB free, and a training takes up to 59.3: held by process 4711 "
+        "GPU 0 has 19.7 GiB free, and a training takes up to 59.3: used by process 4711 "
         "(/usr/bin/python3, 61002 MiB)."
     ) in said(found, "problems")
     assert found["problems"][0]["command"] == "ps -fp 4711  # then: kill 4711"
@@ -129,7 +129,7 @@ def test_what_holds_a_clock_back(driver, reasons, slowed, unusual):
 def test_what_a_driver_does_not_say_is_not_known(driver, tmp_path, monkeypatch):
     driver("0, [N/A], [N/A], [N/A], [N/A], [N/A], [N/A], [N/A]\n")
     found = doctor.report(tmp_path)
-    assert words(found, "GPU 0") == "GPU 0   its driver does not say"
+    assert words(found, "GPU 0") == "GPU 0   its driver reports nothing"
     assert found["memory_free_mb"] is None
     driver("NVIDIA-SMI has failed because it could not communicate with the driver\n")
     assert nvidia.gpus() == []
@@ -153,7 +153,7 @@ def test_what_nothing_tells_of_an_accelerator_is_said_not_to_be_known(
         assert line.endswith(" GiB free")
         assert found["gpus"] == []
         return
-    assert line == "memory  not known: only nvidia-smi tells what is free, and the clocks"
+    assert line == "memory  unknown: only nvidia-smi reports free memory and clocks"
     read = json.loads(json.dumps(found))
     assert (read["memory_free_mb"], read["gpus"]) == (None, None)
 
@@ -162,7 +162,7 @@ def test_who_holds_a_tpu_that_does_not_answer_is_named():
     held = {12: "process 12 (python3, /dev/accel0)"}
     (problem,) = doctor._in_use(None, [], held)
     assert (
-        problem.problem == "the accelerator is not free: held by process 12 (python3, /dev/accel0)."
+        problem.problem == "the accelerator is not free: used by process 12 (python3, /dev/accel0)."
     )
     assert "ps -fp 12" in problem.command
     assert not list(doctor._in_use(None, [], {}))
@@ -176,7 +176,7 @@ def workspace(tmp_path, monkeypatch):
     """One whose train.py does steps until it is ended."""
     monkeypatch.setattr(run_command, "LOOK_SECONDS", 0.1)
     monkeypatch.setattr(doctor, "Tools", harness.tools)
-    monkeypatch.setattr(doctor, "_data", lambda root: (True, []))
+    monkeypatch.setattr(doctor, "_data", lambda root: [])
     return Workspace.open(harness.make_repository(tmp_path / "w", STEPS))
 
 
@@ -269,7 +269,7 @@ def install(tmp_path, monkeypatch):
 def of_agent(root, agent):
     """The problems that doctor has with an agent."""
     settings = config.resolve(root, agent=agent)
-    return [(one.problem, one.command) for one in doctor._agents(settings, agent)[1]]
+    return [(one.problem, one.command) for one in doctor._unusable_agent(settings, agent)]
 
 
 def test_an_agent_is_looked_at_before_program_md_names_it(install, tmp_path, monkeypatch):
@@ -309,8 +309,7 @@ def test_no_more_is_said_of_a_login_than_is_known(install, tmp_path, monkeypatch
         install(name)
     monkeypatch.setenv("ANTHROPIC_API_KEY", "expired long ago")
     found = {
-        name: doctor_lines._agent_words(one)
-        for name, one in doctor._agents(LoopConfig(), None)[0].items()
+        name: doctor_lines._agent_words(one) for name, one in doctor._agents(LoopConfig()).items()
     }
     assert found["claude"] == "installed; a login or key is there (not tried)"
     assert found["codex"].startswith("installed; no login or key is there: codex login, or ")
@@ -329,7 +328,7 @@ def test_the_command_exits_with_1_where_its_agent_cannot_be_asked(
     assert lacking.stdout.endswith("\nNot ready.\n")
     install("claude")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
-    monkeypatch.setattr(doctor, "_night_gb", lambda root: 0.0)
+    monkeypatch.setattr(doctor, "_needed_gb", lambda root: 0.0)
     ready = run.invoke(main.main, words)
     assert ready.exit_code == 0, ready.stdout
     last = ready.stdout.splitlines()[-1]
@@ -350,19 +349,19 @@ def test_a_weak_sandbox_is_a_note(monkeypatch):
 
 
 def test_what_may_take_the_machine_away_is_a_note(monkeypatch):
-    assert not list(doctor._passing_machine())
+    assert not list(doctor._interruptions())
     monkeypatch.setattr(battery, "charge", lambda: (57.0, False))
-    (note,) = doctor._passing_machine()
+    (note,) = doctor._interruptions()
     assert "on its battery, 57% full" in note.problem
     monkeypatch.setattr(battery, "charge", lambda: (57.0, True))
-    (note,) = doctor._passing_machine()
+    (note,) = doctor._interruptions()
     assert note.command.endswith("autoresearch-jax loop")
     monkeypatch.setattr(battery, "charge", lambda: None)
     monkeypatch.setenv("SSH_CONNECTION", "192.0.2.1 1 192.0.2.2 22")
-    (note,) = doctor._passing_machine()
+    (note,) = doctor._interruptions()
     assert (note.command, "connection" in note.problem) == ("tmux", True)
     monkeypatch.setenv("TMUX", "/tmp/tmux-0/default,1,0")
-    assert not list(doctor._passing_machine())
+    assert not list(doctor._interruptions())
 
 
 def test_json_spells_commands_as_they_are_typed_like_the_text(driver, tmp_path, monkeypatch):

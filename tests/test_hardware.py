@@ -271,7 +271,9 @@ def test_a_tpu_is_waited_for(accelerated, tmp_path, monkeypatch):
     ],
 )
 def test_suggested_presets(machine, name):
-    assert presets.suggest(*machine).name == name
+    device = device_probe.Device(*machine, "", "")
+    preset, why = presets.suggest(device)
+    assert (preset.name, why) == (name, "")
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)

@@ -1,4 +1,4 @@
-"""Checks whether the machine is ready for an overnight run.
+"""Check whether the machine is ready for an overnight run.
 
 A problem prevents a loop from starting, or would end it later; a note only informs.
 """
@@ -6,9 +6,10 @@ A problem prevents a loop from starting, or would end it later; a note only info
 import contextlib
 import dataclasses
 import os
+import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,13 @@ from autoresearch_jax.system import battery, device_probe, device_use, nvidia, t
 from autoresearch_jax.system.device_probe import Device
 from autoresearch_jax.system.nvidia import Gpu
 
-NIGHT_SECONDS = 12 * 3600
+OVERNIGHT_SECONDS = 12 * 3600
 AROUND_SECONDS = 30  # that an experiment takes beside its budget, at least
 LEFT_BYTES = 250_000_000  # of an experiment at full size: parameters and the exported function
-LEFT_MOST = 1 << 40  # more than anybody keeps
+LEFT_MOST = 1 << 40  # where counting stops: more than any experiment leaves
 CACHE_BYTES = 1 << 30  # what one training compiles, at most
 LOGS = 4  # of an experiment: the training's, the scorer's, the agent's two
+DEVICE_KEYS = ("platform", "device_kind", "device_count", "memory_mb", "jax_version")
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,6 @@ class Problem:
 
     problem: str
     command: str  # what to type next
-
-    def as_typed(self) -> dict[str, str]:
-        """Return both, with commands as they are typed here."""
-        return {"problem": typed(self.problem), "command": typed(self.command)}
 
 
 def report(root: Path, view: View | None = None, agent: str | None = None) -> dict[str, Any]:
@@ -75,83 +73,58 @@ def report(root: Path, view: View | None = None, agent: str | None = None) -> di
         device, chosen = environment.probe(paths.home())
     except UserError as error:
         problems.append(Problem(str(error), "autoresearch-jax doctor"))
-    if device:
-        problems.extend(_unused_accelerator(device))
-    problems.extend(_in_use(device, gpus, holders))
-    data_ready, data_problems = _data(root)
-    problems.extend(data_problems)
-    free_gb, night_gb = _free_gb(paths.home()), _night_gb(root)
-    for folder, free in {paths.home(): free_gb, root: _free_gb(root)}.items():
-        if free < night_gb:
-            problems.append(
-                Problem(
-                    f"{folder} has {free:.1f} GB free; an overnight run takes up to "
-                    f"{night_gb:.1f} GB.",
-                    "export AUTORESEARCH_HOME=/a/larger/disk",
-                )
-            )
-    python_ok = sys.version_info >= (3, 11)
-    if not python_ok:
-        problems.append(
-            Problem(
-                f"Python {sys.version.split()[0]} is too old; 3.11 or newer is needed.",
-                "uv python install 3.12",
-            )
-        )
-    uv_ok = shutil.which("uv") is not None
-    if not uv_ok:
-        problems.append(Problem("uv is not installed.", "pip install uv"))
-    if shutil.which("git") is None:
-        problems.append(Problem("git is not installed.", "sudo apt install git"))
-    agents, agent_problems = _agents(settings, agent)
-    problems.extend(agent_problems)
+    free_gb = {folder: _free_gb(folder) for folder in (paths.home(), root)}
+    needed_gb = _needed_gb(root)
+    data_problems = list(_data(root))
+    problems += [
+        *_unused_accelerator(device),
+        *_in_use(device, gpus, holders),
+        *data_problems,
+        *_full_disks(free_gb, needed_gb),
+        *_missing_programs(),
+        *_unusable_agent(settings, agent),
+    ]
     first_step = _last_first_step(root)
-    if view is not None and device and data_ready:
+    if view is not None and device and not data_problems:
         first_step, gpus, step_problems = _first_step(root, settings, view, gpus)
-        problems.extend(step_problems)
-    preset = device and presets.suggest(
-        device.platform,
-        device.device_kind,
-        device.device_count,
-        device.memory_mb,
-        device.compute_capability,
-    )
-    notes = [*_slow(gpus), *_weak_sandbox(chosen), *_passing_machine()]
+        problems += step_problems
+    preset, preset_why = presets.suggest(device) if device else (None, "")
+    # Only nvidia-smi reports free memory and clocks; of another accelerator they are unknown.
+    unknown = device is not None and device.platform != "cpu" and not gpus
     return {
-        "platform": device and device.platform,
-        "device_kind": device and device.device_kind,
-        "device_count": device and device.device_count,
-        "memory_mb": device and device.memory_mb,
+        **{key: getattr(device, key, None) for key in DEVICE_KEYS},
         "memory_free_mb": device and _memory_free_mb(device, gpus),
-        # A TPU, say, has free memory and a clock, too, and nothing that tells them.
-        "gpus": None if _unknown_state(device, gpus) else [dataclasses.asdict(gpu) for gpu in gpus],
-        "jax_version": device and device.jax_version,
+        "gpus": None if unknown else [dataclasses.asdict(gpu) for gpu in gpus],
         "first_step": first_step and dataclasses.asdict(first_step),
-        "python_version": sys.version.split()[0],
-        "python_ok": python_ok,
-        "uv_ok": uv_ok,
-        "data_ready": data_ready,
-        "disk_free_gb": round(free_gb, 1),
-        "night_gb": round(night_gb, 1),
+        "python_version": platform.python_version(),
+        "python_ok": True,  # an older Python could not have imported this file
+        "uv_ok": shutil.which("uv") is not None,
+        "data_ready": not data_problems,
+        "disk_free_gb": round(free_gb[paths.home()], 1),
+        "night_gb": round(needed_gb, 1),
         "agent": agent,
-        "agents": agents,
+        "agents": _agents(settings),
         "search": _passed_over(root, settings) or None,
         "isolation": chosen and chosen.level,
         "isolation_why": chosen and (chosen.why or chosen.warning or None),
         "home": str(paths.home()),
         "preset": preset and preset.name,
-        "preset_why": (preset and preset.why) or None,
+        "preset_why": preset_why or None,
         "ready": not problems,
-        "problems": [problem.as_typed() for problem in problems],
-        "notes": [note.as_typed() for note in notes],
+        "problems": _as_typed(problems),
+        "notes": _as_typed([*_slow(gpus), *_weak_sandbox(chosen), *_interruptions()]),
     }
+
+
+def _as_typed(found: Iterable[Problem]) -> list[dict[str, str]]:
+    return [{"problem": typed(one.problem), "command": typed(one.command)} for one in found]
 
 
 # ----------------------------------------------------------------------------- the accelerator
 
 
-def _unused_accelerator(device: Device) -> Iterator[Problem]:
-    if unused := device_probe.unused_accelerator(device):
+def _unused_accelerator(device: Device | None) -> Iterator[Problem]:
+    if device and (unused := device_probe.unused_accelerator(device)):
         name, extra = unused
         yield Problem(
             f"this machine has {name}, but JAX sees only the CPU: the {extra} extra is missing.",
@@ -164,9 +137,9 @@ def _in_use(
 ) -> Iterator[Problem]:
     """Report processes that use memory a training needs; a desktop's few hundred MiB are fine."""
     ids = [str(pid) for pid in sorted(holders)]
-    by = f": held by {', '.join(holders[pid] for pid in sorted(holders))}" if holders else ""
+    by = f": used by {', '.join(holders[pid] for pid in sorted(holders))}" if holders else ""
     look = f"ps -fp {','.join(ids)}  # then: kill {' '.join(ids)}" if holders else "nvidia-smi"
-    if device is None and holders:  # a TPU has one process at a time
+    if device is None and holders:  # only one process at a time can use a TPU
         yield Problem(f"the accelerator is not free{by}.", look)
     if device is None or device.platform == "cpu":
         return
@@ -191,16 +164,11 @@ def _slow(gpus: Sequence[Gpu]) -> Iterator[Problem]:
 
 
 def _memory_free_mb(device: Device, gpus: Sequence[Gpu]) -> float | None:
-    """Of the device that has least; None where it is not known."""
+    """Return the least that any device has free; None if it is not known."""
     if device.platform == "cpu":
         return round(psutil.virtual_memory().available / 2**20, 1)
     free = [gpu.free_gib * 1024 for gpu in gpus if gpu.free_gib is not None]
     return round(min(free), 1) if free else None
-
-
-def _unknown_state(device: Device | None, gpus: Sequence[Gpu]) -> bool:
-    """Whether the present state of the accelerator is unknown."""
-    return device is not None and device.platform != "cpu" and not gpus
 
 
 # -------------------------------------------------------------------------------- the first step
@@ -216,7 +184,7 @@ class FirstStep:
 
 
 def _last_first_step(root: Path) -> FirstStep | None:
-    """What the last baseline here took, if there is one."""
+    """Return what the last baseline here took, if there is one."""
     with contextlib.suppress(OSError, UserError):
         workspace = Workspace.open(root)
         for tag in reversed(workspace.tags()):
@@ -230,7 +198,7 @@ def _last_first_step(root: Path) -> FirstStep | None:
 def _first_step(
     root: Path, settings: LoopConfig, view: View, gpus: list[Gpu]
 ) -> tuple[FirstStep | None, list[Gpu], list[Problem]]:
-    """Starts train.py as a loop does: the time, the GPUs under that load, and what went wrong."""
+    """Start train.py as a loop does; return its time, the GPUs under load, and the problems."""
     loaded: list[Gpu] = []
     try:
         found = run.begin(
@@ -239,7 +207,7 @@ def _first_step(
             Tools(view),
             under_load=lambda: loaded.extend(nvidia.gpus()),
         )
-    except UserError as error:  # a loop trains there, say
+    except UserError as error:  # for example, a loop trains there
         return None, gpus, [Problem(str(error), "autoresearch-jax doctor --first-step")]
     finally:
         view.live("")
@@ -261,50 +229,50 @@ def _weak_sandbox(chosen: Chosen | None) -> Iterator[Problem]:
         yield Problem("a sandbox by landlock restricts less than one by bwrap.", install)
 
 
-def _passing_machine() -> Iterator[Problem]:
+def _interruptions() -> Iterator[Problem]:
     """Report what may interrupt an overnight run: a battery, a connection."""
     charge = battery.charge()
-    if charge is not None and not charge[1]:
-        said = f"this machine runs on its battery, {charge[0]:.0f}% full: plug it in overnight."
-        yield Problem(said, "autoresearch-jax doctor  # once it is plugged in")
-    if charge is not None and charge[1]:
-        awake = "caffeinate -i" if sys.platform == "darwin" else "systemd-inhibit"
-        loop = typed("autoresearch-jax loop")  # behind another command it is not recognized
-        yield Problem("a laptop that goes to sleep pauses the loop.", f"{awake} {loop}")
+    if charge is not None:
+        percent, plugged = charge
+        if plugged:
+            awake = "caffeinate -i" if sys.platform == "darwin" else "systemd-inhibit"
+            loop = typed("autoresearch-jax loop")  # behind another command it is not recognized
+            yield Problem("a laptop that goes to sleep pauses the loop.", f"{awake} {loop}")
+        else:
+            yield Problem(
+                f"this machine runs on its battery, {percent:.0f}% full: plug it in overnight.",
+                "autoresearch-jax doctor  # once it is plugged in",
+            )
     if os.environ.get("SSH_CONNECTION") and not {"TMUX", "STY", "ZELLIJ"} & set(os.environ):
         yield Problem("a loop in this shell stops when the connection is lost.", "tmux")
+
+
+def _missing_programs() -> Iterator[Problem]:
+    for program, install in {"uv": "pip install uv", "git": "sudo apt install git"}.items():
+        if shutil.which(program) is None:
+            yield Problem(f"{program} is not installed.", install)
 
 
 # ----------------------------------------------------------------------------- the workspace
 
 
-def _data(root: Path) -> tuple[bool, list[Problem]]:
+def _data(root: Path) -> Iterator[Problem]:
     if not all((root / name).is_file() for name in manifest.FROZEN):
-        return False, [Problem(f"{root} is not a workspace.", "autoresearch-jax setup ~/research")]
+        yield Problem(f"{root} is not a workspace.", "autoresearch-jax setup ~/research")
+        return
     try:
         manifest.load(root)
     except UserError as error:
         if (root / "src" / "autoresearch_jax").is_dir():  # ours, with the sizes of an H100
-            why = f"no data is prepared in {root}, the program's own checkout: make a workspace"
-            return False, [Problem(f"{why}.", "autoresearch-jax setup ~/research")]
-        return False, [Problem(str(error), "uv run prepare.py")]
-    return True, []
+            why = f"no data is prepared in {root}, the program's own checkout: make a workspace."
+            yield Problem(why, "autoresearch-jax setup ~/research")
+        else:
+            yield Problem(str(error), "uv run prepare.py")
 
 
-def _agents(
-    settings: LoopConfig, flag: str | None
-) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
-    """The clients that `loop --agent` knows by name, and what is wrong with the chosen agent."""
-    problems, name, known = [], settings.agent, client.known(settings.agents)
-    try:
-        if name != "tpe":  # it is built in, and takes a second to import
-            make_agent(name, clients=settings.agents).check()
-    except (UserError, AgentError) as error:
-        who = f"--agent {name}" if flag else f"program.md sets the agent {name}"
-        said = str(error).rstrip(".")
-        end = "" if said.endswith("?") else "."
-        problems.append(Problem(f"{who}: {said}{end}", _remedy(name, error, known)))
-    found = {
+def _agents(settings: LoopConfig) -> dict[str, dict[str, Any]]:
+    """Return the clients that `loop --agent` knows by name."""
+    return {
         name: {
             "program": one.program,
             "installed": one.installed(),
@@ -312,17 +280,29 @@ def _agents(
             "install": one.install,
             "login": one.login,
         }
-        for name, one in known.items()
+        for name, one in client.known(settings.agents).items()
     }
-    return found, problems
+
+
+def _unusable_agent(settings: LoopConfig, flag: str | None) -> Iterator[Problem]:
+    name = settings.agent
+    try:
+        if name != "tpe":  # it is built in, and takes a second to import
+            make_agent(name, clients=settings.agents).check()
+    except (UserError, AgentError) as error:
+        source = f"--agent {name}" if flag else f"program.md sets the agent {name}"
+        reason = str(error).rstrip(".")
+        end = "" if reason.endswith("?") else "."
+        remedy = _remedy(name, error, client.known(settings.agents))
+        yield Problem(f"{source}: {reason}{end}", remedy)
 
 
 def _remedy(name: str, error: Exception, known: Mapping[str, client.Client]) -> str:
     """Return what to type if an agent cannot be asked: its client's command, if it has one."""
     one = known.get(name.removeprefix("hybrid:").partition(":")[0])
-    words = {"missing": one.install, "login": one.login} if one else {}
+    commands = {"missing": one.install, "login": one.login} if one else {}
     kind = error.kind if isinstance(error, AgentError) else ""
-    return words.get(kind) or "autoresearch-jax loop --agent tpe"
+    return commands.get(kind) or "autoresearch-jax loop --agent tpe"
 
 
 def _passed_over(root: Path, settings: LoopConfig) -> str:
@@ -333,33 +313,34 @@ def _passed_over(root: Path, settings: LoopConfig) -> str:
     return ""
 
 
-def _night_gb(root: Path) -> float:
+def _full_disks(free_gb: Mapping[Path, float], needed_gb: float) -> Iterator[Problem]:
+    for folder, free in free_gb.items():
+        if free < needed_gb:
+            yield Problem(
+                f"{folder} has {free:.1f} GB free; an overnight run takes up to "
+                f"{needed_gb:.1f} GB.",
+                "export AUTORESEARCH_HOME=/a/larger/disk",
+            )
+
+
+def _needed_gb(root: Path) -> float:
     """Return the most that an overnight run may add to the disk, in GB, with one exception.
 
-    A single training may write trainer.DISK_BYTES before it is ended, and that is removed.
+    A single training may write training.DISK_BYTES before it is ended, and that is removed.
     """
-    budget_s = 300.0
+    budget_s, left = 300.0, LEFT_BYTES
     with contextlib.suppress(UserError):
         budget_s = time_budget(root)
-    logs = LOGS * LOG_BYTES * NIGHT_SECONDS / (budget_s + AROUND_SECONDS)
-    left = (effects.ARTIFACTS_KEPT + 2) * _left_bytes(root)
-    return (logs + left + 2 * CACHE_BYTES + profiles.SCORER_CACHE_BYTES) / 1e9
-
-
-def _left_bytes(root: Path) -> int:
-    """What an experiment leaves that is kept: as the last ones here, else as one of full size."""
-    try:
+        # What the last experiment here left is a better estimate.
         state = Workspace.open(root).common_dir / "autoresearch"
-    except UserError:
-        return LEFT_BYTES
-    found = sorted(state.glob("*/runs/*/artifacts"), key=os.path.getmtime)
-    return files.folder_bytes(found[-1], LEFT_MOST) if found else LEFT_BYTES
+        if found := sorted(state.glob("*/runs/*/artifacts"), key=os.path.getmtime):
+            left = files.folder_bytes(found[-1], LEFT_MOST)
+    logs = LOGS * LOG_BYTES * OVERNIGHT_SECONDS / (budget_s + AROUND_SECONDS)
+    kept = (effects.ARTIFACTS_KEPT + 2) * left
+    return (logs + kept + 2 * CACHE_BYTES + profiles.SCORER_CACHE_BYTES) / 1e9
 
 
 def _free_gb(folder: Path) -> float:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free / 1e9
-
-
-# -------------------------------------------------------------------------------------- words

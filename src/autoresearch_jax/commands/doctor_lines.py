@@ -1,4 +1,4 @@
-"""What `doctor` found, in lines for a person to read."""
+"""The report of `doctor` as lines of text."""
 
 import shlex
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from autoresearch_jax.common.console import typed
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """What `doctor` found, for a person to read."""
+    """Return the lines of a report, as `doctor.report` returns it."""
     device = "none"
     if found["platform"]:
         device = f"{found['device_count']} x {found['device_kind']} ({found['platform']})"
@@ -17,12 +17,12 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     said = {"device": device}
     said |= {f"GPU {gpu['index']}": _gpu_words(gpu) for gpu in found["gpus"] or []}
     if found["gpus"] is None:
-        said["memory"] = "not known: only nvidia-smi tells what is free, and the clocks"
+        said["memory"] = "unknown: only nvidia-smi reports free memory and clocks"
     if found["platform"] == "cpu":
         said["memory"] = f"{found['memory_free_mb'] / 1024:.1f} GiB free"
     said |= {
         "start": _first_step_words(found["first_step"]),
-        "python": f"{found['python_version']}{'' if found['python_ok'] else ', too old'}",
+        "python": found["python_version"],
         "uv": "found" if found["uv_ok"] else "missing",
         "data": "ready" if found["data_ready"] else "not prepared",
         "disk": f"{found['disk_free_gb']:.0f} GB free in {found['home']}, "
@@ -54,7 +54,7 @@ def _gpu_words(gpu: Mapping[str, Any]) -> str:
         ("at most {power_limit_w:.0f} W", ("power_limit_w",)),
     )
     known = [form.format(**gpu) for form, names in forms if all(gpu[n] is not None for n in names)]
-    return ", ".join([*known, *gpu["slowed"]]) or "its driver does not say"
+    return ", ".join([*known, *gpu["slowed"]]) or "its driver reports nothing"
 
 
 def _first_step_words(first: Mapping[str, Any] | None) -> str:
@@ -69,7 +69,7 @@ def _first_step_words(first: Mapping[str, Any] | None) -> str:
 
 
 def _agent_words(one: Mapping[str, Any]) -> str:
-    """Whether a client is there, and the command that installs it if not. A login is only seen."""
+    """Return the state of a client; whether its login works is not tried."""
     if not one["installed"]:
         return f"not installed: {one['install'] or one['program'] + ' is not in PATH'}"
     states = {

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from autoresearch_jax.commands import presets
@@ -22,6 +21,7 @@ from autoresearch_jax.records import results_tsv
 from autoresearch_jax.repo import git
 from autoresearch_jax.system import device_probe
 
+VERSION = importlib.metadata.version("autoresearch-jax")
 COPIED = ("train.py", "prepare.py", "constants.py", "program.md")
 SIZED = ("train.py", "constants.py")  # what a preset rewrites
 IGNORED = """__pycache__/
@@ -63,14 +63,11 @@ def setup(
     num_shards: int | None = None,
     skip_data: bool = False,
 ) -> Path:
-    """Makes `target` a workspace where it is not one, sizes it and prepares its data.
-
-    Returns:
-        The workspace's folder.
+    """Make `target` a workspace if it is not one, size it, prepare its data; return its full path.
 
     Raises:
-        UserError: `target` holds something else, has changes that would be overwritten, or its
-            data could not be prepared. Nothing of the person's is lost.
+        UserError: `target` contains something else, has changes that would be overwritten, or its
+            data could not be prepared. No file of the user is lost.
     """
     chosen = presets.get(preset) if preset else None
     if source is not None:
@@ -80,41 +77,33 @@ def setup(
     target = target.absolute()
     if is_workspace(target):
         view.say(f"{target} is a workspace already.")
-        resize(target, chosen, seq_len, view)
     else:
         check_free(target)
-        # Like the source they are checked before anything is made: a slip leaves nothing behind.
-        presets.apply(*_template_texts(), chosen, seq_len)
+        # As for the source, a mistake in the sizes is found before anything is made.
+        presets.apply(*_texts(paths.template()), chosen, seq_len)
         make(target)
         view.say(f"Made a workspace in {target}.")
-        resize(target, chosen, seq_len, view)
+    resize(target, chosen, seq_len, view)
     if not skip_data:
         prepare(target, view, source=source, num_shards=num_shards)
     return target
 
 
 def fitting_preset(view: View) -> str | None:
-    """The preset that fits this machine best; None where its accelerator cannot be probed."""
+    """Return the preset that fits this machine best; None if its accelerator cannot be probed."""
     view.live("probing the accelerator")
     try:
-        found = device_probe.probe()
+        preset, why = presets.suggest(device_probe.probe())
     except UserError as error:
         view.say(f"{error} So the sizes stay those of an H100. For other sizes: --preset NAME.")
         return None
-    fitting = presets.suggest(
-        found.platform,
-        found.device_kind,
-        found.device_count,
-        found.memory_mb,
-        found.compute_capability,
-    )
-    verb = "comes nearest to" if fitting.why else "fits"
-    view.say(f"Preset {fitting.name} {verb} this machine ({fitting.words}).")
-    return fitting.name
+    verb, reason = ("comes nearest to", f". {why}") if why else ("fits", "")
+    view.say(f"Preset {preset.name} {verb} this machine ({preset.description}{reason}).")
+    return preset.name
 
 
 def is_workspace(target: Path) -> bool:
-    """Whether `target` itself is the top of a git repository with the files of a workspace."""
+    """Return whether `target` is the top of a git repository with the files of a workspace."""
     return (target / ".git").exists() and all((target / name).is_file() for name in COPIED[:3])
 
 
@@ -124,7 +113,7 @@ def check_free(target: Path) -> None:
         raise UserError(f"{target} is a file: name a new folder, `autoresearch-jax setup DIR`.")
     if target.is_dir() and any(target.iterdir()):
         raise UserError(
-            f"{target} is not empty and no workspace; nothing in it was changed. Name a new "
+            f"{target} is not empty and not a workspace; nothing in it was changed. Name a new "
             "folder: `autoresearch-jax setup DIR`."
         )
     existing = target
@@ -135,47 +124,53 @@ def check_free(target: Path) -> None:
         ignored = git.run(existing, "check-ignore", "--quiet", "--no-index", f"{target}/")
         if ignored.status:
             raise UserError(
-                f"{target} lies in the git repository {outer.text}, and a workspace is "
-                "a repository of its own: choose a folder outside of it, or name this one in its "
+                f"{target} is in the git repository {outer.text}, and a workspace is a "
+                "repository of its own: choose a folder outside of it, or add this one to its "
                 ".gitignore."
             )
 
 
 def make(target: Path) -> None:
-    """A new workspace with its first commit; it appears whole or not at all."""
+    """Make a new workspace with its first commit; it appears complete or not at all."""
     template = paths.template()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # In a folder that is there: it may be a mount, or its parent may belong to another user.
-        with _scratch(target if target.is_dir() else target.parent) as folder:
-            for name in COPIED:
-                shutil.copyfile(template / name, folder / name)
+        # An existing folder may be a mount, or its parent may belong to another user.
+        beside = target if target.is_dir() else target.parent
+        with tempfile.TemporaryDirectory(prefix=".autoresearch-new-", dir=beside) as name:
+            folder = Path(name)
+            folder.chmod(0o755)
+            for file in COPIED:
+                shutil.copyfile(template / file, folder / file)
             (folder / "results.tsv").write_text(results_tsv.HEADER)
             (folder / ".gitignore").write_text(IGNORED)
             (folder / "pyproject.toml").write_text(pyproject(target))
             git.output(folder, "init", "--quiet", "--initial-branch=main")
             git.output(folder, "add", "--all")
-            commit(folder, f"Start from autoresearch-jax {version()}")
-            _move(folder, target)
+            commit(folder, f"Start from autoresearch-jax {VERSION}")
+            if not target.exists():
+                folder.rename(target)
+                return
+            # The user's shell may be in the target, so it must stay the same folder.
+            for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == ".git"):
+                entry.rename(target / entry.name)
     except OSError as error:
         raise UserError(f"{target} cannot be made: {error}.") from error
 
 
 def resize(root: Path, preset: Preset | None, seq_len: int | None, view: View) -> None:
-    """Writes a preset and a row length into train.py and constants.py, and commits that.
+    """Write a preset and a row length into train.py and constants.py, and commit that.
 
     Raises:
         UserError: the sizes do not fit the files, or there are uncommitted changes in them.
     """
     if preset is None and seq_len is None:
         return
-    texts = [(root / name).read_bytes().decode() for name in SIZED]
-    sized = presets.apply(texts[0], texts[1], preset, seq_len)
+    texts = _texts(root)
+    sized = presets.apply(*texts, preset, seq_len)
     changed = [name for name, old, new in zip(SIZED, texts, sized, strict=True) if old != new]
-    words = " and ".join(
-        ([f"preset {preset.name}"] if preset else [])
-        + ([f"rows of {seq_len} tokens"] if seq_len else [])
-    )
+    names = preset and f"preset {preset.name}", seq_len and f"rows of {seq_len} tokens"
+    words = " and ".join(name for name in names if name)
     if not changed:
         view.say(f"Its sizes are those of {words} already.")
         return
@@ -197,11 +192,7 @@ def resize(root: Path, preset: Preset | None, seq_len: int | None, view: View) -
 def prepare(
     root: Path, view: View, *, source: str | None = None, num_shards: int | None = None
 ) -> None:
-    """Runs the workspace's prepare.py; it shows its own progress.
-
-    Raises:
-        UserError: it failed, and has said why.
-    """
+    """Run the workspace's prepare.py, which shows its own progress. Raises UserError."""
     ready = data(root)
     if ready and source is None and num_shards is None:
         view.say(f"Its data is ready: {ready.source}.")
@@ -217,37 +208,34 @@ def prepare(
     if done.returncode:
         again = shlex.join(["uv", "run", "prepare.py", *options])
         raise UserError(
-            f"the data is not prepared (prepare.py exited with {done.returncode}); the workspace "
-            f"stands. What is done is kept: go on with `cd {shlex.quote(str(root))} && {again}`."
+            f"the data is not prepared (prepare.py exited with {done.returncode}). The workspace "
+            "and the finished parts are kept: continue with "
+            f"`cd {shlex.quote(str(root))} && {again}`."
         )
 
 
 def data(root: Path) -> manifest.Manifest | None:
-    """The data prepared for a workspace, if it is whole."""
+    """Return the data prepared for a workspace, if it is complete."""
     with contextlib.suppress(manifest.DataError):
         return manifest.load(root)
     return None
 
 
 def pyproject(target: Path) -> str:
-    """The text of a workspace's pyproject.toml: it depends on the autoresearch-jax that made it."""
+    """Return a workspace's pyproject.toml, which depends on the autoresearch-jax that made it."""
     name = re.sub("[^a-z0-9]+", "-", target.name.lower()).strip("-") or "my"
-    name += "-workspace"  # a project named as something that it depends on cannot be resolved
+    name += "-workspace"  # uv cannot resolve a project with the name of a dependency
     template = paths.template()
     if not (template / "pyproject.toml").is_file():
-        return PYPROJECT.format(name=name, version=f"=={version()}")
+        return PYPROJECT.format(name=name, version=f"=={VERSION}")
     inside = target.is_relative_to(template)
     path = os.path.relpath(template, target) if inside else str(template)
     escaped = path.replace("\\", "\\\\").replace('"', '\\"')
     return PYPROJECT.format(name=name, version="") + SOURCE.format(path=escaped)
 
 
-def version() -> str:
-    return importlib.metadata.version("autoresearch-jax")
-
-
 def commit(folder: Path, message: str, *names: str) -> None:
-    """Commits, also where no identity is configured, without the person's hooks and signing."""
+    """Commit, also without a configured identity, and without the user's hooks and signing."""
     nobody = git.run(folder, "var", "GIT_AUTHOR_IDENT").status != 0
     identity = ["-c", "user.name=autoresearch-jax", "-c", "user.email=autoresearch-jax@localhost"]
     git.output(
@@ -263,34 +251,15 @@ def _check_branch(root: Path) -> None:
     branch = git.run(root, "symbolic-ref", "--quiet", "--short", "HEAD").text
     if not branch:
         raise UserError(
-            f"{root} has a detached HEAD: `git switch main` (or `-c NAME`), then again."
+            f"{root} has a detached HEAD: run `git switch main` (or `-c NAME`), then try again."
         )
     if branch.startswith("autoresearch/"):
         raise UserError(
-            f"{root} has {branch} checked out, which only experiments move: `git switch main`, "
-            "then again."
+            f"{root} has {branch} checked out, which only experiments move: run `git switch main`, "
+            "then try again."
         )
 
 
-def _template_texts() -> tuple[str, str]:
-    train, constants = ((paths.template() / name).read_bytes().decode() for name in SIZED)
+def _texts(root: Path) -> tuple[str, str]:
+    train, constants = ((root / name).read_bytes().decode() for name in SIZED)
     return train, constants
-
-
-@contextlib.contextmanager
-def _scratch(parent: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix=".autoresearch-new-", dir=parent))
-    folder.chmod(0o755)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _move(folder: Path, target: Path) -> None:
-    if not target.exists():
-        folder.rename(target)
-        return
-    # It may be where the person's shell stands, so it must stay the same folder.
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == ".git"):
-        entry.rename(target / entry.name)
