@@ -4,7 +4,7 @@
 
 `first_view_s`: from asking for the page to a frame with every mark in it. `update_ms`: what one
 more decided experiment costs the browser's main thread, script, layout and paint together; the
-median, and the largest. `redraw_ms`: the same where the axes change, so that all is drawn anew.
+median, and the largest. `redraw_ms`: to draw the chart alone.
 `tick_ms`: a new line in the log of the running experiment. `look_ms`: what an update costs the
 server. `report_s`, `report_mb`, `report_view_s`: to write report.html, its size in MiB, and from
 opening it to every mark. Milliseconds of the browser are its main thread's own: other jobs do not

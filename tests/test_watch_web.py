@@ -366,8 +366,9 @@ def test_several_that_run_are_shown_and_what_is_decided_first_stands_first(night
         for key, hash in ((Keys.END, "#60"), (Keys.ARROW_LEFT, "#61"), (Keys.ARROW_LEFT, "#59")):
             ActionChains(driver).send_keys(key).perform()
             until(driver, "return location.hash === arguments[0]", hash)
-        stairs = "return document.querySelector('.stairs').getAttribute('d').match(/V/g).length"
-        assert driver.execute_script(stairs) == 3  # 21, 42 and 61: each is lower than the last
+        path = "document.querySelector('.stairs').getAttribute('d')"
+        levels = driver.execute_script(f"return new Set({path}.match(/ [\\d.]+/g)).size")
+        assert levels == 4  # 0, 21, 42 and 61: each is lower than the last
         assert console(driver) == []
 
 

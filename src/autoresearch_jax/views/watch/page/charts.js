@@ -2,18 +2,17 @@
 // Charts in SVG. Every text goes in as text, never as markup.
 
 const SVG = "http://www.w3.org/2000/svg";
-const MARKS = {  // as paths around a point: the shapes tell as much as the colours; the last lie on top
+const MARKS = {  // paths around a point; shapes differ as well as colours; the last kind lies on top
   discard: "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0",
   beyond: "m0-3.4l3.6 6.4h-7.2z",
   crash: "m-3.4-3.4l6.8 6.8m-6.8 0l6.8-6.8",
   keep: "m-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0",
 };
-const IN_A_PATH = 100;  // marks
-const SPARK = [240, 58];  // pixels, as page.css has it
-const NEAR = 30;  // pixels from a mark that still mean it
+const SPARK = [240, 58];  // pixels, as in page.css
+const NEAR = 30;  // pixels from a mark within which a click means it
 const NUMBERED = 14;  // kept experiments with their number under them, at most
 
-/** An element of SVG with attributes and children. */
+/** An SVG element with attributes and children. */
 function draw(name, attributes = {}, ...children) {
   const made = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
@@ -27,48 +26,29 @@ function sample(kind) {
     draw("path", {class: kind, d: `M0 0${MARKS[kind]}`}));
 }
 
-/** The marks of a kind: a few paths of many marks, so that a new one draws few others anew. */
-class Layer {
-  constructor(kind, size) {
-    this.kind = kind;
-    this.size = size;
-    this.element = draw("g", {transform: `scale(${size})`});
-    this.marks = [];  // of the last path, or yet to be drawn
-  }
-
-  add(x, y) {
-    this.marks.push(`M${(x / this.size).toFixed(1)} ${(y / this.size).toFixed(1)}${MARKS[this.kind]}`);
-  }
-
-  /** Shows what was added. */
-  draw() {
-    while (this.marks.length) {
-      this.path ??= this.element.appendChild(draw("path", {class: `marks ${this.kind}`}));
-      this.path.setAttribute("d", this.marks.slice(0, IN_A_PATH).join(""));
-      if (this.marks.length < IN_A_PATH) break;
-      this.marks.splice(0, IN_A_PATH);
-      this.path = null;
-    }
-  }
-}
-
-/** Round numbers from `low` to `high`, about `count` of them. */
+/** About `count` round numbers from `low` to `high`, each with its label. */
 function ticks(low, high, count, whole = false) {
-  const rough = (high - low) / Math.max(1, count) || 1;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  let step = power * ([1, 2, 2.5, 5, 10].find((one) => one * power >= rough) || 10);
-  if (whole) step = Math.max(1, Math.ceil(step));
+  const rough = (high - low) / Math.max(1, count) || 1, power = 10 ** Math.floor(Math.log10(rough));
+  const step = Math.max(whole ? 1 : 0, power * ([1, 2, 5].find((one) => one * power >= rough) || 10));
+  const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
   const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(i * step);
-  return {step, at: found};
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) {
+    found.push([i * step, (i * step).toFixed(digits)]);
+  }
+  return found;
 }
 
-/** How many digits after the point tell such steps apart. */
-function digits(step) {
-  return Math.min(6, Math.max(0, Math.ceil(-Math.log10(step) + (String(step).includes("25") ? 0.4 : 0) - 1e-9)));
+/** Labelled grid lines from `left` to `right` at some heights. */
+function grid(rows, left, right, y) {
+  return rows.flatMap(([value, label]) => [
+    draw("line", {class: "grid", x1: left, x2: right, y1: y(value), y2: y(value)}),
+    draw("text", {x: left - 8, y: y(value) + 4, "text-anchor": "end"}, label)]);
 }
 
-/** val_bpb over experiments or time: the staircase of the best, and every experiment as a mark. */
+/** A path through points. */
+const through = (points) => points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
+
+/** val_bpb over experiments or time: the best so far as a staircase, and every experiment as a mark. */
 class Staircase {
   /** `onPick(point)` is called with what was clicked or tapped. */
   constructor(place, onPick) {
@@ -76,82 +56,45 @@ class Staircase {
     this.points = [];
     this.by = "n";
     this.noise = null;
-    this.running = 0;  // so many: they stand at the right of what is decided
+    this.running = 0;  // how many experiments run: dashed lines at the right stand for them
     this.chosen = null;
     this.marks = [];
-    this.tip = document.createElement("div");
-    this.tip.className = "tip";
+    this.tip = make("div", "tip");
     this.tip.hidden = true;
     place.addEventListener("pointermove", (event) => this.hover(event));
     place.addEventListener("pointerleave", () => { this.tip.hidden = true; });
     place.addEventListener("click", (event) => {
-      const point = this.near(event);
-      if (point) onPick(point);
+      const mark = this.near(event);
+      if (mark) onPick(mark.point);
     });
     new ResizeObserver(() => this.layout()).observe(place);
   }
 
-  /** Draws all anew. */
   layout() {
     this.width = this.place.clientWidth;
     this.height = this.place.clientHeight;
     if (!this.width) return;
     this.setScales();
-    this.svg = draw("svg", {"aria-hidden": "true"});
-    this.under = draw("g");
-    this.layers = Object.fromEntries(Object.keys(MARKS).map((kind) => [kind, new Layer(kind, this.size)]));
-    this.pending = draw("path", {class: "pending"});
-    this.over = draw("g");
-    this.drawAxes();
-    this.svg.append(this.under, ...Object.values(this.layers).map((layer) => layer.element), this.pending, this.over);
-    this.marks = [];
-    this.drawMarks(this.points);
-    this.drawStairs();
-    this.drawPending();
+    this.marks = this.points.flatMap((point) => this.mark(point));
+    this.svg = draw("svg", {"aria-hidden": "true"}, ...this.axes(), ...this.stairs(), ...this.symbols(), this.pending(), ...this.numbers());
     this.place.replaceChildren(this.svg, this.tip);
-  }
-
-  /** Takes in points that were appended to `points`; draws all anew only where it must. */
-  add(points) {
-    if (!this.svg || !points.every((point) => this.fits(point)) || this.isLoose()) {
-      this.layout();
-      return;
-    }
-    this.drawMarks(points);
-    if (points.some(({status}) => status === "keep")) this.drawStairs();
-    this.drawPending();
-  }
-
-  fits(point) {
-    const value = this.value(point);
-    return value === null || value <= this.right;
-  }
-
-  /** Whether the axes are not about those that the points want; a little does not move them all. */
-  isLoose() {
-    const [low, high] = limits(this.points), range = this.high - this.low;
-    return low < this.low - 0.05 * range || low > this.low + 0.3 * range
-      || high > this.high + 0.05 * range || high < this.high - 0.4 * range;
+    this.choose(this.chosen);
   }
 
   /** Where a point stands on the horizontal axis, or null. */
   value(point) {
     if (this.by === "n") return point.place;
-    return point.finished === undefined ? null : (point.finished - this.first) / 3600;
+    return known(point.finished) ? (point.finished - this.first) / 3600 : null;
   }
 
   setScales() {
-    const timed = this.points.filter((point) => point.finished !== undefined);
-    this.first = timed.length ? timed[0].finished : 0;
-    const values = this.points.map((point) => this.value(point)).filter((value) => value !== null);
-    const last = values.length ? values[values.length - 1] : 1;
-    // Room to the right, so that not every experiment moves all others.
-    const room = this.by === "n" ? Math.max(1, this.running, Math.ceil(last * 0.04)) : last * 0.04 || 0.01;
+    this.first = this.points.find((point) => known(point.finished))?.finished ?? 0;
+    const last = this.points.map((point) => this.value(point)).filter(known).at(-1) ?? 1;
     this.left = this.by === "n" ? -0.5 : 0;
-    this.right = last + room;
+    this.right = last + (this.by === "n" ? Math.max(1, this.running) : 0.04 * last || 0.01);
     [this.low, this.high] = limits(this.points);
     this.inner = {left: 52, right: this.width - 10, top: 14, bottom: this.height - 34};
-    const crowd = values.length * 8 / (this.inner.right - this.inner.left);  // marks on a mark's width
+    const crowd = this.points.length * 8 / (this.inner.right - this.inner.left);  // marks within the width of one
     this.size = Math.min(1, Math.max(0.6, crowd ** -0.3)).toFixed(2);
   }
 
@@ -165,119 +108,85 @@ class Staircase {
     return bottom - (bottom - top) * (score - this.low) / (this.high - this.low);
   }
 
-  drawAxes() {
-    const {left, right, bottom} = this.inner;
-    const rows = ticks(this.low, this.high, Math.max(3, this.height / 60));
-    for (const value of rows.at) {
-      const y = this.y(value);
-      this.under.append(draw("line", {class: "grid", x1: left, x2: right, y1: y, y2: y}),
-        draw("text", {x: left - 8, y: y + 4, "text-anchor": "end"}, value.toFixed(digits(rows.step))));
-    }
-    const columns = ticks(Math.max(0, this.left), this.right, Math.max(3, this.width / 90), this.by === "n");
-    const unit = this.by === "n" ? 0 : digits(columns.step);
-    for (const value of columns.at) {
-      this.under.append(draw("text", {x: this.x(value), y: bottom + 17, "text-anchor": "middle"}, value.toFixed(unit)));
-    }
-    const words = this.by === "n" ? "experiments decided" : "hours since the first result";
-    this.under.append(draw("text", {x: (left + right) / 2, y: bottom + 32, "text-anchor": "middle"}, words));
+  axes() {
+    const {left, right, bottom} = this.inner, byNumber = this.by === "n";
+    const columns = ticks(Math.max(0, this.left), this.right, Math.max(3, this.width / 90), byNumber)
+      .map(([value, label]) => [this.x(value), 17, label]);
+    columns.push([(left + right) / 2, 32, byNumber ? "experiments decided" : "hours since the first result"]);
+    return [...grid(ticks(this.low, this.high, Math.max(3, this.height / 60)), left, right, (value) => this.y(value)),
+      ...columns.map(([x, below, text]) => draw("text", {x, y: bottom + below, "text-anchor": "middle"}, text))];
   }
 
-  drawMarks(points) {
-    for (const point of points) this.mark(point);
-    for (const layer of Object.values(this.layers)) layer.draw();
-  }
-
+  /** Where and how a point is drawn: an array, empty for one without a place on the axis. */
   mark(point) {
     const value = this.value(point);
-    if (value === null) return;
-    const kind = kindOf(point);
-    const shown = kind === "discard" && point.val_bpb > this.high ? "beyond" : kind;
-    const y = shown === "beyond" || kind === "crash" ? this.inner.top : this.y(point.val_bpb);
-    const x = this.x(value);
-    this.layers[shown].add(x, y);
-    this.marks.push({x, y, point});
+    if (value === null) return [];
+    const kind = kindOf(point) === "discard" && point.val_bpb > this.high ? "beyond" : kindOf(point);
+    const atTop = kind === "beyond" || kind === "crash";
+    return [{x: this.x(value), y: atTop ? this.inner.top : this.y(point.val_bpb), kind, point}];
   }
 
-  /** The staircase, the noise around it, numbers, and the chosen one. */
-  drawStairs() {
-    this.over.replaceChildren();
-    this.band?.remove();
-    this.stairs?.remove();
-    const kept = this.marks.filter(({point}) => point.status === "keep" && point.val_bpb !== undefined);
-    const end = this.inner.right;
-    let path = "", best = Infinity;
-    const steps = [];
-    for (const {x, point} of kept) {
-      best = Math.min(best, point.val_bpb);
-      path += path ? `H${x.toFixed(1)}V${this.y(best).toFixed(1)}` : `M${x.toFixed(1)} ${this.y(best).toFixed(1)}`;
-      steps.push([x, best]);
-    }
-    this.stairs = draw("path", {class: "stairs", d: path ? `${path}H${end}` : ""});
-    this.band = draw("path", {class: "noise", d: this.noise === null ? "" : this.bandPath(steps, end)});
-    this.under.append(this.band, this.stairs);
-    for (const {x, point} of this.numbered()) {
-      this.over.append(draw("text", {class: "number", x, y: this.y(point.val_bpb) + 20}, String(point.n)));
-    }
-    this.drawChosen();
-  }
-
-  bandPath(steps, end) {
-    const edge = (sign) => steps.flatMap(([x, best], i) => {
-      const y = this.y(best + sign * this.noise).toFixed(1);
-      return [`${x.toFixed(1)} ${y}`, `${(steps[i + 1]?.[0] ?? end).toFixed(1)} ${y}`];
+  /** The marks, as one path for each kind. */
+  symbols() {
+    return Object.entries(MARKS).map(([kind, shape]) => {
+      const starts = this.marks.filter((mark) => mark.kind === kind)
+        .map(({x, y}) => `M${(x / this.size).toFixed(1)} ${(y / this.size).toFixed(1)}${shape}`);
+      return draw("path", {class: `marks ${kind}`, d: starts.join(""), transform: `scale(${this.size})`});
     });
-    return steps.length ? `M${[...edge(1), ...edge(-1).reverse()].join("L")}Z` : "";
   }
 
-  /** The marks of the largest steps, those left out whose number would stand on another's. */
-  numbered() {
+  /** The best so far, with a band of the noise around it. */
+  stairs() {
+    let best = Infinity;
+    const corners = [];
+    for (const {x, point} of this.marks.filter(({kind}) => kind === "keep")) {
+      if (corners.length) corners.push([x, best]);
+      best = Math.min(best, point.val_bpb);
+      corners.push([x, best]);
+    }
+    if (corners.length) corners.push([this.inner.right, best]);
+    const edge = (shift) => corners.map(([x, score]) => [x, this.y(score + shift)]);
+    const band = known(this.noise) ? through([...edge(this.noise), ...edge(-this.noise).reverse()]) : "";
+    return [draw("path", {class: "noise", d: band && `${band}Z`}), draw("path", {class: "stairs", d: through(edge(0))})];
+  }
+
+  /** The numbers of the largest steps, without those that would overprint another. */
+  numbers() {
+    const large = this.marks.filter(({point}) => point.status === "keep" && known(point.gain))
+      .sort((a, b) => b.point.gain - a.point.gain).slice(0, NUMBERED);
     const apart = [];
-    const large = this.marks.filter(({point}) => improved(point)).sort((a, b) => b.point.gain - a.point.gain);
-    for (const one of large.slice(0, NUMBERED)) {
+    for (const one of large) {
       if (apart.every((other) => Math.abs(one.x - other.x) > 24 || Math.abs(one.y - other.y) > 15)) apart.push(one);
     }
-    return apart;
+    return apart.map(({x, y, point}) => draw("text", {class: "number", x, y: y + 20}, String(point.n)));
   }
 
-  drawPending() {
+  pending() {
     const {top, bottom} = this.inner, count = this.by === "n" ? this.running : 0;
-    const places = Array.from({length: count}, (_, i) => this.points.length + i).filter((one) => one <= this.right);
-    this.pending.setAttribute("d", places.map((one) => `M${this.x(one).toFixed(1)} ${top}V${bottom}`).join(""));
-  }
-
-  drawChosen() {
-    this.ring?.remove();
-    const at = this.marks.find(({point}) => point.n === this.chosen);
-    if (!at) return;
-    this.ring = draw("circle", {class: "chosen", cx: at.x, cy: at.y, r: 9});
-    this.over.append(this.ring);
+    const lines = Array.from({length: count}, (_, i) => `M${this.x(this.points.length + i).toFixed(1)} ${top}V${bottom}`);
+    return draw("path", {class: "pending", d: lines.join("")});
   }
 
   choose(n) {
     this.chosen = n;
-    if (this.svg) this.drawChosen();
+    this.ring?.remove();
+    const at = this.marks.find(({point}) => point.n === n);
+    if (at) this.ring = this.svg.appendChild(draw("circle", {class: "chosen", cx: at.x, cy: at.y, r: 9}));
   }
 
   near(event) {
     const box = this.place.getBoundingClientRect();
-    const x = event.clientX - box.left, y = event.clientY - box.top;
-    let found = null, least = NEAR;
-    for (const one of this.marks) {
-      const far = Math.hypot(one.x - x, one.y - y);
-      if (far < least) [found, least] = [one, far];
-    }
-    this.found = found;
-    return found && found.point;
+    const far = ({x, y}) => Math.hypot(event.clientX - box.left - x, event.clientY - box.top - y);
+    const nearest = this.marks.reduce((best, mark) => (best && far(best) <= far(mark) ? best : mark), null);
+    return nearest && far(nearest) < NEAR ? nearest : null;
   }
 
   hover(event) {
-    const point = event.pointerType === "touch" ? null : this.near(event);
-    this.tip.hidden = !point;
-    if (!point) return;
-    const head = document.createElement("b");
-    head.textContent = `${point.n} ${point.status}  ${point.val_bpb === undefined ? "" : point.val_bpb.toFixed(6)}`;
-    this.tip.replaceChildren(head, point.description || "");
-    const {x, y} = this.found;
+    const mark = event.pointerType === "touch" ? null : this.near(event);
+    this.tip.hidden = !mark;
+    if (!mark) return;
+    const {x, y, point} = mark;
+    this.tip.replaceChildren(make("b", "", `${point.n} ${point.status}  ${fixed(point.val_bpb, 6)}`), point.description || "");
     this.tip.style.left = `${Math.min(x + 12, Math.max(0, this.width - this.tip.offsetWidth))}px`;
     this.tip.style.top = `${Math.max(0, Math.min(y + 12, this.height - this.tip.offsetHeight))}px`;
   }
@@ -285,61 +194,38 @@ class Staircase {
 
 /** "keep", "discard" or "crash": how a point is drawn. Forks have other words, too. */
 function kindOf(point) {
-  if (point.val_bpb === undefined) return "crash";
+  if (!known(point.val_bpb)) return "crash";
   return point.status === "keep" ? "keep" : "discard";
 }
 
-function improved(point) {
-  return point.status === "keep" && point.gain !== undefined;
-}
-
-/** The scores between which the steps of the best fill the picture: a wild failure does not flatten them. */
+/** The scores between which the steps of the best fill the chart, whatever the failures scored. */
 function limits(points) {
-  let first, best = Infinity, most = -Infinity;
-  for (const {val_bpb: bpb} of points) {
-    if (bpb === undefined) continue;
-    first ??= bpb;
-    best = Math.min(best, bpb);
-    most = Math.max(most, bpb);
-  }
-  if (first === undefined) return [0, 1];
-  const reach = Math.max(first - best, 0.25 * (Math.min(most, 1.3 * first) - best), 1e-4 * first);
-  let high = first;
-  for (const {val_bpb: bpb} of points) if (bpb <= first + 0.5 * reach) high = Math.max(high, bpb);
+  const scores = points.map((point) => point.val_bpb).filter(known);
+  if (!scores.length) return [0, 1];
+  const first = scores[0], best = Math.min(...scores), worst = Math.max(...scores);
+  const reach = Math.max(first - best, 0.25 * (Math.min(worst, 1.3 * first) - best), 1e-4 * first);
+  const high = Math.max(...scores.filter((score) => score <= first + 0.5 * reach));
   return [best - 0.12 * reach, high + 0.15 * reach];
 }
 
-/** Training loss over the budget: one's own beside that of the experiment it was proposed against. */
+/** Training loss over the budget, beside that of the experiment that it was proposed against. */
 function drawLoss(place, own, other, names) {
-  const small = !names;  // then its size is known, and nothing is laid out to learn it
+  const small = !names;  // a spark line has a known size, and no axes
   const [width, height] = small ? SPARK : [place.clientWidth, place.clientHeight];
   if (!width || !own.length) { place.replaceChildren(); return; }
-  const inner = small ? {left: 0, right: width - 4, top: 4, bottom: height - 4}
-    : {left: 44, right: width - 8, top: 8, bottom: height - 30};
-  // The fall of the first steps would flatten all that follows.
-  const shown = [...own, ...other].filter(([percent]) => percent >= 10);
-  const losses = (shown.length > 3 ? shown : [...own, ...other]).map(([, loss]) => loss);
-  const low = Math.min(...losses), high = Math.max(...losses) || 1;
-  const room = 0.06 * (high - low) || 0.01;
-  const x = (percent) => inner.left + (inner.right - inner.left) * Math.min(100, percent) / 100;
-  const y = (loss) => inner.bottom - (inner.bottom - inner.top) * (loss - low + room) / (high - low + 2 * room);
-  const line = (curve) => curve.map(([percent, loss], i) =>
-    `${i ? "L" : "M"}${x(percent).toFixed(1)} ${y(loss).toFixed(1)}`).join("");
-  const svg = draw("svg", {"aria-hidden": "true"});
-  if (!small) {
-    const rows = ticks(low, high, 4);
-    for (const value of rows.at) {
-      svg.append(draw("line", {class: "grid", x1: inner.left, x2: inner.right, y1: y(value), y2: y(value)}),
-        draw("text", {x: inner.left - 7, y: y(value) + 4, "text-anchor": "end"}, value.toFixed(Math.max(1, digits(rows.step)))));
-    }
-    for (const percent of [0, 25, 50, 75, 100]) {
-      svg.append(draw("text", {x: x(percent), y: inner.bottom + 15, "text-anchor": percent === 100 ? "end" : "middle"}, `${percent}%`));
-    }
-    svg.append(draw("text", {x: inner.right - 4, y: inner.top + 6, "text-anchor": "end", class: "own-name"}, names[0]),
-      draw("text", {x: inner.right - 4, y: inner.top + 21, "text-anchor": "end"}, other.length ? names[1] : ""));
-  }
-  const pane = {x: 0, y: inner.top, width, height: inner.bottom - inner.top};
-  svg.append(draw("svg", {class: "pane", ...pane, viewBox: `0 ${inner.top} ${width} ${pane.height}`},
-    draw("path", {class: "other", d: line(other)}), draw("path", {class: "own", d: line(own)})));
-  place.replaceChildren(svg);
+  const left = small ? 0 : 44, right = width - (small ? 4 : 8), top = small ? 4 : 8, bottom = height - (small ? 4 : 30);
+  // The fall of the first steps would flatten the rest.
+  const late = [...own, ...other].filter(([percent]) => percent >= 10);
+  const losses = (late.length > 3 ? late : [...own, ...other]).map(([, loss]) => loss);
+  const low = Math.min(...losses), high = Math.max(...losses), room = 0.06 * (high - low) || 0.01;
+  const x = (percent) => left + (right - left) * Math.min(100, percent) / 100;
+  const y = (loss) => bottom - (bottom - top) * (loss - low + room) / (high - low + 2 * room);
+  const line = (curve) => through(curve.map(([percent, loss]) => [x(percent), y(loss)]));
+  const text = (at, below, words, more = {}) => draw("text", {x: at, y: below, "text-anchor": "end", ...more}, words);
+  const axes = small ? [] : [...grid(ticks(low, high, 4), left, right, y),
+    ...[0, 25, 50, 75, 100].map((percent) => text(x(percent), bottom + 15, `${percent}%`, percent < 100 ? {"text-anchor": "middle"} : {})),
+    text(right - 4, top + 6, names[0], {class: "own-name"}), text(right - 4, top + 21, other.length ? names[1] : "")];
+  const pane = {class: "pane", x: 0, y: top, width, height: bottom - top, viewBox: `0 ${top} ${width} ${bottom - top}`};
+  place.replaceChildren(draw("svg", {"aria-hidden": "true"}, ...axes, draw("svg", pane,
+    draw("path", {class: "other", d: line(other)}), draw("path", {class: "own", d: line(own)}))));
 }

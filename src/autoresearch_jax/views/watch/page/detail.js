@@ -16,17 +16,20 @@ function make(name, className, ...children) {
 const isReport = () => document.body.dataset.report !== undefined;
 const known = (value) => value !== null && value !== undefined;
 const minus = (text) => text.replace("-", "−");
-/** What became of the score: minus is better. */
-const change = (gain) => (known(gain) ? minus((-gain || 0).toLocaleString("en", {minimumFractionDigits: 6, maximumFractionDigits: 6, signDisplay: "exceptZero"})) : "");
-const count = (value) => Math.round(value).toLocaleString("en");
+// Numbers as text; "" if they are not known.
+const fixed = (value, digits, unit = "") => (known(value) ? `${value.toFixed(digits)}${unit}` : "");
+const count = (value) => (known(value) ? Math.round(value).toLocaleString("en") : "");
+const signed = (value, digits) => minus(value.toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits, signDisplay: "exceptZero"}));
+/** The change of the score: minus is better. */
+const change = (gain) => (known(gain) ? signed(-gain || 0, 6) : "");
 
 function duration(seconds) {
-  if (!known(seconds)) return "—";
+  if (!known(seconds)) return "";
   if (seconds >= 3600) return `${(seconds / 3600).toFixed(1)} h`;
   return seconds >= 60 ? `${(seconds / 60).toFixed(1)} min` : `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
 }
 
-/** Terms and what they are, in a list; those without a value are left out. */
+/** Fills a list with terms and their values; a term without a value is left out. */
 function terms(place, pairs) {
   place.replaceChildren(...pairs.filter(([, value]) => known(value) && value !== "").map(([name, value, className]) =>
     make("div", className, make("dt", "", name), make("dd", "", ...[value].flat()))));
@@ -43,14 +46,14 @@ function numberLink(n, words = "experiment ") {
 // ----------------------------------------------------------------------------- one experiment
 
 function showDetail(found) {
-  const kind = found.status === "crash" || (found.status && !known(found.val_bpb)) ? "crash" : found.status === "keep" ? "keep" : "discard";
-  const title = make("h2", "", sample(kind), ` ${found.n} `, make("span", "status", WORDS[found.status] || found.status || "undecided"));
+  const kind = kindOf(found), status = known(found.status) ? WORDS[found.status] || found.status : "undecided";
+  const title = make("h2", "", sample(known(found.status) ? kind : "discard"), ` ${found.n} `, make("span", "status", status));
   const effect = make("dl", "effect");
   terms(effect, [
-    ["val_bpb", known(found.val_bpb) ? found.val_bpb.toFixed(6) : "none"],
+    ["val_bpb", fixed(found.val_bpb, 6) || "none"],
     ["expected", minus(found.expected || "")],
     [found.expected ? "became" : "change", change(found.gain), found.gain > 0 ? "better" : ""],
-    ["memory", known(found.memory_gb) ? `${found.memory_gb.toFixed(2)} GiB` : ""],
+    ["memory", fixed(found.memory_gb, 2, " GiB")],
     ["cost", cost(found.spent)],
     ["against", numberLink(found.base)],
     ["carries over", numberLink(found.of)],
@@ -109,7 +112,7 @@ function facts(found) {
   return list;
 }
 
-/** A part that opens and closes, and stays so for the next experiment. */
+/** A part that opens and closes, and stays open or closed for the next experiment. */
 function section(name, title, words, ...content) {
   const made = make("details", `part-${name}`, make("summary", "", title, make("small", "", words)), ...content);
   made.open = Boolean(view.open[name]);
@@ -122,8 +125,7 @@ function lossWords(found) {
   if (!known(found.status)) return `${last.toFixed(4)} so far`;
   if (!other.length) return `${last.toFixed(4)} at the end`;
   const base = other[other.length - 1][1];
-  const apart = minus((last - base).toLocaleString("en", {minimumFractionDigits: 4, maximumFractionDigits: 4, signDisplay: "exceptZero"}));
-  return `${last.toFixed(4)} at the end, ${apart} against ${found.base}`;
+  return `${last.toFixed(4)} at the end, ${signed(last - base, 4)} against ${found.base}`;
 }
 
 function diffWords(found) {

@@ -1,59 +1,56 @@
 "use strict";
 // The page: what a server sends as it happens, or what a report contains.
 
-const SILENCE = 40e3;  // milliseconds after which a connection is given up; the server says something every 15 s
+const SILENCE = 40e3;  // milliseconds after which a connection is given up; the server sends an event every 15 s
 const RETRY = 3e3;  // milliseconds
-const KEPT_DETAILS = 50;  // experiments whose details stay in memory
 const STATES = {
   running: "running", thinking: "the agent is thinking", verifying: "verify is running", idle: "no loop is running",
-  interrupted: "interrupted: the same loop command goes on", lost: "connection lost, trying again", table: "from results.tsv",
+  interrupted: "interrupted: the same loop command continues", lost: "connection lost, trying again", table: "from results.tsv",
   refused: "this link has expired: open the one that was printed last",
 };
 const LEGEND = {keep: "kept", discard: "discarded", beyond: "worse than shown", crash: "crashed"};
 
 const model = {points: [], summary: {}, running: [], state: "idle"};
-let numbered = new Map();  // the points by the numbers of their experiments
-const cards = new Map();  // of what runs
-const details = new Map();
+let numbered = new Map();  // the points, by the numbers of their experiments
+const cards = new Map();  // of the running experiments
 const view = {chosen: null, follows: true, show: "", words: "", rows: ROWS, open: {loss: true, diff: true}};
 const chart = new Staircase($("chart"), (point) => choose(point.n));
 
 // ----------------------------------------------------------------------------------- events
 
-/** Takes in what is new: points from place `from` on, as they were decided, and all else as it is. */
+/** Applies news: points from place `from` on, in the order of their decisions, and all else as it is now. */
 function take(news) {
-  const whole = news.whole || news.from !== model.points.length;
+  const whole = news.whole || news.from !== model.points.length, decided = news.points;
   const turned = model.title !== undefined && news.title !== model.title;
   model.points.length = Math.min(model.points.length, news.from);
   if (whole) numbered = new Map();
-  for (const point of news.points) {
+  for (const point of decided) {
     point.place = model.points.push(point) - 1;
     numbered.set(point.n, point);
   }
   Object.assign(model, {...news, points: model.points});
-  chart.points = model.points;
-  const noise = news.summary.claims.noise?.sd ?? null, noisy = noise !== chart.noise, running = news.running.filter(({n}) => !numbered.has(n)).length;
-  const began = running !== chart.running;
-  if (noisy || !$("legend").childElementCount) showLegend(noise);
-  if (news.points.length === model.points.length) offerTime();
-  Object.assign(chart, {noise, running});
   if (whole) {
-    details.clear();
     cards.clear();
     $("running").replaceChildren();
+  }
+  if (whole || decided.length) {
+    offerTime();
+    showRows();
+  }
+  const noise = news.summary.claims.noise?.sd, running = news.running.filter(({n}) => !numbered.has(n)).length;
+  if (whole || decided.length || noise !== chart.noise || running !== chart.running) {
+    Object.assign(chart, {points: model.points, noise, running});
     chart.layout();
-  } else if (news.points.length) chart.add(news.points);
-  if (noisy && chart.svg) chart.drawStairs();
-  if (began && chart.svg) chart.drawPending();
+    showLegend(noise);
+  }
   showHead();
   showRunning();
-  if (whole) showRows(); else addRows(news.points);
   if (turned) turn(news);
-  if (!whole && news.points.length) announce(news.points[news.points.length - 1]);
-  follow(news, whole);
+  if (!whole && decided.length) $("said").textContent = inWords(decided.at(-1));
+  follow(decided, whole);
 }
 
-/** Another tag is shown from now on: what was chosen was of the one before. */
+/** Forgets what was chosen under another tag. */
 function turn(news) {
   Object.assign(view, {follows: true, chosen: null});
   chart.choose(null);
@@ -62,22 +59,18 @@ function turn(news) {
   if (news.before) $("said").textContent = `A loop has begun ${news.title}.`;
 }
 
-/** Shows the best until the person chooses another; the chosen one again once more is known of it. */
-function follow(news, whole) {
+/** Shows the best until the person chooses another, and the chosen one again once it is decided. */
+function follow(decided, whole) {
+  const best = model.summary.best?.n ?? model.points.at(-1)?.n ?? null;
   if (!view.follows) {
-    if (!whole && !news.points.some((point) => point.n === view.chosen)) return;
-    details.delete(view.chosen);
-    show(view.chosen);
-    return;
-  }
-  const best = news.summary.best?.n ?? model.points.at(-1)?.n ?? null;
-  if (best !== null && (whole || best !== view.chosen)) show(best);
+    if (whole || decided.some((point) => point.n === view.chosen)) show(view.chosen);
+  } else if (best !== null && (whole || best !== view.chosen)) show(best);
 }
 
-/** Only where a point has a time can they be shown by it: a results.tsv has none. */
+/** Offers the axis of time, unless no point has one, as in a results.tsv. */
 function offerTime() {
   const [by, at] = document.querySelectorAll("input[name=by]");
-  at.disabled = model.points.length > 0 && !model.points.some((point) => point.finished !== undefined);
+  at.disabled = model.points.length > 0 && !model.points.some((point) => known(point.finished));
   if (!at.disabled || !at.checked) return;
   by.checked = true;
   chart.by = by.value;
@@ -89,13 +82,11 @@ function showLegend(noise) {
   $("legend").replaceChildren(...marks, ...band);
 }
 
-function announce(point) {
-  $("said").textContent = `Experiment ${point.n}: ${point.status}${known(point.val_bpb) ? `, ${point.val_bpb.toFixed(6)}` : ""}. ${point.description}`;
-}
+const inWords = (point) => `Experiment ${point.n}, ${point.status}${known(point.val_bpb) ? `, ${point.val_bpb.toFixed(6)}` : ""}: ${point.description || ""}`;
 
-const line = {source: null, heard: 0, broken: "lost"};  // heard: when; broken: what is said where it is
+const line = {source: null, heard: 0, broken: "lost"};  // heard: milliseconds; broken: the state to show if it fails
 
-/** Hears what is new; a connection that fails, or is silent for too long, is made anew. */
+/** Listens to the server; a connection that fails, or is silent for too long, is opened again. */
 function listen() {
   line.source?.close();
   const source = line.source = new EventSource("events");
@@ -109,7 +100,7 @@ function listen() {
   source.addEventListener("alive", hear);
   source.onerror = () => {
     setState(line.broken);
-    // An answer that is no stream, such as a proxy's, ends it for good.
+    // An answer that is not a stream, such as a proxy's, ends it for good.
     if (source.readyState === EventSource.CLOSED) setTimeout(() => { if (source === line.source) retry(); }, RETRY);
   };
 }
@@ -122,7 +113,7 @@ async function retry() {
   listen();
 }
 
-/** After a phone slept or changed its network, nothing tells that the old connection is dead. */
+/** Opens a new connection if the old one is silent, as after a phone slept or changed its network. */
 function check() {
   if (!line.source || Date.now() - line.heard < SILENCE) return;
   setState("lost");
@@ -147,26 +138,26 @@ function showHead() {
   $("problem").textContent = model.problem;
   const percent = known(start) && known(best) ? 100 * (best / start - 1) : 0;
   terms($("figures"), [
-    ["best val_bpb", known(best) ? [best.toFixed(6), percent < 0 ? make("small", "", minus(`${percent.toFixed(2)}%`)) : ""] : "", percent < 0 ? "good" : ""],
+    ["best val_bpb", known(best) ? [best.toFixed(6), make("small", "", percent < 0 ? minus(`${percent.toFixed(2)}%`) : "")] : "", percent < 0 ? "good" : ""],
     ["experiments", count(summary.experiments)],
     ["kept", String(summary.improvements)],
     ["crashed", String(summary.crashes)],
-    ["an hour", known(summary.per_hour) ? summary.per_hour.toFixed(1) : ""],
-    ["time", known(summary.seconds) ? duration(summary.seconds) : ""],
+    ["an hour", fixed(summary.per_hour, 1)],
+    ["time", duration(summary.seconds)],
     ["cost", cost(spent)],
     ["gain", model.claim],
   ]);
 }
 
-/** A card for each that runs; those of which nothing is new stay as they are. */
+/** Shows a card for each running experiment; those without news stay as they are. */
 function showRunning() {
   const {running} = model, place = $("running");
   place.hidden = !running.length;
   place.classList.toggle("several", running.length > 1);
-  for (const [n, card] of cards) {
-    if (running.some((one) => keyOf(one) === n)) continue;
+  for (const [key, card] of cards) {
+    if (running.some((one) => keyOf(one) === key)) continue;
     card.remove();
-    cards.delete(n);
+    cards.delete(key);
   }
   for (const one of running) {
     const key = keyOf(one);
@@ -178,70 +169,51 @@ function showRunning() {
 const keyOf = (running) => `${running.n} ${running.seed}`;
 
 function fill(card, running) {
-  const {progress} = running, base = card.base || [];
-  const now = JSON.stringify([running, base.length]);
-  if (known(running.base) && !card.base && !card.asked) askForBase(card, running.base);
+  const {progress} = running, now = JSON.stringify([running, card.base]);
+  if (known(running.base) && !card.base) loadBase(card, running.base);
   if (card.now === now) return;
   card.now = now;
-  if (!card.childElementCount) {
-    card.parts = {name: make("b"), text: make("span"), done: make("div"), facts: make("dl", "facts"), curve: make("figure", "spark")};
-    const {name, text, done, facts, curve} = card.parts;
-    card.append(make("div", "what", make("p", "now", name, " ", text), make("div", "track", done), facts), curve);
-  }
-  const {name, text, done, facts, curve} = card.parts;
-  name.textContent = `${running.n} ${known(running.seed) ? "once more, " : ""}${running.phase}`;
-  text.textContent = running.description;
+  const done = make("div"), facts = make("dl", "facts"), curve = make("figure", "spark");
   done.style.width = `${["scoring", "measured"].includes(running.phase) ? 100 : progress.percent || 0}%`;
+  const phase = `${running.n} ${known(running.seed) ? "once more, " : ""}${running.phase}`;
   terms(facts, [
-    ["step", known(progress.step) ? count(progress.step) : "", "more"],
-    ["loss", known(progress.loss) ? progress.loss.toFixed(4) : ""],
-    ["tok/s", known(progress.tokens_per_s) ? count(progress.tokens_per_s) : "", "speed"],
-    ["MFU", known(progress.mfu) ? `${progress.mfu.toFixed(1)}%` : "", "more"],
-    ["memory", known(progress.memory_gb) ? `${progress.memory_gb.toFixed(2)} GiB` : "", "more"],
-    ["left", known(progress.left_s) && running.phase === "training" ? duration(progress.left_s) : ""],
+    ["step", count(progress.step), "more"],
+    ["loss", fixed(progress.loss, 4)],
+    ["tok/s", count(progress.tokens_per_s), "speed"],
+    ["MFU", fixed(progress.mfu, 1, "%"), "more"],
+    ["memory", fixed(progress.memory_gb, 2, " GiB"), "more"],
+    ["left", running.phase === "training" ? duration(progress.left_s) : ""],
     ["again", running.purpose],
     ["seed", running.seed, "more"],
     ["expected", minus(running.expected), "more"],
     ["carries over", numberLink(running.of, "")],
     ["by", running.agent, "more"],
   ]);
-  drawLoss(curve, progress.curve, base);
+  const name = make("p", "now", make("b", "", phase), " ", make("span", "", running.description));
+  card.replaceChildren(make("div", "what", name, make("div", "track", done), facts), curve);
+  drawLoss(curve, progress.curve, card.base || []);
 }
 
-/** The curve that it is drawn against; asked for again with the next news where it did not come. */
-async function askForBase(card, n) {
-  card.asked = true;
+/** Loads the curve of the experiment that a running one was proposed against; tries again if that fails. */
+async function loadBase(card, n) {
+  card.base = [];
   try {
-    card.base = (await detail(n))?.curve;
-    if (card.base && card.isConnected) showRunning();
-  } catch { /* the server is away */ }
-  card.asked = Boolean(card.base);
+    card.base = (await detail(n))?.curve || [];
+    if (card.isConnected) showRunning();
+  } catch { card.base = null; }
 }
 
 // ----------------------------------------------------------------------------- one experiment
 
-/** All about an experiment: from this file, or from the server. */
+/** Returns all about an experiment, from this file or from the server. */
 async function detail(n) {
-  if (details.has(n)) return remember(n, details.get(n));
-  const within = $(`experiment-${n}`), {title} = model;
-  let found = within ? JSON.parse(within.textContent) : null;
-  if (!within && !isReport()) {
-    const answer = await fetch(`experiment/${n}`);
-    found = answer.ok ? await answer.json() : null;
-  }
-  if (title !== model.title) return null;  // it was asked about another tag
-  return found && known(found.status) ? remember(n, found) : found;
+  const within = $(`experiment-${n}`);
+  if (within || isReport()) return within && JSON.parse(within.textContent);
+  const answer = await fetch(`experiment/${n}`);
+  return answer.ok ? answer.json() : null;
 }
 
-/** Those that were looked at last stay in memory. */
-function remember(n, found) {
-  details.delete(n);
-  details.set(n, found);
-  if (details.size > KEPT_DETAILS) details.delete(details.keys().next().value);
-  return found;
-}
-
-/** The person chose it. */
+/** Shows what the person chose. */
 function choose(n) {
   view.follows = false;
   history.replaceState(null, "", `#${n}`);  // at once: the next key may follow before an event does
@@ -251,28 +223,20 @@ function choose(n) {
 async function show(n) {
   view.chosen = n;
   chart.choose(n);
-  tellChart(n);
+  const {title} = model, point = numbered.get(n), last = Math.max(0, model.points.length - 1);
+  const values = {min: 0, max: last, now: point?.place ?? model.points.length, text: point ? inWords(point) : ""};
+  for (const [name, value] of Object.entries(values)) $("chart").setAttribute(`aria-value${name}`, value);
   for (const one of $("rows").children) one.toggleAttribute("aria-current", Number(one.dataset.n) === n);
   let found = null, away = false;
-  try { found = await detail(n); } catch { away = true; /* what is known is shown */ }
-  if (view.chosen !== n) return;
-  const point = numbered.get(n);
-  if (!found && point) found = point;
-  if (found) showDetail(found);
+  try { found = await detail(n); } catch { away = true; /* the server is away: what is known is shown */ }
+  if (view.chosen !== n || title !== model.title) return;
+  if (found || point) showDetail(found || point);
   else if (!away) $("detail").replaceChildren(make("p", "note", `There is no experiment ${n} here.`));
-}
-
-function tellChart(n) {
-  const point = numbered.get(n), place = $("chart");
-  place.setAttribute("aria-valuemin", "0");
-  place.setAttribute("aria-valuemax", String(Math.max(0, model.points.length - 1)));
-  place.setAttribute("aria-valuenow", String(point?.place ?? model.points.length));
-  if (point) place.setAttribute("aria-valuetext", `Experiment ${n}, ${point.status}${known(point.val_bpb) ? `, ${point.val_bpb.toFixed(6)}` : ""}: ${point.description}`);
 }
 
 // --------------------------------------------------------------------------------- the person
 
-/** One step from a place through the experiments, or through those that were kept: a number. */
+/** Returns the number of the next experiment from a place on, or of the next kept one; else null. */
 function step(from, by, kept) {
   for (let at = from + by; at >= 0 && at < model.points.length; at += by) {
     if (!kept || model.points[at].status === "keep") return model.points[at].n;
@@ -307,7 +271,7 @@ $("rows").addEventListener("click", (event) => {
   revealDetail();
 });
 
-/** Where one column holds all, what was chosen in the table may be out of sight. */
+/** Scrolls to the detail, which in a single column may be out of sight. */
 function revealDetail() {
   if (matchMedia("(max-width: 900px)").matches) $("detail").scrollIntoView({block: "start"});
 }

@@ -1,9 +1,9 @@
 "use strict";
-// The table of the experiments, and what it is narrowed to.
+// The table of the experiments, and its filters.
 
-const ROWS = 60;  // of the table at once
+const ROWS = 60;  // more of the table at a time
 
-/** Whether a point is among those that the person wants to see. */
+/** Whether a point passes the filters. */
 function wanted(point) {
   const words = view.words.toLowerCase();
   return (!view.show || kindOf(point) === view.show)
@@ -11,25 +11,12 @@ function wanted(point) {
 }
 
 function showRows() {
-  const rows = model.points.filter(wanted).reverse();
+  const rows = model.points.filter(wanted).reverse(), all = rows.length === model.points.length;
   $("rows").replaceChildren(...rows.slice(0, view.rows).map(row));
   $("rows").parentElement.classList.toggle("unexpected", !model.points.some((point) => point.expected));
-  countRows(rows.length);
-}
-
-/** New ones go on top; the others stay as they are. */
-function addRows(points) {
-  $("rows").prepend(...points.filter(wanted).reverse().map(row));
-  while ($("rows").childElementCount > view.rows) $("rows").lastElementChild.remove();
-  if (points.some((point) => point.expected)) $("rows").parentElement.classList.remove("unexpected");
-  countRows(model.points.filter(wanted).length);
-}
-
-function countRows(count) {
-  $("more").hidden = count <= view.rows;
-  const all = count === model.points.length;
+  $("more").hidden = rows.length <= view.rows;
   $("rows-title").textContent = !model.points.length ? "No experiment is decided yet"
-    : all ? "Experiments" : `${count} of ${model.points.length} experiments`;
+    : all ? "Experiments" : `${rows.length} of ${model.points.length} experiments`;
 }
 
 function row(point) {
@@ -41,9 +28,9 @@ function row(point) {
   status.title = point.status;
   status.append(make("span", "sr", point.status));
   const made = make("tr", `is-${kind}`,
-    cell("", link), status, cell("score", kind === "crash" ? "crash" : point.val_bpb.toFixed(6)),
+    cell("", link), status, cell("score", fixed(point.val_bpb, 6) || "crash"),
     cell("gain", change(point.gain)), cell("expected", minus(point.expected || "")),
-    cell("gib", known(point.memory_gb) ? point.memory_gb.toFixed(1) : ""), cell("text", point.description || ""));
+    cell("gib", fixed(point.memory_gb, 1)), cell("text", point.description || ""));
   made.dataset.n = point.n;
   if (point.n === view.chosen) made.setAttribute("aria-current", "true");
   return made;
