@@ -1,4 +1,4 @@
-"""The front matter of program.md: what it settles, and that flags override it."""
+"""The front matter of program.md, and the flags that override it."""
 
 import pytest
 from click import Context
@@ -68,22 +68,17 @@ def test_every_setting_is_explained_and_has_a_flag():
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("max: 1.5", "sets max to 1.5, and it should be a valid integer"),
         ("max: -1", "sets max to -1, and it should be greater than or equal to 0"),
         ("max: true", "sets max to True, and it should be a valid integer"),
         ("max: 99999999999", "should be less than 2147483648"),
         ("max_hour: 1", "sets 'max_hour', which is not a setting. Did you mean max_hours?"),
         ("banana: 1", "sets 'banana', which is not a setting. There are: agent, max, max_hours"),
         ("seed: 1", "sets 'seed', which is not a setting"),
-        ("repairs: many", "sets repairs to 'many'"),
         ("lookahead: 1", "sets lookahead to 1, and it should be true or false"),
         ("max_hours: 0", "sets max_hours to 0, and it should be greater than 0"),
         ("max_hours: .nan", "sets max_hours to nan, and it should be a finite number"),
-        ("max_usd: .inf", "sets max_usd to inf, and it should be a finite number"),
-        ("max_usd: true", "sets max_usd to True, and it should be a valid number"),
         ("agent: 3", "sets agent to 3, and it should be a valid string"),
         ("agent: ' '", "should be a name or a command"),
-        ("workers: 0", "sets workers to 0, and it should be greater than or equal to 1"),
         ("search: [MATRIX_LR]", "sets search to ['MATRIX_LR'], and it should be lines"),
         ("agents: {1: {}}", "sets agents.1 to 1, and it should be a valid string"),
         ("search: {MATRIX_LR: [3, 1]}", "MATRIX_LR"),
@@ -101,12 +96,8 @@ def test_a_setting_that_is_wrong_is_named(line, says):
     ("words", "says"),
     [
         (["--max", "ten"], "'--max': 'ten' should be a valid integer"),
-        (["--max", "-1"], "'--max': '-1' should be greater than or equal to 0"),
         (["--max-hours", "nan"], "'--max-hours': 'nan' should be a finite number"),
-        (["--max-usd", "inf"], "'--max-usd': 'inf' should be a finite number"),
-        (["--max-memory-gb", "0"], "'--max-memory-gb': '0' should be greater than 0"),
         (["--audit", "1"], "'--audit': '1' should be 0, or 2 or more"),
-        (["--workers", "0"], "'--workers': '0' should be greater than or equal to 1"),
         (["--policy", "luck"], "'luck' is not one of 'strict', 'confirm'"),
         (["--max-hour", "1"], "--max-hours"),
     ],
@@ -121,12 +112,11 @@ def test_a_flag_that_is_wrong_is_a_usage_error(words, says):
     [
         ("max: 1\nagent: tpe\nmax: 2", "sets 'max' twice, in line 2 and in line 4"),
         ("search:\n  A: [1, 2]\n  A: [2, 3]", "sets 'A' twice, in line 3 and in line 4"),
-        ("search: {A: [1, 2], A: false}", "sets 'A' twice, in line 2 and in line 2"),
         ("max: 1\nagent: [", "is not YAML: while parsing a flow node expected the node content"),
         ("search: {A_LR: [3, 1]}", "sets search.A_LR to [3, 1], and it should have a low below"),
     ],
 )
-def test_what_is_wrong_is_named_as_it_was_typed_with_its_place(tmp_path, lines, says):
+def test_a_message_names_the_file_and_the_lines(tmp_path, lines, says):
     root = harness.make_repository(tmp_path / "work space")
     (root / "program.md").write_text(f"---\n{lines}\n---\n")
     with pytest.raises(UserError) as caught:
@@ -135,7 +125,7 @@ def test_what_is_wrong_is_named_as_it_was_typed_with_its_place(tmp_path, lines, 
     assert str(caught.value).endswith(f"$EDITOR '{root}/program.md'")
 
 
-def test_a_range_without_its_constant_is_said_once_at_the_start(tmp_path, monkeypatch):
+def test_a_range_without_its_constant_is_a_warning_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     train = harness.train_py(1.0, "DEPTH = 4\nMATRIX_LR = 0.1")
     root = harness.make_repository(tmp_path / "w", train)

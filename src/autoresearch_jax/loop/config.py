@@ -1,22 +1,11 @@
 """What a loop is asked to do: one frozen object, resolved once from flags and program.md.
 
-The front matter of program.md sets defaults for a workspace; a flag of the command overrides them:
-
----
-agent: claude
-max_hours: 8
-max_usd: 20
-search:
-  MATRIX_LR: [0.01, 0.1]
----
-
-A setting is described once, as a field here. Its flag, if a command has one, takes its name, its
-type and its help from the field (`cli/options.py`).
+The front matter of program.md sets defaults for a workspace (docs/program-md-guide.md), and a flag
+of the command overrides them. A setting is described once, as a field here; its flag, if a command
+has one, takes its name, its type and its help from the field (`cli/options.py`).
 """
 
-import functools
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -55,7 +44,7 @@ def _runs(value: int) -> int:
 
 
 def _events(value: object) -> object:
-    """The events of a comma-separated list."""
+    """Return the events of a comma-separated list."""
     if isinstance(value, tuple):
         return value
     listed = value.split(",") if isinstance(value, str) else []
@@ -75,19 +64,15 @@ Positive = Annotated[float, Field(gt=0, lt=1e15)]
 Isolation = Literal["bwrap", "landlock", "none"]
 
 
-def _setting(words: str, metavar: str = "", *, flag_only: bool = False, **field: Any) -> Any:
-    """A field: the help of its flag, what stands for its value there, and pydantic's arguments."""
+def _setting(words: str, metavar: str = "", **field: Any) -> Any:
+    """Return a field: the help and the metavar of its flag, and pydantic's arguments."""
     if "default_factory" not in field:
         field.setdefault("default", None)
-    extra: Any = {"metavar": metavar, "flag_only": flag_only}
-    return Field(description=words, json_schema_extra=extra, **field)
+    return Field(description=words, json_schema_extra={"metavar": metavar}, **field)
 
 
-_flag = functools.partial(_setting, flag_only=True)  # one that program.md cannot set
-
-
-class LoopConfig(BaseModel):
-    """The settings of a loop, and of every other command that trains. None: no limit, or unset."""
+class Settings(BaseModel):
+    """The settings that program.md may hold. None: no limit, or not set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -155,27 +140,6 @@ class LoopConfig(BaseModel):
         "Agent clients besides the built-in ones, by name.", default_factory=dict
     )
 
-    tag: str | None = _flag(
-        "Work on branch autoresearch/TAG.  [default: the newest that fits, else a new one]", "TAG"
-    )
-    ray: str | None = _flag(
-        "Train on the machines of the Ray cluster at ADDRESS; auto: the cluster that this machine "
-        "belongs to.",
-        "ADDRESS",
-    )
-    desc: str = _flag("What this session is after.", "TEXT", default="")
-    seed: int = _flag("Seed of the search.  [default: 0]", "N", default=0)
-    agent_writes: tuple[Path, ...] = _flag(
-        "A path that the agent may write to, besides its copy of the workspace; may be repeated.",
-        "PATH",
-        default=(),
-    )
-    isolation: Literal["auto", Isolation] = _flag(
-        "The sandbox of train.py and of agents.  [default: auto, the strongest that works]",
-        default="auto",
-    )
-    require_isolation: Isolation | None = _flag("Refuse to run with a weaker sandbox.")
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         for name, described in self.agents.items():
@@ -184,21 +148,46 @@ class LoopConfig(BaseModel):
 
     @property
     def crashes(self) -> int:
-        """How many crashes in a row make an event."""
-        return next((int(found[1]) for one in self.notify_on if (found := CRASHES.match(one))), 3)
+        """Return how many crashes in a row make an event."""
+        given = filter(None, map(CRASHES.match, self.notify_on))
+        return next((int(found[1]) for found in given), 3)
+
+
+class LoopConfig(Settings):
+    """The configuration of a loop, and of every other command that trains."""
+
+    tag: str | None = _setting(
+        "Work on branch autoresearch/TAG.  [default: the newest that fits, else a new one]", "TAG"
+    )
+    ray: str | None = _setting(
+        "Train on the machines of the Ray cluster at ADDRESS; auto: the cluster that this machine "
+        "belongs to.",
+        "ADDRESS",
+    )
+    desc: str = _setting("What this session is after.", "TEXT", default="")
+    seed: int = _setting("Seed of the search.  [default: 0]", "N", default=0)
+    agent_writes: tuple[Path, ...] = _setting(
+        "A path that the agent may write to, besides its copy of the workspace; may be repeated.",
+        "PATH",
+        default=(),
+    )
+    isolation: Literal["auto", Isolation] = _setting(
+        "The sandbox of train.py and of agents.  [default: auto, the strongest that works]",
+        default="auto",
+    )
+    require_isolation: Isolation | None = _setting("Refuse to run with a weaker sandbox.")
 
     @property
     def limits(self) -> dict[str, float | None]:
-        """The limits, as the record of a session has them."""
-        return {"max": self.max, "max_hours": self.max_hours, "max_usd": self.max_usd}
+        """Return the limits, as the record of a session has them."""
+        return self.model_dump(include={"max", "max_hours", "max_usd"})
 
     def recorded(self) -> dict[str, Any]:
-        """What the record of a loop's session holds of it, the agent aside."""
-        chosen = {"desc": self.desc, "seed": self.seed, "policy": self.policy}
-        return {**chosen, **self.limits}
+        """Return what the record of a loop's session holds, except its agent and its workers."""
+        return {**self.limits, **self.model_dump(include={"desc", "seed", "policy"})}
 
     def over(self, spent: Spent, next_s: float = 0.0) -> str:
-        """The name of a limit that forbids one more experiment of `next_s` seconds; "" if none."""
+        """Return the limit that forbids one more experiment of `next_s` seconds; "" if none."""
         if self.max is not None and spent.experiments >= self.max:
             return "max"
         if self.max_hours is not None and spent.loop_s + next_s > 3600 * self.max_hours:
@@ -208,7 +197,7 @@ class LoopConfig(BaseModel):
         return ""
 
     def left(self, spent: Spent) -> dict[str, float | None]:
-        """What is left of the seconds, the dollars and the experiments; None: without limit."""
+        """Return what is left of seconds, dollars and experiments; None: without limit."""
         return {
             "seconds": self.max_hours and max(0.0, 3600 * self.max_hours - spent.loop_s),
             "usd": self.max_usd and max(0.0, self.max_usd - spent.usd),
@@ -216,17 +205,12 @@ class LoopConfig(BaseModel):
         }
 
 
-# What program.md may set.
-SETTINGS = tuple(
-    name
-    for name, field in LoopConfig.model_fields.items()
-    if isinstance(field.json_schema_extra, dict) and not field.json_schema_extra["flag_only"]
-)
+SETTINGS = tuple(Settings.model_fields)
 SECRET = ("notify",)  # an address may hold a key, and is not repeated in messages
 
 
 def resolve(root: Path, **flags: Any) -> LoopConfig:
-    """The configuration of a command in the workspace at `root`.
+    """Return the configuration of a command in the workspace at `root`.
 
     A flag that is None was not given. Raises UserError where program.md sets something wrong.
     """
@@ -236,42 +220,32 @@ def resolve(root: Path, **flags: Any) -> LoopConfig:
 
 
 def from_program(program: str, place: str = "program.md", **flags: Any) -> LoopConfig:
-    """The same from the text of a program; `place` is where it lies, for messages."""
+    """Do the same for the text of a program.md; messages name its `place`."""
     with front_matter.refusing(place):
-        found = _settings(program)
+        found = front_matter.load(program)
+        if found is None:
+            found = {}
+        if not isinstance(found, dict):
+            raise ValueError(f"is {found!r}, and should be lines such as max_memory_gb: 40")
+        for name in found:
+            if name not in SETTINGS:
+                raise ValueError(f"sets {validation.unknown(name, SETTINGS, 'a setting')}")
+        found = {name: value for name, value in found.items() if value is not None}
         try:
-            LoopConfig(**found)
+            Settings(**found)
         except ValidationError as error:
             raise ValueError(validation.first_fault(error, secret=SECRET)) from None
-    return LoopConfig(**{**found, **{k: v for k, v in flags.items() if v is not None}})
-
-
-def _settings(program: str) -> Mapping[str, Any]:
-    """What the front matter sets. Raises ValueError."""
-    found = front_matter.load(program)
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise ValueError(f"is {found!r}, and should be lines such as max_memory_gb: 40")
-    for name in found:
-        if name not in SETTINGS:
-            raise ValueError(f"sets {validation.unknown(name, SETTINGS, 'a setting')}")
-    return {name: value for name, value in found.items() if value is not None}
+    return LoopConfig(**found | {k: v for k, v in flags.items() if v is not None})
 
 
 def parse(name: str, text: str) -> Any:
-    """The value of a setting from the text after its flag. Raises ValueError: the rule it broke."""
+    """Return a setting's value from the text after its flag. Raises ValueError: the broken rule."""
+    field = LoopConfig.model_fields[name]
+    kind: Any = field.annotation
+    for rule in field.metadata:
+        kind = Annotated[kind, rule]
     try:
-        return _adapter(name).validate_python(text, strict=False)
+        return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(text)
     except ValidationError as error:
         value = "its value" if name in SECRET else repr(text)
         raise ValueError(f"{value} {validation.rule(error)}") from None
-
-
-@functools.cache
-def _adapter(name: str) -> TypeAdapter[Any]:
-    field = LoopConfig.model_fields[name]
-    kind: Any = field.annotation
-    for one in field.metadata:
-        kind = Annotated[kind, one]
-    return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
