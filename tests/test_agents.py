@@ -28,10 +28,11 @@ def experiment(workspace):
     return journal.read(workspace.state_dir("t"))[1]
 
 
-def failure(workspace, command, level="none", times=3, **options):
+def failure(workspace, command, level="none", times=3, limit_s=1800.0):
     """Return the loop's message about a command that makes no proposal, after `times` requests."""
     view = Notes()
-    agent = CommandAgent(command, **options)
+    agent = CommandAgent(command)
+    agent.client = agent.client.model_copy(update={"limit_s": limit_s})
     with pytest.raises(UserError, match="Nothing is lost: correct the agent"):
         run_loop(workspace, agent, 1, view, tag="t", level=level)
     assert len(rows(workspace.root)) == 1  # it costs no row
@@ -104,8 +105,8 @@ def test_a_permanent_failure_ends_the_loop_at_once(workspace, command, reason):
         ("kill -9 $$", r"failed (signal 9): it printed nothing"),
         ("true", "train.py was not changed."),
         ("rm train.py", "train.py was deleted."),
-        ("ln -sf constants.py train.py", "train.py is no plain file"),
-        ("rm train.py; mkfifo train.py", "train.py is no plain file"),
+        ("ln -sf constants.py train.py", "should be a plain file"),
+        ("rm train.py; mkfifo train.py", "should be a plain file"),
         ("head -c 2000000 /dev/zero > train.py", "more than the 262144 allowed"),
     ],
 )

@@ -88,11 +88,6 @@ def test_the_advisors_trials_are_spread_evenly(fraction):
     assert not theirs or theirs[0] <= max(1, 0.5 / fraction + 1)
 
 
-def test_a_fraction_above_1_is_refused():
-    with pytest.raises(ValueError, match=r"1\.5"):
-        Hybrid(Model(), 1.5)
-
-
 def test_a_proposal_names_its_agent_and_only_the_advisor_reads_the_state(tmp_path):
     model = Model()
     search = Hybrid(model)

@@ -311,6 +311,9 @@ def test_prompts_contain_signatures_and_docstrings_of_kit():
 
 
 def test_every_export_of_kit_is_documented():
+    init = paths.template() / "src" / "autoresearch_jax" / "kit" / "__init__.py"
+    exported = re.findall(r"import (?:\(.*\n *)?\w+ as (\w+)", init.read_text())
     tree = ast.parse(kit_reference.reference())
-    assert [node.name for node in tree.body] == list(kit_reference.exports())
+    assert len(exported) > 10
+    assert [node.name for node in tree.body] == exported
     assert all(ast.get_docstring(node) for node in tree.body)

@@ -11,7 +11,6 @@ import errno
 import os
 import re
 import shutil
-import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, replies
 from autoresearch_jax.agents.client_specs import Client, parse, places, shipped
 from autoresearch_jax.agents.replies import Reply
+from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean, did_you_mean
 from autoresearch_jax.sandbox import isolation
@@ -220,10 +220,8 @@ class ClientAgent(Agent):
 
 def _content(path: Path) -> bytes | None:
     """Return a file's content, or None for anything but a regular file of acceptable size."""
-    with contextlib.suppress(OSError):
-        status = path.lstat()
-        if stat.S_ISREG(status.st_mode) and status.st_size <= replies.READ_BYTES:
-            return path.read_bytes()
+    with contextlib.suppress(OSError, ValueError):
+        return files.plain_bytes(path, replies.READ_BYTES)
     return None
 
 
@@ -238,7 +236,6 @@ class CommandAgent(ClientAgent):
     def __init__(
         self,
         command: str,
-        limit_s: float = 1800.0,
         writes: Sequence[Path] = (),
         clients: Iterable[Client] | None = None,
     ) -> None:
@@ -252,7 +249,6 @@ class CommandAgent(ClientAgent):
             name="",
             command=("/bin/sh", "-c", command),
             writes=state,
-            limit_s=limit_s,
             install="the full path of a script, not in /tmp: it runs in a copy of the workspace",
         )
         super().__init__(client, writes=writes)

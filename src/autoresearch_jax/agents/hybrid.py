@@ -1,9 +1,7 @@
 """A search and a language model that take turns and share their results.
 
-The search (tpe.py) makes most proposals. The model makes a fraction of them, with the state of the
-search in its prompt: the best points, the mean and spread of good values, the importance of each
-constant, and what the search would try next. The model may change anything, including code. The
-search uses all results (`tpe.trials_of` says how it separates changes of code).
+The search (tpe.py) makes most proposals, the model a fraction of them, with the state of the search
+in its prompt (docs/search.md).
 
 Source: Centaur (Ferreira et al. 2026, arXiv:2603.24647), where an optimizer that shared its mean,
 spread and best points with a model for 30% of the trials reached more than either alone.
@@ -41,8 +39,6 @@ class Hybrid(Agent):
 
     def __init__(self, advisor: Agent, fraction: float = FRACTION) -> None:
         """`fraction`, from 0 to 1, is the advisor's share of the proposals."""
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"fraction must be between 0 and 1, not {fraction}")
         self.advisor, self.fraction = advisor, fraction
         self.tpe = Tpe()
         self.name = f"hybrid({advisor.name})"

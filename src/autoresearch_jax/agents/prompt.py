@@ -18,7 +18,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from autoresearch_jax.agents import kit_reference
 from autoresearch_jax.common import front_matter
-from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean, without_escapes
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
@@ -119,7 +118,7 @@ def _templates() -> Environment:
 
 
 def _program(program: str) -> str:
-    with contextlib.suppress(UserError):  # an editor may be writing it; reading settings reports it
+    with contextlib.suppress(ValueError):  # an editor may be writing it; the settings report it
         program = front_matter.split(program)[1]
     return _bounded(program.strip(), PROGRAM_LIMIT - 200, "program.md is too long")
 

@@ -1,10 +1,8 @@
 """The built-in search over the constants of `train.py`, guided by all earlier results.
 
-It needs no network and no key. Each proposal changes one to three constants of the best `train.py`.
-The constants are drawn at random, with a preference for those that were tried least. Their values
-come from optuna's tree-structured Parzen estimator, which prefers values that resemble the best
-experiments more than the others. The estimator is rebuilt from the history for every proposal, so a
-proposal depends only on the history and the seed.
+Each proposal changes one to three constants of the best `train.py`. Their values come from optuna's
+tree-structured Parzen estimator, which is rebuilt from the history for every proposal: a proposal
+depends only on the history and the seed. docs/search.md describes the search.
 """
 
 import random

@@ -13,7 +13,7 @@ from autoresearch_jax.common.errors import UserError
 FENCE = "---"
 
 
-class _Twice(ValueError):
+class _Duplicate(ValueError):
     """A name is set twice."""
 
 
@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
             line = key.start_mark.line + 1
             if key.value in lines:
                 where = f"in line {lines[key.value]} and in line {line}"
-                raise _Twice(f"sets {key.value!r} twice, {where}")
+                raise _Duplicate(f"sets {key.value!r} twice, {where}")
             lines[key.value] = line
         return super().construct_mapping(node, deep)
 
@@ -44,10 +44,10 @@ def load(program: str) -> Any:
 
     Raises ValueError, whose message completes "The front matter ..." and names lines of the file.
     """
-    front = _split(program)[0]
+    front = split(program)[0]
     try:
         return _Loader(f"\n{front}").get_single_data()  # after a line for the fence
-    except _Twice:
+    except _Duplicate:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as a date with month 13
         why = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
@@ -55,12 +55,7 @@ def load(program: str) -> Any:
 
 
 def split(program: str) -> tuple[str, str]:
-    """Return a program's front matter and the text after it. Raises UserError if it has no end."""
-    with refusing("program.md"):
-        return _split(program)
-
-
-def _split(program: str) -> tuple[str, str]:
+    """Return a program's front matter and the text after it. Raises ValueError if it has no end."""
     text = program.removeprefix("\ufeff")
     lines = text.splitlines(keepends=True)
     if not lines or lines[0].rstrip() != FENCE:

@@ -5,18 +5,12 @@ import hashlib
 import threading
 import warnings
 from functools import lru_cache
-from typing import Any
-
-REMEMBERED = 64  # sources, because an experiment parses its own several times at 30 ms each
 
 _parsing = threading.Lock()  # warning filters are shared by all threads
 
 
-@lru_cache(REMEMBERED)
 def unparsable(source: bytes) -> str:
     """Return why a train.py is not Python, or "", so that no budget is spent on it."""
-    if meaning(source):  # cached, and needed later anyway
-        return ""
     try:
         _parse(source)
     except SyntaxError as error:
@@ -26,7 +20,7 @@ def unparsable(source: bytes) -> str:
     return ""
 
 
-@lru_cache(REMEMBERED)
+@lru_cache(maxsize=64)  # an experiment asks for it several times, at 30 ms each
 def meaning(source: bytes) -> str:
     """Return a hash that is equal for sources with the same syntax tree, ignoring docstrings.
 
@@ -51,16 +45,11 @@ def code_lines(source: bytes) -> int | None:
 
 
 def _without_words(source: bytes) -> ast.Module:
-    """Return the syntax tree without docstrings."""
+    """Return the syntax tree without docstrings and other statements that are only a string."""
     tree = _parse(source)
-    waiting: list[Any] = [tree]  # statements and their blocks, but no expressions
-    while waiting:
-        node = waiting.pop()
-        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
-            inner = getattr(node, name, None)
-            waiting += inner if isinstance(inner, list) else []
-        if isinstance(getattr(node, "body", None), list):
-            node.body = [one for one in node.body if not _says_only(one)]
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [one for one in body if not _is_string(one)]  # type: ignore[attr-defined]
     return tree
 
 
@@ -70,7 +59,6 @@ def _parse(source: bytes) -> ast.Module:
         return ast.parse(source, "train.py")
 
 
-def _says_only(node: ast.AST) -> bool:
-    """Return whether a statement is only a string."""
-    is_string = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    return is_string and isinstance(node.value.value, str)  # type: ignore[attr-defined]
+def _is_string(statement: ast.stmt) -> bool:
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
