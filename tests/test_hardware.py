@@ -1,3 +1,5 @@
+"""Devices of a machine: which there are, which processes use them, which preset suits them."""
+
 import contextlib
 import json
 import os
@@ -32,7 +34,7 @@ def test_probe_names_the_device():
     assert device.jax_version.count(".") >= 2
 
 
-def test_a_probe_that_hangs_or_fails_is_said(monkeypatch):
+def test_a_probe_that_hangs_or_fails_is_reported(monkeypatch):
     monkeypatch.setattr(device_probe, "PROBE", "import time; time.sleep(60)")
     with pytest.raises(UserError, match="another process may use"):
         device_probe.probe(timeout=0.5)
@@ -41,7 +43,7 @@ def test_a_probe_that_hangs_or_fails_is_said(monkeypatch):
         device_probe.probe()
 
 
-def test_one_of_several_hosts_is_refused_with_a_way_on(monkeypatch):
+def test_one_of_several_hosts_is_refused_with_a_remedy(monkeypatch):
     monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
     monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
     tpu.refuse_several_hosts()
@@ -59,7 +61,7 @@ def test_one_of_several_hosts_is_refused_with_a_way_on(monkeypatch):
 
 @contextlib.contextmanager
 def metadata(monkeypatch, **attributes):
-    """A Google Cloud machine with a TPU, whose metadata server knows these attributes."""
+    """Run the metadata server of a Google Cloud machine with a TPU."""
 
     class Metadata(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -89,15 +91,15 @@ def test_a_slice_that_only_its_metadata_names_is_refused(monkeypatch):
     refusal = pytest.raises(UserError, match="one of the 2 hosts")
     with metadata(monkeypatch, worker_network_endpoints=names), refusal:
         tpu.refuse_several_hosts()
-    tpu.refuse_several_hosts()  # nothing answers: a machine of one's own
+    tpu.refuse_several_hosts()  # nothing answers: not a cloud machine
 
 
-def test_in_a_box_without_a_network_libtpu_is_told_its_slice(monkeypatch):
+def test_a_sandbox_without_a_network_describes_the_slice_to_libtpu(monkeypatch):
     with metadata(monkeypatch, accelerator_type="v5litepod-8"):
-        told = tpu.slice_variables()
-        assert told["TPU_ACCELERATOR_TYPE"] == "v5litepod-8"
-        assert told["TPU_SKIP_MDS_QUERY"] == "1"
-        monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v6e-8")  # the person's word counts
+        variables = tpu.slice_variables()
+        assert variables["TPU_ACCELERATOR_TYPE"] == "v5litepod-8"
+        assert variables["TPU_SKIP_MDS_QUERY"] == "1"
+        monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v6e-8")  # the user's choice counts
         assert tpu.slice_variables() == {}
     with metadata(monkeypatch):
         assert tpu.slice_variables() == {}
@@ -129,7 +131,7 @@ def test_doctor_reports_what_is_missing(prepared_home, tmp_path):
     assert elsewhere["problems"][-1]["command"]
 
 
-def test_a_gpu_that_jax_does_not_see_is_said(monkeypatch, tmp_path):
+def test_a_gpu_that_jax_does_not_see_is_reported(monkeypatch, tmp_path):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 535.104.05\n")
@@ -154,7 +156,7 @@ def test_a_gpu_that_jax_does_not_see_is_said(monkeypatch, tmp_path):
 
 @pytest.fixture
 def accelerated(monkeypatch):
-    """No variable of this machine hides an accelerator."""
+    """Remove the variables that would hide an accelerator."""
     for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("TPU_VISIBLE_DEVICES", raising=False)
@@ -165,23 +167,22 @@ def accelerated(monkeypatch):
     ("nodes", "variables", "names"),
     [
         (("nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"), {}, ["nvidia-2", "nvidia-10"]),
-        (("nvidia0", "nvidia1"), {"CUDA_VISIBLE_DEVICES": "1"}, ["nvidia-1"]),
         (
             ("nvidia0",),
             {"CUDA_VISIBLE_DEVICES": "GPU-8932,0,-1,2"},
             ["nvidia-GPU-8932", "nvidia-0"],
         ),
-        (("nvidia0",), {"CUDA_VISIBLE_DEVICES": ""}, None),
         (("nvidia0",), {"JAX_PLATFORMS": "cpu"}, None),
         (("nvidia0",), {"JAX_PLATFORMS": "cuda,cpu"}, ["nvidia-0"]),
         (("dxg",), {}, ["nvidia-0"]),
-        (("accel0", "accel1"), {}, ["tpu-0", "tpu-1"]),
         (("accel0", "accel1"), {"TPU_VISIBLE_CHIPS": "1"}, ["tpu-1"]),
         (("vfio/vfio", "vfio/0", "vfio/1"), {"TPU_VISIBLE_DEVICES": "0"}, ["tpu-0"]),
         (("null",), {"CUDA_VISIBLE_DEVICES": "0"}, None),
     ],
 )
-def test_what_a_training_takes_is_named_at_once(nodes, variables, names, tmp_path, monkeypatch):
+def test_the_devices_of_a_training_are_named_without_jax(
+    nodes, variables, names, tmp_path, monkeypatch
+):
     for node in nodes:
         (tmp_path / node).parent.mkdir(exist_ok=True)
         (tmp_path / node).touch()
@@ -193,7 +194,7 @@ def test_what_a_training_takes_is_named_at_once(nodes, variables, names, tmp_pat
 
 @pytest.fixture
 def nvidia_smi(accelerated, tmp_path, monkeypatch):
-    """Sets the lines that `nvidia-smi` prints; its arguments are in the file `arguments`."""
+    """Set the lines that `nvidia-smi` prints; it writes its arguments to the file `arguments`."""
     tool = tmp_path / "nvidia-smi"
     tool.write_text(f"#!/bin/sh\necho $* > {tmp_path}/arguments\ncat {tmp_path}/rows\n")
     tool.chmod(0o755)
@@ -201,9 +202,9 @@ def nvidia_smi(accelerated, tmp_path, monkeypatch):
     return lambda rows: (tmp_path / "rows").write_text(rows)
 
 
-def test_a_gpu_is_waited_for(nvidia_smi, tmp_path, monkeypatch):
+def test_a_gpu_is_waited_for(nvidia_smi, tmp_path):
     nvidia_smi("")
-    assert device_use.busy_message(nodes=()) == ""
+    device_use.wait_until_free(seconds=0, nodes=())
     nvidia_smi("4711, 61002, /usr/bin/python3, or so\n12, [N/A], Xorg\n")
     assert device_use.holders(nodes=()) == {
         4711: "process 4711 (/usr/bin/python3, or so, 61002 MiB)",
@@ -222,30 +223,30 @@ def test_a_gpu_is_waited_for(nvidia_smi, tmp_path, monkeypatch):
 def test_only_the_visible_gpus_count(nvidia_smi, tmp_path, monkeypatch):
     nvidia_smi("4711, 61002, python3\n")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-8932")
-    assert device_use.busy_message(nodes=())
+    assert device_use.holders(nodes=())
     assert (tmp_path / "arguments").read_text().split()[-1] == "--id=0,GPU-8932"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert not device_use.busy_message(nodes=())
+    assert not device_use.holders(nodes=())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert not device_use.busy_message(nodes=())
+    assert not device_use.holders(nodes=())
     monkeypatch.delenv("JAX_PLATFORMS")
     nvidia_smi("NVIDIA-SMI has failed because it could not communicate with the driver\n")
-    assert not device_use.busy_message(nodes=())
+    assert not device_use.holders(nodes=())
 
 
 def test_a_tpu_is_waited_for(accelerated, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     node = tmp_path / "accel0"
     nodes = (f"{tmp_path}/accel[0-9]*",)
-    assert not device_use.busy_message(nodes=nodes)
+    assert not device_use.holders(nodes=nodes)
     node.touch()
-    assert not device_use.busy_message(nodes=nodes)
+    assert not device_use.holders(nodes=nodes)
     code = f"file = open({str(node)!r}); print(flush=True); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as holder:
         holder.stdout.readline()
-        assert not device_use.busy_message(known={holder.pid}, nodes=nodes)
+        device_use.wait_until_free(known={holder.pid}, seconds=0, nodes=nodes)
         with pytest.raises(UserError, match=rf"used by process {holder.pid} \(python.*accel0\)"):
             device_use.wait_until_free(seconds=0.2, nodes=nodes)
         holder.communicate(b"\n")
@@ -258,14 +259,9 @@ def test_a_tpu_is_waited_for(accelerated, tmp_path, monkeypatch):
         (("gpu", "NVIDIA H100 80GB HBM3", 8, 81_000), "h100"),
         (("gpu", "NVIDIA A100-SXM4-40GB", 1, 40_300), "a100-40gb"),
         (("gpu", "NVIDIA GeForce RTX 4090", 1, 24_100), "24gb"),
-        (("gpu", "NVIDIA GeForce RTX 3060", 1, 12_000), "12gb"),
-        (("gpu", "NVIDIA GeForce GTX 1660", 1, 6_000), "6gb"),
         (("tpu", "TPU v4", 4, 32_000), "v4-8"),
         (("tpu", "TPU v5 lite", 1, 16_000), "v5e-1"),
-        (("tpu", "TPU v5 lite", 8, 16_000), "v5e-8"),
-        (("tpu", "TPU v5", 4, 95_000), "v5p-8"),
         (("tpu", "TPU v5p", 4, 95_000), "v5p-8"),
-        (("tpu", "TPU v6 lite", 1, 32_000), "v6e-1"),
         (("tpu", "TPU v6e", 8, 32_000), "v6e-8"),
         (("cpu", "cpu", 1, 16_000), "cpu"),
     ],
@@ -276,24 +272,23 @@ def test_suggested_presets(machine, name):
     assert (preset.name, why) == (name, "")
 
 
-@pytest.mark.parametrize("name", presets.PRESETS)
 @pytest.mark.parametrize("seq_len", [None, 64, 1024])
-def test_every_preset_fits_the_files_and_itself(name, seq_len):
-    texts = presets.apply(TRAIN, CONSTANTS, presets.PRESETS[name], seq_len)
-    train, frozen = map(numbers, texts)
-    tokens = train["DEVICE_BATCH_SIZE"] * frozen["MAX_SEQ_LEN"]
-    # v4 and v5p slices are named by cores, two to a chip.
-    devices = {"v4-8": 4, "v5p-8": 4, "v5e-8": 8, "v6e-8": 8}.get(name, 1)
-    assert train["TOTAL_BATCH_SIZE"] % (tokens * devices) == 0
-    assert frozen["EVAL_TOKENS"] % frozen["MAX_SEQ_LEN"] == 0
-    if seq_len:
-        assert frozen["MAX_SEQ_LEN"] == seq_len
-        before = numbers(presets.apply(TRAIN, CONSTANTS, presets.PRESETS[name], None)[1])
-        rows = frozen["EVAL_TOKENS"] // seq_len
-        assert rows == before["EVAL_TOKENS"] // before["MAX_SEQ_LEN"]
+def test_every_preset_fits_the_files_and_itself(seq_len):
+    for name, preset in presets.PRESETS.items():
+        train, frozen = map(numbers, presets.apply(TRAIN, CONSTANTS, preset, seq_len))
+        tokens = train["DEVICE_BATCH_SIZE"] * frozen["MAX_SEQ_LEN"]
+        # v4 and v5p slices are named by cores, two to a chip.
+        devices = {"v4-8": 4, "v5p-8": 4, "v5e-8": 8, "v6e-8": 8}.get(name, 1)
+        assert train["TOTAL_BATCH_SIZE"] % (tokens * devices) == 0, name
+        assert frozen["EVAL_TOKENS"] % frozen["MAX_SEQ_LEN"] == 0, name
+        if seq_len:
+            assert frozen["MAX_SEQ_LEN"] == seq_len, name
+            before = numbers(presets.apply(TRAIN, CONSTANTS, preset, None)[1])
+            rows = frozen["EVAL_TOKENS"] // seq_len
+            assert rows == before["EVAL_TOKENS"] // before["MAX_SEQ_LEN"], name
 
 
-@pytest.mark.parametrize("seq_len", [0, -1, 32, 1000])
+@pytest.mark.parametrize("seq_len", [0, 32, 1000])
 def test_bad_row_lengths_are_refused(seq_len):
     with pytest.raises(UserError, match="power of two"):
         presets.apply(TRAIN, CONSTANTS, None, seq_len)
@@ -304,7 +299,7 @@ def test_a_row_that_is_longer_than_a_step_is_refused():
         presets.apply(TRAIN, CONSTANTS, presets.PRESETS["cpu"], 16384)
 
 
-def test_a_train_py_without_the_constants_is_refused():
+def test_a_train_py_without_the_constants_of_a_preset_is_refused():
     with pytest.raises(UserError, match=r"train\.py sets no .*DEPTH"):
         presets.apply("x = 1\n", CONSTANTS, presets.PRESETS["cpu"], None)
     with pytest.raises(UserError, match="line 1 is not Python"):

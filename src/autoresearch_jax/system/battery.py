@@ -7,8 +7,8 @@ import psutil
 
 
 def charge() -> tuple[float, bool] | None:
-    """A laptop's charge in percent, and whether it is on the mains; None for another machine."""
+    """Return a laptop's charge in percent and whether it is plugged in; None for other machines."""
     if sys.platform == "linux" and not list(Path("/sys/class/power_supply").glob("BAT*")):
-        return None  # a mouse has one, too
+        return None  # a wireless mouse has a battery, too
     found = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
     return None if found is None else (found.percent, found.power_plugged is not False)

@@ -1,23 +1,20 @@
-"""What JAX computes on here: one look in a process of its own."""
+"""The devices that JAX finds on this machine, by a probe in a process of its own."""
 
-import dataclasses
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.system import nvidia, visible_devices
 
 PROBE_SECONDS = 120  # a TPU that another process uses can keep JAX waiting for ever
-# Preallocation would take most of a GPU's memory away from a training that runs right now; the
-# fraction makes the allocator's limit the card's whole memory.
+# Preallocation would take most of a GPU's memory from a training that runs now. The fraction makes
+# the allocator's limit the whole memory of the card.
 PROBE_ENVIRONMENT = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "XLA_PYTHON_CLIENT_MEM_FRACTION": "1.0",
@@ -25,10 +22,10 @@ PROBE_ENVIRONMENT = {
 }
 PROBE = """
 import json, os, sys
-import jax, jax.numpy as jnp, jaxlib
+import jax, jax.numpy as jnp, jaxlib, psutil
 hidden, protected = sys.argv[1:]
 devices = jax.local_devices()
-stats = devices[0].memory_stats() or {}
+memory = (devices[0].memory_stats() or {}).get("bytes_limit") or psutil.virtual_memory().total
 ones = jnp.ones((128, 128))
 assert float(jax.jit(lambda x: (x @ x).sum())(ones)) == 128.0**3
 leaks = []
@@ -47,7 +44,7 @@ print("PROBE " + json.dumps({
     "platform": devices[0].platform,
     "device_kind": devices[0].device_kind,
     "device_count": len(jax.devices()),
-    "memory_mb": stats.get("bytes_limit", 0) / 2**20,
+    "memory_mb": round(memory / 2**20, 1),
     "compute_capability": str(getattr(devices[0], "compute_capability", "")),
     "jax_version": jax.__version__,
     "xla_version": jaxlib.__version__,
@@ -58,7 +55,7 @@ print("PROBE " + json.dumps({
 
 @dataclass(frozen=True)
 class Device:
-    """What JAX computes on."""
+    """The first of the devices that JAX finds."""
 
     platform: str  # cpu, gpu or tpu
     device_kind: str
@@ -67,7 +64,7 @@ class Device:
     jax_version: str
     xla_version: str  # of jaxlib, which carries XLA
     compute_capability: str = ""  # of an NVIDIA GPU: "9.0"
-    leaks: tuple[str, ...] = ()  # what the sandbox around the probe failed to prevent
+    leaks: Sequence[str] = ()  # what the sandbox around the probe failed to prevent
 
 
 def probe(
@@ -79,10 +76,10 @@ def probe(
     protected: Path = Path("/nonexistent/protected"),
     cwd: Path | None = None,
 ) -> Device:
-    """Ask JAX in a process of its own, so that the harness never occupies a device.
+    """Compute something with JAX in a process of its own, so that the harness occupies no device.
 
-    It computes something. In a sandbox that `wrap` adds, it also tries to read `hidden` and to
-    make `protected`.
+    In a sandbox that `wrap` adds, the process also tries to read `hidden` and to create
+    `protected`.
 
     Raises:
         UserError: JAX cannot be imported, fails to open its device, or does so for more than
@@ -110,16 +107,13 @@ def probe(
             f"JAX could not open a device: {last} Reinstall it with `uv sync`, or set "
             "JAX_PLATFORMS=cpu to use the CPU instead."
         )
-    device = Device(**json.loads(found[1]))
-    if not device.memory_mb:
-        device = dataclasses.replace(device, memory_mb=psutil.virtual_memory().total / 2**20)
-    return dataclasses.replace(device, memory_mb=round(device.memory_mb, 1))
+    return Device(**json.loads(found[1]))
 
 
 def unused_accelerator(device: Device) -> tuple[str, str] | None:
-    """The accelerator that this machine has and JAX does not see, and the extra it needs.
+    """Return the accelerator that this machine has and JAX does not see, and the extra for it.
 
-    None where JAX sees it, or where JAX_PLATFORMS keeps JAX away from it.
+    None if JAX sees it, or if JAX_PLATFORMS excludes it.
     """
     present = visible_devices.accelerator_present()
     if device.platform != "cpu" or not present or visible_devices.only_cpu():

@@ -1,4 +1,4 @@
-"""What a disk says when it does not do what it is asked, in one message."""
+"""One message for the errors of a disk."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ DISK_ERRORS = {
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """What a disk or git says is one message. Raises UserError."""
+    """Turn errors of the disk and of git into UserError."""
     try:
         yield
     except OSError as error:
@@ -26,5 +26,5 @@ def disk_errors() -> Iterator[None]:
             raise
         what = DISK_ERRORS.get(error.errno or 0, "A file cannot be used")
         raise UserError(f"{what} ({error}). {AGAIN}") from None
-    except GitError as error:  # a full disk, say, in git's own words
+    except GitError as error:  # such as a full disk, in git's own words
         raise UserError(f"{str(error).rstrip('.')}. {AGAIN}") from None

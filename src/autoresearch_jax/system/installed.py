@@ -1,6 +1,6 @@
-"""What is installed, as the metadata of its files: was anything of it changed?
+"""Whether a training changed the installed packages, by the metadata of their files.
 
-For trainings that no isolation keeps from writing: what one installs must not reach the next.
+Without a sandbox a training can write anywhere, and what it installs must not reach the next one.
 """
 
 import os
@@ -11,9 +11,9 @@ State = dict[str, tuple[int, int, int]]  # path -> size, modification time, inod
 
 
 def state() -> State:
-    """Every file below the folders that this Python imports packages from."""
+    """Return the state of every file below the folders that this Python imports packages from."""
     found: State = {}
-    started_in = {Path.cwd(), Path(sys.argv[0]).absolute().parent}  # the person edits there
+    started_in = {Path.cwd(), Path(sys.argv[0]).absolute().parent}  # the user edits there
     folders = [Path(entry) for entry in sys.path if entry and Path(entry).is_dir()]
     folders = [folder for folder in folders if folder.absolute() not in started_in]
     for folder in dict.fromkeys((Path(__file__).parent, *folders)):
@@ -24,13 +24,13 @@ def state() -> State:
                 try:
                     status = os.lstat(path)
                 except OSError:
-                    continue  # it has just gone
+                    continue  # it was just removed
                 found[path] = (status.st_size, status.st_mtime_ns, status.st_ino)
     return found
 
 
 def changed(before: State, after: State) -> list[str]:
-    """The paths that were added, removed or written between two states."""
+    """Return the paths that were added, removed or written between two states."""
     return sorted(
         path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
     )

@@ -1,4 +1,4 @@
-"""Ctrl-C and its kin: the first finishes what runs, the second abandons it."""
+"""Ctrl-C and similar signals: the first one finishes what runs, the second one abandons it."""
 
 import signal
 import threading
@@ -11,11 +11,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Abandoned(Exception):
-    """The person gave up what was running. The journal holds it undecided."""
+    """The user gave up what was running. The journal has it as undecided."""
 
 
 class Interrupts:
-    """Counts signals while entered. Outside the main thread, where Python has none, it is idle."""
+    """Counts signals while entered. It does nothing outside the main thread."""
 
     def __init__(self, view: View) -> None:
         self.count = 0
@@ -26,7 +26,7 @@ class Interrupts:
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                # Under nohup a hang-up is ignored, and stays so.
+                # Under nohup SIGHUP is ignored, and stays so.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._former[number] = signal.signal(number, self._note)
         return self
@@ -36,17 +36,17 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1  # printing here could meet a print that it interrupted
+        self.count += 1  # printing here could interrupt another print
         if self.count > 2 and number == signal.SIGINT:
             raise KeyboardInterrupt
 
     def stopping(self) -> bool:
-        """Whether to start nothing more."""
+        """Return whether to start nothing more."""
         self._announce()
         return self.count > 0
 
     def abandoned(self) -> bool:
-        """Whether to give up what runs."""
+        """Return whether to give up what runs."""
         self._announce()
         return self.count > 1
 

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs, by what the driver's nvidia-smi says."""
+"""NVIDIA GPUs, as the driver's nvidia-smi describes them."""
 
 import contextlib
 import os
@@ -23,21 +23,21 @@ USUAL = 0x2 | 0x4  # under load, or by an administrator's choice
 
 @dataclass(frozen=True)
 class Gpu:
-    """An NVIDIA GPU as it is now; None where the driver does not say."""
+    """The present state of an NVIDIA GPU; None where the driver does not report it."""
 
     index: str
     memory_gib: float | None
     free_gib: float | None
     clock_mhz: float | None
-    most_mhz: float | None  # that the clock can be
+    most_mhz: float | None  # of the clock
     temperature_c: float | None
     power_limit_w: float | None
     slowed: tuple[str, ...]  # what limits its clock
-    unusual: bool  # whether some of that is a fault
+    unusual: bool  # whether a fault is among that
 
 
 def gpus(environ: Mapping[str, str] = os.environ) -> list[Gpu]:
-    """The NVIDIA GPUs that a training would take, as they are now."""
+    """Return the state of the NVIDIA GPUs that a training would take."""
     if visible_devices.only_cpu():
         return []
     asked = "index,memory.total,memory.free,clocks.sm,clocks.max.sm,temperature.gpu,power.limit"
@@ -50,40 +50,38 @@ def gpus(environ: Mapping[str, str] = os.environ) -> list[Gpu]:
 
 
 def _gpu(row: list[str]) -> Gpu:
-    memory, free, clock, most, temperature, power = map(_number, row[1:7])
     bits = int(row[7], 16) if re.fullmatch("0x[0-9a-fA-F]+", row[7]) else 0
     return Gpu(
         index=row[0],
-        memory_gib=None if memory is None else memory / 1024,
-        free_gib=None if free is None else free / 1024,
-        clock_mhz=clock,
-        most_mhz=most,
-        temperature_c=temperature,
-        power_limit_w=power,
+        memory_gib=_number(row[1], 1024),
+        free_gib=_number(row[2], 1024),
+        clock_mhz=_number(row[3]),
+        most_mhz=_number(row[4]),
+        temperature_c=_number(row[5]),
+        power_limit_w=_number(row[6]),
         slowed=tuple(words for bit, words in SLOWED.items() if bits & bit),
         unusual=any(bits & bit for bit in SLOWED if not bit & USUAL),
     )
 
 
-def _number(cell: str) -> float | None:
-    """A number of the driver's; None where it has none and writes [N/A]."""
-    with contextlib.suppress(ValueError):
-        return float(cell)
+def _number(cell: str, unit: float = 1) -> float | None:
+    with contextlib.suppress(ValueError):  # the driver writes [N/A]
+        return float(cell) / unit
     return None
 
 
 def kinds() -> list[str]:
-    """The names of the visible GPUs, each once."""
+    """Return the names of the visible GPUs without repetition."""
     return sorted({line.strip() for line in _ask("--query-gpu=name")})
 
 
 def cuda_extra() -> str:
-    """The extra for the installed driver and card.
+    """Return the extra of this package for the installed driver and card.
 
     CUDA 13 needs driver 580 and has no kernels for GPUs before Turing.
     """
-    said = "\n".join(_ask("--query-gpu=driver_version,compute_cap", environ={}))
-    found = re.match(r"\s*(\d+)\.[\d.]+(?:, *(\d+)\.(\d+))?", said)
+    answer = "\n".join(_ask("--query-gpu=driver_version,compute_cap", environ={}))
+    found = re.match(r"\s*(\d+)\.[\d.]+(?:, *(\d+)\.(\d+))?", answer)
     if not found or int(found[1]) < 580:
         return "cuda12"
     before_turing = found[2] and (int(found[2]), int(found[3])) < (7, 5)
@@ -91,7 +89,7 @@ def cuda_extra() -> str:
 
 
 def holders(environ: Mapping[str, str]) -> dict[int, str]:
-    """The processes that compute on the visible GPUs, by id, each in words."""
+    """Return the processes that compute on the visible GPUs: id -> description."""
     lines = _ask("--query-compute-apps=pid,used_memory,process_name", environ)
     rows = [line.split(",", 2) for line in lines]
     return {
@@ -102,7 +100,7 @@ def holders(environ: Mapping[str, str]) -> dict[int, str]:
 
 
 def _ask(query: str, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """The driver's answer about the visible GPUs, in lines; none where it does not answer."""
+    """Return the lines of the driver's answer about the visible GPUs; none without an answer."""
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
     if "CUDA_VISIBLE_DEVICES" in environ:
         gpus = visible_devices.chosen("CUDA_VISIBLE_DEVICES", [], environ)
@@ -110,7 +108,7 @@ def _ask(query: str, environ: Mapping[str, str] = os.environ) -> list[str]:
             return []
         command.append(f"--id={','.join(gpus)}")
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [] if said.returncode else said.stdout.splitlines()
+    return [] if done.returncode else done.stdout.splitlines()

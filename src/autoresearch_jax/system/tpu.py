@@ -1,4 +1,4 @@
-"""The slice that a TPU of this machine belongs to."""
+"""The slice that this machine's TPU belongs to."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from autoresearch_jax.system import visible_devices
 
 
 def slice_hosts() -> int:
-    """How many hosts the TPU slice of this machine has; 1 where there is none."""
+    """Return how many hosts this machine's TPU slice has; 1 without a TPU."""
     names = os.environ.get("TPU_WORKER_HOSTNAMES")
     if names is None and visible_devices.accelerator_present() == "tpu":
         names = _metadata("worker-network-endpoints")
@@ -17,7 +17,7 @@ def slice_hosts() -> int:
 
 
 def refuse_several_hosts() -> None:
-    """Raises UserError where a training would wait for other hosts: a loop runs on one host."""
+    """Raise UserError if a training would wait for other hosts: a loop runs on one host."""
     hosts = slice_hosts()
     if hosts > 1:
         raise UserError(
@@ -36,10 +36,10 @@ def refuse_several_hosts() -> None:
 
 
 def slice_variables() -> dict[str, str]:
-    """Environment variables that describe the slice to libtpu in a sandbox without a network.
+    """Return variables that describe the slice to libtpu in a sandbox without a network.
 
-    Outside a sandbox libtpu asks the machine's metadata server. {} where there is no TPU, or where
-    the variables are set already.
+    Outside a sandbox libtpu asks the machine's metadata server. {} without a TPU, or if the
+    variables are set already.
     """
     if visible_devices.only_cpu() or visible_devices.accelerator_present() != "tpu":
         return {}
@@ -54,7 +54,7 @@ def slice_variables() -> dict[str, str]:
 
 
 def _metadata(name: str) -> str:
-    """An attribute of a Google Cloud machine; "" where nothing answers."""
+    """Return an attribute of a Google Cloud machine; "" without an answer."""
     server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")  # as JAX asks
     address = f"http://{server}/computeMetadata/v1/instance/attributes/{name}"
     request = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})

@@ -1,4 +1,4 @@
-"""Which accelerators the machine has, and which of them a training here would take."""
+"""Which accelerators the machine has, and which of them a training would take."""
 
 import itertools
 import os
@@ -11,7 +11,7 @@ GOOGLE_TPUS = {"0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x00
 
 
 def accelerator_present() -> str | None:
-    """`nvidia` or `tpu` where the machine has one, whether or not JAX can use it."""
+    """Return `nvidia` or `tpu` if the machine has one, whether or not JAX can use it."""
     nvidia = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
     if any(Path(device).exists() for device in nvidia) or shutil.which("nvidia-smi"):
         return "nvidia"
@@ -24,14 +24,14 @@ def accelerator_present() -> str | None:
 
 
 def only_cpu() -> bool:
-    """Whether JAX_PLATFORMS keeps JAX away from every accelerator."""
+    """Return whether JAX_PLATFORMS excludes every accelerator."""
     return os.environ.get("JAX_PLATFORMS", "").split(",")[0] == "cpu"
 
 
 def device_names(dev: Path = Path("/dev")) -> list[str]:
-    """What a training here would take, as names to lock; found at once, without JAX.
+    """Return the devices that a training would take, as names to lock, without asking JAX.
 
-    A CPU's name is that of a core, so loops on disjoint cores (`taskset`) do not compete.
+    On a CPU these are its cores, so loops on disjoint cores (`taskset`) do not compete.
     """
     if not only_cpu():
         gpus = _numbers(dev, "nvidia") or ["0"] * (dev / "dxg").exists()  # dxg: in WSL
@@ -47,7 +47,7 @@ def device_names(dev: Path = Path("/dev")) -> list[str]:
 
 
 def chosen(variable: str, every: list[str], environ: Mapping[str, str] = os.environ) -> list[str]:
-    """The devices that a variable names; `every` device where it is not set."""
+    """Return the devices that a variable names, or `every` device if it is not set."""
     if variable not in environ:
         return every
     names = [name.strip() for name in environ[variable].split(",")]
@@ -56,6 +56,6 @@ def chosen(variable: str, every: list[str], environ: Mapping[str, str] = os.envi
 
 
 def _numbers(dev: Path, prefix: str) -> list[str]:
-    """The numbers N of the nodes `prefix`N, in order."""
+    """Return the sorted numbers N of the nodes `prefix`N."""
     found = [path.as_posix().removeprefix(f"{dev}/{prefix}") for path in dev.glob(f"{prefix}*")]
     return sorted((number for number in found if number.isdigit()), key=int)
