@@ -281,17 +281,6 @@ def test_batches_are_the_rows_in_order_again_and_again(prepare, prepared_home):
     assert first.dtype == np.uint16
 
 
-def test_a_loader_goes_on_where_it_was(prepare):
-    loader = prepare.make_loader("train", 7)
-    take(loader, 5)
-    state = loader.get_state()
-    expected = take(loader, 40)  # beyond the end of an epoch
-    other = prepare.make_loader("train", 7)
-    take(other, 2)
-    other.set_state(state)
-    np.testing.assert_array_equal(take(other, 40), expected)
-
-
 @pytest.mark.parametrize("constant", [0.0, 3e8, -3e8, 1e30])
 def test_a_constant_in_all_logits_is_worth_nothing(prepare, constant):
     rows = np.arange(2 * 65, dtype=np.uint16).reshape(2, 65)

@@ -222,7 +222,7 @@ def test_a_run_says_so_first_and_ends_well(prepared, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     first = done.stdout.splitlines()[0]
-    assert "compute capability 7.5: it has no bfloat16 and no flash attention, so float32" in first
+    assert "capability 7.5: it supports neither bfloat16 nor flash attention, so float32" in first
     assert "dtype='float32', platform='old-gpu', remat='layer'" in first
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["val_bpb"] > 0
 

@@ -1,7 +1,7 @@
-"""What every `train.py` calls and no experiment is about: kernels, the loss, devices, progress.
+"""Functions for every `train.py`, to be called and not changed: kernels, loss, devices, progress.
 
-It imports JAX, so only `train.py` and `prepare.py` import it. The harness never does; for an
-agent's prompt it reads the signatures and docstrings below from the source text.
+The package imports JAX, so the harness never imports it. For an agent's prompt it reads the
+signatures and docstrings of the functions below from the source text.
 """
 
 import importlib.util
@@ -9,10 +9,10 @@ import os
 
 
 def _avoid_slow_scatter() -> None:
-    """Keep float32 scatter-adds on CUDA from becoming compare-and-swap loops.
+    """Prevent compare-and-swap loops for float32 scatter-adds on CUDA.
 
-    jaxlib 0.10.2 and 0.11.0 compile them so (openxla/xla#46225), which makes embedding
-    gradients hundreds of times slower. Must run before JAX opens the device.
+    jaxlib 0.10.2 and 0.11.0 generate them (openxla/xla#46225), and embedding gradients are then
+    hundreds of times slower. This must run before JAX initializes the device.
     """
     flag = "--xla_backend_extra_options=-nvptx-allow-ftz-atomics"
     plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")

@@ -1,4 +1,4 @@
-"""Causal attention within a window, by the fastest kernel that the platform has.
+"""Causal attention within a window, with the fastest kernel of each platform.
 
 Shapes: B batch, T positions, N query heads, K key and value heads, H head size.
 """
@@ -12,14 +12,14 @@ from autoresearch_jax.kit.devices import OLD_GPU
 
 _SPLASH_LANES = 128  # a TPU register's width: splash works on heads that are a multiple of it
 _SPLASH_BLOCK = 512  # positions a tile holds; compiles for v4 to v6e, not yet tuned on one
-_BLOCK = 128  # queries that are worked on together, at least
-_BLOCKS = 8  # at most so many, as each is compiled by itself
+_BLOCK = 128  # the least number of queries in a block
+_BLOCKS = 8  # the largest number of blocks, because each is compiled separately
 
 
 def attention(
     q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *, window: int, platform: str
 ) -> jax.Array:
-    """Softmax attention of each position to itself and the `window` positions before it.
+    """Return softmax attention of each position to itself and the `window` positions before it.
 
     Args:
       q_BTNH: queries; scaled by `H ** -0.5` here.
@@ -27,9 +27,9 @@ def attention(
       v_BTKH: values.
       window: how many positions before its own a query sees; `T` or more means all of them.
       platform: `kit.platform` of the devices it is compiled for, which need not be those of
-        this process. "gpu": cuDNN for 16-bit inputs; "tpu": splash where its tiles fit
+        this process. "gpu": cuDNN for 16-bit inputs; "tpu": splash if its tiles fit
         (`T` and `H` multiples of 128); "cpu" and old GPUs: blocks of queries with the keys that
-        they see, where those divide `T`; else XLA's own operations.
+        they see, if the blocks divide `T`; otherwise XLA's own operations.
 
     Returns:
       y_BTNH in the dtype of the queries.
@@ -55,6 +55,18 @@ def _block(T: int) -> int:
     return max(_BLOCK, T // _BLOCKS)
 
 
+def _heads_first(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return scaled queries, and keys and values repeated for each query head, [B, N, T, H]."""
+    N, H = q_BTNH.shape[2:]
+    q_BNTH = jnp.swapaxes(q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype), 1, 2)
+    k_BNTH, v_BNTH = (
+        jnp.repeat(jnp.swapaxes(x, 1, 2), N // x.shape[2], axis=1) for x in (k_BTKH, v_BTKH)
+    )
+    return q_BNTH, k_BNTH, v_BNTH
+
+
 def blocked_attention(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
@@ -63,16 +75,13 @@ def blocked_attention(
     window: int,
     recompute: bool = False,
 ) -> jax.Array:
-    """`attention` by XLA's products, without most of those that the mask hides.
+    """Return `attention` by XLA's products, without most of those that the mask hides.
 
-    `recompute` keeps no weights for the gradient, which computes them again, block by block.
+    With `recompute` the gradient computes the weights again, block by block, instead of storing.
     """
-    T, N, H = q_BTNH.shape[1:]
+    T = q_BTNH.shape[1]
     block = _block(T)
-    q_BNTH = jnp.swapaxes(q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype), 1, 2)
-    k_BNTH, v_BNTH = (
-        jnp.repeat(jnp.swapaxes(x, 1, 2), N // x.shape[2], axis=1) for x in (k_BTKH, v_BTKH)
-    )
+    q_BNTH, k_BNTH, v_BNTH = _heads_first(q_BTNH, k_BTKH, v_BTKH)
 
     def rows(first: int) -> jax.Array:
         start, stop = max(0, first - window) // block * block, first + block
@@ -100,9 +109,8 @@ def splash_attention(
     window: int,
     interpret: bool = False,
 ) -> jax.Array:
-    """`attention` by the Pallas kernel that ships with JAX; `interpret` runs it anywhere."""
-    T, N, H = q_BTNH.shape[1:]
-    K = k_BTKH.shape[2]
+    """Return `attention` by JAX's own Pallas kernel; `interpret` runs it on any platform."""
+    T, N = q_BTNH.shape[1:3]
     local = window < T
     mask = splash.LocalMask((T, T), (window, 0), 0) if local else splash.CausalMask((T, T))
     block = next(b for b in range(min(T, _SPLASH_BLOCK), 0, -_SPLASH_LANES) if T % b == 0)
@@ -120,8 +128,6 @@ def splash_attention(
         q_seq_shards=1,
         interpret=interpret,
     )
-    # The kernel wants heads before positions and neither scales nor groups heads itself.
-    q_BNTH = jnp.swapaxes(q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype), 1, 2)
-    k_BNTH, v_BNTH = (jnp.repeat(jnp.swapaxes(x, 1, 2), N // K, axis=1) for x in (k_BTKH, v_BTKH))
-    y_BNTH = jax.vmap(kernel)(q_BNTH, k_BNTH, v_BNTH)
+    # The kernel expects heads before positions, and neither scales nor groups heads itself.
+    y_BNTH = jax.vmap(kernel)(*_heads_first(q_BTNH, k_BTKH, v_BTKH))
     return jnp.swapaxes(y_BNTH, 1, 2).astype(q_BTNH.dtype)

@@ -1,8 +1,8 @@
-"""Batches of packed rows, read ahead onto the device."""
+"""Batches of packed rows, read ahead onto the devices."""
 
 import atexit
 import weakref
-from typing import Any
+from collections.abc import Generator
 
 import grain
 import jax
@@ -10,11 +10,11 @@ import numpy as np
 
 
 class Batches:
-    """Whole batches of one split as records: reading one is a single copy of mapped memory."""
+    """The batches of one split as records. To read one is to copy mapped memory once."""
 
     def __init__(self, rows: np.ndarray, batch_size: int, seq_len: int, process: int, count: int):
         self._rows = rows
-        self._pieces = (rows.shape[1] - 1) // seq_len  # rows of seq_len + 1 in one that is stored
+        self._pieces = (rows.shape[1] - 1) // seq_len  # rows of seq_len + 1 in a stored row
         self._seq_len = seq_len
         self._batch_size = batch_size
         self._local = range(process * batch_size // count, (process + 1) * batch_size // count)
@@ -23,7 +23,7 @@ class Batches:
         return len(self._rows) * self._pieces // self._batch_size
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """This process's part of batch `index`: uint16 [batch_size / processes, seq_len + 1]."""
+        """Return this process's part of a batch: uint16 [batch_size / processes, seq_len + 1]."""
         start = index * self._batch_size + self._local.start
         stop = index * self._batch_size + self._local.stop
         if self._pieces == 1:
@@ -35,38 +35,13 @@ class Batches:
         return pieces[start - first * self._pieces : stop - first * self._pieces]
 
 
-class Loader:
-    """Batches without end; `get_state` and `set_state` go on where a checkpoint was made."""
-
-    def __init__(self, batches: Any):
-        self._batches = batches  # grain's iterator
-        # Its thread must end before the interpreter takes the modules away that it works with.
-        close, this = type(self).close, weakref.ref(self)
-        atexit.register(lambda: (loader := this()) and close(loader))
-
-    def __iter__(self) -> "Loader":
-        return self
-
-    def __next__(self) -> jax.Array:
-        return next(self._batches)
-
-    def get_state(self) -> dict[str, Any]:
-        """A JSON-like value that says which batch is next."""
-        return self._batches.get_state()
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go on with the batch that was next when `state` was taken."""
-        self._batches.set_state(state)
-
-    def close(self) -> None:
-        """Stop reading ahead."""
-        self._batches = iter(())
+Loader = Generator[jax.Array, None, None]
 
 
 def read_ahead(
     records: Batches, shape: tuple[int, int], sharding: jax.sharding.Sharding | None
 ) -> Loader:
-    """The records as global arrays of `shape` on the devices, in order, again and again."""
+    """Return endless global arrays of `shape` on the devices: the records in order, repeated."""
 
     def put(batch: np.ndarray) -> jax.Array:
         if sharding is None:
@@ -79,6 +54,14 @@ def read_ahead(
         .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         .map(put)
     )
-    # One thread reads and transfers: it is far ahead of any training step.
+    # One thread reads and transfers, which is much faster than any training step.
     ahead = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2)
-    return Loader(iter(ahead))
+    loader = (batch for batch in ahead)
+    # The thread must end before the interpreter unloads the modules that it uses.
+    atexit.register(_close, weakref.ref(loader))
+    return loader
+
+
+def _close(this: "weakref.ref[Loader]") -> None:
+    if loader := this():
+        loader.close()

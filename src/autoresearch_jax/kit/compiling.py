@@ -1,4 +1,4 @@
-"""Compiling a training step before the clock starts."""
+"""Compilation of a training step before the clock starts."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,15 +7,13 @@ import jax
 
 
 def compile_step(jitted_step: Any, abstract_args: Iterable[Any]) -> jax.stages.Compiled:
-    """`jitted_step.lower(*abstract_args).compile()`, checked against the device's memory.
-
-    Prints one line with the memory that a step needs.
+    """Compile a step, check that it fits the device's memory, and print what it needs.
 
     Raises:
       NotEnoughMemory: it needs more than the device has, or than `--max-memory-gb` allows; the
         message names the largest arrays.
     """
-    from autoresearch_jax.compiler import cost, memory  # scores do not rest on them
+    from autoresearch_jax.compiler import cost, memory  # not part of a scoring
 
     compiled = jitted_step.lower(*abstract_args).compile()
     device = next(iter(jax.tree.leaves(compiled.input_shardings)[0].device_set))

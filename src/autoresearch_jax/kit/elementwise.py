@@ -1,9 +1,9 @@
-"""Elementwise functions between matrix products, with gradients that store little.
+"""Elementwise functions between matrix products, whose gradients store little.
 
-By default JAX keeps the inputs of a function for its gradient. These functions keep their results
-instead, since the product or attention that follows stores those anyway: a training step takes a
-third less memory, and reads less. A barrier in the gradient keeps XLA from recomputing the results
-from the inputs, which it would do to skip their rounding to bfloat16.
+By default JAX stores the inputs of a function for its gradient. These functions store their results
+instead, because the next product or attention stores those anyway: a training step needs a third
+less memory, and reads less. A barrier in the gradient prevents XLA from recomputing the results
+from the inputs, which it would do to avoid their rounding to bfloat16.
 """
 
 from functools import partial
@@ -48,7 +48,7 @@ rms_norm.defvjp(_rms_norm, _rms_norm_gradient)
 
 @jax.custom_vjp
 def squared_relu(x: jax.Array) -> jax.Array:
-    """`max(x, 0) ** 2`, whose gradient `2 * max(x, 0)` is read off the result.
+    """Return `max(x, 0) ** 2`; the gradient `2 * max(x, 0)` is computed from the result.
 
     References:
       So et al., `Primer <https://arxiv.org/abs/2109.08668>`_, 2021
@@ -75,12 +75,12 @@ def rotate_and_normalize(
 ) -> jax.Array:
     """Rotate each head's first half against its second by the position's angles; then `rms_norm`.
 
-    The angles get no gradient: they are constants here.
+    The angles are constants, without a gradient.
 
     Args:
       x_BTNH: queries or keys.
       cos: cosines, [1, T, 1, H/2].
-      sin: sines, likewise.
+      sin: sines, [1, T, 1, H/2].
       platform: `kit.platform` of the devices it is compiled for.
 
     Returns:
@@ -96,7 +96,7 @@ def rotate_and_normalize(
 def _rotate_and_normalize(x_BTNH, cos, sin, platform):
     del platform
     turned = [half.astype(jnp.float32) for half in _turned_halves(x_BTNH, cos, sin)]
-    # Summed before they are joined: of the whole, a GPU's kernel computes each half twice.
+    # Summed before they are joined: otherwise a GPU's kernel computes each half twice.
     square_sum = jnp.sum(sum(map(jnp.square, turned)), axis=-1, keepdims=True)
     scale = jax.lax.rsqrt(square_sum / x_BTNH.shape[-1] + jnp.finfo(jnp.float32).eps)
     halves = [(half * scale).astype(x_BTNH.dtype) for half in turned]
@@ -106,11 +106,11 @@ def _rotate_and_normalize(x_BTNH, cos, sin, platform):
 
 def _rotate_and_normalize_gradient(platform, stored, dy_BTNH):
     y_BTNH, scale, cos, sin = jax.lax.optimization_barrier(stored)
-    (dy_BTNH,) = _rms_norm_gradient((y_BTNH, scale), dy_BTNH)  # of what was turned: to turn back
+    (dy_BTNH,) = _rms_norm_gradient((y_BTNH, scale), dy_BTNH)  # rotated back below
     if platform != "gpu":
         return jnp.concatenate(_turned_halves(dy_BTNH, cos, -sin), axis=-1), None, None
-    # Joined halves would stand within the joined gradients of queries, keys and values, which a
-    # GPU writes a third slower; an axis reversed is none to it, though to a TPU it is a copy.
+    # Concatenated halves would be part of the concatenated gradients of queries, keys and values,
+    # which a GPU writes a third slower. To reverse an axis costs it nothing; a TPU would copy.
     swapped_BTNH = jnp.flip(dy_BTNH.reshape(*dy_BTNH.shape[:-1], 2, -1), -2).reshape(dy_BTNH.shape)
     cos, sin = (jnp.concatenate(pair, axis=-1) for pair in ((cos, cos), (-sin, sin)))
     return dy_BTNH * cos + swapped_BTNH * sin, None, None

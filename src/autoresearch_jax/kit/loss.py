@@ -1,8 +1,8 @@
-"""The head of a language model: its logits, and their cross-entropy without logits in memory.
+"""The head of a language model: its logits, and the cross-entropy without storing all logits.
 
-Float32 logits of a batch of 128 x 2048 tokens and 8192 words are 8 GiB. `cross_entropy` takes them
-in chunks and computes the gradient while the chunk's logits are at hand (as in Liger Kernel and
-Apple's cut cross-entropy): nothing of that size is stored, and no product is computed twice.
+Float32 logits of a batch of 128 x 2048 tokens and 8192 words are 8 GiB. `cross_entropy`
+computes them in chunks, each with its gradient (as in Liger Kernel and Apple's cut cross-entropy):
+no array of that size is stored, and no product is computed twice.
 
 Shapes: C chunks, N tokens of a chunk, D width, V vocabulary.
 """
@@ -15,16 +15,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 # At a vocabulary of 8192 the logits of a chunk are 128 MiB on a GPU, which stores them in the dtype
-# of the activations, as the original does. On a TPU they are 64 MiB of float32, which stay in its
-# vector memory and are never written out; on a CPU 16 MiB, which stay in its cache.
+# of the activations, as the original does. On a TPU they are 64 MiB of float32, which fit into its
+# vector memory; on a CPU 16 MiB, which fit into its cache.
 CHUNK_TOKENS = {"tpu": 2048, "cpu": 512}
 DEFAULT_CHUNK_TOKENS = 8192
-EXPONENT_LIMIT = 70.0  # exp of it, times a vocabulary, is finite in float32
+EXPONENT_LIMIT = 70.0  # its exp, times the size of a vocabulary, is finite in float32
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def softcap(x: jax.Array, bound: float) -> jax.Array:
-    """`bound * tanh(x / bound)`: about `x` near zero, and never beyond the bound.
+    """Return `bound * tanh(x / bound)`: about `x` near zero, and never beyond the bound.
 
     Args:
       x: logits of any shape.
@@ -53,12 +53,12 @@ softcap.defvjp(_softcap, _softcap_gradient)
 
 
 def logits(x_BTD: jax.Array, w_DV: jax.Array, cap: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """`cap(x @ w)`: the product in the dtype of `x_BTD`, its sums and the cap in float32.
+    """Return `cap(x @ w)`: the product in the dtype of `x_BTD`, its sums and the cap in float32.
 
     Args:
       x_BTD: final activations.
       w_DV: the head's weights, float32.
-      cap: a function of each logit by itself, such as `partial(softcap, bound=15.0)`.
+      cap: an elementwise function, such as `partial(softcap, bound=15.0)`.
 
     Returns:
       Logits, float32 [B, T, V].
@@ -78,14 +78,14 @@ def cross_entropy(
     cap: Callable[[jax.Array], jax.Array],
     platform: str,
 ) -> jax.Array:
-    """Mean cross-entropy, in nats, of `logits(x, w, cap)` against the targets.
+    """Return the mean cross-entropy, in nats, of `logits(x, w, cap)` against the targets.
 
     Args:
       x_BTD: final activations; its dtype is that of the products, sums are float32.
       w_DV: the head's weights, float32.
-      targets_BT: the right tokens, integers.
-      cap: as in `logits`. It must not fall, close over no parameter, and be the same function
-        object at each call.
+      targets_BT: the correct tokens, integers.
+      cap: as in `logits`. It must not decrease, nor capture no parameters, and must be the same
+        function object in each call.
       platform: `kit.platform` of the devices it is compiled for: a chunk's size depends on it.
 
     Returns:
@@ -95,7 +95,7 @@ def cross_entropy(
 
 
 def _largest(cap: Callable[[jax.Array], jax.Array]) -> float:
-    """The largest logit that a cap lets through; infinite or not a number where there is none."""
+    """Return the largest logit after a cap; infinite or NaN without a bound."""
     with jax.ensure_compile_time_eval():
         return float(cap(jnp.float32(jnp.inf)))
 
@@ -110,7 +110,7 @@ def _forward(x_BTD, w_DV, targets_BT, cap, platform):
     w_cast_DV = w_DV.astype(x_BTD.dtype)
     on_gpu = platform == "gpu"
 
-    # Logits with a low bound need no pass for their maximum.
+    # Logits with a low bound do not need a pass for their maximum.
     bounded = _largest(cap) < EXPONENT_LIMIT
 
     def body(dw_DV, inputs):
@@ -121,7 +121,7 @@ def _forward(x_BTD, w_DV, targets_BT, cap, platform):
         capped_NV = cap(raw_NV.astype(jnp.float32))
         top_N1 = 0.0 if bounded else jnp.max(capped_NV, axis=-1, keepdims=True)
         sum_N1 = jnp.sum(jnp.exp(capped_NV - top_N1), axis=-1, keepdims=True)
-        if on_gpu:  # computed again: from one pass to the next XLA would store it, in float32
+        if on_gpu:  # computed again, because XLA would store it between the passes, in float32
             raw_NV, sum_N1 = jax.lax.optimization_barrier((raw_NV, sum_N1))
         capped_NV, pullback = jax.vjp(cap, raw_NV.astype(jnp.float32))
         target_ND = w_cast_DV.T[targets_N]

@@ -8,17 +8,17 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
-PARTS, PART_STEPS = 20, 5  # of a training, compared with each other: the most; their least steps
-LEAST_PARTS = 4
+PARTS, LEAST_PARTS = 20, 4  # into which the steps of a training are divided
+PART_STEPS = 5  # the least number of steps in a part
 
 
 class ProgressLine:
-    """Progress of a training: one live line on a terminal, or a line now and then in a file.
+    """The progress of a training: one live line on a terminal, or occasional lines in a file.
 
     Args:
       budget: seconds of training.
-      tokens_per_step: tokens an optimizer step sees.
-      flops_per_token: FLOPs a token costs, forward and backward.
+      tokens_per_step: tokens in an optimizer step.
+      flops_per_token: FLOPs per token, forward and backward.
       peak_flops: peak FLOP/s of all devices together; None prints `n/a` for MFU.
       stream: where to print.
     """
@@ -64,7 +64,7 @@ class ProgressLine:
             f" | dt: {1000 * step_seconds:.0f}ms"
         )
         if self._live:
-            text = text[: shutil.get_terminal_size().columns - 1]  # a wrapped line would stay
+            text = text[: shutil.get_terminal_size().columns - 1]  # a wrapped line would remain
             self._stream.write("\r" + text.ljust(self._width))
             self._width = len(text)
         else:
@@ -72,23 +72,22 @@ class ProgressLine:
         self._stream.flush()
 
     def close(self) -> None:
-        """End the live line, and say whether something took time from some of the steps."""
+        """End the live line, and print how much of the time unusually long steps took."""
         if self._live and self._width:
             self._stream.write("\n")
         lost = lost_percent(self._seconds)
         if lost is not None:
-            self._stream.write(
-                f"lost to unusually long steps: {lost:.1f}%\n"
-            )  # trainer.py reads it
+            # jobs/training.py reads this line.
+            self._stream.write(f"lost to unusually long steps: {lost:.1f}%\n")
         self._stream.flush()
 
 
 def lost_percent(seconds: Sequence[float]) -> float | None:
-    """The share of a training that it lost while steps took longer than usual in it.
+    """Return the share of a training that was lost to steps longer than usual, or None.
 
-    Compared are parts of several steps, so that long steps which come again and again, as those
-    with an evaluation do, make no part unusual. What is usual is the median and a tenth of it. The
-    first step always takes longer, and does not count. None: there are too few.
+    Parts of several steps are compared, so that regular long steps, such as those with an
+    evaluation, do not count. Usual is up to 1.1 times the median. The first step, which always
+    takes longer, is omitted. With too few steps the result is None.
     """
     seconds = seconds[1:]
     count = min(PARTS, len(seconds) // PART_STEPS)
