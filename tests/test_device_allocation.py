@@ -69,7 +69,7 @@ def test_a_process_is_told_of_its_chips_and_how_they_lie(workers, chips, bounds)
 
 
 def test_as_many_chips_as_no_process_can_have_are_refused():
-    message = "leaves each 3 of the 6 chips, and a process can have 1, 2 or 4. Try --workers 6"
+    message = "gives each 3 of the 6 chips, and a process can have 1, 2 or 4. Try --workers 6"
     with pytest.raises(UserError, match=message):
         split(2, names("tpu", 6))
     assert split(2, names("tpu", 8))[1].variables["TPU_VISIBLE_CHIPS"] == "4,5,6,7"
@@ -78,9 +78,9 @@ def test_as_many_chips_as_no_process_can_have_are_refused():
 @pytest.mark.parametrize(
     ("devices", "message"),
     [
-        (names("cpu", 2), "each takes a core of its own, and there are 2. Try --workers 2"),
-        (names("nvidia", 1), "each takes a GPU of its own, and there is one. Try --workers 1"),
-        (names("tpu", 1), "each takes a TPU chip of its own, and there is one. Try --workers 1"),
+        (names("cpu", 2), "each needs a core of its own, and there are 2. Try --workers 2"),
+        (names("nvidia", 1), "each needs a GPU of its own, and there is one. Try --workers 1"),
+        (names("tpu", 1), "each needs a TPU chip of its own, and there is one. Try --workers 1"),
     ],
 )
 def test_more_workers_than_devices_are_told_how_many_fit(devices, message):
@@ -89,7 +89,7 @@ def test_more_workers_than_devices_are_told_how_many_fit(devices, message):
 
 
 def test_where_a_process_cannot_be_kept_to_cores_there_is_one_worker():
-    with pytest.raises(UserError, match="go on without it"):
+    with pytest.raises(UserError, match="Go on without --workers"):
         split(2, ["cpu"])
 
 

@@ -392,7 +392,7 @@ def test_no_cluster_is_refused(ground, examined):
 
 
 def test_more_workers_than_cores_are_refused(ground, whole, examined):
-    with pytest.raises(loop.UserError, match="--workers 3: each takes a CPU of its own"):
+    with pytest.raises(loop.UserError, match="--workers 3: each needs a CPU of its own"):
         Night(ground, whole.address, examined, worse(), workers=3)
 
 

@@ -107,7 +107,7 @@ def test_each_worker_gets_the_most_that_all_can_have(found, workers, each):
 
 
 def test_too_few_devices_are_refused():
-    with pytest.raises(UserError, match="--workers 9: each takes a GPU of its own, and the clust"):
+    with pytest.raises(UserError, match="--workers 9: each needs a GPU of its own, and the clust"):
         placement.resources(machines(H100), 9)
 
 

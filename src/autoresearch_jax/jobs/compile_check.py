@@ -1,8 +1,8 @@
-"""The compile check (no JAX): what compiling says of a candidate, before a budget is spent on it.
+"""The compile check (no JAX): compiles a candidate before a budget is spent on it.
 
-A process of its own (`compiler`) imports the candidate's train.py and compiles its `abstract_step`
-for a device that it does not open, so that it can work beside a training. It runs an agent's code,
-so its sandbox is a training's, and its answer is advice: whoever forges it loses by it.
+A separate process (`compiler`) imports the candidate's train.py and compiles its `abstract_step`
+for a device that it does not open, so that it can run beside a training. It runs an agent's code,
+so its sandbox is a training's, and its answer is only advice.
 """
 
 import importlib.util
@@ -21,20 +21,20 @@ from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.system.device_specs import PACKAGES, TARGETS
 
 ANSWER_BYTES = 1 << 20
-LARGEST = 1e15  # of a number that is recorded; neither infinite nor none is below it
+LARGEST = 1e15  # of the numbers that are recorded; neither inf nor nan is below it
 COMPILING_SECONDS = 1200.0  # a TPU's compiler takes a minute on two cores at full size
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the compile check says."""
+    """The answer of a compile check."""
 
-    refused: str = ""  # why it cannot run; "" where it can, or where nothing is known
-    cost: Mapping[str, Any] = field(default_factory=dict)  # as `compiler.__main__` answers
+    refused: str = ""  # why the candidate cannot run; "" if it can, or if nothing is known
+    cost: Mapping[str, Any] = field(default_factory=dict)  # as `compiler.__main__` writes it
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What an experiment's record takes of it: nothing where it was refused."""
+        """The part for an experiment's record: nothing if it was refused."""
         if self.refused:
             return {}
         names = {"peak_gib": "compiled_gib", "compile_seconds": "gate_seconds"}
@@ -46,7 +46,7 @@ class Verdict:
 
 
 class CompileCheck:
-    """A compilation that was started. Either `wait` for it, or `end` it."""
+    """A compilation that was started. The caller must `wait` for it or `end` it."""
 
     def __init__(
         self,
@@ -59,9 +59,9 @@ class CompileCheck:
     ) -> None:
         """`target` is of TARGETS, or "" for the devices that JAX finds.
 
-        `memory_gib` is what it may use of a device, None: all.
+        `memory_gib` is the limit of the memory of a device; None: all of it.
         """
-        self.folders = (job.folder, launch.sandbox.scratch)  # all that it can write to
+        self.folders = (job.folder, launch.sandbox.scratch)  # where it can write
         self._log = job.log
         self._out = launch.sandbox.scratch / "answer.json"
         spec = {
@@ -75,14 +75,11 @@ class CompileCheck:
         self._running = launch.start(argv, cwd=job.folder, log=job.log)
 
     def refused(self) -> str:
-        """Why the candidate cannot run, as far as that is known by now."""
+        """Returns why the candidate cannot run, as far as that is known by now."""
         return self._verdict().refused
 
     def end(self) -> Verdict:
-        """Ends it, if it still compiles, and removes its folders: what it has said by now.
-
-        Raises UserError.
-        """
+        """Ends it, removes its folders, and returns its answer so far. Raises UserError."""
         self._running.end()
         verdict = self._verdict()
         for folder in self.folders:
@@ -90,7 +87,7 @@ class CompileCheck:
         return verdict
 
     def wait(self, events: Events = NO_EVENTS, limit_s: float = COMPILING_SECONDS) -> Verdict:
-        """Waits until it has said all. Raises UserError if it said nothing."""
+        """Waits for its answer. Raises UserError if there is none."""
         ended = self._running.wait(
             limit_s=limit_s, abandoned=events.abandoned, tick=lambda: events.live("compiling")
         )
@@ -100,9 +97,8 @@ class CompileCheck:
                 "limit": f"it took over {limit_s:.0f} s",
                 "abandoned": "it was stopped",
             }.get(ended.why) or training.judge(ended.returncode, logs.read_tail(self._log))[1]
-            raise UserError(
-                f"train.py was not compiled: {why or 'it said nothing'}. See {self._log}"
-            )
+            why = why or "the compiler gave no answer"
+            raise UserError(f"train.py was not compiled: {why}. See {self._log}")
         return found
 
     def _verdict(self) -> Verdict:
@@ -117,19 +113,19 @@ class CompileCheck:
 
 
 def lacking(target: str) -> str:
-    """What is not installed and is needed to compile for a target, or ""."""
+    """Returns a message if the package that compiles for a target is not installed, else ""."""
     one = TARGETS[target]
     if any(importlib.util.find_spec(name) for name in PACKAGES[one.platform]):
         return ""
     extra = "tpu" if one.platform == "tpu" else "cuda13"
     return (
-        f"compiling for {target} takes {PACKAGES[one.platform][0]}, which is not installed. With "
-        f"it: uv run --extra {extra} autoresearch-jax run --compile-only --device {target}"
+        f"compiling for {target} needs {PACKAGES[one.platform][0]}, which is not installed. Run it "
+        f"with: uv run --extra {extra} autoresearch-jax run --compile-only --device {target}"
     )
 
 
 def lines(cost: Mapping[str, Any]) -> list[str]:
-    """What compiling says, for a person."""
+    """Returns the cost of a compiled step as text for a person."""
     if "skipped" in cost:
         return [f"Nothing was compiled: {cost['skipped']}."]
     has = f" of {cost['memory_gib']:.2f}" if cost["memory_gib"] else ""

@@ -8,27 +8,26 @@ from typing import Any
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.system import nvidia
 
-# How libtpu is given the arrangement of the chips that one process has of a host, by their number.
+# The arrangement, for libtpu, of the chips of a host that one process has, by their number.
 TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1"}
 
 
 @dataclass(frozen=True)
 class DeviceAllocation:
-    """The devices that one worker has of the machine; by default all of them."""
+    """The devices of the machine that one worker uses; by default all of them."""
 
-    variables: Mapping[str, str] = field(
-        default_factory=dict
-    )  # by which JAX finds its devices alone
-    cores: frozenset[int] = frozenset()  # that its processes run on
+    # Environment variables that restrict JAX to these devices.
+    variables: Mapping[str, str] = field(default_factory=dict)
+    cores: frozenset[int] = frozenset()  # on which its processes run; none: on any
 
     def bind_thread(self) -> None:
-        """Lets this thread, and the processes that it starts, run on its cores alone."""
+        """Restricts this thread, and the processes that it starts, to the cores."""
         if self.cores:
             os.sched_setaffinity(0, self.cores)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What scores on it rest on, beside what JAX tells of its devices."""
+        """What scores depend on, beside what JAX reports of the devices."""
         return {"number of cores": len(self.cores)} if self.cores else {}
 
 
@@ -36,22 +35,22 @@ WHOLE = DeviceAllocation()
 
 
 def split(workers: int, names: Sequence[str]) -> list[DeviceAllocation]:
-    """The devices that each worker gets of `names`, to all workers as many.
+    """Divides the devices `names` equally among workers.
 
-    Raises UserError where there are too few, or not all alike.
+    Raises UserError if there are too few, or if they differ.
     """
     if workers == 1:
         return [WHOLE]
     kind = names[0].partition("-")[0]
     if names == ["cpu"]:
         raise UserError(
-            "--workers takes a system that keeps a process to some cores, and this one does not: "
-            "go on without it."
+            f"--workers {workers}: this system cannot restrict a process to some cores, which "
+            "several workers need. Go on without --workers."
         )
     if workers > len(names):
         what = {"nvidia": "GPU", "tpu": "TPU chip", "cpu": "core"}[kind]
         raise UserError(
-            f"--workers {workers}: each takes a {what} of its own, and there "
+            f"--workers {workers}: each needs a {what} of its own, and there "
             f"{'is one' if len(names) == 1 else f'are {len(names)}'}. Try --workers {len(names)}"
         )
     size = len(names) // workers
@@ -68,7 +67,7 @@ def split(workers: int, names: Sequence[str]) -> list[DeviceAllocation]:
         return [DeviceAllocation({"CUDA_VISIBLE_DEVICES": ",".join(part)}) for part in numbers]
     if size not in TPU_BOUNDS:
         raise UserError(
-            f"--workers {workers} leaves each {size} of the {len(names)} chips, and a process can "
+            f"--workers {workers} gives each {size} of the {len(names)} chips, and a process can "
             f"have 1, 2 or 4. Try --workers {len(names)}"
         )
     bounds = tpu_bounds(size)
@@ -76,7 +75,7 @@ def split(workers: int, names: Sequence[str]) -> list[DeviceAllocation]:
 
 
 def tpu_bounds(chips: int) -> dict[str, str]:
-    """The variables that give a process so many chips of a host; {} for a whole host of 8."""
+    """Returns the variables that give a process so many chips of a host; {} for all 8 of one."""
     if chips not in TPU_BOUNDS:
         return {}
     return {"TPU_CHIPS_PER_PROCESS_BOUNDS": TPU_BOUNDS[chips], "TPU_PROCESS_BOUNDS": "1,1,1"}

@@ -1,4 +1,4 @@
-"""What scores rest on, examined before anything is started."""
+"""Examines what scores depend on, before anything is started."""
 
 import contextlib
 import hashlib
@@ -19,30 +19,30 @@ from autoresearch_jax.sandbox import isolation
 from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import device_probe, device_specs, tpu
 
-REBUILT = ("pydocs",)  # sources whose held-out text a training can make again
+REBUILT = ("pydocs",)  # sources whose held-out text a training can rebuild
 
 
 @dataclass(frozen=True)
 class Environment:
-    """The data, device, packages and sandbox that the scores of a tag rest on."""
+    """The data, device, packages and sandbox that the scores of a tag depend on."""
 
-    fingerprint: dict[str, Any]  # two tags that differ in it do not compare
-    provenance: dict[str, Any] = field(default_factory=dict)  # what every record carries
+    fingerprint: dict[str, Any]  # scores with different fingerprints do not compare
+    provenance: dict[str, Any] = field(default_factory=dict)  # part of every record
     level: str = "none"  # of isolation.LEVELS: the sandbox of trainings
     data: Manifest | None = None
-    watched: bool = False  # whether to look for changed packages: nothing forbids them
+    watched: bool = False  # whether to look for changed packages, as nothing prevents changes
     warning: str = ""  # what the person should know before a loop
     platform: str = ""  # cpu, gpu or tpu
     # What the compile check compiles for: of device_specs.TARGETS, or "" for the devices that JAX
-    # finds. None: it would take from the training's budget, or the device is not known.
+    # finds. None: no compile check, as it would slow the training, or the device is not known.
     target: str | None = None
-    memory_gib: float | None = None  # that a training may use of a device; None: not known
+    memory_gib: float | None = None  # of a device, for a training; None: not known
 
     @property
     def scores_early(self) -> bool:
         """Whether a scorer compiles while the training runs.
 
-        A GPU can be shared. A TPU cannot, and on a CPU it would take from the training's budget;
+        A GPU can be shared. A TPU cannot, and on a CPU the scorer would slow the training;
         AUTORESEARCH_EARLY_SCORER=1 asks for it there, and 0 turns it off everywhere.
         """
         wish = os.environ.get("AUTORESEARCH_EARLY_SCORER", "")
@@ -64,9 +64,9 @@ def examine(
     """Examines the data and, in a sandbox, the accelerator.
 
     `wanted` and `required` are isolation levels, as `isolation.strongest` takes them; `overrides`
-    are variables by which JAX finds what one worker has of the machine. Raises
-    UserError if the data is not prepared, the accelerator does not answer, this is one of several
-    hosts, or the isolation is not to be had.
+    are variables by which JAX finds the devices of one worker. Raises UserError if the data is not
+    prepared, the accelerator does not answer, this is one of several hosts, or the isolation is
+    not available.
     """
     tpu.refuse_several_hosts()
     data = manifest.load(workspace.root)
@@ -106,8 +106,8 @@ def examine(
     if unused := device_probe.unused_accelerator(device):
         name, extra = unused
         warnings.append(
-            f"this machine has {name}, but JAX sees only the CPU: end this, and start it with "
-            f"`uv run --extra {extra} autoresearch-jax`, or say that it is meant: "
+            f"this machine has {name}, but JAX sees only the CPU: stop, and start again with "
+            f"`uv run --extra {extra} autoresearch-jax`, or confirm that the CPU is intended: "
             "export JAX_PLATFORMS=cpu"
         )
     return Environment(
@@ -130,12 +130,12 @@ def _target(device: device_probe.Device) -> str | None:
 
 
 def usable_gib(device: device_probe.Device) -> float:
-    """What JAX's allocator gives a training: three quarters of a GPU by default."""
+    """Returns the GiB that JAX's allocator gives a training: by default 3/4 of a GPU's."""
     share = 1.0
     if device.platform in ("gpu", "cuda"):
         names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
         given = next(filter(None, map(os.environ.get, names)), "0.75")
-        with contextlib.suppress(ValueError):  # JAX itself will refuse it
+        with contextlib.suppress(ValueError):  # JAX itself refuses it
             share = float(given)
     return share * device.memory_mb / 1024
 
@@ -146,9 +146,9 @@ def probe(
     required: str | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> tuple[device_probe.Device, isolation.Chosen]:
-    """What JAX computes on, in the strongest sandbox that works. Raises UserError.
+    """Returns the device that JAX computes on, in the strongest sandbox that works.
 
-    `overrides` are variables for JAX, such as JAX_PLATFORMS.
+    `overrides` are variables for JAX, such as JAX_PLATFORMS. Raises UserError.
     """
     found: list[device_probe.Device] = []
 
@@ -166,7 +166,7 @@ def probe(
 
 
 def _probe_in_sandbox(home: Path, level: str, overrides: Mapping[str, str]) -> device_probe.Device:
-    """A real computation in a sandbox of that level, which must also hide and protect files.
+    """Computes in a sandbox of a level, which must also hide and protect files.
 
     Raises UserError.
     """
@@ -188,7 +188,7 @@ def _probe_in_sandbox(home: Path, level: str, overrides: Mapping[str, str]) -> d
     if device.leaks:
         raise UserError(f"its sandbox {' and '.join(device.leaks)}")
     if device_probe.unused_accelerator(device):
-        # If JAX computes on the CPU outside as well, the sandbox is not the cause.
+        # If JAX computes on the CPU also outside the sandbox, the sandbox is not the cause.
         outside = device_probe.probe(environment=lambda given: {**given, **overrides})
         if outside.platform != "cpu":
             raise UserError(f"in its sandbox JAX does not find the {outside.device_kind}")

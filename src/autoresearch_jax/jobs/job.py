@@ -1,4 +1,4 @@
-"""Jobs, and what comes of them, as data. An `executor.Executor` runs them."""
+"""Jobs and their results as data. An `executor.Executor` runs them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,33 +17,33 @@ class Lost(UserError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds that each phase may take, by the harness's timer, and what probes may differ by.
+    """Seconds that each phase may take, by the harness's timer, and how much probes may differ.
 
-    These are a baseline's. `after` gives those of everything that is compared with it.
+    The defaults are a baseline's. `after` returns those of all that is compared with it.
     """
 
     startup_s: float = 600.0  # until `begin` has exported the model: imports, compilation
-    overrun_s: float | None = None  # beyond the budget; None: a tenth of it and 10 s
+    overrun_s: float | None = None  # after the budget; None: a tenth of it and 10 s
     checkpoint_s: float = 300.0  # from `finish` to the end of the process
     scoring_s: float = 3600.0
     tolerance: float = 0.05  # nats: a baseline whose own answers differ by more is refused
     usual_startup_s: float | None = None  # the baseline's; much more of it is reported
 
     def overrun(self, budget_s: float) -> float:
-        """Seconds that training may go on after the budget: its last step, its last print."""
+        """Returns the seconds for which training may go on after the budget: for its last step."""
         return 10 + 0.1 * budget_s if self.overrun_s is None else self.overrun_s
 
     @classmethod
     def after(cls, baseline: Mapping[str, float], budget_s: float) -> "Limits":
-        """What a candidate may take, given what the baseline took (its metrics)."""
+        """Returns the limits of a candidate, given the baseline's metrics."""
         startup = baseline.get("startup_seconds", 0.0)
         overrun = max(0.0, baseline.get("training_seconds", 0.0) - budget_s)
-        # A machine that falters for a second costs a short training a tenth of its time.
-        faltering = 1.0 if budget_s >= SHORT_SECONDS else 3.0
+        # A machine that stalls for a second costs a short training a tenth of its time.
+        stalling = 1.0 if budget_s >= SHORT_SECONDS else 3.0
         scoring = baseline.get("scoring_seconds", 0.0) + baseline.get("score_ahead_seconds", 0.0)
         return cls(
             startup_s=2 * startup + max(20.0, 0.1 * budget_s),
-            overrun_s=2 * overrun + 0.01 * budget_s + faltering,
+            overrun_s=2 * overrun + 0.01 * budget_s + stalling,
             checkpoint_s=2 * baseline.get("checkpoint_seconds", 0.0) + 5.0,
             scoring_s=5 * scoring + 30.0,
             tolerance=min(cls.tolerance, max(1e-4, 10 * baseline.get("probe_noise", 0.0))),
@@ -56,19 +56,19 @@ class TrainJob:
     """One training of a folder's train.py."""
 
     folder: Path  # train.py and the frozen files, as a commit has them
-    artifacts: Path  # emptied before; takes what the training exports
+    artifacts: Path  # emptied first; takes what the training exports
     log: Path  # takes what it prints
-    title: str  # names the job to the person
+    title: str  # the name of the job in messages
     budget_s: float
     limits: Limits = Limits()
     seed: int = SEED
-    scored_next: bool = False  # on the validation split: an executor may start that early
+    scored_next: bool = False  # on the validation split: an executor may start the scorer early
     also_written: tuple[Path, ...] = ()  # folders that count towards its disk use
 
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """The score of what a training left."""
+    """One scoring of what a training left."""
 
     frozen: Path  # the pinned prepare.py and constants.py
     artifacts: Path
@@ -85,7 +85,7 @@ class ScoreJob:
 
 @dataclass(frozen=True)
 class CompileJob:
-    """The compilation of a folder's train.py, beside a training of it or of another."""
+    """One compilation of a folder's train.py, which may run beside a training."""
 
     folder: Path  # train.py and the frozen files; removed at the end
     log: Path
@@ -93,9 +93,9 @@ class CompileJob:
 
 @dataclass(frozen=True)
 class Events:
-    """What a caller hears of a job while it runs, and how it ends the job early."""
+    """Callbacks by which a caller follows a job while it runs, and ends it early."""
 
-    live: Callable[[str], object] = lambda _: None  # gets the last line of output, or the phase
+    live: Callable[[str], object] = lambda _: None  # takes the last line of output, or the phase
     exported: Callable[[], object] = lambda: None  # called once: the training's budget runs
     abandoned: Callable[[], bool] = lambda: False  # asked every 0.2 s
 
@@ -105,16 +105,16 @@ NO_EVENTS = Events()
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came of a training."""
+    """The result of a training."""
 
     outcome: Outcome  # never refused
     reason: str  # why it is not ok, else ""
-    metrics: Mapping[str, float]  # what it says of itself, and the seconds that were measured
+    metrics: Mapping[str, float]  # what it reports, and the seconds that were measured
     log: Path
     signal: int = 0  # that ended it, if one did
-    note: str = ""  # something that a person should look at
+    note: str = ""  # what a person should check
     words: Mapping[str, str] = field(default_factory=dict)  # of an interference.Monitor
-    provenance: Mapping[str, str] = field(default_factory=dict)  # where it ran, if not here
+    provenance: Mapping[str, str] = field(default_factory=dict)  # the machine, if not this one
 
     @property
     def seconds(self) -> float:
@@ -123,7 +123,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Score:
-    """What came of a scoring."""
+    """The result of a scoring."""
 
     outcome: Outcome  # ok, refused or abandoned
     reason: str  # why it is not ok, else ""

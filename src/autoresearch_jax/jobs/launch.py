@@ -1,4 +1,4 @@
-"""How the process of a job is started: in which sandbox, with which variables and locks."""
+"""Starts the process of a job in its sandbox, with its variables and locks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from autoresearch_jax.system import process
 
 @dataclass(frozen=True)
 class Launch:
-    """What the processes of a job are started with."""
+    """The sandbox, variables and locks of the processes of a job."""
 
     level: str  # of isolation.LEVELS
     sandbox: Sandbox
     variables: Mapping[str, str]
-    keep_fds: tuple[int, ...] = ()  # locks that stay taken until all of it has ended
+    keep_fds: tuple[int, ...] = ()  # locks that are kept until all processes have ended
 
     def start(
         self, argv: Sequence[str], *, cwd: Path, log: Path, stdin: Path | None = Path("/dev/null")
@@ -32,5 +32,5 @@ class Launch:
         )
 
     def returncode(self, ended: process.Ended) -> int:
-        """The return code as without a sandbox; negative: the signal that ended it."""
+        """Returns the return code as without a sandbox; negative: the signal that ended it."""
         return isolation.signal_of(self.level, ended.returncode)

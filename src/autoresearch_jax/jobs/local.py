@@ -1,4 +1,4 @@
-"""Jobs on this machine: the sandbox, the folders and the devices that each of them gets."""
+"""Runs jobs on this machine, each with its sandbox, folders and devices."""
 
 import os
 import shutil
@@ -31,14 +31,14 @@ from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import device_use, installed, supervisor
 
-SPARE_BYTES = 256 << 20  # of a disk, that a training leaves free
+SPARE_BYTES = 256 << 20  # of a disk, which a training must leave free
 
-# The memory that an early scorer would take in advance is the training's.
+# An early scorer must not reserve memory, which the training needs.
 EARLY_VARIABLES = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 class LocalExecutor:
-    """Runs the jobs of one worker on the devices that it has of this machine."""
+    """Runs the jobs of one worker on its devices of this machine."""
 
     def __init__(self, context: Context, allocation: DeviceAllocation = WHOLE) -> None:
         self._context = context
@@ -47,7 +47,7 @@ class LocalExecutor:
         self._environment = context.environment
         self._variables = os.environ | allocation.variables
         self._cache = CompileCache(context.private / "cache", context.trusted_cache)
-        self._others: frozenset[int] | None = None  # processes that used the accelerator before us
+        self._others: frozenset[int] | None = None  # which used the accelerator before our jobs
         self._early: scoring.Scoring | None = None  # waits for the end of a training
 
     def bind_thread(self) -> None:
@@ -59,9 +59,9 @@ class LocalExecutor:
     # ---------------------------------------------------------------------------------- training
 
     def train(self, job: TrainJob, events: Events = NO_EVENTS) -> TrainResult:
-        """Trains; where the device can be shared, a job `scored_next` gets an early scorer.
+        """Trains; if the device can be shared, a job `scored_next` gets an early scorer.
 
-        That one starts as soon as the model is exported, compiles, and waits for `score`.
+        The early scorer starts when the model is exported, compiles, and waits for `score`.
         """
         self.end_early()
         self._await_device()
@@ -83,7 +83,7 @@ class LocalExecutor:
         view = self._context.view
         view.live(f"{job.title}: starting")
         before = {}
-        if self._environment.watched:  # nothing keeps a training from changing what others use
+        if self._environment.watched:  # a training can change what others use
             before = installed.state()
             if data is not None:
                 data.check(splits=("train",), hashed=True)
@@ -132,7 +132,7 @@ class LocalExecutor:
         return Launch(self._environment.level, sandbox, given | variables, self._context.keep_fds)
 
     def _data(self, folder: Path) -> Manifest | None:
-        """The data of a folder's frozen files. Raises UserError if it was prepared anew."""
+        """Returns the data of a folder's frozen files. Raises UserError if that has changed."""
         pinned = self._environment.data_fingerprint
         return manifest.load(folder, splits=(), fingerprint=pinned) if pinned else None
 
@@ -177,7 +177,7 @@ class LocalExecutor:
     def _start_early(self, trained: TrainJob) -> None:
         """Starts a scorer that compiles while the training runs, and waits for its end.
 
-        It can save time and nothing else: if it cannot start, an ordinary one does later.
+        It only saves time: if it cannot start, an ordinary one does so later.
         """
         job = ScoreJob(
             self._private / "frozen-early",
@@ -193,9 +193,9 @@ class LocalExecutor:
             self._early = scoring.Scoring(job, launch, data=data, early=True)
 
     def _early_score(self, job: ScoreJob, events: Events) -> Score | None:
-        """The score by the early scorer; None if an ordinary one has to be asked.
+        """Returns the score by the early scorer; None if an ordinary one is needed.
 
-        Only its score counts: why there is none, an ordinary one will say.
+        If the early one fails, an ordinary one finds the reason.
         """
         early = self._early
         try:
@@ -239,25 +239,25 @@ class LocalExecutor:
     # ------------------------------------------------------------------------------- accelerator
 
     def _await_device(self, early: Collection[int] = ()) -> None:
-        """Waits until the accelerator's memory is as free as before our jobs. Raises UserError.
+        """Waits until our jobs no longer use the accelerator, but for an early scorer's processes.
 
-        `early` are the processes of an early scorer.
+        Raises UserError.
         """
         if self._others is None:
             self._others = frozenset(device_use.holders(self._variables))
         else:
-            # Of other workers, what still lives is on devices of its own.
+            # Other workers' processes are on devices of their own.
             own = self._others.union(early, self._relatives())
             device_use.wait_until_free(own, environ=self._variables)
 
     def _relatives(self) -> list[int]:
-        """What other workers of this process have running now."""
+        """Returns the processes that other workers of this process run now."""
         several = self._allocation.variables and supervisor.LINUX
         return supervisor.descendants(os.getpid()) if several else []
 
 
 def _disk_bytes(*folders: Path) -> int:
-    """What a training may write: it is ended before it fills a disk that others need."""
+    """Returns what a training may write before it would fill a disk that others need."""
     free = min(shutil.disk_usage(folder).free for folder in folders)
     return max(0, min(training.DISK_BYTES, free - SPARE_BYTES))
 
@@ -268,6 +268,6 @@ def _refuse_changed(paths: list[str], title: str) -> None:
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     raise UserError(
         f"{title} changed installed packages ({paths[0]}{more}), which every later training would "
-        "use. Install them again: uv sync --reinstall. Then go on in a sandbox: "
+        "use. Install them again: uv sync --reinstall. Then continue in a sandbox: "
         "sudo apt install bubblewrap"
     )

@@ -1,4 +1,4 @@
-"""The logs of jobs: what their last lines say, and how much of them is kept."""
+"""Reads the last lines of the logs of jobs, and shortens long ones."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ from autoresearch_jax.common import files
 from autoresearch_jax.common.text import clean, without_escapes
 
 REASON_LIMIT = 300  # characters of a reason that is recorded
-TAIL_BYTES = 1 << 16  # a traceback lies in the last of the log
+TAIL_BYTES = 1 << 16  # the end of a log, in which a traceback is
 LOG_BYTES = 1 << 19  # of each log, once an experiment is decided
 
 
 def read_tail(log: Path, size: int = TAIL_BYTES) -> str:
-    """The last `size` bytes of a file as text; "" if it cannot be read."""
+    """Returns the last `size` bytes of a file as text; "" if it cannot be read."""
     try:
         with log.open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -23,17 +23,17 @@ def read_tail(log: Path, size: int = TAIL_BYTES) -> str:
 
 
 def last_line(log: Path) -> str:
-    """The last line that is not blank, as one bounded line safe for a terminal; else ""."""
+    """Returns the last line that is not blank, short and safe for a terminal; else ""."""
     return clean(last_of(without_escapes(read_tail(log, 4096)).replace("\r", "\n")))
 
 
 def last_of(text: str) -> str:
-    """The last line of a text that is not blank, or ""."""
+    """Returns the last line of a text that is not blank, or ""."""
     return next((line for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def crash_reason(tail: str) -> str:
-    """The error of the last traceback of a log; without one, its last line."""
+    """Returns the error of the last traceback of a log; without one, its last line."""
     lines = tail.splitlines()
     starts = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call")]
     if starts:

@@ -1,4 +1,4 @@
-"""The harness's side of the frozen score (no JAX): start the scorer, bound it, read its answer."""
+"""The harness's side of the frozen score (no JAX): starts the scorer, reads its answer."""
 
 import hashlib
 import json
@@ -18,8 +18,7 @@ from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.records.events import Outcome
 
 PACKAGE = Path(__file__).parents[1]
-# What a score rests on, of this package: the files that a scoring imports, no more and no less
-# (a test compares).
+# The code that a score depends on: exactly what a scoring imports (a test compares).
 CODE = (
     "__init__.py",
     "common/__init__.py",
@@ -52,24 +51,23 @@ CODE = (
 )
 
 UNSEALABLE = "unsealable"
-SEAL_BYTES = 32 << 30  # with holes: hashed in a minute; no training may write that much
+SEAL_BYTES = 32 << 30  # holes included: hashed in a minute; no training may write that much
 
 
 def code_sha256() -> str:
-    """SHA-256, in hex, over this package's code that scores rest on."""
+    """Returns the SHA-256, in hex, of the code that scores depend on."""
     digest = hashlib.sha256()
-    for pattern in CODE:
-        for path in sorted(PACKAGE.glob(pattern)):
-            digest.update(f"{path.relative_to(PACKAGE)}\0{path.stat().st_size}\0".encode())
-            digest.update(path.read_bytes())
+    for name in CODE:
+        content = (PACKAGE / name).read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 
 def seal(artifacts: Path) -> str:
-    """Makes what is scored of a training survive a power cut; returns its SHA-256, in hex.
+    """Writes what is scored of a training to the disk; returns its SHA-256, in hex.
 
-    Whoever scores it later, after a crash, can tell whether it is still the same. "" without the
-    folder; UNSEALABLE where it cannot all be read within bounds: the scorer refuses that.
+    By it a later scoring, after a crash, can see whether the files are the same. "" without the
+    folder; UNSEALABLE if they cannot all be read within limits: the scorer refuses them.
     """
     if artifacts.is_symlink() or not artifacts.is_dir():
         return ""
@@ -98,21 +96,21 @@ def seal(artifacts: Path) -> str:
 def score(job: ScoreJob, launch: Launch, *, data: str | None, events: Events = NO_EVENTS) -> Score:
     """Scores what a training left in `job.artifacts`; `data` is the pinned fingerprint.
 
-    Raises UserError if not the artifacts, but the data or the machine is at fault.
+    Raises UserError if the data or the machine, and not the artifacts, is at fault.
     """
     return Scoring(job, launch, data=data).wait(limit_s=job.limits.scoring_s, events=events)
 
 
 class Scoring:
-    """A process that scores. Either `wait` for it, or `end` it."""
+    """A process that scores. The caller must `wait` for it or `end` it."""
 
     def __init__(
         self, job: ScoreJob, launch: Launch, *, data: str | None, early: bool = False
     ) -> None:
         """Its sandbox must let it read `job.frozen`, `job.artifacts` and its data.
 
-        An `early` one is started while the training runs: it compiles what that has exported, and
-        waits for `go`.
+        An `early` one starts while the training runs, compiles what that has exported, and waits
+        for `go`.
         """
         self.job = job
         self._launch = launch
@@ -132,12 +130,12 @@ class Scoring:
         self._running = launch.start(argv, cwd=job.frozen, log=job.log, stdin=stdin)
 
     def go(self) -> None:
-        """Lets an early one read what the training left: it has ended."""
+        """Lets an early one read what the training left, which must have ended."""
         self._begun = time.monotonic()
         self._running.tell(GO)
 
     def pids(self) -> list[int]:
-        """Its processes, which may use the accelerator."""
+        """Returns its processes, which may use the accelerator."""
         return self._running.pids()
 
     def end(self) -> None:
@@ -145,30 +143,31 @@ class Scoring:
         self._running.end()
 
     def wait(self, *, limit_s: float, events: Events = NO_EVENTS) -> Score:
-        """Its answer. Raises UserError as `score` does."""
+        """Waits for its answer. Raises UserError as `score` does."""
         ended = self._running.wait(
             limit_s=limit_s, abandoned=events.abandoned, tick=lambda: events.live("scoring")
         )
         metrics = {"scoring_seconds": round(time.monotonic() - self._begun, 3)}
         returncode = self._launch.returncode(ended)
+
+        def refused(reason: str) -> Score:
+            signal = max(0, -returncode) if ended.why == "exit" else 0
+            return Score(Outcome.REFUSED, clean(reason, logs.REASON_LIMIT), metrics, signal)
+
         if ended.why == "abandoned":
             return Score(Outcome.ABANDONED, "abandoned", metrics)
         if ended.why == "limit":
-            return Score(Outcome.REFUSED, f"too-slow: not scored within {limit_s:.0f} s", metrics)
+            return refused(f"too-slow: not scored within {limit_s:.0f} s")
         if returncode not in (0, REFUSED, BROKEN):
             tail = logs.read_tail(self.job.log)
             why = f"signal {-returncode}" if returncode < 0 else logs.crash_reason(tail)
-            reason = clean(f"scorer-failed: {why}", logs.REASON_LIMIT)
-            return Score(Outcome.REFUSED, reason, metrics, max(0, -returncode))
+            return refused(f"scorer-failed: {why}")
         answer = json.loads(self._out.read_bytes())
         if returncode == BROKEN:
             raise UserError(answer["broken"])
         if returncode == REFUSED:
-            reason = f"{answer['refused']}: {answer['detail']}"
-            return Score(Outcome.REFUSED, clean(reason, logs.REASON_LIMIT), metrics)
+            return refused(f"{answer['refused']}: {answer['detail']}")
         metrics |= {name: float(value) for name, value in answer.items()}
         if not metrics["val_bpb"] > 0:  # it would stay the best for ever
-            return Score(
-                Outcome.REFUSED, f"not-positive: val_bpb is {metrics.pop('val_bpb')}", metrics
-            )
+            return refused(f"not-positive: val_bpb is {metrics.pop('val_bpb')}")
         return Score(Outcome.OK, "", metrics)

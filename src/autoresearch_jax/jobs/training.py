@@ -1,4 +1,4 @@
-"""One training process: start it, time it from outside, bound it, read what it left."""
+"""Runs one training process: starts it, times and limits it from outside, reads what it left."""
 
 import contextlib
 import json
@@ -20,13 +20,13 @@ from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.records.events import Outcome
 
 SUMMARY_BYTES = 1 << 16
-# What the harness measures itself, and no training says of itself.
+# What the harness measures itself, so that no training can report it.
 MEASURED = re.compile(
     "val_bpb$|compiled_gib$|"
     "(agent|startup|checkpoint|wall|gate|scoring|score|score_ahead|probe|throttled|shared|crowded)_"
 )
-DISK_BYTES = 16 << 30  # that a training may write; the parameters at full size are 0.2 GB
-DISK_SECONDS = 2.0  # between two looks at what it has written
+DISK_BYTES = 16 << 30  # a training may write; the parameters at full size are 0.2 GB
+DISK_SECONDS = 2.0  # between two measurements of what it has written
 _LOST = re.compile(r"(?m)^lost to unusually long steps: (\d{1,3}\.\d)%$")  # kit/progress.py
 
 
@@ -38,10 +38,10 @@ def train(
     monitor: interference.Monitor | None = None,
     disk_bytes: int = DISK_BYTES,
 ) -> TrainResult:
-    """Runs train.py of the job's folder, until it and all it started has ended.
+    """Runs train.py of the job's folder, until it and all that it started has ended.
 
-    `job.artifacts` is an existing empty folder. All that it writes may be `disk_bytes`. Raises
-    UserError if it cannot be started or not be ended.
+    `job.artifacts` is an existing empty folder. It may write `disk_bytes` in total. Raises
+    UserError if it cannot be started or cannot be ended.
     """
     if not (job.folder / "train.py").is_file():
         raise UserError(f"{job.folder} has no train.py.")
@@ -64,7 +64,7 @@ def train(
                 events.exported()
             return over
 
-        # The clock's limits are the ones that count.
+        # The clock has the limits.
         ended = launch.start([sys.executable, "train.py"], cwd=job.folder, log=job.log).wait(
             limit_s=math.inf, abandoned=events.abandoned, tick=tick
         )
@@ -73,7 +73,7 @@ def train(
     tail = logs.read_tail(job.log)
     if ended.why == "abandoned":
         outcome, reason = Outcome.ABANDONED, "abandoned"
-    elif over:  # also if it ended by itself since the last look
+    elif over:  # also if it ended by itself since the last check
         outcome, reason = Outcome.TIMEOUT, over
     else:
         outcome, reason = judge(returncode, tail)
@@ -93,16 +93,16 @@ def train(
 
 
 class Clock:
-    """The phases of a training, timed by what appears in its folder.
+    """Times the phases of a training by the files that appear in its folder.
 
-    A process that runs an agent's code can lie about its own time, but not be in two phases at
-    once: training before `begin` costs start-up, and training after the budget costs the run.
+    A process that runs an agent's code can lie about its own time, but it cannot be in two phases
+    at once: training before `begin` costs start-up, and training after the budget costs the run.
     """
 
     def __init__(
         self, job: TrainJob, written: tuple[Path, ...] = (), disk_bytes: int = DISK_BYTES
     ) -> None:
-        """`written` are the folders that may have `disk_bytes` between them."""
+        """`written` are the folders that may hold `disk_bytes` in total."""
         self._job = job
         self._written = written
         self._disk_bytes = disk_bytes
@@ -113,7 +113,10 @@ class Clock:
         self._ended_by = ""
 
     def look(self, *, last: bool = False) -> str:
-        """Notes the phase; why the process must end, or "". The `last` look is after its end."""
+        """Records the phase; returns why the process must end, or "".
+
+        `last` is set after its end.
+        """
         now = time.monotonic()
         if self._exported is None and os.path.lexists(self._job.artifacts / protocol.EXPORTED):
             self._exported = now
@@ -127,7 +130,7 @@ class Clock:
 
     @property
     def training(self) -> bool:
-        """Whether the model was exported, and the budget runs."""
+        """Whether the model was exported and the budget runs."""
         return self._exported is not None and self._stopped is None
 
     def _over(self, now: float) -> str:
@@ -152,7 +155,7 @@ class Clock:
         return f"it wrote more than {most / 2**30:.1f} GiB" if size > most else ""
 
     def seconds(self) -> dict[str, float]:
-        """The seconds of each phase that was reached."""
+        """Returns the seconds of each phase that was reached."""
         now = time.monotonic()
         found = {"startup_seconds": (self._exported or now) - self._started}
         if self._exported is not None:
@@ -162,7 +165,7 @@ class Clock:
         return {name: round(value, 3) for name, value in found.items()}
 
     def note(self) -> str:
-        """What a person should look at, or ""."""
+        """Returns what a person should check, or ""."""
         usual, took = self._job.limits.usual_startup_s, self.seconds()["startup_seconds"]
         if usual is None or took <= 1.5 * usual + 5:
             return ""
@@ -170,16 +173,16 @@ class Clock:
 
 
 def judge(returncode: int, tail: str) -> tuple[Outcome, str]:
-    """The outcome and its reason, of a training that kept to its limits."""
+    """Returns the outcome, and its reason, of a training that kept to its limits."""
+    if returncode == 0:
+        return Outcome.OK, ""
     if returncode < 0:
-        return (
-            Outcome.CRASH,
-            f"{_signal(-returncode)}; its last line: {logs.last_of(tail) or 'none'}",
-        )
-    if returncode:
-        code = f"exit code {returncode}"
-        return Outcome.CRASH, logs.crash_reason(tail) if tail.strip() else f"{code}, and no output"
-    return Outcome.OK, ""
+        why = f"{_signal(-returncode)}; its last line: {logs.last_of(tail) or 'none'}"
+    elif tail.strip():
+        why = logs.crash_reason(tail)
+    else:
+        why = f"exit code {returncode}, and no output"
+    return Outcome.CRASH, why
 
 
 def _signal(number: int) -> str:
@@ -192,7 +195,7 @@ def _signal(number: int) -> str:
 
 
 def read_summary(path: Path) -> dict[str, float]:
-    """What a training says of itself: finite numbers, no score. It decides nothing."""
+    """Returns what a training reports of itself: finite numbers, no score. Nothing rests on it."""
     try:
         found: Any = json.loads(files.plain_bytes(path, SUMMARY_BYTES))
     except (OSError, ValueError, RecursionError):

@@ -2,11 +2,11 @@
 
     python -m autoresearch_jax.jobs.ray.driver FD ADDRESS PATIENCE_SECONDS
 
-Ray ends a driver that loses its head, and takes over its signals, so it is a process of its own.
+Ray ends a driver that loses its head, and takes over its signals, so this is a separate process.
 FD is a connection to the coordinator. It carries ("ready", machines) or ("failed", reason) first,
 and then one connection for each task, which carries (task's name, task, options) to this process
-and (kind, value) back. Closing that one cancels its task. When the coordinator has gone, this
-process exits, and Ray ends its tasks.
+and (kind, value) back. When it is closed, the task is cancelled. When the coordinator has gone,
+this process exits, and Ray ends its tasks.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ def _cancel_when_closed(connection: Connection, running: Any) -> None:
 
 
 def _options(options: dict[str, Any]) -> dict[str, Any]:
-    """Ray's options of a task; `node` is the machine that runs it, `not_on` those that do not."""
+    """Returns Ray's options of a task; `node` is the machine for it, `not_on` the excluded ones."""
     options = dict(options)
     node, not_on = options.pop("node", None), options.pop("not_on", ())
     if node is not None:

@@ -28,7 +28,7 @@ FULL = (EDQUOT, EIO, ENOSPC, EROFS)  # errors of a disk that no training has fil
 
 
 class RayExecutor:
-    """Runs the jobs of one worker on whichever machine of a cluster has room."""
+    """Runs the jobs of one worker on machines of a cluster that have room."""
 
     def __init__(self, context: Context, *, cluster: Cluster, requirements: Requirements) -> None:
         self._context = context
@@ -47,7 +47,7 @@ class RayExecutor:
         self._scored = None
 
     def compile(self, job: CompileJob) -> None:
-        """None: the coordinator's machine may not have what compiles for the cluster's."""
+        """Compiles nothing: the coordinator's machine may lack the compiler for the cluster's."""
 
     def train(self, job: TrainJob, events: Events = NO_EVENTS) -> TrainResult:
         """Trains; the machine that does so scores at once a job that is scored next."""

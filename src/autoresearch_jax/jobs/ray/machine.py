@@ -1,4 +1,4 @@
-"""What a machine of the cluster does: it inspects itself, trains and scores (without Ray).
+"""The tasks of a machine of the cluster: it inspects itself, trains and scores (without Ray).
 
 Each of TASKS is a generator that yields news, and its result last. A task that is cancelled gets
 a KeyboardInterrupt. If it is killed, along with the machine or because the coordinator is gone,

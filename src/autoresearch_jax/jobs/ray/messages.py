@@ -1,4 +1,4 @@
-"""What travels between the coordinator and the machines of a cluster."""
+"""The messages between the coordinator and the machines of a cluster."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,19 +8,19 @@ from autoresearch_jax.jobs.job import Score, ScoreJob, TrainJob, TrainResult
 
 
 class Refused(Exception):
-    """A machine cannot be used: its id in the cluster, and why."""
+    """A machine cannot be used. The arguments are its id in the cluster, and the reason."""
 
 
 class Machine(NamedTuple):
     """A machine of the cluster, as Ray knows it."""
 
-    node: str  # Ray's id of it
+    node: str  # Ray's id of the machine
     resources: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What each worker gets of a machine, in the units of Ray's resources."""
+    """The devices of a machine that each worker gets, in the units of Ray's resources."""
 
     kind: str  # GPU, TPU or CPU
     size: int  # GPUs, chips or cores
@@ -29,7 +29,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a machine must be or have, so that scores on it compare. Each task checks them."""
+    """What a machine must have so that its scores compare. Each task checks it."""
 
     resources: Resources
     frozen: bytes  # prepare.py and constants.py, packed
@@ -37,32 +37,32 @@ class Requirements:
     num_shards: int
     data: str  # its fingerprint
     isolation: str  # of isolation.LEVELS, or "auto"
-    required: str | None  # the weakest isolation that will do
-    hidden: str  # the coordinator's folder of earlier trainings, in case this is its machine
+    required: str | None  # the weakest isolation that is accepted
+    hidden: str  # the coordinator's folder of earlier trainings, which may be on this machine
     fingerprint: tuple[tuple[str, object], ...] = ()  # (): any
 
 
-# In the jobs of both tasks, each machine replaces the paths by its own.
+# Each machine replaces the paths in the jobs of both tasks by its own.
 
 
 @dataclass(frozen=True)
 class TrainTask:
-    """A training, and its score if the job is scored next."""
+    """A training, and its scoring if the job is scored next."""
 
     requirements: Requirements
     job: TrainJob
-    folder: bytes  # what is in the job's, packed
+    folder: bytes  # the job's, packed
     cache: bytes  # what the baseline compiled, packed; b"" for the baseline itself
     max_memory_gb: float | None
 
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """The score of what a training left."""
+    """A scoring of what a training left."""
 
     requirements: Requirements
     job: ScoreJob
-    artifacts: bytes  # what is in the job's, packed
+    artifacts: bytes  # the job's, packed
 
 
 class News(NamedTuple):
@@ -75,7 +75,7 @@ class News(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """The end of a training."""
+    """The result of a training."""
 
     result: TrainResult
     artifacts: bytes
@@ -85,7 +85,7 @@ class Trained(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The end of a scoring."""
+    """The result of a scoring."""
 
     score: Score
     log: bytes

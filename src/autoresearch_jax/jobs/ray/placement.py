@@ -1,4 +1,4 @@
-"""Which machines of a cluster train, with which of their devices."""
+"""Chooses the machines of a cluster that train, and their devices."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,7 +21,7 @@ REACHES = (
 
 
 def resources(machines: list[Machine], workers: int) -> Resources:
-    """What each of `workers` gets of a cluster, the most that all can have.
+    """Returns what each of `workers` gets of a cluster, the most that all can have.
 
     Raises UserError if there are too few devices, or several kinds of them.
     """
@@ -37,20 +37,20 @@ def resources(machines: list[Machine], workers: int) -> Resources:
     if len(labels) > 1:
         raise UserError(
             f"the cluster has devices of several kinds ({', '.join(sorted(labels))}), and their "
-            "scores do not compare. Take the others out of it: ray stop, on those machines"
+            "scores do not compare. Take one kind out of it: ray stop, on those machines"
         )
     sizes = TPU_SIZES if kind == "TPU" else range(1, max(counts, default=0) + 1)
     fits = [size for size in sizes if sum(count // size for count in counts) >= workers]
     if not fits:
         raise UserError(
-            f"--workers {workers}: each takes a {kind} of its own, and the cluster has "
+            f"--workers {workers}: each needs a {kind} of its own, and the cluster has "
             f"{sum(counts)}. Try --workers {max(1, sum(counts))}"
         )
     return Resources(kind, max(fits), next(iter(labels), ""))
 
 
 def fitting(cluster: Cluster, wanted: Resources) -> list[Machine]:
-    """The machines that have these resources, without those that have refused a task."""
+    """Returns the machines that have these resources and have not refused a task."""
     refusing = cluster.refusing()
     return [
         one
@@ -60,7 +60,7 @@ def fitting(cluster: Cluster, wanted: Resources) -> list[Machine]:
 
 
 def options(wanted: Resources) -> dict[str, Any]:
-    """Ray's options for a task: its resources and labels."""
+    """Returns Ray's options for a task: its resources and labels."""
     found: dict[str, Any] = {"num_cpus": 0}
     if wanted.kind == "CPU":
         found["num_cpus"] = wanted.size
@@ -76,7 +76,7 @@ def options(wanted: Resources) -> dict[str, Any]:
 def requirements(
     workspace: Workspace, given: Resources, found: Environment, isolation: str, required: str | None
 ) -> Requirements:
-    """What each machine must have for a workspace with data. Raises UserError."""
+    """Returns what each machine must have for a workspace with data."""
     data = found.data
     assert data is not None
     return Requirements(
@@ -94,9 +94,10 @@ def requirements(
 def inspect(
     cluster: Cluster, wanted: Requirements, view: View, interrupts: Interrupts
 ) -> tuple[Requirements, Environment]:
-    """Inspects each machine that may train; adds the environment that they have in common.
+    """Inspects each machine that may train.
 
-    Raises UserError if one cannot be used, or differs from the others.
+    Returns the requirements with the fingerprint that they share, and the environment. Raises
+    UserError if one cannot be used, or differs from the others.
     """
 
     def visit(machine: Machine) -> Inspected | None:
@@ -112,8 +113,7 @@ def inspect(
         return None  # it was stopped
 
     machines = fitting(cluster, wanted.resources)
-    several = "" if len(machines) == 1 else "s"
-    view.live(f"looking at {len(machines)} machine{several} of the cluster")
+    view.live(f"inspecting the machines of the cluster ({len(machines)})")
     with ThreadPoolExecutor(max(1, len(machines))) as pool:
         visits = [pool.submit(visit, machine) for machine in machines]
     if interrupts.stopping():
@@ -124,8 +124,8 @@ def inspect(
         if said := "; ".join(filter(None, (environment.warning, reaches))):
             view.say(f"Warning: {name}: {said}.")
     first, environment = found[0]
-    for name, value in environment.fingerprint.items():
-        for other, its in found[1:]:
+    for other, its in found[1:]:
+        for name, value in environment.fingerprint.items():
             if (theirs := its.fingerprint.get(name)) != value:
                 raise UserError(
                     f"the machines of the cluster differ in {name}: {first} has {value}, {other} "
