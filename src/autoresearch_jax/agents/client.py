@@ -42,10 +42,7 @@ def known(clients: Mapping[str, Any]) -> dict[str, Client]:
 
 def make_client(name: str, writes: Sequence[Path], clients: Mapping[str, Any]) -> Agent:
     """Return the client NAME or NAME:MODEL, or a shell command. Raises UserError."""
-    try:
-        found = known(clients)
-    except ValueError as error:
-        raise UserError(f"The front matter of program.md {error}. Correct it there.") from None
+    found = known(clients)
     first, _, model = name.partition(":")
     if name in found:
         return ClientAgent(found[name], writes=writes)
@@ -149,12 +146,16 @@ class ClientAgent(Agent):
     def _request(self, context: Context) -> tuple[list[str], Path]:
         """Return the command, and the file on its standard input."""
         values = {
-            "{worktree}": str(context.worktree),
-            "{prompt}": context.prompt,
-            "{prompt_file}": str(context.prompt_path),
+            "worktree": str(context.worktree),
+            "prompt": context.prompt,
+            "prompt_file": str(context.prompt_path),
         }
-        chosen = [word.replace("{model}", self.model) for word in self.client.model if self.model]
-        argv = [*(_filled(word, values) for word in self.client.command), *chosen]
+        # In one pass, because a prompt may contain braces.
+        argv = [
+            re.sub(r"\{(worktree|prompt|prompt_file)\}", lambda found: values[found[1]], word)
+            for word in self.client.command
+        ]
+        argv += [word.replace("{model}", self.model) for word in self.client.model if self.model]
         given = any("{prompt" in word for word in self.client.command)
         return argv, Path(os.devnull) if given else context.prompt_path
 
@@ -225,19 +226,11 @@ def _content(path: Path) -> bytes | None:
     return None
 
 
-def _filled(word: str, values: Mapping[str, str]) -> str:
-    """Replace the placeholders of a word in one pass, because a prompt may contain braces."""
-    return re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], word)
-
-
 class CommandAgent(ClientAgent):
     """Any command line for /bin/sh. It is a program, so placeholders in it are not replaced."""
 
     def __init__(
-        self,
-        command: str,
-        writes: Sequence[Path] = (),
-        clients: Iterable[Client] | None = None,
+        self, command: str, writes: Sequence[Path] = (), clients: Iterable[Client] | None = None
     ) -> None:
         """Clients that the command names, of `clients` or the built-in ones, keep their login."""
         words = {Path(word).name for word in re.split(r"[\s;&|]+", command)}

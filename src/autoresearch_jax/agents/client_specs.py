@@ -95,8 +95,7 @@ class Client(BaseModel):
     @property
     def expressions(self) -> dict[str, str]:
         """The JMESPath expressions that find answer, cost and error in its output."""
-        values = {name: getattr(self, name) for name in FIELDS}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name in FIELDS if (value := getattr(self, name)) is not None}
 
     @property
     def program(self) -> str:
@@ -107,13 +106,12 @@ class Client(BaseModel):
         return shutil.which(self.program)
 
     def logged_in(self) -> bool | None:
-        """Return whether a login exists, or None if files and variables do not tell."""
+        """Return whether a login exists, or None if files and variables do not show it."""
         variables = any(os.environ.get(name) for name in self.login_env)
         if variables or any(path.exists() for path in places(self.login_files)):
             return True
-        looked = bool(self.login_env or self.login_files)
-        maybe = any(path.exists() for path in places(self.login_maybe))
-        return False if looked and not maybe else None
+        unknown = not (self.login_env or self.login_files)
+        return None if unknown or any(path.exists() for path in places(self.login_maybe)) else False
 
 
 @functools.cache
@@ -121,20 +119,18 @@ def shipped() -> Mapping[str, Client]:
     """Return the clients of clients.yaml, by name."""
     found: dict[str, Client] = {}
     for name, described in yaml.safe_load(SHIPPED.read_text(encoding="utf-8")).items():
-        found[name] = _parse(name, described, found)
+        found[name] = parse(name, described, found)
     return found
 
 
-def parse(name: str, described: Any) -> Client:
+def parse(name: str, described: Any, others: Mapping[str, Client] | None = None) -> Client:
     """Return a client from its description under `agents:` in program.md's front matter.
 
-    Raises ValueError if the description is invalid; the message completes "The front matter ...",
-    such as `sets agents.mine.output to 'xml', and it should be ...`.
+    `others` are the clients that `like` may name, by default the built-in ones. Raises ValueError
+    if the description is invalid; the message completes "The front matter ...", such as `sets
+    agents.mine.output to 'xml', and it should be ...`.
     """
-    return _parse(name, described, shipped())
-
-
-def _parse(name: str, described: Any, others: Mapping[str, Client]) -> Client:
+    others = shipped() if others is None else others
     where = f"agents.{name}"
     if not NAME.fullmatch(name) or name in RESERVED:
         rule = f"letters, digits, _ . - and none of {', '.join(RESERVED)}"

@@ -55,7 +55,6 @@ CLOCK = re.compile(
     r"(?P<hour>\d{1,2})(?::(?P<minute>\d\d))?\s*(?P<half>[ap]m)?\b(?:\s*\((?P<zone>[\w/+-]+)\))?",
     re.IGNORECASE,
 )
-MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,9 @@ def read(output: str, fields: Mapping[str, str], out: Path, err: Path) -> Reply:
     `output` is text, json or json-lines. `fields` has the JMESPath expressions `reply`, `error`,
     `usd` and `tokens`, over the object for json and over the list of events for json-lines.
     """
-    said = _load(output, out) or _load(output, err)
     if output == "text":
         return Reply(plain(out), "", Usage())
+    said = _load(output, out) or _load(output, err)
     if said is None:  # not an answer but, for example, a usage message
         return Reply("", "", Usage(), understood=False)
     found = {name: _search(expression, said) for name, expression in fields.items()}
@@ -143,7 +142,7 @@ def _clock(found: re.Match[str], now: float) -> float:
     try:
         then = here.replace(hour=hour, minute=int(found["minute"] or 0), second=0, microsecond=0)
         if found["month"]:
-            month = MONTHS.index(found["month"].lower()) + 1
+            month = datetime.strptime(found["month"], "%b").month
             then = then.replace(int(found["year"] or here.year), month, int(found["day"]))
             if not found["year"] and then < here - timedelta(days=180):
                 then = then.replace(here.year + 1)
@@ -156,8 +155,6 @@ def _clock(found: re.Match[str], now: float) -> float:
 
 def _load(output: str, path: Path) -> Any:
     """Return the object or the list of events in a file, or None."""
-    if output == "text":
-        return None
     text = logs.read_tail(path, READ_BYTES)
     if output == "json-lines":
         return [event for line in text.splitlines() if (event := _json(line)) is not None] or None

@@ -49,7 +49,7 @@ class Range:
     high: float = 0.0
     unit: int = 1
     choices: tuple[Value, ...] = ()
-    whole: bool = False  # whether numbers on a `log` or `linear` scale are whole
+    whole: bool = False  # whether its numbers are whole; they always are in `powers` and `grid`
     strict: bool = False  # whether the range applies even if the current value is outside
 
     def encode(self, value: Any) -> Any:
@@ -66,10 +66,8 @@ class Range:
         """Return the value at a position on the axis, rounded to a few digits."""
         if self.scale == "choice":
             return at
-        if self.scale == "powers":
-            return int(2**at)
-        if self.scale == "grid":
-            return int(at) * self.unit
+        if self.scale in ("powers", "grid"):
+            return int(2**at) if self.scale == "powers" else int(at) * self.unit
         value = self._rounded(at)
         if self.strict:
             value = min(max(value, self.low), self.high)
@@ -79,9 +77,7 @@ class Range:
         """Return whether `value` has the type of this range and a position on its axis."""
         if self.scale == "choice":
             return isinstance(value, str) == isinstance(self.choices[0], str)
-        if isinstance(value, str) or (self.whole and not isinstance(value, int)):
-            return False
-        if self.scale in ("powers", "grid") and not isinstance(value, int):
+        if not isinstance(value, int if self.whole else int | float):
             return False
         return self.strict or value > 0 or (value == 0 and self.scale == "linear")
 
@@ -101,7 +97,8 @@ class Range:
             at = min(max(at, low), high)
         else:
             low, high = min(low, at), max(high, at)
-        first = self._first_step()
+        narrow = self.scale == "linear" and self.strict
+        first = self._width() / 4 if narrow else FIRST_STEP[self.scale]
         near = first + reach * max(0.0, high - low - first)
         low, high = max(low, at - near), min(high, at + near)
         if self.scale not in ("powers", "grid"):
@@ -113,9 +110,7 @@ class Range:
         """Return whether the step from `old` to `new` is large enough to matter."""
         if self.scale == "choice":
             return old != new
-        if self.whole and old == new:
-            return False
-        return abs(self.encode(old) - self.encode(new)) >= self._smallest_step()
+        return old != new and abs(self.encode(old) - self.encode(new)) >= self._smallest_step()
 
     def sides(self, value: Value) -> set[bool]:
         """Return the directions with room to move from `value` (True is up); none for choices."""
@@ -140,11 +135,6 @@ class Range:
     def _width(self) -> float:
         low, high = self._ends()
         return high - low
-
-    def _first_step(self) -> float:
-        if self.scale == "linear" and self.strict:
-            return self._width() / 4
-        return FIRST_STEP[self.scale]
 
     def _smallest_step(self) -> float:
         smallest = SMALLEST_STEP.get(self.scale, 0.5)
@@ -186,22 +176,22 @@ def infer(name: str, value: Value) -> Range | None:
         small = re.search(r"DECAY|DROPOUT|SMOOTHING", name)
         return Range("linear", 0.0, 0.3) if small else None
     down, up = next((down, up) for pattern, down, up in FACTORS if pattern.search(name))
-    fraction = value <= 1 and "WINDOW" in name  # of a row, which is all that there is to see
+    fraction = value <= 1 and "WINDOW" in name  # of a row; 1 is the whole row
     return Range("log", value / down, 1.0 if fraction else value * up)
 
 
 def _infer_whole(name: str, value: int) -> Range | None:
     if value == 0:
         return None
-    power = value & (value - 1) == 0
-    if "BATCH" in name:
-        return Range("powers", max(1, value // 8), value * 4) if power else None
-    if "HEAD_DIM" in name:
+    if re.search("BATCH|HEAD_DIM", name):
+        if value.bit_count() > 1:
+            return None
         # The fused attention of GPUs and TPUs supports head sizes up to 128.
-        return Range("powers", max(1, value // 4), max(value, 128)) if power else None
-    unit = max(1, 2 ** (value.bit_length() - 3))  # 8 for 64, 1 for 4 to 7
-    unit = 1 if value < 32 else unit
-    return Range("grid", max(unit, value // 2), max(2, value * 2), unit)
+        batch = "BATCH" in name
+        low, high = (value // 8, value * 4) if batch else (value // 4, max(value, 128))
+        return Range("powers", max(1, low), high, whole=True)
+    unit = 1 if value < 32 else 2 ** (value.bit_length() - 3)  # 8 for 64
+    return Range("grid", max(unit, value // 2), max(2, value * 2), unit, whole=True)
 
 
 # ------------------------------------------------------------------------- set by the user
@@ -293,6 +283,7 @@ class GivenRange(BaseModel):
             unit = self.unit or (inferred.unit if inferred and scale == "grid" else 1)
             if _too_coarse(unit, self.low, self.high):
                 unit = 1
+            whole = whole or scale in ("powers", "grid")
             found = Range(scale, self.low, self.high, unit, whole=whole, strict=True)
         return found if found.holds(value) else None
 

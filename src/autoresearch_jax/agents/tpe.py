@@ -94,8 +94,10 @@ class Tpe(Agent):
             source = (context.worktree / "train.py").read_bytes().decode()
         except UnicodeDecodeError as error:
             raise AgentError(f"train.py is not UTF-8 text: {error}.") from error
-        past = {e.commit: self._past(context, e.commit) for e in context.history}
-        now = read(source)
+        for e in context.history:
+            if e.commit not in self._read:
+                self._read[e.commit] = read(context.source_of(e.commit))
+        past, now = self._read, read(source)
         unfit = [read(text) for text, _ in context.unfit]
         first = [past[e.commit].values for e in context.history]
         space = space_of(source, first, context.search)
@@ -127,14 +129,9 @@ class Tpe(Agent):
                 tried.add(signature)
                 yield changes
 
-    def _past(self, context: Context, commit: str) -> Reading:
-        if commit not in self._read:
-            self._read[commit] = read(context.source_of(commit))
-        return self._read[commit]
-
 
 def trials_of(history: Sequence[Experiment], past: Mapping[str, Reading]) -> list[Trial]:
-    """Return the experiments as trials of their constants, whoever proposed them.
+    """Return the experiments of all agents as trials of their constants.
 
     `past` is by commit. Scores with the same code are comparable. The effect of new code is the
     gain of the first file with it over its base; it is subtracted from every score with that code,
@@ -147,7 +144,8 @@ def trials_of(history: Sequence[Experiment], past: Mapping[str, Reading]) -> lis
     for e in history:
         code, base = past[e.commit].rest, base_of.get(e.base)
         before = code if base is None else past[base.commit].rest
-        if _failed(e):
+        # A discard with a reason, such as memory, is as bad as a crash.
+        if e.status == Status.CRASH or (e.status and e.reason):
             if code == before:
                 trials.append(Trial(past[e.commit].values, None, e.n))
         elif e.val_bpb is not None:
@@ -161,11 +159,6 @@ def trials_of(history: Sequence[Experiment], past: Mapping[str, Reading]) -> lis
         running = [e for e in history if e.status is None and e.val_bpb is None]
         trials += [Trial(past[e.commit].values, middle, e.n) for e in running]
     return trials
-
-
-def _failed(e: Experiment) -> bool:
-    # A discard with a reason, such as memory, is as bad as a crash.
-    return e.status == Status.CRASH or bool(e.status and e.reason)
 
 
 def space_of(
