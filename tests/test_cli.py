@@ -14,7 +14,7 @@ from rich.console import Console
 
 from autoresearch_jax.cli import main
 from autoresearch_jax.common import console
-from autoresearch_jax.common.terminal import RichView
+from autoresearch_jax.common.console import RichView
 from autoresearch_jax.jobs import environment
 from autoresearch_jax.system import device_probe
 from tests import harness

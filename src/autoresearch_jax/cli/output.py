@@ -47,9 +47,7 @@ def view() -> "Iterator[View]":
         plain = views.PlainView()
         yield views.StampedView(plain, all_lines=True) if verbose else plain
         return
-    from autoresearch_jax.common.terminal import RichView
-
-    with contextlib.closing(RichView(terminal)) as live:
+    with contextlib.closing(views.RichView(terminal)) as live:
         yield views.StampedView(live, all_lines=False) if verbose else live
 
 

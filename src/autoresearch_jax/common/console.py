@@ -1,6 +1,7 @@
 """Output of the harness: permanent lines, and one line with the current progress."""
 
 import contextlib
+import itertools
 import os
 import re
 import shlex
@@ -8,12 +9,16 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 TURN_SECONDS = 3.0  # before the progress line shows the next worker
 PASSING_SECONDS = 5.0  # between two progress lines in a file
+REFRESH_SECONDS = 0.25  # of a progress line; a faster one would take time from a training on CPUs
 TYPED = "autoresearch_jax.typed"
 
 
@@ -39,15 +44,45 @@ class PlainView:
         pass
 
 
-class QuietView:
+class QuietView(PlainView):
     """Prints only warnings, to standard error."""
 
     def say(self, text: str) -> None:
         if text.startswith("Warning"):
             print(text, file=sys.stderr, flush=True)
 
+
+class RichView:
+    """Prints on a terminal, above a progress line that disappears when it is cleared or closed."""
+
+    def __init__(self, console: "Console") -> None:
+        from rich.live import Live  # takes a tenth of a second, which `--help` does not need
+
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._marks = itertools.cycle("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
+        self._refreshed = 0.0
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
     def live(self, text: str) -> None:
-        pass
+        from rich.text import Text
+
+        now = time.monotonic()
+        if not text:
+            self.close()
+        elif not self._live.is_started or now - self._refreshed >= REFRESH_SECONDS:
+            self._refreshed = now
+            line = f"{next(self._marks)} {text}"
+            self._live.start()
+            self._live.update(
+                Text(line, style="cyan", no_wrap=True, overflow="ellipsis"), refresh=True
+            )
+
+    def close(self) -> None:
+        """Remove the progress line."""
+        self._live.stop()
 
 
 class StampedView:

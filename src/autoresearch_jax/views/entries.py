@@ -18,20 +18,8 @@ PHASES = {
     "saving": "checkpoint_seconds",
     "scoring": "scoring_seconds",
 }
-FIELDS = (
-    "n",
-    "commit",
-    "status",
-    "val_bpb",
-    "gain",
-    "memory_gb",
-    "description",
-    "expected",
-    "agent",
-    "of",
-    "started",
-    "finished",
-)
+FIELDS = ("n", "commit", "status", "val_bpb", "gain", "memory_gb", "description")
+JOURNAL_FIELDS = ("expected", "agent", "of", "started", "finished")
 
 
 @dataclass(frozen=True)
@@ -62,7 +50,7 @@ class Entry:
 
     def fields(self) -> dict[str, Any]:
         """Return what `results --json` and the page show of it; None: not known."""
-        return {name: getattr(self, name) for name in FIELDS}
+        return {name: getattr(self, name) for name in FIELDS + JOURNAL_FIELDS}
 
 
 def entries(found: Iterable[Experiment | Row], costs: Costs | None = None) -> list[Entry]:
