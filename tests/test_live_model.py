@@ -43,7 +43,8 @@ def test_a_story_is_what_results_shows(night, monkeypatch):
     found = journal.read(night.state_dir)
     assert told.entries == entries(found.decided, found.costs)
     claims = statistics.claims(found)
-    assert told.summary == summary.summarize(told.entries, claims, found.costs.total)
+    summarized = summary.summarize(told.entries, claims)
+    assert told.summary == dataclasses.replace(summarized, spent=found.costs.total)
     assert claims.words == "not audited"
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
     advice = summary.lines(told.summary)[-1]

@@ -1,61 +1,67 @@
-"""The picture of all experiments: `progress.png`."""
+"""The plot of all experiments: `progress.png`."""
 
 import re
+import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.views.entries import Entry
-from autoresearch_jax.views.summary import summarize
+from autoresearch_jax.views.summary import count, largest_gains, summarize
 
-KEPT, FAINT, CRASH, INK, GRID = "#12805c", "#a9b1ba", "#c8402f", "#1f2933", "#e6e9ed"
+KEPT, FAINT, CRASH, INK, SOFT, GRID = (
+    "#12805c", "#a9b1ba", "#c8402f", "#1f2933", "#52606d", "#e6e9ed"
+)  # fmt: skip
 ARROW = "\N{RIGHTWARDS ARROW}"
 NBSP = "\N{NO-BREAK SPACE}"
-LISTED = 14  # improvements that are named beside the chart; more would not be read
+LISTED = 14  # improvements that are named beside the chart
 LINE = 40  # characters of a description
+STYLE: Any = {
+    "font.size": 10,
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+}
 
 
 def progress(listed: Sequence[Entry], path: Path, title: str = "autoresearch-jax") -> None:
-    """Draws val_bpb over experiments as decided: the staircase of the best, and what led to it.
+    """Draw val_bpb over experiments as decided: the staircase of the best, and what led to it.
 
-    Experiments far worse than the first are marked at the upper edge, crashes above it.
+    Experiments far worse than the first are marked at the upper edge, and so are crashes.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    style: Any = {
-        "font.size": 10,
-        "text.parse_math": False,
-        "axes.edgecolor": GRID,
-        "text.color": INK,
-    }
-    with mpl.rc_context(style), warnings.catch_warnings():
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
         # The font lacks some scripts, and agents write what they like: a square stands for it.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure = Figure(figsize=(12, 6.2), dpi=150, facecolor="white")
         FigureCanvasAgg(figure)
-        chart, panel = figure.subplots(
-            1, 2, gridspec_kw={"width_ratios": (1.65, 1), "wspace": 0.02}
-        )
+        widths = {"width_ratios": (1.65, 1), "wspace": 0.02}
+        chart, panel = figure.subplots(1, 2, gridspec_kw=widths)
         figure.subplots_adjust(left=0.07, right=0.985, top=0.82, bottom=0.1)
+        figure.text(0.07, 0.94, title, fontsize=15, fontweight="bold")
+        figure.text(0.07, 0.89, _subtitle(listed), fontsize=10.5, color=SOFT)
         _draw_chart(chart, listed)
         _draw_panel(panel, listed)
-        _draw_title(figure, listed, title)
         figure.savefig(path)
 
 
-def _draw_title(figure: Any, listed: Sequence[Entry], title: str) -> None:
+def _subtitle(listed: Sequence[Entry]) -> str:
     summary = summarize(listed)
-    figure.text(0.07, 0.94, title, fontsize=15, fontweight="bold")
-    kept = "improvement" if summary.improvements == 1 else "improvements"
-    words = f"{summary.experiments} experiments, {summary.improvements} kept {kept}"
+    words = f"{count(summary.experiments, 'experiment')}, "
+    words += f"{count(summary.improvements, 'kept improvement')}"
     if summary.start and summary.best and summary.best.val_bpb:
         words += f": val_bpb {summary.start:.4f} {ARROW} {summary.best.val_bpb:.4f}"
         words += f" ({100 * (summary.best.val_bpb / summary.start - 1):+.1f}%)"
-    figure.text(0.07, 0.89, words, fontsize=10.5, color="#52606d")
+    return words
 
 
 def _limits(listed: Sequence[Entry]) -> tuple[float, float]:
@@ -63,132 +69,100 @@ def _limits(listed: Sequence[Entry]) -> tuple[float, float]:
     if not scores:
         return 0.0, 1.0
     first, best = scores[0], min(scores)
-    # The steps of the best fill the picture; a wild failure must not flatten them.
+    # The steps of the best fill the plot; one very bad score must not flatten them.
     reach = max(first - best, 0.25 * (min(max(scores), 1.3 * first) - best), 1e-4 * first)
     highest = max(score for score in scores if score <= first + 0.5 * reach)
     return best - 0.12 * reach, highest + 0.15 * reach
 
 
-def _places(listed: Sequence[Entry]) -> dict[int, int]:
-    """Where each experiment stands, by its number."""
-    return {entry.n: place for place, entry in enumerate(listed)}
-
-
 def _draw_chart(chart: Any, listed: Sequence[Entry]) -> None:
-    low, high = _limits(listed)
-    at = _places(listed)
-    crowd = max(1.0, len(listed) / 40)
-    size = max(14, 46 / crowd**0.5)
-    top = high - 0.02 * (high - low)
-    scored = [entry for entry in listed if entry.val_bpb is not None]
-    kept = [entry for entry in scored if entry.status == Status.KEEP]
-    others = [entry for entry in scored if entry.status != Status.KEEP]
-    inside = [entry for entry in others if (entry.val_bpb or 0) <= high]
-    beyond = [entry for entry in others if (entry.val_bpb or 0) > high]
-    crashed = [entry for entry in listed if entry.status == Status.CRASH]
-
-    chart.scatter(
-        [at[entry.n] for entry in inside],
-        [entry.val_bpb for entry in inside],
-        s=size, color=FAINT, alpha=0.75, linewidths=0, zorder=2, label="discarded",
-    )  # fmt: skip
-    if beyond:
-        chart.scatter(
-            [at[entry.n] for entry in beyond], [top] * len(beyond),
-            s=size, marker="^", color=FAINT, alpha=0.75, linewidths=0, zorder=2,
-            label="worse than shown",
-        )  # fmt: skip
-    if crashed:
-        chart.scatter(
-            [at[entry.n] for entry in crashed], [top] * len(crashed),
-            s=size, marker="x", color=CRASH, linewidths=1.4, zorder=3, label="crash",
-        )  # fmt: skip
-    if kept:
-        last = len(listed) - 1
-        stairs = [entry.best_so_far for entry in kept]
-        chart.step(
-            [*(at[entry.n] for entry in kept), last + 0.5], [*stairs, stairs[-1]],
-            where="post", color=KEPT, linewidth=2, alpha=0.55, zorder=3, label="best so far",
-        )  # fmt: skip
-        chart.scatter(
-            [at[entry.n] for entry in kept], [entry.val_bpb for entry in kept],
-            s=size * 1.7, color=KEPT, edgecolors="white", linewidths=1, zorder=4, label="kept",
-        )  # fmt: skip
-        for entry in _apart(_named(listed), at, high - low):
-            chart.annotate(
-                f"{entry.n}", (at[entry.n], entry.val_bpb or 0), xytext=(0, -8),
-                textcoords="offset points", ha="center", va="top", fontsize=8.5, color=KEPT,
-                fontweight="bold", zorder=5,
-            )  # fmt: skip
-    _dress(chart, listed, low, high)
-
-
-def _dress(chart: Any, listed: Sequence[Entry], low: float, high: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    last = len(listed) - 1 if listed else 1
+    low, high = _limits(listed)
+    top = high - 0.02 * (high - low)
+    end = max(1, len(listed) - 1)
+    size = max(14, 46 / max(1.0, len(listed) / 40) ** 0.5)
+    marks = defaultdict[str, list[tuple[int, float]]](list)
+    for x, entry in enumerate(listed):
+        score = entry.val_bpb
+        if score is None:
+            marks["crash"].append((x, top))
+        elif entry.status == Status.KEEP:
+            marks["keep"].append((x, score))
+        elif score <= high:
+            marks["discard"].append((x, score))
+        else:
+            marks["beyond"].append((x, top))
+    faint = {"s": size, "color": FAINT, "alpha": 0.75, "linewidths": 0, "zorder": 2}
+    for kind, style in (
+        ("discard", {**faint, "label": "discarded"}),
+        ("beyond", {**faint, "marker": "^", "label": "worse than shown"}),
+        ("crash", {"s": size, "color": CRASH, "marker": "x", "linewidths": 1.4, "label": "crash"}),
+        ("keep", {"s": size * 1.7, "color": KEPT, "edgecolors": "white", "label": "kept"}),
+    ):
+        if marks[kind]:
+            chart.scatter(*zip(*marks[kind], strict=True), **{"zorder": 4, **style})
+    if marks["keep"]:
+        start = marks["keep"][0][0]
+        bests = [entry.best_so_far for entry in listed[start:]]
+        chart.step(
+            [*range(start, len(listed)), len(listed) - 0.5], [*bests, bests[-1]],
+            where="post", color=KEPT, linewidth=2, alpha=0.55, zorder=3, label="best so far",
+        )  # fmt: skip
+    for x, entry in _apart(listed, high - low):
+        chart.annotate(
+            f"{entry.n}", (x, entry.val_bpb), xytext=(0, -8), textcoords="offset points",
+            ha="center", va="top", fontsize=8.5, color=KEPT, fontweight="bold", zorder=5,
+        )  # fmt: skip
     chart.set_ylim(low, high)
-    chart.set_xlim(-0.5 - 0.015 * last, last + 0.5 + 0.015 * last)
+    chart.set_xlim(-0.5 - 0.015 * end, end + 0.5 + 0.015 * end)
     chart.xaxis.set_major_locator(MaxNLocator(integer=True))
     chart.grid(axis="y", color=GRID, linewidth=0.8)
     chart.set_axisbelow(True)
     chart.spines[["top", "right", "left"]].set_visible(False)
-    chart.tick_params(colors="#52606d", length=0)
+    chart.tick_params(length=0)
     chart.ticklabel_format(axis="y", useOffset=False)
-    chart.set_xlabel("experiments decided", color="#52606d")
-    chart.set_ylabel("validation bits per byte, lower is better", color="#52606d")
-    handles, _ = chart.get_legend_handles_labels()
-    if handles:
+    chart.set_xlabel("experiments decided")
+    chart.set_ylabel("validation bits per byte, lower is better")
+    if listed:
         chart.legend(
-            loc="lower left", frameon=False, fontsize=9, ncols=len(handles),
-            bbox_to_anchor=(-0.01, 1.0), borderaxespad=0, handletextpad=0.3, columnspacing=1.2,
+            loc="lower left", frameon=False, fontsize=9, ncols=5, bbox_to_anchor=(-0.01, 1.0),
+            borderaxespad=0, handletextpad=0.3, columnspacing=1.2,
         )  # fmt: skip
 
 
-def _named(listed: Sequence[Entry]) -> list[Entry]:
-    """The improvements that the panel names, in the order they came."""
-    improved = sorted((e for e in listed if e.improved), key=lambda e: -(e.gain or 0))
-    largest = {entry.n for entry in improved[:LISTED]}
-    return [entry for entry in listed if entry.n in largest]
-
-
-def _apart(named: Sequence[Entry], at: Mapping[int, int], height: float) -> list[Entry]:
-    """Those whose numbers would not overprint that of a larger step."""
-    chosen: list[Entry] = []
-    for entry in sorted(named, key=lambda entry: -(entry.gain or 0)):
-        y = entry.val_bpb or 0
+def _apart(listed: Sequence[Entry], height: float) -> list[tuple[int, Entry]]:
+    """Return the largest improvements whose numbers would not overprint that of a larger one."""
+    places = {entry.n: place for place, entry in enumerate(listed)}
+    chosen: list[tuple[int, Entry]] = []
+    for entry in largest_gains(listed)[:LISTED]:
+        x, y = places[entry.n], entry.val_bpb or 0.0
         if all(
-            abs(at[entry.n] - at[other.n]) > 0.035 * (len(at) - 1)
-            or abs(y - (other.val_bpb or 0)) > 0.04 * height
-            for other in chosen
+            abs(x - other_x) > 0.035 * (len(listed) - 1)
+            or abs(y - (other.val_bpb or 0.0)) > 0.04 * height
+            for other_x, other in chosen
         ):
-            chosen.append(entry)
+            chosen.append((x, entry))
     return chosen
 
 
 def _draw_panel(panel: Any, listed: Sequence[Entry]) -> None:
-    import textwrap
-
     panel.axis("off")
-    named = _named(listed)
-    total = sum(entry.improved for entry in listed)
-    heading = "What was kept" if total <= LISTED else f"The {LISTED} largest of {total} steps"
-    panel.text(0.06, 1.0, heading, fontweight="bold", va="top", transform=panel.transAxes)
+    improved = largest_gains(listed)
+    named = {entry.n for entry in improved[:LISTED]}
+    heading = f"The {LISTED} largest of {len(improved)} steps"
+    panel.text(0.06, 1.0, heading if len(improved) > LISTED else "What was kept",
+               fontweight="bold", va="top", transform=panel.transAxes)  # fmt: skip
+    row = {"va": "top", "transform": panel.transAxes, "fontsize": 9 if len(named) <= 7 else 7.8}
     if not named:
-        panel.text(
-            0.06, 0.93, "nothing was better than the start yet", va="top", color="#52606d",
-            transform=panel.transAxes, fontsize=9,
-        )  # fmt: skip
+        panel.text(0.06, 0.93, "Nothing was better than the start yet.", color=SOFT, **row)
     slot = min(0.1, 0.95 / max(1, len(named)))
-    for index, entry in enumerate(named):
+    for index, entry in enumerate(entry for entry in listed if entry.n in named):
         y = 0.93 - index * slot
-        wrapped = textwrap.wrap(_together(entry.description), LINE, max_lines=2, placeholder=" …")
-        row = {"va": "top", "transform": panel.transAxes, "fontsize": 9 if len(named) <= 7 else 7.8}
+        # A line breaks between changes such as `DEPTH 8 -> 9`, never within one.
+        together = rf"\1{NBSP}\2{NBSP}{ARROW}{NBSP}\3"
+        words = re.sub(r"(\S+) (\S+) -> (\S+)", together, entry.description)
+        wrapped = textwrap.wrap(words, LINE, max_lines=2, placeholder=" …")
         panel.text(0.1, y, str(entry.n), ha="right", color=KEPT, fontweight="bold", **row)
         panel.text(0.27, y, f"−{entry.gain:.4f}", ha="right", color=KEPT, **row)
         panel.text(0.3, y, "\n".join(wrapped), linespacing=1.25, **row)
-
-
-def _together(description: str) -> str:
-    """A line breaks between changes such as `DEPTH 8 -> 9`, never within one."""
-    return re.sub(r"(\S+) (\S+) -> (\S+)", rf"\1{NBSP}\2{NBSP}{ARROW}{NBSP}\3", description)

@@ -1,4 +1,4 @@
-"""The numbers under a table of experiments: what they came to, and what they took."""
+"""The numbers under a table of experiments: the result, the time and the cost."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ TOP = 5  # improvements that are named
 
 @dataclass(frozen=True)
 class Summary:
-    """What a tag came to."""
+    """The result of a tag."""
 
     experiments: int  # the baseline included
     improvements: int  # kept, the baseline not included
@@ -25,24 +25,20 @@ class Summary:
     best: Entry | None
     top: tuple[Entry, ...]  # by gain, the largest first
     per_hour: float | None
-    seconds: float | None  # while experiments ran, those at the same time counted once
-    worked: float | None  # the same of each worker, together
+    seconds: float | None  # while experiments ran, parallel ones counted once
+    worked: float | None  # the same, times the number of workers
     training: float  # of `worked`
-    phases: Mapping[str, float]  # seconds of each, the median of all experiments that reached it
+    phases: Mapping[str, float]  # seconds: the median of all experiments that reached the phase
     spent: Spent = field(default_factory=Spent)  # in all
     claims: Claims = NOTHING  # what may be said of the gain
 
 
-def summarize(
-    listed: Sequence[Entry], claims: Claims = NOTHING, spent: Spent | None = None
-) -> Summary:
-    """The numbers of all experiments; `spent` is what they cost, by default what each did."""
+def summarize(listed: Sequence[Entry], claims: Claims = NOTHING) -> Summary:
+    """Return the numbers of all experiments."""
     seconds, worked, timed = _time(listed)
     scored = [entry for entry in listed if entry.val_bpb is not None]
     kept = [entry for entry in scored if entry.status == Status.KEEP]
-    improved = sorted(
-        (entry for entry in kept if entry.improved), key=lambda entry: -(entry.gain or 0)
-    )
+    improved = largest_gains(listed)
     return Summary(
         experiments=len(listed),
         improvements=len(improved),
@@ -59,21 +55,43 @@ def summarize(
             for name in (*PHASES, "harness")
             if (found := [entry.phases[name] for entry in listed if name in entry.phases])
         },
-        spent=spent or sum((entry.spent for entry in listed), Spent()),
+        spent=sum((entry.spent for entry in listed), Spent()),
         claims=claims,
     )
 
 
+def largest_gains(listed: Sequence[Entry]) -> list[Entry]:
+    """Return the improvements, the largest first."""
+    return sorted((e for e in listed if e.improved), key=lambda entry: -(entry.gain or 0))
+
+
+def _time(listed: Sequence[Entry]) -> tuple[float, float, int]:
+    """Return the seconds while experiments ran, those of all workers, and the experiments.
+
+    Parallel experiments count once, and so does a short pause between two.
+    """
+    spans = [(e.started, e.finished, e.workers) for e in listed if e.started and e.finished]
+    seconds = worked = 0.0
+    until = float("-inf")  # unix time up to which the seconds are counted
+    for started, finished, workers in sorted(spans):
+        begins = started if started - until >= IDLE_SECONDS else until
+        seconds += max(0.0, finished - begins)
+        worked += max(0.0, finished - begins) * workers
+        until = max(finished, until)
+    return seconds, worked, len(spans)
+
+
 def lines(summary: Summary) -> list[str]:
-    """The summary as plain lines."""
-    counts = (
-        f"{count(summary.experiments, 'experiment')}, "
-        f"{count(summary.improvements, 'improvement')}, {count(summary.crashes, 'crash')}"
-    )
+    """Return the summary as plain lines."""
+    counts = [
+        count(summary.experiments, "experiment"),
+        count(summary.improvements, "improvement"),
+        count(summary.crashes, "crash"),
+    ]
     if summary.per_hour is not None:
-        counts += f", {summary.per_hour:.1f} experiments per hour"
+        counts.append(f"{summary.per_hour:.1f} experiments per hour")
     cost = cost_words(summary.spent)
-    found = [counts, *_time_lines(summary), *([f"cost: {cost}"] if cost else [])]
+    found = [", ".join(counts), _time_line(summary), f"cost: {cost}" if cost else ""]
     best = summary.best.val_bpb if summary.best else None
     if summary.start is not None and summary.best is not None and best is not None:
         percent = 100 * (summary.start - best) / summary.start
@@ -86,56 +104,38 @@ def lines(summary: Summary) -> list[str]:
     if summary.top:
         found.append("top improvements:")
         found += [f"  {entry.gain:+.6f}  {entry.description}" for entry in summary.top]
-    return [*found, *map(typed, summary.claims.lines)]
+    return [line for line in [*found, *map(typed, summary.claims.lines)] if line]
 
 
-def _time(listed: Sequence[Entry]) -> tuple[float, float, int]:
-    """The seconds while experiments ran, those times the workers, and how many experiments.
-
-    A moment at which several ran counts once, and a pause counts if it was short.
-    """
-    spans = [(e.started, e.finished, e.workers) for e in listed if e.started and e.finished]
-    seconds = worked = 0.0
-    until: float | None = None  # what is counted already
-    for started, finished, workers in sorted(spans):
-        idle = until is None or started - until >= IDLE_SECONDS
-        begins = started if idle or until is None else until
-        seconds += max(0.0, finished - begins)
-        worked += max(0.0, finished - begins) * workers
-        until = max(finished, until or finished)
-    return seconds, worked, len(spans)
-
-
-def _time_lines(summary: Summary) -> list[str]:
-    """Where the time went, as one line; none for a results.tsv, which does not have it."""
+def _time_line(summary: Summary) -> str:
+    """Return where the time went; "" for a results.tsv, which does not have it."""
     if summary.seconds is None or summary.worked is None or not summary.phases:
-        return []
+        return ""
     share = min(1.0, summary.training / summary.worked)
     others = ", ".join(
         f"{name} {seconds:.1f} s" for name, seconds in summary.phases.items() if name != "training"
     )
     whose = "it" if summary.worked == summary.seconds else "the workers' time"
     words = f"time: {duration(summary.seconds)}, of {whose} training {100 * share:.0f}%"
-    return [f"{words} ({others} an experiment)" if others else words]
+    return f"{words} ({others} an experiment)" if others else words
 
 
 def cost_words(spent: Spent) -> str:
-    """What an agent's answers cost; "" where nothing but seconds is known."""
+    """Return the cost of an agent's answers; "" if only seconds are known."""
     if not spent.usd and not spent.tokens:
         return ""
-    dollars = [f"{spent.usd:.2f} dollars"] if spent.usd else []
-    unpriced = f", {count(spent.unpriced, 'answer')} without a price" if spent.unpriced else ""
-    said = [
-        *dollars,
+    parts = [
+        f"{spent.usd:.2f} dollars" if spent.usd else "",
         f"{spent.tokens:,} tokens",
         f"{count(spent.asked, 'answer')} in {duration(spent.agent_s)}",
         f"accelerator {duration(spent.accelerator_s)}",
+        f"{count(spent.unpriced, 'answer')} without a price" if spent.unpriced else "",
     ]
-    return ", ".join(said) + unpriced
+    return ", ".join(filter(None, parts))
 
 
 def duration(seconds: float) -> str:
-    """Such as "5.5 h"."""
+    """Return a duration such as "5.5 h"."""
     for unit, name in ((3600, "h"), (60, "min")):
         if seconds >= unit:
             return f"{seconds / unit:.1f} {name}"
@@ -143,6 +143,6 @@ def duration(seconds: float) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Such as "1 crash", "2 crashes"."""
+    """Return a count such as "1 crash" or "2 crashes"."""
     plural = "es" if noun.endswith("sh") else "s"
     return f"{number:,} {noun}{'' if number == 1 else plural}"

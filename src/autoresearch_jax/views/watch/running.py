@@ -1,5 +1,6 @@
 """The experiments that run now, and how far each training is."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,33 +87,26 @@ class RunningExperiments:
         return tuple(sorted(found, key=lambda one: (one.n, one.seed or 0)))
 
     def _first_run(self, experiments: Experiments, one: Experiment, resumed: float) -> Running:
-        trained = one.outcome is not None
-        # The log of an earlier attempt, or of a process that died, is not this one's progress.
-        since = 0.0 if trained else max(self._began.get((one.n, None), 0.0), resumed)
-        progress = _progress(self._workspace.run_dir(self._tag, one.n) / "run.log", since)
-        phase = "training" if progress.step is not None else "starting"
-        if trained:
-            phase = "scoring" if one.outcome == Outcome.OK and one.scored is None else "measured"
-        return _running(experiments, one, phase, one.started, progress)
+        log = self._workspace.run_dir(self._tag, one.n) / "run.log"
+        if one.outcome is not None:
+            is_scoring = one.outcome == Outcome.OK and one.scored is None
+            phase, since = "scoring" if is_scoring else "measured", 0.0
+        else:
+            # The log of an earlier attempt, or of a process that died, is not this one's progress.
+            phase, since = "training", max(self._began.get((one.n, None), 0.0), resumed)
+        return _running(experiments, one, phase, one.started, _progress(log, since))
 
     def _repeat(self, experiments: Experiments, event: Repeating) -> Running:
-        n, seed = event.n, event.seed
-        since = max(event.time, self._began.get((n, seed), 0.0))
-        progress = _progress(self._workspace.repeat_log(self._tag, n, seed), since)
-        starting = event.phase == Phase.TRAINING and progress.step is None
-        phase = "starting" if starting else event.phase.value
+        log = self._workspace.repeat_log(self._tag, event.n, event.seed)
+        since = max(event.time, self._began.get((event.n, event.seed), 0.0))
+        one, progress = experiments[event.n], _progress(log, since)
+        running = _running(experiments, one, event.phase.value, event.time, progress)
         purpose = PURPOSES.get(event.purpose, "")
-        return _running(experiments, experiments[n], phase, event.time, progress, seed, purpose)
+        return dataclasses.replace(running, seed=event.seed, purpose=purpose)
 
 
 def _running(
-    experiments: Experiments,
-    one: Experiment,
-    phase: str,
-    started: float,
-    progress: Progress,
-    seed: int | None = None,
-    purpose: str = "",
+    experiments: Experiments, one: Experiment, phase: str, started: float, progress: Progress
 ) -> Running:
     base = experiments.by_commit(one.base)
     return Running(
@@ -122,11 +116,9 @@ def _running(
         agent=clean(one.agent, AGENT_LIMIT),
         base=None if base is None else base.n,
         of=one.of,
-        phase=phase,
+        phase="starting" if phase == "training" and progress.step is None else phase,
         started=started,
         progress=progress,
-        seed=seed,
-        purpose=purpose,
     )
 
 
