@@ -535,7 +535,7 @@ def test_an_unfinished_maximum_counts_on_and_a_finished_one_starts_again(workspa
     run_loop(workspace, Scripted(train_py(0.95), stop), 3, tag="t")
     view = Notes()
     assert run_loop(workspace, Scripted(train_py(0.8)), 3, view, tag="t").decided == 2
-    assert "3 experiments, 2 of them begun already" in view.text
+    assert "3 experiments, 2 of them started already" in view.text
     ideas = [train_py(0.7 - n / 10) for n in range(3)]
     assert run_loop(workspace, Scripted(*ideas), 3, tag="t").decided == 3
 
@@ -758,7 +758,7 @@ def test_an_edit_made_while_run_m_trains_is_not_lost(workspace):
     view = Notes()
     assert propose(workspace, view=view).status == "discard"
     assert path.read_text().endswith("# more")
-    assert "edited meanwhile, and is left as it is" in view.text
+    assert "edited meanwhile and stays as it is" in view.text
 
 
 @pytest.mark.parametrize("place", ["nowhere/run.log", "train.py", "results.tsv"])

@@ -58,12 +58,14 @@ def run(
         raise click.UsageError("--compile-only trains nothing, so it takes no -m.")
     if not compile_only and (device is not None or devices != 1 or as_json):
         raise click.UsageError("--device, --devices and --json go with --compile-only.")
+    outcome: Outcome | None
     with output.workspace(**flags) as opened:
         if compile_only:
             check = command.compile_only(*opened, device=device, devices=devices, log_path=log_path)
         elif description is None:
             found = command.measure(*opened, log_path=log_path)
-            outcome, reason, score, line = found.outcome, found.reason, found.val_bpb, found.line
+            outcome, reason = found.trained.outcome, found.reason
+            score, line = found.val_bpb, found.line
         else:
             e = command.propose(*opened, description=description, log_path=log_path)
             outcome, reason = e.outcome, e.reason

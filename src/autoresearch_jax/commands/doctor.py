@@ -21,6 +21,7 @@ from autoresearch_jax.commands import presets, run
 from autoresearch_jax.common import files, paths
 from autoresearch_jax.common.console import View, typed
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.text import sentence
 from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs import environment
 from autoresearch_jax.jobs.logs import LOG_BYTES
@@ -291,10 +292,8 @@ def _unusable_agent(settings: LoopConfig, flag: str | None) -> Iterator[Problem]
             make_agent(name, clients=settings.agents).check()
     except (UserError, AgentError) as error:
         source = f"--agent {name}" if flag else f"program.md sets the agent {name}"
-        reason = str(error).rstrip(".")
-        end = "" if reason.endswith("?") else "."
         remedy = _remedy(name, error, client.known(settings.agents))
-        yield Problem(f"{source}: {reason}{end}", remedy)
+        yield Problem(f"{source}: {sentence(str(error))}", remedy)
 
 
 def _remedy(name: str, error: Exception, known: Mapping[str, client.Client]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from autoresearch_jax import agents
 from autoresearch_jax.agents import Agent, AgentError, search_space
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.text import sentence
 from autoresearch_jax.loop import notify, stages
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools, open_session
@@ -24,18 +25,19 @@ class LoopResult:
     tag: str
     decided: int  # experiments decided in this call, the baseline included
     best: Experiment | None
-    stopped: str  # the limit reached ("max", "max-hours", "max-usd"); "interrupted"; "abandoned":
-    # one is undecided
+    # The limit reached ("max", "max-hours", "max-usd"), "interrupted", or "abandoned" if an
+    # experiment is undecided.
+    stopped: str
 
 
 def run_loop(
     workspace: Workspace, config: LoopConfig, tools: Tools, agent: Agent | None = None
 ) -> LoopResult:
-    """Repeats experiments up to the limits of the configuration, or until interrupted.
+    """Run experiments up to the limits of the configuration, or until interrupted.
 
-    `agent` takes the place of the one that is configured. A loop that was killed or stopped counts
-    on when the same command is given again. Raises UserError where it cannot start or go on; the
-    journal then holds all that was done.
+    `agent` takes the place of the configured one. The same command continues a loop that was
+    killed or stopped. Raises UserError if it cannot start or continue; the journal then has all
+    that was done.
     """
     agent = agent or agents.make_agent(config.agent, config.agent_writes, config.agents)
     _check(agent)
@@ -50,13 +52,14 @@ def run_loop(
         limits = _limits(config, new=session.experiments.best is None)
         session.view.say(
             f"Agent {agent.name}, tag {session.tag} ({why}), {limits}"
-            + (f", {done} of them begun already" if done else "")
+            + (f", {done} of them started already" if done else "")
             + ". Ctrl-C finishes the running one."
         )
         if config.max_usd is not None and not agent.priced and agent.name != "tpe":
-            session.view.say(f"{agent.name} does not say what it costs: --max-usd cannot hold it.")
-        _say_unused_edits(session)
-        _say_passed_over(session)
+            session.view.say(
+                f"Warning: {agent.name} does not report its cost, so --max-usd has no effect."
+            )
+        _warn_of_unused(session)
         fields = {**config.recorded(), "agent": agent.name, "workers": len(session.pool)}
         session.begin("loop", continues=continues, **fields)
         before = len(session.experiments.decided)
@@ -65,7 +68,7 @@ def run_loop(
             stopped = stages.run(session, proposer, notifier.decided)
         except Abandoned:
             stopped = "abandoned"
-            session.view.say("Abandoned. The same command goes on with that experiment.")
+            session.view.say("Abandoned. The same command continues that experiment.")
         finally:
             proposer.close()
         notifier.ended(stopped)
@@ -74,7 +77,7 @@ def run_loop(
 
 
 def summary(root: Path, tag: str) -> list[str]:
-    """What a tag's experiments came to, in lines; draws their picture as well."""
+    """Return the summary of a tag's experiments as lines, and draw their picture."""
     from autoresearch_jax.views import plot  # matplotlib takes a second to import
     from autoresearch_jax.views.summary import lines
     from autoresearch_jax.views.watch import live_model
@@ -88,44 +91,35 @@ def summary(root: Path, tag: str) -> list[str]:
 
 
 def _check(agent: Agent) -> None:
-    """Raises UserError if it is plain that the agent cannot answer: not after a baseline."""
+    """Raise UserError before the baseline trains if the agent obviously cannot answer."""
     try:
         agent.check()
     except AgentError as error:
-        said = str(error).rstrip(".")
-        end = "" if said.endswith("?") else "."
-        raise UserError(f"{said}{end} Without it: autoresearch-jax loop --agent tpe") from None
+        without = "Without it: autoresearch-jax loop --agent tpe"
+        raise UserError(f"{sentence(str(error))} {without}") from None
 
 
 def _limits(config: LoopConfig, new: bool) -> str:
-    """The limits of a loop in words; `new`: the baseline comes first, and is not counted."""
-    said = []
-    if config.max is not None:
-        after = " after the baseline" if new else ""
-        said.append(f"{config.max} experiment{'' if config.max == 1 else 's'}{after}")
-    if config.max_hours is not None:
-        said.append(f"{config.max_hours:g} hour{'' if config.max_hours == 1 else 's'}")
-    if config.max_usd is not None:
-        said.append(f"{config.max_usd:g} dollar{'' if config.max_usd == 1 else 's'}")
-    return f"at most {', '.join(said)}" if len(said) > 1 else "".join(said) or "until stopped"
+    """Describe the limits of a loop; with `new` a baseline comes first, and is not counted."""
+    limits = {"experiment": config.max, "hour": config.max_hours, "dollar": config.max_usd}
+    parts = [
+        f"{most:g} {noun}{'' if most == 1 else 's'}"
+        + (" after the baseline" if new and noun == "experiment" else "")
+        for noun, most in limits.items()
+        if most is not None
+    ]
+    return f"at most {', '.join(parts)}" if len(parts) > 1 else "".join(parts) or "until stopped"
 
 
-def _say_unused_edits(session: Session) -> None:
-    path = session.workspace.root / "train.py"
-    known = [session.workspace.head()] + (
-        [session.experiments.best.commit] if session.experiments.best else []
-    )
-    blob = session.candidates.store(path.read_bytes())
-    if blob not in [session.candidates.blob_id(commit) for commit in known]:
+def _warn_of_unused(session: Session) -> None:
+    """Warn of an edited train.py, and of ranges of a search that its constants lack."""
+    head, best = session.workspace.head(), session.experiments.best
+    newest = best.commit if best else head
+    blob = session.candidates.store((session.workspace.root / "train.py").read_bytes())
+    if blob not in [session.candidates.blob_id(commit) for commit in (head, newest)]:
         session.view.say(
-            "train.py in the checkout has uncommitted edits: the committed one is used. "
+            "Warning: train.py in the checkout has uncommitted edits: the committed one is used. "
             "`autoresearch-jax run -m DESCRIPTION` proposes the edited one."
         )
-
-
-def _say_passed_over(session: Session) -> None:
-    commit = (
-        session.experiments.best.commit if session.experiments.best else session.workspace.head()
-    )
-    if said := search_space.passed_over(session.config.search, session.candidates.show(commit)):
-        session.view.say(f"Warning: {said}. That is passed over.")
+    if unused := search_space.passed_over(session.config.search, session.candidates.show(newest)):
+        session.view.say(f"Warning: {unused}. It is ignored.")

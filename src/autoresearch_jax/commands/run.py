@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoresearch_jax.common import files, syntax
@@ -13,9 +13,10 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.data.manifest import FROZEN
 from autoresearch_jax.jobs import compile_check, environment
+from autoresearch_jax.jobs.device_allocation import WHOLE, DeviceAllocation
+from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.executor import Context
 from autoresearch_jax.jobs.job import CompileJob, Events, Score, ScoreJob, TrainJob, TrainResult
-from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.jobs.logs import read_tail
 from autoresearch_jax.loop.asking import known, source_of
@@ -28,7 +29,6 @@ from autoresearch_jax.records.costs import PERSON
 from autoresearch_jax.records.events import Outcome, Restored
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import FILES, Workspace, time_budget
-from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.system import device_specs, locks
 from autoresearch_jax.system.disk_errors import disk_errors
 from autoresearch_jax.system.interrupts import Abandoned, Interrupts
@@ -40,15 +40,10 @@ LOOK_SECONDS = 5.0  # of training, after which a device is under load
 
 @dataclass(frozen=True)
 class Measured:
-    """A training and, where it left something, its score."""
+    """A training and, if it left something, its score."""
 
     trained: TrainResult
-    scored: Score | None
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """Of the training."""
-        return self.trained.outcome
+    scored: Score | None = None
 
     @property
     def val_bpb(self) -> float | None:
@@ -62,15 +57,14 @@ class Measured:
     @property
     def line(self) -> str:
         """val_bpb, peak memory in MB, seconds and the log, separated by tabs."""
-        score, peak = self.val_bpb, self.trained.metrics.get("peak_vram_mb")
-        return "\t".join(
-            (
-                "n/a" if score is None else f"{score:.6f}",
-                "n/a" if peak is None else f"{peak:.1f}",
-                f"{self.trained.seconds:.1f}",
-                str(self.trained.log),
-            )
+        score, peak_mb = self.val_bpb, self.trained.metrics.get("peak_vram_mb")
+        cells = (
+            "n/a" if score is None else f"{score:.6f}",
+            "n/a" if peak_mb is None else f"{peak_mb:.1f}",
+            f"{self.trained.seconds:.1f}",
+            str(self.trained.log),
         )
+        return "\t".join(cells)
 
 
 @dataclass(frozen=True)
@@ -79,30 +73,19 @@ class Begun:
 
     first_step_s: float  # from its start
     tokens_per_s: float | None
-    reason: str  # why it came to nothing, else ""
+    reason: str  # why it failed, else ""
 
 
 def measure(workspace: Workspace, config: LoopConfig, tools: Tools, *, log_path: Path) -> Measured:
-    """Trains a copy of the checkout's files as they are now. Raises UserError."""
+    """Train a copy of the checkout's files as they are now. Raises UserError."""
     log_path = log_place(workspace, log_path)
-    with _ready(workspace, config, tools, "run") as (executor, _, here):
-        frozen = here / "frozen"
-        job = TrainJob(
-            here / "train",
-            here / "artifacts",
-            log_path,
-            "train.py",
-            time_budget(frozen),
-            tools.limits,
-            scored_next=True,
-        )
-        trained = executor.train(job)
+    with _ready(workspace, config, tools, "run", log_path) as (executor, _, job):
+        trained = executor.train(replace(job, scored_next=True))
         if trained.outcome != Outcome.OK:
-            return Measured(trained, None)
-        scored = executor.score(
-            ScoreJob(frozen, job.artifacts, here / "score.log", job.title, job.limits)
-        )
-    return Measured(trained, scored)
+            return Measured(trained)
+        frozen, log = job.folder.with_name("frozen"), job.folder.with_name("score.log")
+        score_job = ScoreJob(frozen, job.artifacts, log, job.title, job.limits)
+        return Measured(trained, executor.score(score_job))
 
 
 def begin(
@@ -112,12 +95,12 @@ def begin(
     *,
     under_load: Callable[[], None] = lambda: None,
 ) -> Begun:
-    """Starts a copy of the checkout's files as a baseline is, and ends it after its first steps.
+    """Start a copy of the checkout's files like a baseline, and end it after its first steps.
 
     `under_load` is called while it trains. Raises UserError.
     """
-    with _ready(workspace, config, tools, "doctor --first-step") as (executor, interrupts, here):
-        log, started = here / "run.log", time.monotonic()
+    with _ready(workspace, config, tools, "doctor --first-step") as (executor, interrupts, job):
+        log, started = job.log, time.monotonic()
         seen: list[float] = []
 
         def enough() -> bool:
@@ -128,48 +111,14 @@ def begin(
             under_load()
             return True
 
-        job = TrainJob(
-            here / "train",
-            here / "artifacts",
-            log,
-            "the first step",
-            time_budget(here / "frozen"),
-            tools.limits,
-        )
         trained = executor.train(job, Events(abandoned=enough))
         if interrupts.stopping():
             raise UserError("Stopped before it was known how long the first step takes.")
-        # A train.py with lines of its own is known to train once it has exported its model.
+        # A train.py that prints other lines trains once it has exported its model.
         first = seen[0] - started if seen else trained.metrics["startup_seconds"]
         speed = logs.progress(read_tail(log)).tokens_per_s
         reason = "" if trained.outcome in (Outcome.OK, Outcome.ABANDONED) else trained.reason
         return Begun(round(first, 1), speed, reason)
-
-
-@contextmanager
-def _ready(
-    workspace: Workspace, config: LoopConfig, tools: Tools, what: str
-) -> Iterator[tuple[LocalExecutor, Interrupts, Path]]:
-    """Locks the devices, and copies the checkout's files to `train` and `frozen` of a folder."""
-    with (
-        open_devices(workspace, config, tools, what) as (view, interrupts, devices),
-        locks.own_folder(workspace.home / "runs", "measure") as (here, lock),
-    ):
-        _copy(workspace, _files(workspace), here / "train")
-        _copy(workspace, FROZEN, here / "frozen")  # before other people's code runs
-        context = Context(
-            workspace,
-            here,
-            devices.environment,
-            view,
-            stop=interrupts.stopping,  # there is no loop to finish
-            trusted_cache=here / "baseline-cache",
-            scorer=tools.scorer,
-            max_memory_gb=config.max_memory_gb,
-            keep_fds=(*devices.locks, lock),
-        )
-        executor = LocalExecutor(context)
-        yield executor, interrupts, here
 
 
 def compile_only(
@@ -181,7 +130,7 @@ def compile_only(
     devices: int,
     log_path: Path,
 ) -> compile_check.Verdict:
-    """Compiles the checkout's train.py and trains nothing; no accelerator is locked.
+    """Compile the checkout's train.py without training; no accelerator is locked.
 
     `device` is of device_specs.TARGETS, or "cpu"; None: this machine's. Raises UserError.
     """
@@ -192,53 +141,96 @@ def compile_only(
     if device is not None and device != "cpu" and (lacks := compile_check.lacking(device)):
         raise UserError(lacks)
     view.live("looking at the accelerator")
-    # What is named need not be here, and what is here may be busy.
+    # A named device need not be in this machine, and the machine's own may be busy.
     overrides = {} if device is None else {"JAX_PLATFORMS": "cpu"}
     found, chosen = environment.probe(
         workspace.home, config.isolation, config.require_isolation, overrides
     )
-    target: str | None = "" if device == "cpu" else device
-    has = None  # what the target has
+    target, memory_gib = "" if device == "cpu" else device, None
     if device is None:
-        has = environment.usable_gib(found)
+        memory_gib = environment.usable_gib(found)
         own = device_specs.target_of(found.device_kind, found.memory_mb / 1024)
         target = "" if found.platform == "cpu" else own
         if target is None:
             raise UserError(
-                f"a {found.device_kind} is none of the devices that can be compiled for. Name the "
-                f"nearest: --device {' | '.join(device_specs.TARGETS)}"
+                f"train.py cannot be compiled for a {found.device_kind}. Name the nearest device: "
+                f"--device {' | '.join(device_specs.TARGETS)}"
             )
+    place = Environment(
+        {"device count": devices}, level=chosen.level, target=target, memory_gib=memory_gib
+    )
+    allocation = DeviceAllocation({"JAX_PLATFORMS": "cpu"}) if device == "cpu" else WHOLE
     with (
         disk_errors(),
         Interrupts(view) as interrupts,
         locks.own_folder(workspace.home / "runs", "measure") as (here, lock),
     ):
-        folder = here / "train"
-        _copy(workspace, _files(workspace), folder)
-        scratch = isolation.fresh(here / "scratch")
-        sandbox = profiles.training(workspace, None, scratch=scratch, writable=(folder,))
-        variables = isolation.environment(os.environ, scratch) | {"PYTHONDONTWRITEBYTECODE": "1"}
-        variables |= {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}
-        limits = (has, config.max_memory_gb)
-        compilation = compile_check.CompileCheck(
-            CompileJob(folder, log_path),
-            Launch(chosen.level, sandbox, variables, keep_fds=(lock,)),
-            target=target or "",
-            devices=devices,
-            memory_gib=min((gib for gib in limits if gib is not None), default=None),
+        executor = _executor(workspace, config, tools, here, place, interrupts, (lock,), allocation)
+        compilation = executor.compile(CompileJob(here / "train", log_path))
+        assert compilation is not None  # there is a target
+        return compilation.wait(Events(live=view.live, abandoned=interrupts.stopping))
+
+
+@contextmanager
+def _ready(
+    workspace: Workspace, config: LoopConfig, tools: Tools, what: str, log: Path | None = None
+) -> Iterator[tuple[LocalExecutor, Interrupts, TrainJob]]:
+    """Lock the devices, copy the checkout's files, and yield the job that trains them."""
+    with (
+        open_devices(workspace, config, tools, what) as (view, interrupts, devices),
+        locks.own_folder(workspace.home / "runs", "measure") as (here, lock),
+    ):
+        tools, fds = replace(tools, view=view), (*devices.locks, lock)
+        executor = _executor(workspace, config, tools, here, devices.environment, interrupts, fds)
+        yield (
+            executor,
+            interrupts,
+            TrainJob(
+                here / "train",
+                here / "artifacts",
+                log or here / "run.log",
+                "train.py",
+                time_budget(here / "frozen"),
+                tools.limits,
+            ),
         )
-        events = Events(live=view.live, abandoned=interrupts.stopping)
-        return compilation.wait(events)
+
+
+def _executor(
+    workspace: Workspace,
+    config: LoopConfig,
+    tools: Tools,
+    here: Path,
+    found: Environment,
+    interrupts: Interrupts,
+    keep_fds: tuple[int, ...],
+    allocation: DeviceAllocation = WHOLE,
+) -> LocalExecutor:
+    """Copy the checkout's files to `train` and `frozen` below `here`, for the jobs that follow."""
+    _copy(workspace, _files(workspace), here / "train")
+    _copy(workspace, FROZEN, here / "frozen")  # before other people's code runs
+    context = Context(
+        workspace,
+        here,
+        found,
+        tools.view,
+        stop=interrupts.stopping,  # there is no loop to finish
+        trusted_cache=here / "baseline-cache",
+        scorer=tools.scorer,
+        max_memory_gb=config.max_memory_gb,
+        keep_fds=keep_fds,
+    )
+    return LocalExecutor(context, allocation)
 
 
 def _files(workspace: Workspace) -> set[str]:
-    """The files of the checkout that a commit of all would have, and those that it must have."""
+    """Return the files that a commit of everything in the checkout would have, and FILES."""
     listed = workspace.git_bytes("ls-files", "-z", "--cached", "--others", "--exclude-standard")
     return {os.fsdecode(name) for name in listed.split(b"\0") if name} | set(FILES)
 
 
 def _copy(workspace: Workspace, names: Iterable[str], folder: Path) -> None:
-    """Copies plain files of the checkout as they are now, and nothing of ours that lies there."""
+    """Copy regular files of the checkout as they are now, without the harness's own folders."""
     root, home = workspace.root.resolve(), workspace.home.resolve()
     for name in names:
         source, target = root / name, folder / name
@@ -254,62 +246,56 @@ def _copy(workspace: Workspace, names: Iterable[str], folder: Path) -> None:
 def propose(
     workspace: Workspace, config: LoopConfig, tools: Tools, *, description: str, log_path: Path
 ) -> Experiment:
-    """Proposes the checkout's train.py; afterwards that is the best known again.
+    """Propose the checkout's train.py, and then replace it by the best one.
 
     `log_path` gets a copy of the training's log. After an interruption, the same command finishes
-    the same proposal. Raises UserError, also if train.py holds nothing new or it was abandoned.
+    the same proposal. Raises UserError, also if train.py has nothing new or was abandoned.
     """
     log_path = log_place(workspace, log_path)
     source = source_of(workspace.root / "train.py")
     with open_session(workspace, config, tools, "run -m") as (session, _):
         blob = session.candidates.store(source)
         if _waiting(session, blob) is None:
-            _refuse_unedited(session, blob)
-            _refuse_known(session, source)
+            _refuse_known(session, blob, source)
         session.begin("run", agent=PERSON)
         try:
             e = _decided_proposal(session, blob, clean(description))
         except Abandoned:
-            raise UserError("Abandoned. The same command goes on with it.") from None
-        if session.log(e).exists():  # before the command is done: a killed one is given again
+            raise UserError("Abandoned. The same command continues with it.") from None
+        if session.log(e).exists():  # first, because a killed command is repeated
             log_path.write_bytes(session.log(e).read_bytes())
         _restore(session, e, source)
         return e
 
 
 def _waiting(session: Session, blob: str) -> Experiment | None:
-    """The person's last experiment with this train.py, if the command for it never finished."""
+    """Return the user's last experiment if its command never finished and had this train.py."""
     for e in reversed(list(session.experiments)):
         if e.agent == PERSON and e.n not in session.experiments.restored:
             return e if session.candidates.blob_id(e.commit) == blob else None
     return None
 
 
-def _refuse_unedited(session: Session, blob: str) -> None:
-    """Raises UserError if the checkout's train.py is the best known, or where the tag began."""
-    kept = session.experiments.kept
-    known = [kept[-1].commit, kept[0].commit] if kept else [session.workspace.head()]
-    for commit in known:
+def _refuse_known(session: Session, blob: str, train_py: bytes) -> None:
+    """Raise UserError for the best train.py, the baseline's, and a program that was scored."""
+    path, kept = session.workspace.root / "train.py", session.experiments.kept
+    commits = [kept[-1].commit, kept[0].commit] if kept else [session.workspace.head()]
+    for commit in commits:
         if session.candidates.blob_id(commit) == blob:
             raise UserError(
-                f"train.py in {session.workspace.root} is that of commit {commit[:7]}: there is "
-                "nothing to propose. Edit it first; `autoresearch-jax run` without -m measures it "
-                "as it is."
+                f"{path} equals that of commit {commit[:7]}, so there is nothing to propose. Edit "
+                "it first; `autoresearch-jax run` without -m measures it as it is."
             )
-
-
-def _refuse_known(session: Session, train_py: bytes) -> None:
-    """Raises UserError if an experiment of the tag has scored this train.py already."""
     same = session.experiments.same_program(syntax.meaning(train_py))
     if same is not None:
         raise UserError(
-            f"train.py in {session.workspace.root} is that of {known(same)}, comments and "
-            f"formatting aside: it is not run again. Look at it: autoresearch-jax show {same.n}"
+            f"{path} equals that of {known(same)}, except for comments and formatting, so it is "
+            f"not run again. See it: autoresearch-jax show {same.n}"
         )
 
 
 def _decided_proposal(session: Session, blob: str, description: str) -> Experiment:
-    """The decided experiment of the person's train.py, a new one or an interrupted one."""
+    """Return the decided experiment of this train.py, a new one or an interrupted one."""
     for left in session.settle():
         run_alone(session, left)
     waiting = _waiting(session, blob)
@@ -323,21 +309,23 @@ def _decided_proposal(session: Session, blob: str, description: str) -> Experime
 
 
 def _restore(session: Session, e: Experiment, source: bytes) -> None:
-    """Makes the checkout's train.py the best known, unless the person has edited it meanwhile."""
+    """Make the checkout's train.py the best one, unless the user has edited it meanwhile."""
     best, path = session.experiments.best, session.workspace.root / "train.py"
     assert best is not None
     if path.read_bytes() == source:
         files.write_bytes(path, session.candidates.blob(best.commit))
     else:
-        session.view.say("train.py was edited meanwhile, and is left as it is.")
+        session.view.say("train.py was edited meanwhile and stays as it is.")
     session.journal.append(Restored(n=e.n))
 
 
 def log_place(workspace: Workspace, path: Path) -> Path:
-    """`path` made absolute. Raises UserError before a training whose log has no place there."""
+    """Return the absolute path of a log. Raises UserError if it cannot be written there."""
     path = path.absolute()
     if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} for the log {path.name}. Make it first.")
+        raise UserError(
+            f"there is no folder {path.parent} for the log {path.name}. Create it first."
+        )
     if path.resolve().parent == workspace.root.resolve() and path.name in WORKSPACE_FILES:
         raise UserError(f"the log would replace {path}. Choose another name: --log run.log")
     return path

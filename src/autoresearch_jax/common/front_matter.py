@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.text import sentence
 
 FENCE = "---"
 
@@ -74,7 +75,5 @@ def refusing(place: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        why = str(error).rstrip(".")
         edit = f"Correct it: $EDITOR {shlex.quote(place)}"
-        end = "" if why.endswith("?") else "."
-        raise UserError(f"The front matter of {place} {why}{end} {edit}") from None
+        raise UserError(f"The front matter of {place} {sentence(str(error))} {edit}") from None

@@ -35,6 +35,12 @@ def printable(text: str, stands_in: str = "") -> str:
     )
 
 
+def sentence(text: str) -> str:
+    """Return a message with one full stop at its end, unless it ends with a question mark."""
+    text = text.rstrip(".")
+    return text if text.endswith("?") else f"{text}."
+
+
 def without_escapes(text: str) -> str:
     """Return the text without escape sequences for colours and cursor movement."""
     return _ESCAPE.sub("", text)
