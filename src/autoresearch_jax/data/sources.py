@@ -33,6 +33,7 @@ DATASETS = {
 NAMED = (*DATASETS, "pydocs")
 READ_ROWS = 1024  # documents in memory at a time
 RESUMES = "The same command resumes where it stopped"
+LOGIN = "type `uv run hf auth login` or set HF_TOKEN"
 
 
 def resolve(source: str) -> str:
@@ -268,31 +269,24 @@ def _explained(error: Exception, source: str, repo: str, what: str) -> Exception
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     status = getattr(response, "status_code", None)
     if isinstance(error, errors.HFValidationError):
-        message = f"{source!r} is not of the form hf:ORG/NAME: {error}"
-    elif isinstance(error, errors.GatedRepoError):
-        message = (
-            f"access to {repo} is refused ({status}): accept its terms at "
-            f"{endpoint}/datasets/{repo}, then `uv run hf auth login` or set HF_TOKEN"
-        )
-    elif isinstance(error, errors.RemoteEntryNotFoundError):
-        message = f"{repo} has no {what} ({status} from {endpoint}): choose another --source"
-    elif isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
-        message = (
-            f"{endpoint} refuses {repo} ({status}): the dataset does not exist, or is private. "
-            "Check its name; for a private one `uv run hf auth login` or set HF_TOKEN"
-        )
-    elif status is not None:
-        message = f"{endpoint} answered {status} for {what} of {repo}. {RESUMES}"
-    elif isinstance(error, OSError) and error.errno is not None:
+        return UserError(f"{source!r} is not of the form hf:ORG/NAME: {error}")
+    if status is not None:
+        remedy = RESUMES
+        if isinstance(error, errors.GatedRepoError):
+            remedy = f"Accept its terms at {endpoint}/datasets/{repo}, then {LOGIN}"
+        elif isinstance(error, errors.RemoteEntryNotFoundError):
+            remedy = "Choose another --source"
+        elif isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
+            remedy = f"The dataset does not exist, or is private: check its name, or {LOGIN}"
+        return UserError(f"{endpoint} answered {status} for {what} of {repo}. {remedy}")
+    if isinstance(error, OSError) and error.errno is not None:
         return OSError(error.errno, error.strerror, error.filename or constants.HF_HUB_CACHE)
-    elif isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-        message = (
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        return UserError(
             f"{endpoint} cannot be reached for {what} of {repo}: check the network, HF_ENDPOINT "
             f"and HF_HUB_OFFLINE. {RESUMES}; `--source pydocs` needs no network"
         )
-    else:
-        message = (
-            f"the download of {what} of {repo} from {endpoint} was interrupted ({error}). "
-            f"{RESUMES}; shards that are complete are kept"
-        )
-    return UserError(message)
+    return UserError(
+        f"the download of {what} of {repo} from {endpoint} was interrupted ({error}). "
+        f"{RESUMES}; complete shards are kept"
+    )
