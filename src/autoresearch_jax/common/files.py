@@ -92,9 +92,7 @@ def _open(name: str, within: int | None = None) -> int:
         os.chmod(name, stat.S_IRWXU, dir_fd=within)
         folder = os.open(name, _FOLDER, dir_fd=within)
     if os.fstat(folder).st_mode & stat.S_IRWXU != stat.S_IRWXU:
-        with contextlib.suppress(
-            PermissionError
-        ):  # it belongs to another user, whose group may allow it
+        with contextlib.suppress(PermissionError):  # of another user; the group may have access
             os.fchmod(folder, stat.S_IRWXU)
     return folder
 
@@ -109,9 +107,7 @@ def folder_bytes(path: Path, most: int) -> int:
         here = os.open(path, _FOLDER)
     except OSError:
         return 0
-    above: list[
-        tuple[os.stat_result, list[str]]
-    ] = []  # the parents, and the names still to visit in each
+    above: list[tuple[os.stat_result, list[str]]] = []  # parents, and the names left in each
     try:
         size, names = _count(here, 0, most)
         while size <= most and (names or above):

@@ -1,4 +1,4 @@
-"""Documents of tokens to rows of one length, without padding: the original's best-fit packing."""
+"""Pack documents into rows of one length without padding: the original's best-fit packing."""
 
 from bisect import bisect_right, insort
 from collections import deque
@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-BUFFER_SIZE = 1000  # the packer chooses among at least so many documents
-REFILL = 128  # and takes in so many at a time
-VERSION = 1  # of the rows that the same documents are packed into
+BUFFER_SIZE = 1000  # documents that the packer chooses from, at least
+REFILL = 128  # documents that enter the buffer at a time
+VERSION = 1  # of the rows that the same documents give
 
 
 class _Buffer:
-    """Documents by length; among equals the earliest first. Every step is O(log n)."""
+    """Documents by length; of equal ones the earliest first. Every step is O(log n)."""
 
     def __init__(self) -> None:
         self._lengths: list[int] = []  # sorted, without repetition
@@ -30,7 +30,7 @@ class _Buffer:
         self._count += 1
 
     def pop(self, room: int) -> np.ndarray:
-        """Take out the longest document of at most `room` tokens; without one, the shortest."""
+        """Remove and return the longest document of at most `room` tokens, or else the shortest."""
         place = max(bisect_right(self._lengths, room) - 1, 0)
         length = self._lengths[place]
         document = self._documents[length].popleft()
@@ -41,11 +41,11 @@ class _Buffer:
 
 
 def pack(groups: Iterable[list[np.ndarray]], row_tokens: int) -> Iterator[np.ndarray]:
-    """Best-fit packing with cropping: uint16 rows [row_tokens] without padding.
+    """Yield uint16 rows [row_tokens] by best-fit packing with cropping.
 
-    A row takes the longest document that fits; when none does, the shortest is cropped to fill
-    the row exactly and the rest of it is dropped. Groups of documents enter the buffer whenever it
-    contains fewer than BUFFER_SIZE. Ends when what is left in the buffer fills no whole row.
+    A row takes the longest document that fits. If none fits, the shortest is cropped to fill the
+    row, and its rest is dropped. A group of documents enters the buffer whenever that contains
+    fewer than BUFFER_SIZE. The last documents are dropped if they do not fill a row.
     """
     buffer = _Buffer()
     groups = iter(groups)

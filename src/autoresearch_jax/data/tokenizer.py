@@ -1,7 +1,6 @@
-"""A byte-level BPE tokenizer: trained once on the training text, then read by everything else.
+"""A byte-level BPE tokenizer, trained once on the training text.
 
-`prepare.py` imports this module and `packing` at its top, so a change of either is a change of the
-code that scores rest on. What they made is under the data's fingerprint besides.
+`prepare.py` imports this module and `packing`, so the fingerprint of the scoring code covers them.
 """
 
 import functools
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 BOS = "<|bos|>"
-RESERVED = (BOS, "<|user|>", "<|assistant|>", "<|end|>")  # ids 0 to 3; only BOS is used so far
-# GPT-4's pattern to cut text into words, but with digits in groups of at most two: a small
-# vocabulary has better uses for its tokens than three-digit numbers.
+RESERVED = (BOS, "<|user|>", "<|assistant|>", "<|end|>")  # ids 0 to 3; only BOS is used
+# GPT-4's pattern to split text into words, but with at most two digits in a group: a small
+# vocabulary has better uses for its tokens than numbers of three digits.
 SPLIT_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)"  # English contractions
     r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # a word, with one space or sign before it
@@ -31,22 +30,22 @@ SPLIT_PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # punctuation, with the line ends after it
     r"|\s*[\r\n]|\s+(?!\S)|\s+"
 )
-VERSION = 2  # of what is trained on the same text
-TRAIN_CHARS = 1_000_000_000  # train on the first that many characters
-TRAIN_DOCUMENT_CHARS = 10_000  # and on no more than that of one document
+VERSION = 2  # of the vocabulary that the same text gives
+TRAIN_CHARS = 1_000_000_000  # characters to train on, from the start
+TRAIN_DOCUMENT_CHARS = 10_000  # of each document
 ENCODE_SLICE = 32  # documents that a thread encodes at a time
-LONG_SPACE = re.compile(r"\s{10000}")  # tiktoken's pattern matcher fails on a million
+LONG_SPACE = re.compile(r"\s{10000}")  # tiktoken fails on a million spaces
 
 
 class Tokenizer:
-    """A byte-level BPE vocabulary: lossless on any UTF-8 text.
+    """A byte-level BPE vocabulary, lossless on any UTF-8 text.
 
     Text that looks like a reserved token is encoded as ordinary text.
     """
 
     def __init__(self, path: Path):
-        """Raises whatever `tokenizers` raises when `path` is not a tokenizer.json."""
-        import tokenizers  # which neither a training nor a scoring needs
+        """Read a tokenizer.json. Raises the errors of `tokenizers`."""
+        import tokenizers  # neither a training nor a scoring needs it
 
         self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         self._tokenizer.encode_special_tokens = True
@@ -54,11 +53,11 @@ class Tokenizer:
         self.vocab_size: int = self._tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, without BOS."""
+        """Return the tokens of a text, without BOS."""
         return self._tokenizer.encode(text).ids
 
     def encode_documents(self, texts: list[str]) -> list[np.ndarray]:
-        """Each document's tokens after a BOS: uint16 [its length + 1]. Uses every core."""
+        """Return each document as BOS and its tokens, uint16 [length + 1]. Uses every core."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             slices = pool.map(self._encode_slice, batched(texts, ENCODE_SLICE))
             return [document for documents in slices for document in documents]
@@ -78,11 +77,10 @@ class Tokenizer:
 
     @functools.cached_property
     def _fast(self) -> "tiktoken.Encoding":
-        """The same function of text in half the time, which is most of a preparation's.
+        """The same function of text in half the time; encoding is most of a preparation.
 
         tiktoken merges the pair whose token has the lowest id, `tokenizers` the pair that was
-        merged first in training. That is the same pair: ids are given in the order of merges, and
-        whatever two parts a token may be seen in, those it was first merged from come earlier.
+        merged first in training. This is the same pair, because ids follow the order of merges.
         """
         import tiktoken
 
@@ -92,11 +90,11 @@ class Tokenizer:
         )
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of a token sequence; `decode(encode(text)) == text`."""
+        """Return the text of a token sequence; `decode(encode(text)) == text`."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
 
     def spelled(self) -> dict[int, bytes]:
-        """The bytes that each token stands for, reserved tokens left out."""
+        """Return token -> the bytes that it stands for, without reserved tokens."""
         alphabet = _byte_alphabet()
         return {
             index: bytes(alphabet[character] for character in token)
@@ -105,7 +103,7 @@ class Tokenizer:
         }
 
     def token_bytes(self) -> np.ndarray:
-        """How many bytes of text each token stands for, int32 [vocab_size]; reserved tokens 0.
+        """Return how many bytes each token stands for, int32 [vocab_size]; 0 if it is reserved.
 
         A lone continuation byte counts as the one byte it is.
         """
@@ -118,8 +116,8 @@ class Tokenizer:
 def train(documents: Iterable[str], path: Path, vocab_size: int) -> None:
     """Train a vocabulary of `vocab_size` on `documents` and write it to `path` as JSON.
 
-    A very short text yields fewer tokens. This is the original's trainer, which takes half of the
-    time of `tokenizers`' own.
+    A very short text yields fewer tokens. The trainer is the original's, which takes half the time
+    of the one in `tokenizers`.
     """
     import rustbpe
     import tokenizers
@@ -154,7 +152,7 @@ def train(documents: Iterable[str], path: Path, vocab_size: int) -> None:
 
 
 def _beginnings(documents: Iterable[str]) -> Iterator[str]:
-    """The first TRAIN_DOCUMENT_CHARS of each document, until they come to TRAIN_CHARS."""
+    """Yield the first TRAIN_DOCUMENT_CHARS of each document, TRAIN_CHARS in total."""
     chars = 0
     for document in documents:
         piece = document[:TRAIN_DOCUMENT_CHARS]
@@ -165,7 +163,7 @@ def _beginnings(documents: Iterable[str]) -> Iterator[str]:
 
 
 def _merged_from(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens that a token was first merged from: what all merges before it leave of it."""
+    """Return the two tokens that a token was merged from, by applying all merges before its own."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         pairs = [left + right for left, right in itertools.pairwise(parts)]
@@ -175,16 +173,16 @@ def _merged_from(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The character by which a byte-level vocabulary spells each byte -> that byte."""
-    as_they_are = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in as_they_are]
-    return {chr(byte): byte for byte in as_they_are} | {
+    """Return the character that a byte-level vocabulary writes for each byte -> that byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
         chr(256 + index): byte for index, byte in enumerate(others)
     }
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items in order, the last one shorter (itertools.batched of Python 3.12)."""
+    """Yield lists of `size` items, the last one shorter: itertools.batched of Python 3.12."""
     items = iter(items)
     while batch := list(itertools.islice(items, size)):
         yield batch

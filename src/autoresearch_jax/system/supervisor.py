@@ -1,15 +1,11 @@
-"""Runs one command and ends every process that it leaves behind. A script of its own.
+"""Run one command and end every process that it leaves behind: a script for a process of its own.
 
     python -I -S supervisor.py SPEC
 
-A training may start daemons, ignore signals, or flood its log; the harness itself may be killed
-with SIGKILL. So a small process stands between them. Standard input is a pipe that the harness
-holds open: when it ends, whatever the reason, the command is ended. When nothing of the command is
-left, one line of JSON on standard output says how it went. Only the standard library is imported,
-since it starts before every experiment.
-
-On Linux orphans come back to this process (it is their subreaper), so that a daemon which left its
-session and its parents is still found. Elsewhere the command's process group is ended.
+A training may start daemons, ignore signals or flood its log, and the harness may be killed. Its
+end closes this script's standard input, which ends the command. Once no process is left, one line
+of JSON on standard output is the result. On Linux this process is the subreaper of orphans, so it
+finds daemons that left their session; elsewhere it ends the process group.
 """
 
 import contextlib
@@ -29,12 +25,12 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 HEAD_BYTES = 8 << 20  # of a log: kept from its start
 TAIL_BYTES = 1 << 20  # and from its end
-TERM_SECONDS = 2.0  # between the polite signal and the other one
-KILL_SECONDS = 60.0  # a process that stays longer than this hangs in the kernel
+TERM_SECONDS = 2.0  # between SIGTERM and SIGKILL
+KILL_SECONDS = 60.0  # a process that survives this long hangs in the kernel
 
 
 class Log:
-    """A file that keeps the head and the tail of what is written to it, so that it stays small."""
+    """A file that keeps only the head and the tail of what is written to it."""
 
     def __init__(self, path: str) -> None:
         self.file = Path(path).open("wb", buffering=0)  # noqa: SIM115
@@ -57,7 +53,7 @@ class Log:
                 self.save_tail()
 
     def save_tail(self) -> None:
-        """Writes the tail behind the head, over the one before."""
+        """Write the tail after the head, over the previous tail."""
         self.saved = time.monotonic()
         if not self.beyond:
             return
@@ -70,15 +66,15 @@ class Log:
 
 
 class Tree:
-    """The command and everything that descends from it."""
+    """The command and its descendants."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
-        self.process = process  # when it is collected, it takes the exit status of the command
+        self.process = process  # garbage collection of it would take the exit status
         self.pid = process.pid
         self.returncode: int | None = None
 
     def reap(self) -> bool:
-        """Takes the exit status of whatever has ended; True while anything is left."""
+        """Take the exit status of ended processes; return whether any process is left."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -90,7 +86,7 @@ class Tree:
                 self.returncode = os.waitstatus_to_exitcode(status)
 
     def signal(self, number: int) -> int:
-        """Sends a signal to all that is left; returns to how many."""
+        """Send a signal to all processes that are left, and return their number."""
         if not LINUX:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
@@ -103,29 +99,29 @@ class Tree:
 
 
 def descendants(ancestor: int) -> list[int]:
-    """The processes below `ancestor`, parents first, read from /proc."""
+    """Return the processes below `ancestor`, parents first, from /proc."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):  # it has just ended
-                # The name in parentheses may hold spaces and parentheses of its own.
+                # The name in parentheses may contain spaces and parentheses.
                 stat = (entry / "stat").read_bytes().rpartition(b")")[2].split()
                 children.setdefault(int(stat[1]), []).append(int(entry.name))
     found = children.get(ancestor, [])[:]
-    for pid in found:  # grows while it is walked through
+    for pid in found:  # the list grows during this loop
         found += children.get(pid, [])
     return found
 
 
 def prepare_child() -> None:
-    """In the child, before the command: it shall not outlive the supervisor either."""
+    """Prepare the child before the command: it must not outlive the supervisor."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    with contextlib.suppress(OSError):  # and if memory runs out, it is what has to go
+    with contextlib.suppress(OSError):  # the first to be ended if memory runs out
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def start(spec: dict[str, Any], streams: selectors.BaseSelector) -> Tree:
-    """Starts the command; its output goes to logs through `streams`."""
+    """Start the command; its output goes to logs through `streams`."""
     separate = spec["stderr"] is not None
     logs = [Log(path) for path in (spec["stdout"], spec["stderr"]) if path is not None]
     with open(spec["stdin"], "rb") as stdin:  # noqa: PTH123 - a path, or an open descriptor
@@ -146,7 +142,7 @@ def start(spec: dict[str, Any], streams: selectors.BaseSelector) -> Tree:
 
 
 def pump(streams: selectors.BaseSelector, timeout: float) -> bool:
-    """Waits for output and logs it. False once standard input has ended."""
+    """Wait for output and log it. Return False once standard input has ended."""
     if not any(key.data for key in streams.get_map().values()):
         timeout = min(timeout, 0.005)  # its output has ended, so it is about to exit
     for key, _ in streams.select(timeout):
@@ -162,7 +158,7 @@ def pump(streams: selectors.BaseSelector, timeout: float) -> bool:
 
 
 def end(tree: Tree, streams: selectors.BaseSelector) -> int:
-    """Ends what is left of the tree; returns how many processes would not go."""
+    """End the processes of the tree; return how many could not be ended."""
     begun = time.monotonic()
     if tree.returncode is None:
         tree.signal(signal.SIGTERM)
@@ -178,8 +174,8 @@ def end(tree: Tree, streams: selectors.BaseSelector) -> int:
 
 def main() -> None:
     spec = json.loads(sys.argv[1])
-    # Its end is decided by the pipe alone: a signal to all processes must not leave orphans. An
-    # ignored signal would stay ignored in the command; one with a handler does not.
+    # Only the pipe ends this process: a signal to all processes must not leave orphans. The command
+    # would inherit an ignored signal, but not one with a handler.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     if LINUX:
@@ -195,7 +191,7 @@ def main() -> None:
     while tree.returncode is None and pump(streams, 0.1):
         tree.reap()
     stuck = end(tree, streams)
-    while any(key.data for key in streams.get_map().values()):  # what the pipes still hold
+    while any(key.data for key in streams.get_map().values()):  # what is left in the pipes
         before = len(streams.get_map())
         pump(streams, 0.0)
         if stuck and len(streams.get_map()) == before:
