@@ -1,7 +1,7 @@
 """Handle untrusted files and folders, with any depth, name length and permissions.
 
-Paths are never joined, because a nested one can exceed the kernel's limit. Nothing recurses, and at
-most `DEPTH` descriptors are open.
+Paths are never joined, because a nested one can exceed the kernel's limit. Nothing recurses, and
+only a few descriptors are open at a time.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import stat
 import uuid
 from pathlib import Path
 
-DEPTH = 50  # nested folders that are open at once
 LEAST_BYTES = 4096  # counted for every entry, because an empty file uses disk as well
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -49,32 +48,22 @@ def remove(path: Path) -> None:
 
 
 def _empty(top: int) -> None:
-    """Remove the content of an open folder."""
-    levels = [(top, _unlink_all_but_folders(top))]
-    try:
-        while levels[0][1]:
-            folder, names = levels[-1]
-            if not names:
-                levels.pop()
-                os.close(folder)
-                folder, names = levels[-1]
-                os.rmdir(names.pop(), dir_fd=folder)
-                continue
-            below = _open(names[-1], folder)
-            if len(levels) < DEPTH:
-                levels.append((below, []))
-                levels[-1][1].extend(_unlink_all_but_folders(below))
-            else:  # too deep: move it to the top, to be removed from there
-                os.close(below)
-                name = uuid.uuid4().hex
-                os.rename(names.pop(), name, src_dir_fd=folder, dst_dir_fd=top)
-                levels[0][1].insert(0, name)
-    finally:
-        for folder, _ in levels[1:]:
+    """Remove the content of an open folder. Nested folders move into it, to be emptied there."""
+    nested = _remove_files(top)
+    while nested:
+        name = nested.pop()
+        folder = _open(name, top)
+        try:
+            for inner in _remove_files(folder):
+                os.close(_open(inner, folder))  # without write permission it could not move
+                nested.append(uuid.uuid4().hex)
+                os.rename(inner, nested[-1], src_dir_fd=folder, dst_dir_fd=top)
+        finally:
             os.close(folder)
+        os.rmdir(name, dir_fd=top)
 
 
-def _unlink_all_but_folders(folder: int) -> list[str]:
+def _remove_files(folder: int) -> list[str]:
     """Remove everything except folders, and return the names of the folders."""
     with os.scandir(folder) as entries:
         found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
