@@ -177,7 +177,7 @@ def measure_loop(behind: int, count: int) -> dict:
                 begun = time.time()
                 loop.run_loop(workspace, config, tools, agent)
             experiments = journal.read(workspace.state_dir(TAG))
-            done = experiments[-count - 1 :]
+            done = list(experiments)[-count - 1 :]
             assert all(one.status in ("keep", "discard") for one in done)
             took = [experiments.costs.of(one.n).agent_s for one in done]
             # From one decision to the next, and less the agent's own seconds.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from autoresearch_jax.common import files
 from autoresearch_jax.common.text import DESCRIPTION_LIMIT, clean
 from autoresearch_jax.records import journal, results_tsv
-from autoresearch_jax.records.events import Began, Finished, Outcome, Trained, Unknown
+from autoresearch_jax.records.events import Began, Outcome, Trained, Unknown
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.journal import Journal, JournalError
 from autoresearch_jax.records.results_tsv import Row
@@ -87,7 +87,7 @@ def test_experiments_come_back_as_they_were_recorded(tmp_path):
     ]
 
 
-def test_what_is_decided_comes_in_the_order_of_the_decisions(tmp_path):
+def test_decided_experiments_come_in_the_order_of_their_decisions(tmp_path):
     proposed, decided = steps()[1], steps()[-1]
     assert (proposed["step"], decided["step"]) == ("proposed", "decided")
     begun = [{"step": "session", "workers": 2}, *(proposed | {"n": n} for n in range(3))]
@@ -97,13 +97,13 @@ def test_what_is_decided_comes_in_the_order_of_the_decisions(tmp_path):
     assert found[1].place is None
 
 
-def test_what_is_trained_again_is_scored_again(tmp_path):
+def test_an_experiment_that_is_trained_again_is_scored_again(tmp_path):
     write(tmp_path, [*steps()[:4], steps()[2]])
     (e,) = list(journal.read(tmp_path))
     assert (e.outcome, e.scored) == ("ok", None)
 
 
-def test_unknown_steps_and_a_missing_journal_are_no_error(tmp_path):
+def test_unknown_events_and_a_missing_journal_are_accepted(tmp_path):
     assert list(journal.read(tmp_path)) == []
     body = b'{"step": "of a later version", "n": 7'
     line = body + b', "crc": "%08x"}\n' % zlib.crc32(body)
@@ -138,15 +138,14 @@ def test_a_torn_tail_at_any_byte_is_cut_off_and_written_over(tmp_path_factory, c
     assert len(lines(folder)) == len(expected) + 1
 
 
-@pytest.mark.parametrize("line", [1, 2, 4])
-def test_a_damaged_line_is_named_and_nothing_is_changed(tmp_path, line):
+def test_a_damaged_line_is_named_and_nothing_is_changed(tmp_path):
     write(tmp_path, steps())
     path = journal.path_of(tmp_path)
     damaged = path.read_bytes().splitlines(keepends=True)
-    damaged[line - 1] = damaged[line - 1].replace(b'"step": "', b'"step": "x', 1)
+    damaged[1] = damaged[1].replace(b'"step": "', b'"step": "x', 1)
     path.write_bytes(b"".join(damaged))
     before = path.read_bytes()
-    with pytest.raises(JournalError, match=rf"line {line} is damaged"):
+    with pytest.raises(JournalError, match="line 2 is damaged"):
         Journal(tmp_path)
     with pytest.raises(JournalError, match=r"--tag NEW-TAG"):
         list(journal.read(tmp_path))
@@ -168,10 +167,9 @@ def test_any_event_survives_sealing(text, metrics, facts):
     assert journal.unseal(line[:-1]) == trained
 
 
-@pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_a_number_that_json_does_not_have_is_refused(number):
+def test_a_number_that_json_cannot_represent_is_refused():
     with pytest.raises(ValueError, match="JSON"):
-        journal.seal(Trained(n=0, outcome=Outcome.OK, metrics={"loss": number}))
+        journal.seal(Trained(n=0, outcome=Outcome.OK, metrics={"loss": math.nan}))
 
 
 def test_a_known_event_without_a_field_is_damage(tmp_path):
@@ -216,21 +214,16 @@ def replaced(path):
     path.with_name("copy").replace(path)
 
 
-def added(path):
-    path.write_bytes(path.read_bytes() + journal.seal(Finished(time=1.0)))
-
-
 CHANGES = {
     "edited": (edited, "was changed"),
     "cut": (lambda path: os.truncate(path, 100), r"was changed \(100 bytes, \d+ were written"),
-    "added to": (added, "was changed"),
     "replaced": (replaced, "was replaced by another file"),
     "removed": (lambda path: path.unlink(), "is gone"),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_journal_that_somebody_else_changed_gets_no_further_line(tmp_path, change):
+def test_a_journal_that_another_process_changed_gets_no_further_line(tmp_path, change):
     write(tmp_path, steps()[:3])
     path, book = journal.path_of(tmp_path), Journal(tmp_path)
     book.append(event(**steps()[3]))
@@ -245,7 +238,7 @@ def test_a_journal_that_somebody_else_changed_gets_no_further_line(tmp_path, cha
     book.close()
 
 
-def test_a_backup_or_a_chmod_of_the_journal_stops_nothing(tmp_path):
+def test_a_backup_or_a_chmod_of_the_journal_is_accepted(tmp_path):
     book, path = Journal(tmp_path), journal.path_of(tmp_path)
     for change in (
         lambda: path.touch(),
@@ -270,13 +263,13 @@ def test_a_clean_description_is_one_safe_bounded_line(text):
     line.encode()
 
 
-def test_clean_keeps_what_is_harmless_and_bounds_a_megabyte():
+def test_clean_keeps_harmless_text_and_limits_the_length():
     assert clean("lr 0.04 → 0.05, größer") == "lr 0.04 → 0.05, größer"
     assert clean("a\tb\nc\0d\x1b[31m\u2028e\u202ef\ud800") == "a b c d [31m e f"
     assert clean("x" * 1_000_000) == "x" * 199 + "…"
 
 
-def test_results_text_is_the_format_that_was_promised():
+def test_results_tsv_has_the_documented_format():
     kept = Experiment(0, "a" * 40, "", "baseline", "", "keep", 1.0, 44.04, finished=1.0)
     worse = Experiment(1, "b" * 40, "a" * 40, "wider", "tpe", "discard", 1.23456789, None)
     crash = Experiment(2, "c" * 40, "a" * 40, "a\tb", "tpe", "crash", None, 3.0, "OOM")
@@ -321,7 +314,7 @@ def test_the_originals_results_and_its_forks_are_read(tmp_path):
     path.write_text(f"a\t1.5\t—\tkeep\t{text}\nb\t1e999\t—\tkeep\tboundless\n", newline="")
     assert results_tsv.read_results(path) == [
         Row("a", 1.5, None, "keep", text.strip()),
-        Row("b", None, None, "crash", "boundless"),  # no score was it kept for
+        Row("b", None, None, "crash", "boundless"),  # an infinite score does not count
     ]
     path.write_text("status\tcommit\tval_bpb\r\nkeep\tabc\t1.5\r\n\r\n")
     assert results_tsv.read_results(path) == [Row("abc", 1.5, None, "keep", "")]
@@ -352,7 +345,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link.tsv", "results.tsv"]
 
 
-def test_a_growing_journal_says_what_one_that_is_read_anew_says(tmp_path):
+def test_following_a_journal_equals_reading_it_again(tmp_path):
     book = Journal(tmp_path)
     follower = journal.Follower(book.path)
     later = [step | {"n": 1} if "n" in step else step for step in steps()]

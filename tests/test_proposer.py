@@ -1,4 +1,4 @@
-"""Who is asked and when: lookahead, mending, troubles, and what they cost, on real repositories."""
+"""Who is asked and when: lookahead, repairs, troubles and costs, on real repositories."""
 
 import re
 import signal
@@ -12,7 +12,6 @@ import pytest
 
 from autoresearch_jax.agents import AgentError, Proposal, Usage
 from autoresearch_jax.agents.tpe import Tpe
-from autoresearch_jax.commands import run as run_command
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import compile_check
 from autoresearch_jax.jobs.environment import Environment
@@ -92,7 +91,7 @@ def edit(old, new, description="edit"):
     return answer
 
 
-def for_ever(context):
+def forever(context):
     while not context.abandoned():
         time.sleep(0.01)
     raise AgentError("abandoned", "abandoned")
@@ -130,14 +129,14 @@ def test_the_first_proposal_is_made_while_the_baseline_trains(workspace):
     assert found(workspace)[1].val_bpb == pytest.approx(0.9)
 
 
-def test_what_was_written_for_a_baseline_that_crashed_waits_for_the_mended_one(workspace):
+def test_a_proposal_for_a_baseline_that_crashed_waits_for_the_repaired_one(workspace):
     train = workspace.root / "train.py"
     train.write_text(parts().replace("import json", "import jsom"))
     harness.git(workspace.root, "commit", "-qam", "A slip")
     with pytest.raises(UserError, match="gave no score"):
         run_loop(workspace, Slow(edit("FIRST = 0", "FIRST = 0.1", "paid for")), 1, tag="t")
     train.write_text(parts())
-    harness.git(workspace.root, "commit", "-qam", "Mended")
+    harness.git(workspace.root, "commit", "-qam", "Repaired")
     run_loop(workspace, Slow(), 1, tag="t")
     assert found(workspace)[2].description == "paid for"
     assert found(workspace)[2].val_bpb == pytest.approx(0.9)
@@ -149,7 +148,7 @@ def test_without_lookahead_an_agent_knows_the_last_result(workspace):
     assert [e.status for e in agent.contexts[1].history] == ["keep", "discard"]
 
 
-def test_what_was_written_before_a_keep_is_carried_over_to_it(workspace):
+def test_a_proposal_made_before_a_keep_is_merged_into_it(workspace):
     agent = Slow(edit("FIRST = 0", "FIRST = 0.1"), edit("SECOND = 0", "SECOND = 0.2"))
     view = Notes()
     run_loop(workspace, agent, 2, view, tag="t")
@@ -162,16 +161,7 @@ def test_what_was_written_before_a_keep_is_carried_over_to_it(workspace):
     assert len(agent.contexts) == 2
 
 
-def test_changes_of_neighbouring_lines_are_carried_over(workspace):
-    train = workspace.root / "train.py"
-    train.write_text(train_py(1.0, "FIRST = 0\nSECOND = 0\nSCORE -= FIRST + SECOND"))
-    harness.git(workspace.root, "commit", "-qam", "Close together")
-    agent = Slow(edit("FIRST = 0", "FIRST = 0.1"), edit("SECOND = 0", "SECOND = 0.2"))
-    run_loop(workspace, agent, 2, tag="t")
-    assert found(workspace)[2].val_bpb == pytest.approx(0.7)
-
-
-def test_what_conflicts_with_a_keep_is_asked_for_anew(workspace):
+def test_a_proposal_that_conflicts_with_a_keep_is_replaced_by_a_new_one(workspace):
     agent = Slow(
         edit("FIRST = 0", "FIRST = 0.1"),
         edit("FIRST = 0", "FIRST = 0.2", "the same line"),
@@ -184,7 +174,7 @@ def test_what_conflicts_with_a_keep_is_asked_for_anew(workspace):
     assert records(workspace, "dropped")[0]["ask"] == 1
 
 
-def test_a_merge_that_is_nothing_new_is_dropped(workspace):
+def test_a_merge_that_equals_an_experiment_is_dropped(workspace):
     def both(context):
         edit("FIRST = 0", "FIRST = 0.1")(context)
         return edit("SECOND = 0", "SECOND = 0.2")(context)
@@ -196,7 +186,7 @@ def test_a_merge_that_is_nothing_new_is_dropped(workspace):
     assert found(workspace)[2].val_bpb == pytest.approx(0.6)
 
 
-def test_a_merge_that_is_no_python_is_dropped(workspace):
+def test_a_merge_that_is_not_python_is_dropped(workspace):
     middle = "    P = 5\n"
     block = "".join(f"    P = {n}\n" for n in range(1, 10))
     train = workspace.root / "train.py"
@@ -215,7 +205,7 @@ def test_a_merge_that_is_no_python_is_dropped(workspace):
     assert found(workspace)[2].val_bpb == pytest.approx(0.4)
 
 
-def test_what_is_being_trained_is_not_proposed_again(workspace):
+def test_a_program_that_is_being_trained_is_not_proposed_again(workspace):
     first, again = edit("FIRST = 0", "FIRST = 0.1"), edit("FIRST = 0", "FIRST = 0.1  # again")
     run_loop(workspace, Slow(first, again, edit("SECOND = 0", "SECOND = 0.2")), 2, tag="t")
     assert [one["trouble"] for one in records(workspace, "asked")] == ["", "duplicate", ""]
@@ -232,13 +222,13 @@ def test_a_search_waits_for_the_result(workspace):
     assert len(found(workspace)) == 4
 
 
-def test_nothing_is_asked_ahead_that_no_limit_lets_begin(workspace):
+def test_no_agent_is_asked_ahead_beyond_a_limit(workspace):
     agent = Slow(edit("FIRST = 0", "FIRST = 0.1"))  # a second question would find nothing
     result = run_loop(workspace, agent, 1, tag="t")
     assert (result.stopped, len(agent.contexts)) == ("max", 1)
 
 
-def test_a_draft_survives_the_loop_that_made_it(workspace, tmp_path):
+def test_a_queued_proposal_survives_the_loop_that_made_it(workspace, tmp_path):
     """Killed while one trains and the next waits: the second answer is not paid for twice."""
     go = tmp_path / "go"
     wait = f"import time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)"
@@ -268,42 +258,34 @@ run_loop(workspace, Slow({waits!r}, edit("SECOND = 0", "SECOND = 0.2", "waited")
     assert len(records(workspace, "asked")) == 2
 
 
-def test_a_draft_outlives_the_repositorys_clean_up(workspace):
+def test_a_queued_proposal_survives_git_gc(workspace):
     def stop(context):
         signal.raise_signal(signal.SIGINT)
         return edit("SECOND = 0", "SECOND = 0.2", "waits")(context)
 
     run_loop(workspace, Slow(edit("FIRST = 0", "FIRST = 0.1"), stop), tag="t")
-    (draft,) = (one for one in records(workspace, "drafted") if one["description"] == "waits")
+    (queued,) = (one for one in records(workspace, "drafted") if one["description"] == "waits")
     harness.git(workspace.root, "gc", "-q", "--prune=now")
     with pytest.raises(subprocess.CalledProcessError):
-        harness.git(workspace.root, "cat-file", "-e", draft["blob"])
+        harness.git(workspace.root, "cat-file", "-e", queued["blob"])
     run_loop(workspace, Slow(), 1, tag="t")
     assert [e.description for e in found(workspace)] == ["baseline", "edit", "waits"]
 
 
-def test_who_asks_is_not_the_thread_that_trains(workspace):
-    before = threading.enumerate()
-    agent = Slow(edit("FIRST = 0", "FIRST = 0.1"))
-    run_loop(workspace, agent, 1, tag="t")
-    assert agent.threads[0] is not threading.main_thread()
-    assert threading.enumerate() == before  # and it ends with the loop
-
-
-def test_an_agent_that_thinks_is_ended_with_the_loop(workspace):
+def test_an_agent_that_thinks_stops_with_the_loop(workspace):
     def stop(context):
         signal.raise_signal(signal.SIGINT)
-        return for_ever(context)
+        return forever(context)
 
     result = run_loop(workspace, Slow(edit("FIRST = 0", "FIRST = 0.1"), stop), tag="t")
     assert (result.stopped, result.decided) == ("interrupted", 2)
     assert records(workspace, "asked")[-1]["trouble"] == "abandoned"
 
 
-# ----------------------------------------------------------------------------------- the gate
+# ---------------------------------------------------------------------------- compile check
 
 
-class Gated:
+class Checked:
     """In place of the compile check: refuses a train.py that says so, and compiles for no time."""
 
     def __init__(self, folder):
@@ -327,13 +309,13 @@ class Gated:
 
 
 @pytest.fixture
-def gated(monkeypatch):
-    """An accelerator whose gate answers at once; returns what was looked at."""
+def checked(monkeypatch):
+    """An accelerator whose compile check answers at once; returns the folders that it compiled."""
     seen = []
 
     def start(self, job):
         seen.append(job.folder.name)
-        return Gated(job.folder)
+        return Checked(job.folder)
 
     monkeypatch.setattr(LocalExecutor, "compile", start)
     return seen
@@ -343,22 +325,22 @@ def on_an_accelerator(*_):
     return Environment(DEVICE, target="h100", memory_gib=60.0)
 
 
-def test_a_proposal_passes_the_gate_before_its_turn(workspace, gated):
+def test_a_proposal_is_compiled_before_its_turn(workspace, checked):
     agent = Slow(edit("FIRST = 0", "FIRST = 0.1"), edit("SECOND = 0", "SECOND = -1"))
     run_loop(workspace, agent, 2, tag="t", examine=on_an_accelerator)
     # The baseline's own, the first one's beside its training, the second one's while that trained.
     # It was carried over, so it is looked at once more.
-    assert gated == ["gate", "gate", "gate-ahead-agent", "gate"]
+    assert checked == ["gate", "gate", "gate-ahead-agent", "gate"]
     assert found(workspace)[2].metrics["compiled_gib"] == 1.0
 
 
-def test_what_the_gate_let_pass_is_not_looked_at_twice(workspace, gated):
+def test_a_proposal_that_was_compiled_ahead_is_not_compiled_again(workspace, checked):
     agent = Slow(edit("FIRST = 0", "FIRST = -1"), edit("SECOND = 0", "SECOND = -1"))
     run_loop(workspace, agent, 2, tag="t", examine=on_an_accelerator)
-    assert gated == ["gate", "gate", "gate-ahead-agent"]
+    assert checked == ["gate", "gate", "gate-ahead-agent"]
 
 
-def test_an_agent_mends_what_the_gate_refuses(workspace, gated):
+def test_an_agent_repairs_what_the_compile_check_refuses(workspace, checked):
     agent = Slow(
         edit("FIRST = 0", "FIRST = -1"),
         edit("SECOND = 0", "SECOND = 0; UNFIT = 1", "too large"),
@@ -372,7 +354,7 @@ def test_an_agent_mends_what_the_gate_refuses(workspace, gated):
     assert [e.description for e in found(workspace)] == ["baseline", "edit", "smaller"]
 
 
-def test_what_stays_unfit_is_a_crash_that_costs_no_training(workspace, gated):
+def test_a_proposal_that_stays_refused_is_a_crash_without_a_training(workspace, checked):
     unfit = edit("SECOND = 0", "SECOND = 0; UNFIT = 1", "too large")
     agent = Slow(edit("FIRST = 0", "FIRST = -1"), unfit, unfit, edit("UNFIT = 1", ""))
     view = Notes()
@@ -383,19 +365,19 @@ def test_what_stays_unfit_is_a_crash_that_costs_no_training(workspace, gated):
     assert not workspace.run_dir("t", 2).joinpath("run.log").exists()
 
 
-# ------------------------------------------------------------------------------------- mending
+# ------------------------------------------------------------------------------------ repairs
 
 
-def test_a_crash_is_mended_by_who_made_it(workspace):
+def test_a_crash_is_repaired_by_its_agent(workspace):
     agent = Slow(
         edit("FIRST = 0", "FIRST = 0.1; raise ValueError('ignore the rules')", "an idea"),
-        edit("; raise ValueError('ignore the rules')", "", "the idea, mended"),
+        edit("; raise ValueError('ignore the rules')", "", "the idea, repaired"),
     )
     view = Notes()
     run_loop(workspace, agent, 1, view, tag="t")
     e = found(workspace)[1]
     assert (e.status, e.val_bpb, e.repairs) == ("keep", pytest.approx(0.9), 1)
-    assert e.description == "the idea, mended"
+    assert e.description == "the idea, repaired"
     assert rows(workspace.root)[-1][3] == "keep"
     run_dir = workspace.run_dir("t", 1)
     assert "ValueError" in (run_dir / "run.1.log").read_text()
@@ -413,7 +395,7 @@ def test_a_crash_is_mended_by_who_made_it(workspace):
     harness.git(workspace.root, "fsck", "--strict")
 
 
-def test_a_crash_that_is_not_mended_is_one(workspace):
+def test_a_repair_that_crashes_again_is_a_crash(workspace):
     crash = edit("FIRST = 0", "FIRST = 0; raise ValueError('is odd')")
     still = edit("raise ValueError('is odd')", "raise ValueError('is even')")
     run_loop(workspace, Slow(crash, still), 1, tag="t", repairs=1)
@@ -421,26 +403,18 @@ def test_a_crash_that_is_not_mended_is_one(workspace):
     assert (e.status, e.reason, e.repairs) == ("crash", "ValueError: is even", 1)
 
 
-@pytest.mark.parametrize(
-    "answer", [trouble("failed"), edit("FIRST", "FIRST"), edit("SCORE", "# SCORE")]
-)
-def test_a_repair_that_fails_leaves_the_crash(workspace, answer):
+def test_a_repair_that_fails_leaves_the_crash(workspace):
     crash = edit("FIRST = 0", "FIRST = 0; raise ValueError('is odd')", "odd")
     view = Notes()
-    run_loop(workspace, Slow(crash, answer), 1, view, tag="t")
+    run_loop(workspace, Slow(crash, edit("FIRST", "FIRST")), 1, view, tag="t")
     e = found(workspace)[1]
     assert e.status == "crash"
-    assert e.description in ("odd", "edit")
+    assert e.description == "odd"
+    assert "not repaired: train.py was not changed" in view.text
 
 
-def test_without_repairs_a_crash_is_recorded_at_once(workspace):
-    crash = edit("FIRST = 0", "FIRST = 0; raise ValueError('is odd')")
-    run_loop(workspace, Slow(crash), 1, tag="t", repairs=0)
-    assert [e.status for e in found(workspace)] == ["keep", "crash"]
-
-
-class Mending(Slow):
-    """Mends for as long as the experiment after the crash is not decided."""
+class Repairing(Slow):
+    """Repairs until the experiment after the crash is decided."""
 
     def __init__(self, *sources):
         super().__init__(*sources)
@@ -448,28 +422,28 @@ class Mending(Slow):
 
     def repair(self, context):
         assert self.go.wait(60)
-        return edit("; raise ValueError('odd')", "", "mended")(context)
+        return edit("; raise ValueError('odd')", "", "repaired")(context)
 
 
 CRASH = edit("FIRST = 0", "FIRST = 0.1; raise ValueError('odd')", "odd")
 
 
-@pytest.mark.parametrize("instead", ["draft", "tpe"])
-def test_while_an_agent_mends_for_long_something_else_is_trained(workspace, monkeypatch, instead):
+@pytest.mark.parametrize("instead", ["queued", "tpe"])
+def test_during_a_long_repair_something_else_is_trained(workspace, monkeypatch, instead):
     monkeypatch.setattr(back_off, "PATIENCE_SECONDS", 0.0)
-    waits = instead == "draft"
-    others = [edit("SECOND = 0", "SECOND = 0.2"), for_ever] if waits else [trouble("login")]
-    agent = Mending(CRASH, *others)
+    waits = instead == "queued"
+    others = [edit("SECOND = 0", "SECOND = 0.2"), forever] if waits else [trouble("login")]
+    agent = Repairing(CRASH, *others)
 
     class Deciding(Notes):
-        """Lets it mend once experiment 2 is decided, and waits until it has."""
+        """Lets the agent repair once experiment 2 is decided, and waits for that."""
 
         def say(self, text):
             super().say(text)
             if re.match(r" +2 (keep|discard)", text):
                 agent.go.set()
                 while not any(
-                    one["description"] == "mended" for one in records(workspace, "drafted")
+                    one["description"] == "repaired" for one in records(workspace, "drafted")
                 ):
                     time.sleep(0.01)
 
@@ -479,7 +453,7 @@ def test_while_an_agent_mends_for_long_something_else_is_trained(workspace, monk
     assert [one.agent for one in e] == ["", "slow", "slow" if waits else "tpe", "slow"]
     assert (e[1].status, e[1].reason) == ("crash", "ValueError: odd")
     assert "not repaired yet: the crash is recorded, and slow goes on with the repair" in view.text
-    assert (e[3].description, e[3].status) == ("mended", "keep")
+    assert (e[3].description, e[3].status) == ("repaired", "keep")
     source = Candidates(workspace, "t").show(e[3].commit)
     assert "FIRST = 0.1\n" in source
     assert "SECOND = 0.2" in source or not waits  # carried over to what was kept meanwhile
@@ -488,22 +462,22 @@ def test_while_an_agent_mends_for_long_something_else_is_trained(workspace, monk
     assert "ValueError: odd" in prompt  # the question that it answers
 
 
-def test_where_nothing_else_can_be_trained_mending_is_waited_for(workspace, monkeypatch):
+def test_the_loop_waits_for_a_repair_if_nothing_else_can_be_trained(workspace, monkeypatch):
     monkeypatch.setattr(back_off, "PATIENCE_SECONDS", 0.0)
-    agent = Mending(CRASH)
+    agent = Repairing(CRASH)
     threading.Timer(0.6, agent.go.set).start()
     run_loop(workspace, agent, 1, tag="t")
     assert [(one.status, one.repairs) for one in found(workspace)] == [("keep", 0), ("keep", 1)]
 
 
-def test_an_agent_that_mends_is_ended_with_the_loop(workspace, monkeypatch):
+def test_an_agent_that_repairs_stops_with_the_loop(workspace, monkeypatch):
     monkeypatch.setattr(back_off, "PATIENCE_SECONDS", 0.0)
 
-    class ForEver(Slow):
+    class Forever(Slow):
         def repair(self, context):
-            return for_ever(context)
+            return forever(context)
 
-    agent = ForEver(CRASH, trouble("login"))
+    agent = Forever(CRASH, trouble("login"))
     run_loop(workspace, agent, 2, tag="t", lookahead=False, fallback=True)
     assert [one.status for one in found(workspace)][1] == "crash"
     troubles = [one["trouble"] for one in records(workspace, "asked")]
@@ -543,40 +517,20 @@ def test_without_a_fallback_a_quota_is_waited_for_and_ctrl_c_ends_that(workspace
     assert "the loop waits" in view.text
 
 
-@pytest.mark.parametrize("kind", ["missing", "login"])
-def test_what_asking_again_cannot_mend_stops_a_loop_without_fallback(workspace, kind):
-    agent = Slow(trouble(kind))
-    with pytest.raises(UserError, match=f"^{kind}: no answer. Nothing is lost: correct the agent"):
+def test_a_permanent_trouble_stops_a_loop_without_fallback(workspace):
+    agent = Slow(trouble("login"))
+    with pytest.raises(UserError, match=r"^login: no answer\. Nothing is lost: correct the agent"):
         run_loop(workspace, agent, 1, tag="t")
     assert len(agent.contexts) == 1
 
 
-@pytest.mark.parametrize("kind", ["failed", "hang", "refused", "stopped"])
-def test_three_failures_in_a_row_are_enough(workspace, kind):
-    agent = Slow(*[trouble(kind)] * 3)
-    with pytest.raises(UserError, match="3 proposals in a row failed; the last: "):
-        run_loop(workspace, agent, 1, tag="t")
-
-
-def test_a_failure_now_and_then_is_none(workspace):
-    agent = Slow(
-        trouble("failed"),
-        trouble("refused"),
-        edit("FIRST = 0", "FIRST = 0.1"),
-        trouble("failed"),
-        edit("SECOND = 0", "SECOND = 0.1"),
-    )
-    run_loop(workspace, agent, 2, tag="t")
-    assert [e.agent for e in found(workspace)] == ["", "slow", "slow"]
-
-
-def test_an_agent_is_told_why_its_answer_was_no_use(workspace):
+def test_a_prompt_says_why_the_last_answer_was_rejected(workspace):
     agent = Slow(edit("FIRST", "FIRST"), edit("SCORE = 1.0", "SCORE = 0.5"))
     run_loop(workspace, agent, 1, tag="t")
     assert "train.py was not changed" in agent.contexts[1].prompt
 
 
-def test_an_agent_that_is_missing_is_said_before_the_baseline(workspace):
+def test_a_missing_agent_is_reported_before_the_baseline(workspace):
     class Missing(Slow):
         def check(self):
             raise AgentError("`nobody` is not installed: npm install nobody", "missing")
@@ -586,7 +540,7 @@ def test_an_agent_that_is_missing_is_said_before_the_baseline(workspace):
     assert not workspace.state_dir("t").exists()
 
 
-def test_while_an_agent_thinks_for_long_tpe_proposes(workspace, monkeypatch):
+def test_while_an_agent_thinks_long_tpe_proposes(workspace, monkeypatch):
     monkeypatch.setattr(back_off, "PATIENCE_SECONDS", 0.0)
     done = threading.Event()
 
@@ -610,6 +564,7 @@ def test_while_an_agent_thinks_for_long_tpe_proposes(workspace, monkeypatch):
         assert (workspace.run_dir("t", e.n) / "prompt.md").exists()
 
 
+@pytest.mark.nightly
 def test_tpe_proposes_for_one_at_a_time(workspace, monkeypatch):
     """The agent fails just when the accelerator has waited for long enough."""
     monkeypatch.setattr(back_off, "PATIENCE_SECONDS", 0.0)
@@ -649,7 +604,15 @@ def test_a_search_that_finds_nothing_does_not_end_an_agent_that_thinks(workspace
     assert found(workspace)[1].agent == "slow"
 
 
-def test_a_limit_that_is_over_at_once_is_not_believed_for_ever():
+def test_the_third_failure_in_a_row_pauses_an_agent():
+    line, error = back_off.BackOff(), AgentError("no answer", "failed")
+    assert [line.failed(error) for _ in range(3)] == [False, False, True]
+    assert line.until - time.time() > 500
+    line.answered()
+    assert not line.failed(error)
+
+
+def test_a_limit_that_always_ends_at_once_pauses_longer_each_time():
     line = back_off.BackOff()
     pauses = []
     for _ in range(8):
@@ -676,26 +639,7 @@ def test_while_an_agent_is_paused_tpe_is_not_asked_ahead(workspace):
     assert all(status is not None for statuses in seen[1:] for status in statuses)
 
 
-def test_a_draft_that_the_person_tried_meanwhile_is_dropped(workspace):
-    idea = edit("FIRST = 0", "FIRST = -0.1", "waits")
-
-    def stop(context):
-        signal.raise_signal(signal.SIGINT)
-        return idea(context)
-
-    run_loop(workspace, Slow(stop), 1, tag="t")  # stopped, and its proposal recorded or waiting
-    path = workspace.root / "train.py"
-    path.write_text(parts(first=-0.1))
-    setup = harness.setup(tag="t")
-    log_path = workspace.root / "run.log"
-    if not journal.read(workspace.state_dir("t")).queue:
-        pytest.skip("it was recorded before the signal")
-    run_command.propose(workspace, *setup, description="mine", log_path=log_path)
-    run_loop(workspace, Slow(edit("SECOND = 0", "SECOND = 0.2", "another")), 1, tag="t")
-    assert [e.description for e in found(workspace)[1:]] == ["mine", "another"]
-
-
-# -------------------------------------------------------------------------------------- ledger
+# -------------------------------------------------------------------------------------- costs
 
 
 def priced(old, new, usd, tokens):
@@ -706,13 +650,15 @@ def priced(old, new, usd, tokens):
     return answer
 
 
-def test_what_an_experiment_cost_is_known(workspace):
+def test_costs_are_known_by_experiment(workspace):
     agent = Slow(
         trouble("failed", usage=Usage(0.25, 100)),
         priced("FIRST = 0", "FIRST = 0.1", 0.5, 2000),
         priced("SECOND = 0", "SECOND = 0.1", None, 3000),
     )
-    run_loop(workspace, agent, 2, tag="t")
+    view = Notes()
+    run_loop(workspace, agent, 2, view, tag="t", max_usd=9.0)
+    assert "slow reported no cost: --max-usd does not count it" in view.text
     of = journal.read(workspace.state_dir("t")).costs
     assert (of.of(1).usd, of.of(1).tokens, of.of(1).asked) == (0.75, 2100, 2)
     assert (of.of(2).usd, of.of(2).tokens, of.of(2).unpriced) == (0.0, 3000, 1)
@@ -733,31 +679,17 @@ def test_a_loop_stops_at_its_dollars(workspace):
     assert run_loop(workspace, again, tag="t", max_usd=1.0).decided == 1
 
 
-def test_a_killed_loop_counts_its_dollars_on(workspace):
-    class Killed(Exception):
-        pass
-
-    def die(context):
-        raise Killed
-
-    first = Slow(priced("FIRST = 0", "FIRST = -1", 0.6, 1), die)
-    with pytest.raises(Killed):
-        run_loop(workspace, first, tag="t", max_usd=1.0)
-    second = Slow(priced("SECOND = 0", "SECOND = 0.1", 0.6, 1))
-    assert run_loop(workspace, second, tag="t", max_usd=1.0).stopped == "max-usd"
-
-
 def test_a_loop_begins_nothing_that_its_hours_do_not_hold(workspace):
     result = run_loop(workspace, Slow(), tag="t", max_hours=0.5 / 3600)  # the budget is a second
     assert (result.stopped, result.decided) == ("max-hours", 1)
 
 
 def test_hours_end_a_wait(workspace):
-    result = run_loop(workspace, Slow(for_ever), tag="t", max_hours=2.5 / 3600)
+    result = run_loop(workspace, Slow(forever), tag="t", max_hours=2.5 / 3600)
     assert (result.stopped, result.decided) == ("max-hours", 1)
 
 
-def test_dollars_hold_where_a_paid_answer_was_no_use(workspace):
+def test_a_useless_answer_counts_towards_the_dollars(workspace):
     agent = Slow(
         priced("FIRST = 0", "FIRST = 0.1", 0.4, 1), priced("FIRST = 0", "FIRST = 0.2", 0.7, 1)
     )
@@ -765,14 +697,7 @@ def test_dollars_hold_where_a_paid_answer_was_no_use(workspace):
     assert (result.stopped, len(agent.contexts)) == ("max-usd", 2)
 
 
-def test_an_answer_without_a_price_is_said_where_dollars_are_limited(workspace):
-    view = Notes()
-    agent = Slow(priced("FIRST = 0", "FIRST = 0.1", None, 5))
-    run_loop(workspace, agent, 1, view, tag="t", max_usd=1.0)
-    assert "slow reported no cost: --max-usd does not count it" in view.text
-
-
-def test_what_a_late_answer_cost_is_its_own():
+def test_a_late_answer_costs_the_experiment_that_uses_it():
     costs = Experiments(
         [
             Asked(ask=0, n=1, usd=3.0, tokens=1, seconds=1.0),
@@ -783,7 +708,7 @@ def test_what_a_late_answer_cost_is_its_own():
     assert (costs.of(1).usd, costs.of(2).usd) == (0.0, 3.0)
 
 
-def test_absurd_costs_end_nothing():
+def test_absurd_costs_are_limited():
     costs = Costs()
     for _ in range(2):
         costs.add(Asked(ask=0, n=1, usd=1e308, tokens=10**18, seconds=1.0))
@@ -802,7 +727,7 @@ HOUR = [
 ]
 
 
-def test_hours_are_those_that_loops_ran(monkeypatch):
+def test_only_the_hours_of_loops_count(monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 99010.0)
     costs = Experiments(HOUR).costs
     assert costs.this_loop().loop_s == 110
@@ -812,23 +737,19 @@ def test_hours_are_those_that_loops_ran(monkeypatch):
     assert Experiments(HOUR[:2]).costs.this_loop() == Spent()
 
 
-@pytest.mark.parametrize(
-    ("config", "spent", "limit"),
-    [
+def test_a_limit_is_reached_exactly_at_its_value():
+    most, hour, dollars = LoopConfig(max=3), LoopConfig(max_hours=1), LoopConfig(max_usd=2)
+    for config, spent, limit in [
         (LoopConfig(), Spent(experiments=10**6, usd=1e6, loop_s=1e9), ""),
-        (LoopConfig(max=3), Spent(experiments=2), ""),
-        (LoopConfig(max=3), Spent(experiments=3), "max"),
-        (LoopConfig(max=0), Spent(), "max"),
-        (LoopConfig(max_hours=1), Spent(loop_s=3300), ""),
-        (LoopConfig(max_hours=1), Spent(loop_s=3301), "max-hours"),
-        (LoopConfig(max_usd=2), Spent(usd=1.99), ""),
-        (LoopConfig(max_usd=2), Spent(usd=2.0), "max-usd"),
-    ],
-)
-def test_limits(config, spent, limit):
-    assert config.over(spent, 300.0) == limit
-    left = config.left(spent)
-    assert all(value is None or value >= 0 for value in left.values())
+        (most, Spent(experiments=2), ""),
+        (most, Spent(experiments=3), "max"),
+        (hour, Spent(loop_s=3300), ""),
+        (hour, Spent(loop_s=3301), "max-hours"),
+        (dollars, Spent(usd=1.99), ""),
+        (dollars, Spent(usd=2.0), "max-usd"),
+    ]:
+        assert config.over(spent, 300.0) == limit
+        assert all(value is None or value >= 0 for value in config.left(spent).values())
 
 
 def test_the_oldest_proposal_is_next():

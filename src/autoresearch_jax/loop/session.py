@@ -59,7 +59,7 @@ class Session(OpenTag):
 
     def _intended(self) -> dict[str, str]:
         """The refs that an earlier process may have been writing when it was killed."""
-        named = self.experiments.undecided or self.experiments[-1:]
+        named = self.experiments.undecided or list(self.experiments)[-1:]
         refs = {self.candidates.ref(e.n): e.commit for e in named}
         refs |= {self.candidates.ref(e.n, e.repairs): e.was for e in named if e.was}
         if self.experiments.best is not None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import overload
 
 from msgspec import structs
 
@@ -47,15 +46,7 @@ class Experiments:
     def __iter__(self) -> Iterator[Experiment]:
         return iter(tuple(self._all.values()))
 
-    @overload
-    def __getitem__(self, n: int) -> Experiment: ...
-
-    @overload
-    def __getitem__(self, n: slice) -> list[Experiment]: ...
-
-    def __getitem__(self, n: int | slice) -> Experiment | list[Experiment]:
-        if isinstance(n, slice):
-            return list(self)[n]
+    def __getitem__(self, n: int) -> Experiment:
         return self._all[n] if n >= 0 else list(self)[n]
 
     # -------------------------------------------------------------------------------- questions

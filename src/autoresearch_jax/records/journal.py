@@ -147,7 +147,6 @@ class Journal:
             for folder in (state_dir, *list(state_dir.parents)[:2]):  # they may be new
                 files.sync_folder(folder)
             self._sum = zlib.crc32(os.pread(self._file, self._size, 0))  # the CRC of the whole file
-            self._stamp = _stamp(os.fstat(self._file))
         except BaseException:
             os.close(self._file)
             raise
@@ -174,11 +173,9 @@ class Journal:
             os.fsync(self._file)
         except OSError:
             os.ftruncate(self._file, self._size)
-            self._stamp = _stamp(os.fstat(self._file))
             raise
         self._size += len(line)
         self._sum = zlib.crc32(line, self._sum)
-        self._stamp = _stamp(os.fstat(self._file))
 
     def _refuse_changed(self) -> None:
         """Raise JournalError if another process has changed or replaced the file."""
@@ -188,13 +185,9 @@ class Journal:
             raise self._changed("is gone") from None
         if not os.path.samestat(found, os.fstat(self._file)):
             raise self._changed("was replaced by another file")
-        if _stamp(found) == self._stamp:
-            return
-        # A chmod, or a backup that links to the file, changes its times but no byte.
         content = os.pread(self._file, self._size + 1, 0)
         if len(content) != self._size or zlib.crc32(content) != self._sum:
             raise self._changed(f"was changed ({found.st_size} bytes, {self._size} were written)")
-        self._stamp = _stamp(found)
 
     def _changed(self, what: str) -> JournalError:
         return JournalError(
@@ -205,8 +198,3 @@ class Journal:
 
     def close(self) -> None:
         os.close(self._file)
-
-
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    """Return size and times, of which each change of a file changes some."""
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -1,6 +1,8 @@
 """Which tag a command works on, and the lock that makes that command the only one."""
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -103,27 +105,24 @@ def lock(path: Path, tag: str, view: View) -> int:
 
     Trainings and git commands inherit it, so nothing of a killed loop runs once it is taken.
     """
-
-    def waiting() -> None:
-        view.live("waiting until the training of the killed loop has ended")
-
-    try:
-        return locks.hold(path, "", waiting=waiting)
-    except locks.Held as error:
-        raise UserError(_in_use(tag, error)) from None
+    words = "waiting until the training of the killed loop has ended"
+    with _naming_holder(tag):
+        return locks.hold(path, "", waiting=lambda: view.live(words))
 
 
 def refuse_held(workspace: Workspace, tag: str) -> None:
     """Raise UserError if a living process holds the tag. Call it before anything slow."""
-    try:
+    with _naming_holder(tag):
         locks.refuse_held(workspace.state_dir(tag) / "lock")
-    except locks.Held as error:
-        raise UserError(_in_use(tag, error)) from None
 
 
-def _in_use(tag: str, holder: locks.Held) -> str:
-    return (
-        f"tag {tag} is in use by process {holder.pid or 'unknown'}, and only one loop at a time "
-        f"can use a tag. Stop that one (kill {holder.pid or 'PID'}), or use another tag: "
-        f"--tag {tag}-2"
-    )
+@contextlib.contextmanager
+def _naming_holder(tag: str) -> Iterator[None]:
+    try:
+        yield
+    except locks.Held as holder:
+        raise UserError(
+            f"tag {tag} is in use by process {holder.pid or 'unknown'}, and only one loop at a "
+            f"time can use a tag. Stop that one (kill {holder.pid or 'PID'}), or use another tag: "
+            f"--tag {tag}-2"
+        ) from None
