@@ -42,32 +42,19 @@ def machine_of(platform, kind, count, memory_mb, capability=""):
 @pytest.mark.parametrize(
     ("machine", "name", "why"),
     [
-        (("gpu", "NVIDIA H200", 1, 139.8 * GIB, "9.0"), "h100", "^$"),
         (("gpu", "NVIDIA A100-SXM4-80GB", 8, 79.2 * GIB, "8.0"), "h100", "^$"),
         (("gpu", "NVIDIA B200", 8, 178 * GIB, "10.0"), "h100", "178.0 GiB of NVIDIA B200; h100"),
         (("gpu", "NVIDIA GB10", 1, 119 * GIB, "12.1"), "h100", "^$"),
-        (("gpu", "NVIDIA L40S", 1, 44.4 * GIB, "8.9"), "a100-40gb", "^$"),
         (("gpu", "NVIDIA GeForce RTX 5090", 1, 31.4 * GIB, "12.0"), "24gb", "comes next below"),
-        (("gpu", "NVIDIA RTX 4000 Ada", 1, 19.5 * GIB, "8.9"), "12gb", "comes next below"),
-        (("gpu", "NVIDIA GeForce RTX 3080", 1, 9.7 * GIB, "8.6"), "6gb", "9.7 GiB .* leaves room"),
-        (("gpu", "NVIDIA GeForce RTX 3070", 1, 7.6 * GIB, "8.6"), "6gb", "^$"),
-        (
-            ("gpu", "NVIDIA GeForce RTX 3050", 1, 1.9 * GIB, "8.6"),
-            "6gb",
-            "1.9 GiB are less .*REMAT",
-        ),
+        (("gpu", "NVIDIA GeForce RTX 3050", 1, 1.9 * GIB, "8.6"), "6gb", "1.9 GiB are .*REMAT"),
         (("gpu", "Tesla T4", 1, 14.7 * GIB, "7.5"), "12gb", "no bfloat16 .* float32"),
-        (("gpu", "Tesla V100-SXM2-16GB", 1, 15.7 * GIB, "7.0"), "12gb", "no bfloat16"),
         (("gpu", "Tesla V100-SXM2-32GB", 1, 31.7 * GIB, "7.0"), "24gb", "bfloat16.*next below"),
-        (("gpu", "Quadro RTX 8000", 1, 47 * GIB, "7.5"), "a100-40gb", "no bfloat16"),
         (("gpu", "NVIDIA GeForce RTX 2080 Ti", 1, 10.7 * GIB, "7.5"), "6gb", "no bfloat16"),
         (("gpu", "NVIDIA GeForce GTX 1650", 1, 3.7 * GIB, "7.5"), "6gb", "bfloat16.* are less"),
         (("gpu", "AMD Instinct MI210", 1, 63 * GIB, "gfx90a"), "a100-40gb", "63.0 GiB"),
-        (("tpu", "TPU v5p", 64, 95 * GIB), "v5p-8", "64 x TPU v5p: v5p-8 is for 4"),
         (("tpu", "TPU v5 lite", 4, 15.7 * GIB), "v5e-1", "4 x TPU v5 lite: v5e-1 is for 1"),
         (("tpu", "TPU v4", 1, 31 * GIB), "v4-8", "1 x TPU v4: v4-8 is for 4"),
         (("tpu", "TPU7x", 8, 95 * GIB), "v5p-8", "No preset is for TPU7x: v5p-8 comes next"),
-        (("tpu", "TPU v3", 8, 15.9 * GIB), "v5e-8", "No preset is for TPU v3"),
         (("tpu", "TPU v2", 8, 8 * GIB), "v5e-1", "8.0 GiB a chip are less than any takes"),
         (("METAL", "Apple M3", 1, 16 * GIB), "cpu", "^$"),
     ],
@@ -93,13 +80,9 @@ def test_sizes_are_ordered_so_that_the_first_that_fits_is_the_largest():
         assert larger.train["DEVICE_BATCH_SIZE"] > smaller.train["DEVICE_BATCH_SIZE"]
 
 
-def test_cards_by_their_own_names():
+def test_cards_have_aliases():
     for name, preset in presets.ALIASES.items():
         assert presets.get(name) is presets.PRESETS[preset]
-
-
-def test_the_probe_tells_a_gpus_generation():
-    assert device_probe.probe().compute_capability == ""  # of a CPU, none
 
 
 # ---------------------------------------------------------------------------
@@ -117,14 +100,11 @@ def device(capability=None, platform="gpu"):
 @pytest.mark.parametrize(
     ("one", "platform"),
     [
-        (device("6.1"), OLD_GPU),
-        (device("7.0"), OLD_GPU),
         (device("7.5"), OLD_GPU),
         (device("8.0"), "gpu"),
         (device("12.1"), "gpu"),
         (device("gfx90a"), "gpu"),
         (device(platform="tpu"), "tpu"),
-        (device(platform="cpu"), "cpu"),
     ],
 )
 def test_old_gpus_are_told_apart(one, platform):

@@ -17,14 +17,14 @@ from autoresearch_jax.common.errors import UserError
 @click.option("--port", type=click.IntRange(0, 65535), metavar="P", help=(
     "Port of the page; 0 takes any free one.  [default: 8787]"))  # fmt: skip
 @click.option("--host", metavar="ADDRESS", help=(
-    "Address to serve the page on. Another address than this machine's own serves it, unencrypted, "
-    "to whoever has the printed link; ssh -L is safer.  [default: 127.0.0.1]"))  # fmt: skip
+    "Address to serve the page on. Beyond this machine it is unencrypted, and open to anyone with "
+    "the printed link; ssh -L is safer.  [default: 127.0.0.1]"))  # fmt: skip
 @click.option("--tag", help="Only this tag.  [default: the newest, and later a newer one]")
 def watch(web: bool, port: int | None, host: str | None, tag: str | None) -> None:
     """Watch a loop as it runs: in this terminal until q, or as a page.
 
-    It only reads, so start and end it whenever you like. It also shows the results.tsv of the
-    original or its forks. In a pipe it prints the present state once.
+    It only reads, so start and end it at any time. It also shows the results.tsv of the original
+    or its forks. In a pipe it prints the present state once.
 
     \b
     Example:
@@ -53,24 +53,17 @@ def watch(web: bool, port: int | None, host: str | None, tag: str | None) -> Non
 
 
 @click.command()
-@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Only the N best.")
-@click.option("--kept-only", is_flag=True, help="Only what was kept.")
+@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Only the best N.")
+@click.option("--kept-only", is_flag=True, help="Only the kept experiments.")
 @click.option("--grep", "pattern", metavar="REGEX", help="Only descriptions that match.")
 @click.option("--sort", type=click.Choice(["gain"]), help="Largest improvement first.")
 @click.option("--ledger", is_flag=True, help=(
-    "Show what each cost: dollars, tokens, seconds of agent and accelerator."))  # fmt: skip
+    "Show the cost of each: dollars, tokens, seconds of agent and accelerator."))  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as a list of JSON objects.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the rows as CSV.")
 @tag_option
 def results(
-    top: int | None,
-    kept_only: bool,
-    pattern: str | None,
-    sort: str | None,
-    ledger: bool,
-    as_json: bool,
-    as_csv: bool,
-    tag: str | None,
+    ledger: bool, as_json: bool, as_csv: bool, tag: str | None, sort: str | None, **filters: Any
 ) -> None:
     """List every experiment, with a summary.
 
@@ -88,9 +81,7 @@ def results(
     model = live_model.read(Path.cwd(), tag)
     if not model.entries:
         raise UserError("no experiment is recorded here yet: `autoresearch-jax loop` starts.")
-    rows = view.select(
-        model.entries, top=top, kept_only=kept_only, pattern=pattern, by_gain=sort == "gain"
-    )
+    rows = view.select(model.entries, by_gain=sort == "gain", **filters)
     if as_json or as_csv:
         click.echo(view.as_json(rows) if as_json else view.as_csv(rows), nl=False)
     else:
@@ -118,9 +109,9 @@ def show(experiment: str, tag: str | None) -> None:
 @click.option("--experiment", "name", metavar="N|COMMIT", help=(
     "Use the model of this experiment.  [default: the best]"))  # fmt: skip
 @click.option("--tokens", type=click.IntRange(min=1), default=100, show_default=True, metavar="N",
-              help="How many to draw.")  # fmt: skip
+              help="Number of tokens to draw.")  # fmt: skip
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True,
-              metavar="T", help="0 takes the likeliest token each time.")  # fmt: skip
+              metavar="T", help="0 always takes the likeliest token.")  # fmt: skip
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K", help=(
     "Draw only among the K likeliest tokens.  [default: all]"))  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
@@ -158,10 +149,10 @@ def sample(
               help="Folder to write to.")  # fmt: skip
 @click.option("--png", is_flag=True, help="Also write the picture as progress.png.")
 @click.option("--prompts", is_flag=True, help=(
-    "Include the prompts of agents, which program.md is a part of."))  # fmt: skip
+    "Include the prompts of agents, which contain program.md."))  # fmt: skip
 @tag_option
 def report(folder: Path, png: bool, prompts: bool, tag: str | None) -> None:
-    """Write one page with everything, to send around, and its picture.
+    """Write one page with everything, to share, and its picture.
 
     report.html needs neither network nor server; progress.svg is the picture alone.
 
@@ -173,4 +164,4 @@ def report(folder: Path, png: bool, prompts: bool, tag: str | None) -> None:
 
     reader = live_model.open_reader(Path.cwd(), tag)
     for path in report_file.write(reader, folder, png=png, prompts=prompts):
-        click.echo(str(path.absolute()))  # with -C it lies elsewhere than the person does
+        click.echo(str(path.absolute()))  # with -C it is not in the user's folder

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 @click.option("--compile-only", is_flag=True, help=(
     "Do not train: report what a step needs of a device, and whether it fits."))  # fmt: skip
 @click.option("--device", metavar="NAME", help=(
-    "For --compile-only: a device, which need not be here, such as h100, v5e or cpu.  "
+    "For --compile-only: a device, which may be absent, such as h100, v5e or cpu.  "
     "[default: this machine's]"))  # fmt: skip
 @click.option("--devices", type=click.IntRange(min=1), metavar="N", default=1, show_default=True,
-              help="For --compile-only: how many of them.")  # fmt: skip
+              help="For --compile-only: number of devices.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="For --compile-only: print a JSON object.")
 def run(
     description: str | None,
@@ -130,7 +130,7 @@ def loop(**flags: Any) -> None:
 @click.option("--sealed", is_flag=True, help=(
     "Score baseline and best on the sealed split, which no decision has ever used."))  # fmt: skip
 @click.option("--retrain", is_flag=True, help=(
-    "Train it again as recorded; its score must lie within the noise."))  # fmt: skip
+    "Train it again as recorded; its score must be within the noise."))  # fmt: skip
 @click.option("--seeds", type=click.IntRange(min=1), metavar="K", help=(
     "Train it (by default the baseline) with K new seeds, and report the noise of a score."
 ))  # fmt: skip
@@ -138,7 +138,7 @@ def loop(**flags: Any) -> None:
     "Train baseline and best K more times each, and report the gain with its interval."
 ))  # fmt: skip
 @click.option("--depth", type=click.IntRange(min=1), metavar="D", help=(
-    "Train it and the baseline at DEPTH = D: does the gain last?"))  # fmt: skip
+    "Train it and the baseline at DEPTH = D, to see whether the gain remains."))  # fmt: skip
 @click.option("--budget", type=click.IntRange(min=1), metavar="S", help=(
     "Seconds of --depth's trainings.  [default: TIME_BUDGET]"))  # fmt: skip
 @tag_option
@@ -154,7 +154,7 @@ def verify(
 ) -> None:
     """Compute a score again from what the training left, or train again.
 
-    Takes the best experiment by default. Exits with 1 if the score is not the recorded one.
+    Verifies the best experiment by default. Exits with 1 if the score is not the recorded one.
 
     \b
     Example:

@@ -20,11 +20,11 @@ from autoresearch_jax.common.console import typed
 @click.option("--experiments", type=click.IntRange(min=1), default=5, show_default=True,
               help="How many to run after the baseline.")  # fmt: skip
 def demo(folder: Path, seed: int, experiments: int) -> None:
-    """Try the whole job in a few minutes, on any machine.
+    """Try everything in a few minutes, on any machine.
 
     Makes a small workspace with text from this machine's Python documentation, runs a baseline and
-    five experiments of 10 seconds, and shows the results and a picture. The same command again
-    continues where it was interrupted.
+    five experiments of 10 seconds, and shows the results and a picture. After an interruption, the
+    same command continues.
 
     \b
     Example:
@@ -80,8 +80,8 @@ def setup(
 
 @click.command()
 @click.option("--first-step", is_flag=True, help=(
-    "Also start train.py as a loop does, for some seconds, to see how long its first step takes "
-    "and how the device behaves under load."))  # fmt: skip
+    "Also start train.py as a loop does, for a few seconds, to measure how long its first step "
+    "takes and how the device behaves under load."))  # fmt: skip
 @click.option("--agent", metavar="NAME-OR-COMMAND", help=(
     "Check this agent, named as for `loop --agent`.  [default: the one in program.md]"
 ))  # fmt: skip
@@ -89,7 +89,7 @@ def setup(
 def doctor(first_step: bool, agent: str | None, as_json: bool) -> None:
     """Check that this machine is ready for an overnight run.
 
-    Looks at the device, its memory and clocks, the data, the disk, the sandbox and the agents.
+    Checks the device, its memory and clocks, the data, the disk, the sandbox and the agents.
 
     Exits with 0 when it is ready, else 1.
 

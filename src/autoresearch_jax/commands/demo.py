@@ -1,4 +1,4 @@
-"""The main job at a size that fits anything: a workspace, its data, a baseline, experiments."""
+"""The demo: a workspace, its data, a baseline and experiments, at a size that fits any machine."""
 
 import shlex
 from pathlib import Path
@@ -14,81 +14,65 @@ from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.views import plot, results
+from autoresearch_jax.views.summary import count
 from autoresearch_jax.views.watch import live_model
-
-PRESET = "demo"
 
 
 def demo(target: Path, console: Console, view: View, *, seed: int, experiments: int) -> None:
-    """Carries the demo out, or what an earlier one in `target` left undone.
+    """Run the demo, or the rest of an earlier one in `target`.
 
-    Raises:
-        UserError: `target` is something else, or a step failed.
+    Raises UserError if `target` is something else, or a step fails.
     """
     target = target.absolute()
     view.say(f"[1/4] A workspace in {target}")
     if setup.is_workspace(target):
-        _check_ours(target)
+        _check_size(target)
     else:
-        setup.setup(target, view, preset=PRESET, skip_data=True)
+        setup.setup(target, view, preset=presets.DEMO.name, skip_data=True)
     view.say("[2/4] Text from the Python documentation on this machine, packed into tokens")
-    # Without a source it only looks whether the data is ready.
+    # Without a source it only checks whether the data is ready.
     setup.prepare(target, view, source=None if setup.data(target) else "pydocs")
     workspace = Workspace.open(target)
-    budget = workspace.constants()["TIME_BUDGET"]
     view.say(
-        f"[3/4] The baseline and {experiments} experiment{'' if experiments == 1 else 's'} of "
-        f"{budget} s each: a search changes "
-        "train.py, and what lowers val_bpb is kept"
+        f"[3/4] The baseline and {count(experiments, 'experiment')} of "
+        f"{workspace.constants()['TIME_BUDGET']} s each: a search changes train.py, and what "
+        "lowers val_bpb is kept"
     )
-    done = _decided(workspace)
+    here, tags = Path.cwd(), workspace.tags()
+    folder = shlex.quote(str(target.relative_to(here) if target.is_relative_to(here) else target))
+    done = len(journal.read(workspace.state_dir(tags[-1])).decided) if tags else 0
     if done > experiments:
-        view.say(f"All are recorded already; to start afresh: rm -r {_short(target)}")
+        view.say(f"All are recorded already. To start again from nothing: rm -r {folder}")
     else:
         if done:
-            view.say(f"{done} are recorded already; going on from them.")
+            view.say(f"Continuing after {count(done, 'recorded experiment')}.")
         chosen = config.resolve(target, agent="tpe", max=experiments, seed=seed)
-        ended = loop.run_loop(workspace, chosen, Tools(view))
-        if ended.stopped != "max":
-            view.say("Stopped early; the same command goes on from here.")
+        if loop.run_loop(workspace, chosen, Tools(view)).stopped != "max":
+            view.say("Stopped early; the same command continues from here.")
     view.say("[4/4] Results")
     model = live_model.read(target)
-    listed = model.entries
-    if not listed:
+    if not model.entries:
         return
     picture = target / "progress.png"
-    plot.progress(listed, picture, title="autoresearch-jax demo")
-    results.print_results(console, listed, model.summary)
+    plot.progress(model.entries, picture, title="autoresearch-jax demo")
+    results.print_results(console, model.entries, model.summary)
     best = model.summary.best
-    first = best.n if best is not None and best.improved else listed[-1].n
+    shown = best if best is not None and best.improved else model.entries[-1]
     view.say(f"\nThe picture: {picture}")
-    here = f"autoresearch-jax -C {_short(target)}"
-    full = "autoresearch-jax setup ../research"
-    lines = {
-        f"{here} show {first}": "one experiment in full",
-        f"{here} loop --max 10": "go on searching",
-        full: "a workspace of full size",
-    }
     view.say("Next:")
-    for command, what in lines.items():
-        view.say(typed(f"  {command:<{len(here) + 15}}# {what}"))
+    program = f"autoresearch-jax -C {folder}"
+    for command, purpose in {
+        f"{program} show {shown.n}": "one experiment in full",
+        f"{program} loop --max 10": "more experiments",
+        "autoresearch-jax setup ../research": "a workspace of full size",
+    }.items():
+        view.say(typed(f"  {command:<{len(program) + 15}}# {purpose}"))
 
 
-def _check_ours(target: Path) -> None:
-    wanted = presets.get(PRESET).constants
+def _check_size(target: Path) -> None:
     found = manifest.read_constants(target / "constants.py")
-    if any(found.get(name) != value for name, value in wanted.items()):
+    if not presets.DEMO.constants.items() <= found.items():
         raise UserError(
-            f"{target} is a workspace of another size, not the demo's: choose another folder with "
+            f"{target} is a workspace of another size than the demo's. Choose another folder: "
             "`autoresearch-jax demo --dir DIR`."
         )
-
-
-def _decided(workspace: Workspace) -> int:
-    tags = workspace.tags()
-    return len(journal.read(workspace.state_dir(tags[-1])).decided) if tags else 0
-
-
-def _short(target: Path) -> str:
-    here = Path.cwd()
-    return shlex.quote(str(target.relative_to(here) if target.is_relative_to(here) else target))

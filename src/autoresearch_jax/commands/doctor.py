@@ -202,20 +202,19 @@ def _first_step(
     """Start train.py as a loop does; return its time, the GPUs under load, and the problems."""
     loaded: list[Gpu] = []
     try:
-        found = run.begin(
+        seconds, speed = run.begin(
             Workspace.open(root),
             settings,
             Tools(view),
             under_load=lambda: loaded.extend(nvidia.gpus()),
         )
     except UserError as error:  # for example, a loop trains there
-        return None, gpus, [Problem(str(error), "autoresearch-jax doctor --first-step")]
+        failed = isinstance(error, run.FirstStepError)
+        command = "autoresearch-jax run" if failed else "autoresearch-jax doctor --first-step"
+        return None, gpus, [Problem(str(error), command)]
     finally:
         view.live("")
-    if found.reason:
-        said = f"train.py does not reach its first step: {found.reason.rstrip('.')}."
-        return None, gpus, [Problem(said, "autoresearch-jax run")]
-    return FirstStep(found.first_step_s, "now", found.tokens_per_s), loaded or gpus, []
+    return FirstStep(seconds, "now", speed), loaded or gpus, []
 
 
 # ------------------------------------------------------------------------------- the machine

@@ -67,13 +67,8 @@ class Measured:
         return "\t".join(cells)
 
 
-@dataclass(frozen=True)
-class Begun:
-    """The first moments of a training, which was ended then."""
-
-    first_step_s: float  # from its start
-    tokens_per_s: float | None
-    reason: str  # why it failed, else ""
+class FirstStepError(UserError):
+    """A training ended before its first step."""
 
 
 def measure(workspace: Workspace, config: LoopConfig, tools: Tools, *, log_path: Path) -> Measured:
@@ -94,10 +89,11 @@ def begin(
     tools: Tools,
     *,
     under_load: Callable[[], None] = lambda: None,
-) -> Begun:
+) -> tuple[float, float | None]:
     """Start a copy of the checkout's files like a baseline, and end it after its first steps.
 
-    `under_load` is called while it trains. Raises UserError.
+    `under_load` is called while it trains. Returns the seconds until the first step was done, and
+    tokens/s if it printed them. Raises FirstStepError, UserError.
     """
     with _ready(workspace, config, tools, "doctor --first-step") as (executor, interrupts, job):
         log, started = job.log, time.monotonic()
@@ -114,11 +110,13 @@ def begin(
         trained = executor.train(job, Events(abandoned=enough))
         if interrupts.stopping():
             raise UserError("Stopped before it was known how long the first step takes.")
+        if trained.outcome not in (Outcome.OK, Outcome.ABANDONED):
+            raise FirstStepError(
+                f"train.py does not reach its first step: {trained.reason.rstrip('.')}."
+            )
         # A train.py that prints other lines trains once it has exported its model.
         first = seen[0] - started if seen else trained.metrics["startup_seconds"]
-        speed = logs.progress(read_tail(log)).tokens_per_s
-        reason = "" if trained.outcome in (Outcome.OK, Outcome.ABANDONED) else trained.reason
-        return Begun(round(first, 1), speed, reason)
+        return round(first, 1), logs.progress(read_tail(log)).tokens_per_s
 
 
 def compile_only(

@@ -77,8 +77,13 @@ def sample(
     with (
         disk_errors(),
         locks.own_folder(workspace.home / "runs", "sample") as (folder, lock),
-        _devices(workspace, view) as device_locks,
+        contextlib.ExitStack() as stack,
     ):
+        # Beside a training, this would slow it down and make its score worse.
+        what = f"autoresearch-jax sample in {workspace.root}"
+        device_locks = locks.devices(visible_devices.device_names(), what, view)
+        for handle in device_locks:
+            stack.callback(os.close, handle)
         frozen, cache = folder / "frozen", workspace.home / "sampler-cache"
         frozen.mkdir()
         cache.mkdir(parents=True, exist_ok=True)  # no score is compiled from it
@@ -146,18 +151,6 @@ def _data(workspace: Workspace, frozen: Path, pinned: str | None, e: Experiment)
             f"`uv run prepare.py`: git -C {workspace.root} checkout {e.commit[:7]} -- "
             f"{' '.join(FROZEN)}"
         ) from error
-
-
-@contextlib.contextmanager
-def _devices(workspace: Workspace, view: View) -> Iterator[list[int]]:
-    """Lock the machine's devices: a training beside this would be slower, and score worse."""
-    what = f"autoresearch-jax sample in {workspace.root}"
-    handles = locks.devices(visible_devices.device_names(), what, view)
-    try:
-        yield handles
-    finally:
-        for handle in handles:
-            os.close(handle)
 
 
 def _run(launch: Launch, spec: Path, e: Experiment, reader: "Reader") -> None:

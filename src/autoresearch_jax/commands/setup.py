@@ -31,26 +31,6 @@ run.log
 progress.png
 report/
 """
-PYPROJECT = """[project]
-name = "{name}"
-version = "0"
-description = "Autonomous pretraining research with autoresearch-jax."
-requires-python = ">=3.11"
-dependencies = ["autoresearch-jax{version}"]
-
-[project.optional-dependencies]
-cuda12 = ["autoresearch-jax[cuda12]"]
-cuda13 = ["autoresearch-jax[cuda13]"]
-tpu = ["autoresearch-jax[tpu]"]
-
-[tool.uv]
-package = false
-conflicts = [[{{ extra = "cuda12" }}, {{ extra = "cuda13" }}, {{ extra = "tpu" }}]]
-"""
-SOURCE = """
-[tool.uv.sources]
-autoresearch-jax = {{ path = "{path}", editable = true }}
-"""
 
 
 def setup(
@@ -223,15 +203,17 @@ def data(root: Path) -> manifest.Manifest | None:
 
 def pyproject(target: Path) -> str:
     """Return a workspace's pyproject.toml, which depends on the autoresearch-jax that made it."""
+    from jinja2 import Template
+
     name = re.sub("[^a-z0-9]+", "-", target.name.lower()).strip("-") or "my"
-    name += "-workspace"  # uv cannot resolve a project with the name of a dependency
-    template = paths.template()
-    if not (template / "pyproject.toml").is_file():
-        return PYPROJECT.format(name=name, version=f"=={VERSION}")
-    inside = target.is_relative_to(template)
-    path = os.path.relpath(template, target) if inside else str(template)
-    escaped = path.replace("\\", "\\\\").replace('"', '\\"')
-    return PYPROJECT.format(name=name, version="") + SOURCE.format(path=escaped)
+    source = paths.template()
+    path: str | None = None
+    if (source / "pyproject.toml").is_file():  # a checkout, and not an installed wheel
+        inside = target.is_relative_to(source)
+        path = os.path.relpath(source, target) if inside else str(source)
+    text = Path(__file__).with_name("workspace.toml.j2").read_text()
+    template = Template(text, trim_blocks=True, keep_trailing_newline=True)
+    return template.render(name=name, version=VERSION, path=path)
 
 
 def commit(folder: Path, message: str, *names: str) -> None:
