@@ -71,18 +71,20 @@ def test_a_frame_of_80_by_24_has_all_that_is_important(night):
         "training 57%, 129 s left",
         "step 570  loss 3.3524  10,667 tok/s  MFU 41.5%  0.5 GiB",
         "by claude, on experiment 0, expects -0.001",
-        "best      0.997000  experiment 21, 0.30% below the start (1.000000)",
-        "so far    30 experiments, 1 improved, 4 crashes, 10.9 an hour",
-        "cost      1.50 dollars, 30,000 tokens",
+        "val_bpb 1.000000 -> 0.997000 (0.30% lower), best: ",
+        "experiment 21: MATRIX_LR 0.04 -> 0.04021 and some words",
+        "30 experiments, 1 improvement, 4 crashes, 10.9 experiments per hour",
+        "time: 2.7 h, of it training 85%",
+        "cost: 1.50 dollars, 30,000 tokens",
         "   29   1.009722  -0.012722  discard  MATRIX_LR 0.04 -> 0.04029 and some words",
     ):
         assert words in text
-    assert [line.split()[0] for line in found[-4:]] == ["27", "26", "25", "24"]
+    assert [line.split()[0] for line in found[-4:]] == ["28", "27", "26", "25"]
 
 
 def test_a_wide_frame_has_more_columns_and_rows(night):
     found = drawn(look(night), 160, 50)
-    header = next(line for line in found if "val_bpb" in line)
+    header = next(line for line in found if "commit" in line)
     names = list(frame.COLUMNS)
     assert header.split() == [*names, "description"]
     assert len(found) - found.index(header) > 20
@@ -111,11 +113,11 @@ def test_several_that_run_fit_80_by_24(night, count):
         assert found[2].startswith("   30  ──────────  starting                       idea 0 of")
         assert found[6].startswith("   34  ━━━━━━────  training 57%      loss 3.3564  idea 4 of")
         assert found[7] == "       and 3 more"
-    best = found.index(next(line for line in found if line.startswith("best")))
+    best = found.index(next(line for line in found if line.startswith("val_bpb")))
     for n in numbers[1:]:
         night.decide(2.0, n)
     lines = drawn(look(night))
-    assert lines[best].startswith("best")  # nothing moves while the loop goes on
+    assert lines[best].startswith("val_bpb")  # nothing moves while the loop goes on
     assert "by claude, on experiment 0, expects -0.001" in lines[5]
     everything_else = frame.plain(told, time.time())
     assert sum("idea" in line for line in everything_else) == count
@@ -213,8 +215,8 @@ def test_a_pipe_gets_the_present_state_once(night):
     said = piped(night.workspace.root, FORCE_COLOR="1")
     assert everything(night.workspace.root) == before
     assert said.startswith("autoresearch/nov1, running\nexperiment 30  [31mred")
-    assert "best      0.997000  experiment 21" in said
-    assert len(said.splitlines()) == 20
+    assert "-> 0.997000 (0.30% lower)" in said
+    assert len(said.splitlines()) == 21
     assert "??" in piped(night.workspace.root, PYTHONIOENCODING="ascii")
 
 
@@ -222,12 +224,12 @@ def test_a_table_of_the_original_and_an_empty_workspace_in_a_pipe(tmp_path):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "results.tsv").write_text(ORIGINAL)
     said = piped(tmp_path / "theirs")
-    assert said.startswith("theirs\nbest      0.993200  experiment 1, 0.47% below the start")
+    assert said.startswith("theirs\nval_bpb 0.997900 -> 0.993200 (0.47% lower), best: b2c3d4e")
     assert "double model width (OOM)" in said
     root = harness.make_repository(tmp_path / "w")
     said = piped(root)
     assert f"Nothing has run here yet. To start: autoresearch-jax -C {root} loop" in said
-    assert "none yet" in said
+    assert "nothing is kept yet" in said
 
 
 def test_options_of_the_page_need_the_page(tmp_path):
@@ -273,7 +275,7 @@ def test_a_terminal_shows_what_happens_through_a_resize_and_a_stop(night, termin
     lines = text.split("\n")
     assert len(lines) == 24
     assert lines[0].startswith("autoresearch/nov1  running")
-    assert lines[-1].split()[0] == "24"  # nothing wrapped: the last row is where it belongs
+    assert lines[-1].split()[0] == "25"  # nothing wrapped: the last row is where it belongs
     assert "commit" not in text
     assert everything(night.workspace.root) == before
 
@@ -281,7 +283,7 @@ def test_a_terminal_shows_what_happens_through_a_resize_and_a_stop(night, termin
     one.until("training 58%")
     night.decide(0.5)
     night.propose("the next one")
-    text = one.until("0.500000  experiment 30", "experiment 31  the next one", "starting")
+    text = one.until("0.500000 (50.00% lower)", "experiment 31  the next one", "starting")
     assert len(text.split("\n")) == 24
 
     one("resize-window", "-x", "160", "-y", "50")
@@ -327,10 +329,10 @@ def test_a_table_of_the_original_in_a_terminal(tmp_path, terminal, keys):
     path.write_text(ORIGINAL)
     one = terminal(NO_COLOR="1")
     one.watch(tmp_path / "theirs")
-    one.until("0.993200  experiment 1", "switch to GeLU activation")
+    one.until("0.993200 (0.47% lower)", "switch to GeLU activation")
     with path.open("a") as file:
         file.write("e5f6a7b\t0.992100\t44.2\tkeep\twarm down longer\n")
-    one.until("0.992100  experiment 4", "warm down longer")
+    one.until("0.992100 (0.58% lower)", "warm down longer")
     coloured = one("capture-pane", "-p", "-e")
     assert "\x1b[32m" not in coloured
     one.keys(keys)

@@ -83,28 +83,28 @@ def _time(listed: Sequence[Entry]) -> tuple[float, float, int]:
 
 def lines(summary: Summary) -> list[str]:
     """Return the summary as plain lines."""
+    top = [f"  {entry.gain:+.6f}  {entry.description}" for entry in summary.top]
+    found = [*facts(summary), "top improvements:" if top else "", *top]
+    return [line for line in [*found, *map(typed, summary.claims.lines)] if line]
+
+
+def facts(summary: Summary) -> tuple[str, str, str, str]:
+    """Return counts, time, cost and score, each as one line; "" if it is not known."""
     counts = [
         count(summary.experiments, "experiment"),
         count(summary.improvements, "improvement"),
         count(summary.crashes, "crash"),
+        "" if summary.per_hour is None else f"{summary.per_hour:.1f} experiments per hour",
     ]
-    if summary.per_hour is not None:
-        counts.append(f"{summary.per_hour:.1f} experiments per hour")
-    cost = cost_words(summary.spent)
-    found = [", ".join(counts), _time_line(summary), f"cost: {cost}" if cost else ""]
+    cost, score, start = cost_words(summary.spent), "", summary.start
     best = summary.best.val_bpb if summary.best else None
-    if summary.start is not None and summary.best is not None and best is not None:
-        percent = 100 * (summary.start - best) / summary.start
-        found.append(
-            f"val_bpb {summary.start:.6f} -> {best:.6f} "
-            f"({percent:.2f}% lower), best: {summary.best.commit[:7]}"
-            if best < summary.start
-            else f"val_bpb {summary.start:.6f}: nothing was better than the start yet"
-        )
-    if summary.top:
-        found.append("top improvements:")
-        found += [f"  {entry.gain:+.6f}  {entry.description}" for entry in summary.top]
-    return [line for line in [*found, *map(typed, summary.claims.lines)] if line]
+    if start and summary.best is not None and best is not None:
+        change = f"{best:.6f} ({100 * (start - best) / start:.2f}% lower)"
+        score = f"val_bpb {start:.6f} -> {change}, best: {summary.best.commit[:7]}"
+        if best >= start:
+            score = f"val_bpb {start:.6f}: nothing was better than the start yet"
+    cost = f"cost: {cost}" if cost else ""
+    return ", ".join(filter(None, counts)), _time_line(summary), cost, score
 
 
 def _time_line(summary: Summary) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from autoresearch_jax.common.console import typed
 from autoresearch_jax.views.entries import Entry
-from autoresearch_jax.views.summary import Summary, count, duration
+from autoresearch_jax.views.summary import Summary, duration, facts
 from autoresearch_jax.views.tables import line_of, make_table, number, plain_lines
 from autoresearch_jax.views.watch.live_model import LiveModel
 from autoresearch_jax.views.watch.running import Running
@@ -28,10 +28,10 @@ AIRY = 20  # lines of a terminal from which on there are blank lines and a chart
 CHART_LINES = 10  # at most
 RUNNING_LINES = 4  # of a single running experiment
 SHARE = 4  # several running experiments take one in so many lines of a terminal
-SUMMARY_LINES = 4
+SUMMARY_LINES = 5
 BAR, SHORT_BAR = 40, 10  # columns at most
 LAST_ROWS = 10  # of the table in a file or a pipe
-LABEL = 10  # columns before a value
+LABEL = 10  # columns before the chart
 # The columns of the table: their width, and that of a terminal from which on they are shown.
 COLUMNS = {
     "n": (5, 0),
@@ -72,8 +72,8 @@ def plain(model: LiveModel, now: float) -> list[str]:
     head = ", ".join(filter(None, (model.title, STATES[model.state][0])))
     found = [line_of(head)]
     found += [line_of(model.problem)] if model.problem else []
-    found += [line for line in _now_lines(model, 80, now, math.inf) if line.plain.strip()]
-    found += _summary_lines(model.summary)
+    found += _now_lines(model, 80, now, math.inf) + _summary_lines(model.summary)
+    found = [line for line in found if line.plain.strip()]
     return plain_lines(*found, Text(), _rows(model.entries, LAST_ROWS, math.inf))
 
 
@@ -204,38 +204,13 @@ def _numbers(running: Running) -> str:
 
 def _summary_lines(summary: Summary) -> list[Text]:
     """Return the best and the sums, in SUMMARY_LINES lines."""
-    best, spent = summary.best, summary.spent
-    score, description = line_of(f"{'best':<{LABEL}}"), Text()
-    if best is None:
-        score.append("none yet", style="dim")
-    else:
-        score.append(number(best.val_bpb), style="bold green").append(f"  experiment {best.n}")
-        score.append(f"{_below(summary)}  ").append(summary.claims.words, style="yellow")
-        description = line_of(" " * LABEL + best.description)
-    counts = [
-        count(summary.experiments, "experiment"),
-        f"{summary.improvements:,} improved",
-        count(summary.crashes, "crash"),
-        "" if summary.per_hour is None else f"{summary.per_hour:.1f} an hour",
-    ]
-    cost = [
-        f"{spent.usd:,.2f} dollars" if spent.usd else "",
-        f"{spent.tokens:,} tokens" if spent.tokens else "",
-        f"{count(spent.unpriced, 'answer')} without a price" if spent.unpriced else "",
-    ]
-    found = [score, description]
-    for label, facts in (("so far", counts), ("cost", cost)):
-        words = ", ".join(filter(None, facts))
-        found.append(line_of(f"{label:<{LABEL}}{words}" if words else ""))
-    return found
-
-
-def _below(summary: Summary) -> str:
-    """Return by how much the best is better than the start, in words."""
-    start, best = summary.start, summary.best.val_bpb if summary.best else None
-    if start is None or best is None or not 0 < best < start < math.inf:
-        return ""
-    return f", {100 * (start - best) / start:.2f}% below the start ({number(start)})"
+    best = summary.best
+    *sums, score = facts(summary)
+    score_line, best_line = line_of(score or "nothing is kept yet", "bold green"), Text()
+    if best is not None:
+        score_line.append(f"  {summary.claims.words}", style="not bold yellow")
+        best_line = line_of(f"  experiment {best.n}: {best.description}")
+    return [score_line, best_line, *map(line_of, sums)]
 
 
 def staircase(bests: Sequence[float], width: int, height: int) -> list[str]:

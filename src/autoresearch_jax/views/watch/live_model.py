@@ -64,12 +64,8 @@ def open_reader(folder: Path, tag: str | None = None, *, follow: bool = False) -
         if tag is None and table.is_file():
             return TableReader(table)
         raise
-    follow = follow and tag is None
-    tag = tags.existing(workspace, tag)
-    table = workspace.root / "results.tsv"
-    if tag is None and not follow and table.is_file() and results_tsv.read_results(table):
-        return TableReader(table)
-    return JournalReader(workspace, tag, follow=follow)
+    existing = tags.existing(workspace, tag)
+    return JournalReader(workspace, existing, follow=follow and tag is None)
 
 
 def read(folder: Path, tag: str | None = None) -> LiveModel:
