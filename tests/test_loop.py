@@ -19,10 +19,10 @@ from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.job import Limits
 from autoresearch_jax.jobs.local import LocalExecutor
-from autoresearch_jax.loop import effects, worker
+from autoresearch_jax.loop import worker
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.session import Session
-from autoresearch_jax.records import events, journal, tags
+from autoresearch_jax.records import events, journal, results_tsv, tags
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.journal import Journal
 from autoresearch_jax.repo.candidates import Candidates
@@ -411,7 +411,7 @@ def test_loops_of_two_tags_write_one_results_tsv(workspace, monkeypatch):
         with contextlib.closing(one):
             for _ in range(30):
                 (workspace.root / "results.tsv").write_text("")
-                effects.project(one)
+                results_tsv.write(workspace, one.experiments, one.view)
 
     with ThreadPoolExecutor(2) as threads:
         assert list(threads.map(write, ("t", "u"))) == [None, None]

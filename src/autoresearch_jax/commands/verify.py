@@ -16,7 +16,7 @@ from autoresearch_jax.loop.scaling import scaled
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
 from autoresearch_jax.records import events
-from autoresearch_jax.records.events import Outcome, Purpose, Repeated
+from autoresearch_jax.records.events import Outcome, Purpose
 from autoresearch_jax.records.experiment import Experiment, refuse_without_parameters
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system.interrupts import Abandoned
@@ -81,7 +81,9 @@ def seeds(
         e = _chosen(session, name, baseline)
 
         def run(worker: Worker) -> None:
-            repeat = _repeated(session, worker, e, Purpose.NOISE)
+            if session.interrupts.stopping():
+                raise Abandoned
+            repeat = worker.scored_again(e, Purpose.NOISE)
             session.view.say(f"experiment {e.n}, seed {repeat.seed}: {repeat.score:.6f}")
 
         session.pool.run([run] * runs)
@@ -115,7 +117,7 @@ def retrain(workspace: Workspace, config: LoopConfig, tools: Tools, *, name: str
             )
         recorded = _recorded(e)
         low, high = statistics.expected_again(recorded, session.noise)
-        job = partial(_repeated, session, e=e, purpose=Purpose.RETRAIN, seed=SEED)
+        job = partial(Worker.scored_again, e=e, purpose=Purpose.RETRAIN, seed=SEED)
         score = session.pool.one(job).score
         assert score is not None
         same = low <= score <= high
@@ -149,11 +151,7 @@ def scale(
             if session.interrupts.stopping():
                 raise Abandoned
             job = partial(scaled, e=one, depth=depth, budget_s=budget_s)
-            found = session.pool.one(job)
-            if found.outcome != Outcome.OK:
-                reason = found.reason.rstrip(".")
-                raise UserError(f"experiment {one.n} gives no score at depth {depth}: {reason}.")
-            scores.append(found.metrics["val_bpb"])
+            scores.append(session.pool.one(job))
         baseline_bpb, val_bpb = scores
         gain, recorded_gain = baseline_bpb - val_bpb, _recorded(baseline) - _recorded(e)
         verdict = "scale-stable" if gain > 0 else "scale-bound"
@@ -214,18 +212,6 @@ def _chosen(session: Session, name: str | None, default: Experiment) -> Experime
 def _recorded(e: Experiment) -> float:
     assert e.val_bpb is not None
     return e.val_bpb
-
-
-def _repeated(
-    session: Session, worker: Worker, e: Experiment, purpose: Purpose, seed: int | None = None
-) -> Repeated:
-    """Train once more and return a repeat that has a score. Raises Abandoned, UserError."""
-    if session.interrupts.stopping():
-        raise Abandoned
-    repeat = worker.repeat(e, purpose, seed=seed)
-    if repeat.score is None:
-        raise UserError(f"experiment {e.n} failed when it was run again: {repeat.reason}")
-    return repeat
 
 
 def _scored(session: Session, e: Experiment, split: str) -> float:

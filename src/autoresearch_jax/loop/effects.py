@@ -1,5 +1,7 @@
 """What a decision changes: the journal first, then the branch, kept files and results.tsv."""
 
+from msgspec import structs
+
 from autoresearch_jax.common import files, syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import logs
@@ -11,37 +13,31 @@ from autoresearch_jax.records.events import Decided, Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo import candidates
 
-ARTIFACTS_KEPT = 20  # kept experiments whose parameters stay, the baseline's and the best's aside
+ARTIFACTS_KEPT = 20  # kept experiments whose artifacts stay, besides baseline and best
 
 
 def carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | None:
-    """Decides a measured experiment, or says what must be measured again before.
+    """Decide a measured experiment, or return what must be measured again before.
 
-    For one thread at a time. Raises UserError.
+    Only one thread at a time may call it. Raises UserError.
     """
     best = tag.experiments.best
     found = decide(tag.experiments, e, tag.config, _lines_less(tag, e))
     if isinstance(found, MeasureAgain):
         return found
-    lives_on = found.lives_on
-    queued = () if lives_on is None else (proposal_queue.carried(tag, lives_on),)
-    tag.journal.append(
-        Decided(
-            n=e.n,
-            status=found.status,
-            reason=found.reason,
-            verdict=found.verdict,
-            queued=queued,
-        )
-    )
+    decided = Decided(n=e.n, status=found.status, reason=found.reason, verdict=found.verdict)
+    if found.lives_on is not None:
+        queued = proposal_queue.carried(tag, found.lives_on)
+        decided = structs.replace(decided, queued=(queued,))
+    tag.journal.append(decided)
     move_branch(tag)
     e = tag.experiments[e.n]
     prune(tag, e)
     if e.status == Status.KEEP:
         prune_kept(tag)
-    project(tag)
+    results_tsv.write(tag.workspace, tag.experiments, tag.view)
     tag.view.live("")
-    tag.view.say(_verdict(e, best))
+    tag.view.say(_line(e, best))
     if e.note:
         tag.view.say(f"     look at it: {e.note}")
     return None
@@ -56,7 +52,7 @@ def _lines_less(tag: OpenTag, e: Experiment) -> int:
 
 
 def move_branch(tag: OpenTag) -> None:
-    """Brings the branch to the best. Raises UserError where another program moved it."""
+    """Move the branch to the best. Raises UserError if another program has moved it."""
     best, tip = tag.experiments.best, tag.candidates.tip()
     if best is None or tip == best.commit:
         return
@@ -67,23 +63,19 @@ def move_branch(tag: OpenTag) -> None:
 
 
 def prune(tag: OpenTag, e: Experiment) -> None:
-    """Of a flood in a log the beginning and the end stay; nothing else if it was not kept."""
+    """Shorten long logs of an experiment, and remove its artifacts if it was not kept."""
     logs.shorten_logs(tag.log(e).parent)
     if e.status != Status.KEEP:
         files.remove(tag.artifacts(e))
 
 
 def prune_kept(tag: OpenTag) -> None:
-    """Parameters and exports, 200 MB at full size, stay for the last kept experiments only."""
+    """Remove the artifacts, 200 MB at full size, of all but the last kept experiments."""
     for one in tag.experiments.kept[1:-ARTIFACTS_KEPT]:
         files.remove(tag.artifacts(one))
 
 
-def project(tag: OpenTag) -> None:
-    results_tsv.write(tag.workspace, tag.experiments, tag.view)
-
-
-def _verdict(e: Experiment, best: Experiment | None) -> str:
+def _line(e: Experiment, best: Experiment | None) -> str:
     if e.status == Status.CRASH:
         return f"{e.n:4} crash    {e.description}: {e.reason}"
     gain = ""

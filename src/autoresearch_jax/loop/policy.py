@@ -31,14 +31,8 @@ class Measured:
 class Strict:
     """The original's rule: a lower score is kept. Several runs count as their mean."""
 
-    def decide(
-        self,
-        incumbent: Sequence[float],
-        candidate: Sequence[float],
-        decided: Sequence[Measured] = (),
-        lines_less: int = 0,
-    ) -> Verdict:
-        """Decide on the scores of a candidate, as `Confirm.decide` does."""
+    def decide(self, incumbent: Sequence[float], candidate: Sequence[float], *_: object) -> Verdict:
+        """Decide on the scores of a candidate."""
         return Verdict("keep" if fmean(candidate) < fmean(incumbent) else "discard")
 
 

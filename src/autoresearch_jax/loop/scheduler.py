@@ -51,13 +51,10 @@ def _announce(session: Session, again: MeasureAgain) -> None:
 
 def _measure_again(session: Session, e: Experiment, worker: Worker) -> None:
     """Repeat an experiment for a decision. Raises Abandoned, and UserError if the best fails."""
-    repeat = worker.repeat(e, Purpose.DECIDE)
-    if repeat.score is None and e.status is not None:
-        raise UserError(
-            f"The best one, experiment {e.n}, failed when it was measured again: "
-            f"{repeat.reason.rstrip('.')}. Nothing is lost. Look with `autoresearch-jax "
-            "doctor`, then run the same command again."
-        )
+    if e.status is None:
+        worker.repeat(e, Purpose.DECIDE)
+    else:
+        worker.scored_again(e, Purpose.DECIDE)
 
 
 class _Retired(Exception):

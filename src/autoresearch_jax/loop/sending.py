@@ -10,15 +10,12 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.system import process
-
-if TYPE_CHECKING:
-    from apprise import NotifyBase
 
 COMMAND_SECONDS = 30.0
 ANSWER_SECONDS = 10.0  # for a web address to answer
@@ -60,14 +57,14 @@ def send(to: str, event: str, text: str) -> None:
         _post(to, text)
 
 
-def _service(address: str) -> "NotifyBase | None":
+def _service(address: str) -> Any:
+    """Return the service of an address, an apprise.NotifyBase; None if Apprise knows none."""
     from apprise import Apprise  # it takes a second to import
 
-    found: Any = Apprise.instantiate(address)
-    return found
+    return Apprise.instantiate(address)
 
 
-def _notify(address: str, service: "NotifyBase", text: str) -> None:
+def _notify(address: str, service: Any, text: str) -> None:
     from apprise import NotifyFormat
     from apprise.logger import LogCapture
 

@@ -1,7 +1,7 @@
 """The beginning of an experiment under an open tag: proposed, resumed, or repaired.
 
 Every step is in the journal before its effect is carried out, and every effect can be carried out
-twice. So `settle` brings whatever state a killed process left to where it would have been.
+twice. So `settle` completes whatever a killed process has left.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from autoresearch_jax.loop import effects, statistics
 from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.loop.statistics import Noise
 from autoresearch_jax.loop.worker_pool import MakeExecutor, WorkerPool
+from autoresearch_jax.records import results_tsv
 from autoresearch_jax.records.events import Proposed, Repaired
 from autoresearch_jax.records.experiment import Experiment
 
@@ -30,7 +31,7 @@ class Session(OpenTag):
 
     @property
     def noise(self) -> Noise | None:
-        """How far the scores of one train.py differ under this tag, if that was measured."""
+        """The noise of a score under this tag, if it was measured."""
         return statistics.noise(self.experiments)
 
     def close(self) -> None:
@@ -38,10 +39,7 @@ class Session(OpenTag):
         super().close()
 
     def settle(self) -> list[Experiment]:
-        """Carries out what an earlier process recorded; returns what it left undecided.
-
-        Raises UserError.
-        """
+        """Carry out what an earlier process recorded; return the undecided. Raises UserError."""
         self.refuse_checked_out()
         self.candidates.clear_stale_locks(self._intended())
         effects.move_branch(self)
@@ -54,11 +52,11 @@ class Session(OpenTag):
                 self._keep_attempt(e)
             else:
                 effects.prune(self, e)
-        effects.project(self)
+        results_tsv.write(self.workspace, self.experiments, self.view)
         return self.experiments.undecided
 
     def _intended(self) -> dict[str, str]:
-        """The refs that an earlier process may have been writing when it was killed."""
+        """Return the refs that an earlier process may have been writing when it was killed."""
         named = self.experiments.undecided or list(self.experiments)[-1:]
         refs = {self.candidates.ref(e.n): e.commit for e in named}
         refs |= {self.candidates.ref(e.n, e.repairs): e.was for e in named if e.was}
@@ -67,25 +65,26 @@ class Session(OpenTag):
         return refs
 
     def propose_baseline(self) -> Experiment:
-        """The checkout's commit, as it is, becomes the next experiment."""
-        return self._record(self.workspace.head(), "", description="baseline", agent="")
+        """Make the checkout's commit the next experiment."""
+        return self._record(self.workspace.head(), base="", description="baseline", agent="")
 
     def propose(
         self, blob: str, *, description: str, agent: str, base: str | None = None, **fields: Any
     ) -> Experiment:
-        """A stored train.py becomes the next experiment, on top of `base`: the best by default.
+        """Make a stored train.py the next experiment, on top of `base`: the best by default.
 
-        `fields` are what the record has beside: metrics, expected, ask, of, refused.
+        `fields` are the other fields of the record: metrics, expected, ask, of, refused.
         """
         assert self.experiments.best is not None
         base = base or self.experiments.best.commit
-        commit, description = self._candidate(len(self.experiments), base, blob, description, agent)
-        return self._record(commit, base, description=description, agent=agent, **fields)
+        description = clean(description) or "no description"
+        commit = self._commit(len(self.experiments), blob, base, description, agent)
+        return self._record(commit, base=base, description=description, agent=agent, **fields)
 
     def repair(self, e: Experiment, blob: str, *, description: str, agent: str, ask: int) -> None:
-        """A stored train.py takes the place of one that crashed, which stays readable."""
-        description = description or e.description
-        commit, description = self._candidate(e.n, e.base, blob, description, agent)
+        """Replace the train.py of an experiment that crashed; the old one stays readable."""
+        description = clean(description) or e.description
+        commit = self._commit(e.n, blob, e.base, description, agent)
         self.journal.append(
             Repaired(
                 n=e.n,
@@ -102,7 +101,7 @@ class Session(OpenTag):
         self.candidates.name(e.n, commit)
 
     def _keep_attempt(self, e: Experiment) -> None:
-        """Keeps the commit, the log and the question of the attempt before the last repair."""
+        """Keep the commit, the log and the question of the attempt before the last repair."""
         if not e.repairs:
             return
         self.candidates.name(e.n, e.was, e.repairs)
@@ -115,26 +114,23 @@ class Session(OpenTag):
             files.remove(run_dir / f"repair-{e.repairs}")
             asked.rename(run_dir / f"repair-{e.repairs}")
 
-    def _candidate(
-        self, n: int, base: str, blob: str, description: str, agent: str
-    ) -> tuple[str, str]:
-        """The commit of an experiment, and its description as it is recorded."""
-        description = clean(description) or "no description"
+    def _commit(self, n: int, blob: str, base: str, description: str, agent: str) -> str:
+        """Return the commit of an experiment."""
         # The number makes two equal proposals two commits, also within one second.
         message = f"{description}\n\nExperiment {n} of autoresearch/{self.tag}, by {agent}.\n"
-        return self.candidates.candidate(base, blob, message), description
+        return self.candidates.candidate(base, blob, message)
 
-    def _record(self, commit: str, base: str, **fields: Any) -> Experiment:
+    def _record(self, commit: str, **fields: Any) -> Experiment:
         n = len(self.experiments)
         program = syntax.meaning(self.candidates.blob(commit))
-        self.journal.append(Proposed(n=n, commit=commit, base=base, program=program, **fields))
+        self.journal.append(Proposed(n=n, commit=commit, program=program, **fields))
         e = self.experiments[n]
         self.candidates.name(n, commit)
         self._adopt(e)
         return e
 
     def _adopt(self, e: Experiment) -> None:
-        """Moves the prompt and the logs of its agent to where an experiment has them."""
+        """Move the prompt and the logs of its agent to the folder of an experiment."""
         if e.ask is None or not (asked := self.ask_dir(e.ask)).is_dir():
             return
         run_dir = self.log(e).parent

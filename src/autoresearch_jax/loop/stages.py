@@ -9,8 +9,7 @@ from autoresearch_jax.loop.proposer import Proposer
 from autoresearch_jax.loop.scheduler import Scheduler, run_alone
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
-from autoresearch_jax.records.events import Audited, Finished, Purpose, Repeated, Status
-from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.events import Audited, Finished, Purpose, Status
 
 
 def run(session: Session, proposer: Proposer, decided: Callable[[], None]) -> str:
@@ -81,7 +80,7 @@ def _measure_noise(session: Session) -> None:
         if not session.interrupts.stopping():
             of = f"run {number} of {statistics.NOISE_RUNS}"
             session.view.say(f"     measuring the noise: the baseline again, {of}")
-            _repeat(worker, baseline, Purpose.NOISE, "val")
+            worker.scored_again(baseline, Purpose.NOISE)
 
     session.pool.run([partial(run, at + 1) for at in range(done, statistics.NOISE_RUNS)])
     if not session.interrupts.stopping():
@@ -103,7 +102,7 @@ def audit(session: Session, runs: int) -> Audited:
     split = "sealed" if data is not None and "sealed" in data.splits else "val"
 
     def run(n: int, worker: Worker) -> None:
-        repeat = _repeat(worker, experiments[n], Purpose.AUDIT, split)
+        repeat = worker.scored_again(experiments[n], Purpose.AUDIT, split=split)
         session.view.say(f"     audit: experiment {n} {split} {repeat.score:.6f}")
 
     done = {n: len(experiments.audit_scores(n, split)) for n in (baseline.n, best.n)}
@@ -121,14 +120,3 @@ def audit(session: Session, runs: int) -> Audited:
     )
     session.journal.append(found)
     return found
-
-
-def _repeat(worker: Worker, e: Experiment, purpose: Purpose, split: str) -> Repeated:
-    """Run an experiment once more. Raises Abandoned, UserError if it gives no score."""
-    repeat = worker.repeat(e, purpose, split=split)
-    if repeat.score is None:
-        raise UserError(
-            f"Experiment {e.n} failed when it was run again: {repeat.reason.rstrip('.')}. Nothing "
-            "is lost. Look with `autoresearch-jax doctor`, then run the same command again."
-        )
-    return repeat

@@ -136,6 +136,19 @@ class Worker:
         repeats = tag.experiments[e.n].repeats
         return next(one for one in reversed(repeats) if one.seed == seed)
 
+    def scored_again(
+        self, e: Experiment, purpose: Purpose, *, split: str = "val", seed: int | None = None
+    ) -> Repeated:
+        """Do the same, but raise UserError if the repeat has no score."""
+        repeat = self.repeat(e, purpose, split=split, seed=seed)
+        if repeat.score is None:
+            raise UserError(
+                f"Experiment {e.n} failed when it was run again: {repeat.reason.rstrip('.')}. "
+                "Nothing is lost. Look with `autoresearch-jax doctor`, then run the same command "
+                "again."
+            )
+        return repeat
+
     def record_repeat_crash(self, e: Experiment, reason: str) -> None:
         """Record a repeat for a decision that failed without a result."""
         self.tag.journal.append(
