@@ -1,4 +1,4 @@
-"""What begin and finish leave behind, and print."""
+"""What `prepare.begin` and `finish` write and print."""
 
 import json
 import shutil
@@ -116,6 +116,7 @@ def test_a_whole_session(prepared, tmp_path, devices):
     assert flat["embed/table"][0, 0] == jax.random.normal(jax.random.key(42), (512, 512))[0, 0]
 
 
+@pytest.mark.nightly
 def test_two_processes_leave_what_one_does(prepared, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -232,8 +233,3 @@ prepare.begin(bound, jnp.zeros((512, 512)))
         text=True,
     )
     assert "ValueError: logits_fn is bound to 2 devices: it must not contain a mesh" in done.stderr
-
-
-def test_names_of_other_pytrees(prepare, run_dir):
-    session = prepare.begin(lambda params, tokens: params[0]["table"][tokens], [table()])
-    assert list(session._abstract) == ["0/table"]

@@ -1,4 +1,4 @@
-"""Runs again: the policy that confirms, the noise, the audit, and what is claimed of them."""
+"""Repeats: the confirming policy, the noise, the audit, and what is claimed of them."""
 
 import dataclasses
 import math
@@ -80,24 +80,7 @@ def test_a_confirming_loop_learns_the_noise_and_measures_what_is_close_again(wor
     assert "again     val 0." in shown.output
 
 
-def test_strict_measures_once_and_needs_no_noise(workspace):
-    loop(workspace, noisy(CLEAR), noisy(CLEAR + 0.001), policy="strict")
-    assert not records(workspace, "repeated")
-    assert all(one["verdict"] == "" for one in records(workspace, "decided"))
-
-
-def test_program_md_chooses_the_policy(workspace):
-    program = workspace.root / "program.md"
-    program.write_text("---\npolicy: confirm\naudit: 2\nless_code: true\n---\nGo.\n")
-    loop(workspace, noisy(CLEAR), policy=None, audit=None)
-    assert records(workspace, "session")[0]["policy"] == "confirm"
-    for wrong, said in (("policy: luck", "strict' or 'confirm"), ("audit: 1", "0, or 2 or more")):
-        program.write_text(f"---\n{wrong}\n---\nGo.\n")
-        with pytest.raises(UserError, match=said):
-            loop(workspace, noisy(CLEAR), policy=None, audit=None)
-
-
-def test_what_is_equal_with_less_code_is_kept_if_that_counts(workspace):
+def test_an_equal_score_with_less_code_is_kept_if_that_counts(workspace):
     long = "".join(f"unused_{i} = {i}\n" for i in range(40))
     program = workspace.root / "program.md"
     (workspace.root / "train.py").write_text(noisy(1.0, long))
@@ -111,7 +94,7 @@ def test_what_is_equal_with_less_code_is_kept_if_that_counts(workspace):
     assert syntax.code_lines(b"x = (") is None
 
 
-def test_a_run_that_is_stopped_is_made_again_and_decides_the_same(workspace, monkeypatch):
+def test_an_interrupted_repeat_is_made_again_and_decides_the_same(workspace, monkeypatch):
     from autoresearch_jax.loop import worker
 
     repeat, calls = worker.Worker.repeat, []
@@ -141,12 +124,12 @@ def test_a_candidate_that_fails_when_measured_again_is_a_crash(workspace):
     assert one.status == "crash"
     assert "measured again, it failed" in one.reason
     # The best of all fails: that is no fault of the candidate.
-    with pytest.raises(UserError, match=r"experiment 2, failed when it was measured again"):
+    with pytest.raises(UserError, match="Experiment 2 failed when it was run again"):
         loop(workspace, noisy(0.8, broken), noisy(0.79))
     assert history(workspace)[3].status is None
 
 
-def test_a_loop_ends_with_an_audit_that_nothing_was_decided_on(workspace):
+def test_a_loop_ends_with_an_audit_whose_runs_decide_nothing(workspace):
     view = harness.Notes()
     loop(workspace, noisy(CLEAR), view=view, audit=3)
     (found,) = records(workspace, "audited")
@@ -165,7 +148,7 @@ def test_a_loop_ends_with_an_audit_that_nothing_was_decided_on(workspace):
     assert "audited gain of experiment 1" in results.output
 
 
-def test_an_audit_that_was_stopped_goes_on_with_its_runs(workspace, monkeypatch):
+def test_an_interrupted_audit_continues_with_its_runs(workspace, monkeypatch):
     from autoresearch_jax.loop import worker
 
     repeat, calls = worker.Worker.repeat, []
@@ -234,7 +217,7 @@ def test_a_disturbed_training_is_repeated_once(workspace, monkeypatch):
     assert history(workspace)[1].status == "keep"  # believed the second time
 
 
-def test_one_that_a_disturbance_made_too_long_is_repeated_once(workspace, monkeypatch):
+def test_a_training_that_interference_made_too_long_is_repeated_once(workspace, monkeypatch):
     from autoresearch_jax.jobs.local import LocalExecutor
     from autoresearch_jax.loop import worker
 
@@ -286,7 +269,7 @@ def repeat(score, purpose, split="val"):
     )
 
 
-def test_what_a_policy_costs_is_in_experiments_an_hour():
+def test_the_cost_of_a_policy_is_given_in_experiments_an_hour():
     def run(n, scores=1, status="discard"):
         again = (repeat(1.0, "decide"),) * (scores - 1)
         return Experiment(
@@ -305,7 +288,7 @@ def test_what_a_policy_costs_is_in_experiments_an_hour():
     assert statistics.pace_words("confirm", [], 1) == ""
 
 
-def test_noise_takes_only_runs_that_nothing_was_chosen_on():
+def test_noise_is_computed_from_runs_that_decided_nothing():
     baseline = Experiment(
         0, "a", "", "", "", scored="ok", val_bpb=1.0, repeats=(repeat(1.2, "noise"),)
     )
