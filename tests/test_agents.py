@@ -13,6 +13,7 @@ from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 from tests.harness import Notes, git, rows, run_loop, state
 from tests.levels import BOXES, STRONGEST_BY_DAY
+from tests.tiers import cases
 
 BETTER = "sed -i 's/SCORE = .*/SCORE = 0.5/' train.py"
 
@@ -188,7 +189,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("level", STRONGEST_BY_DAY)
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", cases(HOSTILE, ("own repository", "commands", "link")))
 def test_git_data_damaged_by_an_agent_harms_nothing(tmp_path, monkeypatch, level, name):
     root = harness.make_repository(tmp_path / "workspace")
     with (root / ".gitignore").open("a") as file:

@@ -390,6 +390,7 @@ def test_numbers_with_an_exponent_need_no_point():
     front = "---\nsearch: {X_LR: [1e-3, 1e-1], Y: {choices: [1e4, 2e4]}}\n---\n"
     given = config.from_program(front).search
     assert (given["X_LR"].low, given["Y"].choices) == (0.001, (10000.0, 20000.0))
+    assert config.from_program("---\nagent: 1e3x\n---\n").agent == "1e3x"
 
 
 def _drawn(one, now, reach, dice):

@@ -236,12 +236,11 @@ class CommandAgent(ClientAgent):
         words = {Path(word).name for word in re.split(r"[\s;&|]+", command)}
         clients = list(shipped().values() if clients is None else clients)
         self._clients = [one.name for one in clients]
-        named = [path.rstrip("/") for one in clients if one.program in words for path in one.writes]
-        state = tuple(dict.fromkeys(named))
+        named = (path.rstrip("/") for one in clients if one.program in words for path in one.writes)
         client = Client(
             name="",
             command=("/bin/sh", "-c", command),
-            writes=state,
+            writes=tuple(dict.fromkeys(named)),
             install="the full path of a script, not in /tmp: it runs in a copy of the workspace",
         )
         super().__init__(client, writes=writes)

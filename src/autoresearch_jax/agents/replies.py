@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import jmespath
+
 from autoresearch_jax.agents import Trouble, Usage
 from autoresearch_jax.common.text import clean, without_escapes
 from autoresearch_jax.jobs import logs
@@ -171,8 +173,6 @@ def _json(text: str) -> dict[str, Any] | None:
 
 
 def _search(expression: str, said: Any) -> Any:
-    import jmespath
-
     try:
         return jmespath.search(expression, said)
     except jmespath.exceptions.JMESPathError:  # for example, a sum over texts

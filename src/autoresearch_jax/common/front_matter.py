@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
 
 # YAML 1.2 reads 1e-3 as a number, and so do people; PyYAML reads it as a word.
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[+-]?\d+[eE][+-]?\d+"), list("+-0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"[+-]?\d+[eE][+-]?\d+$"), list("+-0123456789")
 )
 
 
