@@ -98,7 +98,7 @@ ENTRY %main (a: s32[], b: f32[8], c: f32[100,8]) -> f32[8] {
 
 def test_traffic_of_a_module():
     """A loop's body counts as often as it runs, and only slices; fast memory does not count."""
-    moved = {one.name: one.bytes for one in hlo.traffic(MODULE)}
+    moved = {one.name: one.bytes for one in hlo.Module(MODULE).traffic()}
     row = 8 * 4
     assert moved == {
         "copy-start": row,  # read; it is written to fast memory
@@ -107,7 +107,7 @@ def test_traffic_of_a_module():
         "less": 5 * (4 + 4 + 1),
         "scatter": 2 * row,
     }
-    scopes = {one.name: one.scope for one in hlo.traffic(MODULE)}
+    scopes = {one.name: one.scope for one in hlo.Module(MODULE).traffic()}
     assert scopes["row"].endswith("h_3/attn/add")
     assert scopes["copy-start"].endswith("pallas_call")  # what it is copied for
 
@@ -142,7 +142,9 @@ ENTRY %main (a: s32[], b: f32[8]) -> f32[8] {
     ],
 )
 def test_a_conditional_counts_as_the_branch_that_moves_most(branches):
-    moved = {one.name: one.bytes for one in hlo.traffic(BRANCHES.replace("BRANCHES", branches))}
+    moved = {
+        one.name: one.bytes for one in hlo.Module(BRANCHES.replace("BRANCHES", branches)).traffic()
+    }
     assert moved == {"first": 64, "second": 64}
 
 
@@ -150,7 +152,7 @@ def test_a_known_trip_count_counts():
     said = MODULE.replace(
         "body=%body\n", 'body=%body, backend_config={"known_trip_count":{"n":"9"}}\n'
     )
-    assert {one.name: one.bytes for one in hlo.traffic(said)}["row"] == 9 * 100
+    assert {one.name: one.bytes for one in hlo.Module(said).traffic()}["row"] == 9 * 100
 
 
 def compiled(function, *arguments):
@@ -165,7 +167,7 @@ def test_traffic_is_what_xla_counts():
 
     x = jnp.ones((256, 256))
     program = compiled(step, x, x)
-    counted = sum(one.bytes for one in hlo.traffic(program.as_text()))
+    counted = sum(one.bytes for one in hlo.Module(program.as_text()).traffic())
     assert counted == pytest.approx(program.cost_analysis()["bytes accessed"], rel=0.01)
 
 
@@ -177,7 +179,7 @@ def test_traffic_of_a_real_loop():
 
     def total(n):
         text = compiled(lambda x: scanned(x, n), x).as_text()
-        return sum(one.bytes for one in hlo.traffic(text))
+        return sum(one.bytes for one in hlo.Module(text).traffic())
 
     assert total(30) - total(20) == pytest.approx(10 * 2 * x.nbytes, rel=0.01)
 

@@ -56,11 +56,9 @@ def test_embedding_gradients_are_added_in_one_instruction(dump):
 def test_activations_are_never_stored_in_float32(dump):
     """Not as [B, T, D] nor [B, T, 4D] nor one row a token: float32 stays inside reductions."""
     _, text, _ = dump
-    computations, entry = hlo.parse(text)
     stored = {
         array.split("{")[0]
-        for computation in hlo.running(computations, entry)
-        for one in computation.instructions.values()
+        for one in hlo.Module(text).running()
         if one.opcode not in hlo.FREE
         for array in hlo.arrays(one.shape)
     }

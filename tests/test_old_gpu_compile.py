@@ -63,11 +63,9 @@ def test_neither_bfloat16_nor_flash_attention_is_left(t4):
 
 def test_no_weights_of_attention_are_kept_for_the_gradient(t4):
     """Blocks of 256 queries are made, and no array has all positions by all positions."""
-    computations, entry = hlo.parse(t4[1])
     made = {
         array.split("{")[0]
-        for computation in hlo.running(computations, entry)
-        for one in computation.instructions.values()
+        for one in hlo.Module(t4[1]).running()
         for array in hlo.arrays(one.shape)
     }
     blocks = [array for array in made if re.fullmatch(r"f32\[(16,4|64),256,\d+\]", array)]

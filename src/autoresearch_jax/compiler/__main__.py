@@ -1,7 +1,7 @@
-"""`python -m autoresearch_jax.compiler SPEC`: compiles the train.py of the working folder.
+"""Compiles the train.py of the working folder: `python -m autoresearch_jax.compiler SPEC`.
 
 SPEC is JSON: `target` (of TARGETS; "" for the devices that JAX finds), `devices` (0: all, or one
-of a target), `memory_gib` (what one device may use; null: what it has), `constants` (of train.py
+of a target), `memory_gib` (the limit of one device; null: all it has), `constants` (of train.py
 to set, by name) and `out`, the file for the answer.
 """
 
@@ -23,7 +23,7 @@ def main() -> None:
     spec = json.loads(sys.argv[1])
     try:
         answer = answer_to(spec)
-    except Exception as error:  # whatever an agent's code raises, or XLA says of it
+    except Exception as error:  # anything that an agent's code or XLA raises
         traceback.print_exc()
         answer = {"refused": f"{type(error).__name__}: {error}"}
     out = Path(spec["out"])
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def answer_to(spec: dict[str, Any]) -> dict[str, Any]:
-    """What compiling says: the cost of a step, or why it is not possible ("refused")."""
+    """Returns the cost of a step, or why it cannot run ("refused")."""
     target = TARGETS.get(spec["target"])
     count = spec["devices"]
     found = targets.devices(spec["target"], count or 1) if target else jax.devices()
@@ -52,8 +52,7 @@ def answer_to(spec: dict[str, Any]) -> dict[str, Any]:
     compiled = traced.lower().compile()
     seconds = time.perf_counter() - begun
     has = target.memory_gib * 2**30 if target else memory.device_memory(found[0])
-    limits = [has, spec["memory_gib"] * 2**30 if spec["memory_gib"] else None]
-    limit = min((one for one in limits if one is not None), default=None)
+    limit = memory.smaller(has, spec["memory_gib"])
     step = cost.of(compiled, traced.jaxpr.jaxpr)
     tokens = tokens_of(abstract_args) / len(found)
     kind = found[0].device_kind
@@ -75,7 +74,7 @@ def answer_to(spec: dict[str, Any]) -> dict[str, Any]:
         }
     peak = peak_flops(kind)
     if tokens and target and peak:
-        # What one device is bound by: its arithmetic, or its memory.
+        # The bound of one device: its arithmetic, or its memory.
         seconds_of = {"flops": step.flops / peak, "bytes": step.bytes / target.bandwidth}
         answer["roofline_bound"] = max(seconds_of, key=lambda name: seconds_of[name])
         answer["roofline_tokens_per_s"] = tokens * len(found) / max(seconds_of.values())
@@ -87,7 +86,7 @@ def answer_to(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def tokens_of(abstract_args: tuple[Any, ...]) -> int:
-    """The targets of a step's rows: the largest argument of whole numbers, [rows, T + 1]."""
+    """Returns the targets of a step's rows: the largest integer argument is [rows, T + 1]."""
     rows = [
         leaf.shape
         for leaf in jax.tree.leaves(abstract_args)

@@ -1,4 +1,4 @@
-"""FLOPs, bytes and memory of a training step, from its trace and from what XLA made of it."""
+"""Computes FLOPs, bytes and memory of a training step from its trace and its compilation."""
 
 import math
 import re
@@ -11,15 +11,15 @@ import jax
 
 from autoresearch_jax.compiler import hlo, memory
 
-LARGEST = 3  # arrays that are named where memory does not suffice
-# JAX's own frames in the name of an operation; what is left are a model's.
+LARGEST = 3  # arrays that are named if memory does not suffice
+# JAX's own frames in the name of an operation; the rest are a model's.
 _FRAME = re.compile(r"(jit|vmap|remat|checkpoint|custom_vjp|shard_map|while|cond|body|branch)\b.*|"
                     r"closed_call|eval_jaxpr.*|rematted_computation|pmap.*|.*->.*")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step takes of one device."""
+    """The cost of one step on one device."""
 
     peak_bytes: int  # arguments, results and temporaries at once
     flops: float  # of products and attention
@@ -29,9 +29,9 @@ class Cost:
 
 
 def of(compiled: jax.stages.Compiled, jaxpr: Any) -> Cost:
-    """The cost of a compiled step whose trace is `jaxpr`."""
+    """Returns the cost of a compiled step whose trace is `jaxpr`."""
     text = compiled.as_text() or ""
-    moved = hlo.traffic(text)
+    moved = hlo.Module(text).traffic()
     components: Counter[str] = Counter()
     for one in moved:
         components[component(one.scope)] += one.bytes
@@ -45,9 +45,9 @@ def of(compiled: jax.stages.Compiled, jaxpr: Any) -> Cost:
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int:
-    """The memory that one device needs at once: arguments, results, temporaries."""
+    """Returns the memory that one device needs at once: arguments, results, temporaries."""
     sizes = compiled.memory_analysis()
-    if sizes is None:  # a backend that does not say
+    if sizes is None:  # the backend does not report it
         return 0
     return (
         sizes.argument_size_in_bytes
@@ -58,10 +58,10 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def flops(jaxpr: Any) -> float:
-    """FLOPs of the matrix products in a trace, of one device, each loop as often as it runs.
+    """Returns the FLOPs of the matrix products in a trace, each loop as often as it runs.
 
-    Attention kernels count what they compute, masked parts that they skip left out; a `while` of
-    unknown length counts once.
+    Attention kernels count what they compute, without the masked parts that they skip; a `while`
+    of unknown length counts once.
     """
     return sum(map(_flops, jaxpr.eqns))
 
@@ -83,7 +83,7 @@ def _flops(eqn: Any) -> float:
 
 
 def _jaxprs(params: dict[str, Any]) -> Iterable[Any]:
-    # A custom gradient's other functions are not run where they are stored.
+    # The trace stores a custom gradient's other functions here, but does not run them here.
     for key, value in params.items():
         for one in value if isinstance(value, tuple | list) else [value]:
             inner = getattr(one, "jaxpr", one)
@@ -101,7 +101,7 @@ def _cudnn_flops(eqn: Any, products: int) -> float:
 
 
 def component(scope: str) -> str:
-    """The part of a model that an operation's scope names, its layers taken together."""
+    """Returns the part of a model that an operation's scope names, the same for all its layers."""
     way = "backward " if "transpose(" in scope else "forward " if "jvp(" in scope else ""
     frames = re.sub(r"(transpose|jvp)\(|\)", "", scope).split("/")[:-1]  # the last: an operation
     named = [re.sub(r"_?\d+", "", one) for one in frames if one and not _FRAME.fullmatch(one)]
@@ -111,15 +111,13 @@ def component(scope: str) -> str:
 
 
 def largest(text: str) -> list[str]:
-    """The largest arrays that a module makes, with the part of the model that they belong to."""
-    computations, entry = hlo.parse(text)
+    """Returns the largest arrays that a module makes, each with its part of the model."""
     found: dict[str, tuple[int, str]] = {}
-    for computation in hlo.running(computations, entry):
-        for one in computation.instructions.values():
-            if one.opcode in hlo.FREE - {"parameter"}:
-                continue
-            for array in hlo.arrays(one.shape):
-                size = hlo.shape_bytes(array, anywhere=True)
-                found.setdefault(array.split("{")[0], (size, component(one.scope)))
+    for one in hlo.Module(text).running():
+        if one.opcode in hlo.FREE - {"parameter"}:
+            continue
+        for array in hlo.arrays(one.shape):
+            size = hlo.shape_bytes(array, anywhere=True)
+            found.setdefault(array.split("{")[0], (size, component(one.scope)))
     ranked = sorted(found.items(), key=lambda item: -item[1][0])[:LARGEST]
     return [f"{array}, {memory.size(size)}, of {part}" for array, (size, part) in ranked]

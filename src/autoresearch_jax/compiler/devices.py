@@ -1,4 +1,4 @@
-"""Devices to compile for, on a machine that has none of them."""
+"""Describes devices to compile for, on a machine that has none of them."""
 
 import os
 from typing import Any
@@ -36,13 +36,13 @@ device_description_str: "{kind}"
 
 
 def devices(name: str, count: int) -> list[Any]:
-    """`count` devices of a target, to be compiled for only.
+    """Returns `count` devices of a target, which can only be compiled for.
 
-    To be called before anything else opens JAX's devices, once a process.
+    Call it once a process, before anything else opens JAX's devices.
     """
     target = TARGETS[name]
     jax.config.update("jax_platforms", "cpu")
-    # Deviceless compiles do not use the persistent cache, but warn about what they find there.
+    # Compiling without devices does not use the persistent cache, but warns about its entries.
     jax.config.update("jax_enable_compilation_cache", False)
     if isinstance(target.chip, Tpu):
         hosts = target.chip.hosts
@@ -53,11 +53,11 @@ def devices(name: str, count: int) -> list[Any]:
             "TPU_WORKER_HOSTNAMES": "localhost",
             "TPU_WORKER_ID": "0",
             "TPU_SKIP_MDS_QUERY": "1",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a training may hold the chips meanwhile
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a training may use the chips meanwhile
         }
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     else:
-        # Without a device nothing can be timed, so XLA takes its default kernels.
+        # Without a device nothing can be timed, so XLA uses its default kernels.
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
         found = topologies.get_topology_desc(
@@ -71,7 +71,7 @@ def devices(name: str, count: int) -> list[Any]:
 
 
 def gpu_text(target: Target, chip: Gpu) -> str:
-    """A GPU as XLA's GpuTargetConfigProto, in protobuf's text format."""
+    """Returns a GPU as XLA's GpuTargetConfigProto, in protobuf's text format."""
     major, minor = chip.capability
     return GPU_TEXT.format(
         kind=f"NVIDIA {target.kind}",

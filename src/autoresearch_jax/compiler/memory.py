@@ -1,4 +1,4 @@
-"""How much memory a step may use, and what to say when it needs more."""
+"""Limits the memory of a step."""
 
 import os
 from collections.abc import Iterable
@@ -15,13 +15,16 @@ class NotEnoughMemory(UserError):
 
 
 def device_memory(device: Any) -> float | None:
-    """Bytes of a device that a training may use: what it has, or less if the person says so."""
-    stats = None if device.platform == "cpu" else device.memory_stats()
-    limit = (stats or {}).get("bytes_limit")
-    if device.platform == "cpu":
-        limit = psutil.virtual_memory().total
-    asked = os.environ.get(MEMORY_LIMIT)
-    limits = [limit, float(asked) * 2**30 if asked else None]
+    """Returns the bytes of a device that a training may use: what it has, or the person's limit."""
+    limit: float | None = psutil.virtual_memory().total
+    if device.platform != "cpu":
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+    return smaller(limit, os.environ.get(MEMORY_LIMIT))
+
+
+def smaller(limit: float | None, limit_gib: float | str | None) -> float | None:
+    """Returns the smaller of two limits in bytes; None if both are unknown."""
+    limits = [limit, float(limit_gib) * 2**30 if limit_gib else None]
     return min((one for one in limits if one is not None), default=None)
 
 
@@ -37,5 +40,5 @@ def check(needed: int, limit: float | None, largest: Iterable[str]) -> None:
 
 
 def size(bytes_: float) -> str:
-    """A number of bytes for a person."""
+    """Returns a number of bytes as text."""
     return f"{bytes_ / 2**30:.2f} GiB" if bytes_ >= 2**29 else f"{bytes_ / 2**20:.1f} MiB"
