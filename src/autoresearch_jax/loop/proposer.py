@@ -4,29 +4,40 @@ Agents think in threads, while trainings run. An answer waits in the queue of pr
 merged into the best of its turn. While the agent does not answer, `tpe` proposes in its place, and
 the agent is asked again later (`back_off.BackOff` says when). Without a fallback the loop waits for
 a limit to end, and any other trouble stops it.
+
+A crash goes back to its agent once, which may repair its train.py. A worker waits for a repair as
+long as for a proposal, if something else can be trained. Then the crash is recorded, and the late
+repair becomes a queued proposal like any other.
 """
 
 import dataclasses
 import itertools
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from autoresearch_jax.agents import Agent, AgentError, make_agent
+from autoresearch_jax.agents import Agent, AgentError, make_agent, prompt
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.jobs import logs
+from autoresearch_jax.jobs.compile_check import Verdict
 from autoresearch_jax.loop import back_off, proposal_queue
-from autoresearch_jax.loop.asking import Asking
+from autoresearch_jax.loop.asking import Answer, Asking
 from autoresearch_jax.loop.back_off import PERMANENT, TRIES, BackOff
-from autoresearch_jax.loop.repairs import Repairs
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records.events import Queued
 from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.system.interrupts import Abandoned
 
+LOG_BYTES = 16 << 10  # of a crashed training's log, for its agent
 SPARE = "spare"  # the place where tpe works for an agent that does not answer
 
 
 class Proposer:
-    """Asks for the experiments of one loop. One worker at a time may call it."""
+    """Asks for the experiments of one loop.
+
+    Any worker may call `repaired`. Only one worker at a time may call the other methods.
+    """
 
     def __init__(
         self, session: Session, agent: Agent, paused: Callable[[str], None] = lambda _: None
@@ -41,12 +52,12 @@ class Proposer:
         self._barren = ""  # the commit around which tpe found nothing
         # A search answers at once, and repeats its answer if it is asked twice.
         self._most = len(session.pool) if agent.slow else 1  # questions at a time
-        self._threads = ThreadPoolExecutor(self._most + 1, thread_name_prefix="agent")
+        self._threads = ThreadPoolExecutor(self._most + 3, "agent")  # tpe, a repair, a late one
         self._thinking: dict[str, Future[None]] = {}  # by the place where an agent works
         self._patience = 0.0  # seconds that the accelerator still waits for the agent
+        self._repairing = threading.Lock()  # held by the worker that waits for a repair
+        self._late: list[Future[None]] = []  # queues a repair that was late
         self._asking = Asking(session)
-        self._repairs = Repairs(agent, self._asking, self._pause, self._can_fill_in)
-        self.repaired = self._repairs.repaired
 
     def give_up(self) -> None:
         """End the questions that agents think about, and the waiting for them."""
@@ -56,14 +67,10 @@ class Proposer:
         """End an agent that still thinks; a finished proposal stays in the queue."""
         self.give_up()
         try:
-            self._end_threads()
+            self._threads.shutdown(wait=True, cancel_futures=True)
         except KeyboardInterrupt:  # the threads end by themselves, and record the costs
-            self._end_threads()
+            self._threads.shutdown(wait=True)
             raise
-
-    def _end_threads(self) -> None:
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        self._repairs.close()
 
     def over(self, before: int = 0, ready: int = 0) -> str:
         """Return the limit that forbids another experiment; "" if none does.
@@ -147,7 +154,8 @@ class Proposer:
         """Return the next proposal, on the present best. Raises the exceptions of threads."""
         for place in [place for place, one in self._thinking.items() if one.done()]:
             self._thinking.pop(place).result()
-        self._repairs.collect()
+        while self._late and self._late[0].done():
+            self._late.pop(0).result()
         waiting = self.session.experiments.queue
         return proposal_queue.take(self.session, waiting[0]) if waiting else None
 
@@ -155,7 +163,7 @@ class Proposer:
         """Wait a moment for an answer; return whether there is one."""
         number, begun = len(self.session.experiments), time.monotonic()
         self.session.view.live(f"experiment {number}: {self.agent.name} is thinking")
-        asked = [*self._thinking.values(), *self._repairs.late()]
+        asked = [*self._thinking.values(), *self._late]
         if not asked:
             time.sleep(back_off.TICK_SECONDS)
         answered = bool(wait(asked, back_off.TICK_SECONDS, FIRST_COMPLETED).done)
@@ -244,3 +252,78 @@ class Proposer:
         if pause.announced != meanwhile:
             pause.announced = meanwhile
             self._paused(f"no proposal ({reason}): {words}")
+
+    # ------------------------------------------------------------------------------- repairs
+
+    def repaired(self, e: Experiment) -> bool:
+        """Let the agent of a crashed experiment repair it; return whether it did in time."""
+        with self._repairing:
+            return self._can_be_repaired(e) and self._repair(e)
+
+    def _can_be_repaired(self, e: Experiment) -> bool:
+        repairable = e.base and not e.refused and e.repairs < self.config.repairs
+        from_agent = self.agent.repairs and e.ask is not None and e.agent != "tpe"
+        if not (repairable and from_agent) or self._is_paused() or self._late:
+            return False
+        return not (self.session.interrupts.stopping() or self._repair_limit())
+
+    def _repair(self, e: Experiment) -> bool:
+        session, asking = self.session, self._asking
+        session.view.say(f"     crashed: {e.reason}")
+        ask = asking.number()
+        log = logs.read_tail(session.log(e), LOG_BYTES)
+        brief = asking.brief(asking.base())
+        words = prompt.repair(brief, description=e.description, reason=e.reason, log=log)
+        context = asking.context(ask, e.n, words, place="repair", base=e.base)
+        (context.worktree / "train.py").write_bytes(session.candidates.blob(e.commit))
+        repairing = self._threads.submit(asking.answer, self.agent, context, ask, e.base, e)
+        if not self._comes_in_time(e, repairing):
+            session.view.say(
+                f"     not repaired yet: the crash is recorded, and {e.agent} goes on with the "
+                "repair"
+            )
+            self._late.append(self._threads.submit(self._queue_late, e, ask, repairing))
+            return False
+        try:
+            blob, said = repairing.result()
+        except AgentError as error:
+            if asking.gives_up():
+                raise Abandoned from None
+            session.view.say(f"     not repaired: {error}")
+            return False
+        if self._repair_limit(paid=True):
+            return False
+        session.repair(e, blob, description=said.description, agent=said.agent, ask=ask)
+        now = session.experiments[e.n]
+        session.view.say(f"     repaired by {now.agent}: {now.description}")
+        return True
+
+    def _comes_in_time(self, e: Experiment, repairing: Future[Answer]) -> bool:
+        """Wait for a repair; False if it takes too long and something else can be trained."""
+        until = time.monotonic() + back_off.PATIENCE_SECONDS
+        self.session.view.live(f"experiment {e.n}: {e.agent} looks at its crash")
+        while not wait([repairing], back_off.TICK_SECONDS).done:
+            waiting = bool(self.session.experiments.queue)
+            late = time.monotonic() >= until and (waiting or self._can_fill_in())
+            if late or self._repair_limit(paid=True):
+                return False
+        return True
+
+    def _queue_late(self, e: Experiment, ask: int, repairing: Future[Answer]) -> None:
+        """Queue a repair whose crash was recorded. Runs in a thread."""
+        try:
+            blob, said = repairing.result()
+        except AgentError as error:
+            if not self._asking.gives_up():
+                self.session.view.say(f"     experiment {e.n} is not repaired: {error}")
+            return
+        said = dataclasses.replace(said, description=said.description or e.description)
+        self._asking.queue(ask, e.base, (blob, said), Verdict())
+        self.session.view.say(f"     experiment {e.n} is repaired, and waits: {said.description}")
+
+    def _repair_limit(self, paid: bool = False) -> str:
+        """Return the limit that forbids another training of an experiment; "" if none does."""
+        spent = self.session.experiments.costs.this_loop()
+        spent = dataclasses.replace(spent, experiments=0, usd=0.0 if paid else spent.usd)
+        config = self.config.model_copy(update={"max": None})
+        return config.over(spent, self._asking.budget_s)

@@ -6,7 +6,7 @@ journal still opens.
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, Union
 
 import msgspec
 
@@ -259,12 +259,9 @@ class Unknown(Event, tag="unknown", frozen=True, kw_only=True):
     """A line of a later version. Readers pass over it."""
 
 
-KNOWN = (
-    Began | Asked | Queued | Dropped | Proposed | Repaired | Interfered | Trained | Scored
-    | Decided | Control | Verified | Repeating | Repeated | Scaled | Audited | Finished | Restored
-)  # fmt: skip
-_TAGS = {one.__struct_config__.tag for one in Event.__subclasses__()}
-_DECODER = msgspec.json.Decoder(KNOWN)
+_KINDS = tuple(Event.__subclasses__())
+_TAGS = {one.__struct_config__.tag for one in _KINDS}
+_DECODER: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Union[_KINDS])  # noqa: UP007
 
 
 def decode(line: bytes) -> Event:

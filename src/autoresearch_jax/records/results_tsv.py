@@ -83,21 +83,18 @@ def _number(text: str) -> float | None:
 
 def write(workspace: Workspace, history: Iterable[Experiment], view: View) -> None:
     """Update results.tsv, after copying one aside that the user has edited."""
+    path, text = workspace.root / "results.tsv", results_text(history)
     # A loop of another tag may write it at the same time.
     with locks.exclusive(workspace.common_dir / "autoresearch" / "results.lock"):
-        _replace(workspace, workspace.root / "results.tsv", results_text(history), view)
-
-
-def _replace(workspace: Workspace, path: Path, text: str, view: View) -> None:
-    old = path.read_bytes() if path.exists() else b""
-    if old == text.encode():
-        return
-    if _holds_unknown_rows(workspace, old, text):
-        names = (path.with_name(f"results-edited-{count}.tsv") for count in itertools.count(1))
-        aside = next(name for name in names if not name.exists())
-        files.write_bytes(aside, old)
-        view.say(f"results.tsv had rows of your own. They are in {aside.name} now.")
-    files.write_text(path, text)
+        old = path.read_bytes() if path.exists() else b""
+        if old == text.encode():
+            return
+        if _holds_unknown_rows(workspace, old, text):
+            names = (path.with_name(f"results-edited-{count}.tsv") for count in itertools.count(1))
+            aside = next(name for name in names if not name.exists())
+            files.write_bytes(aside, old)
+            view.say(f"results.tsv had rows of your own. They are in {aside.name} now.")
+        files.write_text(path, text)
 
 
 def _holds_unknown_rows(workspace: Workspace, old: bytes, text: str) -> bool:
