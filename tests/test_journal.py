@@ -44,8 +44,8 @@ def write(folder, records):
     book.close()
 
 
-def told(folder):
-    """The steps of a journal, without the fields that `steps` leaves out."""
+def recorded(folder):
+    """Return the events of a journal, with only the fields that `steps` sets."""
     return [
         {key: line.get(key) for key in step}
         for line, step in zip(lines(folder), steps(), strict=False)
@@ -129,11 +129,11 @@ def test_a_torn_tail_at_any_byte_is_cut_off_and_written_over(tmp_path_factory, c
     journal.read(folder)
     assert path.read_bytes().startswith(torn)  # reading changes nothing
     book = Journal(folder)
-    assert told(folder) == expected
+    assert recorded(folder) == expected
     assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[: len(expected)])
     book.append(Began(kind="again"))
     book.close()
-    assert told(folder)[: len(expected)] == expected
+    assert recorded(folder)[: len(expected)] == expected
     assert lines(folder)[-1]["kind"] == "again"
     assert len(lines(folder)) == len(expected) + 1
 
@@ -199,7 +199,7 @@ def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path, monkeypatch, after):
     assert [e.outcome for e in book.experiments] == [None]
     book.append(event(**steps()[2]))  # and it goes on once there is room
     book.close()
-    assert told(tmp_path) == steps()[:3]
+    assert recorded(tmp_path) == steps()[:3]
 
 
 def edited(path):
@@ -356,8 +356,8 @@ def test_following_a_journal_equals_reading_it_again(tmp_path):
         copy = [dataclasses.replace(e) for e in before]
         book.append(event(**record))
         read += follower.read()
-        anew = list(journal.read(tmp_path))
-        assert list(book.experiments) == list(follower.experiments) == anew
+        again = list(journal.read(tmp_path))
+        assert list(book.experiments) == list(follower.experiments) == again
         assert before == copy  # what was handed out has not changed
     assert len(read) == len(written)  # each is read once
     book.close()

@@ -750,7 +750,7 @@ def test_the_loop_stops_when_its_data_is_prepared_again(workspace, prepared, mon
     data = manifest.load(root)
     run_loop(workspace, Scripted(checks_env), 1, tag="t", data=data, **options)
     assert [row[3] for row in rows(workspace.root)] == ["keep", "keep"]
-    other = structs.replace(data, shards=data.shards[:1])  # as if prepared anew since
+    other = structs.replace(data, shards=data.shards[:1])  # as if prepared again since
     with pytest.raises(UserError, match="prepared anew"):
         run_loop(workspace, Scripted(train_py(0.8)), 1, tag="u", data=other, **options)
     assert journal.read(workspace.state_dir("u"))[0].status is None

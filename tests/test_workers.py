@@ -165,8 +165,8 @@ def looks_right(workspace, *, undecided=()):
     assert sorted(refs.splitlines()) == sorted(
         f"refs/autoresearch/t/{e.n} {e.commit}" for e in history
     )
-    told = [[e.commit[:7], e.status] for e in history if e.status]
-    assert [[row[0], row[3]] for row in rows(workspace.root)] == told
+    decided = [[e.commit[:7], e.status] for e in history if e.status]
+    assert [[row[0], row[3]] for row in rows(workspace.root)] == decided
     git(workspace.root, "fsck", "--strict")
     going_on = set()  # of what is measured again
     for one in lines(workspace.state_dir("t")):
@@ -306,7 +306,7 @@ class Thinking(Scripted):
 
 
 def test_slow_agents_think_one_for_each_worker(workspace):
-    # None is kept, since what conflicts with a keep is asked for anew.
+    # None is kept, since a proposal that conflicts with a keep is replaced by a new one.
     agent = Thinking(3, *(idea(f"{n}", FIRST=-n) for n in range(1, 6)))
     run(workspace, agent, 5, workers=3)
     history = looks_right(workspace)
@@ -314,11 +314,11 @@ def test_slow_agents_think_one_for_each_worker(workspace):
     assert agent.sources == []
     assert len({context.worktree for context in agent.contexts[:3]}) == 3
     # Whoever was asked last knew of another one, at least.
-    told = [
+    others = [
         re.search(r"(\d) other agents? got the same request", one.prompt)
         for one in agent.contexts[:3]
     ]
-    assert max(int(one[1]) for one in told if one) >= 1
+    assert max(int(one[1]) for one in others if one) >= 1
 
 
 MEET = """
@@ -360,9 +360,9 @@ def test_a_repeat_is_reported_with_its_own_score(workspace, monkeypatch):
     monkeypatch.setattr(Journal, "append", two)
     view = Events(workspace)
     run(workspace, [idea("better", FIRST=0.1)], 1, workers=1, audit=2, view=view)
-    told = [line for line in view.said if "audit: experiment" in line]
-    assert len(told) == 4
-    assert not [line for line in told if "9.0" in line]
+    reported = [line for line in view.said if "audit: experiment" in line]
+    assert len(reported) == 4
+    assert not [line for line in reported if "9.0" in line]
 
 
 def sorted_(repeats):

@@ -5,9 +5,9 @@ merged into the best of its turn. While the agent does not answer, `tpe` propose
 the agent is asked again later (`back_off.BackOff` says when). Without a fallback the loop waits for
 a limit to end, and any other trouble stops it.
 
-A crash goes back to its agent once, which may repair its train.py. A worker waits for a repair as
-long as for a proposal, if something else can be trained. Then the crash is recorded, and the late
-repair becomes a queued proposal like any other.
+A crash goes back to its agent, which may repair its train.py. A worker waits for a repair as long
+as for a proposal, if something else can be trained. Then the crash is recorded, and the late repair
+becomes a queued proposal like any other.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ SPARE = "spare"  # the place where tpe works for an agent that does not answer
 class Proposer:
     """Asks for the experiments of one loop.
 
-    Any worker may call `repaired`. Only one worker at a time may call the other methods.
+    Any worker may call `repaired` and `give_up`; only one at a time may call other methods.
     """
 
     def __init__(
@@ -252,8 +252,6 @@ class Proposer:
         if pause.announced != meanwhile:
             pause.announced = meanwhile
             self._paused(f"no proposal ({reason}): {words}")
-
-    # ------------------------------------------------------------------------------- repairs
 
     def repaired(self, e: Experiment) -> bool:
         """Let the agent of a crashed experiment repair it; return whether it did in time."""
