@@ -39,7 +39,7 @@ def run_alone(session: Session, e: Experiment) -> Experiment:
         worker.measured(e)
         while (again := effects.carry_out(session, session.experiments[e.n])) is not None:
             _announce(session, again)
-            _measure_again(session, session.experiments[again.n], worker)
+            _measure_again(session.experiments[again.n], worker)
 
     session.pool.run([run])
     return session.experiments[e.n]
@@ -49,7 +49,7 @@ def _announce(session: Session, again: MeasureAgain) -> None:
     session.view.say(f"     measuring experiment {again.n} again: {again.reason}")
 
 
-def _measure_again(session: Session, e: Experiment, worker: Worker) -> None:
+def _measure_again(e: Experiment, worker: Worker) -> None:
     """Repeat an experiment for a decision. Raises Abandoned, and UserError if the best fails."""
     if e.status is None:
         worker.repeat(e, Purpose.DECIDE)
@@ -182,7 +182,7 @@ class Scheduler:
     def _repeat(self, n: int, worker: Worker) -> None:
         e = self._session.experiments[n]
         try:
-            _measure_again(self._session, e, worker)
+            _measure_again(e, worker)
             self._losses.pop(n, None)
         except UserError as error:
             if self._queued_again(n, error, self._wanted):
