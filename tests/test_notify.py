@@ -318,7 +318,7 @@ def test_the_end_is_sent_however_much_waits_behind_a_slow_command(tmp_path, monk
     command = f'{wait}; echo "$AUTORESEARCH_EVENT $(cat)" >>{received}'
     session = quiet()
     monkeypatch.setattr(session.interrupts, "abandoned", go.touch)  # asked once it is closed
-    with notify.notifying(session, LoopConfig(notify=command)) as notifier:
+    with notify.Notifier(session, LoopConfig(notify=command)) as notifier:
         for number in range(notify.WAITING):
             notifier.notify("best", str(number))
         wait_for(begun)

@@ -78,7 +78,7 @@ def test_every_setting_is_explained_and_has_a_flag():
         ("max_hours: 0", "sets max_hours to 0, and it should be greater than 0"),
         ("max_hours: .nan", "sets max_hours to nan, and it should be a finite number"),
         ("agent: 3", "sets agent to 3, and it should be a valid string"),
-        ("agent: ' '", "should be a name or a command"),
+        ("agent: ' '", "sets agent to ' ', and it should not be empty"),
         ("search: [MATRIX_LR]", "sets search to ['MATRIX_LR'], and it should be lines"),
         ("agents: {1: {}}", "sets agents.1 to 1, and it should be a valid string"),
         ("search: {MATRIX_LR: [3, 1]}", "MATRIX_LR"),

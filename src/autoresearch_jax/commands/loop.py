@@ -44,7 +44,7 @@ def run_loop(
     what = f"loop --agent {agent.name}"
     with (
         open_session(workspace, config, tools, what) as (session, why),
-        notify.notifying(session, config) as notifier,
+        notify.Notifier(session, config) as notifier,
     ):
         costs = session.experiments.costs
         continues = costs.continues(config.limits)

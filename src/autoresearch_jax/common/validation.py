@@ -11,6 +11,7 @@ YAML = {  # what a person writes, where pydantic has the word of Python
     "tuple_type": "should be a list, such as [a, b]",
     "dict_type": "should be lines such as name: value",
     "bool_type": "should be true or false",
+    "string_too_short": "should not be empty",
     "extra_forbidden": "should be left out: there is no such key",
 }
 

@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StringConstraints,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -29,12 +30,6 @@ from autoresearch_jax.records.costs import Spent
 
 EVENTS = ("best", "crashes", "done", "paused")
 CRASHES = re.compile("crashes=([1-9][0-9]{0,8})")
-
-
-def _text(value: str) -> str:
-    if not value.strip():
-        raise ValueError("should be a name or a command")
-    return value
 
 
 def _runs(value: int) -> int:
@@ -58,7 +53,7 @@ def _events(value: object) -> object:
     return found
 
 
-Text = Annotated[str, AfterValidator(_text)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Whole = Annotated[int, Field(ge=0, lt=1 << 31)]
 Positive = Annotated[float, Field(gt=0, lt=1e15)]
 Isolation = Literal["bwrap", "landlock", "none"]

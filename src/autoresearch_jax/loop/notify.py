@@ -3,12 +3,12 @@
 A thread beside the loop sends the texts, so sending never delays or ends the loop.
 """
 
-import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
+from typing import Self
 
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.loop.config import LoopConfig
@@ -24,21 +24,8 @@ WAITING = 20  # texts that may wait; beyond that the oldest is dropped
 TEXT_LIMIT = 600  # characters
 
 
-@contextlib.contextmanager
-def notifying(session: Session, config: LoopConfig) -> "Iterator[Notifier]":
-    """Notify of a loop's events, and of the error that ends it."""
-    notifier = Notifier(session, config)
-    try:
-        yield notifier
-    except Exception as error:
-        notifier.notify("paused", f"the loop has stopped: {error}")
-        raise
-    finally:
-        notifier.close()
-
-
 class Notifier:
-    """Sends the events that the person asked for."""
+    """Sends the events that the person asked for; the error that ends its block is one, too."""
 
     def __init__(self, session: Session, config: LoopConfig) -> None:
         self._session = session
@@ -52,6 +39,14 @@ class Notifier:
         self._thread = threading.Thread(target=self._work, name="notify", daemon=True)
         if config.notify:
             self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if isinstance(error, Exception):
+            self.notify("paused", f"the loop has stopped: {error}")
+        self.close()
 
     def decided(self) -> None:
         """Notify of the experiments that were decided since the last call."""
@@ -73,13 +68,10 @@ class Notifier:
             self.notify("crashes", f"{said}: {e.reason}")
 
     def ended(self, stopped: str) -> None:
-        """Notify of the end of the loop, unless it was abandoned by a person at the terminal.
-
-        `stopped` is that of a LoopResult.
-        """
+        """Notify of the end of the loop; `stopped` is that of a LoopResult."""
         self.decided()
         best = self._session.experiments.best
-        if stopped != "abandoned":
+        if stopped != "abandoned":  # then the person is at the terminal
             score = f", best val_bpb {best.val_bpb:.6f}" if best and best.val_bpb else ""
             self.notify("done", f"done ({stopped}): {self._seen} experiments{score}")
 
