@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch_jax.agents import kit_reference, prompt
+from autoresearch_jax.agents import prompt
 from autoresearch_jax.agents.prompt import Brief
 from autoresearch_jax.common import front_matter, paths
 from autoresearch_jax.records.experiment import Experiment
@@ -84,7 +84,7 @@ def test_a_prompt_states_machine_and_limits():
 
 
 def test_unknown_limits_are_omitted():
-    text = prompt.build(BRIEF).replace(kit_reference.reference(), "")
+    text = prompt.build(BRIEF).replace(prompt.kit_reference(), "")
     for word in ("Device:", "Time left", "Money left", "Experiments left", "None"):
         assert word not in text
 
@@ -291,7 +291,7 @@ def test_the_shipped_files_fit_completely():
     text = prompt.build(brief(program=program, best_source=source))
     assert front_matter.split(program)[1].strip() in text
     assert source.rstrip() in text
-    assert kit_reference.reference() in text
+    assert prompt.kit_reference() in text
     assert "characters omitted" not in text
 
 
@@ -313,7 +313,7 @@ def test_prompts_contain_signatures_and_docstrings_of_kit():
 def test_every_export_of_kit_is_documented():
     init = paths.template() / "src" / "autoresearch_jax" / "kit" / "__init__.py"
     exported = re.findall(r"import (?:\(.*\n *)?\w+ as (\w+)", init.read_text())
-    tree = ast.parse(kit_reference.reference())
+    tree = ast.parse(prompt.kit_reference())
     assert len(exported) > 10
     assert [node.name for node in tree.body] == exported
     assert all(ast.get_docstring(node) for node in tree.body)

@@ -6,6 +6,7 @@ Descriptions, reasons and logs come from agents or from their programs. They ent
 bounded data: between double quotes, which `clean` removes from text, or after `> `.
 """
 
+import ast
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from autoresearch_jax.agents import kit_reference
 from autoresearch_jax.common import front_matter
 from autoresearch_jax.common.text import clean, without_escapes
 from autoresearch_jax.records.events import Status
@@ -83,7 +83,7 @@ def _render(brief: Brief, crash: Mapping[str, str] | None = None) -> str:
         best=brief.best,
         crash=crash,
         program=_program(brief.program),
-        kit=_bounded(kit_reference.reference(), KIT_LIMIT - 400, "the package has all of it"),
+        kit=_bounded(kit_reference(), KIT_LIMIT - 400, "the package has all of it"),
         source=source,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", source)), default=0)),
         desc=_bounded(brief.desc.strip(), DESC_LIMIT, "the text is too long"),
@@ -121,6 +121,42 @@ def _program(program: str) -> str:
     with contextlib.suppress(ValueError):  # an editor may be writing it; the settings report it
         program = front_matter.split(program)[1]
     return _bounded(program.strip(), PROGRAM_LIMIT - 200, "program.md is too long")
+
+
+@cache
+def kit_reference() -> str:
+    """Return signatures and docstrings of what `kit` exports, ordered as in its `__init__.py`.
+
+    The harness must not import JAX, so the source text is parsed, not imported.
+    """
+    stubs = [
+        _without_code(node)
+        for export in _parse("autoresearch_jax.kit.__init__")
+        if isinstance(export, ast.ImportFrom) and export.module
+        for alias in export.names
+        for node in _parse(export.module)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == alias.name
+    ]
+    return "\n\n".join(ast.unparse(ast.fix_missing_locations(stub)) for stub in stubs)
+
+
+def _parse(module: str) -> list[ast.stmt]:
+    path = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")
+    return ast.parse(path.read_text(encoding="utf-8")).body
+
+
+def _without_code(node: ast.FunctionDef | ast.ClassDef) -> ast.stmt:
+    docstring: list[ast.stmt] = node.body[:1] if ast.get_docstring(node) else []
+    methods = [
+        _without_code(one)
+        for one in node.body
+        if isinstance(node, ast.ClassDef)
+        and isinstance(one, ast.FunctionDef)
+        and (one.name == "__init__" or not one.name.startswith("_"))
+    ]
+    node.decorator_list = []
+    node.body = [*docstring, *methods] or [ast.Expr(ast.Constant(...))]
+    return node
 
 
 def _source(source: str) -> str:
