@@ -75,12 +75,12 @@ def test_help_loads_nothing_heavy(tmp_path):
 
 
 def test_no_command_imports_jax_into_its_own_process(tmp_path):
-    """A harness that holds the accelerator would leave none to a training."""
+    """If the harness used the accelerator, a training could not."""
     commands = ("loop --max 1", "doctor", "sample", "results", "show 1", "run", "run -m x")
     root = harness.make_repository(tmp_path / "workspace")
     code = (
         "import sys\nfrom autoresearch_jax.loop import open_session\nfrom tests import harness\n"
-        # The process that looks at the accelerator is not what this is about.
+        # The probe of the accelerator is a process of its own, and not the subject.
         "open_session.Tools = harness.tools\n"
         "from autoresearch_jax.cli.main import main\n"
         "for command in sys.argv[1:]:\n"
@@ -237,7 +237,7 @@ def test_output_that_nobody_reads_does_not_change_the_exit_code(tmp_path):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_the_passing_line_passes():
+def test_the_progress_line_disappears():
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=40, color_system=None, _environ={})
     view = RichView(console)
@@ -249,10 +249,10 @@ def test_the_passing_line_passes():
     text = file.getvalue()
     assert "experiment [1] is kept\n" in text
     assert "…" in text
-    assert text.rstrip().endswith("\x1b[2K")  # the last thing is to wipe the line
+    assert text.rstrip().endswith("\x1b[2K")  # it is erased at the end
 
 
-def test_colour_only_where_it_is_wanted(tmp_path):
+def test_colour_only_on_a_terminal_without_no_color(tmp_path):
     """A real terminal has colour, unless NO_COLOR is set; a pipe has none."""
     (tmp_path / "results.tsv").write_text(
         "commit\tval_bpb\tmemory_gb\tstatus\tdescription\na1b2c3d\t0.9\t44.0\tkeep\tbaseline\n"
@@ -270,7 +270,7 @@ def test_colour_only_where_it_is_wanted(tmp_path):
         try:
             while chunk := os.read(master, 4096):
                 output += chunk
-        except OSError:  # how Linux says that the other side is closed
+        except OSError:  # Linux: the other end is closed
             pass
         finally:
             os.close(master)
@@ -306,7 +306,7 @@ def test_a_command_that_was_given_a_folder_names_it(tmp_path, monkeypatch):
     assert "`autoresearch-jax loop` starts" in done.stderr
 
 
-def test_outside_of_a_project_the_command_names_it(tmp_path, monkeypatch):
+def test_outside_of_a_project_commands_name_it(tmp_path, monkeypatch):
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "its project" / ".venv"))
     for name in ("its project", "below", "another"):

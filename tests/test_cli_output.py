@@ -1,4 +1,4 @@
-"""How much commands say, how shells complete them, and that docs/cli.md tells all of it."""
+"""--quiet and --verbose, shell completion, and docs/cli.md."""
 
 import re
 import shutil
@@ -27,17 +27,17 @@ CLI = (paths.template() / "docs" / "cli.md").read_text()
 
 @pytest.fixture
 def talking(tmp_path, monkeypatch):
-    """`loop` with an invented loop that says something."""
+    """Return a function that runs `loop` with a fake loop that prints."""
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(console, "PASSING_SECONDS", 0.0)
     root = harness.make_repository(tmp_path / "w")
     harness.run_loop(Workspace.open(root), harness.Scripted(), 0, tag="t")
 
     def run_loop(workspace, config, tools):
-        tools.view.say("a lasting line")
+        tools.view.say("a permanent line")
         tools.view.say("Warning: no sandbox.")
         for _ in range(2):
-            tools.view.live("a passing line")
+            tools.view.live("a progress line")
         tools.view.live("")
         return LoopResult("t", 1, None, "max")
 
@@ -51,19 +51,19 @@ def talking(tmp_path, monkeypatch):
     return talk
 
 
-def test_off_a_terminal_only_lasting_lines_are_printed(talking):
+def test_without_a_terminal_only_permanent_lines_are_printed(talking):
     lines = talking("loop").stdout.splitlines()
-    assert lines[:2] == ["a lasting line", "Warning: no sandbox."]
+    assert lines[:2] == ["a permanent line", "Warning: no sandbox."]
     assert lines[2].startswith("1 experiment, 0 improvements, 0 crashes")
 
 
-def test_quiet_leaves_results_and_warnings(talking):
+def test_quiet_prints_results_and_warnings(talking):
     done = talking("--quiet", "loop")
     assert done.stdout.startswith("1 experiment, 0 improvements, 0 crashes")
     assert done.stderr == "Warning: no sandbox.\n"
 
 
-def test_quiet_leaves_one_line_of_a_proposal(tmp_path, monkeypatch):
+def test_quiet_prints_one_line_of_a_proposal(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(open_session, "Tools", harness.tools)
     root = harness.make_repository(tmp_path / "w")
@@ -79,20 +79,20 @@ def test_quiet_leaves_one_line_of_a_proposal(tmp_path, monkeypatch):
         assert bool(done.stderr) is bool(error)
 
 
-def test_verbose_has_the_time_and_the_passing_lines(talking):
+def test_verbose_prints_the_time_and_progress(talking):
     lines = talking("-v", "loop").stdout.splitlines()
     said = [re.fullmatch(r"\d\d:\d\d:\d\d (.*)", line)[1] for line in lines[:3]]
-    assert said == ["a lasting line", "Warning: no sandbox.", "  a passing line"]
+    assert said == ["a permanent line", "Warning: no sandbox.", "  a progress line"]
     assert lines[3].startswith("1 experiment")
 
 
-def test_quiet_and_verbose_exclude_one_another(talking):
+def test_quiet_and_verbose_exclude_each_other(talking):
     done = talking("-q", "-v", "loop")
     assert done.exit_code == 2
     assert "Choose one of --quiet and --verbose." in done.output
 
 
-def test_on_a_terminal_passing_lines_stay_passing():
+def test_on_a_terminal_progress_stays_in_its_line():
     notes = Notes()
     stamped = console.StampedView(notes, all_lines=False)
     stamped.live("passes")
@@ -101,7 +101,7 @@ def test_on_a_terminal_passing_lines_stay_passing():
     assert re.fullmatch(r"\d\d:\d\d:\d\d stays", notes.text)
 
 
-def test_of_quick_passing_lines_most_are_left_out(monkeypatch):
+def test_frequent_progress_is_printed_every_five_seconds(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     notes = Notes()
@@ -137,13 +137,13 @@ def test_bash_completes_options(tmp_path):
 # --------------------------------------------------------------------------------- documents
 
 
-def test_the_document_has_every_command():
+def test_cli_md_has_every_command():
     table = CLI.split("## Commands")[1].split("\n\n`doctor`")[0]
     rows = re.findall(r"^\| `([a-z]+)", table, re.MULTILINE)
     assert rows == [one.name for listed in main.SECTIONS.values() for one in listed]
 
 
-def test_the_document_has_every_option_before_a_command():
+def test_cli_md_has_every_global_option():
     table = CLI.split("## What every command takes")[1].split("## Exit codes")[0]
     for parameter in main.main.params:
         if isinstance(parameter, click.Option):
@@ -151,7 +151,7 @@ def test_the_document_has_every_option_before_a_command():
                 assert f"`{flag}" in table
 
 
-def test_the_document_has_every_variable():
+def test_the_documents_have_every_variable():
     source = paths.template() / "src" / "autoresearch_jax"
     text = "".join(path.read_text() for path in source.rglob("*.py"))
     read = set(re.findall(r"[\"'](AUTORESEARCH_[A-Z_]+[A-Z])[\"']", text))

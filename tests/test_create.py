@@ -17,7 +17,7 @@ VIEW = PlainView()
 
 @pytest.fixture(autouse=True)
 def _no_identity(monkeypatch, tmp_path):
-    """Git as on a machine where it was never configured, and a data home of its own."""
+    """Git as on a machine where it was never configured, and a separate data home."""
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
@@ -113,7 +113,7 @@ def test_uncommitted_changes_are_not_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize("state", ["detached", "experiment"])
-def test_only_the_persons_branches_are_committed_to(tmp_path, state):
+def test_setup_commits_only_to_the_users_branches(tmp_path, state):
     root = setup.setup(tmp_path / "w", VIEW, skip_data=True)
     if state == "detached":
         git(root, "switch", "--quiet", "--detach")
@@ -126,7 +126,7 @@ def test_only_the_persons_branches_are_committed_to(tmp_path, state):
 
 
 @pytest.mark.parametrize("kind", ["file", "full", "repository", "mistyped", "shards", "unwritable"])
-def test_what_stands_in_the_way_is_left_as_it_is(tmp_path, kind):
+def test_refusals_change_nothing(tmp_path, kind):
     parent = tmp_path / "place"
     target, options = parent / "w", {}
     parent.mkdir()
@@ -163,7 +163,7 @@ def test_a_folder_that_its_repository_ignores_may_be_a_workspace(tmp_path):
     assert git(root, "rev-parse", "--show-toplevel") == str(root)
 
 
-def test_the_data_is_prepared_and_not_twice(tmp_path, capsys):
+def test_the_data_is_prepared_only_once(tmp_path, capsys):
     root = setup.setup(tmp_path / "w", VIEW, skip_data=True)
     (root / "constants.py").write_text(data_helpers.CONSTANTS)
     shards = data_helpers.make_shards(tmp_path / "shards")
@@ -174,7 +174,7 @@ def test_the_data_is_prepared_and_not_twice(tmp_path, capsys):
     assert "data is ready" in capsys.readouterr().out
 
 
-def test_data_that_cannot_be_prepared_is_said(tmp_path):
+def test_a_failed_preparation_is_reported_and_keeps_the_workspace(tmp_path):
     shards = tmp_path / "shards"
     shards.mkdir()
     for n in range(2):

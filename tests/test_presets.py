@@ -173,7 +173,7 @@ def test_the_scorer_takes_their_export():
 
 
 @pytest.mark.nightly
-def test_a_run_says_so_first_and_ends_well(prepared, tmp_path):
+def test_a_training_on_an_old_gpu_reports_float32(prepared, tmp_path):
     """On a CPU that is taken for such a GPU."""
     root, home = prepared
     for name in ("constants.py", "prepare.py"):
@@ -260,7 +260,7 @@ def test_a_preset_is_compiled_as_setup_makes_it(bench):
     assert row["limit_gib"] is None
 
 
-def test_what_is_not_installed_is_said(bench, monkeypatch):
+def test_the_bench_names_what_is_not_installed(bench, monkeypatch):
     monkeypatch.setattr(bench.compile_check, "lacking", lambda target: f"no compiler for {target}")
     row = bench.measure("v5e-1", "v5e", 1, {})
     assert bench.in_words(row).endswith("no compiler for v5e")

@@ -1,4 +1,4 @@
-"""Text from a model: what it draws is what the model says, whatever else comes with it."""
+"""Text from a model: what it draws, what it refuses, and the command."""
 
 import os
 import shutil
@@ -40,7 +40,7 @@ def follow(cycle: bytes) -> np.ndarray:
     table = np.zeros((V, V), np.float32)
     for byte, successor in zip(cycle, cycle[1:] + cycle[:1], strict=True):
         table[BYTES + byte, BYTES + successor] = 20.0
-    table[:, 0] = 30.0  # the start of a document, which is no text
+    table[:, 0] = 30.0  # the start of a document, which has no text
     return table
 
 
@@ -49,7 +49,7 @@ def lookup(params, tokens):
 
 
 def from_first(params, tokens):
-    """What the first token of a row foretells, everywhere in it."""
+    """At every position, the logits that follow the first token of the row."""
     return params["table"][jnp.broadcast_to(tokens[:, :1], tokens.shape)]
 
 
@@ -119,13 +119,13 @@ def measured(ground):
 
 
 @pytest.mark.parametrize("level", EVERY)
-def test_a_known_model_says_what_is_known(measured, monkeypatch, level):
+def test_a_known_model_gives_its_known_text(measured, monkeypatch, level):
     monkeypatch.setattr(environment, "probe", lambda *_: (None, Chosen(level, "")))
     measured.leave(follow(b"abcdefg"))
     assert measured.sample("c", tokens=9, temperature=0) == "cdefgabcde\n"
 
 
-def test_it_draws_by_seed_temperature_and_top_k(measured):
+def test_seed_temperature_and_top_k_decide_the_text(measured):
     table = np.random.default_rng(0).normal(size=(V, V)).astype(np.float32)
     measured.leave(3 * table)
     first, again = (measured.sample("x", tokens=30, seed=1) for _ in range(2))
@@ -137,8 +137,8 @@ def test_it_draws_by_seed_temperature_and_top_k(measured):
 
 
 @pytest.mark.parametrize("words", ["q", "quickly; 12 naïve 你好 " * 30])
-def test_a_full_row_moves_on(measured, words):
-    """The model says at every place what the first token of its row foretells."""
+def test_a_full_row_slides_along_the_text(measured, words):
+    """The model predicts at every position what follows the first token of its row."""
     successors = np.random.default_rng(1).permutation(V - BYTES) + BYTES
     table = np.zeros((V, V), np.float32)
     table[np.arange(V), np.resize(successors, V)] = 20.0
@@ -153,7 +153,7 @@ def test_a_full_row_moves_on(measured, words):
     assert measured.sample(words, tokens=70, temperature=0) == expected + "\n"
 
 
-def test_bytes_become_text_and_nothing_steers_a_terminal(measured):
+def test_bytes_become_text_and_nothing_controls_a_terminal(measured):
     cycle = "你\n\t".encode() + b"\xff\x1b\xc3"
     measured.leave(follow(cycle))
     drawn = measured.sample("\n", tokens=len(cycle), temperature=0)
@@ -162,7 +162,7 @@ def test_bytes_become_text_and_nothing_steers_a_terminal(measured):
     assert printable("\U0001f469\u200d\U0001f52c é", "\ufffd") == "\U0001f469\u200d\U0001f52c é"
 
 
-def test_a_prompt_that_is_no_text_is_replaced(measured):
+def test_a_prompt_that_is_not_text_is_replaced(measured):
     measured.leave(follow(b"ab"))
     prompt = os.fsdecode(b"\xff\x1b[31m a")
     assert measured.sample(prompt, tokens=1, temperature=0).startswith("� a")
@@ -172,15 +172,15 @@ def test_a_prompt_that_is_no_text_is_replaced(measured):
 
 
 @pytest.mark.parametrize(
-    ("function", "said"), [(with_lapack, "custom-call"), (not_finite, "not-finite")]
+    ("function", "message"), [(with_lapack, "custom-call"), (not_finite, "not-finite")]
 )
-def test_a_model_that_would_not_be_scored_is_refused(measured, function, said):
+def test_a_model_that_would_not_be_scored_is_refused(measured, function, message):
     measured.leave(follow(b"ab"), function)
-    with pytest.raises(UserError, match=f"the model of experiment 0 is refused: {said}"):
+    with pytest.raises(UserError, match=f"the model of experiment 0 is refused: {message}"):
         measured.sample("a")
 
 
-def test_what_is_spoiled_is_refused(measured):
+def test_damaged_artifacts_are_refused(measured):
     measured.leave(follow(b"ab"))
     os.truncate(measured.artifacts / "exported.bin", 100)
     with pytest.raises(UserError, match=r"truncated: exported\.bin cannot be read"):
@@ -201,7 +201,7 @@ def test_a_crash_of_the_sampler_is_one_message(measured, monkeypatch):
         measured.sample("a")
 
 
-def test_where_there_is_no_model_it_says_what_to_type(ground, measured, monkeypatch, tmp_path):
+def test_without_a_model_the_message_says_what_to_type(ground, measured, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"experiment 1 is a discard.*results --kept-only"):
         measured.sample(name="1")
     with pytest.raises(UserError, match="--temperature nan"):
@@ -216,7 +216,7 @@ def test_where_there_is_no_model_it_says_what_to_type(ground, measured, monkeypa
         Ground(fresh, measured.home).sample()
 
 
-def test_data_of_another_text_is_refused(ground):
+def test_data_from_another_source_is_refused(ground):
     pinned = {**harness.DEVICE, "data": "0" * 16}
     harness.run_loop(
         ground.workspace, harness.Scripted(), most=0, tag=TAG, fingerprint_of=lambda _: pinned
@@ -225,9 +225,7 @@ def test_data_of_another_text_is_refused(ground):
         ground.sample()
 
 
-def test_frozen_files_may_have_changed_as_long_as_the_data_is_there(
-    measured, tmp_path, monkeypatch
-):
+def test_frozen_files_may_change_while_the_data_exists(measured, tmp_path, monkeypatch):
     measured.leave(follow(b"ab"))
     root = measured.workspace.root
     with (root / "constants.py").open("a") as file:
@@ -275,7 +273,7 @@ def test_the_command_streams_until_it_is_interrupted(measured):
     assert not list(measured.home.glob("runs/*"))
 
 
-def test_the_command_ends_when_nobody_reads(measured):
+def test_the_command_ends_when_nobody_reads_its_output(measured):
     measured.leave(follow(b"abcdefg"))
     process = command(measured, "a", "--tokens", "1000000")
     assert process.stdout.read(5)
@@ -286,8 +284,8 @@ def test_the_command_ends_when_nobody_reads(measured):
     assert "Traceback" not in errors
 
 
-def test_a_training_is_not_disturbed(measured, monkeypatch):
-    """It holds the devices, as a training does; so while one is held it says who holds it."""
+def test_sampling_locks_the_devices(measured, monkeypatch):
+    """Like a training. While they are locked, the message names the process."""
     measured.leave(follow(b"ab"))
     process = command(measured, "a", "--tokens", "1000000")
     assert process.stdout.read(5)
@@ -297,7 +295,7 @@ def test_a_training_is_not_disturbed(measured, monkeypatch):
     process.communicate(timeout=60)
 
 
-def test_no_score_rests_on_the_sampler():
-    """What it does can change without a new tag."""
+def test_no_score_depends_on_the_sampler():
+    """The sampler can change without a new tag."""
     covered = {path for rule in scoring.CODE for path in scoring.PACKAGE.glob(rule)}
     assert not [path for path in covered if "sampl" in str(path.relative_to(scoring.PACKAGE))]

@@ -1,7 +1,7 @@
-"""The command line: parse, call, print. What takes time to import is imported inside a command.
+"""The command line: parse, call, print. Slow imports are inside the commands.
 
-Exit codes: 0 done, 1 it could not be done (the message says why and what to type next), 2 wrong
-usage; `run` has its own.
+Exit codes: 0 done, 1 failed (the message says why and what to type next), 2 wrong usage; `run` has
+its own.
 """
 
 import functools

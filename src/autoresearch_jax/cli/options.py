@@ -1,7 +1,7 @@
 """Options whose name, type and help come from the settings of `loop/config.py`.
 
-They are made when a command is parsed or explained, not before: `autoresearch-jax --help` imports
-neither pydantic nor the settings.
+They are created when a command is parsed or its help is shown, so that `autoresearch-jax --help`
+imports neither pydantic nor the settings.
 """
 
 import functools

@@ -49,6 +49,7 @@ def demo(target: Path, console: Console, view: View, *, seed: int, experiments: 
         chosen = config.resolve(target, agent="tpe", max=experiments, seed=seed)
         if loop.run_loop(workspace, chosen, Tools(view)).stopped != "max":
             view.say("Stopped early; the same command continues from here.")
+    view.live("")  # the table is printed past the view
     view.say("[4/4] Results")
     model = live_model.read(target)
     if not model.entries:

@@ -96,7 +96,7 @@ def report(root: Path, view: View | None = None, agent: str | None = None) -> di
         **{key: getattr(device, key, None) for key in DEVICE_KEYS},
         "memory_free_mb": device and _memory_free_mb(device, gpus),
         "gpus": None if unknown else [dataclasses.asdict(gpu) for gpu in gpus],
-        "first_step": first_step and dataclasses.asdict(first_step),
+        "first_step": first_step,
         "python_version": platform.python_version(),
         "python_ok": True,  # an older Python could not have imported this file
         "uv_ok": shutil.which("uv") is not None,
@@ -175,30 +175,21 @@ def _memory_free_mb(device: Device, gpus: Sequence[Gpu]) -> float | None:
 # -------------------------------------------------------------------------------- the first step
 
 
-@dataclass(frozen=True)
-class FirstStep:
-    """How long a training takes until its first step is done, compilation included."""
-
-    seconds: float
-    source: str  # "now", or whose baseline: autoresearch/TAG
-    tokens_per_s: float | None = None
-
-
-def _last_first_step(root: Path) -> FirstStep | None:
-    """Return what the last baseline here took, if there is one."""
+def _last_first_step(root: Path) -> dict[str, Any] | None:
+    """Return the seconds that the last baseline here took to its first step, if there is one."""
     with contextlib.suppress(OSError, UserError):
         workspace = Workspace.open(root)
         for tag in reversed(workspace.tags()):
             for one in journal.read(workspace.state_dir(tag)):
                 if one.status == Status.KEEP and "startup_seconds" in one.metrics:
                     seconds = round(one.metrics["startup_seconds"], 1)
-                    return FirstStep(seconds, f"autoresearch/{tag}")
+                    return _step(seconds, f"autoresearch/{tag}", None)
     return None
 
 
 def _first_step(
     root: Path, settings: LoopConfig, view: View, gpus: list[Gpu]
-) -> tuple[FirstStep | None, list[Gpu], list[Problem]]:
+) -> tuple[dict[str, Any] | None, list[Gpu], list[Problem]]:
     """Start train.py as a loop does; return its time, the GPUs under load, and the problems."""
     loaded: list[Gpu] = []
     try:
@@ -214,7 +205,12 @@ def _first_step(
         return None, gpus, [Problem(str(error), command)]
     finally:
         view.live("")
-    return FirstStep(seconds, "now", speed), loaded or gpus, []
+    return _step(seconds, "now", speed), loaded or gpus, []
+
+
+def _step(seconds: float, source: str, tokens_per_s: float | None) -> dict[str, Any]:
+    """`source` is "now" or the branch of the baseline. The seconds include compilation."""
+    return {"seconds": seconds, "source": source, "tokens_per_s": tokens_per_s}
 
 
 # ------------------------------------------------------------------------------- the machine
@@ -291,16 +287,12 @@ def _unusable_agent(settings: LoopConfig, flag: str | None) -> Iterator[Problem]
             make_agent(name, clients=settings.agents).check()
     except (UserError, AgentError) as error:
         source = f"--agent {name}" if flag else f"program.md sets the agent {name}"
-        remedy = _remedy(name, error, client.known(settings.agents))
-        yield Problem(f"{source}: {sentence(str(error))}", remedy)
-
-
-def _remedy(name: str, error: Exception, known: Mapping[str, client.Client]) -> str:
-    """Return what to type if an agent cannot be asked: its client's command, if it has one."""
-    one = known.get(name.removeprefix("hybrid:").partition(":")[0])
-    commands = {"missing": one.install, "login": one.login} if one else {}
-    kind = error.kind if isinstance(error, AgentError) else ""
-    return commands.get(kind) or "autoresearch-jax loop --agent tpe"
+        known = client.known(settings.agents).get(name.removeprefix("hybrid:").partition(":")[0])
+        remedies = {"missing": known.install, "login": known.login} if known else {}
+        command = remedies.get(error.kind) if isinstance(error, AgentError) else ""
+        yield Problem(
+            f"{source}: {sentence(str(error))}", command or "autoresearch-jax loop --agent tpe"
+        )
 
 
 def _passed_over(root: Path, settings: LoopConfig) -> str:

@@ -24,13 +24,7 @@ from autoresearch_jax.system import device_probe
 VERSION = importlib.metadata.version("autoresearch-jax")
 COPIED = ("train.py", "prepare.py", "constants.py", "program.md")
 SIZED = ("train.py", "constants.py")  # what a preset rewrites
-IGNORED = """__pycache__/
-.venv/
-uv.lock
-run.log
-progress.png
-report/
-"""
+IGNORED = ("__pycache__/", ".venv/", "uv.lock", "run.log", "progress.png", "report/")
 
 
 def setup(
@@ -88,7 +82,7 @@ def is_workspace(target: Path) -> bool:
 
 
 def check_free(target: Path) -> None:
-    """Raises UserError unless a new workspace may be made at `target`."""
+    """Raise UserError unless a new workspace may be made at `target`."""
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file: name a new folder, `autoresearch-jax setup DIR`.")
     if target.is_dir() and any(target.iterdir()):
@@ -123,7 +117,7 @@ def make(target: Path) -> None:
             for file in COPIED:
                 shutil.copyfile(template / file, folder / file)
             (folder / "results.tsv").write_text(results_tsv.HEADER)
-            (folder / ".gitignore").write_text(IGNORED)
+            (folder / ".gitignore").write_text("\n".join((*IGNORED, "")))
             (folder / "pyproject.toml").write_text(pyproject(target))
             git.output(folder, "init", "--quiet", "--initial-branch=main")
             git.output(folder, "add", "--all")
