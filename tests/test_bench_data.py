@@ -1,4 +1,4 @@
-"""bench/data.py at a tiny size; what it measures is not judged here."""
+"""bench/data.py at a tiny size, without judging its figures."""
 
 import json
 import subprocess
@@ -22,14 +22,14 @@ def run_bench(home, *options):
     )
 
 
-def test_every_stage_is_told_of(tmp_path):
+def test_every_stage_is_measured(tmp_path):
     shards = data_helpers.make_shards(tmp_path / "shards", documents=2000)
     done = run_bench(tmp_path, "--text", str(shards), "--load-tokens", "1e6")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    told = {(row["stage"], row["who"]) for row in result["stages"]}
+    stages = {(row["stage"], row["who"]) for row in result["stages"]}
     names = ("train tokenizer", "encode", "pack", "encode and pack")
-    assert told == {(name, "ours") for name in names}
+    assert stages == {(name, "ours") for name in names}
     assert len(result["stages"]) == 2 * len(names)  # of a quarter of the text, and of all of it
     assert {row["stage"] for row in result["growth"]} == set(names)
     assert result["load"].keys() >= {"tokens_per_second", "pinned", "peak_mib"}

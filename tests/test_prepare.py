@@ -1,4 +1,4 @@
-"""Tokenizer, packing, batches and the metric, in this process."""
+"""Tokenizer, packing, batches and the metric of `prepare.py`, imported."""
 
 import itertools
 import math
@@ -71,24 +71,20 @@ def test_tokens_are_lossless(tokenizer, text):
 @pytest.mark.parametrize(
     "text",
     [
-        "<|bos|>",
         "a<|user|>b <|assistant|> <|end|>",
-        " leading and trailing ",
         "\r\n\t\n\n  indented\n",
-        "we'll WE'LL it's 123456 ①② ½",
         "e\u0301 is not \u00e9",  # a normalizer would make them one
-        "\ufeff\u200b\x00\x7f",
-        "🏳️‍🌈👩‍👩‍👧",
+        "\ufeff\u200b\x00\x7f🏳️‍🌈",
     ],
 )
-def test_texts_that_tokenizers_tend_to_change(tokenizer, text):
+def test_texts_that_other_tokenizers_change_are_kept(tokenizer, text):
     tokens = tokenizer.encode(text)
     assert tokenizer.decode(tokens) == text
     assert min(tokens) >= 4  # what looks like a reserved token is ordinary text
     assert tokenizer.token_bytes()[tokens].sum() == len(text.encode())
 
 
-def test_bytes_of_tokens(tokenizer):
+def test_each_token_has_its_number_of_bytes(tokenizer):
     lengths = tokenizer.token_bytes()
     assert lengths[:4].tolist() == [0, 0, 0, 0]
     assert lengths[4:].min() == 1
@@ -137,9 +133,7 @@ def test_every_character_is_encoded_alike(tokenizer):
     assert_documents_are_encoded_alike(tokenizer, texts)
 
 
-@pytest.mark.parametrize(
-    "run", cases([" ", "\n", "\u3000", " \n", "a", "ab", "=", "1", "é", "—"], by_day=[" ", "é"])
-)
+@pytest.mark.parametrize("run", cases([" ", "\n", "a", "é"], by_day=[" "]))
 def test_long_runs_are_encoded_alike(tokenizer, run):
     """A million spaces are more than tiktoken takes."""
     assert_documents_are_encoded_alike(tokenizer, [run * 1_100_000, run * 9_999 + "x", f"x{run}"])
@@ -236,7 +230,7 @@ def naive_pack(documents, row_tokens, buffer_size, refill):
     refill=st.integers(1, 10),
 )
 @settings(deadline=None)
-def test_packing_is_the_plain_rule(lengths, row_tokens, buffer_size, refill):
+def test_packing_follows_the_plain_rule(lengths, row_tokens, buffer_size, refill):
     fresh = itertools.count(1)
     documents = [[0, *itertools.islice(fresh, length - 1)] for length in lengths]
     with pytest.MonkeyPatch.context() as patch:
@@ -251,7 +245,7 @@ def test_packing_is_the_plain_rule(lengths, row_tokens, buffer_size, refill):
     assert all(row[0] == 0 and len(row) == row_tokens for row in packed)
 
 
-def test_packed_rows_on_disk(prepare, prepared_home):
+def test_packed_rows_on_disk_begin_with_bos_and_decode(prepare, prepared_home):
     data = manifest.load(prepared_home[0])
     lengths = np.load(data.token_bytes_path)
     assert lengths.shape == (512,)
@@ -281,8 +275,8 @@ def test_batches_are_the_rows_in_order_again_and_again(prepare, prepared_home):
     assert first.dtype == np.uint16
 
 
-@pytest.mark.parametrize("constant", [0.0, 3e8, -3e8, 1e30])
-def test_a_constant_in_all_logits_is_worth_nothing(prepare, constant):
+@pytest.mark.parametrize("constant", [-3e8, 1e30])
+def test_a_constant_in_all_logits_changes_nothing(prepare, constant):
     rows = np.arange(2 * 65, dtype=np.uint16).reshape(2, 65)
 
     def uniform(_, tokens):
@@ -292,7 +286,7 @@ def test_a_constant_in_all_logits_is_worth_nothing(prepare, constant):
     assert found == pytest.approx(9.0, rel=1e-6)  # log2(512)
 
 
-def test_shorter_rows(prepare, prepared_home):
+def test_shorter_rows_begin_with_the_last_token_of_the_previous_one(prepare, prepared_home):
     rows = prepare.read_rows(manifest.load(prepared_home[0]), "val")
     loaded = np.concatenate(take(prepare.make_loader("val", 5, seq_len=16), 4))
     for index, piece in enumerate(loaded):
@@ -318,7 +312,7 @@ def test_processes_share_every_batch(count, local, pieces, rows):
         assert together.shape == (count * local, 16 // pieces + 1)
 
 
-def test_a_sharded_batch(prepare):
+def test_a_batch_has_the_requested_sharding(prepare):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     batch = next(prepare.make_loader("train", 8 * len(jax.devices()), sharding=sharding))
@@ -331,7 +325,6 @@ def test_a_sharded_batch(prepare):
         ({"batch_size": 0}, "batch_size is 0, and must be from 1 to"),
         ({"batch_size": 49}, "from 1 to 48, the rows of the val split"),
         ({"batch_size": 4, "seq_len": 48}, r"seq_len is 48, and must divide MAX_SEQ_LEN \(64\)"),
-        ({"batch_size": 4, "seq_len": 128}, "seq_len is 128"),
         ({"batch_size": 4, "seq_len": 0}, "seq_len is 0"),
     ],
 )
@@ -340,7 +333,7 @@ def test_bad_batches_are_refused(prepare, arguments, message):
         prepare.make_loader("val", **arguments)
 
 
-def test_no_such_split(prepare):
+def test_an_unknown_split_is_refused(prepare):
     with pytest.raises(manifest.DataError, match="no split is named 'test'"):
         prepare.make_loader("test", 4)
 
@@ -353,7 +346,7 @@ def lookup(table, tokens):
     return table[tokens]
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 32, 500])
+@pytest.mark.parametrize("batch_size", [7, 500])
 def test_the_metric_is_the_recorded_one(prepare, golden, batch_size):
     rows = golden["rows"].reshape(-1, 65)[: golden["eval_tokens"] // 64]
     found = prepare.bits_per_byte(
@@ -376,7 +369,7 @@ def test_the_metric_does_not_depend_on_the_batch(prepare):
     assert found == pytest.approx([found[0]] * 4, rel=1e-6)
 
 
-def test_a_wrong_number_is_not_hidden(prepare):
+def test_logits_that_are_nan_give_nan(prepare):
     assert math.isnan(prepare.evaluate_bpb(lookup, jnp.full((512, 512), jnp.nan), 16))
 
 
