@@ -1,4 +1,4 @@
-"""A loop on a real Ray cluster: two machines, as Ray counts them, of this one.
+"""A loop on a real Ray cluster of two machines, both of them on this one.
 
 uv run --extra ray pytest --nightly -n0 tests/test_ray.py
 """
@@ -48,7 +48,7 @@ BETTER = lab.train_py(batches=24)
 
 
 def worse(begun: str = "", number: itertools.count = itertools.count()) -> str:  # noqa: B008
-    """A train.py that no one before has been, and that is not kept."""
+    """Returns a train.py that differs from all earlier ones, and that is not kept."""
     return lab.train_py(begun=f"{begun}\nthis = {next(number)}")
 
 
@@ -58,7 +58,7 @@ def slow(seconds: float = 2.0) -> str:
 
 @contextlib.contextmanager
 def patient(seconds: float = 300.0):
-    """Nodes have so long to start here: Ray gives them 30 s, which a busy machine exceeds."""
+    """Gives nodes so long to start: Ray gives them 30 s, which a busy machine exceeds."""
     ask = services.get_node
 
     def get_node(*asked):
@@ -90,7 +90,7 @@ class Cluster:
         self.add()
 
     def add(self) -> None:
-        """The other machine, where there is none; its data is not prepared at first."""
+        """Adds the other machine unless it is there; its data is not prepared at first."""
         if self._other is not None:
             return
         with self.ground.environment(AUTORESEARCH_HOME=self._far), patient():
@@ -109,7 +109,7 @@ class Cluster:
 
 
 def tasks() -> list[psutil.Process]:
-    """The processes in which Ray runs trainings now."""
+    """Returns the processes in which Ray runs trainings now."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -145,7 +145,7 @@ def examined():
 
 
 class Night:
-    """One loop on a cluster; it goes on where the one before it ended."""
+    """One loop on a cluster; it continues where the one before it ended."""
 
     def __init__(self, ground, address, examined, *sources, workers=1, watch=lambda night: 0):
         def examine(workspace, wanted, required, overrides=None):
@@ -179,11 +179,11 @@ class Night:
 
     @property
     def own(self):
-        """The experiments of this night, without the baseline."""
+        """The experiments of this loop, without the baseline."""
         return self.history[self._before :]
 
     def log(self, at: int) -> Path:
-        """Of the training of this night's experiment of that number, from 0."""
+        """Returns the log of an experiment of this loop, by its number from 0."""
         return log(self.ground, self._before + at)
 
     def trains(self, at: int) -> bool:
@@ -195,7 +195,7 @@ def log(ground: lab.Ground, n: int) -> Path:
 
 
 class Breaking:
-    """Calls `action` as soon as a night's first experiment trains, so many times."""
+    """Calls `action` as soon as a loop's first experiment trains, so many times."""
 
     def __init__(self, action, times: int = 1, beside: int = 0) -> None:
         self.action, self.times, self.beside = action, times, beside
@@ -246,7 +246,7 @@ def test_a_killed_worker_costs_its_training_alone(ground, whole, examined):
     wait_until(lambda: not [one for one in killed if harness.alive(one.pid)])
 
 
-def test_what_is_lost_twice_is_a_crash(ground, whole, examined):
+def test_a_training_that_is_lost_twice_is_a_crash(ground, whole, examined):
     def kill():
         for task in tasks():
             task.kill()
@@ -282,7 +282,7 @@ test_ray.Night(lab.Ground(Path(folder), {}), address, examined, *sources)
 
 @contextlib.contextmanager
 def coordinator(tmp_path, ground, whole, examined, *sources):
-    """A loop in a process of its own whose first experiment trains now, and what that runs in."""
+    """Yields a loop in a separate process, and the processes of its first experiment."""
     (told := tmp_path / "told").write_bytes(
         pickle.dumps((str(ground.folder), whole.address, examined, sources))
     )
@@ -300,7 +300,7 @@ def wait_until(holds, seconds=60.0):
         time.sleep(0.05)
 
 
-def test_a_killed_coordinator_leaves_nothing_and_the_next_one_goes_on(
+def test_a_killed_coordinator_leaves_nothing_and_the_next_one_continues(
     ground, whole, examined, tmp_path
 ):
     with coordinator(tmp_path, ground, whole, examined, slow(8), worse()) as (process, below):
@@ -315,7 +315,7 @@ def test_a_killed_coordinator_leaves_nothing_and_the_next_one_goes_on(
     assert after
 
 
-def test_a_given_up_training_ends_on_its_machine(ground, whole, examined, tmp_path):
+def test_an_abandoned_training_ends_on_its_machine(ground, whole, examined, tmp_path):
     with coordinator(tmp_path, ground, whole, examined, slow(600)) as (process, below):
         for _ in range(2):
             process.send_signal(signal.SIGINT)
@@ -333,7 +333,7 @@ with test_ray.patient():
 
 
 def servers(folder: str) -> list[psutil.Process]:
-    """Ray's own processes that serve the head whose files lie there."""
+    """Returns Ray's processes that serve the head whose files are in a folder."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -343,7 +343,7 @@ def servers(folder: str) -> list[psutil.Process]:
 
 
 def test_a_restarted_head_costs_the_running_trainings_alone(ground, examined, monkeypatch):
-    # How soon Ray gives up a head that is gone: a minute by itself.
+    # Ray by default waits a minute for a head that is gone.
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

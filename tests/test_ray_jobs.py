@@ -1,4 +1,4 @@
-"""What the coordinator and the machines of a cluster do, without Ray between them."""
+"""The coordinator and the machines of a cluster, without Ray between them."""
 
 import dataclasses
 import io
@@ -36,13 +36,13 @@ from tests import harness
 from tests.attacks import lab
 
 LIMITS = Limits(overrun_s=60.0)
-AWAY = Path("/nowhere")  # a path of the coordinator's, which the machine replaces
+AWAY = Path("/nowhere")  # a path of the coordinator, which the machine replaces
 
 
 # --------------------------------------------------------------------------------- archives
 
 
-def test_a_folder_travels_without_its_links(tmp_path):
+def test_a_folder_is_packed_without_its_links(tmp_path):
     folder = tmp_path / "folder"
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "file").write_bytes(b"\0content")
@@ -54,7 +54,7 @@ def test_a_folder_travels_without_its_links(tmp_path):
     assert (tmp_path / "there" / "deep" / "file").read_bytes() == b"\0content"
 
 
-def test_only_what_is_scored_travels(tmp_path):
+def test_only_what_is_scored_is_packed(tmp_path):
     (tmp_path / "params").mkdir()
     for name in (protocol.EXPORTED, "params/0", "other"):
         (tmp_path / name).write_bytes(b"x")
@@ -62,7 +62,7 @@ def test_only_what_is_scored_travels(tmp_path):
         assert sorted(tar.getnames()) == [protocol.EXPORTED, "params", "params/0"]
 
 
-def test_what_is_too_large_does_not_travel(tmp_path, monkeypatch):
+def test_a_folder_that_is_too_large_is_not_packed(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "MOST_BYTES", 3)
     (tmp_path / "file").write_bytes(b"four")
     with pytest.raises(archive.TooMuch):
@@ -116,7 +116,7 @@ def test_devices_of_several_kinds_are_refused():
         placement.resources(machines(H100, A100), 2)
 
 
-def test_what_ray_is_asked_for():
+def test_options_for_ray():
     assert placement.options(Resources("GPU", 2, "H100")) == {
         "num_cpus": 0,
         "num_gpus": 2,
@@ -153,7 +153,7 @@ def ground(tmp_path_factory):
 
 @pytest.fixture
 def look(ground):
-    """What a machine is asked, in the environment of the ground."""
+    """The requirements of a machine, in the environment of the ground."""
     with ground.environment():
         data = manifest.load(ground.root)
         machine._known.clear()
@@ -230,7 +230,7 @@ def test_data_is_prepared_on_first_use(look, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     (seen,) = [one for one in machine.inspect(look) if isinstance(one, Inspected)]
     assert seen.environment.data_fingerprint == look.data
-    monkeypatch.setattr(machine, "_prepare", None)  # what it has looked at it knows
+    monkeypatch.setattr(machine, "_prepare", None)  # it is inspected once
     list(machine.inspect(look))
 
 
@@ -253,7 +253,7 @@ def test_a_machine_without_the_device_is_refused(look):
         list(machine.inspect(job))
 
 
-def test_a_task_that_is_given_up_leaves_nothing_running(look):
+def test_a_cancelled_task_leaves_nothing_running(look):
     job = train_job(look, lab.train_py(begun="note(a=1)\ntime.sleep(600)"))
     before = psutil.Process().children(recursive=True)  # of other tests
     task = machine.train(job)
@@ -269,7 +269,7 @@ def test_a_task_that_is_given_up_leaves_nothing_running(look):
         os.close(handle)
 
 
-def test_news_come_as_they_happen():
+def test_news_arrive_as_they_happen():
     go = threading.Event()
 
     def work(reporter):
@@ -287,7 +287,7 @@ def test_news_come_as_they_happen():
     assert last == "result"
 
 
-def test_what_work_raises_is_raised():
+def test_an_error_of_the_work_is_raised():
     def work(reporter):
         raise UserError("no disk")
 
@@ -295,13 +295,13 @@ def test_what_work_raises_is_raised():
         list(machine._with_news(work))
 
 
-def test_a_coordinator_without_ray_is_told(monkeypatch, tmp_path):
+def test_a_coordinator_without_ray_gets_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="--ray needs the extra ray: uv run --extra ray"):
         cluster.Cluster("auto", tmp_path / "log")
 
 
-def test_what_cannot_be_sent_is_a_crash(look, monkeypatch):
+def test_a_result_that_cannot_be_sent_is_a_crash(look, monkeypatch):
     job = train_job(look, lab.train_py())
     monkeypatch.setattr(archive, "MOST_BYTES", 1000)
     *_, done = machine.train(job)
@@ -309,7 +309,7 @@ def test_what_cannot_be_sent_is_a_crash(look, monkeypatch):
     assert "cannot be sent: artifacts has more than" in done.result.reason
 
 
-def test_what_was_refused_is_not_sent(look):
+def test_a_refused_result_is_not_sent(look):
     *_, done = machine.train(train_job(look, lab.train_py(last="(LEFT / 'exported.bin').unlink()")))
     assert done.result.outcome == "ok"
     assert done.score.outcome == "refused"

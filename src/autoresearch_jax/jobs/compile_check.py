@@ -21,7 +21,6 @@ from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.system.device_specs import PACKAGES, TARGETS
 
 ANSWER_BYTES = 1 << 20
-LARGEST = 1e15  # of the numbers that are recorded; neither inf nor nan is below it
 COMPILING_SECONDS = 1200.0  # a TPU's compiler takes a minute on two cores at full size
 
 
@@ -41,7 +40,7 @@ class Verdict:
         return {
             ours: float(self.cost[name])
             for name, ours in names.items()
-            if type(self.cost.get(name)) in (int, float) and abs(self.cost[name]) < LARGEST
+            if training.is_finite(self.cost.get(name))
         }
 
 
@@ -102,12 +101,7 @@ class CompileCheck:
         return found
 
     def _verdict(self) -> Verdict:
-        try:
-            answer = json.loads(files.plain_bytes(self._out, ANSWER_BYTES))
-        except (OSError, ValueError, RecursionError):
-            return Verdict()
-        if not isinstance(answer, dict):
-            return Verdict()
+        answer = training.read_object(self._out, ANSWER_BYTES)
         refused = clean(str(answer.pop("refused", "")), logs.REASON_LIMIT)
         return Verdict(refused, answer)
 

@@ -101,7 +101,9 @@ def examine(
         "isolation": claimed,
         "box": chosen.level,
     }
-    watched = chosen.level == "none"
+    target = None
+    if device.platform != "cpu" and os.environ.get("AUTORESEARCH_GATE") != "0":
+        target = device_specs.target_of(device.device_kind, device.memory_mb / 1024)
     warnings = [chosen.warning]
     if unused := device_probe.unused_accelerator(device):
         name, extra = unused
@@ -115,18 +117,12 @@ def examine(
         provenance,
         chosen.level,
         data,
-        watched,
-        "; ".join(filter(None, warnings)),
+        watched=chosen.level == "none",
+        warning="; ".join(filter(None, warnings)),
         platform=device.platform,
-        target=_target(device),
+        target=target,
         memory_gib=usable_gib(device),
     )
-
-
-def _target(device: device_probe.Device) -> str | None:
-    if device.platform == "cpu" or os.environ.get("AUTORESEARCH_GATE") == "0":
-        return None
-    return device_specs.target_of(device.device_kind, device.memory_mb / 1024)
 
 
 def usable_gib(device: device_probe.Device) -> float:

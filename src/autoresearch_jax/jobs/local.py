@@ -247,13 +247,10 @@ class LocalExecutor:
             self._others = frozenset(device_use.holders(self._variables))
         else:
             # Other workers' processes are on devices of their own.
-            own = self._others.union(early, self._relatives())
+            own = self._others.union(early)
+            if self._allocation.variables and supervisor.LINUX:
+                own = own.union(supervisor.descendants(os.getpid()))
             device_use.wait_until_free(own, environ=self._variables)
-
-    def _relatives(self) -> list[int]:
-        """Returns the processes that other workers of this process run now."""
-        several = self._allocation.variables and supervisor.LINUX
-        return supervisor.descendants(os.getpid()) if several else []
 
 
 def _disk_bytes(*folders: Path) -> int:

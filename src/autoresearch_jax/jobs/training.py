@@ -196,14 +196,24 @@ def _signal(number: int) -> str:
 
 def read_summary(path: Path) -> dict[str, float]:
     """Returns what a training reports of itself: finite numbers, no score. Nothing rests on it."""
-    try:
-        found: Any = json.loads(files.plain_bytes(path, SUMMARY_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    pairs = found.items() if isinstance(found, dict) else ()
-    named = {clean(name, 40): value for name, value in list(pairs)[:50]}
+    pairs = list(read_object(path, SUMMARY_BYTES).items())[:50]
+    named = {clean(name, 40): value for name, value in pairs}
     return {
         name: float(value)
         for name, value in named.items()
-        if type(value) in (int, float) and abs(value) < 1e15 and not MEASURED.match(name)
+        if is_finite(value) and not MEASURED.match(name)
     }
+
+
+def read_object(path: Path, most_bytes: int) -> dict[str, Any]:
+    """Returns the JSON object in a file that an agent's code can write; {} if there is none."""
+    try:
+        found = json.loads(files.plain_bytes(path, most_bytes))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value from such a file is a number that can be recorded; not inf or nan."""
+    return type(value) in (int, float) and abs(value) < 1e15

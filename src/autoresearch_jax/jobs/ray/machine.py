@@ -27,17 +27,7 @@ from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.executor import Context
 from autoresearch_jax.jobs.job import Events, ScoreJob
 from autoresearch_jax.jobs.local import LocalExecutor
-from autoresearch_jax.jobs.ray import archive
-from autoresearch_jax.jobs.ray.messages import (
-    Inspected,
-    News,
-    Refused,
-    Requirements,
-    Scored,
-    ScoreTask,
-    Trained,
-    TrainTask,
-)
+from autoresearch_jax.jobs.ray import archive, messages
 from autoresearch_jax.records.events import Outcome
 from autoresearch_jax.repo.workspace import Place
 from autoresearch_jax.system import device_use, locks, nvidia, process, visible_devices
@@ -47,20 +37,20 @@ NEWS_SECONDS = 0.5  # between two news of what has been printed
 NAME = socket.gethostname()
 
 
-def inspect(requirements: Requirements) -> Iterator[Any]:
+def inspect(requirements: messages.Requirements) -> Iterator[Any]:
     """Yields what the machine is. Raises Refused if it does not meet the requirements."""
 
-    def work(reporter: "_Reporter") -> Inspected:
+    def work(reporter: "_Reporter") -> messages.Inspected:
         with _own_devices(requirements, reporter) as devices:
-            return Inspected(NAME, _environment(requirements, devices, reporter))
+            return messages.Inspected(NAME, _environment(requirements, devices, reporter))
 
     yield from _with_news(work)
 
 
-def train(task: TrainTask) -> Iterator[Any]:
+def train(task: messages.TrainTask) -> Iterator[Any]:
     """Trains, and scores what is scored next. Raises Refused if the machine is at fault."""
 
-    def work(reporter: "_Reporter") -> Trained:
+    def work(reporter: "_Reporter") -> messages.Trained:
         own = _executor(task.requirements, reporter, task.max_memory_gb)
         with own as (executor, here, provenance):
             artifacts = here / "artifacts"
@@ -89,20 +79,20 @@ def train(task: TrainTask) -> Iterator[Any]:
                 why = f"what it left cannot be sent: {error}"
                 result, score = replace(result, outcome=Outcome.CRASH, reason=why), None
             result = replace(result, provenance=provenance)
-            return Trained(result, left, cache, score, _read(score_log))
+            return messages.Trained(result, left, cache, score, _read(score_log))
 
     yield from _with_news(work)
 
 
-def score(task: ScoreTask) -> Iterator[Any]:
+def score(task: messages.ScoreTask) -> Iterator[Any]:
     """Scores. Raises Refused if the machine or its data is at fault."""
 
-    def work(reporter: "_Reporter") -> Scored:
+    def work(reporter: "_Reporter") -> messages.Scored:
         with _executor(task.requirements, reporter) as (executor, here, _):
             artifacts, log = here / "artifacts", here / "score.log"
             archive.unpack(task.artifacts, artifacts)
             job = replace(task.job, frozen=here / "frozen", artifacts=artifacts, log=log)
-            return Scored(executor.score(job), _read(log))
+            return messages.Scored(executor.score(job), _read(log))
 
     yield from _with_news(work)
 
@@ -123,20 +113,20 @@ class _Reporter:
     def __init__(self) -> None:
         self.stopped = threading.Event()  # set when nobody waits for the result
         self.log: Path | None = None
-        self._events: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[messages.News] = queue.SimpleQueue()
         self._live = ""
         self._read = 0  # bytes of the log
 
     def say(self, text: str) -> None:
-        self._events.put(News(said=text))
+        self._events.put(messages.News(said=text))
 
     def live(self, text: str) -> None:
         self._live = text
 
     def exported(self) -> None:
-        self._events.put(News(exported=True))
+        self._events.put(messages.News(exported=True))
 
-    def news(self) -> Iterator[News]:
+    def news(self) -> Iterator[messages.News]:
         """Yields what has happened since the last call."""
         while not self._events.empty():
             yield self._events.get()._replace(live=self._live)
@@ -146,7 +136,7 @@ class _Reporter:
                 file.seek(self._read)
                 printed = file.read()
             self._read += len(printed)
-        yield News(self._live, printed)
+        yield messages.News(self._live, printed)
 
 
 def _with_news(work: Callable[[_Reporter], Any]) -> Iterator[Any]:
@@ -163,7 +153,7 @@ def _with_news(work: Callable[[_Reporter], Any]) -> Iterator[Any]:
     try:
         yield future.result()
     except UserError as error:
-        raise Refused(_node(), str(error)) from None
+        raise messages.Refused(_node(), str(error)) from None
 
 
 def _node() -> str:
@@ -187,7 +177,7 @@ class _Devices:
 
 @contextlib.contextmanager
 def _executor(
-    requirements: Requirements, reporter: _Reporter, max_memory_gb: float | None = None
+    requirements: messages.Requirements, reporter: _Reporter, max_memory_gb: float | None = None
 ) -> Iterator[tuple[LocalExecutor, Path, dict[str, str]]]:
     """Yields an executor with devices of its own, its folder, and its provenance."""
     with _own_devices(requirements, reporter) as devices:
@@ -211,7 +201,7 @@ def _executor(
 
 
 @contextlib.contextmanager
-def _own_devices(requirements: Requirements, reporter: _Reporter) -> Iterator[_Devices]:
+def _own_devices(requirements: messages.Requirements, reporter: _Reporter) -> Iterator[_Devices]:
     """Locks the devices that Ray has given this task, since loops without Ray lock them, too."""
     with contextlib.suppress(OSError):  # Ray's tasks give way to all others
         os.setpriority(os.PRIO_PROCESS, 0, 0)
@@ -250,7 +240,9 @@ def _own_devices(requirements: Requirements, reporter: _Reporter) -> Iterator[_D
 _known: dict[Any, Environment] = {}  # by this process, which Ray keeps for further tasks
 
 
-def _environment(wanted: Requirements, devices: _Devices, reporter: _Reporter) -> Environment:
+def _environment(
+    wanted: messages.Requirements, devices: _Devices, reporter: _Reporter
+) -> Environment:
     """Returns the machine's environment, examined once a process.
 
     Raises UserError if it does not meet the requirements.
@@ -281,7 +273,7 @@ def _environment(wanted: Requirements, devices: _Devices, reporter: _Reporter) -
     return found
 
 
-def _prepare(wanted: Requirements, frozen: Path, reporter: _Reporter) -> None:
+def _prepare(wanted: messages.Requirements, frozen: Path, reporter: _Reporter) -> None:
     """Prepares the data unless it is there. Raises UserError."""
     try:
         found = manifest.load(frozen)
