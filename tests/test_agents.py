@@ -36,7 +36,7 @@ def failure(workspace, command, level="none", times=3, limit_s=1800.0):
     agent.client = agent.client.model_copy(update={"limit_s": limit_s})
     with pytest.raises(UserError, match="Nothing is lost: correct the agent"):
         run_loop(workspace, agent, 1, view, tag="t", level=level)
-    assert len(rows(workspace.root)) == 1  # it costs no row
+    assert len(rows(workspace.root)) == 1  # a failed request adds no row
     said = [line for line in view.said if "no proposal:" in line]
     assert len(said) == times
     return said[0]

@@ -1,4 +1,4 @@
-"""The bench of the searches, at a small size, and what its stand-in for training promises."""
+"""The benchmark of the searches at a small size, and its simulated training."""
 
 import json
 import subprocess

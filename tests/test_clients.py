@@ -215,7 +215,7 @@ def forbidden(name, place, api):
             Call("Bash", {"command": "touch forbidden"}),
             Call("Write", {"file_path": str(place), "content": "x"}),
         ],
-        # It has a shell, but in a sandbox of its own making.
+        # Its shell runs in its own sandbox.
         "codex": [shell(f"touch {place}"), shell(f"exec 3<>{address} && touch forbidden")],
         "codex-sandboxed": [shell(f"touch {place}")],
         "gemini": [

@@ -1,3 +1,5 @@
+"""The search and a language model that take turns."""
+
 import dataclasses
 import itertools
 import math
@@ -108,7 +110,7 @@ def test_a_hybrid_has_the_properties_of_its_advisor(tmp_path):
     )  # fmt: skip
     with pytest.raises(AgentError, match="not logged in"):
         search.check()
-    repaired = search.repair(question(tmp_path, n=1))  # a trial of the search's, by its number
+    repaired = search.repair(question(tmp_path, n=1))  # experiment 1 is not the advisor's
     assert repaired == Proposal("repaired 1", agent="model")
 
 
@@ -203,14 +205,14 @@ def test_the_first_usable_client_is_the_advisor(monkeypatch):
 
     monkeypatch.setattr(client, "make_client", make)
     assert make_hybrid("", (), {}).name == "hybrid(gemini)"
-    assert make_hybrid("claude", (), {}).name == "hybrid(claude)"  # asked for: not second-guessed
+    assert make_hybrid("claude", (), {}).name == "hybrid(claude)"  # a named client is not checked
 
 
 def test_a_client_with_a_certain_login_is_preferred(monkeypatch):
     ask = {"login_env": ["OWN_KEY"], "login_maybe": ["/"]}
     clients = {name: {"command": ["true"], **ask} for name in ("claude", "codex", "gemini")}
     clients["opencode"] = {"command": ["true"]}
-    assert make_hybrid("", (), clients).name == "hybrid(claude)"  # of none is it known
+    assert make_hybrid("", (), clients).name == "hybrid(claude)"  # no login is certain
     clients["gemini"]["login_files"] = ["/"]
     assert make_hybrid("", (), clients).name == "hybrid(gemini)"
 

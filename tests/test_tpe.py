@@ -1,3 +1,5 @@
+"""The built-in search: constants of train.py, their ranges, and proposals."""
+
 import ast
 import dataclasses
 import math
@@ -184,7 +186,7 @@ def test_unknown_names_are_refused():
 
 @given(sources(), st.sampled_from(["def f():", "class A:", "@f"]))
 def test_a_file_is_read_in_two_parts_as_in_one(made, line):
-    # Also where the cut would fall into a string, and for constants behind the first function.
+    # The cut may be inside a string, and constants may come after the first function.
     source, expected = made
     text = f"TEXT = '''\n{line}\n'''\n{source}\nLAST = 2**3\nC0 += 1\n"
     found = literals.read(text)
@@ -196,7 +198,7 @@ def test_a_file_is_read_in_two_parts_as_in_one(made, line):
 
 
 def test_a_proposal_after_a_thousand_experiments_takes_seconds(tmp_path):
-    """Also the first of a loop, to which the whole history is new."""
+    """This includes the first proposal of a loop, which reads the whole history."""
     simulation = Simulation(tmp_path, 4, TRAIN.replace("DEPTH = 8", "DEPTH = 4"))
     agent, space = Tpe(), ranges_of(simulation.best_source)
     dice = random.Random(0)
@@ -515,7 +517,7 @@ def test_a_constant_at_the_end_of_its_range_is_chosen_less():
 
 
 def test_it_learns_from_every_result(tmp_path):
-    """With one constant whose score falls to one side, and crashes beyond, it goes there."""
+    """The score improves in one direction, up to a crash: proposals go in that direction."""
     text = "MATRIX_LR = {}\nprint(MATRIX_LR)\n"
     simulation = Simulation(tmp_path, 0)
     simulation.sources, simulation.history = {}, []
@@ -570,7 +572,7 @@ def test_a_refused_proposal_is_avoided_and_not_repeated(tmp_path):
     assert len({read(source).signature for source, _ in unfit}) == 12
     context = dataclasses.replace(simulation.context(), unfit=tuple(unfit))
     assert sum(trial.val_bpb is None for trial in agent.known(context).trials) == 12
-    # Other code that does not fit says nothing of constants.
+    # A refusal of other code says nothing about the constants.
     other = dataclasses.replace(context, unfit=((SMALL + "print(1)\n", "too much memory"),))
     assert all(trial.val_bpb is not None for trial in agent.known(other).trials)
 

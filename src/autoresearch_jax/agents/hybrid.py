@@ -1,7 +1,7 @@
 """A search and a language model that take turns and share their results.
 
-The search (tpe.py) makes most proposals, the model a fraction of them, with the state of the search
-in its prompt (docs/search.md).
+The search (tpe.py) makes most proposals. The model makes the others, and its prompt contains the
+state of the search (docs/search.md).
 
 Source: Centaur (Ferreira et al. 2026, arXiv:2603.24647), where an optimizer that shared its mean,
 spread and best points with a model for 30% of the trials reached more than either alone.
