@@ -233,9 +233,9 @@ def test_the_reason_of_a_failure_is_reported_without_the_address():
         sending.send("http://127.0.0.1:1/secret", "best", "text")
     with not_http() as address, pytest.raises(sending.Unsent) as babbled:
         sending.send(address, "best", "text")
-    assert str(answered.value) == "127.0.0.1 answers 500"
-    assert str(refused.value) == "127.0.0.1 does not take it (ConnectionError)"
-    assert str(babbled.value).startswith("127.0.0.1 does not take it (")
+    assert str(answered.value) == "127.0.0.1 answered 500"
+    assert str(refused.value) == "127.0.0.1 did not accept the text (ConnectionError)"
+    assert str(babbled.value).startswith("127.0.0.1 did not accept the text (")
     assert "secret" not in str(babbled.value)
 
 
@@ -273,7 +273,7 @@ def test_a_service_by_its_apprise_address_and_its_answer(workspace):
         run_loop(workspace, Scripted(train_py(0.9)), 1, view, tag="t", notify=to)
     assert "experiment 1 is the best so far" in got[0][2]["message"]
     (said,) = [text for text in view.said if "--notify" in text]
-    assert "JSON does not take it (" in said
+    assert "JSON did not accept the text (" in said
     assert "403" in said
     assert "secret" not in said
 
@@ -308,7 +308,7 @@ def test_behind_a_slow_command_the_oldest_texts_are_left_out(monkeypatch, tmp_pa
     texts = [line.split(": ")[1] for line in received.read_text().splitlines()]
     assert texts == ["0", *(str(n) for n in range(3, notify.WAITING + 2)), "the end"]
     (said,) = session.view.said
-    assert "more than 20 texts wait, the oldest is left out" in said
+    assert "the oldest of 20 waiting texts is dropped" in said
 
 
 def test_the_end_is_sent_however_much_waits_behind_a_slow_command(tmp_path, monkeypatch):

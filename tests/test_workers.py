@@ -198,7 +198,7 @@ def test_a_result_behind_the_best_is_carried_over_and_counts_there(workspace):
     assert [e.base for e in history[1:3]] == [baseline.commit] * 2
     assert worse.base == both.base == second.commit
     assert [e.of for e in history] == [None, None, None, None, 1]
-    assert first.verdict == "carried over to experiment 2, which is the best by now"
+    assert first.verdict == "carried over to experiment 2, which is the best now"
     assert worse.verdict == "not better than its base, experiment 2"
     assert both.description == "first (experiment 1 on top of 2)"
     # It was better than its base and worse than the best; its changes count once measured there.

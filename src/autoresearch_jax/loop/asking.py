@@ -198,7 +198,6 @@ class Asking:
         environment = session.environment
         limits = [g for g in (environment.memory_gib, self.config.max_memory_gb) if g is not None]
         device = environment.fingerprint
-        left = self.config.left(session.experiments.costs.this_loop())
         return Brief(
             program=path.read_text(errors="replace") if path.is_file() else "",
             history=tuple(session.experiments),
@@ -208,9 +207,7 @@ class Asking:
             desc=self.config.desc,
             device=f"{device.get('device count', 1)} x {device.get('device', 'unknown')}",
             memory_gib=min(limits, default=None),
-            seconds_left=left["seconds"],
-            usd_left=left["usd"],
-            experiments_left=None if self.config.max is None else int(left["experiments"] or 0),
+            **self.config.left(session.experiments.costs.this_loop()),
             rejected=tuple(rejected),
             waiting=[one.description for one in session.experiments.queue],
             others=others,

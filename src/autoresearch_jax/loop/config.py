@@ -191,12 +191,12 @@ class LoopConfig(Settings):
             return "max-usd"
         return ""
 
-    def left(self, spent: Spent) -> dict[str, float | None]:
-        """Return what is left of seconds, dollars and experiments; None: without limit."""
+    def left(self, spent: Spent) -> dict[str, Any]:
+        """Return what is left, as fields of an agent's Brief; None: without limit."""
         return {
-            "seconds": self.max_hours and max(0.0, 3600 * self.max_hours - spent.loop_s),
-            "usd": self.max_usd and max(0.0, self.max_usd - spent.usd),
-            "experiments": None if self.max is None else max(0, self.max - spent.experiments),
+            "seconds_left": self.max_hours and max(0.0, 3600 * self.max_hours - spent.loop_s),
+            "usd_left": self.max_usd and max(0.0, self.max_usd - spent.usd),
+            "experiments_left": None if self.max is None else max(0, self.max - spent.experiments),
         }
 
 

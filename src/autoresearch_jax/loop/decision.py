@@ -111,13 +111,13 @@ def _decide_behind(
     """Decide an experiment whose base is no longer the best; `found` compares it with its base."""
     carried_over = Decision(
         Status.DISCARD,
-        verdict=f"carried over to experiment {best.n}, which is the best by now",
+        verdict=f"carried over to experiment {best.n}, which is the best now",
         lives_on=Version(e.n, e.base),
     )
     if _is_lower(e, best):
         return carried_over
     if as_it_is is not None:
-        words = f"experiment {as_it_is.n} is proposed again, which is better than the best by now"
+        words = f"experiment {as_it_is.n} is proposed again, which is better than the best"
         return Decision(Status.DISCARD, verdict=words, lives_on=as_it_is)
     # Another run of the base would say nothing about this experiment.
     better = _is_lower(e, base) if found.action == "remeasure" else found.action != "discard"

@@ -85,9 +85,7 @@ class Notifier:
             self._texts.append((event, words))
             self._changed.notify()
         if full:
-            self._report(
-                "slow", f"it is slow: more than {WAITING} texts wait, the oldest is left out"
-            )
+            self._report("slow", f"it is slow, so the oldest of {WAITING} waiting texts is dropped")
 
     def close(self) -> None:
         """Wait for the texts that are still to be sent, at most CLOSE_SECONDS."""
@@ -115,7 +113,7 @@ class Notifier:
             self._changed.wait_for(lambda: self._texts or self._closed is not None)
             late = self._closed is not None and time.monotonic() - self._closed >= HURRY_SECONDS
             if late and len(self._texts) > 1:
-                self._report("slow", "it is slow: of the texts that wait only the last is sent")
+                self._report("slow", "it is slow, so of the waiting texts only the last is sent")
                 while len(self._texts) > 1:
                     self._texts.popleft()
             return self._texts.popleft() if self._texts else None
@@ -124,4 +122,6 @@ class Notifier:
         """Report once that sending is slow, and once that it failed."""
         if trouble not in self._reported:
             self._reported.add(trouble)
-            self._session.view.say(f"     --notify: {why}. This is said once; the loop goes on.")
+            self._session.view.say(
+                f"     --notify: {why}. This is reported once; the loop continues."
+            )

@@ -75,7 +75,7 @@ def _notify(address: str, service: Any, text: str) -> None:
     secret = (part for part in re.split(r"[/:?&=@]+", address)[1:] if len(part) > 5)
     if not why or any(part in why for part in secret):
         why = "it gives no reason"
-    raise Unsent(f"{service.service_name} does not take it ({why})")
+    raise Unsent(f"{service.service_name} did not accept the text ({why})")
 
 
 def _post(address: str, text: str) -> None:
@@ -85,9 +85,9 @@ def _post(address: str, text: str) -> None:
     try:
         answer = requests.post(address, json={"text": text}, timeout=ANSWER_SECONDS)
     except requests.RequestException as error:  # whose words repeat the address
-        raise Unsent(f"{host} does not take it ({type(error).__name__})") from None
+        raise Unsent(f"{host} did not accept the text ({type(error).__name__})") from None
     if not answer.ok:
-        raise Unsent(f"{host} answers {answer.status_code}")
+        raise Unsent(f"{host} answered {answer.status_code}")
 
 
 def _run(command: str, event: str, text: str) -> None:

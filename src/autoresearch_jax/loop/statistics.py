@@ -100,18 +100,18 @@ def noise(history: Iterable[Experiment]) -> Noise | None:
         if not e.base and e.scored == Outcome.OK:
             scores.append(e.val_bpb)  # no choice was made among baselines
         fresh.append([score for score in scores if score is not None])
-    return pooled_noise(fresh) if any(len(scores) > 1 for scores in fresh) else None
+    repeated = [scores for scores in fresh if len(scores) > 1]
+    return pooled_noise(repeated) if repeated else None
 
 
-def pooled_noise(repeats: Iterable[Sequence[float]]) -> Noise:
+def pooled_noise(repeats: Sequence[Sequence[float]]) -> Noise:
     """Return the noise from scores of the same commit with other seeds, pooled over commits.
 
     Each commit's scores scatter around their own mean. The interval is that of the chi-squared
-    distribution, for normal noise. At least one commit must have two scores.
+    distribution, for normal noise. Every commit must have a score, and at least one two of them.
     """
     from scipy import stats  # takes a second: not for --help
 
-    repeats = [scores for scores in repeats if len(scores)]
     df = sum(len(scores) - 1 for scores in repeats)
     squares = sum((x - statistics.fmean(scores)) ** 2 for scores in repeats for x in scores)
     lower, upper = stats.chi2.interval(CONFIDENCE, df)
