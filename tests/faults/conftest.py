@@ -12,7 +12,7 @@ from tests.faults.lab import Lab
 
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory):
-    """shim.c, compiled."""
+    """Return the path of shim.c, compiled."""
     if sys.platform != "linux":
         pytest.skip("only Linux preloads a library as shim.c needs it")
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -27,7 +27,7 @@ def shim(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """Without the shim: for what needs no failing write."""
+    """A lab without the shim, for tests that need no failing write."""
     made = Lab(tmp_path_factory.mktemp("lab"), None)
     yield made
     made.close()
@@ -42,7 +42,7 @@ def faulty_lab(tmp_path_factory, shim):
 
 @pytest.fixture(scope="session")
 def sample(nightly):
-    """By day every `step`-th of some points, always the same ones; at night all of them.
+    """By day every `step`-th of some points, always the same ones; nightly all of them.
 
     Points often come in pairs, such as before and after an effect: an odd step takes both kinds.
     """
@@ -55,7 +55,7 @@ def sample(nightly):
 
 @pytest.fixture
 def verdict(record_property):
-    """Counts the points of a matrix for the summary, and fails with what went wrong at which."""
+    """Count the points of a matrix for the summary, and fail with the complaints."""
 
     def judge(kind, points, complaints):
         wrong = [complaint for complaint in complaints if complaint]

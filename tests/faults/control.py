@@ -10,13 +10,13 @@ _ARMED, _COUNT, _FIRED = 0, 8, 48
 
 
 class Control:
-    """Says at which call to act; without the shim nobody reads it."""
+    """Sets the call at which the shim acts; without the shim it has no effect."""
 
     def __init__(self, memory):
         self._memory = memory
 
     def arm(self, folder: Path, loop: int, *, at: int = 0, action: int = 0, error: int = 0):
-        """From now on counts the calls below `folder`, and acts at the `at`-th."""
+        """From now on, count the calls below `folder`, and act at call number `at`."""
         words = (1, 0, at, action, error, loop, 0, 0, str(folder).encode(), b"")
         self._memory[: _WORDS.size] = _WORDS.pack(*words)
 

@@ -1,4 +1,4 @@
-"""Trainings that take no time: they leave what real ones leave.
+"""Trainings that take no time: they write the artifacts of real ones.
 
 The one place that knows what `training.train` leaves and returns, and where it is called. It is
 scored as the harness's tests score: `harness.written_score`.
@@ -15,7 +15,7 @@ from autoresearch_jax.jobs.job import SEED, TrainJob, TrainResult
 
 
 def train(job: TrainJob, *_, **__) -> TrainResult:
-    """Believes the SCORE in a train.py (tests/harness.py), which it does not run.
+    """Use the SCORE in a train.py (tests/harness.py) without running the file.
 
     Of other seeds than the first it differs, by up to 0.016.
     """
@@ -31,7 +31,7 @@ def train(job: TrainJob, *_, **__) -> TrainResult:
 
 
 def overlap() -> None:
-    """From now on some trainings take longer than others, and two numbers lower the score."""
+    """From now on, some trainings take longer than others, and two numbers lower the score."""
     train_at_once = training.train
 
     def train(job: TrainJob, *arguments, **options) -> TrainResult:
@@ -47,5 +47,5 @@ def overlap() -> None:
 
 
 def install(wrap=lambda function: function) -> None:
-    """Puts `train` in the place of the real one; `wrap` goes around it."""
+    """Replace the real training by `train`, wrapped by `wrap`."""
     training.train = wrap(train)

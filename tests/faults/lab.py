@@ -26,7 +26,7 @@ DATES = {f"GIT_{role}_DATE": "2026-11-24T12:00:00Z" for role in ("AUTHOR", "COMM
 
 @dataclass(frozen=True)
 class Request:
-    """A command, and what shall happen to it."""
+    """A command, and the fault or kill to inject."""
 
     command: str  # of server.COMMANDS
     kill: tuple[str, int] | None = None  # ("before" or "after", number of the effect)
@@ -86,7 +86,7 @@ class Lab:
                 server.stdin.close()
 
     def new(self, template: Path | None = None, most: int | None = None) -> Workspace:
-        """A copy of a workspace and all that belongs to it; by default of one with no tag."""
+        """Return a copy of a workspace with its home and locks, by default of one without a tag."""
         folder = self.folder / f"copy-{next(self.numbers)}"
         template = template or self.template
         shutil.copytree(template, folder, symlinks=True)
@@ -98,7 +98,7 @@ class Lab:
         return workspace
 
     def run(self, workspace: Workspace, request: Request) -> Reply:
-        """Runs a command in a process that ends as the request says, or by itself."""
+        """Run a command in a process that ends as the request says, or by itself."""
         server = self.servers.get()
         try:
             asked = asdict(request) | {"root": str(workspace.root)}
@@ -110,13 +110,13 @@ class Lab:
 
 
 def _move_worktrees(workspace: Workspace, new: Path) -> None:
-    """The private folders of a copy, whose name follows from where the repository lies."""
+    """Rename the private folders of a copy, whose name depends on the repository's path."""
     for private in (new / "home" / "worktrees").glob("*"):
         private.rename(workspace.private_dir("t").parent)
 
 
 def each(function, points):
-    """What the function says of each point; as many at a time as there are servers."""
+    """Call the function for each point, on all servers at a time, and return the results."""
     with ThreadPoolExecutor(SERVERS) as threads:
         return list(threads.map(function, points))
 
@@ -126,13 +126,13 @@ def steps(workspace):
 
 
 def git_locks(workspace):
-    """The locks that git has in the repository."""
+    """Return the lock files of git in the repository."""
     ours = workspace.common_dir / "autoresearch" / "results.lock"
     return [path for path in workspace.common_dir.rglob("*.lock") if path != ours]
 
 
 def everything(workspace):
-    """All of the outcome."""
+    """Return the whole state after a command."""
     found = list(journal.read(workspace.state_dir("t")))
     chain = git(workspace.root, "rev-list", "--reverse", "autoresearch/t").split()
     names = "--format=%(refname) %(objectname)"
@@ -157,7 +157,7 @@ def everything(workspace):
 
 
 def complaint(lab, workspace, expected, where, command="repeat"):
-    """What is wrong after the command was given again, or ""."""
+    """Give the command again, and return what is wrong then, or ""."""
     if steps(workspace).count("finished") < expected["finished"]:  # else all had been done
         reply = lab.run(workspace, Request(command))
         if reply.ended != "done":

@@ -70,12 +70,12 @@ def propose(workspace):
     run_command.propose(workspace, *setup(tag="t"), description="by hand", log_path=log_path)
 
 
-def night(workspace):
+def many(workspace):
     run_loop(workspace, ByNumber(), _most(workspace), tag="t")
 
 
 class ByNumber(BySeries):
-    """Proposes what has the score that follows from the experiment's number."""
+    """Proposes a train.py whose score depends on the experiment's number."""
 
     def propose(self, context):
         (context.worktree / "train.py").write_text(train_py(score_of(context.n), f"# {context.n}"))
@@ -83,15 +83,15 @@ class ByNumber(BySeries):
 
 
 def score_of(n: int) -> float:
-    """Of experiment n of a night: a little better now and then."""
+    """Return the score of experiment n, which is sometimes a little better than all before."""
     return round(1.0 - 0.0005 * n + random.Random(n).uniform(-0.1, 0.1), 6)
 
 
 def several(count, workspace):
-    """Workers whose trainings overlap, on what may be merged."""
+    """Run workers whose trainings overlap, on proposals that can be merged."""
     device_allocation.split = lambda workers, names: (
         [device_allocation.WHOLE] * workers
-    )  # with as many cores as it takes
+    )  # on whichever cores this machine has
     instant.overlap()
     run_loop(workspace, OneOfTwo(), _most(workspace), tag="t", workers=count)
 
@@ -110,7 +110,7 @@ COMMANDS = {
     "repeat": repeat,
     "confirm": confirm,
     "propose": propose,
-    "night": night,
+    "many": many,
     "one worker": functools.partial(several, 1),
     "two workers": functools.partial(several, 2),
 }
@@ -142,7 +142,7 @@ def count_effects(kill: tuple[str, int], done: list[int]) -> None:
 
 
 def with_no_faults(control):
-    """For what belongs to a training: its own writes may fail, and then it is a crash."""
+    """Pause the faults during a training, whose own failing writes would make it a crash."""
 
     def wrap(function):
         def quiet(*arguments, **options):
@@ -174,7 +174,7 @@ def child(request, control, done):
 
 
 def ended(request, control, reply):
-    """Runs the request; writes how it ended, unless it is killed."""
+    """Run the request, and write how it ended unless it is killed."""
     done, words = [0], ""
     try:
         child(request, control, done)

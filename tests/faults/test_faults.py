@@ -55,7 +55,7 @@ def stages(faulty_lab):
 
 
 def check(lab, point):
-    """Injects one fault, gives the command again, and compares. Returns what is wrong, or ""."""
+    """Inject one fault, give the command again, and compare. Return what is wrong, or ""."""
     stage, kind, at = point
     workspace = lab.new(stage.template, stage.most)
     reply = lab.run(workspace, Request("repeat", fault={"at": at} | (FAULTS | KILLS)[kind]))

@@ -1,4 +1,4 @@
-"""Killed with SIGKILL at any moment, the same command ends in the same state."""
+"""After a SIGKILL at any moment, the same command ends in the same state."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ PHASES = ("before", "empty", "prepared", "committed")
 
 @pytest.fixture(scope="module")
 def whole(lab):
-    """(what an uninterrupted loop ends in, its number of effects)."""
+    """(the state after an uninterrupted loop, its number of effects)."""
     workspace = lab.new()
     reply = lab.run(workspace, Request("repeat"))
     assert reply.ended == "done", reply
@@ -155,7 +155,7 @@ def test_run_m_killed_before_or_after_any_effect_is_recorded_once(lab, edited, s
 
 @pytest.fixture
 def new(tmp_path, monkeypatch):
-    """Makes a new workspace of the given name."""
+    """Return a function that makes a new workspace of the given name."""
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     return lambda name: Workspace.open(harness.make_repository(tmp_path / name))
 

@@ -1,4 +1,4 @@
-"""A night of hundreds of experiments, killed at random moments."""
+"""Hundreds of experiments, killed at random moments."""
 
 import random
 
@@ -18,17 +18,17 @@ LONGEST_SECONDS = 0.8  # until a kill
 def test_a_night_of_random_kills_has_one_row_for_each_experiment(lab, verdict):
     rng, workspace, kills, ended = random.Random(SEED), lab.new(most=EXPERIMENTS), 0, "killed"
     while ended == "killed":
-        # A little later each time, so that a slow machine comes to an end, too.
+        # A little later each time, so that a slow machine finishes as well.
         after = rng.uniform(0, LONGEST_SECONDS + kills / 100)
         with_git = rng.random() < 0.5
-        reply = lab.run(workspace, Request("night", kill_after_s=after, kill_git=with_git))
+        reply = lab.run(workspace, Request("many", kill_after_s=after, kill_git=with_git))
         ended = reply.ended
         assert ended in ("killed", "done"), reply
         kills += ended == "killed"
         if steps(workspace)[-1:] == ["finished"]:  # killed after the last note
             break
     found = everything(workspace)
-    # What it must be follows from the scores alone.
+    # The expected state follows from the scores alone.
     scores = [1.0] + [score_of(n) for n in range(1, EXPERIMENTS + 1)]
     kept = [n for n in range(len(scores)) if n == 0 or scores[n] < min(scores[:n])]
     assert [row[0] for row in found["rows"]] == [f"{score:.6f}" for score in scores]

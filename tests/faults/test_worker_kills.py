@@ -1,4 +1,4 @@
-"""A loop of two workers killed at any effect goes on, with two or with one, and decides all once.
+"""A loop of two workers that is killed continues, with two or one, and decides each proposal once.
 
 The threads' order is not the same twice, so nothing is compared with a loop that was not killed:
 what must hold at any end is asked for.
@@ -21,7 +21,7 @@ POINTS_BY_DAY, POINTS_AT_NIGHT = 6, 24
 
 
 def left_over(folder):
-    """The processes whose working directory or whose command lies in the folder."""
+    """Return the processes whose working directory or command lies in the folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -32,7 +32,7 @@ def left_over(folder):
 
 
 def wrong(workspace):
-    """What is not as it must be at the end."""
+    """Return the facts that differ from what must hold at the end."""
     records = lines(workspace.state_dir("t"))
     history = list(journal.read(workspace.state_dir("t")))
     decided = [one["n"] for one in records if one["step"] == "decided"]
