@@ -93,9 +93,10 @@ class Worker:
         seed = tag.new_seed(e) if seed is None else seed
         log = tag.workspace.repeat_log(tag.tag, e.n, seed)
         artifacts = log.with_suffix("")
+        known: dict[str, Any] = {"n": e.n, "seed": seed, "purpose": purpose}
 
         def record(phase: Phase) -> None:
-            tag.journal.append(records.Repeating(n=e.n, seed=seed, purpose=purpose, phase=phase))
+            tag.journal.append(records.Repeating(phase=phase, **known))
 
         def train() -> TrainResult:
             return self.train_once(e, artifacts, log, seed=seed, scored_next=split == "val")
@@ -121,15 +122,7 @@ class Worker:
             self.executor.end_early()
             files.remove(artifacts)
         tag.journal.append(
-            Repeated(
-                n=e.n,
-                seed=seed,
-                purpose=purpose,
-                split=split,
-                outcome=outcome,
-                reason=reason,
-                metrics=metrics,
-            )
+            Repeated(split=split, outcome=outcome, reason=reason, metrics=metrics, **known)
         )
         self.view.live("")
         # Other workers may repeat the same experiment at the moment.
@@ -169,7 +162,7 @@ class Worker:
             self._record_training(e, Outcome.CRASH, broken)
             return
         result, verdict = self._train_checked(e)
-        if not self.tag.experiments.was_trained_again(e) and self._interfered(e, result):
+        if not e.trained_again and self._interfered(e, result):
             result, verdict = self._train_checked(e)
         outcome, reason = result.outcome, result.reason
         if outcome == Outcome.ABANDONED:  # by the compile check: other causes raise Abandoned

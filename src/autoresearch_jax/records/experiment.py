@@ -32,6 +32,7 @@ class Experiment:
     started: float = 0.0  # Unix time
     finished: float | None = None  # Unix time
     outcome: Outcome | None = None  # of the training; None while untrained
+    trained_again: bool = False  # because another process disturbed the first training
     left: str = ""  # SHA-256 of the artifacts
     ask: int | None = None  # the question to an agent that it answers
     of: int | None = None  # the experiment that it carries over to another best

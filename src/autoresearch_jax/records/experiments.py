@@ -35,7 +35,6 @@ class Experiments:
         self._kept: list[int] = []
         self._by_commit: dict[str, int] = {}
         self._queue: dict[tuple[int | None, int | None], Queued] = {}
-        self._trained_again: set[int] = set()
         self._audited_repeats: dict[int, int] = {}  # how many there were at the last audit
         for event in history:
             self.apply(event)
@@ -121,10 +120,6 @@ class Experiments:
         known += [e for e in alike if running and e.status is None]
         return known[0] if known else None
 
-    def was_trained_again(self, e: Experiment) -> bool:
-        """Whether its first training did not count, because of interference."""
-        return e.n in self._trained_again
-
     def audit_scores(self, n: int, split: str) -> list[float]:
         """Return the scores of an experiment's runs for an audit that is not recorded yet."""
         repeats = self._all[n].repeats[self._audited_repeats.get(n, 0) :]
@@ -159,8 +154,8 @@ class Experiments:
                 self.restored.add(event.n)
             case events.Scaled():
                 self.scaled.setdefault(event.n, []).append(event)
-            case events.Interfered(seed=None):
-                self._trained_again.add(event.n)
+            case events.Interfered(seed=None) if event.n in self._all:
+                self._all[event.n] = replace(self._all[event.n], trained_again=True)
             case events.Proposed():
                 self._queue.pop((event.ask, event.of), None)
                 self._by_commit[event.commit] = event.n
