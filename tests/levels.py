@@ -11,7 +11,7 @@ from autoresearch_jax.sandbox import isolation, landlock
 
 @cache
 def why_not(level):
-    """Why this machine has no sandboxes of a level; "" if it has."""
+    """Return why this machine does not support a level, or ""."""
     if level == "landlock" and not landlock.abi():
         return "this kernel has no Landlock"
     if level == "bwrap":

@@ -1,6 +1,5 @@
 import io
 import math
-import sys
 from functools import partial
 
 import jax
@@ -33,11 +32,12 @@ def reference_attention(q_BTNH, k_BTKH, v_BTKH, window):
     return jnp.einsum("bnts,bsnh->btnh", weights_BNTS, v_BTNH)
 
 
-@pytest.mark.parametrize("T", [96, 256, 1280])
-@pytest.mark.parametrize("window", cases([0, 1, 100, 128, 256, 5000], by_day=[0, 100, 256]))
-def test_attention_sees_its_window(window, T):
-    """In one block of queries, in several, and in as many as there may be."""
-    q, k, v = heads(0, 1, T), heads(1, 1, T, 1), heads(2, 1, T, 1)
+@pytest.mark.parametrize("T", [12, 32, 160])
+@pytest.mark.parametrize("window", cases([0, 1, 12, 16, 32, 500], by_day=[0, 12, 32]))
+def test_attention_sees_its_window(monkeypatch, window, T):
+    """In one block of queries, in several, and in the largest number of blocks."""
+    monkeypatch.setitem(kit.attention.__globals__, "_BLOCK", 16)
+    q, k, v = heads(0, 1, T, 2, 32), heads(1, 1, T, 1, 32), heads(2, 1, T, 1, 32)
     with jax.default_matmul_precision("highest"):
         for platform in ("cpu", "elsewhere"):
             ours = kit.attention(q, k, v, window=window, platform=platform)
@@ -57,8 +57,12 @@ def test_splash_and_blocks_are_the_same_attention(window, kv_heads):
     cotangent = heads(3, B=1)
 
     def value_and_gradients(attend):
-        y, pullback = jax.vjp(attend, q, k, v)
-        return y, *pullback(cotangent)
+        @jax.jit
+        def both(q, k, v):
+            y, pullback = jax.vjp(attend, q, k, v)
+            return y, *pullback(cotangent)
+
+        return both(q, k, v)
 
     with jax.default_matmul_precision("highest"):
         ours = value_and_gradients(
@@ -87,7 +91,7 @@ def test_splash_and_blocks_are_the_same_attention(window, kv_heads):
     ],
 )
 def test_kernel_by_platform(monkeypatch, dtype, platform, kernel):
-    """Which implementation is asked for; there is no GPU here to run it."""
+    """The chosen implementation, which needs a GPU to run."""
     asked = []
 
     def spy(q, k, v, **options):
@@ -124,22 +128,22 @@ CAPS = {
 
 
 @pytest.mark.parametrize(
-    ("platform", "chunk", "name"),
+    ("dtype", "platform", "chunk", "name"),
     [
-        ("cpu", 7, "softcap"),
-        ("cpu", 8192, "high softcap"),
-        ("gpu", 16, "high softcap"),
-        ("gpu", 24, "softcap"),
-        ("gpu", 16, "one-sided"),
-        ("tpu", 16, "none"),
+        ("float32", "cpu", 7, "softcap"),
+        ("float32", "cpu", 8192, "high softcap"),
+        ("float32", "gpu", 16, "one-sided"),
+        ("float32", "tpu", 16, "none"),
+        ("bfloat16", "cpu", 7, "softcap"),
+        ("bfloat16", "gpu", 16, "high softcap"),
+        ("bfloat16", "gpu", 24, "softcap"),
     ],
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_chunked_loss_is_the_plain_loss(monkeypatch, dtype, platform, chunk, name):
-    """Values and gradients; in bfloat16, of the formula in float32 on the same numbers."""
+    """Values and gradients; those in bfloat16 are compared with float32 on the same numbers."""
     monkeypatch.setitem(loss.CHUNK_TOKENS, platform, chunk)
     cap, plain_cap, scale = CAPS[name]
-    scale = scale if dtype == "float32" else scale / 4  # a rounded sum near the bound is another
+    scale = scale if dtype == "float32" else scale / 4  # rounding matters near the bound
     x_BTD = 3 * jax.random.normal(jax.random.key(0), (3, 16, 32)).astype(dtype)
     w_DV = scale * jax.random.normal(jax.random.key(1), (32, 50)).astype(dtype).astype("float32")
     targets_BT = jax.random.randint(jax.random.key(2), (3, 16), 0, 50)
@@ -179,7 +183,7 @@ def test_logits_are_those_of_the_loss():
     np.testing.assert_allclose(ours, nats, rtol=1e-6)
 
 
-def test_chunked_loss_never_holds_all_logits(monkeypatch):
+def test_chunked_loss_never_stores_all_logits(monkeypatch):
     """The temporaries of the gradient stay far below one array of the logits."""
     monkeypatch.setitem(loss.CHUNK_TOKENS, "cpu", 64)
     x = jax.ShapeDtypeStruct((64, 64, 8), jnp.float32)
@@ -198,7 +202,7 @@ def test_chunked_loss_never_holds_all_logits(monkeypatch):
 
 
 # ---------------------------------------------------------------------------
-# Between the products
+# Elementwise functions
 # ---------------------------------------------------------------------------
 
 
@@ -212,7 +216,7 @@ def plain_rotate(x, cos, sin):
 
 
 ANGLES = np.linspace(0, 9, 7 * 8, dtype=np.float32).reshape(1, 7, 1, 8)
-BETWEEN = {
+ELEMENTWISE = {
     "rms_norm": (kit.rms_norm, plain_rms_norm),
     "squared_relu": (kit.squared_relu, lambda x: jnp.maximum(x, 0) ** 2),
     **{
@@ -225,24 +229,32 @@ BETWEEN = {
 }
 
 
-@pytest.mark.parametrize("name", BETWEEN)
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_own_gradients_are_those_of_jax(name, scale):
-    ours, plain = BETWEEN[name]
+    ours, plain = ELEMENTWISE[name]
     x_BTNH = scale * jax.random.normal(jax.random.key(0), (2, 7, 3, 16))
     x_BTNH = x_BTNH.at[0, 0, 0].set(0.0)
     dy_BTNH = jax.random.normal(jax.random.key(1), x_BTNH.shape)
-    (y, pullback), (y_plain, pullback_plain) = jax.vjp(ours, x_BTNH), jax.vjp(plain, x_BTNH)
+
+    def value_and_gradient(f):
+        @jax.jit
+        def both(x):
+            y, pullback = jax.vjp(f, x)
+            return y, *pullback(dy_BTNH)
+
+        return both(x_BTNH)
+
+    (y, dx), (y_plain, dx_plain) = value_and_gradient(ours), value_and_gradient(plain)
     np.testing.assert_allclose(y, y_plain, rtol=1e-6, atol=1e-6 * scale)
-    (dx,), (dx_plain,) = pullback(dy_BTNH), pullback_plain(dy_BTNH)
     size = float(jnp.max(jnp.abs(dx_plain)))
     np.testing.assert_allclose(dx, dx_plain, rtol=2e-5, atol=2e-6 * size)
 
 
 @pytest.mark.parametrize("name", ["rms_norm", "squared_relu"])
-def test_a_gradient_stores_the_result_alone(name):
-    """In bfloat16 and compiled, what lies between two products costs one array, not two."""
-    ours, plain = BETWEEN[name]
+def test_a_gradient_stores_only_the_result(name):
+    """Compiled, in bfloat16: one array is stored between two products, not two."""
+    ours, plain = ELEMENTWISE[name]
     x = jax.ShapeDtypeStruct((4096, 256), jnp.bfloat16)
     w = jax.ShapeDtypeStruct((8, 256, 256), jnp.bfloat16)
 
@@ -267,17 +279,12 @@ def test_a_gradient_stores_the_result_alone(name):
 @pytest.mark.parametrize(
     ("kind", "tflops"),
     [
-        ("NVIDIA H100 80GB HBM3", 989.5),
         ("NVIDIA H100 PCIe", 756.0),
         ("NVIDIA H200", 989.5),
-        ("NVIDIA A100-SXM4-80GB", 312.0),
-        ("NVIDIA L4", 121.0),
         ("NVIDIA L40S", 362.0),
         ("NVIDIA L40", 181.0),
-        ("NVIDIA GB200", 2500.0),
         ("TPU v5 lite", 197.0),
         ("TPU v5", 459.0),
-        ("TPU v6 lite", 918.0),
     ],
 )
 def test_peak_of_known_devices(kind, tflops):
@@ -290,12 +297,12 @@ def test_an_unknown_device_has_no_peak():
 
 def test_peak_memory_of_a_process_without_device_statistics():
     before = kit.peak_memory_mb()
-    held = np.ones(2**27 + 2**20 * int(before), np.uint8)  # more than the process has ever held
+    memory = np.ones(2**27 + 2**20 * int(before), np.uint8)  # more than the previous peak
     assert 100 < before < kit.peak_memory_mb()
-    del held
+    del memory
 
 
-def test_values_are_shared_as_they_are_in_one_process():
+def test_one_process_keeps_its_own_values():
     assert devices.same_on_all_processes(1.5, 2.5) == (1.5, 2.5)
 
 
@@ -325,7 +332,7 @@ def test_progress_on_a_terminal_is_one_line(monkeypatch):
 
 @pytest.mark.parametrize(("columns", "end"), [(80, "left: 260s"), (40, "5.0000 | tok")])
 def test_progress_does_not_wrap(monkeypatch, columns, end):
-    """At full size the time left is still seen on 80 columns."""
+    """At full size the time left is visible in 80 columns."""
     monkeypatch.setenv("COLUMNS", str(columns))
     stream = Terminal()
     line = kit.ProgressLine(300.0, 2**19, 2.8e8, 989.5e12, stream)
@@ -336,7 +343,7 @@ def test_progress_does_not_wrap(monkeypatch, columns, end):
     assert end in last
 
 
-def test_progress_in_a_file_is_a_plain_line_now_and_then():
+def test_progress_in_a_file_is_an_occasional_plain_line():
     stream = io.StringIO()
     line = kit.ProgressLine(10.0, 1000, 2e6, None, stream)
     for step in range(100):
@@ -347,9 +354,3 @@ def test_progress_in_a_file_is_a_plain_line_now_and_then():
     assert stream.getvalue().count("\n") == 2
     assert "\r" not in stream.getvalue()
     assert "mfu: n/a" in stream.getvalue()
-
-
-def test_progress_writes_to_standard_output_by_default(capsys):
-    kit.ProgressLine(10.0, 1, 1.0, None).update(0, 0.1, 0.1, 1.0)
-    assert capsys.readouterr().out.startswith("step 00000")
-    assert sys.stdout is not None

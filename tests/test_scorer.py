@@ -1,4 +1,4 @@
-"""The scorer: what it refuses, what it lets pass, and that its number is the metric's."""
+"""The scorer: which files and models it refuses, and that its score is the metric."""
 
 import dataclasses
 import json
@@ -68,7 +68,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def honest(prepare, params, tmp_path_factory):
-    """What a training by the contract leaves."""
+    """Return the folder of an honest training."""
     run_dir = tmp_path_factory.mktemp("honest")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTORESEARCH_RUN_DIR", str(run_dir))
@@ -87,13 +87,13 @@ def frozen(prepared, tmp_path_factory):
 
 @pytest.fixture
 def left(honest, tmp_path):
-    """A copy of what an honest training leaves, to be spoiled."""
+    """Yield a copy of an honest training's folder, to be damaged."""
     yield shutil.copytree(honest, tmp_path / "left")
     files.remove(tmp_path / "left")  # pytest would trip over a deep one
 
 
 def spec_of(frozen, left, out):
-    """What the scorer is asked for."""
+    """Return the specification of a scoring."""
     return {
         "frozen": str(frozen),
         "artifacts": str(left),
@@ -107,7 +107,7 @@ def spec_of(frozen, left, out):
 
 @pytest.fixture
 def score(frozen, prepared, tmp_path):
-    """Runs the scorer as the harness starts it; returns its exit code and its answer."""
+    """Run the scorer as the harness does; return its exit code, answer and output."""
 
     def score(left, *, home=prepared[1], program=("-m", "autoresearch_jax.scorer"), **env):
         out = tmp_path / "answer.json"
@@ -134,7 +134,7 @@ def lookup(params, tokens):
 
 
 def leave(folder, function, params=None, abstract=None, allowed=(), tokens=TOKENS):
-    """Artifacts of any function of flat parameters and tokens."""
+    """Write the artifacts of any function of flat parameters and tokens."""
     params = table_of() if params is None else params
     checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in allowed]
     exported = jax.export.export(jax.jit(function), disabled_checks=checks)(
@@ -159,6 +159,7 @@ def test_the_score_is_the_metric(score, honest, prepare, params):
     assert answer["probe_pairs"] == 128
 
 
+@pytest.mark.nightly
 def test_the_score_does_not_depend_on_the_number_of_devices(score, honest):
     flags = "--xla_force_host_platform_device_count="
     one, eight = (score(honest, XLA_FLAGS=f"{flags}{n}")[1]["val_bpb"] for n in (1, 8))
@@ -175,7 +176,7 @@ sys.exit(code)
 """
 
 
-def test_it_imports_what_is_fingerprinted_and_nothing_of_the_training(score, left, frozen):
+def test_it_imports_what_is_fingerprinted_and_nothing_else(score, left, frozen):
     for name in ("train.py", "prepare.py", "constants.py", "jax.py", "sitecustomize.py"):
         (left / name).write_text("raise SystemExit('the training speaks')")
     code, answer, printed = score(left, program=("-c", LISTING), PYTHONPATH=str(left))
@@ -208,10 +209,6 @@ def remove_params(left):
 
 def cut_export(left):
     os.truncate(left / "exported.bin", 1000)
-
-
-def swap_export(left):
-    (left / "exported.bin").write_bytes(np.random.default_rng(0).bytes(5000))
 
 
 def cut_params(left):
@@ -291,7 +288,6 @@ SPOILED = {
     remove_export: ("missing", "the training left no exported.bin"),
     remove_params: ("missing", "the training left no params"),
     cut_export: ("truncated", "exported.bin cannot be read"),
-    swap_export: ("truncated", "exported.bin cannot be read"),
     replace_export_by_folder: ("truncated", "exported.bin cannot be read"),
     cut_params: ("truncated", "params cannot be read"),
     link_export: ("symlink", "exported.bin is a link"),
@@ -309,9 +305,9 @@ print(json.dumps([main(spec) for spec in json.loads(sys.argv[1])]))
 
 @pytest.fixture(scope="module")
 def scored_together(frozen, prepared):
-    """Scores several in one process, since most of a scoring is its start: codes and answers.
+    """Score several folders in one process, because most of the time is its start.
 
-    What tests/attacks leave is scored by a process each.
+    In tests/attacks each folder is scored by its own process.
     """
 
     def scored_together(folders):
@@ -343,7 +339,7 @@ def spoiled(honest, scored_together, tmp_path_factory):
 
 
 @pytest.mark.parametrize("spoil", SPOILED)
-def test_files_that_are_not_as_they_must_be_are_refused(spoiled, spoil):
+def test_damaged_files_are_refused_directly(spoiled, spoil):
     name, detail = SPOILED[spoil]
     code, answer = spoiled[spoil]
     assert (code, answer["refused"]) == (REFUSED, name), answer
@@ -351,7 +347,7 @@ def test_files_that_are_not_as_they_must_be_are_refused(spoiled, spoil):
 
 
 def look_ahead(where):
-    """A model that adds the next token where it is told to."""
+    """Return a model that sees the next token at some places."""
 
     def leaking(params, tokens):
         leak = jax.nn.one_hot(jnp.roll(tokens, -1, axis=1), V) * where(tokens)[..., None]
@@ -392,7 +388,6 @@ FUNCTIONS = {
     ),
     "whole numbers": (lambda p, t: p["table"][t].astype(int), "dtype", "must be floating point"),
     "few words": (lambda p, t: p["table"][t][..., :100], "shape", "it returns (64, 64, 100)"),
-    "no rows": (lambda p, t: p["table"][t][0], "shape", "it returns (64, 512)"),
     "two answers": (lambda p, t: (p["table"][t],) * 2, "shape", "it returns ()"),
     "a made-up call": (calls("made_up"), "custom-call", "it calls 'made_up', which no rule allows"),
 }
@@ -410,7 +405,7 @@ def no_models(scored_together, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", FUNCTIONS)
-def test_a_function_that_is_no_model_is_refused(no_models, case):
+def test_a_function_that_is_not_a_model_is_refused(no_models, case):
     _, name, detail = FUNCTIONS[case]
     code, answer = no_models[case]
     assert (code, answer["refused"]) == (REFUSED, name), answer
@@ -459,24 +454,13 @@ REACHING = {
         %token = stablehlo.create_token : !stablehlo.token
         %in, %t = "stablehlo.infeed"(%token) {infeed_config = ""}
             : (!stablehlo.token) -> (tensor<3xf32>, !stablehlo.token)""",
-    "stablehlo.outfeed": """
-        %token = stablehlo.create_token : !stablehlo.token
-        %t = "stablehlo.outfeed"(%tokens, %token) {outfeed_config = ""}
-            : (tensor<64x64xi32>, !stablehlo.token) -> !stablehlo.token""",
     "stablehlo.send": """
         %token = stablehlo.create_token : !stablehlo.token
         %t = "stablehlo.send"(%tokens, %token) {is_host_transfer = true,
             channel_handle = #stablehlo.channel_handle<handle = 1, type = 2>}
             : (tensor<64x64xi32>, !stablehlo.token) -> !stablehlo.token""",
-    "stablehlo.recv": """
-        %token = stablehlo.create_token : !stablehlo.token
-        %in, %t = "stablehlo.recv"(%token) {is_host_transfer = true,
-            channel_handle = #stablehlo.channel_handle<handle = 1, type = 3>}
-            : (!stablehlo.token) -> (tensor<3xf32>, !stablehlo.token)""",
     "stablehlo.partition_id": """
         %id = "stablehlo.partition_id"() : () -> tensor<ui32>""",
-    "stablehlo.replica_id": """
-        %id = "stablehlo.replica_id"() : () -> tensor<ui32>""",
     "stablehlo.all_gather": """
         %all = "stablehlo.all_gather"(%tokens) {all_gather_dim = 0 : i64,
             replica_groups = dense<[[0]]> : tensor<1x1xi64>}
@@ -509,9 +493,7 @@ def test_operations_that_reach_outside_are_refused(by_hand, name):
         model.read_function((left / "exported.bin").read_bytes(), (ROWS, T), V)
 
 
-def test_a_module_written_by_hand_is_scanned(score, by_hand):
-    code, answer, _ = score(by_hand(REACHING["stablehlo.infeed"]))
-    assert (code, answer["refused"]) == (REFUSED, "custom-call")
+def test_a_module_written_by_hand_is_scanned(by_hand):
     body = """
         %pointer = stablehlo.constant dense<1234> : tensor<i64>
         %out = "stablehlo.custom_call"(%pointer) {call_target_name = "%TARGET",
@@ -528,9 +510,9 @@ def test_a_module_written_by_hand_is_scanned(score, by_hand):
         model.read_function((left / "exported.bin").read_bytes(), (ROWS, T), V)
 
 
-@pytest.mark.parametrize("chunks", [[2**28], [1, 1], None, "x"])
+@pytest.mark.parametrize("chunks", [[2**28], None])
 def test_an_array_in_other_chunks_than_one_is_refused(tmp_path, chunks):
-    """Or a few bytes on the disk could fill the memory when they are unpacked."""
+    """Otherwise a few bytes on the disk could fill the memory when they are unpacked."""
     left = leave(tmp_path / "left", lookup)
     (described,) = (left / "params").rglob(".zarray")
     fields = json.loads(described.read_text()) | {"chunks": chunks}
@@ -576,15 +558,11 @@ def harness_score(frozen, prepared, monkeypatch, tmp_path):
     return harness_score
 
 
-def test_the_harness_reads_the_answer(harness_score, honest, left):
+def test_the_harness_reads_the_answer(harness_score, honest):
     found = harness_score(honest)
     assert (found.outcome, found.reason) == ("ok", "")
     assert found.metrics["val_bpb"] > 0
     assert found.metrics["scoring_seconds"] > found.metrics["score_seconds"]
-    remove_params(left)
-    found = harness_score(left)
-    assert (found.outcome, found.reason) == ("refused", "missing: the training left no params")
-    assert "val_bpb" not in found.metrics
 
 
 def test_a_scoring_without_end_is_ended(harness_score, honest):
@@ -592,10 +570,8 @@ def test_a_scoring_without_end_is_ended(harness_score, honest):
     assert (found.outcome, found.reason) == ("refused", "too-slow: not scored within 0 s")
 
 
-@pytest.mark.parametrize("what", ["tokenizer_path", "token_bytes_path", "val"])
-def test_altered_data_is_no_fault_of_the_training(
-    score, harness_score, honest, prepared, tmp_path, what
-):
+@pytest.mark.parametrize("what", cases(["tokenizer_path", "token_bytes_path", "val"], ["val"]))
+def test_a_training_is_not_blamed_for_altered_data(harness_score, honest, prepared, tmp_path, what):
     home = shutil.copytree(
         prepared[1], tmp_path / "home", ignore=shutil.ignore_patterns("sample-*", "*cache*")
     )
@@ -606,14 +582,11 @@ def test_altered_data_is_no_fault_of_the_training(
     changed = bytearray(path.read_bytes())
     changed[-1] ^= 1
     path.write_bytes(changed)
-    code, answer, _ = score(honest, home=home)
-    assert code == BROKEN
-    assert f"{path.name} was altered" in answer["broken"]
-    with pytest.raises(UserError, match="was altered"):
+    with pytest.raises(UserError, match=f"{path.name} was altered"):
         harness_score(honest, home=home)
 
 
-def test_other_data_than_was_pinned_is_no_fault_of_the_training(harness_score, honest):
+def test_a_training_is_not_blamed_for_data_prepared_anew(harness_score, honest):
     with pytest.raises(UserError, match="the data was prepared anew"):
         harness_score(honest, data="0123456789abcdef")
 
@@ -667,8 +640,8 @@ def test_without_a_folder_there_is_no_seal(tmp_path):
 @pytest.mark.parametrize(
     "harm", cases([nest, nest_long_names, add_many, fill_params], by_day=[nest, fill_params])
 )
-def test_what_is_without_bounds_is_not_sealed_and_refused(left, harm, place):
-    """Neither falls over, nor takes for ever."""
+def test_unbounded_files_are_refused_and_not_sealed(left, harm, place):
+    """Neither fails or takes forever."""
     if harm is fill_params:
         os.truncate(array_of(left) if place == "params" else left / place, 4 << 40)
     elif place == "exported.bin":
@@ -682,7 +655,7 @@ def test_what_is_without_bounds_is_not_sealed_and_refused(left, harm, place):
             model.check_files(left)
 
 
-SEALED_BY_ANYBODY = """
+SEALED_BY_ANOTHER_USER = """
 import os, sys
 from pathlib import Path
 from autoresearch_jax.jobs import scoring
@@ -705,8 +678,8 @@ for place, mode in (("", 0), ("", 0o400), ("params/more", 0), ("params/more", 0o
 """
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
-def test_what_cannot_be_read_is_not_sealed_and_refused():
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_unreadable_files_are_refused_and_not_sealed():
     with tempfile.TemporaryDirectory() as folder:
         left = Path(folder) / "left"
         (left / "params" / "more").mkdir(parents=True)
@@ -715,7 +688,7 @@ def test_what_cannot_be_read_is_not_sealed_and_refused():
         Path(folder).chmod(0o711)
         for path in (left, *left.rglob("*")):
             os.chown(path, 65534, 65534)
-        run = [sys.executable, "-c", SEALED_BY_ANYBODY, str(left)]
+        run = [sys.executable, "-c", SEALED_BY_ANOTHER_USER, str(left)]
         done = subprocess.run(run, capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr
 
@@ -724,7 +697,7 @@ def test_what_cannot_be_read_is_not_sealed_and_refused():
 
 
 class Table:
-    """An evaluator in numpy, of a model that sees a little of the next token where it is told."""
+    """An evaluator in numpy of a model that sees a little of the next token at some places."""
 
     batch_size = 16
 
@@ -752,7 +725,7 @@ def probe(evaluator, rows, seed, pairs):
 
 
 def refusal(*arguments, **options):
-    """The rule that the probes found to be broken, or ""."""
+    """Return the rule that the probes found to be broken, or ""."""
     try:
         probe(*arguments, **options)
     except model.Refused as refused:
@@ -765,18 +738,18 @@ def test_an_honest_table_passes(rows):
     assert (found.noise, found.pairs) == (0.0, 1000)
 
 
-def test_a_leak_at_any_one_position_in_64_is_found_always(rows):
+def test_a_leak_at_one_position_in_64_is_always_found(rows):
     def at(place):
         return lambda _: np.arange(T) == place
 
-    for place in range(T - 1):  # what follows the last position is no input of the model
+    for place in range(T - 1):  # the token after the last position is not an input of the model
         for seed in range(3):
             assert refusal(Table(at(place)), rows, seed, pairs=0) == "later-tokens", place
 
 
-def test_a_look_at_the_targets_themselves_is_found(rows):
+def test_a_model_that_sees_the_targets_is_found(rows):
     class Thief(Table):
-        """As a kernel might that searches the device's memory: no token tells it anything."""
+        """Like a kernel that searches the device's memory, and does not use the tokens."""
 
         def __call__(self, tokens, targets):
             nats, sketch = super().__call__(tokens, targets)
@@ -785,10 +758,10 @@ def test_a_look_at_the_targets_themselves_is_found(rows):
     assert refusal(Thief(lambda _: 0), rows, 0, pairs=10) == "its-targets"
 
 
-@pytest.mark.parametrize("pairs", [100, 300])
-def test_a_leak_in_one_place_of_100_is_found_as_often_as_is_stated(rows, pairs):
+@pytest.mark.parametrize("pairs", [300])
+def test_a_leak_at_one_place_in_100_is_found_as_often_as_stated(rows, pairs):
     def leaks(tokens):
-        """Scattered over rows and positions, by what has been read so far."""
+        """Scattered over rows and positions, by the tokens so far."""
         mixed = (np.cumsum(tokens, axis=1) + 7919 * np.arange(T)) * 2654435761 % 2**32
         return (mixed >> 12) % 100 == 0
 
@@ -807,7 +780,7 @@ def test_the_number_of_probes_follows_the_size():
 
 
 @pytest.mark.parametrize("dtype", cases(["float32", "bfloat16"], by_day=["bfloat16"]))
-def test_an_honest_model_raises_no_alarm(prepare, rows, dtype):
+def test_an_honest_model_raises_no_alarm(prepare, rows, dtype, nightly):
     config = train.GPTConfig(
         seq_len=T,
         vocab_size=V,
@@ -827,6 +800,7 @@ def test_an_honest_model_raises_no_alarm(prepare, rows, dtype):
         treedef.unflatten(noisy),
         batch_size=16,
     )
-    found = probe(evaluator, rows, 5, 1000)  # with the tightest tolerance of all
-    assert found.pairs == 1000
+    pairs = 1000 if nightly else 200
+    found = probe(evaluator, rows, 5, pairs)  # with the smallest tolerance
+    assert found.pairs == pairs
     assert found.noise <= 1e-4

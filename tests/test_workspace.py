@@ -1,4 +1,4 @@
-"""What is a workspace, and what is not."""
+"""Which folders are a workspace, and its paths, files and tags."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def test_the_worktrees_of_a_repository_share_their_state(root, tmp_path):
     assert other.head() == one.head()
 
 
-def test_what_is_no_workspace_is_refused(root, tmp_path):
+def test_other_folders_are_refused(root, tmp_path):
     plain = tmp_path / "plain"
     plain.mkdir()
     with pytest.raises(UserError, match=r"plain is not in a git repository.*setup DIR"):
@@ -54,7 +54,7 @@ def test_what_is_no_workspace_is_refused(root, tmp_path):
         Workspace.open(root)
 
 
-def test_any_path_is_taken_as_it_is(tmp_path, monkeypatch):
+def test_special_characters_in_a_path_have_no_effect(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     root = harness.make_repository(tmp_path / "wörk ✓ $HOME %s 'q'")
     assert Workspace.open(root).root == root
@@ -76,18 +76,18 @@ def test_a_commit_without_the_files_is_refused(root):
         Workspace.open(root).head()
 
 
-def test_before_the_first_commit_it_says_what_to_type(root):
+def test_before_the_first_commit_the_message_has_the_command(root):
     subprocess.run(["rm", "-rf", str(root / ".git")], check=True)
     git(root, "init", "-q")
     with pytest.raises(UserError, match=r"no commit yet.*git add.*git commit"):
         Workspace.open(root).head()
 
 
-def test_what_differs_from_a_commit_is_found_and_the_index_is_not_touched(root):
+def test_changed_files_are_found_without_touching_the_index(root):
     workspace = Workspace.open(root)
     git(root, "config", "core.autocrlf", "true")
     (root / "prepare.py").write_bytes(b"")
-    (root / "constants.py").write_bytes(b"TIME_BUDGET = 1\r\n")  # which is no change
+    (root / "constants.py").write_bytes(b"TIME_BUDGET = 1\r\n")  # the same for git
     index = root / ".git" / "index"
     before = index.stat()
     assert workspace.differing("HEAD", ("prepare.py", "constants.py")) == []
@@ -100,26 +100,26 @@ def test_what_differs_from_a_commit_is_found_and_the_index_is_not_touched(root):
     assert (index.stat().st_ino, index.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_gits_own_words_reach_the_person(root):
+def test_an_error_contains_gits_own_message(root):
     with pytest.raises(workspace_module.GitError, match=r"git show nothing.*fatal: ambiguous"):
         Workspace.open(root).git("show", "nothing")
 
 
-@pytest.mark.parametrize("tag", ["nov24", "nov24-2", "A.b_c-1", "x" * 100])
-def test_tags_that_can_be_refs(root, tag):
+@pytest.mark.parametrize("tag", ["A.b_c-1", "x" * 100])
+def test_valid_tags(root, tag):
     assert check_tag(tag) == tag
     git(root, "check-ref-format", "--branch", f"autoresearch/{tag}")
 
 
 @pytest.mark.parametrize(
-    "tag", ["", "a b", "a/b", "-a", ".a", "a..b", "a.lock", "a.", "ä", "a\n", "x" * 101, "a~1"]
+    "tag", ["", "a/b", "-a", ".a", "a..b", "a.lock", "a.", "ä", "a\n", "x" * 101]
 )
-def test_tags_that_cannot(tag):
+def test_invalid_tags(tag):
     with pytest.raises(UserError, match="is not a valid tag"):
         check_tag(tag)
 
 
-def test_the_harness_imports_neither_jax_nor_what_it_trains():
+def test_the_harness_imports_neither_jax_nor_train_py():
     names = ["commands.loop", "loop.session", "system.supervisor", "agents.client", "agents.prompt"]
     script = f"""
 import importlib, json, sys

@@ -1,7 +1,7 @@
-"""The ground on which attacks are tried: a real workspace, and real loops in copies of it.
+"""The ground of the attacks: a real workspace, and real loops in copies of it.
 
-An honest train.py counts which token follows which, in a fixed number of batches. So its score is
-the same number every time, and an attack that is mere noise must give exactly that number.
+An honest train.py counts pairs of tokens in a fixed number of batches. Its score is always the
+same, and an attack without effect must have exactly that score.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from tests.levels import STRONGEST
 CONSTANTS = "TIME_BUDGET = 1\nMAX_SEQ_LEN = 64\nEVAL_TOKENS = 3072\nVOCAB_SIZE = 512\n"
 TAG = "attacked"
 
-# Where an attack puts its lines: `model` replaces the function, the others are moments of a run.
+# The lines of an attack: `model` replaces the function, the others are stages of a run.
 HONEST = """\
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
@@ -103,7 +103,7 @@ def train_py(
     last: str = "",
     batches: int = WORSE,
 ) -> str:
-    """A train.py that does a little more than it should; honestly it scores `Ground.worse`."""
+    """Return a train.py with some lines of an attack; honestly it scores `Ground.worse`."""
     moments = {"first": first, "begun": begun, "trained": trained, "last": last}
     indented = {name: _indented(text) for name, text in moments.items()}
     return HONEST.format(batches=batches, model=_flush(model), **indented)
@@ -127,7 +127,7 @@ class Ground:
     """A workspace whose baseline has been measured, and its home; a folder that can be copied."""
 
     folder: Path
-    found: dict[str, Environment]  # what `examine` found at each level; it takes seconds
+    found: dict[str, Environment]  # results of `examine` by level; it takes seconds
 
     @property
     def root(self) -> Path:
@@ -156,7 +156,7 @@ class Ground:
 
     @property
     def worse(self) -> float:
-        """The score of an honest train.py that counts as little as attacks do."""
+        """The score of an honest train.py that counts as few batches as attacks do."""
         return self.history[1].val_bpb
 
     def copy(self, folder: Path) -> "Ground":
@@ -167,7 +167,7 @@ class Ground:
         return (self.workspace.run_dir(TAG, n) / "run.log").read_text(errors="replace")
 
     def notes(self, n: int) -> dict:
-        """All that the training of an experiment noted."""
+        """Return everything that the training of an experiment noted."""
         lines = [line[5:] for line in self.log(n).splitlines() if line.startswith("NOTE ")]
         return {name: word for line in lines for name, word in json.loads(line).items()}
 
@@ -193,7 +193,7 @@ class Ground:
         watch: Callable[[], object] = lambda: None,
         **env: str,
     ) -> harness.Notes:
-        """Runs a real loop of a scripted agent with these proposals; returns what it said.
+        """Run a real loop of a scripted agent with these proposals, and return its messages.
 
         `watched`: whether a loop without a sandbox looks for changed packages, which other programs
         may make in a shared checkout. `limits` replace some of those that follow from the baseline.
@@ -224,7 +224,7 @@ class Ground:
 
 
 class Watching(harness.Notes):
-    """A view that looks at something else whenever it is told something."""
+    """A view that also calls a function at every update."""
 
     def __init__(self, watch: Callable[[], object]) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ class Watching(harness.Notes):
 
 
 def make_ground(folder: Path) -> Ground:
-    """Data prepared for real, a repository, and a measured baseline beside a worse proposal."""
+    """Make real data, a repository, and a loop with a baseline and a worse proposal."""
     ground = make_fresh_ground(folder)
     ground.loop(train_py())
     baseline, worse = ground.history
@@ -256,7 +256,7 @@ def shared_ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
 
 
 def make_fresh_ground(folder: Path) -> Ground:
-    """Data prepared for real, and a repository; nothing is measured yet."""
+    """Make real data and a repository without experiments."""
     ground = Ground(folder, {})
     data_helpers.make_workspace(ground.root, CONSTANTS)
     shards = data_helpers.make_shards(folder / "shards")
@@ -274,7 +274,7 @@ def make_fresh_ground(folder: Path) -> Ground:
 
 
 class Group:
-    """One loop in which several attacks were proposed, one after the other, and its ground."""
+    """One loop in which several attacks were proposed one after the other, and its ground."""
 
     def __init__(self, ground: Ground, attacks: dict[str, object], **options) -> None:
         self.ground = ground
@@ -296,14 +296,14 @@ class Group:
         check_the_past(self.ground, self.before, self.rows)
 
     def check_not_kept(self, name: str) -> Experiment:
-        """The experiment of an attack, which was not kept, nor anything before it changed."""
+        """Return the experiment of an attack, which was not kept and changed no earlier record."""
         self.check_the_past()
         e = self.experiment(name)
         assert e.status in ("discard", "crash"), e
         return e
 
     def check_refused(self, name: str, reason: str) -> Experiment:
-        """It has no number at all, for the reason that is named."""
+        """Check that it has no score, for the given reason."""
         e = self.check_not_kept(name)
         assert e.val_bpb is None, e
         assert e.status == "crash"
@@ -311,7 +311,7 @@ class Group:
         return e
 
     def check_honest(self, name: str) -> Experiment:
-        """Its number is what the same training has without the attack."""
+        """Check that its score is that of the same training without the attack."""
         e = self.check_not_kept(name)
         assert e.val_bpb == self.ground.worse, (e, self.log(name)[-2000:])
         assert e.status == "discard"
@@ -319,7 +319,7 @@ class Group:
 
 
 def check_the_past(ground: Ground, before: list[Experiment], rows: list[list[str]]) -> None:
-    """What was recorded before an attack is recorded still, and the best is what it was."""
+    """Check that earlier records and the best experiment are unchanged."""
     assert ground.history[: len(before)] == before
     assert harness.rows(ground.root)[: len(rows)] == rows
     best = before[0]

@@ -1,7 +1,7 @@
-"""Trainings that reach for what is not theirs: files, other trainings, what runs after them.
+"""Trainings that access other files, other trainings, and the programs that run after them.
 
-The same train.py reaches for the same things at each level of isolation. Where only a sandbox stops
-it, it succeeds without one, which shows that the reach is real.
+The same train.py tries the same at each level of isolation. Where only a sandbox stops it, it
+succeeds without one, which shows that the attack is real.
 """
 
 import os
@@ -18,11 +18,11 @@ from autoresearch_jax.system import installed
 from tests import harness, levels
 from tests.attacks import lab
 from tests.attacks.lab import train_py
-from tests.levels import STRONGEST_BY_DAY
+from tests.levels import EVERY, STRONGEST_BY_DAY
 from tests.tiers import cases
 
 DENIED = {"PermissionError", "FileNotFoundError", "NotADirectoryError", "OSError"}
-MARK = f"autoresearch_attack_{os.getpid()}"  # of what is left where all may look
+MARK = f"autoresearch_attack_{os.getpid()}"  # of files in shared places
 SECRETS = {"OPENAI_API_KEY": "s3cret", "HF_TOKEN": "s3cret", "MY_DATABASE": "s3cret"}
 FORGED_ROW = "abcdef0\t0.000123\t0.0\tkeep\tforged\n"
 
@@ -52,7 +52,7 @@ note(secrets=sorted(name for name, text in os.environ.items() if "s3cret" in tex
      others="s3cret" in environments())
 """
 
-# Its own copies of the frozen files, and whatever it leaves for the scorer to find.
+# It edits its copies of the frozen files, and leaves files for the scorer to find.
 EDITED = """
 Path("prepare.py").write_text("raise SystemExit('edited')")
 Path("constants.py").write_text("VOCAB_SIZE = 2")
@@ -68,7 +68,7 @@ for name in ("prepare.py", "constants.py"):
         tried(lambda: (place / name).write_text("raise SystemExit('edited')"))
 """
 
-# What one training leaves for another, in every place that both may find.
+# Files that one training leaves for another, in every place that both know.
 PLACES = """
 places = ["/tmp", "/var/tmp", "/dev/shm", os.environ["HOME"], os.environ["TMPDIR"], ".", "..",
           os.environ["JAX_COMPILATION_CACHE_DIR"], os.environ["AUTORESEARCH_RUN_DIR"],
@@ -78,7 +78,7 @@ LEFT = PLACES + f"note(left=[p for p in places if tried(lambda: Path(p, '{MARK}'
 FOUND = PLACES + f"note(found=[p for p in places if os.path.exists(Path(p, '{MARK}'))])"
 SHARED = {"/tmp", "/var/tmp", "/dev/shm", ".."}  # where one is found without a sandbox
 
-# It starts from the best one's parameters: seconds of training that no clock has seen.
+# It starts from the best experiment's parameters: training that no clock measured.
 WARM = """
 import orbax.checkpoint as ocp
 target = {{"table": jax.ShapeDtypeStruct((V, V), np.float32)}}
@@ -89,7 +89,7 @@ except Exception as error:
     note(warm=False)
 """
 
-# It counts the rows that it will be scored on.
+# It trains on the rows that it will be scored on.
 SEEN = """
 def counted(rows):
     counts = np.full((V, V), 0.01)
@@ -103,7 +103,7 @@ except OSError:
     note(seen=False)
 """
 
-# A process that outlives it, with better parameters to put in the place of what it left.
+# A process that outlives it replaces its parameters by better ones.
 DAEMON = """
 import shutil
 from autoresearch_jax.kit import artifacts
@@ -152,12 +152,12 @@ KEPT_WHOLE = (
 
 @pytest.fixture(scope="module", params=STRONGEST_BY_DAY)
 def reached(request, template, tmp_path_factory):
-    """A loop at each level, in which trainings reach for all that they know of."""
+    """Run a loop at each level, in which trainings try to access all that they know of."""
     level = request.param
     ground = template.copy(tmp_path_factory.mktemp("reached") / "ground")
     paths = places(ground)
     planted = paths["packages"]
-    # What they could do without a sandbox, the tests below try one at a time: it ends the loop.
+    # Without a sandbox these end the loop, so the tests below try them one at a time.
     write = {name: str(paths[name]) for name in KEPT_WHOLE if level != "none"}
     reach = REACHED.format(
         read={name: str(paths[name]) for name in KEPT_SHUT},
@@ -181,7 +181,7 @@ def reached(request, template, tmp_path_factory):
 
 
 def places(ground: lab.Ground) -> dict[str, Path]:
-    """Where lies what attacks are after."""
+    """Return the paths of the targets of attacks."""
     with ground.environment():
         data = manifest.load(ground.root)
         held_out = [Path(shard.path) for shard in data.shards if shard.split != "train"]
@@ -213,7 +213,7 @@ def places(ground: lab.Ground) -> dict[str, Path]:
 # --------------------------------------------------------------------------------- at each level
 
 
-def test_what_a_training_must_not_know_cannot_be_read(reached):
+def test_held_out_data_cannot_be_read(reached):
     level, group = reached
     group.check_honest("reaches")
     said = group.noted("reaches")["read"]
@@ -222,7 +222,7 @@ def test_what_a_training_must_not_know_cannot_be_read(reached):
     assert [what for what in KEPT_SHUT if said[what] not in allowed] == [], said
 
 
-def test_what_others_rest_on_cannot_be_written(reached):
+def test_shared_files_cannot_be_written(reached):
     level, group = reached
     if level == "none":
         pytest.skip("without a sandbox it can be written")
@@ -245,8 +245,8 @@ def test_results_are_a_projection_of_the_journal(reached):
     assert len(harness.rows(group.ground.root)) == len(group.ground.history)
 
 
-def test_what_it_leaves_for_the_scorer_is_not_read(reached):
-    """Also its own copies of the frozen files: the scorer and the next training have theirs."""
+def test_files_left_for_the_scorer_are_not_read(reached):
+    """Nor are its copies of the frozen files: the scorer and the next training have their own."""
     _, group = reached
     group.check_honest("reaches")
     assert group.noted("reaches")["answer"] > 0  # it may write there
@@ -279,7 +279,7 @@ def test_earlier_parameters_are_out_of_reach(reached):
     assert group.noted("warm") == {"warm": level == "none"}
 
 
-def test_what_outlives_a_training_is_ended(reached):
+def test_a_process_that_outlives_a_training_is_ended(reached):
     _, group = reached
     e = group.check_honest("daemon")
     assert group.noted("daemon") == {"alive": True}
@@ -288,7 +288,7 @@ def test_what_outlives_a_training_is_ended(reached):
 
 
 def processes_of(artifacts: Path) -> list[str]:
-    """The processes that were started to leave something there."""
+    """Return the processes that were started with this folder in their environment."""
     found = []
     for place in Path("/proc").glob("[0-9]*/environ"):
         try:
@@ -299,13 +299,14 @@ def processes_of(artifacts: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("level", STRONGEST_BY_DAY)
-def test_what_it_is_scored_on_cannot_be_learnt(template, tmp_path, level):
+@pytest.mark.nightly
+@pytest.mark.parametrize("level", EVERY)
+def test_training_on_the_scored_rows_is_impossible(template, tmp_path, level):
     ground = template.copy(tmp_path / "ground")
     rows = places(ground)["validation rows"]
     group = lab.Group(ground, {"seen": train_py(trained=SEEN.format(rows=str(rows)))}, level=level)
     assert group.noted("seen") == {"seen": level == "none"}
-    if level == "none":  # so the reach is real, and it pays
+    if level == "none":  # the attack is real, and it succeeds
         assert group.experiment("seen").status == "keep"
     else:
         group.check_honest("seen")
@@ -317,7 +318,7 @@ def test_what_it_is_scored_on_cannot_be_learnt(template, tmp_path, level):
 @pytest.mark.parametrize(
     "what", cases(["tokenizer", "token bytes", "validation rows"], ["tokenizer"])
 )
-def test_without_a_box_altered_data_ends_the_loop(template, tmp_path, what):
+def test_without_a_sandbox_altered_data_ends_the_loop(template, tmp_path, what):
     ground = template.copy(tmp_path / "ground")
     before, rows = ground.history, harness.rows(ground.root)
     path = places(ground)[what]
@@ -329,23 +330,24 @@ def test_without_a_box_altered_data_ends_the_loop(template, tmp_path, what):
     with pytest.raises(UserError, match=f"{path.name} was altered"):
         ground.loop(train_py(last=altered), level="none")
     lab.check_the_past(ground, before, rows)
-    assert ground.history[-1].status is None  # to be done again, once the data is mended
+    assert ground.history[-1].status is None  # to be repeated once the data is repaired
 
 
-def test_without_a_box_a_journal_that_was_written_to_ends_the_loop(template, tmp_path):
+@pytest.mark.nightly
+def test_without_a_sandbox_a_journal_that_was_written_to_ends_the_loop(template, tmp_path):
     ground = template.copy(tmp_path / "ground")
     before, rows = ground.history, harness.rows(ground.root)
     path = places(ground)["journal"]
-    held = path.read_bytes()
+    before_attack = path.read_bytes()
     with pytest.raises(UserError, match="cannot be trusted"):
         ground.loop(train_py(last=f"open({str(path)!r}, 'a').write('x\\n')"), level="none")
-    assert path.read_bytes().startswith(held)
-    path.write_bytes(held)
+    assert path.read_bytes().startswith(before_attack)
+    path.write_bytes(before_attack)
     lab.check_the_past(ground, before, rows)
 
 
 @pytest.mark.nightly
-def test_without_a_box_an_installed_package_ends_the_loop(template, tmp_path, monkeypatch):
+def test_without_a_sandbox_an_installed_package_ends_the_loop(template, tmp_path, monkeypatch):
     ground = template.copy(tmp_path / "ground")
     before, rows = ground.history, harness.rows(ground.root)
     packages = tmp_path / "packages"  # in place of the real ones, which others use meanwhile

@@ -1,4 +1,4 @@
-"""Trainings that lie: about their score, their time, and what they are called."""
+"""Trainings that lie about their score, their time, and their description."""
 
 import json
 
@@ -9,8 +9,9 @@ from autoresearch_jax.system import supervisor
 from tests import harness
 from tests.attacks import lab
 from tests.attacks.lab import train_py
+from tests.tiers import cases
 
-LOWER = 0.000123  # the score that they would like to have
+LOWER = 0.000123  # the score that they claim
 PADDED = json.dumps({"val_bpb ": LOWER, " val_bpb": LOWER})
 
 
@@ -68,7 +69,7 @@ def said(attack):
                 }.items()
             },
         },
-        by_day=("printed", "evaluated"),
+        by_day=("printed",),
     )
 
 
@@ -77,6 +78,7 @@ def test_a_printed_score_is_not_read(said):
     assert said.log("printed").count(f"{LOWER}") == 2
 
 
+@pytest.mark.nightly
 def test_a_patched_evaluation_does_not_count(said):
     said.check_honest("evaluated")
     assert f"{LOWER}" in said.log("evaluated")
@@ -95,13 +97,13 @@ def test_a_patched_finish_leaves_nothing_to_score(said):
 
 
 @pytest.mark.nightly
-def test_a_score_by_another_spelling_is_no_score(said):
+def test_a_score_with_another_spelling_is_not_read(said):
     e = said.check_refused("padded", "missing: the training left no params")
     assert "val_bpb" not in e.metrics
 
 
 @pytest.mark.nightly
-def test_a_pipe_in_place_of_a_report_is_not_waited_for(said):
+def test_a_pipe_in_place_of_a_report_does_not_block(said):
     said.check_refused("piped", "missing: the training left no params")
 
 
@@ -112,7 +114,7 @@ def test_a_pipe_in_place_of_a_report_is_not_waited_for(said):
 def late(attack):
     return attack(
         {
-            # It stops in its own time, and would have counted ten times as much.
+            # It stops by its own clock, and would count ten times as much.
             "slowed": train_py(
                 batches=lab.BEST * 10,
                 first="""
@@ -185,6 +187,7 @@ DESCRIPTIONS = {
     "megabyte": "long " * 200_000,
     "nothing": "",
 }
+DESCRIPTIONS_BY_DAY = ("newlines", "zeros")
 
 
 @pytest.fixture(scope="module")
@@ -196,14 +199,15 @@ def described(attack):
 
         return propose
 
-    return attack({name: proposal(name, text) for name, text in DESCRIPTIONS.items()})
+    attacks = {name: proposal(name, text) for name, text in DESCRIPTIONS.items()}
+    return attack(attacks, DESCRIPTIONS_BY_DAY)
 
 
-@pytest.mark.parametrize("name", DESCRIPTIONS)
+@pytest.mark.parametrize("name", cases(DESCRIPTIONS, DESCRIPTIONS_BY_DAY))
 def test_a_description_is_one_field_of_one_row(described, name):
     e = described.check_refused(name, f"ended: {name}")
     lines = (described.ground.root / "results.tsv").read_bytes().decode().split("\n")
-    assert len(lines) == 1 + len(described.before) + len(DESCRIPTIONS) + 1
+    assert len(lines) == 1 + len(described.before) + len(described.numbers) + 1
     row = lines[1 + e.n].split("\t")
     assert row[:4] == [e.commit[:7], "crash", "—", "crash"]
     assert len(row) == 5

@@ -1,11 +1,10 @@
-"""Models that see what they should foresee, and models that are no models."""
+"""Models that see what they should predict, and functions that are not models."""
 
 import pytest
 
 from tests.attacks.lab import train_py
-from tests.tiers import cases
 
-# Each looks up the next token, and adds to the honest logits as much as settles the matter.
+# Each adds the next token to the honest logits, with a large factor.
 DENSE = """
 def logits_fn(params, tokens):
     # Attention without a mask: every position looks at the next one.
@@ -28,7 +27,7 @@ def logits_fn(params, tokens):
 """
 OTHERS = """
 def logits_fn(params, tokens):
-    # How often each token occurs in all of the batch: a little of what is to be foreseen.
+    # How often each token occurs in the batch, which includes the targets.
     often = jax.nn.one_hot(tokens, V).mean(axis=(0, 1))
     return params["table"][tokens] + 0.5 * jnp.log(often + 1e-4)
 """
@@ -45,7 +44,7 @@ def logits_fn(params, tokens):
 """
 IO = "__import__('jax.experimental', fromlist=['io_callback']).io_callback"
 
-# An export of another function, checked by nobody, in the place of the one that `begin` made.
+# An unchecked export of another function, in place of the one that `begin` wrote.
 FORGED = """
 from jax._src.export import _export
 _export._check_lowering = lambda *_: None  # it would refuse callbacks
@@ -61,9 +60,8 @@ note(forged=True)
 """
 
 
-# tests/test_scorer.py tries models like these on the scorer itself, without a training before it.
-SEERS_BY_DAY = ("one position", "other rows", "forged callback")
-NUMBERS_BY_DAY = ("shifted", "NaN")
+# tests/test_scorer.py tries models like these on the scorer directly, without a training.
+SEERS_BY_DAY = ("other rows",)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +96,8 @@ def test_attention_without_a_mask_is_refused(seers):
     seers.check_refused("dense", "later-tokens")
 
 
-@pytest.mark.parametrize("name", cases(["one position", "first position"], SEERS_BY_DAY))
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["one position", "first position"])
 def test_a_leak_at_one_position_in_64_is_refused(seers, name):
     seers.check_refused(name, "later-tokens")
 
@@ -108,7 +107,7 @@ def test_a_leak_in_one_row_of_16_is_refused(seers):
     seers.check_refused("one row in 16", "later-tokens")
 
 
-def test_a_look_at_other_rows_is_refused(seers):
+def test_a_model_that_sees_other_rows_is_refused(seers):
     seers.check_refused("other rows", "other-rows")
 
 
@@ -118,7 +117,8 @@ def test_a_call_back_to_python_is_not_exported(seers, name):
     seers.check_refused(name, "callback")
 
 
-@pytest.mark.parametrize("name", cases(["forged callback", "made-up call"], SEERS_BY_DAY))
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["forged callback", "made-up call"])
 def test_a_forged_export_is_scanned(seers, name):
     e = seers.check_refused(name, "custom-call: it calls '")
     assert seers.noted(name) == {"forged": True}
@@ -139,10 +139,10 @@ NUMBERS = {
 def numbers(attack):
     return attack(
         {name: train_py(CHANGED.format(expression=text)) for name, text in NUMBERS.items()},
-        NUMBERS_BY_DAY,
     )
 
 
+@pytest.mark.nightly
 def test_a_shift_of_all_logits_changes_nothing(numbers):
     e = numbers.check_not_kept("shifted")
     assert e.val_bpb == pytest.approx(numbers.ground.worse, abs=1e-4)
@@ -150,11 +150,12 @@ def test_a_shift_of_all_logits_changes_nothing(numbers):
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["scaled", "all alike"])
-def test_large_logits_are_worth_what_they_foresee(numbers, name):
+def test_large_logits_give_no_advantage(numbers, name):
     e = numbers.check_not_kept(name)
     assert e.val_bpb > numbers.ground.worse
 
 
-@pytest.mark.parametrize("name", cases(["NaN", "infinite", "overflowing"], NUMBERS_BY_DAY))
-def test_logits_that_are_no_numbers_are_refused(numbers, name):
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["NaN", "infinite", "overflowing"])
+def test_logits_that_are_not_finite_are_refused(numbers, name):
     numbers.check_refused(name, "not-finite")
