@@ -35,7 +35,6 @@ CODE = (
     "kit/__init__.py",
     "kit/artifacts.py",
     "kit/attention.py",
-    "kit/compiling.py",
     "kit/devices.py",
     "kit/elementwise.py",
     "kit/loss.py",

@@ -24,7 +24,7 @@ def _avoid_slow_scatter() -> None:
 _avoid_slow_scatter()
 
 from autoresearch_jax.kit.attention import attention as attention  # noqa: E402
-from autoresearch_jax.kit.compiling import compile_step as compile_step  # noqa: E402
+from autoresearch_jax.kit.devices import compile_step as compile_step  # noqa: E402
 from autoresearch_jax.kit.devices import describe as describe  # noqa: E402
 from autoresearch_jax.kit.devices import (  # noqa: E402
     initialize_distributed as initialize_distributed,

@@ -1,10 +1,11 @@
-"""The devices of a training: which kernels they run, their memory, and other hosts."""
+"""The devices of a training: which kernels they run, what fits into them, and other hosts."""
 
 import os
 import re
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -61,6 +62,25 @@ def peak_memory_mb() -> float:
         return max(peaks) / 2**20
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident / 2**20 if sys.platform == "darwin" else resident / 2**10
+
+
+def compile_step(jitted_step: Any, abstract_args: Iterable[Any]) -> jax.stages.Compiled:
+    """Compile a step, check that it fits the device's memory, and print what it needs.
+
+    Raises:
+      NotEnoughMemory: it needs more than the device has, or than `--max-memory-gb` allows; the
+        message names the largest arrays.
+    """
+    from autoresearch_jax.compiler import cost, memory  # not part of a scoring
+
+    compiled = jitted_step.lower(*abstract_args).compile()
+    device = next(iter(jax.tree.leaves(compiled.input_shardings)[0].device_set))
+    peak, limit = cost.peak_bytes(compiled), memory.device_memory(device)
+    has = f", of {memory.size(limit)} that it may use" if limit else ""
+    print(f"A step needs {memory.size(peak)} of a device's memory{has}.")
+    if limit is not None and peak > limit:
+        memory.check(peak, limit, cost.largest(compiled.as_text() or ""))
+    return compiled
 
 
 def initialize_distributed() -> None:

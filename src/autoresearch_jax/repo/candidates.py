@@ -42,9 +42,9 @@ class Candidates:
 
     # --------------------------------------------------------------------------- reading
 
-    def show(self, commit: str, path: str = "train.py") -> str:
-        """Return the text of a file in a commit. Raises GitError."""
-        return self.blob(commit, path).decode(errors="replace")
+    def show(self, commit: str) -> str:
+        """Return the text of train.py in a commit. Raises GitError."""
+        return self.blob(commit).decode(errors="replace")
 
     def blob(self, commit: str, path: str = "train.py") -> bytes:
         """Return the bytes of a file in a commit, as a checkout contains them. Raises GitError."""
@@ -54,9 +54,9 @@ class Candidates:
         """Return the bytes of a stored train.py, as a checkout contains them. Raises GitError."""
         return self.workspace.git_bytes("cat-file", "--filters", "--path=train.py", blob)
 
-    def blob_id(self, commit: str, path: str = "train.py") -> str:
-        """Return the id of a file in a commit. Raises GitError."""
-        return self.git("rev-parse", "--verify", f"{commit}:{path}")
+    def blob_id(self, commit: str) -> str:
+        """Return the id of train.py in a commit. Raises GitError."""
+        return self.git("rev-parse", "--verify", f"{commit}:train.py")
 
     def diff(self, base: str, commit: str) -> str:
         """Return the change of train.py from `base` to `commit` as a unified diff."""

@@ -18,7 +18,7 @@ TAIL_LINE_LIMIT = 400  # characters
 # A line of kit/progress.py, or of the original's train.py.
 _STEP = re.compile(r"step (\d{1,9}) \(([\d.]{1,8})%\)(.{0,300})")
 _FIELD = re.compile(r"\|\s*([a-z/]{1,12}):\s*([\d,.]{1,20})")
-_NEEDS = re.compile(r"A step needs ([\d.]{1,12}) ([KMG])iB of a device")  # kit/compiling.py
+_NEEDS = re.compile(r"A step needs ([\d.]{1,12}) ([KMG])iB of a device")  # kit/devices.py
 _GIB = {"K": 2**-20, "M": 2**-10, "G": 1.0}
 
 Curve = list[tuple[float, float]]  # (percent of the budget, training loss in nats)
