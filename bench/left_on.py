@@ -2,8 +2,8 @@
 
     uv run bench/left_on.py [--hours 2] [--every 10] [--json]
 
-In a night that is made up an experiment is decided every so many seconds, and the log of the one
-that runs grows every three. The terminal is resized each minute; halfway the page's server is
+In a made-up recording an experiment is decided every so many seconds, and the log of the running
+one grows every three. The terminal is resized each minute; halfway the page's server is
 ended and started again. `terminal_mb`, `server_mb`: memory of the two processes; `page_mb`: the
 page's objects after a collection; `page_nodes`: its document's. Each after one minute and at the
 end, with `terminal_mb_new` of a view opened just then. `same`: whether terminal and page show at
@@ -53,25 +53,25 @@ def main(hours: float, every: float, as_json: bool) -> None:
 
 
 def measure(folder: Path, seconds: float, every: float) -> dict[str, Any]:
-    night = helpers.Night(folder / "w", 30)
-    night.live()
+    recording = helpers.Recording(folder / "w", 30)
+    recording.live()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with (
         contextlib.ExitStack() as servers,
-        terminal(folder / "old", night, SIZES[0]) as old,
+        terminal(folder / "old", recording, SIZES[0]) as old,
         helpers.browser(folder) as driver,
     ):
-        server = servers.enter_context(serve(night, port))
+        server = servers.enter_context(serve(recording, port))
         driver.get(f"http://127.0.0.1:{port}/")
         page = driver.current_window_handle
         begun, resized, restarted, first = time.monotonic(), 0, False, {}
-        n, since = night.propose(), begun
+        n, since = recording.propose(), begun
         while (passed := time.monotonic() - begun) < seconds:
-            night.log(n, min(100.0, 100 * (time.monotonic() - since) / every))
+            recording.log(n, min(100.0, 100 * (time.monotonic() - since) / every))
             if time.monotonic() - since > every:
-                night.decide(helpers.score_of(n), n)
-                n, since = night.propose(), time.monotonic()
+                recording.decide(helpers.score_of(n), n)
+                n, since = recording.propose(), time.monotonic()
             if passed > (resized + 1) * RESIZE_SECONDS:
                 resized += 1
                 resize(old, SIZES[resized % len(SIZES)])
@@ -79,13 +79,13 @@ def measure(folder: Path, seconds: float, every: float) -> dict[str, Any]:
                 first = held(old, server, driver)
             if passed > seconds / 2 and not restarted:
                 servers.close()
-                server, restarted = servers.enter_context(serve(night, port)), True
+                server, restarted = servers.enter_context(serve(recording, port)), True
             time.sleep(LOG_SECONDS)
-        night.decide(helpers.score_of(n), n)
+        recording.decide(helpers.score_of(n), n)
         resize(old, SIZES[0])
         time.sleep(SETTLE_SECONDS)
         last = held(old, server, driver)
-        with terminal(folder / "new", night, SIZES[0]) as new:
+        with terminal(folder / "new", recording, SIZES[0]) as new:
             time.sleep(LOG_SECONDS)
             # The first line has the time of day.
             same = {"terminal": old.lines()[1:] == new.lines()[1:]}
@@ -93,13 +93,13 @@ def measure(folder: Path, seconds: float, every: float) -> dict[str, Any]:
         seen = driver.execute_script(SHOWN)
         driver.switch_to.new_window("tab")
         driver.get(f"http://127.0.0.1:{port}/")
-        helpers.until(driver, f"return ({helpers.marks()}) >= {night.count}")
+        helpers.until(driver, f"return ({helpers.marks()}) >= {recording.count}")
         same["page"] = seen == driver.execute_script(SHOWN)
         driver.switch_to.window(page)
         errors = [one for one in driver.get_log("browser") if "net::ERR" not in one["message"]]
     return {
         "hours": seconds / 3600,
-        "experiments": night.count,
+        "experiments": recording.count,
         "resizes": resized,
         **{name: [round(first[name], 1), round(last[name], 1)] for name in last},
         "terminal_mb_new": fresh,
@@ -110,13 +110,13 @@ def measure(folder: Path, seconds: float, every: float) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def terminal(
-    folder: Path, night: helpers.Night, size: tuple[int, int]
+    folder: Path, recording: helpers.Recording, size: tuple[int, int]
 ) -> Iterator[helpers.Terminal]:
     """`watch` in a terminal of its own."""
     folder.mkdir()
     one = helpers.Terminal(folder, *size)
     try:
-        one.watch(night.workspace.root)
+        one.watch(recording.workspace.root)
         one.until("q ends")
         yield one
     finally:
@@ -124,9 +124,9 @@ def terminal(
 
 
 @contextlib.contextmanager
-def serve(night: helpers.Night, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def serve(recording: helpers.Recording, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """`watch --web`, once it answers."""
-    root = str(night.workspace.root)
+    root = str(recording.workspace.root)
     words = [*helpers.COMMAND, "-C", root, "watch", "--web", "--port", str(port)]
     with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
         try:

@@ -26,7 +26,7 @@ import psutil
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from tests.watch_helpers import Night
+from tests.watch_helpers import Recording
 
 SETTLE_SECONDS = 5.0
 LOG_SECONDS = 3.0  # between two lines of a training (kit/progress.py)
@@ -49,10 +49,10 @@ def main(experiments: int, seconds: float, as_json: bool) -> None:
 
 
 def measure(root: Path, experiments: int, seconds: float) -> dict[str, float]:
-    night = Night(root, experiments)
-    night.live()
-    n = night.propose("the one that runs")
-    night.log(n, 10)
+    recording = Recording(root, experiments)
+    recording.live()
+    n = recording.propose("the one that runs")
+    recording.log(n, 10)
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
     words = [sys.executable, "-m", "autoresearch_jax", "-C", str(root), "watch"]
@@ -67,9 +67,9 @@ def measure(root: Path, experiments: int, seconds: float) -> dict[str, float]:
     decided = False
     while (passed := time.monotonic() - begun) < seconds:
         if not decided and passed > seconds / 2:
-            night.decide(0.5)
-            n, decided = night.propose("the next one"), True
-        night.log(n, min(100.0, 10 + passed))
+            recording.decide(0.5)
+            n, decided = recording.propose("the next one"), True
+        recording.log(n, min(100.0, 10 + passed))
         time.sleep(LOG_SECONDS)
     found = {
         "experiments": float(experiments),

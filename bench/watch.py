@@ -52,24 +52,24 @@ def main(experiments: int, updates: int, as_json: bool) -> None:
 
 
 def measure(folder: Path, experiments: int, updates: int) -> dict[str, float]:
-    night = watch_helpers.Night(folder / "w", experiments)
+    recording = watch_helpers.Recording(folder / "w", experiments)
     for n in (0, 1):
-        night.log(n)
-    reader = live_model.open_reader(night.workspace.root)
+        recording.log(n)
+    reader = live_model.open_reader(recording.workspace.root)
     begun = time.perf_counter()
     reader.read()
     found = {"experiments": float(experiments), "start_s": time.perf_counter() - begun}
     with watch_helpers.serving(reader) as port, watch_helpers.browser(folder) as driver:
         found["first_view_s"] = first_view(driver, f"http://127.0.0.1:{port}/", experiments)
-        found["look_ms"] = statistics.median(look(night, reader) for _ in range(updates))
-        costs = [cost(driver, night.add) for _ in range(updates)]
+        found["look_ms"] = statistics.median(look(recording, reader) for _ in range(updates))
+        costs = [cost(driver, recording.add) for _ in range(updates)]
         found |= {"update_ms": statistics.median(costs), "update_ms_max": max(costs)}
         redraw = [cost(driver, lambda: driver.execute_script("chart.layout()")) for _ in range(10)]
         found["redraw_ms"] = statistics.median(redraw)
-        night.live()
-        n = night.propose("the next idea")
+        recording.live()
+        n = recording.propose("the next idea")
         time.sleep(SETTLE_SECONDS)
-        ticks = [cost(driver, lambda at=at: night.log(n, percent=at)) for at in range(10, 20)]
+        ticks = [cost(driver, lambda at=at: recording.log(n, percent=at)) for at in range(10, 20)]
         found["tick_ms"] = statistics.median(ticks)
     found |= of_report(folder, experiments)
     return {name: round(value, 4) for name, value in found.items()}
@@ -77,11 +77,11 @@ def measure(folder: Path, experiments: int, updates: int) -> dict[str, float]:
 
 def of_report(folder: Path, experiments: int) -> dict[str, float]:
     """The same experiments as a file, each with the log of a training of 300 s."""
-    night = watch_helpers.Night(folder / "logged", experiments)
+    recording = watch_helpers.Recording(folder / "logged", experiments)
     for n in range(experiments):
-        night.log(n)
+        recording.log(n)
     begun = time.perf_counter()
-    path, _ = report_file.write(live_model.open_reader(night.workspace.root), folder / "report")
+    path, _ = report_file.write(live_model.open_reader(recording.workspace.root), folder / "report")
     found = {"report_s": time.perf_counter() - begun, "report_mb": path.stat().st_size / 2**20}
     with watch_helpers.browser(folder) as driver:
         return found | {"report_view_s": first_view(driver, path.as_uri(), experiments)}
@@ -95,10 +95,10 @@ def first_view(driver: Any, address: str, experiments: int) -> float:
     return watch_helpers.until(driver, "return window.seenAfter")
 
 
-def look(night: watch_helpers.Night, reader: live_model.Reader) -> float:
+def look(recording: watch_helpers.Recording, reader: live_model.Reader) -> float:
     """Milliseconds of reading one more experiment, and of telling it."""
     before = len(reader.read().entries)
-    night.add()
+    recording.add()
     begun = time.perf_counter()
     page_data.encode(page_data.of_model(reader.read(), before))
     return 1000 * (time.perf_counter() - begun)

@@ -15,7 +15,7 @@ from autoresearch_jax.views.entries import entries
 from autoresearch_jax.views.watch import diffs, frame, live_model, logs, page_data
 from autoresearch_jax.views.watch.page_data import of_experiment
 from tests import harness, watch_helpers
-from tests.watch_helpers import HOSTILE, TAG, Night
+from tests.watch_helpers import HOSTILE, TAG, Recording
 
 ORIGINAL = """commit\tval_bpb\tmemory_gb\tstatus\tdescription
 a1b2c3d\t0.997900\t44.0\tkeep\tbaseline
@@ -26,212 +26,217 @@ d4e5f6a\t0.000000\t0.0\tcrash\tdouble model width (OOM)
 
 
 @pytest.fixture
-def night(tmp_path):
-    return Night(tmp_path / "w", 30)
+def recording(tmp_path):
+    return Recording(tmp_path / "w", 30)
 
 
-def read(night):
-    return live_model.open_reader(night.workspace.root)
+def read(recording):
+    return live_model.open_reader(recording.workspace.root)
 
 
 # ---------------------------------------------------------------------------------- journals
 
 
-def test_a_story_is_what_results_shows(night, monkeypatch):
-    told = read(night).read()
-    assert told.title == f"autoresearch/{TAG}"
-    found = journal.read(night.state_dir)
-    assert told.entries == entries(found.decided, found.costs)
+def test_a_live_model_equals_what_results_shows(recording, monkeypatch):
+    model = read(recording).read()
+    assert model.title == f"autoresearch/{TAG}"
+    found = journal.read(recording.state_dir)
+    assert model.entries == entries(found.decided, found.costs)
     claims = statistics.claims(found)
-    summarized = summary.summarize(told.entries, claims)
-    assert told.summary == dataclasses.replace(summarized, spent=found.costs.total)
+    summarized = summary.summarize(model.entries, claims)
+    assert model.summary == dataclasses.replace(summarized, spent=found.costs.total)
     assert claims.words == "not audited"
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
-    advice = summary.lines(told.summary)[-1]
+    advice = summary.lines(model.summary)[-1]
     assert re.search(r": uv run (--project \S+ )?autoresearch-jax verify --audit 3$", advice)
-    assert (told.running, told.state, told.problem) == ((), "idle", "")
+    assert (model.running, model.state, model.problem) == ((), "idle", "")
 
 
-def test_one_that_grows_is_the_same_as_one_read_at_once(night):
-    reader = read(night)
+def test_a_growing_journal_gives_the_same_model_as_a_whole_one(recording):
+    reader = read(recording)
     early = reader.read()
     for _ in range(30):
-        night.add()
+        recording.add()
         reader.read()
     assert len(early.entries) == 30  # what was handed out stays as it was
-    told, whole = reader.read(), read(night).read()
-    assert told == whole
-    assert told.entries == live_model.read(night.workspace.root).entries
+    model, whole = reader.read(), read(recording).read()
+    assert model == whole
+    assert model.entries == live_model.read(recording.workspace.root).entries
 
 
-def test_each_record_is_read_once(night, monkeypatch):
+def test_each_record_is_read_once(recording, monkeypatch):
     counted = []
     monkeypatch.setattr(journal, "unseal", lambda line, real=journal.unseal: (
         counted.append(line), real(line))[1])  # fmt: skip
-    reader = read(night)
+    reader = read(recording)
     reader.read()
     before = len(counted)
     reader.read()
     assert len(counted) == before
-    night.add()
+    recording.add()
     reader.read()
     reader.read()
     assert len(counted) == before + 5  # asked, proposed, trained, scored, decided
 
 
-def test_a_record_that_is_being_written_is_waited_for(night):
-    reader = read(night)
+def test_a_partly_written_record_is_not_read(recording):
+    reader = read(recording)
     reader.read()
-    whole = night.path.read_bytes()
-    night.add()
-    added = night.path.read_bytes()[len(whole) :]
-    night.path.write_bytes(whole + added[:-20])
+    whole = recording.path.read_bytes()
+    recording.add()
+    added = recording.path.read_bytes()[len(whole) :]
+    recording.path.write_bytes(whole + added[:-20])
     assert len(reader.read().entries) == 30
-    night.path.write_bytes(whole + added)
+    recording.path.write_bytes(whole + added)
     assert len(reader.read().entries) == 31
 
 
-def test_a_record_that_was_taken_back_is_forgotten(night):
+def test_a_record_that_was_taken_back_is_forgotten(recording):
     """An append whose fsync failed leaves the journal as it was."""
-    reader = read(night)
-    whole = night.path.read_bytes()
-    night.propose("the first try")
+    reader = read(recording)
+    whole = recording.path.read_bytes()
+    recording.propose("the first try")
     assert reader.read().running[0].description == "the first try"
-    with night.path.open("r+b") as file:
+    with recording.path.open("r+b") as file:
         file.truncate(len(whole))
-    night.count -= 1
-    night.propose("another one, of a length that the first did not have: " + "x" * 300)
-    told = reader.read()
-    assert told.running[0].description.startswith("another one")
-    assert told == dataclasses.replace(read(night).read(), generation=told.generation)
-    assert told.generation == 1
+    recording.count -= 1
+    recording.propose("another one, of a length that the first did not have: " + "x" * 300)
+    model = reader.read()
+    assert model.running[0].description.startswith("another one")
+    assert model == dataclasses.replace(read(recording).read(), generation=model.generation)
+    assert model.generation == 1
 
 
-def test_another_file_in_its_place_is_read_from_the_start(night, tmp_path):
-    reader = read(night)
+def test_another_file_in_its_place_is_read_from_the_start(recording, tmp_path):
+    reader = read(recording)
     first = reader.read()
-    other = Night(tmp_path / "other", 3)
-    other.path.replace(night.path)
-    told = reader.read()
-    assert (first.generation, told.generation, len(told.entries)) == (0, 1, 3)
-    assert told.summary.experiments == 3
+    other = Recording(tmp_path / "other", 3)
+    other.path.replace(recording.path)
+    model = reader.read()
+    assert (first.generation, model.generation, len(model.entries)) == (0, 1, 3)
+    assert model.summary.experiments == 3
 
 
-def test_a_damaged_journal_is_said_and_what_was_known_stays(night):
-    reader = read(night)
+def test_a_damaged_journal_is_reported_and_known_experiments_stay(recording):
+    reader = read(recording)
     reader.read()
-    good = night.path.read_bytes()
-    night.path.write_bytes(good + b'{"step": "decided", "crc": "00000000"}\n')
+    good = recording.path.read_bytes()
+    recording.path.write_bytes(good + b'{"step": "decided", "crc": "00000000"}\n')
     for _ in range(2):
-        told = reader.read()
-        assert "is damaged" in told.problem
-        assert len(told.entries) == 30
-    night.path.write_bytes(good)
-    night.add()
-    told = reader.read()
-    assert (told.problem, len(told.entries)) == ("", 31)
-    assert told.entries == live_model.read(night.workspace.root).entries
+        model = reader.read()
+        assert "is damaged" in model.problem
+        assert len(model.entries) == 30
+    recording.path.write_bytes(good)
+    recording.add()
+    model = reader.read()
+    assert (model.problem, len(model.entries)) == ("", 31)
+    assert model.entries == live_model.read(recording.workspace.root).entries
 
 
-def test_the_running_experiment(night):
-    reader = read(night)
-    night.live()
+def test_the_running_experiment(recording):
+    reader = read(recording)
+    recording.live()
     assert reader.read().state == "thinking"
-    n = night.propose(HOSTILE)
-    told = reader.read()
-    (running,) = told.running
-    assert (told.state, running.n, running.phase) == ("running", n, "starting")
+    n = recording.propose(HOSTILE)
+    model = reader.read()
+    (running,) = model.running
+    assert (model.state, running.n, running.phase) == ("running", n, "starting")
     assert (running.base, running.of, running.expected) == (0, None, "-0.001")
-    night.log(n, percent=40)
+    recording.log(n, percent=40)
     (running,) = reader.read().running
     progress = running.progress
     assert running.phase == "training"
     assert (progress.step, progress.percent, progress.left_s) == (400, 40.0, 180.0)
     assert (progress.tokens_per_s, progress.mfu, progress.memory_gb) == (10667.0, 41.5, 0.5)
     assert progress.curve[-1] == (40.0, progress.loss)
-    night.log(n, percent=50)
+    recording.log(n, percent=50)
     assert reader.read().running[0].progress.step == 500
-    night.decide(0.5)
-    told = reader.read()
-    assert (told.running, told.state, told.summary.best.n) == ((), "thinking", n)
+    recording.decide(0.5)
+    model = reader.read()
+    assert (model.running, model.state, model.summary.best.n) == ((), "thinking", n)
 
 
-def test_what_is_measured_again_is_running(night):
-    reader = read(night)
-    night.live()
-    n = night.propose("maybe better")
-    night.log(n)
-    log = night.repeat(n, 43, "decide")
+def test_a_repeated_measurement_is_running(recording):
+    reader = read(recording)
+    recording.live()
+    n = recording.propose("maybe better")
+    recording.log(n)
+    log = recording.repeat(n, 43, "decide")
     (running,) = reader.read().running
     assert (running.n, running.seed, running.phase) == (n, 43, "starting")
     assert running.purpose == "to decide"
     log.write_text(watch_helpers.log_text(n, 30))
     (running,) = reader.read().running
     assert (running.phase, running.progress.percent) == ("training", 30.0)
-    night.repeat(n, 43, "decide", "scoring")
+    recording.repeat(n, 43, "decide", "scoring")
     assert reader.read().running[0].phase == "scoring"
     shown = "\n".join(frame.plain(reader.read(), time.time()))
     assert f"experiment {n}  once more to decide, seed 43: maybe better" in shown
     # The best is measured beside it; then the candidate waits for its decision.
-    night.repeated(n, 43, "decide", 0.9)
-    night.repeat(21, 43, "decide")
+    recording.repeated(n, 43, "decide", 0.9)
+    recording.repeat(21, 43, "decide")
     assert [(one.n, one.seed) for one in reader.read().running] == [(21, 43), (n, None)]
-    night.repeat(21, 43, "decide", "given up")
+    recording.repeat(21, 43, "decide", "given up")
     assert [one.n for one in reader.read().running] == [n]
 
 
-def test_a_repeat_that_its_process_did_not_end_is_not_running(night):
-    night.live(harness.ended_pid())
-    night.repeat(0, 43, "noise")
-    assert (read(night).read().running, read(night).read().state) == ((), "idle")
-    night.live()
-    assert (read(night).read().running, read(night).read().state) == ((), "thinking")
+def test_a_repeat_that_its_process_did_not_end_is_not_running(recording):
+    recording.live(harness.ended_pid())
+    recording.repeat(0, 43, "noise")
+    assert (read(recording).read().running, read(recording).read().state) == ((), "idle")
+    recording.live()
+    assert (read(recording).read().running, read(recording).read().state) == ((), "thinking")
 
 
-def test_verify_is_told_apart_from_a_loop(night):
-    reader = read(night)
-    night.propose()
-    night.verify()
-    told = reader.read()
-    assert (told.running, told.state) == ((), "verifying")
-    assert "Scores are computed or measured again." in "\n".join(frame.plain(told, time.time()))
-    night.repeat(21, 43, "audit")
-    told = reader.read()
-    assert ([one.n for one in told.running], told.state) == ([21], "running")
+def test_verify_is_distinguished_from_a_loop(recording):
+    reader = read(recording)
+    recording.propose()
+    recording.verify()
+    model = reader.read()
+    assert (model.running, model.state) == ((), "verifying")
+    assert "Scores are computed or measured again." in "\n".join(frame.plain(model, time.time()))
+    recording.repeat(21, 43, "audit")
+    model = reader.read()
+    assert ([one.n for one in model.running], model.state) == ([21], "running")
 
 
-def test_the_log_of_an_attempt_before_is_not_its_progress(night):
-    reader = read(night)
-    night.live()
-    n = night.propose()
-    log = night.log(n, percent=57)
+def test_the_log_of_an_earlier_attempt_is_not_its_progress(recording):
+    reader = read(recording)
+    recording.live()
+    n = recording.propose()
+    log = recording.log(n, percent=57)
     assert reader.read().running[0].progress.percent == 57.0
     os.utime(log, (time.time() - 60,) * 2)
-    commit = {"commit": night.commits[0], "was": night.commits[1], "program": "", "agent": "claude"}
+    commit = {
+        "commit": recording.commits[0],
+        "was": recording.commits[1],
+        "program": "",
+        "agent": "claude",
+    }
     record = {"step": "repaired", "n": n, "description": "mended", "time": time.time(), **commit}
-    with night.path.open("ab") as file:
+    with recording.path.open("ab") as file:
         file.write(journal.seal(harness.event(**record)))
     (running,) = reader.read().running
     assert (running.phase, running.progress.percent) == ("starting", None)
-    night.log(n, percent=3)
+    recording.log(n, percent=3)
     assert reader.read().running[0].progress.percent == 3.0
 
 
-def test_what_answers_cost_shows_before_anything_is_decided(night):
-    reader = read(night)
+def test_the_cost_of_answers_shows_before_a_decision(recording):
+    reader = read(recording)
     before = reader.read().summary.spent.usd
     asked = {"step": "asked", "ask": 99, "usd": 0.75, "tokens": 10, "seconds": 9.0, "time": 0.0}
-    with night.path.open("ab") as file:
+    with recording.path.open("ab") as file:
         file.write(journal.seal(harness.event(**asked | {"n": 30})))
     assert reader.read().summary.spent.usd == pytest.approx(before + 0.75)
-    assert reader.read().summary.spent == journal.read(night.state_dir).costs.total
+    assert reader.read().summary.spent == journal.read(recording.state_dir).costs.total
 
 
 class Loop:
-    """A loop of two workers, as its journal tells of it; it was taken up again just now."""
+    """The journal of a loop of two workers that has just been resumed."""
 
-    def __init__(self, night):
-        self.journal = Journal(night.state_dir)
+    def __init__(self, recording):
+        self.journal = Journal(recording.state_dir)
         self.commits = [digit * 40 for digit in "0123456789"]
         self.append("session", 0, kind="loop", continues=False, pid=os.getpid(), workers=2)
 
@@ -258,66 +263,66 @@ class Loop:
 @pytest.fixture
 def several(tmp_path):
     """Experiments 1 and 2 run side by side; 2 is the first to be decided, and the new best."""
-    night = Night(tmp_path / "w")
-    found = Loop(night)
+    recording = Recording(tmp_path / "w")
+    found = Loop(recording)
     found.propose(0, 0)
     found.decide(0, 300, "keep", 1.0)
     found.propose(1, 310)
     found.propose(2, 310)
     found.decide(2, 600, "keep", 0.9)
-    yield night, found
+    yield recording, found
     found.journal.close()
 
 
-def test_several_that_run_are_all_told(several):
-    night, found = several
+def test_all_running_experiments_are_listed(several):
+    recording, found = several
     found.propose(3, 610, base=2)
-    night.log(1, percent=90)
-    night.log(3, percent=10)
-    told = read(night).read()
-    assert (told.state, told.workers) == ("running", 2)
-    assert [(one.n, one.phase, one.base) for one in told.running] == [
+    recording.log(1, percent=90)
+    recording.log(3, percent=10)
+    model = read(recording).read()
+    assert (model.state, model.workers) == ("running", 2)
+    assert [(one.n, one.phase, one.base) for one in model.running] == [
         (1, "training", 0),
         (3, "training", 2),
     ]
-    assert [one.progress.step for one in told.running] == [900, 100]
+    assert [one.progress.step for one in model.running] == [900, 100]
     found.train(1, 620)
-    assert [one.phase for one in read(night).read().running] == ["scoring", "training"]
+    assert [one.phase for one in read(recording).read().running] == ["scoring", "training"]
     found.append("scored", 630, n=1, outcome="ok", reason="", metrics={"val_bpb": 0.95})
     found.train(3, 630, "crash")
-    assert [one.phase for one in read(night).read().running] == ["measured", "measured"]
-    listed = page_data.of_model(read(night).read())["running"]
+    assert [one.phase for one in read(recording).read().running] == ["measured", "measured"]
+    listed = page_data.of_model(read(recording).read())["running"]
     assert [one.n for one in listed] == [1, 3]
 
 
-def test_what_is_decided_is_told_in_the_order_of_the_decisions(several):
-    night, found = several
-    reader = read(night)
+def test_entries_are_in_the_order_of_the_decisions(several):
+    recording, found = several
+    reader = read(recording)
     early = reader.read()
     assert [entry.n for entry in early.entries] == [0, 2]
     found.decide(1, 620, "discard", 0.85)
     found.propose(3, 620, base=2, of=1)
-    told = reader.read()
-    assert told.running[0].of == 1
+    model = reader.read()
+    assert model.running[0].of == 1
     found.decide(3, 900, "keep", 0.8)
-    told = reader.read()
-    assert [entry.n for entry in told.entries] == [0, 2, 1, 3]
-    assert (early.entries, early.generation) == (told.entries[:2], told.generation)
-    assert told.entries == live_model.read(night.workspace.root).entries
-    assert [entry.gain for entry in told.entries] == [
+    model = reader.read()
+    assert [entry.n for entry in model.entries] == [0, 2, 1, 3]
+    assert (early.entries, early.generation) == (model.entries[:2], model.generation)
+    assert model.entries == live_model.read(recording.workspace.root).entries
+    assert [entry.gain for entry in model.entries] == [
         None, *map(pytest.approx, (0.1, 0.05, 0.1)),
     ]  # fmt: skip
-    assert [entry.best_so_far for entry in told.entries] == [1.0, 0.9, 0.9, 0.8]
-    assert [one.get("of") for one in page_data.of_model(told)["points"]] == [None, None, None, 1]
-    assert [one["n"] for one in page_data.of_model(told, 2)["points"]] == [1, 3]
+    assert [entry.best_so_far for entry in model.entries] == [1.0, 0.9, 0.9, 0.8]
+    assert [one.get("of") for one in page_data.of_model(model)["points"]] == [None, None, None, 1]
+    assert [one["n"] for one in page_data.of_model(model, 2)["points"]] == [1, 3]
     detail = of_experiment(reader, 1)
     assert (detail["of"], detail["gain"]) == (None, pytest.approx(0.05))
     assert of_experiment(reader, 3)["of"] == 1
 
 
-def test_an_answer_costs_the_experiment_that_it_becomes(several):
-    night, found = several
-    reader = read(night)
+def test_an_answer_is_charged_to_the_experiment_that_uses_it(several):
+    recording, found = several
+    reader = read(recording)
     asked = {"agent": "claude", "seconds": 9.0, "tokens": 10, "trouble": "", "reason": ""}
     found.append("asked", 610, ask=7, n=3, usd=0.5, **asked)
     found.append("asked", 610, ask=8, n=3, usd=0.25, **asked)
@@ -327,17 +332,17 @@ def test_an_answer_costs_the_experiment_that_it_becomes(several):
     reader.read()
     found.propose(4, 910, base=2, ask=7)
     found.decide(4, 1200, "discard", 1.0)
-    told = reader.read()
-    assert told == read(night).read()
-    costs = {entry.n: entry.spent.usd for entry in told.entries}
+    model = reader.read()
+    assert model == read(recording).read()
+    costs = {entry.n: entry.spent.usd for entry in model.entries}
     assert costs == {0: 0.0, 2: 0.0, 3: 0.25, 4: 0.5}
     assert of_experiment(reader, 4)["spent"].usd == 0.5
 
 
-def test_time_that_several_shared_counts_once(several):
-    night, found = several
+def test_the_time_of_parallel_experiments_counts_once(several):
+    recording, found = several
     found.decide(1, 610, "discard", 1.1)
-    one = read(night).read().summary
+    one = read(recording).read().summary
     assert one.seconds == pytest.approx(610, abs=5)
     assert one.per_hour == pytest.approx(3 / 610 * 3600, rel=0.02)
     assert (one.worked, one.training) == (2 * one.seconds, 900.0)
@@ -345,18 +350,12 @@ def test_time_that_several_shared_counts_once(several):
     assert time_line.startswith("time: 10.2 min, of the workers' time training 74%")
 
 
-def test_one_that_a_killed_loop_left_is_interrupted(night):
-    night.live(harness.ended_pid())
-    night.propose()
-    assert read(night).read().state == "interrupted"
-
-
 def test_it_waits_for_the_first_tag(tmp_path):
     root = harness.make_repository(tmp_path / "w")
     reader = live_model.open_reader(root)
-    told = reader.read()
-    assert (told.title, list(told.entries), of_experiment(reader, 0)) == ("w", [], None)
-    assert json.loads(page_data.encode(page_data.of_model(told)))["points"] == []
+    model = reader.read()
+    assert (model.title, list(model.entries), of_experiment(reader, 0)) == ("w", [], None)
+    assert json.loads(page_data.encode(page_data.of_model(model)))["points"] == []
     state = Workspace.open(root).state_dir("first")
     record = journal.Journal(state)
     proposed = harness.event("proposed", n=0, commit="c" * 40, base="", time=1.0)
@@ -365,15 +364,15 @@ def test_it_waits_for_the_first_tag(tmp_path):
     assert reader.read().title == "autoresearch/first"
 
 
-def test_a_table_is_told_until_there_is_a_tag(tmp_path):
+def test_a_table_is_shown_until_there_is_a_tag(tmp_path):
     root = harness.make_repository(tmp_path / "w")
     reader = live_model.open_reader(root, follow=True)
     assert (reader.read().state, reader.read().problem) == ("idle", "")
     (root / "results.tsv").write_text(results_tsv.HEADER)
     assert reader.read().state == "idle"
     (root / "results.tsv").write_text(ORIGINAL)
-    told = reader.read()
-    assert (told.state, len(told.entries), of_experiment(reader, 1)["val_bpb"]) == (
+    model = reader.read()
+    assert (model.state, len(model.entries), of_experiment(reader, 1)["val_bpb"]) == (
         "table",
         4,
         0.9932,
@@ -383,54 +382,54 @@ def test_a_table_is_told_until_there_is_a_tag(tmp_path):
     record.close()
     begun = reader.read()
     assert (begun.title, list(begun.entries)) == ("autoresearch/first", [])
-    assert begun.generation != told.generation
+    assert begun.generation != model.generation
     assert of_experiment(reader, 1) is None
 
 
-def test_a_newer_tag_is_followed_once_a_loop_begins_it(night):
-    reader = live_model.open_reader(night.workspace.root, follow=True)
-    night.live()
+def test_a_newer_tag_is_followed_once_a_loop_begins_it(recording):
+    reader = live_model.open_reader(recording.workspace.root, follow=True)
+    recording.live()
     first = reader.read()
-    night.begin("nov2")
-    night.add()
+    recording.begin("nov2")
+    recording.add()
     assert reader.read() == first  # its loop goes on: two loops take turns in being the newest
-    os.utime(night.path, (0, 0))
+    os.utime(recording.path, (0, 0))
     record = {"step": "session", "kind": "loop", "continues": True, "time": 0, "pid": 0}
-    with journal.path_of(night.workspace.state_dir(TAG)).open("ab") as file:
+    with journal.path_of(recording.workspace.state_dir(TAG)).open("ab") as file:
         file.write(journal.seal(harness.event(**record)))
     assert reader.read().state == "idle"
-    night.add()
-    told = reader.read()
-    assert (told.title, told.before) == ("autoresearch/nov2", TAG)
-    assert (len(told.entries), told.generation) == (2, first.generation + 1)
-    assert page_data.of_model(told)["before"] == TAG
+    recording.add()
+    model = reader.read()
+    assert (model.title, model.before) == ("autoresearch/nov2", TAG)
+    assert (len(model.entries), model.generation) == (2, first.generation + 1)
+    assert page_data.of_model(model)["before"] == TAG
     assert of_experiment(reader, 1)["n"] == 1
-    whole = read(night).read()
-    assert told == dataclasses.replace(whole, generation=told.generation, before=TAG)
+    whole = read(recording).read()
+    assert model == dataclasses.replace(whole, generation=model.generation, before=TAG)
 
 
-def test_a_tag_that_was_named_is_not_left(night):
+def test_a_tag_that_was_named_stays(recording):
     readers = [
-        live_model.open_reader(night.workspace.root, TAG, follow=True),
-        live_model.open_reader(night.workspace.root),
+        live_model.open_reader(recording.workspace.root, TAG, follow=True),
+        live_model.open_reader(recording.workspace.root),
     ]
-    night.begin("nov2")
+    recording.begin("nov2")
     for reader in readers:
         assert (reader.read().title, reader.read().before) == (f"autoresearch/{TAG}", "")
 
 
-def test_a_tag_without_a_record_is_none(night):
-    """A loop that was refused before it began leaves one."""
-    reader = live_model.open_reader(night.workspace.root, follow=True)
-    empty = night.workspace.state_dir("nov2")
+def test_a_tag_without_a_record_is_ignored(recording):
+    """A loop that is refused before it begins leaves such a tag."""
+    reader = live_model.open_reader(recording.workspace.root, follow=True)
+    empty = recording.workspace.state_dir("nov2")
     empty.mkdir()
     journal.path_of(empty).touch()
-    assert reader.read().title == read(night).read().title == f"autoresearch/{TAG}"
+    assert reader.read().title == read(recording).read().title == f"autoresearch/{TAG}"
 
 
-def test_plain_data_begins_where_a_view_ends(night):
-    told = read(night).read()
-    whole, rest = page_data.of_model(told), page_data.of_model(told, 28)
+def test_page_data_starts_where_the_page_ends(recording):
+    model = read(recording).read()
+    whole, rest = page_data.of_model(model), page_data.of_model(model, 28)
     assert json.loads(page_data.encode(whole))["points"] == whole["points"]
     assert (len(whole["points"]), rest["from"]) == (30, 28)
     assert rest["points"] == whole["points"][28:]
@@ -443,17 +442,17 @@ def test_plain_data_begins_where_a_view_ends(night):
 # ------------------------------------------------------------------------------------ tables
 
 
-def test_the_originals_table_is_a_story_too(tmp_path):
+def test_the_originals_table_is_a_live_model_too(tmp_path):
     path = tmp_path / "results.tsv"
     path.write_text(ORIGINAL)
     reader = live_model.open_reader(tmp_path)
-    told = reader.read()
-    assert told.entries == live_model.read(tmp_path).entries
-    assert told.state == "table"
+    model = reader.read()
+    assert model.entries == live_model.read(tmp_path).entries
+    assert model.state == "table"
     with path.open("a") as file:
         file.write("e5f6a7b\t0.992200\t44.2\tkeep\twarm down longer\n")
     grown = reader.read()
-    assert (len(grown.entries), grown.generation) == (5, told.generation)
+    assert (len(grown.entries), grown.generation) == (5, model.generation)
     assert of_experiment(reader, 4)["description"] == "warm down longer"
     assert of_experiment(reader, 5) is None
     with path.open("a") as file:
@@ -464,28 +463,22 @@ def test_the_originals_table_is_a_story_too(tmp_path):
     assert reader.read().entries[-1].val_bpb == 0.9921
     path.write_text(ORIGINAL.replace("0.997900", "1e999"))
     replaced = reader.read()
-    assert replaced.generation == told.generation + 1
+    assert replaced.generation == model.generation + 1
     assert "val_bpb" not in page_data.of_model(replaced)["points"][0]  # JSON has no infinity
     path.unlink()
     assert reader.read().problem
     assert len(reader.read().entries) == 4
 
 
-def test_a_workspaces_table_counts_until_there_is_a_tag(tmp_path):
-    root = harness.make_repository(tmp_path / "w")
-    (root / "results.tsv").write_text(ORIGINAL)
-    assert len(live_model.open_reader(root).read().entries) == 4
-
-
 # ------------------------------------------------------------------------------------ detail
 
 
-def test_one_experiment_in_full(night):
-    night.log(0)
-    night.log(1)
-    run_dir = night.workspace.run_dir(TAG, 1)
+def test_one_experiment_in_full(recording):
+    recording.log(0)
+    recording.log(1)
+    run_dir = recording.workspace.run_dir(TAG, 1)
     (run_dir / "prompt.md").write_text(f"# The program\n\x1b[2J{HOSTILE}\n")
-    found = read_detail(night, 1)
+    found = read_detail(recording, 1)
     assert (found["n"], found["base"], found["status"]) == (1, 0, "discard")
     assert (found["expected"], found["gain"]) == ("-0.001", pytest.approx(1.0 - found["val_bpb"]))
     assert found["phases"]["training"] == 280.0
@@ -499,23 +492,23 @@ def test_one_experiment_in_full(night):
     assert text == f'NOTE = "{HOSTILE}"'
 
 
-def read_detail(night, n):
-    return of_experiment(read(night), n)
+def read_detail(recording, n):
+    return of_experiment(read(recording), n)
 
 
-def test_a_crash_and_a_baseline_have_what_they_have(night):
-    crash, baseline = read_detail(night, 6), read_detail(night, 0)
+def test_details_of_a_crash_and_of_a_baseline(recording):
+    crash, baseline = read_detail(recording, 6), read_detail(recording, 0)
     assert (crash["status"], crash["val_bpb"], crash["log"]) == ("crash", None, "")
     assert crash["reason"].startswith("it broke")
     assert (baseline["diff"], baseline["base"], baseline["base_curve"]) == (None, None, [])
-    assert read_detail(night, 30) is None
-    assert read_detail(night, -1) is None
+    assert read_detail(recording, 30) is None
+    assert read_detail(recording, -1) is None
 
 
-def test_what_git_does_not_have_any_more_is_said(night):
-    night.commits[1] = "f" * 40
-    night.add()
-    found = read_detail(night, 30)
+def test_a_missing_commit_is_reported(recording):
+    recording.commits[1] = "f" * 40
+    recording.add()
+    found = read_detail(recording, 30)
     assert found["diff"]["lines"] == []
     assert "failed" in found["diff"]["problem"]
 
@@ -530,19 +523,16 @@ def test_a_curve_is_thinned_and_keeps_its_end():
     assert curve[-1] == (100.0, 4.0)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
+def test_malformed_numbers_are_not_known():
+    for line in (
         "step 00001 (1.0%) | loss: nan | tok/s: 1 | mfu: n/a | left: 9s | dt: 1ms",
         "step 00001 (1.0%) | loss: 1.2.3 | tok/s: ,,, | mfu: n/a",
         "step 00001 (..%)" + " | loss: 9" * 1000,
         "step 99999999999999 (1.0%) | loss: 1",
         "A step needs .. MiB of a device's memory",
-    ],
-)
-def test_what_is_no_number_is_not_known(line):
-    assert logs.curve(line) == []
-    assert logs.progress(line).loss in (None, 9.0)
+    ):
+        assert logs.curve(line) == []
+        assert logs.progress(line).loss in (None, 9.0)
 
 
 def test_the_originals_lines_are_read():
@@ -609,16 +599,22 @@ def test_a_diff_has_numbers_and_colours():
     assert lines[9][3] == [("", "x = "), ("number", "2"), ("", "  "), ("comment", "# more")]
 
 
-@pytest.mark.parametrize(
-    "added",
-    [HOSTILE, "a\tb", "'''", '"\u2028 \x85 \x0c', "\ufeff", "x" * 5000, "\x1b[31mred", "¬ é 你"],
-)
-def test_no_line_is_lost_whatever_it_holds(added):
-    lines, _ = diffs.lines(f"@@ -1 +1,2 @@\n-a\n+{added}\n+b\n")
-    assert [line[0] for line in lines] == ["@", "-", "+", "+"]
-    assert "".join(word for _, word in lines[3][3]) == "b"
-    if added == HOSTILE:
-        assert "".join(word for _, word in lines[2][3]) == HOSTILE
+def test_no_line_is_lost_whatever_it_contains():
+    for added in (
+        HOSTILE,
+        "a\tb",
+        "'''",
+        '"\u2028 \x85 \x0c',
+        "\ufeff",
+        "x" * 5000,
+        "\x1b[31mred",
+        "é",
+    ):
+        lines, _ = diffs.lines(f"@@ -1 +1,2 @@\n-a\n+{added}\n+b\n")
+        assert [line[0] for line in lines] == ["@", "-", "+", "+"]
+        assert "".join(word for _, word in lines[3][3]) == "b"
+        if added == HOSTILE:
+            assert "".join(word for _, word in lines[2][3]) == HOSTILE
 
 
 def test_a_huge_diff_is_cut():
@@ -628,13 +624,3 @@ def test_a_huge_diff_is_cut():
     lines, cut = diffs.lines("@@ -0,0 +1,99999 @@\n+" + "y" * 10**6)
     assert cut
     assert sum(len(word) for line in lines for _, word in line[3]) <= diffs.LIMIT
-
-
-def test_nothing_is_written(night):
-    night.log(1)
-    before = watch_helpers.everything(night.workspace.root)
-    reader = read(night)
-    reader.read()
-    for n in range(3):
-        of_experiment(reader, n)
-    assert watch_helpers.everything(night.workspace.root) == before

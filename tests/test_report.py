@@ -76,7 +76,7 @@ def test_nothing_and_only_crashes_have_a_summary():
     assert summarize(entries([crash])).best is None
 
 
-def test_experiments_per_hour_leave_out_the_time_when_nobody_ran():
+def test_experiments_per_hour_exclude_pauses():
     times = [(0, 300), (300, 600), (90_000, 90_300), (90_360, 90_660)]
     found = [
         Experiment(n, "c", "", "", "", status="discard", val_bpb=1.0, started=a + 1, finished=b + 1)
@@ -85,7 +85,7 @@ def test_experiments_per_hour_leave_out_the_time_when_nobody_ran():
     assert summarize(entries(found)).per_hour == pytest.approx(4 / 1260 * 3600)
 
 
-def test_the_summary_says_where_the_time_went():
+def test_the_summary_contains_the_seconds_of_each_phase():
     def experiment(n, start, end, status="discard", **phases):
         metrics = {f"{name}_seconds": seconds for name, seconds in phases.items()}
         return Experiment(
@@ -113,7 +113,7 @@ def test_the_summary_says_where_the_time_went():
     assert phases(Experiment(4, "c", "", "", "", started=1.0)) == {}
 
 
-def test_rows_are_chosen_and_sorted(listed):
+def test_rows_are_filtered_and_sorted(listed):
     def numbers(**options):
         return [entry.n for entry in results.select(listed, **options)]
 
@@ -126,9 +126,8 @@ def test_rows_are_chosen_and_sorted(listed):
         numbers(pattern="(")
 
 
-@pytest.mark.parametrize("width", [40, 200])
-def test_off_a_terminal_the_table_has_one_line_a_row(listed, width):
-    lines = printed(results.print_results, listed, summarize(listed), width=width).splitlines()
+def test_off_a_terminal_the_table_has_one_line_per_row(listed):
+    lines = printed(results.print_results, listed, summarize(listed), width=40).splitlines()
     assert lines[0].split() == [name for name in results.COLUMNS if name != "expected"]
     assert lines[2].split() == (
         ["1", "b2c3d4e", "0.993200", "+0.004700", "44.2", "keep", "increase", "LR", "to", "0.04"]
@@ -155,7 +154,7 @@ def test_foreign_files_are_safe_to_print(tmp_path):
         assert "[red]x" in text
 
 
-def test_no_results_anywhere_is_said(tmp_path):
+def test_a_folder_without_results_is_an_error(tmp_path):
     with pytest.raises(UserError, match="not in a git repository"):
         live_model.read(tmp_path)
 
@@ -164,7 +163,7 @@ def test_no_results_anywhere_is_said(tmp_path):
 
 
 @pytest.fixture
-def night(tmp_path):
+def recording(tmp_path):
     """A workspace in which a baseline and one experiment were decided."""
     root = tmp_path / "workspace"
     root.mkdir()
@@ -210,18 +209,20 @@ def night(tmp_path):
     return workspace
 
 
-def test_the_journal_comes_before_results_tsv(night):
-    (night.root / "results.tsv").write_text(ORIGINAL)
-    assert [entry.status for entry in live_model.read(night.root).entries] == ["keep", "discard"]
+def test_the_journal_comes_before_results_tsv(recording):
+    (recording.root / "results.tsv").write_text(ORIGINAL)
+    assert [entry.status for entry in live_model.read(recording.root).entries] == [
+        "keep",
+        "discard",
+    ]
     with pytest.raises(UserError, match="there are nov1"):
-        live_model.read(night.root, "nov2")
+        live_model.read(recording.root, "nov2")
 
 
-@pytest.mark.parametrize("name", ["1", "commit"])
-def test_show_tells_all_of_a_discarded_experiment(night, name):
-    if name == "commit":
-        name = list(journal.read(night.state_dir("nov1")))[1].commit[:8]
-    text = printed(show, night, name)
+def test_show_prints_all_of_a_discarded_experiment(recording):
+    text = printed(show, recording, "1")
+    commit = list(journal.read(recording.state_dir("nov1")))[1].commit
+    assert printed(show, recording, commit[:8]) == text
     assert "experiment 1 of nov1: MATRIX_LR 0.04 -> 0.05" in text
     assert "status    discard" in text
     assert "seconds   start-up 9.0, training 60.2, harness 20.8; together 90.0" in text
@@ -235,20 +236,20 @@ def test_show_tells_all_of_a_discarded_experiment(night, name):
     assert "\x1b" not in text
 
 
-def test_what_is_carried_over_is_said(night):
-    with contextlib.closing(Journal(night.state_dir("nov1"))) as record:
+def test_a_carried_over_experiment_names_its_origin(recording):
+    with contextlib.closing(Journal(recording.state_dir("nov1"))) as record:
         commit = record.experiments[1].commit
         for event in (
             Proposed(n=2, commit=commit, base="", description="again", agent="tpe", of=1),
             Decided(n=2, status=Status.CRASH, reason="boom"),
         ):
             record.append(event)
-    assert "\ncarries   over experiment 1\n" in printed(show, night, "2")
-    rows = json.loads(results.as_json(live_model.read(night.root).entries))
+    assert "\ncarries   over experiment 1\n" in printed(show, recording, "2")
+    rows = json.loads(results.as_json(live_model.read(recording.root).entries))
     assert [row["of"] for row in rows] == [None, None, 1]
 
 
-def test_what_no_sandbox_hides_is_said_without_a_contradiction():
+def test_an_isolation_that_counts_as_none_is_explained():
     def facts(**provenance):
         return rests_on(Experiment(0, "c", "", "", "", provenance=provenance))
 
@@ -258,7 +259,7 @@ def test_what_no_sandbox_hides_is_said_without_a_contradiction():
         assert facts(isolation=level, box=level) == {"isolation": level, "box": level}
 
 
-def test_what_is_not_known_is_no_number_and_nothing_is_cut_but_in_a_table():
+def test_unknown_costs_are_null_and_only_tables_cut_texts():
     words = "e" * 70
     found = [Experiment(n, "c", "", "", "a" * 50, "keep", 1.0, expected=words) for n in range(3)]
     costs = Costs()
@@ -274,16 +275,16 @@ def test_what_is_not_known_is_no_number_and_nothing_is_cut_but_in_a_table():
     assert "e" * 39 + "…" in printed(results.print_results, listed, summarize(listed))
 
 
-def test_show_of_what_is_not_there(night):
+def test_show_refuses_an_unknown_experiment(recording):
     with pytest.raises(UserError, match="numbers go from 0 to 1"):
-        printed(show, night, "7")
+        printed(show, recording, "7")
 
 
 # -------------------------------------------------------------------------------- picture
 
 
-@pytest.mark.parametrize("count", [0, 1, 6, 200])
-def test_the_picture_is_drawn(tmp_path, count):
+@pytest.mark.parametrize("count", [0, 200])
+def test_the_plot_is_drawn(tmp_path, count):
     rows = []
     for n in range(count):
         status = ("keep", "discard", "crash", "discard")[n % 4]

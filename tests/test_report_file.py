@@ -12,20 +12,20 @@ from autoresearch_jax.cli import main
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.views.watch import live_model, report_file
 from tests import harness, watch_helpers
-from tests.watch_helpers import HOSTILE, TAG, Night, until
+from tests.watch_helpers import HOSTILE, TAG, Recording, until
 
 
 @pytest.fixture(scope="module")
-def night(tmp_path_factory):
-    night = Night(tmp_path_factory.mktemp("night") / "w", 30)
-    night.log(0)
-    night.log(1)
-    (night.workspace.run_dir(TAG, 1) / "prompt.md").write_text(f"# Prompt {HOSTILE}")
-    return night
+def recording(tmp_path_factory):
+    recording = Recording(tmp_path_factory.mktemp("recording") / "w", 30)
+    recording.log(0)
+    recording.log(1)
+    (recording.workspace.run_dir(TAG, 1) / "prompt.md").write_text(f"# Prompt {HOSTILE}")
+    return recording
 
 
-def written(night, folder, **options):
-    return report_file.write(live_model.open_reader(night.workspace.root), folder, **options)
+def written(recording, folder, **options):
+    return report_file.write(live_model.open_reader(recording.workspace.root), folder, **options)
 
 
 def blocks(page):
@@ -37,8 +37,8 @@ def blocks(page):
 # -------------------------------------------------------------------------------------- page
 
 
-def test_one_file_holds_everything_and_runs_nothing_else(night, tmp_path):
-    page, picture = written(night, tmp_path / "a" / "b")
+def test_one_file_holds_everything_and_runs_nothing_else(recording, tmp_path):
+    page, picture = written(recording, tmp_path / "a" / "b")
     text = page.read_text()
     assert (page.name, picture.name) == ("report.html", "progress.svg")
     assert picture.read_text().lstrip().startswith("<?xml")
@@ -53,8 +53,8 @@ def test_one_file_holds_everything_and_runs_nothing_else(night, tmp_path):
     assert "default-src 'none'" in policy
 
 
-def test_no_text_of_an_agent_gets_out_of_its_block(night, tmp_path):
-    text = written(night, tmp_path)[0].read_text()
+def test_no_text_of_an_agent_gets_out_of_its_block(recording, tmp_path):
+    text = written(recording, tmp_path)[0].read_text()
     assert HOSTILE not in text
     assert "<img" not in text
     found = blocks(text)
@@ -64,29 +64,25 @@ def test_no_text_of_an_agent_gets_out_of_its_block(night, tmp_path):
     assert len(found["experiment-1"]["curve"]) == 101
 
 
-def test_prompts_are_in_it_only_if_wanted(night, tmp_path):
-    assert "prompt" not in blocks(written(night, tmp_path)[0].read_text())["experiment-1"]
-    found = blocks(written(night, tmp_path, prompts=True)[0].read_text())["experiment-1"]
-    assert found["prompt"] == f"# Prompt {HOSTILE}"
-
-
-def test_the_picture_as_png_too(night, tmp_path):
-    paths = written(night, tmp_path, png=True)
+def test_prompts_and_a_png_are_written_only_if_wanted(recording, tmp_path):
+    assert "prompt" not in blocks(written(recording, tmp_path)[0].read_text())["experiment-1"]
+    paths = written(recording, tmp_path, prompts=True, png=True)
+    assert blocks(paths[0].read_text())["experiment-1"]["prompt"] == f"# Prompt {HOSTILE}"
     assert [path.name for path in paths] == ["report.html", "progress.svg", "progress.png"]
     assert paths[2].read_bytes().startswith(b"\x89PNG")
 
 
-def test_nothing_to_tell_and_nowhere_to_write(night, tmp_path):
+def test_an_empty_tag_and_an_unwritable_folder_are_refused(recording, tmp_path):
     root = harness.make_repository(tmp_path / "w")
     with pytest.raises(UserError, match="no experiment is recorded here yet"):
         report_file.write(live_model.open_reader(root), tmp_path / "out")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        written(night, tmp_path / "file" / "below")
+        written(recording, tmp_path / "file" / "below")
 
 
-def test_the_command_says_what_it_wrote(night, tmp_path, monkeypatch):
-    monkeypatch.chdir(night.workspace.root)
+def test_the_command_prints_the_paths_that_it_wrote(recording, tmp_path, monkeypatch):
+    monkeypatch.chdir(recording.workspace.root)
     done = CliRunner().invoke(main.main, ["report", "-o", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert done.output.split() == [str(tmp_path / "out" / name) for name in
@@ -94,9 +90,9 @@ def test_the_command_says_what_it_wrote(night, tmp_path, monkeypatch):
 
 
 @pytest.mark.browser
-def test_it_opens_without_a_server(night, tmp_path):
-    page = written(night, tmp_path / "out")[0]
-    reader = live_model.open_reader(night.workspace.root)
+def test_it_opens_without_a_server(recording, tmp_path):
+    page = written(recording, tmp_path / "out")[0]
+    reader = live_model.open_reader(recording.workspace.root)
     with watch_helpers.serving(reader) as port, watch_helpers.browser(tmp_path) as driver:
         driver.get(page.as_uri() + "#1")
         until(driver, f"return {watch_helpers.marks()} === 30")
@@ -122,10 +118,10 @@ def results(*arguments):
     return done.output
 
 
-def test_results_as_json(night, monkeypatch):
-    monkeypatch.chdir(night.workspace.root)
+def test_results_as_json(recording, monkeypatch):
+    monkeypatch.chdir(recording.workspace.root)
     rows = json.loads(results("--json"))
-    listed = live_model.read(night.workspace.root).entries
+    listed = live_model.read(recording.workspace.root).entries
     assert [row["n"] for row in rows] == list(range(30))
     assert [row["val_bpb"] for row in rows] == [entry.val_bpb for entry in listed]
     assert (rows[6]["val_bpb"], rows[6]["status"], rows[1]["usd"]) == (None, "crash", 0.05)
@@ -134,10 +130,10 @@ def test_results_as_json(night, monkeypatch):
     assert [row["n"] for row in kept] == [21, 0]
 
 
-def test_results_as_csv(night, monkeypatch):
-    monkeypatch.chdir(night.workspace.root)
+def test_results_as_csv(recording, monkeypatch):
+    monkeypatch.chdir(recording.workspace.root)
     rows = list(csv.DictReader(io.StringIO(results("--csv"))))
-    listed = live_model.read(night.workspace.root).entries
+    listed = live_model.read(recording.workspace.root).entries
     assert [row["description"] for row in rows] == [entry.description for entry in listed]
     assert [float(row["val_bpb"]) for row in rows if row["val_bpb"]] == [
         entry.val_bpb for entry in listed if entry.val_bpb is not None
@@ -158,8 +154,12 @@ def test_a_foreign_table_as_json_and_csv(tmp_path, monkeypatch):
     assert first["description"] == "'=HYPERLINK('http://evil','x'), one"
 
 
-def test_one_form_at_a_time(tmp_path, monkeypatch):
+def test_options_that_exclude_each_other_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(main.main, ["results", "--json", "--csv"])
-    assert done.exit_code == 2
-    assert "Choose one" in done.output
+    for arguments, message in (
+        (["results", "--json", "--csv"], "Choose one of --ledger, --json and --csv."),
+        (["watch", "--port", "1"], "--port and --host go with --web"),
+    ):
+        done = CliRunner().invoke(main.main, arguments)
+        assert done.exit_code == 2
+        assert message in done.output

@@ -23,7 +23,7 @@ from autoresearch_jax.views.watch import frame, live_model
 from autoresearch_jax.views.watch.logs import Progress
 from autoresearch_jax.views.watch.running import Running
 from tests import harness
-from tests.watch_helpers import COMMAND, DEADLINE_SECONDS, TAG, Night, Terminal, everything
+from tests.watch_helpers import COMMAND, DEADLINE_SECONDS, Recording, Terminal, everything
 
 UNTRUSTED = (
     "\x1b[31mred\x1b]0;title\x07 \u202eever\u202c\n漢字 👩\u200d👩\u200d👧 \ufeff\tcafé " * 2
@@ -39,30 +39,30 @@ needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is no
 
 
 @pytest.fixture
-def night(tmp_path):
-    return Night(tmp_path / "w", 30)
+def recording(tmp_path):
+    return Recording(tmp_path / "w", 30)
 
 
-def look(night):
-    return live_model.open_reader(night.workspace.root).read()
+def look(recording):
+    return live_model.open_reader(recording.workspace.root).read()
 
 
-def drawn(told, width=80, height=24):
+def drawn(model, width=80, height=24):
     """What a terminal of this size shows."""
     console = Console(file=io.StringIO(), width=width, height=height, color_system=None)
     with console.capture() as captured:
-        console.print(Screen(frame.screen(told, width, height, time.time())), end="")
+        console.print(Screen(frame.screen(model, width, height, time.time())), end="")
     return [line.rstrip() for line in captured.get().split("\n")]
 
 
 # -------------------------------------------------------------------------------------- frames
 
 
-def test_a_frame_of_80_by_24_has_all_that_is_important(night):
-    night.live()
-    n = night.propose("the idea of now")
-    night.log(n, 57)
-    found = drawn(look(night))
+def test_a_frame_of_80_by_24_has_all_that_is_important(recording):
+    recording.live()
+    n = recording.propose("the idea of now")
+    recording.log(n, 57)
+    found = drawn(look(recording))
     assert len(found) == 24
     text = "\n".join(found)
     for words in (
@@ -82,8 +82,8 @@ def test_a_frame_of_80_by_24_has_all_that_is_important(night):
     assert [line.split()[0] for line in found[-4:]] == ["28", "27", "26", "25"]
 
 
-def test_a_wide_frame_has_more_columns_and_rows(night):
-    found = drawn(look(night), 160, 50)
+def test_a_wide_frame_has_more_columns_and_rows(recording):
+    found = drawn(look(recording), 160, 50)
     header = next(line for line in found if "commit" in line)
     names = list(frame.COLUMNS)
     assert header.split() == [*names, "description"]
@@ -92,16 +92,16 @@ def test_a_wide_frame_has_more_columns_and_rows(night):
 
 
 @pytest.mark.parametrize("count", [2, 8])
-def test_several_that_run_fit_80_by_24(night, count):
-    night.live(workers=count)
+def test_parallel_experiments_fit_80_by_24(recording, count):
+    recording.live(workers=count)
     numbers = [
-        night.propose(f"idea {at} of several, in many words", of=None if count == 8 else 3)
+        recording.propose(f"idea {at} of several, in many words", of=None if count == 8 else 3)
         for at in range(count)
     ]
     for n in numbers[1:]:
-        night.log(n, 57)
-    told = look(night)
-    found = drawn(told)
+        recording.log(n, 57)
+    model = look(recording)
+    found = drawn(model)
     assert len(found) == 24
     assert all(len(line) <= 80 for line in found)
     if count == 2:
@@ -115,31 +115,31 @@ def test_several_that_run_fit_80_by_24(night, count):
         assert found[7] == "       and 3 more"
     best = found.index(next(line for line in found if line.startswith("val_bpb")))
     for n in numbers[1:]:
-        night.decide(2.0, n)
-    lines = drawn(look(night))
+        recording.decide(2.0, n)
+    lines = drawn(look(recording))
     assert lines[best].startswith("val_bpb")  # nothing moves while the loop goes on
     assert "by claude, on experiment 0, expects -0.001" in lines[5]
-    everything_else = frame.plain(told, time.time())
+    everything_else = frame.plain(model, time.time())
     assert sum("idea" in line for line in everything_else) == count
 
 
-def test_a_high_frame_has_room_for_all_that_runs(night):
-    night.live(workers=8)
+def test_a_tall_frame_shows_all_running_experiments(recording):
+    recording.live(workers=8)
     for at in range(8):
-        night.propose(f"idea {at} of several")
-    found = "\n".join(drawn(look(night), 160, 50))
+        recording.propose(f"idea {at} of several")
+    found = "\n".join(drawn(look(recording), 160, 50))
     assert all(f"idea {at} of several" in found for at in range(8))
     assert "more" not in found
 
 
 @pytest.mark.parametrize("state", ["thinking", "interrupted", "idle"])
-def test_where_nothing_runs_it_says_why(night, state):
+def test_a_frame_without_a_running_experiment_says_why(recording, state):
     if state == "thinking":
-        night.live()
+        recording.live()
     if state == "interrupted":
-        night.live(harness.ended_pid())
-        night.propose("left behind")
-    found = "\n".join(drawn(look(night)))
+        recording.live(harness.ended_pid())
+        recording.propose("left behind")
+    found = "\n".join(drawn(look(recording)))
     words = {
         "thinking": "experiment 30\n  waits for a proposal of the agent",
         "interrupted": "interrupted: no loop runs",
@@ -167,10 +167,10 @@ def test_whatever_is_recorded_fits_a_terminal_of_any_size(
         started=0.0, progress=Progress(step=3, percent=number, loss=number),
     )  # fmt: skip
     summary = summarize(listed)
-    told = live_model.LiveModel(words, listed, summary, (running,), 1, "running", problem=words)
-    others = [dataclasses.replace(told, running=(running,) * many) for many in (2, 5, 40)]
-    table = dataclasses.replace(told, running=(), state="table", problem="")
-    for one in (told, *others, table):
+    model = live_model.LiveModel(words, listed, summary, (running,), 1, "running", problem=words)
+    others = [dataclasses.replace(model, running=(running,) * many) for many in (2, 5, 40)]
+    table = dataclasses.replace(model, running=(), state="table", problem="")
+    for one in (model, *others, table):
         found = drawn(one, width, height)
         assert len(found) <= height
         for line in found:
@@ -208,16 +208,16 @@ def piped(folder: Path, *words: str, **env: str) -> str:
     return done.stdout
 
 
-def test_a_pipe_gets_the_present_state_once(night):
-    night.live()
-    night.propose(UNTRUSTED)
-    before = everything(night.workspace.root)
-    said = piped(night.workspace.root, FORCE_COLOR="1")
-    assert everything(night.workspace.root) == before
+def test_a_pipe_gets_the_current_state_once(recording):
+    recording.live()
+    recording.propose(UNTRUSTED)
+    before = everything(recording.workspace.root)
+    said = piped(recording.workspace.root, FORCE_COLOR="1")
+    assert everything(recording.workspace.root) == before
     assert said.startswith("autoresearch/nov1, running\nexperiment 30  [31mred")
     assert "-> 0.997000 (0.30% lower)" in said
     assert len(said.splitlines()) == 21
-    assert "??" in piped(night.workspace.root, PYTHONIOENCODING="ascii")
+    assert "??" in piped(recording.workspace.root, PYTHONIOENCODING="ascii")
 
 
 def test_a_table_of_the_original_and_an_empty_workspace_in_a_pipe(tmp_path):
@@ -230,18 +230,6 @@ def test_a_table_of_the_original_and_an_empty_workspace_in_a_pipe(tmp_path):
     said = piped(root)
     assert f"Nothing has run here yet. To start: autoresearch-jax -C {root} loop" in said
     assert "nothing is kept yet" in said
-
-
-def test_options_of_the_page_need_the_page(tmp_path):
-    done = subprocess.run(
-        [*COMMAND, "watch", "--port", "1"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "--port and --host go with --web" in done.stderr
 
 
 # ------------------------------------------------------------------------------ real terminals
@@ -264,25 +252,25 @@ def terminal(tmp_path):
 
 
 @needs_tmux
-def test_a_terminal_shows_what_happens_through_a_resize_and_a_stop(night, terminal):
-    night.live()
-    n = night.propose(UNTRUSTED)
-    night.log(n, 57)
-    before = everything(night.workspace.root)
+def test_a_terminal_shows_what_happens_through_a_resize_and_a_stop(recording, terminal):
+    recording.live()
+    n = recording.propose(UNTRUSTED)
+    recording.log(n, 57)
+    before = everything(recording.workspace.root)
     one = terminal(COLUMNS="80", LINES="24")  # what was exported once is not its size for ever
-    one.watch(night.workspace.root)
+    one.watch(recording.workspace.root)
     text = one.until("training 57%", "q ends")
     lines = text.split("\n")
     assert len(lines) == 24
     assert lines[0].startswith("autoresearch/nov1  running")
     assert lines[-1].split()[0] == "25"  # nothing wrapped: the last row is where it belongs
     assert "commit" not in text
-    assert everything(night.workspace.root) == before
+    assert everything(recording.workspace.root) == before
 
-    night.log(n, 58)
+    recording.log(n, 58)
     one.until("training 58%")
-    night.decide(0.5)
-    night.propose("the next one")
+    recording.decide(0.5)
+    recording.propose("the next one")
     text = one.until("0.500000 (50.00% lower)", "experiment 31  the next one", "starting")
     assert len(text.split("\n")) == 24
 
@@ -305,25 +293,20 @@ def test_a_terminal_shows_what_happens_through_a_resize_and_a_stop(night, termin
     one.until("$ echo the shell has its keys back")
 
 
-@needs_tmux
-def test_a_terminal_turns_to_the_tag_that_a_loop_begins(night, terminal):
-    one, named = terminal(100), terminal(100)
-    one.watch(night.workspace.root)
-    named.watch(night.workspace.root, "--tag", TAG)
-    for each in (one, named):
-        each.until("autoresearch/nov1  no loop runs", "30 experiments")
-    night.begin("nov2")
-    night.live()
-    night.propose("the first of a new tag")
-    one.until(
-        "autoresearch/nov2  running  new; to see the one before: --tag nov1", "the first of a new"
-    )
-    assert "autoresearch/nov1" in named.until("30 experiments")
+def test_the_screen_switches_to_the_tag_that_a_loop_begins(recording):
+    reader = live_model.open_reader(recording.workspace.root, follow=True)
+    assert drawn(reader.read())[0].startswith("autoresearch/nov1  no loop runs")
+    recording.begin("nov2")
+    recording.live()
+    recording.propose("the first of a new tag")
+    found = drawn(reader.read(), width=100)
+    words = "autoresearch/nov2  running  new; to see the one before: --tag nov1"
+    assert found[0].startswith(words)
+    assert "the first of a new tag" in found[2]
 
 
 @needs_tmux
-@pytest.mark.parametrize("keys", ["C-c", "Q"])
-def test_a_table_of_the_original_in_a_terminal(tmp_path, terminal, keys):
+def test_a_table_of_the_original_in_a_terminal(tmp_path, terminal):
     (tmp_path / "theirs").mkdir()
     path = tmp_path / "theirs" / "results.tsv"
     path.write_text(ORIGINAL)
@@ -335,38 +318,28 @@ def test_a_table_of_the_original_in_a_terminal(tmp_path, terminal, keys):
     one.until("0.992100 (0.58% lower)", "warm down longer")
     coloured = one("capture-pane", "-p", "-e")
     assert "\x1b[32m" not in coloured
-    one.keys(keys)
+    one.keys("C-c")
     one.until("ended 0", gone="q ends")
 
 
 @needs_tmux
-def test_an_empty_workspace_in_a_terminal_waits_for_its_first_experiment(tmp_path, terminal):
-    night = Night(tmp_path / "w")
-    hidden = night.state_dir.rename(tmp_path / "hidden")
-    one = terminal(60, 15)
-    one.watch(tmp_path / "w")
-    one.until("Nothing has run here yet")
-    hidden.rename(night.state_dir)
-    night.add()
-    one.until("autoresearch/nov1", "baseline", gone="Nothing has run here yet")
-
-
-@needs_tmux
-def test_a_lost_terminal_ends_it_quietly(night, terminal, tmp_path):
+def test_a_lost_terminal_ends_it_quietly(recording, terminal, tmp_path):
     one = terminal()
-    told, err = tmp_path / "told", tmp_path / "err"
-    words = " ".join([*COMMAND, "-C", str(night.workspace.root), "watch"])
+    status, err = tmp_path / "status", tmp_path / "err"
+    words = " ".join([*COMMAND, "-C", str(recording.workspace.root), "watch"])
     script = tmp_path / "script"
-    script.write_text(f"trap : HUP\n{words} 2>{err}\necho $? >{told}.new\nmv {told}.new {told}\n")
+    script.write_text(
+        f"trap : HUP\n{words} 2>{err}\necho $? >{status}.new\nmv {status}.new {status}\n"
+    )
     one.keys(f"exec sh {script}")
     one.keys("Enter")
     one.until("q ends")
     one("kill-server")
     begun = time.monotonic()
-    while not told.exists():
+    while not status.exists():
         assert time.monotonic() < begun + DEADLINE_SECONDS
         time.sleep(0.05)
-    assert told.read_text() == "0\n"
+    assert status.read_text() == "0\n"
     assert err.read_text() == ""
 
 

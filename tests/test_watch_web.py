@@ -1,6 +1,5 @@
 import contextlib
 import http.client
-import json
 import re
 import signal
 import socket
@@ -12,29 +11,29 @@ import pytest
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.views.watch import live_model, web
 from tests import watch_helpers
-from tests.watch_helpers import HOSTILE, TAG, Night, get, until
+from tests.watch_helpers import HOSTILE, TAG, Recording, get, until
 
 TOKEN = "a-token"
 KINDS = {"css": "text/css", "js": "text/javascript"}
 
 
 @pytest.fixture
-def night(tmp_path):
-    return Night(tmp_path / "w", 60)
+def recording(tmp_path):
+    return Recording(tmp_path / "w", 60)
 
 
 @pytest.fixture(scope="module")
 def still(tmp_path_factory):
-    """The port of a night that nothing is added to."""
-    night = Night(tmp_path_factory.mktemp("still") / "w", 60)
-    night.log(1)
-    with watch_helpers.serving(live_model.open_reader(night.workspace.root)) as port:
+    """The port of a recording that nothing is added to."""
+    recording = Recording(tmp_path_factory.mktemp("still") / "w", 60)
+    recording.log(1)
+    with watch_helpers.serving(live_model.open_reader(recording.workspace.root)) as port:
         yield port
 
 
 @pytest.fixture
-def port(night):
-    with watch_helpers.serving(live_model.open_reader(night.workspace.root)) as port:
+def port(recording):
+    with watch_helpers.serving(live_model.open_reader(recording.workspace.root)) as port:
         yield port
 
 
@@ -53,7 +52,7 @@ def test_the_page_and_its_parts(still):
         assert "innerHTML" not in body
 
 
-def test_every_answer_is_strict(still):
+def test_every_answer_has_the_security_headers(still):
     for path in ("/", "/page.js", "/experiment/1", "/nothing"):
         headers = get(still, path)[1]
         assert headers.items() >= web.HEADERS.items()
@@ -63,24 +62,14 @@ def test_every_answer_is_strict(still):
     assert "unsafe" not in policy
 
 
-def test_an_experiment_in_full(still):
-    status, headers, text = get(still, "/experiment/1")
-    assert (status, headers["content-type"]) == (200, "application/json")
-    found = json.loads(text)
-    assert found["n"] == 1
-    assert len(found["curve"]) == 101
-
-
 @pytest.mark.parametrize(
     "path",
     [
-        "/experiment/60", "/experiment/-1", "/experiment/1e3", "/experiment/" + "9" * 5000,
-        "/experiment/../../../../etc/passwd", "/experiment/%2e%2e%2fjournal.jsonl",
-        "/../web.py", "/%2e%2e/web.py", "/..%2fweb.py", "/web.py", "/index.html", "/page.js/",
-        "//etc/passwd", "/experiment/%00", "/\udcff".encode("utf-8", "surrogateescape").hex(),
+        "/experiment/60", "/experiment/" + "9" * 5000, "/experiment/../../../../etc/passwd",
+        "/%2e%2e/web.py", "/index.html", "//etc/passwd", "/experiment/%00",
     ],
 )  # fmt: skip
-def test_nothing_else_is_there(still, path):
+def test_other_paths_are_not_found(still, path):
     status, _, text = get(still, path)
     assert status in (307, 404)
     assert "imstill" not in text
@@ -90,40 +79,39 @@ def test_nothing_else_is_there(still, path):
 @pytest.mark.parametrize(
     ("host", "allowed"),
     [
-        ("127.0.0.1", True), ("localhost:9999", True), ("LOCALHOST", True), ("[::1]:80", True),
-        ("127.1.2.3:1", True), ("evil.example", False), ("127.0.0.1.evil.example", False),
-        ("localhost.evil.example:80", False), ("192.168.0.7", False), ("", False),
-        ("127.0.0.1:8787:1", False), ("localhost@evil", False), ("[::1", False),
+        ("127.0.0.1", True), ("LOCALHOST:9999", True), ("[::1]:80", True),
+        ("127.0.0.1.evil.example", False), ("192.168.0.7", False), ("", False),
+        ("127.0.0.1:8787:1", False), ("[::1", False),
     ],
 )  # fmt: skip
-def test_a_name_that_was_made_to_mean_this_machine_gets_nothing(still, host, allowed):
+def test_only_a_host_of_this_machine_is_answered(still, host, allowed):
     for path in ("/", "/experiment/1"):
         status, _, text = get(still, path, Host=host)
         assert status == (200 if allowed else 421)
         assert allowed or "MATRIX_LR" not in text
 
 
-def test_what_is_new_is_told_at_once_and_alone(night, port):
-    with watch_helpers.told(port) as events:
+def test_only_news_is_sent_and_at_once(recording, port):
+    with watch_helpers.received(port) as events:
         whole = next(events)
         assert (whole["from"], len(whole["points"]), whole["running"]) == (0, 60, [])
-        night.live()
-        n = night.propose(HOSTILE)
+        recording.live()
+        n = recording.propose(HOSTILE)
         while not (event := next(events))["running"]:
             pass
         assert (event["from"], event["points"], event["whole"]) == (60, [], False)
         assert event["running"][0]["description"] == HOSTILE
-        night.log(n, percent=30)
+        recording.log(n, percent=30)
         assert next(events)["running"][0]["progress"]["percent"] == 30.0
-        night.decide(0.9)
+        recording.decide(0.9)
         event = next(events)
         assert [one["n"] for one in event["points"]] == [n]
         assert event["running"] == []
-        with watch_helpers.told(port) as others:
+        with watch_helpers.received(port) as others:
             assert len(next(others)["points"]) == 61
 
 
-def test_a_stream_of_which_nothing_is_new_says_that_it_is_one(night, port, monkeypatch):
+def test_a_stream_without_news_sends_alive_events(recording, port, monkeypatch):
     monkeypatch.setattr(web, "ALIVE_SECONDS", 0.1)
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as line:
         line.request("GET", "/events")
@@ -132,8 +120,8 @@ def test_a_stream_of_which_nothing_is_new_says_that_it_is_one(night, port, monke
     assert found == [b"event: model\n", b"event: alive\n"]
 
 
-def test_only_who_knows_the_token_gets_in(night):
-    with watch_helpers.serving(live_model.open_reader(night.workspace.root), TOKEN) as port:
+def test_only_who_knows_the_token_gets_in(recording):
+    with watch_helpers.serving(live_model.open_reader(recording.workspace.root), TOKEN) as port:
         cookie = f"autoresearch-{port}"
         for path in ("/", "/page.js", "/experiment/1", "/events", "/?token=wrong", "/?token="):
             status, headers, text = get(port, path)
@@ -151,24 +139,24 @@ def test_only_who_knows_the_token_gets_in(night):
         assert get(port, "/experiment/1", Cookie=given, Host="a-phone.example")[0] == 200
 
 
-def test_looking_writes_nothing(night):
-    night.log(1)
-    before = watch_helpers.everything(night.workspace.root)
-    with watch_helpers.serving(live_model.open_reader(night.workspace.root)) as port:
+def test_watching_writes_nothing(recording):
+    recording.log(1)
+    before = watch_helpers.everything(recording.workspace.root)
+    with watch_helpers.serving(live_model.open_reader(recording.workspace.root)) as port:
         for path in ("/", "/experiment/0", "/experiment/1"):
             get(port, path)
-        with watch_helpers.told(port) as events:
+        with watch_helpers.received(port) as events:
             next(events)
-    assert watch_helpers.everything(night.workspace.root) == before
+    assert watch_helpers.everything(recording.workspace.root) == before
 
 
 # ----------------------------------------------------------------------------------- command
 
 
-def watch(night, *arguments, **options):
+def watch(recording, *arguments, **options):
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "autoresearch_jax", "watch", "--web", *arguments],
-        cwd=night.workspace.root,
+        cwd=recording.workspace.root,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -176,19 +164,19 @@ def watch(night, *arguments, **options):
     )
 
 
-def test_ctrl_c_ends_it_at_once_while_somebody_looks(night):
-    with watch(night, "--port", "0") as process:
+def test_ctrl_c_ends_it_at_once_while_a_page_is_open(recording):
+    with watch(recording, "--port", "0") as process:
         link = process.stdout.readline().split()[0]
         port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/", link)[1])
-        with watch_helpers.told(port) as events:
+        with watch_helpers.received(port) as events:
             next(events)
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=20) == 0
         assert process.stderr.read() == ""
 
 
-def test_beyond_this_machine_the_link_has_a_token(night):
-    with watch(night, "--port", "0", "--host", "0.0.0.0") as process:
+def test_beyond_this_machine_the_link_has_a_token(recording):
+    with watch(recording, "--port", "0", "--host", "0.0.0.0") as process:
         link = process.stdout.readline().split()[0]
         port, token = re.fullmatch(r"http://[\d.]+:(\d+)/\?token=(\S{32,})", link).groups()
         try:
@@ -200,10 +188,10 @@ def test_beyond_this_machine_the_link_has_a_token(night):
         process.stdout.read()
 
 
-def test_a_port_in_use_is_one_message_with_what_to_type(night):
+def test_a_port_in_use_is_one_message_with_what_to_type(recording):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with watch(night, "--port", str(port)) as process:
+        with watch(recording, "--port", str(port)) as process:
             output, errors = process.communicate(timeout=60)
         assert (process.returncode, output) == (1, "")
         assert errors == (
@@ -218,7 +206,7 @@ def test_an_address_of_another_machine_is_refused():
             web.listen(host, 0)
 
 
-def test_it_imports_no_jax(night):
+def test_it_imports_no_jax(recording):
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from autoresearch_jax.views.watch import live_model, page_data, report_file, web\n"
@@ -229,7 +217,7 @@ def test_it_imports_no_jax(night):
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=night.workspace.root,
+        cwd=recording.workspace.root,
         capture_output=True,
         text=True,
         check=True,
@@ -254,41 +242,41 @@ def console(driver):
 
 
 @pytest.mark.browser
-def test_the_page_lives(night, port, tmp_path):
+def test_the_page_lives(recording, port, tmp_path):
     from selenium.webdriver import ActionChains, Keys
 
-    night.log(0)
-    night.log(1)
-    (night.workspace.run_dir(TAG, 1) / "prompt.md").write_text(f"# Prompt {HOSTILE}")
+    recording.log(0)
+    recording.log(1)
+    (recording.workspace.run_dir(TAG, 1) / "prompt.md").write_text(f"# Prompt {HOSTILE}")
     with watch_helpers.browser(tmp_path) as driver:
         opened(driver, port, 60)
         marks = {
             kind: driver.execute_script(f"return {watch_helpers.marks(kind)}")
             for kind in ("keep", "discard", "crash", "beyond")
         }
-        told = live_model.open_reader(night.workspace.root).read()
-        statuses = [entry.status for entry in told.entries]
+        model = live_model.open_reader(recording.workspace.root).read()
+        statuses = [entry.status for entry in model.entries]
         assert marks["keep"] == statuses.count("keep")
         assert marks["crash"] == statuses.count("crash")
         assert marks["discard"] + marks["beyond"] == statuses.count("discard")
-        best = told.summary.best
+        best = model.summary.best
         assert f"{best.val_bpb:.6f}" in driver.find_element("id", "figures").text
         assert driver.find_element("css selector", ".detail h2").text.split()[0] == str(best.n)
 
         # What happens is there without a reload.
         driver.execute_script("window.kept = 'the same page'")
-        night.live()
-        n = night.propose(f"the next {HOSTILE}")
-        night.log(n, percent=40)
+        recording.live()
+        n = recording.propose(f"the next {HOSTILE}")
+        recording.log(n, percent=40)
         until(driver, "return document.querySelector('.run .facts')?.textContent.includes('400')")
         assert HOSTILE in driver.find_element("css selector", ".run .now").text
         assert driver.find_elements("css selector", ".run .spark .own")
-        night.decide(0.5)
+        recording.decide(0.5)
         until(driver, READY, 61)
         until(driver, "return document.querySelector('.detail h2').textContent.includes('60')")
         assert driver.find_element("id", "state").text == "the agent is thinking"
         assert driver.execute_script("return window.kept") == "the same page"
-        assert not driver.find_elements("css selector", ".noise[d^=M]")  # nobody measured it
+        assert not driver.find_elements("css selector", ".noise[d^=M]")  # it was not measured
 
         # By keyboard: the first, one on, its parts.
         driver.find_element("id", "chart").click()
@@ -333,13 +321,13 @@ def test_the_page_lives(night, port, tmp_path):
 
 
 @pytest.mark.browser
-def test_several_that_run_are_shown_and_what_is_decided_first_stands_first(night, port, tmp_path):
+def test_parallel_experiments_are_shown_in_the_order_of_decisions(recording, port, tmp_path):
     from selenium.webdriver import ActionChains, Keys
 
-    night.live(workers=2)
-    first, second = night.propose("one"), night.propose("another", of=3)
-    night.log(first, percent=40)
-    night.log(second, percent=70)
+    recording.live(workers=2)
+    first, second = recording.propose("one"), recording.propose("another", of=3)
+    recording.log(first, percent=40)
+    recording.log(second, percent=70)
     with watch_helpers.browser(tmp_path) as driver:
         opened(driver, port, 60)
         texts = [one.text for one in driver.find_elements("css selector", ".run")]
@@ -351,13 +339,13 @@ def test_several_that_run_are_shown_and_what_is_decided_first_stands_first(night
         lines = "return document.querySelector('.pending').getAttribute('d').split('M').length - 1"
         assert driver.execute_script(lines) == 2
         card = "return document.querySelector('.run b').textContent"
-        night.decide(0.5, second)
+        recording.decide(0.5, second)
         until(driver, READY, 61)
         until(driver, "return document.querySelector('.detail h2').textContent.includes('61')")
         assert len(driver.find_elements("css selector", ".run")) == 1
         assert driver.execute_script(card) == "60 training"
         assert "carries over" in driver.find_element("css selector", ".effect").text
-        night.decide(0.6, first)
+        recording.decide(0.6, first)
         until(driver, READY, 62)
         assert [one.text for one in driver.find_elements("css selector", "#rows a")][:3] == [
             "60", "61", "59",
@@ -373,13 +361,12 @@ def test_several_that_run_are_shown_and_what_is_decided_first_stands_first(night
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("dark", [False, True])
-def test_a_phone_has_no_sideways_scroll(night, port, tmp_path, dark):
-    night.log(1)
-    night.live()
-    night.propose("a_name_without_a_space_" * 9)
-    night.log(60, percent=10)
-    with watch_helpers.browser(tmp_path, 390, 844, dark) as driver:
+def test_a_dark_phone_has_no_sideways_scroll(recording, port, tmp_path):
+    recording.log(1)
+    recording.live()
+    recording.propose("a_name_without_a_space_" * 9)
+    recording.log(60, percent=10)
+    with watch_helpers.browser(tmp_path, 390, 844, dark=True) as driver:
         opened(driver, port, 60, "#1")
         for opener in driver.find_elements("css selector", ".detail details:not([open]) summary"):
             opener.click()
@@ -387,7 +374,7 @@ def test_a_phone_has_no_sideways_scroll(night, port, tmp_path, dark):
         assert driver.execute_script(wide) == [390, 390]
         paper = driver.execute_script("return getComputedStyle(document.documentElement)"
                                       ".backgroundColor")  # fmt: skip
-        assert (paper == "rgb(255, 255, 255)") == (not dark)
+        assert paper == "rgb(19, 23, 28)"
         top = "document.getElementById('detail').getBoundingClientRect().top"
         for part in ("td.text", "a"):  # of the row, and the number that is a link
             before = driver.execute_script("return location.hash")
@@ -401,14 +388,14 @@ def test_a_phone_has_no_sideways_scroll(night, port, tmp_path, dark):
 
 @pytest.mark.browser
 def test_two_thousand_experiments_and_the_table_of_the_original(tmp_path):
-    night = Night(tmp_path / "w", 2000)
-    reader = live_model.open_reader(night.workspace.root)
+    recording = Recording(tmp_path / "w", 2000)
+    reader = live_model.open_reader(recording.workspace.root)
     with watch_helpers.serving(reader) as port, watch_helpers.browser(tmp_path) as driver:
         opened(driver, port, 2000)
         assert len(driver.find_elements("css selector", "#rows tr")) == 60
         driver.find_element("id", "more").click()
         assert len(driver.find_elements("css selector", "#rows tr")) == 120
-        night.add()
+        recording.add()
         until(driver, READY, 2001)
     table = tmp_path / "fork"
     table.mkdir()
@@ -433,56 +420,44 @@ def test_two_thousand_experiments_and_the_table_of_the_original(tmp_path):
 
 
 @pytest.mark.browser
-def test_the_page_turns_to_the_tag_that_a_loop_begins(night, tmp_path):
-    reader = live_model.open_reader(night.workspace.root, follow=True)
+def test_the_page_switches_to_the_tag_that_a_loop_begins(recording, tmp_path):
+    reader = live_model.open_reader(recording.workspace.root, follow=True)
     with watch_helpers.serving(reader) as port, watch_helpers.browser(tmp_path) as driver:
         opened(driver, port, 60, "#1")
         until(driver, "return document.querySelector('.detail h2').textContent.includes(' 1')")
-        night.begin("nov2")
-        night.live()
-        night.propose("the baseline")
+        recording.begin("nov2")
+        recording.live()
+        recording.propose("the baseline")
         until(driver, "return document.getElementById('title').textContent.includes('nov2')")
         assert "--tag nov1" in driver.find_element("id", "before").text
         assert "nov2" in driver.find_element("id", "said").get_attribute("textContent")
         assert driver.find_element("id", "rows-title").text == "No experiment is decided yet"
         assert driver.find_element("id", "detail").text == ""
         assert driver.current_url == f"http://127.0.0.1:{port}/"
-        night.decide(0.9)
+        recording.decide(0.9)
         until(driver, READY, 1)  # its best, whatever was chosen under the other tag
         assert console(driver) == []
-
-
-@pytest.mark.browser
-def test_a_server_that_went_away_is_said_and_found_again(night, tmp_path):
-    reader = live_model.open_reader(night.workspace.root)
-    with watch_helpers.browser(tmp_path) as driver:
-        with watch_helpers.serving(reader) as port:
-            opened(driver, port, 60)
-        until(driver, "return document.getElementById('state').dataset.state === 'lost'")
-        night.add()
-        with watch_helpers.serving(reader, port=port):
-            until(driver, READY, 61)
 
 
 STATE = "return document.getElementById('state').dataset.state === arguments[0]"
 
 
 @pytest.mark.browser
-def test_a_link_that_has_expired_is_said_and_its_connection_found_again(night, tmp_path):
-    reader = live_model.open_reader(night.workspace.root)
+def test_an_expired_link_is_reported_and_the_page_reconnects(recording, tmp_path):
+    reader = live_model.open_reader(recording.workspace.root)
     with watch_helpers.browser(tmp_path) as driver:
         with watch_helpers.serving(reader, TOKEN) as port:
             opened(driver, port, 60, f"?token={TOKEN}")
         with watch_helpers.serving(reader, "another", port=port):
             until(driver, STATE, "refused")
-        night.add()
+        recording.add()
         with watch_helpers.serving(reader, TOKEN, port=port):
             until(driver, READY, 61)
 
 
 @pytest.mark.browser
-def test_a_silent_server_is_not_taken_for_a_live_one(night, tmp_path):
-    command = [sys.executable, "-m", "autoresearch_jax", "-C", str(night.workspace.root)]
+def test_a_silent_server_counts_as_lost(recording, tmp_path):
+    command = [sys.executable, "-m", "autoresearch_jax", "-C", str(recording.workspace.root)]
     command += ["watch", "--web", "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -492,7 +467,7 @@ def test_a_silent_server_is_not_taken_for_a_live_one(night, tmp_path):
             server.send_signal(signal.SIGSTOP)
             driver.execute_script("line.heard -= SILENCE; dispatchEvent(new Event('online'))")
             until(driver, STATE, "lost")
-            night.add()
+            recording.add()
             server.send_signal(signal.SIGCONT)
             until(driver, READY, 61)
     finally:
@@ -503,8 +478,8 @@ def test_a_silent_server_is_not_taken_for_a_live_one(night, tmp_path):
 
 @pytest.mark.browser
 def test_a_link_with_a_token_opens_a_tag_that_has_only_begun(tmp_path):
-    night = Night(tmp_path / "w")
-    reader = live_model.open_reader(night.workspace.root)
+    recording = Recording(tmp_path / "w")
+    reader = live_model.open_reader(recording.workspace.root)
     with (
         watch_helpers.serving(reader, TOKEN) as port,
         watch_helpers.browser(tmp_path) as driver,
@@ -514,17 +489,17 @@ def test_a_link_with_a_token_opens_a_tag_that_has_only_begun(tmp_path):
         assert driver.current_url == f"http://127.0.0.1:{port}/"
         assert driver.execute_script(MARKS) == 0
         # A baseline's ticks leave what is there as it is.
-        night.live()
-        night.propose()
-        night.log(0, percent=1)
+        recording.live()
+        recording.propose()
+        recording.log(0, percent=1)
         ticked = "return document.querySelector('.run .facts')?.textContent.includes(arguments[0])"
         until(driver, ticked, "step10")
         driver.execute_script("window.was = [document.querySelector('.run'), chart.svg]")
-        night.log(0, percent=2)
+        recording.log(0, percent=2)
         until(driver, ticked, "step20")
         same = "return was[0] === document.querySelector('.run') && was[1] === chart.svg"
         assert driver.execute_script(same)
-        night.decide(1.0)
+        recording.decide(1.0)
         until(driver, READY, 1)
         assert driver.find_element("css selector", ".detail .words").text == "idea 0"
         assert console(driver) == []

@@ -1,4 +1,4 @@
-"""Helpers for `watch`: a night that never ran, a server, a terminal, a browser."""
+"""Helpers for `watch`: a recorded loop that never ran, a server, a terminal, a browser."""
 
 import contextlib
 import http.client
@@ -29,7 +29,7 @@ BEGAN = 1_795_000_000.0  # unix time
 SECONDS = 330.0  # of an experiment
 EVERY = 7  # so many experiments, one is a crash; one of those after the next is kept
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script> & 'x"
-# Chromium's own errands, which are none of the page's.
+# Turns off Chromium's own requests.
 QUIET = [
     "--headless=new",
     "--no-sandbox",
@@ -42,8 +42,8 @@ QUIET = [
 ]
 
 
-class Night:
-    """A workspace with a journal that grows as told. Nothing is trained."""
+class Recording:
+    """A workspace with a journal that a test extends. Nothing is trained."""
 
     def __init__(self, root: Path, count: int = 0) -> None:
         """With `count` decided experiments."""
@@ -56,7 +56,7 @@ class Night:
         self._write([record for _ in range(count) for record in self._experiment()])
 
     def begin(self, tag: str) -> None:
-        """A loop begins a tag, and all that follows is under it."""
+        """Begin a tag, to which all that follows is added."""
         self.tag = tag
         self.state_dir = self.workspace.state_dir(tag)
         self.state_dir.mkdir(parents=True)
@@ -73,45 +73,45 @@ class Night:
             file.write(b"".join(journal.seal(harness.event(**one)) for one in records))
 
     def live(self, pid: int | None = None, workers: int = 1) -> None:
-        """A loop of this very process goes on."""
+        """Resume the loop, with this process as its own."""
         record = {"step": "session", "kind": "loop", "continues": True, "time": time.time()}
         self._write([record | {"pid": pid or os.getpid(), "workers": workers}])
 
     def propose(self, description: str = "", agent: str = "claude", of: int | None = None) -> int:
-        """A new experiment, undecided; it may carry over the one that it is `of`."""
+        """Add an undecided experiment; it may carry over the one that it is `of`."""
         n = self.count
         *asked, proposed = self._proposed(description, agent)
         self._write([*asked, proposed | {"of": of}])
         return n
 
     def verify(self) -> None:
-        """A `verify` of this very process goes on."""
+        """Start a `verify`, with this process as its own."""
         self._write(
             [{"step": "session", "kind": "verify", "pid": os.getpid(), "time": time.time()}]
         )
 
     def repeat(self, n: int, seed: int, purpose: str, phase: str = "training") -> Path:
-        """An experiment is measured once more; its log, which is not there yet."""
+        """Start a repeated measurement, and return the path of its log."""
         record = {"step": "repeating", "n": n, "seed": seed, "purpose": purpose, "phase": phase}
         self._write([record | {"time": self.repeats.setdefault((n, seed), time.time())}])
         return self.workspace.repeat_log(self.tag, n, seed)
 
     def repeated(self, n: int, seed: int, purpose: str, val_bpb: float) -> None:
-        """That is done."""
+        """End a repeated measurement."""
         record = {"step": "repeated", "n": n, "seed": seed, "purpose": purpose, "split": "val"}
         record |= {"outcome": "ok", "reason": "", "metrics": {"val_bpb": val_bpb}}
         self._write([record | {"time": time.time()}])
 
     def decide(self, val_bpb: float | None, n: int | None = None) -> None:
-        """The end of an experiment: of the one that was proposed last, or of number `n`."""
+        """Decide the experiment that was proposed last, or number `n`."""
         self._write(self._decided(val_bpb, n))
 
     def add(self) -> None:
-        """A whole experiment."""
+        """Add a decided experiment."""
         self._write(self._experiment())
 
     def log(self, n: int, percent: float = 100.0, text: str | None = None) -> Path:
-        """Writes its run.log, up to so many percent of the budget."""
+        """Write its run.log, up to so many percent of the budget."""
         path = self.workspace.run_dir(self.tag, n) / "run.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(log_text(n, percent) if text is None else text)
@@ -160,7 +160,7 @@ class Night:
 
 
 def score_of(n: int) -> float | None:
-    """A crash now and then, mostly a little worse, and every 21st a step forward."""
+    """Return a score: crashes now and then, mostly a little worse, every 21st an improvement."""
     if n % EVERY == EVERY - 1:
         return None
     best = 1.0 - 0.1 * (1 - 0.97 ** (n // 21))
@@ -168,7 +168,7 @@ def score_of(n: int) -> float | None:
 
 
 def log_text(n: int, percent: float = 100.0) -> str:
-    """A log of kit/progress.py."""
+    """Return a log as kit/progress.py writes it."""
     lines = [f"1 x cpu | {HOSTILE}", "A step needs 512.0 MiB of a device's memory, of 23.54 GiB."]
     for at in range(int(percent) + 1):
         loss = 3 + 6 * 0.95**at + 0.001 * n
@@ -184,7 +184,7 @@ def log_text(n: int, percent: float = 100.0) -> str:
 
 @contextlib.contextmanager
 def serving(reader: Reader, token: str | None = None, port: int = 0) -> Iterator[int]:
-    """The page's server in a thread; its port."""
+    """Run the page's server in a thread, and yield its port."""
     with web.listen("127.0.0.1", port) as listening:
         server = web.make_server(web.make_app(reader, token))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -197,7 +197,7 @@ def serving(reader: Reader, token: str | None = None, port: int = 0) -> Iterator
 
 
 def get(port: int, path: str, **headers: str) -> tuple[int, dict[str, str], str]:
-    """Status, headers and text of an answer; the path is sent as it is."""
+    """Return status, headers and text of an answer; the path is sent unchanged."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.request("GET", path, headers=headers)
@@ -209,8 +209,8 @@ def get(port: int, path: str, **headers: str) -> tuple[int, dict[str, str], str]
 
 
 @contextlib.contextmanager
-def told(port: int) -> Iterator[Iterator[dict[str, Any]]]:
-    """What the stream of events tells, one after the other."""
+def received(port: int) -> Iterator[Iterator[dict[str, Any]]]:
+    """Yield the data of the stream of events, one after the other."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("GET", "/events")
     answer = connection.getresponse()
@@ -231,7 +231,7 @@ def told(port: int) -> Iterator[Iterator[dict[str, Any]]]:
 
 
 class Terminal:
-    """A terminal of tmux's, with a shell in it."""
+    """A tmux terminal with a shell."""
 
     def __init__(self, folder: Path, width: int, height: int, **env: str) -> None:
         self.folder = folder
@@ -267,7 +267,7 @@ class Terminal:
         return self("capture-pane", "-p").rstrip("\n").split("\n")
 
     def until(self, *words: str, gone: str = "") -> str:
-        """The screen, once it shows all of these, and no more what is to be gone, and stays so."""
+        """Return the screen once it shows all these words, not `gone`, and has stopped changing."""
         begun, before = time.monotonic(), ""
         while time.monotonic() < begun + DEADLINE_SECONDS:
             text = "\n".join(self.lines())
@@ -279,7 +279,7 @@ class Terminal:
         raise AssertionError(f"the terminal never showed {words}, but:\n{text}")
 
     def close(self) -> None:
-        """Ends it, and what runs in it."""
+        """End it, and what runs in it."""
         subprocess.run(
             ["tmux", "-S", self._socket, "kill-server"], capture_output=True, check=False
         )
@@ -289,7 +289,7 @@ class Terminal:
 
 
 def chromium() -> tuple[str, str]:
-    """The programs of a browser and of its driver; skips the test where one is missing."""
+    """Return the programs of a browser and of its driver; skip the test if one is missing."""
     pytest.importorskip("selenium")
     browsers = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
     found = next(filter(None, browsers), None)
@@ -329,7 +329,7 @@ def browser(
 
 
 def until(driver: Any, script: str, *arguments: Any) -> Any:
-    """Waits until a script returns something true, and returns it."""
+    """Wait until a script returns something true, and return it."""
     from selenium.webdriver.support.ui import WebDriverWait
 
     return WebDriverWait(driver, 30, 0.05).until(
