@@ -41,7 +41,7 @@ class Executor(Protocol):
         ...
 
     def compile(self, job: CompileJob) -> CompileCheck | None:
-        """Starts a compilation; None if it would take from a training's budget."""
+        """Starts a compilation; None if it would slow a training."""
         ...
 
     def trust_cache(self) -> None:
@@ -59,17 +59,17 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What a worker gives its executor."""
+    """The surroundings of a worker's jobs."""
 
     workspace: Place
-    private: Path  # a folder for what each job makes anew
+    private: Path  # a folder for temporary files of the jobs
     environment: Environment
     view: View
     stop: Callable[[], bool]  # whether to abandon the job that runs
     trusted_cache: Path  # the baseline's compile cache, which the workers of a tag share
     scorer: Scorer = scoring.score
     max_memory_gb: float | None = None  # GiB of a device that a training may use; None: all
-    keep_fds: tuple[int, ...] = ()  # locks, which whatever is started inherits
+    keep_fds: tuple[int, ...] = ()  # locks, which all started processes inherit
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ class LocalExecutor:
         try:
             if early is None or early.job.key != job.key:
                 return None
-            self._await_device(early.pids())
+            self._await_device(early.process.pids())
             early.go()
             with suppress(UserError):
                 score = early.wait(limit_s=job.limits.scoring_s, events=events)
@@ -214,7 +214,7 @@ class LocalExecutor:
     def end_early(self) -> None:
         early, self._early = self._early, None
         if early is not None:
-            early.end()
+            early.process.end()
             files.remove(self._private / "early-scratch")
 
     # ----------------------------------------------------------------------------- compile check

@@ -101,7 +101,7 @@ def score(job: ScoreJob, launch: Launch, *, data: str | None, events: Events = N
 
 
 class Scoring:
-    """A process that scores. The caller must `wait` for it or `end` it."""
+    """A scoring that was started. The caller must `wait` for it, or end its `process`."""
 
     def __init__(
         self, job: ScoreJob, launch: Launch, *, data: str | None, early: bool = False
@@ -126,24 +126,16 @@ class Scoring:
         argv = [sys.executable, "-I", "-m", "autoresearch_jax.scorer", json.dumps(spec)]
         self._begun = time.monotonic()
         stdin = None if early else Path("/dev/null")
-        self._running = launch.start(argv, cwd=job.frozen, log=job.log, stdin=stdin)
+        self.process = launch.start(argv, cwd=job.frozen, log=job.log, stdin=stdin)
 
     def go(self) -> None:
         """Lets an early one read what the training left, which must have ended."""
         self._begun = time.monotonic()
-        self._running.tell(GO)
-
-    def pids(self) -> list[int]:
-        """Returns its processes, which may use the accelerator."""
-        return self._running.pids()
-
-    def end(self) -> None:
-        """Ends it at once; does nothing after `wait`. Raises UserError."""
-        self._running.end()
+        self.process.tell(GO)
 
     def wait(self, *, limit_s: float, events: Events = NO_EVENTS) -> Score:
         """Waits for its answer. Raises UserError as `score` does."""
-        ended = self._running.wait(
+        ended = self.process.wait(
             limit_s=limit_s, abandoned=events.abandoned, tick=lambda: events.live("scoring")
         )
         metrics = {"scoring_seconds": round(time.monotonic() - self._begun, 3)}
