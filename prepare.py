@@ -94,7 +94,7 @@ def main(source: str, num_shards: int, workers: int) -> None:
 
 
 def read_rows(data: manifest.Manifest, split: str) -> np.ndarray:
-    """The packed rows of a split, mapped: uint16 [rows, MAX_SEQ_LEN + 1]."""
+    """Return the packed rows of a split, memory-mapped: uint16 [rows, MAX_SEQ_LEN + 1]."""
     shape = (data.rows(split), MAX_SEQ_LEN + 1)
     return np.memmap(data.split_path(split), dtype="<u2", mode="r", shape=shape)
 
@@ -105,14 +105,14 @@ def make_loader(
     seq_len: int = MAX_SEQ_LEN,
     sharding: "jax.sharding.Sharding | None" = None,
 ) -> "batches.Loader":
-    """Batches of a split in order, again and again, read ahead onto the device.
+    """Return the batches of a split in order, repeated, and read ahead onto the devices.
 
     Args:
         split: "train" or "val".
         batch_size: Rows of a batch over all processes; each reads its own equal part of it.
-        seq_len: A divisor of MAX_SEQ_LEN. A shorter one gives more rows, each beginning with the
-            token that the one before it ends with.
-        sharding: Of the batch over the devices; without one it goes to the default device.
+        seq_len: A divisor of MAX_SEQ_LEN. A smaller one yields more rows; each begins with the
+            last token of the previous row.
+        sharding: Of the batch over the devices; the default is one device.
 
     Returns:
         Endless batches: uint16 jax.Arrays [batch_size, seq_len + 1]; inputs `[:, :-1]`, targets
@@ -148,10 +148,10 @@ def make_loader(
 
 
 def evaluate_bpb(logits_fn: LogitsFn, params: Any, batch_size: int) -> float:
-    """Bits per byte over EVAL_TOKENS targets of the validation split: lower is better.
+    """Return bits per byte over EVAL_TOKENS targets of the validation split: lower is better.
 
-    The function sees tokens only; the float32 log-softmax is taken here. Every process takes part
-    and gets the same number, which does not depend on batch_size or on the number of devices.
+    The function gets only tokens; the float32 log-softmax is computed here. Every process calls it
+    and gets the same number, which does not depend on batch_size or the number of devices.
 
     Args:
         logits_fn: (params, tokens int32 [B, MAX_SEQ_LEN]) -> logits [B, MAX_SEQ_LEN, V].
@@ -170,11 +170,11 @@ def evaluate_bpb(logits_fn: LogitsFn, params: Any, batch_size: int) -> float:
 def bits_per_byte(
     logits_fn: LogitsFn, params: Any, rows: np.ndarray, token_bytes: np.ndarray, batch_size: int
 ) -> float:
-    """The metric over given rows [N, T + 1]: `mean_bits` of their targets, over all processes."""
+    """Return the metric over given rows [N, T + 1]: `mean_bits` over all processes."""
     import jax
     from jax.experimental import multihost_utils
 
-    share = -(-len(rows) // jax.process_count())  # rows of each process, the last one's maybe fewer
+    share = -(-len(rows) // jax.process_count())  # rows of each process but the last
     first = jax.process_index() * share
     mine = rows[first : first + share]
     nats_NT, _ = Evaluator(logits_fn, params, batch_size)(mine[:, :-1], mine[:, 1:])
@@ -187,7 +187,7 @@ def bits_per_byte(
 
 
 def mean_bits(nats_NT: np.ndarray, targets_NT: np.ndarray, token_bytes: np.ndarray) -> float:
-    """Nats / (ln 2 * bytes) of targets. Those of zero bytes (reserved) are in neither sum."""
+    """Return nats / (ln 2 * bytes). Targets of zero bytes (reserved) are in neither sum."""
     nats, count = 0.0, 0
     for nats_T, targets_T in zip(nats_NT, targets_NT, strict=True):  # rows may be mapped from disk
         bytes_T = token_bytes[targets_T]
@@ -197,20 +197,20 @@ def mean_bits(nats_NT: np.ndarray, targets_NT: np.ndarray, token_bytes: np.ndarr
 
 
 class Evaluator:
-    """A function of tokens, compiled once to say how well it foresees given targets.
+    """A function of tokens, compiled once, that rates its predictions of given targets.
 
-    The function gets tokens and nothing else. Whoever asks twice, with later tokens or other rows
-    changed, learns whether an answer depends on them: it is one executable, with one batch size.
+    The function gets only tokens. Calling it again with later tokens or other rows changed shows
+    whether a prediction depends on them, because executable and batch size stay the same.
     """
 
     def __init__(self, logits_fn: LogitsFn, params: Any, batch_size: int, seed: int = 0):
-        """Compiles for all of this process's devices.
+        """Compile for all devices of this process.
 
         Args:
             logits_fn: (params, tokens int32 [B, MAX_SEQ_LEN]) -> logits [B, MAX_SEQ_LEN, V].
             params: Any pytree of arrays, or of their jax.ShapeDtypeStructs: then `load` comes next.
             batch_size: Rows computed at a time, over all devices.
-            seed: Of the signs in a sketch.
+            seed: For the signs in a sketch.
 
         Raises:
             ValueError: batch_size is below one.
@@ -225,7 +225,7 @@ class Evaluator:
 
         def judge(params: Any, key: Any, tokens_BT: Any, targets_BT: Any) -> tuple[Any, Any]:
             logits_BTV = logits_fn(params, tokens_BT.astype(jnp.int32)).astype(jnp.float32)
-            # First: beside a large logit the logarithm of the sum would be rounded away.
+            # Subtracted first, because rounding beside a large logit would lose the logarithm.
             logits_BTV -= jnp.max(logits_BTV, axis=-1, keepdims=True)
             targets_BT1 = targets_BT.astype(jnp.int32)[..., None]
             picked_BT = jnp.take_along_axis(logits_BTV, targets_BT1, axis=-1)[..., 0]
@@ -258,7 +258,7 @@ class Evaluator:
             self._judge = jax.jit(spread).lower(self._params, self._key, rows, rows).compile()
 
     def load(self, params: Any) -> None:
-        """Puts parameters, of the shapes and dtypes that it was compiled for, on the devices."""
+        """Put parameters on the devices. Shapes and dtypes must be those of the compilation."""
         import jax
 
         from autoresearch_jax.kit import artifacts
@@ -273,10 +273,10 @@ class Evaluator:
     def __call__(
         self, tokens_NT: np.ndarray, targets_NT: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The nats of each target, and a sketch of each position's logits: float32 [N, T].
+        """Return the nats of each target, and a sketch of each position's logits: float32 [N, T].
 
-        A sketch is the logits' sum with random signs: it is finite only if all of them are, and
-        changes with any of them.
+        A sketch is the sum of the logits with random signs. It is finite only if all logits are,
+        and changes with each of them.
         """
         import jax
 
@@ -311,7 +311,7 @@ class Evaluator:
 
 
 def seed() -> int:
-    """The seed of this run: AUTORESEARCH_SEED, or 42. Raises UserError."""
+    """Return the seed of this training: AUTORESEARCH_SEED, or 42. Raises UserError."""
     chosen = os.environ.get("AUTORESEARCH_SEED", "42")
     try:
         return int(chosen)
@@ -320,14 +320,14 @@ def seed() -> int:
 
 
 def begin(logits_fn: LogitsFn, params: Any) -> "Session":
-    """Before the clock starts: check the data and write down the model as a function.
+    """Check the data and export the model as a function, before the clock starts.
 
-    Leaves `exported.bin` in the run's folder: `jax.export` of f(flat, tokens), where `flat` maps
+    Writes `exported.bin` to the run's folder: `jax.export` of f(flat, tokens), where `flat` maps
     the parameters' names ("a/b/c") to arrays and `tokens` is int32 [rows, MAX_SEQ_LEN].
 
     Args:
         logits_fn: As for `evaluate_bpb`; it may not depend on a mesh, nor call back to Python.
-        params: The pytree that `finish` will be given, with the shapes and dtypes it will have.
+        params: A pytree with the structure, shapes and dtypes of the parameters for `finish`.
 
     Raises:
         manifest.DataError: no data is prepared for this workspace, or it is damaged.
@@ -359,14 +359,14 @@ class Session:
         self._data = data
 
     def finish(self, params: Any, stats: dict[str, Any]) -> None:
-        """After the clock stopped: save the parameters, score them and print the summary.
+        """Save the parameters, score them and print the summary, after the clock stopped.
 
-        Leaves `params/` (orbax: a flat mapping of names to arrays) and `summary.json` in the run's
-        folder. Every process calls it; the first one writes and prints. Started by the harness it
-        leaves the score to the scorer, and prints `n/a`.
+        Writes `params/` (orbax: a flat mapping of names to arrays) and `summary.json` to the run's
+        folder. Every process calls it; the first one writes and prints. If the harness started the
+        training, the scorer computes the score later, and the summary has `n/a`.
 
         Args:
-            params: As given to `begin`, trained.
+            params: The trained parameters.
             stats: training_seconds, total_tokens, num_steps, num_params, depth, peak_vram_mb and
                 mfu_percent (None where the device's peak is not known).
 
@@ -380,7 +380,7 @@ class Session:
         if missing := artifacts.STATS - stats.keys():
             raise ValueError(f"stats lacks {', '.join(sorted(missing))}")
         if jax.process_index() == 0:
-            (self.run_dir / protocol.STOPPED).touch()  # the harness's timer of the budget ends here
+            (self.run_dir / protocol.STOPPED).touch()  # here the harness stops its clock
         params = jax.tree.map(artifacts.addressable, params)
         flat, _ = artifacts.flatten(params)
         self._check_params(artifacts.abstract(flat))
@@ -400,9 +400,9 @@ class Session:
                 raise ValueError(f"parameter {name} is {now} in finish, and was {before} in begin")
 
     def _validation_visible(self) -> bool:
-        """Whether to score here, in every process: by hand, and where no isolation hides the rows.
+        """Return whether to score here, in all processes: if the validation rows are readable.
 
-        Started by the harness it does not: a process that runs an agent's code is not believed.
+        It does not if the harness started it, which does not trust a process with an agent's code.
         """
         import jax
         from jax.experimental import multihost_utils
@@ -416,7 +416,7 @@ class Session:
 
 
 def _run_dir() -> Path:
-    """Where this run leaves its artifacts: given by the harness; by hand, emptied first."""
+    """Return the folder for artifacts: that of the harness, or an emptied one."""
     import jax
 
     given = os.environ.get("AUTORESEARCH_RUN_DIR")
@@ -430,7 +430,7 @@ def _run_dir() -> Path:
 
 
 def rows_per_device() -> int:
-    """Rows that one device scores at a time; their float32 logits take 1 GiB at full size."""
+    """Return the rows that a device scores at a time: 1 GiB of float32 logits at full size."""
     import jax
 
     tokens = 2**12 if jax.default_backend() == "cpu" else 2**15

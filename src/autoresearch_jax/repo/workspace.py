@@ -53,8 +53,6 @@ class Workspace(Place):
             raise UserError(f"{root} is not a workspace: {', '.join(missing)} is missing. {hint}")
         return cls(root, paths.home())
 
-    # ------------------------------------------------------------------------------ git
-
     def git(self, *arguments: str, **options: Any) -> str:
         """Run git in the checkout, and return its output as text without the last line end."""
         return git.text(self.git_bytes(*arguments, **options))
@@ -102,8 +100,6 @@ class Workspace(Place):
         entries = self.git("worktree", "list", "--porcelain").split("\n\n")
         found = [dict(line.partition(" ")[::2] for line in x.splitlines()) for x in entries]
         return {Path(one["worktree"]): one.get("branch", "") for one in found}
-
-    # ---------------------------------------------------------------------------- files
 
     def constants(self) -> dict[str, Any]:
         """Return the upper-case numbers of constants.py, without running it. Raises UserError."""
