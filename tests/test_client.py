@@ -232,11 +232,11 @@ def test_doctor_lists_the_clients(home, program, tmp_path, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
     own = "---\nagents:\n  mine: {command: [my-client]}\n  yours: {like: codex}\n---\n"
     lines, problems = doctors(tmp_path, own)
-    assert lines["claude"] == "installed; a login or key is there (not tried)"
-    assert lines["codex"].startswith("installed; no login or key is there: codex login")
+    assert lines["claude"] == "installed; a login or key exists (not tried)"
+    assert lines["codex"].startswith("installed; there is no login or key: codex login")
     assert lines["yours"] == lines["codex-sandboxed"] == lines["codex"]
     assert lines["gemini"] == "not installed: npm install -g @google/gemini-cli"
-    assert lines["opencode"] == "installed; its login cannot be seen"
+    assert lines["opencode"] == "installed; its login is unknown"
     assert lines["mine"] == "not installed: my-client is not in PATH"
     assert not problems  # none of them is chosen
 

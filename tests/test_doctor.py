@@ -306,9 +306,9 @@ def test_a_login_is_reported_only_as_far_as_it_is_known(install, tmp_path, monke
     found = {
         name: doctor_lines._agent_words(one) for name, one in doctor._agents(LoopConfig()).items()
     }
-    assert found["claude"] == "installed; a login or key is there (not tried)"
-    assert found["codex"].startswith("installed; no login or key is there: codex login, or ")
-    assert found["opencode"] == "installed; its login cannot be seen"
+    assert found["claude"] == "installed; a login or key exists (not tried)"
+    assert found["codex"].startswith("installed; there is no login or key: codex login, or ")
+    assert found["opencode"] == "installed; its login is unknown"
 
 
 def test_the_exit_code_is_1_if_the_agent_cannot_be_used(install, workspace, driver, monkeypatch):

@@ -173,15 +173,15 @@ def verify(
         raise click.UsageError("--budget goes with --depth, such as --depth 12 --budget 600.")
     with output.workspace(**flags) as opened:
         if seeds:
-            verdict = command.seeds(*opened, name=experiment, runs=seeds)
+            found = command.seeds(*opened, name=experiment, runs=seeds)
         elif audit:
-            verdict = command.audit(*opened, runs=audit)
+            found = command.audit(*opened, runs=audit)
         elif depth:
-            verdict = command.scale(*opened, name=experiment, depth=depth, budget_s=budget)
+            found = command.scale(*opened, name=experiment, depth=depth, budget_s=budget)
         elif retrain:
-            verdict = command.retrain(*opened, name=experiment)
+            found = command.retrain(*opened, name=experiment)
         else:
-            verdict = command.verify(*opened, name=experiment, sealed=sealed)
-    click.echo("\n".join(verdict.lines))
-    if not verdict.same:
+            found = command.verify(*opened, name=experiment, sealed=sealed)
+    click.echo("\n".join(found.lines))
+    if not found.same:
         sys.exit(1)

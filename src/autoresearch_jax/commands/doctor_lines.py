@@ -14,28 +14,29 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     if found["platform"]:
         device = f"{found['device_count']} x {found['device_kind']} ({found['platform']})"
         device += f", {found['memory_mb'] / 1024:.1f} GiB each, JAX {found['jax_version']}"
-    said = {"device": device}
-    said |= {f"GPU {gpu['index']}": _gpu_words(gpu) for gpu in found["gpus"] or []}
+    sandbox_why = f" ({found['isolation_why']})" if found["isolation_why"] else ""
+    rows = {"device": device}
+    rows |= {f"GPU {gpu['index']}": _gpu_words(gpu) for gpu in found["gpus"] or []}
     if found["gpus"] is None:
-        said["memory"] = "unknown: only nvidia-smi reports free memory and clocks"
+        rows["memory"] = "unknown: only nvidia-smi reports free memory and clocks"
     if found["platform"] == "cpu":
-        said["memory"] = f"{found['memory_free_mb'] / 1024:.1f} GiB free"
-    said |= {
+        rows["memory"] = f"{found['memory_free_mb'] / 1024:.1f} GiB free"
+    rows |= {
         "start": _first_step_words(found["first_step"]),
         "python": found["python_version"],
         "uv": "found" if found["uv_ok"] else "missing",
         "data": "ready" if found["data_ready"] else "not prepared",
         "disk": f"{found['disk_free_gb']:.0f} GB free in {found['home']}, "
         f"an overnight run takes up to {found['night_gb']:.1f} GB",
-        "sandbox": _sandbox_words(found["isolation"], found["isolation_why"]),
+        "sandbox": f"{found['isolation'] or 'unknown'}{sandbox_why}",
     }
     if found["preset"]:
         preset = presets.PRESETS[found["preset"]]
         why = f". {found['preset_why']}" if found["preset_why"] else ""
-        said["preset"] = f"{preset.name}: {preset.description}{why}"
+        rows["preset"] = f"{preset.name}: {preset.description}{why}"
     if found["search"]:
-        said["search"] = found["search"]
-    listed = [f"{name:<8}{words}" for name, words in said.items()]
+        rows["search"] = found["search"]
+    listed = [f"{name:<8}{words}" for name, words in rows.items()]
     for index, (name, one) in enumerate(found["agents"].items()):
         listed.append(f"{'' if index else 'agents':<8}{name:<12}{_agent_words(one)}")
     listed.append("")
@@ -47,13 +48,15 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _gpu_words(gpu: Mapping[str, Any]) -> str:
-    forms = (
+    formats = (
         ("{free_gib:.1f} of {memory_gib:.1f} GiB free", ("free_gib", "memory_gib")),
         ("{clock_mhz:,.0f} of {most_mhz:,.0f} MHz", ("clock_mhz", "most_mhz")),
         ("{temperature_c:.0f} °C", ("temperature_c",)),
         ("at most {power_limit_w:.0f} W", ("power_limit_w",)),
     )
-    known = [form.format(**gpu) for form, names in forms if all(gpu[n] is not None for n in names)]
+    known = [
+        form.format(**gpu) for form, names in formats if all(gpu[n] is not None for n in names)
+    ]
     return ", ".join([*known, *gpu["slowed"]]) or "its driver reports nothing"
 
 
@@ -73,13 +76,9 @@ def _agent_words(one: Mapping[str, Any]) -> str:
     if not one["installed"]:
         return f"not installed: {one['install'] or one['program'] + ' is not in PATH'}"
     states = {
-        True: "installed; a login or key is there (not tried)",
-        False: "installed; no login or key is there",
-        None: "installed; its login cannot be seen",
+        True: "installed; a login or key exists (not tried)",
+        False: "installed; there is no login or key",
+        None: "installed; its login is unknown",
     }
-    said = states[one["logged_in"]]
-    return f"{said}: {one['login']}" if one["logged_in"] is False and one["login"] else said
-
-
-def _sandbox_words(level: str | None, why: str | None) -> str:
-    return f"{level or 'unknown'}{f' ({why})' if why else ''}"
+    state = states[one["logged_in"]]
+    return f"{state}: {one['login']}" if one["logged_in"] is False and one["login"] else state

@@ -88,7 +88,7 @@ def begin(
     config: LoopConfig,
     tools: Tools,
     *,
-    under_load: Callable[[], None] = lambda: None,
+    under_load: Callable[[], None],
 ) -> tuple[float, float | None]:
     """Start a copy of the checkout's files like a baseline, and end it after its first steps.
 

@@ -212,11 +212,11 @@ def pyproject(target: Path) -> str:
 
 def commit(folder: Path, message: str, *names: str) -> None:
     """Commit, also without a configured identity, and without the user's hooks and signing."""
-    nobody = git.run(folder, "var", "GIT_AUTHOR_IDENT").status != 0
+    anonymous = git.run(folder, "var", "GIT_AUTHOR_IDENT").status != 0
     identity = ["-c", "user.name=autoresearch-jax", "-c", "user.email=autoresearch-jax@localhost"]
     git.output(
         folder,
-        *(identity if nobody else []),
+        *(identity if anonymous else []),
         *("-c", "commit.gpgsign=false"),
         *("commit", "--quiet", "-m", message),
         *(["--", *names] if names else []),

@@ -24,7 +24,7 @@ from autoresearch_jax.system.interrupts import Abandoned
 SAME_BPB = 1e-5  # some GPU kernels do not add in the same order twice
 
 
-class Verdict(NamedTuple):
+class Verification(NamedTuple):
     """What was measured, for a person."""
 
     lines: list[str]
@@ -38,7 +38,7 @@ def verify(
     *,
     name: str | None = None,
     sealed: bool = False,
-) -> Verdict:
+) -> Verification:
     """Score an experiment again (the best by default), or baseline and best on the sealed split.
 
     The journal records it. Raises UserError if there is nothing to score or the scoring fails.
@@ -67,12 +67,12 @@ def verify(
         (_, first_recorded, first), (_, last_recorded, last) = found
         gain = first_recorded - last_recorded
         lines.append(f"gain: sealed {first - last:+.6f}, validation {gain:+.6f}")
-    return Verdict(lines, all_same)
+    return Verification(lines, all_same)
 
 
 def seeds(
     workspace: Workspace, config: LoopConfig, tools: Tools, *, name: str | None, runs: int
-) -> Verdict:
+) -> Verification:
     """Train an experiment (the baseline by default) with `runs` new seeds.
 
     Raises UserError, also if it is stopped; the runs until then are recorded.
@@ -95,18 +95,20 @@ def seeds(
         ]
         if session.noise:
             lines.append(session.noise.words)
-        return Verdict(lines)
+        return Verification(lines)
 
 
-def audit(workspace: Workspace, config: LoopConfig, tools: Tools, *, runs: int) -> Verdict:
+def audit(workspace: Workspace, config: LoopConfig, tools: Tools, *, runs: int) -> Verification:
     """Compare baseline and best by `runs` new runs of each. Raises UserError."""
     with _measuring(workspace, config, tools) as (session, baseline, best):
         if best.n == baseline.n:
             raise UserError("nothing was kept but the baseline, so there is no gain to audit.")
-        return Verdict([statistics.audit_words(stages.audit(session, runs))])
+        return Verification([statistics.audit_words(stages.audit(session, runs))])
 
 
-def retrain(workspace: Workspace, config: LoopConfig, tools: Tools, *, name: str | None) -> Verdict:
+def retrain(
+    workspace: Workspace, config: LoopConfig, tools: Tools, *, name: str | None
+) -> Verification:
     """Train an experiment (the best by default) again as recorded. Raises UserError."""
     with _measuring(workspace, config, tools) as (session, _, best):
         e = _chosen(session, name, best)
@@ -126,7 +128,7 @@ def retrain(workspace: Workspace, config: LoopConfig, tools: Tools, *, name: str
             f"{score:.6f}: {'within' if same else 'NOT within'} {low:.6f} to {high:.6f}, the "
             "noise's interval"
         )
-        return Verdict([line], same)
+        return Verification([line], same)
 
 
 def scale(
@@ -137,7 +139,7 @@ def scale(
     name: str | None,
     depth: int,
     budget_s: int | None,
-) -> Verdict:
+) -> Verification:
     """Train an experiment (the best by default) and the baseline at another depth.
 
     Raises UserError, also if one of the two gives no score there.
@@ -172,7 +174,7 @@ def scale(
         )
         if session.noise is not None and abs(gain) < session.noise.sd * math.sqrt(2):
             line += ", within the noise of two runs"
-        return Verdict([line])
+        return Verification([line])
 
 
 @contextmanager
