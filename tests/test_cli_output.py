@@ -29,7 +29,7 @@ CLI = (paths.template() / "docs" / "cli.md").read_text()
 def talking(tmp_path, monkeypatch):
     """Return a function that runs `loop` with a fake loop that prints."""
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(console, "PASSING_SECONDS", 0.0)
+    monkeypatch.setattr(console, "PROGRESS_SECONDS", 0.0)
     root = harness.make_repository(tmp_path / "w")
     harness.run_loop(Workspace.open(root), harness.Scripted(), 0, tag="t")
 

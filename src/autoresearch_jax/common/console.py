@@ -8,6 +8,7 @@ import shlex
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 TURN_SECONDS = 3.0  # before the progress line shows the next worker
-PASSING_SECONDS = 5.0  # between two progress lines in a file
+PROGRESS_SECONDS = 5.0  # between two progress lines in a file
 REFRESH_SECONDS = 0.25  # of a progress line; a faster one would take time from a training on CPUs
 TYPED = "autoresearch_jax.typed"
 
@@ -88,13 +89,13 @@ class RichView:
 class StampedView:
     """Adds the time to each permanent line of another view.
 
-    With `all_lines` it also prints progress, at most once in PASSING_SECONDS.
+    With `all_lines` it also prints progress, at most once in PROGRESS_SECONDS.
     """
 
     def __init__(self, view: View, *, all_lines: bool) -> None:
         self._view = view
         self._all = all_lines
-        self._passed = -PASSING_SECONDS
+        self._printed = -PROGRESS_SECONDS
         self._last = ""
 
     def say(self, text: str) -> None:
@@ -103,8 +104,8 @@ class StampedView:
     def live(self, text: str) -> None:
         if not self._all:
             self._view.live(text)
-        elif text not in ("", self._last) and time.monotonic() - self._passed >= PASSING_SECONDS:
-            self._passed, self._last = time.monotonic(), text
+        elif text not in ("", self._last) and time.monotonic() - self._printed >= PROGRESS_SECONDS:
+            self._printed, self._last = time.monotonic(), text
             self.say(f"  {text}")
 
 
@@ -129,35 +130,36 @@ class Board:
     def __init__(self, view: View, places: int) -> None:
         self._view = view
         self._now = [""] * places
-        self._one = threading.Lock()
+        self._lock = threading.Lock()
 
     def place(self, at: int) -> View:
         """Return the view of one worker."""
         return self._view if len(self._now) == 1 else _Place(self, at)
 
     def say(self, text: str) -> None:
-        with self._one:
+        with self._lock:
             self._view.say(text)
 
     def live(self, at: int, text: str) -> None:
-        with self._one:
+        with self._lock:
             self._now[at] = text
             busy = [one for one in self._now if one]
             turn = int(time.monotonic() / TURN_SECONDS) % max(1, len(busy))
             self._view.live(f"{turn + 1}/{len(busy)} {busy[turn]}" if busy else "")
 
 
+@dataclass(frozen=True)
 class _Place:
     """The view of one worker."""
 
-    def __init__(self, board: Board, at: int) -> None:
-        self._board, self._at = board, at
+    board: Board
+    at: int
 
     def say(self, text: str) -> None:
-        self._board.say(text)
+        self.board.say(text)
 
     def live(self, text: str) -> None:
-        self._board.live(self._at, text)
+        self.board.live(self.at, text)
 
 
 def typed(text: str) -> str:

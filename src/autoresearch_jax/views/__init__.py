@@ -1,1 +1,1 @@
-"""What a person looks at: tables, pictures, pages. Views only read."""
+"""What a person looks at: tables, plots, pages. Views only read."""

@@ -30,7 +30,7 @@ class Summary:
     training: float  # of `worked`
     phases: Mapping[str, float]  # seconds: the median of all experiments that reached the phase
     spent: Spent = field(default_factory=Spent)  # in all
-    claims: Claims = NOTHING  # what may be said of the gain
+    claims: Claims = NOTHING  # the evidence for the gain
 
 
 def summarize(listed: Sequence[Entry], claims: Claims = NOTHING) -> Summary:

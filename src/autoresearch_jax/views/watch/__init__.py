@@ -1,5 +1,5 @@
-"""What happens in a loop, as a page in the browser (`web`) or a file to send (`report_file`).
+"""The views that follow a loop: a terminal (`screen`), a page (`web`) or a file (`report_file`).
 
-Everything here only reads. What it shows was written by agents or by code of theirs, so each text
-is bounded and made safe on the way in, and no view takes any of it as markup.
+They only read. What they show was written by agents or by their code, so each text is bounded and
+made safe when it is read, and no view interprets it as markup.
 """

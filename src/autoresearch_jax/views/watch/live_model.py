@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.loop import statistics
@@ -41,42 +40,6 @@ class LiveModel:
     generation: int = 0  # changes when another record replaces the one that was shown
     before: str = ""  # the tag that was shown until a loop began this one
     problem: str = ""  # why the record cannot be read now
-
-
-class Reader(Protocol):
-    """Where a live model comes from. Several threads may use it."""
-
-    def read(self) -> LiveModel:
-        """Return what is known by now. This costs little if nothing was added."""
-        ...
-
-
-def open_reader(folder: Path, tag: str | None = None, *, follow: bool = False) -> Reader:
-    """Return a reader of a tag (the newest by default), else of the results.tsv in `folder`.
-
-    With `follow` and without a `tag` it switches to a newer tag as soon as that begins.
-    Raises UserError if there is neither a workspace nor a results.tsv.
-    """
-    table = folder / "results.tsv"
-    try:
-        workspace = Workspace.open(folder)
-    except UserError:
-        if tag is None and table.is_file():
-            return TableReader(table)
-        raise
-    existing = tags.existing(workspace, tag)
-    return JournalReader(workspace, existing, follow=follow and tag is None)
-
-
-def read(folder: Path, tag: str | None = None) -> LiveModel:
-    """Return what is known by now of a tag, or of a results.tsv.
-
-    Raises UserError as `open_reader` does, and if the record cannot be read.
-    """
-    model = open_reader(folder, tag).read()
-    if model.problem:
-        raise UserError(model.problem)
-    return model
 
 
 # --------------------------------------------------------------------------------- journals
@@ -126,7 +89,7 @@ class JournalReader:
 
     @property
     def experiments(self) -> Experiments:
-        """All experiments of the tag, as of the last `read`."""
+        """Return all experiments of the tag, as of the last `read`."""
         return self._journal.experiments if self._journal else Experiments()
 
     def _catch_up(self) -> None:
@@ -219,3 +182,36 @@ class TableReader:
     def _is_being_written(self, changed: float) -> bool:
         young = abs(time.time() - changed) < WRITE_SECONDS
         return self._stamp is not None and young and not self.path.read_bytes().endswith(b"\n")
+
+
+# ---------------------------------------------------------------------------------- opening
+
+Reader = JournalReader | TableReader  # several threads may use one
+
+
+def open_reader(folder: Path, tag: str | None = None, *, follow: bool = False) -> Reader:
+    """Return a reader of a tag (the newest by default), else of the results.tsv in `folder`.
+
+    With `follow` and without a `tag` it switches to a newer tag as soon as that begins.
+    Raises UserError if there is neither a workspace nor a results.tsv.
+    """
+    table = folder / "results.tsv"
+    try:
+        workspace = Workspace.open(folder)
+    except UserError:
+        if tag is None and table.is_file():
+            return TableReader(table)
+        raise
+    existing = tags.existing(workspace, tag)
+    return JournalReader(workspace, existing, follow=follow and tag is None)
+
+
+def read(folder: Path, tag: str | None = None) -> LiveModel:
+    """Return what is known by now of a tag, or of a results.tsv.
+
+    Raises UserError as `open_reader` does, and if the record cannot be read.
+    """
+    model = open_reader(folder, tag).read()
+    if model.problem:
+        raise UserError(model.problem)
+    return model

@@ -1,4 +1,4 @@
-"""`watch` in a terminal. Where there is none, the present state is printed once."""
+"""`watch` in a terminal. Without a terminal it prints the current state once."""
 
 import contextlib
 import io
@@ -17,14 +17,14 @@ from rich.live import Live
 from autoresearch_jax.views.watch import frame
 from autoresearch_jax.views.watch.live_model import Reader
 
-LOOK_SECONDS = 0.5  # between two looks at the journal and at the terminal's size
-REDRAW_SECONDS = 10.0  # after which the times are drawn again though nothing is new
-SIZE = (80, 24)  # columns and lines of a terminal that does not say
+LOOK_SECONDS = 0.5  # between two reads of the journal and of the terminal's size
+REDRAW_SECONDS = 10.0  # after which the screen is drawn again for its times
+SIZE = (80, 24)  # columns and lines of a terminal that does not report its size
 STOP = {signal.SIGTSTP}
 
 
 def show(reader: Reader) -> None:
-    """Shows the live model until `q` or Ctrl-C, or until the terminal has gone."""
+    """Show the live model until `q` or Ctrl-C, or until the terminal is closed."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
@@ -41,16 +41,18 @@ def show(reader: Reader) -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
     except KeyboardInterrupt:
         pass
-    except (OSError, termios.error):  # the terminal has gone, and what is buffered with it
+    except (OSError, termios.error):  # the terminal is closed, and what is buffered is lost
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _draw(reader: Reader, console: Console) -> bool:
-    """Draws what is new until a key ends it; False if Ctrl-Z does."""
+    """Draw what is new. Return True when a key ends it, and False when Ctrl-Z stops it."""
     with _keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
         drawn: object = None
         while not STOP & signal.sigpending():
-            width, height = os.get_terminal_size(sys.stdout.fileno())  # COLUMNS stays as it was
+            width, height = os.get_terminal_size(
+                sys.stdout.fileno()
+            )  # COLUMNS does not follow a resize
             console.size = size = ConsoleDimensions(width or SIZE[0], height or SIZE[1])
             model, now = reader.read(), time.time()
             state = (model, size, now // REDRAW_SECONDS)
@@ -61,19 +63,19 @@ def _draw(reader: Reader, console: Console) -> bool:
                 pressed = os.read(keys[0], 4096)
                 if not pressed or b"q" in pressed.lower():
                     return True
-                drawn = None  # any other key draws all again
+                drawn = None  # any other key redraws the screen
         return False
 
 
 @contextlib.contextmanager
 def _keys() -> Iterator[list[int]]:
-    """The keyboard, key by key; nothing where there is none."""
+    """Yield the keyboard, which is read key by key; an empty list if there is none."""
     if not sys.stdin or not sys.stdin.isatty():
         yield []
         return
     keyboard = sys.stdin.fileno()
     modes = termios.tcgetattr(keyboard)
-    tty.setcbreak(keyboard, termios.TCSANOW)  # what was typed stays
+    tty.setcbreak(keyboard, termios.TCSANOW)  # keeps what was typed
     try:
         yield [keyboard]
     finally:
