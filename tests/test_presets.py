@@ -107,14 +107,14 @@ def device(capability=None, platform="gpu"):
         (device(platform="tpu"), "tpu"),
     ],
 )
-def test_old_gpus_are_told_apart(one, platform):
+def test_old_gpus_are_recognized(one, platform):
     assert kit.platform(one) == platform
     for dtype in ("bfloat16", "float16", "float32"):
         falls_back = platform == OLD_GPU and dtype == "bfloat16"
         assert kit.supported(dtype, platform) == ("float32" if falls_back else dtype)
     said = kit.describe([one, one])
     assert said.startswith("2 x Tesla T4")
-    assert ("no bfloat16 and no flash attention" in said) is (platform == OLD_GPU)
+    assert ("neither bfloat16 nor flash attention" in said) is (platform == OLD_GPU)
 
 
 def test_their_model_is_in_float32():
