@@ -271,8 +271,10 @@ def test_the_page_lives(recording, port, tmp_path):
         until(driver, "return document.querySelector('.run .facts')?.textContent.includes('400')")
         assert HOSTILE in driver.find_element("css selector", ".run .now").text
         assert driver.find_elements("css selector", ".run .spark .own")
+        driver.execute_script("document.querySelector('#rows tr[data-n=\"3\"] a').focus()")
         recording.decide(0.5)
         until(driver, READY, 61)
+        assert driver.switch_to.active_element.text == "3"  # a new table keeps the focus
         until(driver, "return document.querySelector('.detail h2').textContent.includes('60')")
         assert driver.find_element("id", "state").text == "the agent is thinking"
         assert driver.execute_script("return window.kept") == "the same page"

@@ -12,7 +12,9 @@ function wanted(point) {
 
 function showRows() {
   const rows = model.points.filter(wanted).reverse(), all = rows.length === model.points.length;
+  const focused = document.activeElement.closest("#rows tr")?.dataset.n;
   $("rows").replaceChildren(...rows.slice(0, view.rows).map(row));
+  if (focused) $("rows").querySelector(`tr[data-n="${focused}"] a`)?.focus();
   $("rows").parentElement.classList.toggle("unexpected", !model.points.some((point) => point.expected));
   $("more").hidden = rows.length <= view.rows;
   $("rows-title").textContent = !model.points.length ? "No experiment is decided yet"
