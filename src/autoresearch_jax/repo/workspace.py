@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from autoresearch_jax.common import paths
 from autoresearch_jax.common.errors import GitError, UserError
@@ -35,7 +35,7 @@ class Workspace(Place):
         super().__init__(root, home, (root / common_dir).resolve())
 
     @classmethod
-    def open(cls, path: Path) -> Workspace:
+    def open(cls, path: Path) -> Self:
         """Return the workspace that contains `path`. Raises UserError if there is none."""
         library = git.library()
         hint = "`autoresearch-jax setup DIR` creates a workspace."
