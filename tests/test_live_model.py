@@ -427,6 +427,15 @@ def test_a_tag_without_a_record_is_ignored(recording):
     assert reader.read().title == read(recording).read().title == f"autoresearch/{TAG}"
 
 
+def test_a_folder_with_an_undecodable_name_has_a_page(tmp_path):
+    root = harness.make_repository(tmp_path / os.fsdecode(b"w\xff"))
+    empty = live_model.open_reader(root)
+    assert json.loads(page_data.encode(page_data.of_model(empty.read())))["title"] == "w"
+    (root / "results.tsv").write_text(ORIGINAL)
+    table = live_model.open_reader(root)
+    assert len(json.loads(page_data.encode(page_data.of_model(table.read())))["points"]) == 4
+
+
 def test_page_data_starts_where_the_page_ends(recording):
     model = read(recording).read()
     whole, rest = page_data.of_model(model), page_data.of_model(model, 28)

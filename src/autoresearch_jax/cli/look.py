@@ -74,13 +74,14 @@ def results(
       autoresearch-jax results --kept-only --sort gain
     """
     from autoresearch_jax.views import results as view
+    from autoresearch_jax.views.entries import NOTHING_YET
     from autoresearch_jax.views.watch import live_model
 
     if ledger + as_json + as_csv > 1:
         raise click.UsageError("Choose one of --ledger, --json and --csv.")
     model = live_model.read(Path.cwd(), tag)
     if not model.entries:
-        raise UserError("no experiment is recorded here yet: `autoresearch-jax loop` starts.")
+        raise UserError(NOTHING_YET)
     rows = view.select(model.entries, by_gain=sort == "gain", **filters)
     if as_json or as_csv:
         click.echo(view.as_json(rows) if as_json else view.as_csv(rows), nl=False)

@@ -20,6 +20,7 @@ PHASES = {
 }
 FIELDS = ("n", "commit", "status", "val_bpb", "gain", "memory_gb", "description")
 JOURNAL_FIELDS = ("expected", "agent", "of", "started", "finished")
+NOTHING_YET = "no experiment is recorded here yet. To start: autoresearch-jax loop"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.views.entries import Entry, entries, entry_of, rests_on
+from autoresearch_jax.views.entries import NOTHING_YET, Entry, entries, entry_of, rests_on
 from autoresearch_jax.views.summary import cost_words, count
 from autoresearch_jax.views.tables import STYLES
 from autoresearch_jax.views.watch import logs
@@ -24,13 +24,11 @@ def show(console: Console, workspace: Workspace, name: str, tag: str | None = No
     """Print description, numbers, diff against its base and log tail of one experiment.
 
     Raises:
-        UserError: there is no such experiment, or nothing has run.
+        UserError: there is no such experiment.
     """
     tag = tags.existing(workspace, tag)
     if tag is None:
-        raise UserError(
-            "nothing has run here yet, so there is nothing to show: `autoresearch-jax loop`."
-        )
+        raise UserError(NOTHING_YET)
     experiments = journal.read(workspace.state_dir(tag))
     one = experiments.find(name)
     decided = {entry.n: entry for entry in entries(experiments.decided, experiments.costs)}
@@ -70,7 +68,7 @@ def _facts(
     yield "base", one.base, ""
     yield "status", status, STYLES.get(status, "")
     yield "agent", entry.agent, ""
-    yield "expected", entry.expected and f"{entry.expected}; it became {change}", ""
+    yield "expected", entry.expected and f"{entry.expected}; result: {change}", ""
     yield "carries", "" if one.of is None else f"over experiment {one.of}", ""
     yield "repaired", repaired, ""
     yield "cost", cost_words(entry.spent), ""

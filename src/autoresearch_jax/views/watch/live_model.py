@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.text import clean, printable
 from autoresearch_jax.loop import statistics
 from autoresearch_jax.records import journal, results_tsv, tags
 from autoresearch_jax.records.events import Audited, Began, Decided, Repeated
@@ -68,15 +69,18 @@ class JournalReader:
             try:
                 self._catch_up()
             except (JournalError, OSError) as error:
-                problem = str(error)
-            if self.tag is None and (model := self._table.read()).entries:
+                problem = printable(str(error))
+            if self.tag is None:
+                model = self._table.read()
                 self._generation = model.generation
+                if not model.entries:  # a results.tsv is not expected yet
+                    return dataclasses.replace(model, state="idle", problem=problem)
                 return dataclasses.replace(model, problem=problem or model.problem)
             began = self.experiments.began
             lives = _lives(began)
             running = self._running.now(self.experiments, lives) if self._running else ()
             return LiveModel(
-                title=f"autoresearch/{self.tag}" if self.tag else self.workspace.root.name,
+                title=f"autoresearch/{self.tag}",
                 entries=self._entries,
                 summary=self._summary,
                 running=running,
@@ -157,7 +161,7 @@ class TableReader:
         self.path = path
         self._lock = threading.Lock()
         self._stamp: tuple[int, ...] | None = None  # of the file that the model comes from
-        title = path.parent.resolve().name
+        title = clean(path.parent.resolve().name)
         self._model = LiveModel(title=title, entries=[], summary=summarize([]), state="table")
 
     def read(self) -> LiveModel:
@@ -176,7 +180,7 @@ class TableReader:
                         generation=old.generation + (old.entries != listed[: len(old.entries)]),
                     )
             except OSError as error:
-                return dataclasses.replace(self._model, problem=str(error))
+                return dataclasses.replace(self._model, problem=printable(str(error)))
             return self._model
 
     def _is_being_written(self, changed: float) -> bool:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.views import plot
+from autoresearch_jax.views.entries import NOTHING_YET
 from autoresearch_jax.views.watch import page_data
 from autoresearch_jax.views.watch.live_model import LiveModel, Reader
 from autoresearch_jax.views.watch.web import PAGE, SCRIPTS, STYLE, page
-
-NOTHING_YET = "no experiment is recorded here yet: `autoresearch-jax loop` starts one."
 
 
 def write(reader: Reader, folder: Path, *, png: bool = False, prompts: bool = False) -> list[Path]:

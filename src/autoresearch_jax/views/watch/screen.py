@@ -50,9 +50,8 @@ def _draw(reader: Reader, console: Console) -> bool:
     with _keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
         drawn: object = None
         while not STOP & signal.sigpending():
-            width, height = os.get_terminal_size(
-                sys.stdout.fileno()
-            )  # COLUMNS does not follow a resize
+            # Not rich's size, which COLUMNS would fix: a terminal can be resized.
+            width, height = os.get_terminal_size(sys.stdout.fileno())
             console.size = size = ConsoleDimensions(width or SIZE[0], height or SIZE[1])
             model, now = reader.read(), time.time()
             state = (model, size, now // REDRAW_SECONDS)

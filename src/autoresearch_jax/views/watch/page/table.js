@@ -7,14 +7,14 @@ const ROWS = 60;  // more of the table at a time
 function wanted(point) {
   const words = view.words.toLowerCase();
   return (!view.show || kindOf(point) === view.show)
-    && (!words || `${point.n} ${point.description} ${point.agent || ""}`.toLowerCase().includes(words));
+    && (!words || `${point.n} ${point.description || ""} ${point.agent || ""}`.toLowerCase().includes(words));
 }
 
 function showRows() {
   const rows = model.points.filter(wanted).reverse(), all = rows.length === model.points.length;
   const focused = document.activeElement.closest("#rows tr")?.dataset.n;
   $("rows").replaceChildren(...rows.slice(0, view.rows).map(row));
-  if (focused) $("rows").querySelector(`tr[data-n="${focused}"] a`)?.focus();
+  if (focused) $("rows").querySelector(`tr[data-n="${focused}"] a`)?.focus({preventScroll: true});
   $("rows").parentElement.classList.toggle("unexpected", !model.points.some((point) => point.expected));
   $("more").hidden = rows.length <= view.rows;
   $("rows-title").textContent = !model.points.length ? "No experiment is decided yet"
