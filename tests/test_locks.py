@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -233,8 +234,13 @@ def test_a_planted_folder_is_not_followed(folder, tmp_path):
 
 
 def test_a_device_name_that_is_a_path_is_refused(folder):
-    with pytest.raises(ValueError, match="cannot be a device's name"):
-        locks.devices(["../cuda"], "mine", Notes())
+    message = (
+        "CUDA_VISIBLE_DEVICES=../x does not name a device.* Choose one: CUDA_VISIBLE_DEVICES=0"
+    )
+    for take in (locks.devices, partial(locks.some, count=1)):
+        with pytest.raises(UserError, match=message):
+            take(["nvidia-../x"], what="mine", view=Notes())
+    assert list(folder.iterdir()) == []
 
 
 def test_a_folder_that_is_being_removed_is_not_removed_twice(tmp_path, monkeypatch):

@@ -165,6 +165,12 @@ def test_the_last_shards_are_held_out():
         sources.choose("s", ["a"], 10)
 
 
+@pytest.mark.parametrize("source", ["no-such", "~nobody-has-this-name", "x" * 300])
+def test_a_source_that_does_not_exist_is_refused(source):
+    with pytest.raises(UserError, match=f"no source is named '{source}', and .*climbmix"):
+        sources.resolve(source)
+
+
 def test_a_folder_may_be_named_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("pydocs", "texts"):

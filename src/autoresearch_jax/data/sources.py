@@ -4,13 +4,13 @@ The shards of every source are in name order. The last one is for validation, th
 sealed (no experiment sees it), and training takes the first of the others.
 """
 
+import contextlib
 import functools
 import json
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,14 +43,15 @@ def resolve(source: str) -> str:
     """
     if source in NAMED or source.startswith("hf:"):
         return source
-    folder = Path(source).expanduser().resolve()
-    if not folder.is_dir():
-        raise UserError(
-            f"no source is named {source!r}, and it is not a folder: --source takes "
-            f"{', '.join(NAMED)}, hf:ORG/NAME, or a folder of parquet files"
-        )
-    choose(source, list(folder.glob("*.parquet")), num_shards=1)
-    return str(folder)
+    with contextlib.suppress(OSError, RuntimeError):  # too long for a path, or of an unknown user
+        folder = Path(source).expanduser().resolve()
+        if folder.is_dir():
+            choose(source, list(folder.glob("*.parquet")), num_shards=1)
+            return str(folder)
+    raise UserError(
+        f"no source is named {source!r}, and it is not a folder that you can read: --source takes "
+        f"{', '.join(NAMED)}, hf:ORG/NAME, or a folder of parquet files"
+    )
 
 
 def fetch(source: str, num_shards: int, workers: int, progress: Progress) -> Splits[Path]:
@@ -138,7 +139,7 @@ def count_documents(shards: Iterable[Path]) -> int:
     return total
 
 
-@contextmanager
+@contextlib.contextmanager
 def _reading(path: Path) -> Iterator[pq.ParquetFile]:
     """Open a shard; an error of pyarrow about a damaged file becomes a UserError."""
     try:

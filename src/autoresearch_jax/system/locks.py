@@ -143,17 +143,14 @@ def devices(names: Sequence[str], what: str, view: View) -> list[int]:
 
     Raises UserError with the device that is in use, by which process, and what to type.
     """
-    folder, handles = _lock_folder(), list[int]()
+    paths, handles = _lock_files(names), list[int]()
     with contextlib.ExitStack() as taken:
-        for name in sorted(set(names)):
-            if not _DEVICE.fullmatch(name):
-                raise ValueError(f"{name!r} cannot be a device's name: it names a file")
+        for name in sorted(paths):
             message = f"waiting until what a killed process left on {name} has ended"
             try:
-                path = folder / f"{name}.lock"
-                handles.append(hold(path, what, waiting=partial(view.live, message)))
+                handles.append(hold(paths[name], what, waiting=partial(view.live, message)))
             except Held as held:
-                raise UserError(_in_use(name, held, names, folder)) from None
+                raise UserError(_in_use(name, held, paths)) from None
             taken.callback(os.close, handles[-1])
         taken.pop_all()
     return handles
@@ -164,13 +161,13 @@ def some(names: Sequence[str], count: int, what: str, view: View) -> dict[str, i
 
     Waits for devices in use, for as long as a killed process may keep one. Raises UserError.
     """
-    folder, deadline = _lock_folder(), time.monotonic() + HANDOVER_SECONDS
+    paths, deadline = _lock_files(names), time.monotonic() + HANDOVER_SECONDS
     while True:
         handles: dict[str, int] = {}
         with contextlib.ExitStack() as taken:  # two that each keep a part would wait for each other
-            for name in names:
+            for name, path in paths.items():
                 with contextlib.suppress(Held):
-                    handles[name] = hold(folder / f"{name}.lock", what, wait=0.0)
+                    handles[name] = hold(path, what, wait=0.0)
                     taken.callback(os.close, handles[name])
                 if len(handles) == count:
                     taken.pop_all()
@@ -184,10 +181,10 @@ def some(names: Sequence[str], count: int, what: str, view: View) -> dict[str, i
         time.sleep(RETRY_SECONDS)
 
 
-def _in_use(name: str, held: Held, wanted: Sequence[str], folder: Path) -> str:
+def _in_use(name: str, held: Held, paths: dict[str, Path]) -> str:
     """Return the message about a device that another process has."""
     kind, _, _ = name.partition("-")
-    numbers = ",".join(one.partition("-")[2] for one in wanted if _is_free(folder / f"{one}.lock"))
+    numbers = ",".join(one.partition("-")[2] for one, path in paths.items() if _is_free(path))
     others = ""
     if numbers and kind in CHOICE:
         others = f", or take what is free: put {CHOICE[kind]}{numbers} before the command"
@@ -203,6 +200,20 @@ def _is_free(path: Path) -> bool:
     except Held as held:
         return held.pid == os.getpid()  # taken for the request that is refused
     return True
+
+
+def _lock_files(names: Sequence[str]) -> dict[str, Path]:
+    """Return the lock file of each device. Raises UserError."""
+    folder = _lock_folder()
+    for name in names:
+        if not _DEVICE.fullmatch(name):
+            kind, _, number = name.partition("-")
+            variable = CHOICE.get(kind, "")
+            raise UserError(
+                f"{variable}{number} does not name a device: a device has a number or a UUID. "
+                f"Choose one: {variable}0"
+            )
+    return {name: folder / f"{name}.lock" for name in names}
 
 
 def _lock_folder() -> Path:
