@@ -135,6 +135,14 @@ def test_the_state_has_points_spread_importance_and_suggestions(tmp_path):
     assert "edit anything in train.py, not just constants" in " ".join(state.split())
 
 
+def test_an_experiment_in_training_is_not_shown_as_a_point(tmp_path):
+    history, sources = experiments(3)
+    running = Experiment(3, history[1].commit, "", "x", "tpe")
+    state = Hybrid(Model()).state(question(tmp_path, [*history, running], sources))
+    assert state.count("(experiment ") == 3
+    assert "(experiment 3)" not in state
+
+
 def test_the_state_is_bounded(tmp_path):
     many = "".join(
         f"RATE_{'X' * 300}_{i} = 0.{i + 1}\nprint(RATE_{'X' * 300}_{i})\n" for i in range(60)

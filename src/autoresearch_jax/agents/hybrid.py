@@ -120,7 +120,7 @@ def make_hybrid(advisor: str, writes: Sequence[Path], clients: Mapping[str, Any]
 def _best_points(known: Known) -> list[tuple[Trial, str]]:
     """Return the best trials, and in words how they differ from the current constants."""
     points = []
-    for trial in sorted(_scored(known.trials), key=lambda trial: trial.val_bpb or 0.0)[:BEST]:
+    for _, trial in _ranked(known.trials)[:BEST]:
         changes = {
             name: value
             for name, value in trial.values.items()
@@ -174,7 +174,7 @@ def importance(space: Mapping[str, Range], trials: Sequence[Trial]) -> dict[str,
     # A trial that lacks a constant would form a group that is too small to learn from.
     whole = [
         trial
-        for trial in _scored(trials)
+        for _, trial in _ranked(trials)
         if all(
             name in trial.values and one.holds(trial.values[name]) for name, one in space.items()
         )
@@ -198,14 +198,14 @@ def importance(space: Mapping[str, Range], trials: Sequence[Trial]) -> dict[str,
     return dict(get_param_importances(study(space, axes, whole), evaluator=evaluator))
 
 
-def _scored(trials: Sequence[Trial]) -> list[Trial]:
-    return [trial for trial in trials if trial.val_bpb is not None]
+def _ranked(trials: Sequence[Trial]) -> list[tuple[float, Trial]]:
+    """Return the measured scores, best first, each with its trial."""
+    scored = [(t.val_bpb, t) for t in trials if t.val_bpb is not None and not t.running]
+    return sorted(scored, key=lambda one: one[0])
 
 
 def _good(trials: Sequence[Trial]) -> list[Trial]:
     """Return the best quarter, including ties with its last trial."""
-    scores = sorted(trial.val_bpb for trial in trials if trial.val_bpb is not None)
-    if not scores:
-        return []
-    last = scores[math.ceil(QUARTER * len(scores)) - 1]
-    return [trial for trial in trials if trial.val_bpb is not None and trial.val_bpb <= last]
+    ranked = _ranked(trials)
+    quarter = ranked[: math.ceil(QUARTER * len(ranked))]
+    return [trial for score, trial in ranked if score <= quarter[-1][0]]

@@ -47,6 +47,7 @@ class Trial:
     values: Mapping[str, Value]
     val_bpb: float | None  # bits per byte, without the effect of its code; None: crash
     n: int | None = None  # of the experiment; None: refused by the compile check
+    running: bool = False  # whether val_bpb is a guess, because the experiment is in training
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class Tpe(Agent):
         for e in context.history:
             if e.commit not in self._read:
                 self._read[e.commit] = read(context.source_of(e.commit))
-        past, now = self._read, read(source)
+        past = {e.commit: self._read[e.commit] for e in context.history}
+        now = read(source)
         unfit = [read(text) for text, _ in context.unfit]
         first = [past[e.commit].values for e in context.history]
         space = space_of(source, first, context.search)
@@ -157,7 +159,7 @@ def trials_of(history: Sequence[Experiment], past: Mapping[str, Reading]) -> lis
     if scores:
         middle = statistics.median(scores)
         running = [e for e in history if e.status is None and e.val_bpb is None]
-        trials += [Trial(past[e.commit].values, middle, e.n) for e in running]
+        trials += [Trial(past[e.commit].values, middle, e.n, running=True) for e in running]
     return trials
 
 

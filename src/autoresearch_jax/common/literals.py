@@ -9,6 +9,8 @@ import contextlib
 import json
 import operator
 import re
+import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -27,6 +29,7 @@ OPERATORS = {
 }
 POWER_OF_TWO = re.compile(r"((?:2\s*\*\*|1\s*<<)\s*)\d+")  # `2**19`, `1 << 19`
 CODE = re.compile(r"^(?:@|def |class )", re.MULTILINE)  # where the constants usually end
+_parsing = threading.Lock()  # warning filters are shared by all threads
 LARGEST = 2**1000  # larger numbers are ignored, so that `9**9**9` does not hang a reader
 
 
@@ -38,6 +41,13 @@ class Literal:
     value: Value
     start: int  # bytes from the start of the UTF-8 text to the value
     end: int  # bytes to just after it
+
+
+def parse(source: str | bytes) -> ast.Module:
+    """Return the syntax tree of a train.py. Warnings about it, such as of `"\\d"`, are ignored."""
+    with _parsing, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(source, "train.py")
 
 
 def read(source: str) -> dict[str, Literal]:
@@ -75,7 +85,7 @@ def used_names(source: str) -> set[str]:
     """Return the names that a file reads; a constant that is never read has no effect."""
     return {
         node.id
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(parse(source))
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
     }
 
@@ -103,7 +113,7 @@ def _scan(source: str) -> Scan:
 
 
 def _scan_whole(source: str) -> Scan:
-    tree, text = ast.parse(source), source.encode()
+    tree, text = parse(source), source.encode()
     # Line ends as Python's tokenizer sees them.
     starts = [0, *(match.end() for match in re.finditer(rb"\r\n|\r|\n", text))]
     found = [one for name, node in _assignments(tree) for one in _literals(name, node, starts)]

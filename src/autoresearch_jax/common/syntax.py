@@ -2,17 +2,15 @@
 
 import ast
 import hashlib
-import threading
-import warnings
 from functools import lru_cache
 
-_parsing = threading.Lock()  # warning filters are shared by all threads
+from autoresearch_jax.common.literals import parse
 
 
 def unparsable(source: bytes) -> str:
     """Return why a train.py is not Python, or "", so that no budget is spent on it."""
     try:
-        _parse(source)
+        parse(source)
     except SyntaxError as error:
         return f"SyntaxError: {error.msg} (train.py, line {error.lineno})"
     except (ValueError, RecursionError, MemoryError) as error:
@@ -46,17 +44,11 @@ def code_lines(source: bytes) -> int | None:
 
 def _without_words(source: bytes) -> ast.Module:
     """Return the syntax tree without docstrings and other statements that are only a string."""
-    tree = _parse(source)
+    tree = parse(source)
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
             node.body = [one for one in body if not _is_string(one)]  # type: ignore[attr-defined]
     return tree
-
-
-def _parse(source: bytes) -> ast.Module:
-    with _parsing, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return ast.parse(source, "train.py")
 
 
 def _is_string(statement: ast.stmt) -> bool:
