@@ -129,16 +129,16 @@ def test_a_range_without_its_constant_is_a_warning_at_the_start(tmp_path, monkey
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     train = harness.train_py(1.0, "DEPTH = 4\nMATRIX_LR = 0.1")
     root = harness.make_repository(tmp_path / "w", train)
-    search = {"DEPTH": [2, 8], "MATRX_LR": [0.01, 0.1], "GONE": False}
+    search = {"DEPTH": [2, 8], "MATRX_LR": [0.01, 0.1], "GONE": False, "MATRIX_LR": ["L", "S"]}
     view = Notes()
     harness.run_loop(Workspace.open(root), harness.Scripted(), 0, view, tag="t", search=search)
-    said = "names constants that train.py does not set: MATRX_LR (did you mean MATRIX_LR?), GONE"
+    said = "fit no constant of train.py: MATRX_LR (did you mean MATRIX_LR?), GONE, MATRIX_LR (which"
     assert [said in line for line in view.said if line.startswith("Warning")] == [True]
     assert "0 experiments after the baseline. Ctrl-C" in view.text
     (root / "program.md").write_text("---\nsearch: {MATRX_LR: [0.01, 0.1]}\n---\n")
-    assert "MATRX_LR (did" in doctor._passed_over(root, config.resolve(root))
+    assert "MATRX_LR (did" in doctor._unused_ranges(root, config.resolve(root))
     (root / "program.md").write_text("---\nsearch: {MATRIX_LR: [0.01, 0.1]}\n---\n")
-    assert doctor._passed_over(root, config.resolve(root)) == ""
+    assert doctor._unused_ranges(root, config.resolve(root)) == ""
 
 
 def test_what_follows_the_front_matter_is_the_program():

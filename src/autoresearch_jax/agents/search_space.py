@@ -7,7 +7,7 @@ They are inferred from name and value, or set by the user in the front matter of
 import difflib
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -316,20 +316,22 @@ def _is_power(value: float) -> bool:
     return value >= 1 and value == int(value) and int(value).bit_count() == 1
 
 
-def passed_over(search: Collection[str], source: str) -> str:
-    """Return a warning about ranges without a constant in a file, or "" if there are none.
+def unused_ranges(search: Mapping[str, GivenRange], source: str) -> str:
+    """Return a warning about ranges that fit no constant of a file, or "" if all do.
 
     This is not an error, because an agent may rename constants; but it may be a typing error.
     """
     known = readings.read(source).values
     said = []
-    for name in search:
+    for name, given in search.items():
         near = difflib.get_close_matches(name, known, n=1)
         if name not in known:
             said.append(f"{name} (did you mean {near[0]}?)" if near else name)
+        elif given.model_fields_set and given.of(name, known[name]) is None:
+            said.append(f"{name} (which is {known[name]!r})")
     if not known or not said:  # a file that is not Python is reported elsewhere
         return ""
-    return f"`search` in program.md names constants that train.py does not set: {', '.join(said)}"
+    return f"`search` in program.md has ranges that fit no constant of train.py: {', '.join(said)}"
 
 
 def describe(before: Mapping[str, Value], changes: Mapping[str, Value]) -> str:

@@ -105,7 +105,7 @@ def report(root: Path, view: View | None = None, agent: str | None = None) -> di
         "night_gb": round(needed_gb, 1),
         "agent": agent,
         "agents": _agents(settings),
-        "search": _passed_over(root, settings) or None,
+        "search": _unused_ranges(root, settings) or None,
         "isolation": chosen and chosen.level,
         "isolation_why": chosen and (chosen.why or chosen.warning or None),
         "home": str(paths.home()),
@@ -295,11 +295,11 @@ def _unusable_agent(settings: LoopConfig, flag: str | None) -> Iterator[Problem]
         )
 
 
-def _passed_over(root: Path, settings: LoopConfig) -> str:
-    """Return a warning of ranges in program.md without a constant in train.py, else ""."""
+def _unused_ranges(root: Path, settings: LoopConfig) -> str:
+    """Return a warning of ranges in program.md that fit no constant of train.py, else ""."""
     with contextlib.suppress(OSError):  # a workspace without train.py is reported elsewhere
         train = (root / "train.py").read_text(errors="replace")
-        return search_space.passed_over(settings.search, train)
+        return search_space.unused_ranges(settings.search, train)
     return ""
 
 

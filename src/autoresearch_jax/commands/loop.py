@@ -121,5 +121,5 @@ def _warn_of_unused(session: Session) -> None:
             "Warning: train.py in the checkout has uncommitted edits: the committed one is used. "
             "`autoresearch-jax run -m DESCRIPTION` proposes the edited one."
         )
-    if unused := search_space.passed_over(session.config.search, session.candidates.show(newest)):
+    if unused := search_space.unused_ranges(session.config.search, session.candidates.show(newest)):
         session.view.say(f"Warning: {unused}. It is ignored.")
