@@ -247,7 +247,7 @@ def test_the_lock_of_a_git_that_was_killed_is_removed(workspace, locked, size):
             os.truncate(path, size)
         with pytest.raises(GitError, match="File exists"):
             candidates.git("update-ref", ref, commit)
-    candidates.clear_stale_locks(intended)
+    stale_locks.clear(candidates, intended)
     candidates.move(intended["refs/heads/autoresearch/tag"], workspace.head())
     candidates.name(1, intended["refs/autoresearch/tag/1"])
     git(workspace.root, "fsck", "--strict")
@@ -256,7 +256,7 @@ def test_the_lock_of_a_git_that_was_killed_is_removed(workspace, locked, size):
 def test_without_a_lock_there_is_no_wait(locked):
     candidates, intended = locked
     begun = time.monotonic()
-    candidates.clear_stale_locks(intended)
+    stale_locks.clear(candidates, intended)
     assert time.monotonic() - begun < 0.2
 
 
@@ -264,7 +264,7 @@ def test_a_lock_for_another_commit_is_not_removed(workspace, locked):
     candidates, intended = locked
     path = leave_lock(workspace.root, "refs/autoresearch/tag/1", workspace.head())
     with pytest.raises(UserError) as caught:
-        candidates.clear_stale_locks(intended)
+        stale_locks.clear(candidates, intended)
     for part in (
         f"contains '{workspace.head()}'",
         intended["refs/autoresearch/tag/1"],
@@ -273,7 +273,7 @@ def test_a_lock_for_another_commit_is_not_removed(workspace, locked):
         assert part in str(caught.value)
     assert path.exists()
     path.unlink()  # the remedy works
-    candidates.clear_stale_locks(intended)
+    stale_locks.clear(candidates, intended)
 
 
 @pytest.mark.parametrize("kind", ["link", "folder"])
@@ -283,7 +283,7 @@ def test_a_lock_that_is_not_a_regular_file_is_not_removed(workspace, locked, kin
     path.parent.mkdir(parents=True)
     path.symlink_to("/dev/null") if kind == "link" else path.mkdir()
     with pytest.raises(UserError, match="it is not a regular file"):
-        candidates.clear_stale_locks(intended)
+        stale_locks.clear(candidates, intended)
     assert os.path.lexists(path)
 
 
@@ -293,12 +293,12 @@ def test_the_lock_of_a_running_git_is_not_removed(workspace, locked, tmp_path):
     with preparing(workspace.root, ref, commit) as process:
         words = rf"process {process.pid} \(git\) is running in this repository"
         with pytest.raises(UserError, match=words):
-            candidates.clear_stale_locks(intended)
+            stale_locks.clear(candidates, intended)
         process.stdin.write(b"commit\n")
         process.stdin.close()
         process.wait()
     assert candidates.tip() == commit
-    candidates.clear_stale_locks(intended)
+    stale_locks.clear(candidates, intended)
 
 
 def test_it_waits_for_a_git_that_ends_soon(workspace, locked, monkeypatch):
@@ -308,7 +308,7 @@ def test_it_waits_for_a_git_that_ends_soon(workspace, locked, monkeypatch):
     path = leave_lock(workspace.root, ref, commit)
     command = ["git", "-C", str(workspace.root), "cat-file", "--batch"]  # an editor's, say
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process, ThreadPoolExecutor(1) as one:
-        cleared = one.submit(candidates.clear_stale_locks, intended)
+        cleared = one.submit(stale_locks.clear, candidates, intended)
         time.sleep(1.2)
         assert path.exists()
         process.stdin.close()
@@ -323,10 +323,10 @@ def test_a_lock_that_a_process_has_open_is_not_removed(workspace, locked):
     )
     with path.open() as file, subprocess.Popen(["sleep", "60"], stdin=file, cwd="/") as process:
         with pytest.raises(UserError, match=rf"process {process.pid} \(sleep\) has it open"):
-            candidates.clear_stale_locks(intended)
+            stale_locks.clear(candidates, intended)
         process.kill()
     assert path.exists()
-    candidates.clear_stale_locks(intended)
+    stale_locks.clear(candidates, intended)
     assert not path.exists()
 
 
@@ -337,13 +337,13 @@ def test_a_lock_that_changes_is_not_removed(workspace, locked, monkeypatch):
     )
     monkeypatch.setattr(stale_locks.time, "sleep", lambda _: path.touch())  # meanwhile
     with pytest.raises(UserError, match="it changed just now"):
-        candidates.clear_stale_locks(intended)
+        stale_locks.clear(candidates, intended)
     assert path.exists()
 
 
 def test_locks_are_cleared_only_while_the_tag_is_locked(workspace):
     with pytest.raises(ValueError, match="lock of tag tag must be taken first"):
-        Candidates(workspace, "tag").clear_stale_locks({})
+        stale_locks.clear(Candidates(workspace, "tag"), {})
 
 
 def test_git_keeps_the_lock_of_the_tag_until_it_has_ended(workspace, locked, tmp_path):

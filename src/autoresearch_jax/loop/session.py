@@ -17,6 +17,7 @@ from autoresearch_jax.loop.worker_pool import MakeExecutor, WorkerPool
 from autoresearch_jax.records import results_tsv
 from autoresearch_jax.records.events import Proposed, Repaired
 from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.repo import stale_locks
 
 
 @dataclass(kw_only=True, eq=False)
@@ -41,7 +42,7 @@ class Session(OpenTag):
     def settle(self) -> list[Experiment]:
         """Carry out what an earlier process recorded; return the undecided. Raises UserError."""
         self.refuse_checked_out()
-        self.candidates.clear_stale_locks(self._intended())
+        stale_locks.clear(self.candidates, self._intended())
         effects.move_branch(self)
         effects.prune_kept(self)
         for e in self.experiments:

@@ -5,13 +5,12 @@ Only git's plumbing commands are used. None of them touches the user's checkout,
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import GitError, UserError
-from autoresearch_jax.repo import stale_locks
 from autoresearch_jax.repo.workspace import Workspace, check_tag
 
 # commit-tree fails without an identity, and the user's would claim that they wrote the commit.
@@ -147,16 +146,6 @@ class Candidates:
             if self.tip() == old:
                 raise  # git's message explains it: a full disk, a lock, a read-only folder
             raise UserError(moved(self.branch, self.tip(), new)) from None
-
-    def clear_stale_locks(self, intended: Mapping[str, str]) -> None:
-        """Remove the locks that a killed git left on refs of the tag. Raises UserError.
-
-        `intended` maps each ref to the commit in the journal. The tag's lock must be in
-        `keep_fds`: then no other loop writes these refs.
-        """
-        if not self.keep_fds:
-            raise ValueError(f"the lock of tag {self.tag} must be taken first")
-        stale_locks.clear(self.workspace, intended)
 
     # ------------------------------------------------------------------------- worktrees
 

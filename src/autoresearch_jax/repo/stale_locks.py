@@ -11,6 +11,7 @@ import psutil
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
+from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
 
 UNCHANGED_SECONDS = 0.5  # for which a lock must not change before it is removed
@@ -26,11 +27,15 @@ class Look:
     content: bytes  # its start; b"" if it is not a regular file
 
 
-def clear(workspace: Workspace, intended: Mapping[str, str]) -> None:
+def clear(candidates: Candidates, intended: Mapping[str, str]) -> None:
     """Remove the locks of refs whose update to the commit in `intended` was interrupted.
 
-    Raises UserError for a lock that may have another origin, or that is in use.
+    The tag's lock must be taken: then no other loop writes these refs. Raises UserError for a lock
+    that may have another origin, or that is in use.
     """
+    if not candidates.keep_fds:
+        raise ValueError(f"the lock of tag {candidates.tag} must be taken first")
+    workspace = candidates.workspace
     paths = {ref: workspace.common_dir / f"{ref}.lock" for ref in intended}
     found = {ref: before for ref, path in paths.items() if (before := _look(path))}
     if not found:
