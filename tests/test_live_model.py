@@ -569,9 +569,9 @@ def test_only_plain_files_are_read(tmp_path):
     (tmp_path / "link").symlink_to(secret)
     os.mkfifo(tmp_path / "pipe")
     for name in ("link", "pipe", ".", "missing"):
-        assert logs.read(tmp_path / name, 100) == b""
-    assert logs.read(secret, 3) == b"sec"
-    assert logs.read(secret, 3, from_end=True) == b"ret"
+        assert logs.text(tmp_path / name, 100) == ""
+    assert logs.text(secret, 3) == "sec"
+    assert logs.text(secret, 3, from_end=True) == "ret"
 
 
 # ------------------------------------------------------------------------------------- diffs

@@ -124,42 +124,33 @@ class SteadyView:
             self._view.live(text)
 
 
-class Board:
-    """Gives each of several workers a view; their progress is shown in turn."""
-
-    def __init__(self, view: View, places: int) -> None:
-        self._view = view
-        self._now = [""] * places
-        self._lock = threading.Lock()
-
-    def place(self, at: int) -> View:
-        """Return the view of one worker."""
-        return self._view if len(self._now) == 1 else _Place(self, at)
-
-    def say(self, text: str) -> None:
-        with self._lock:
-            self._view.say(text)
-
-    def live(self, at: int, text: str) -> None:
-        with self._lock:
-            self._now[at] = text
-            busy = [one for one in self._now if one]
-            turn = int(time.monotonic() / TURN_SECONDS) % max(1, len(busy))
-            self._view.live(f"{turn + 1}/{len(busy)} {busy[turn]}" if busy else "")
-
-
 @dataclass(frozen=True)
-class _Place:
-    """The view of one worker."""
+class SharedView:
+    """The view of one of several workers; their progress is shown in turn."""
 
-    board: Board
-    at: int
+    view: View
+    at: int  # the place of this worker in `progress`
+    progress: list[str]  # of each worker
+    lock: threading.Lock
 
     def say(self, text: str) -> None:
-        self.board.say(text)
+        with self.lock:
+            self.view.say(text)
 
     def live(self, text: str) -> None:
-        self.board.live(self.at, text)
+        with self.lock:
+            self.progress[self.at] = text
+            busy = [one for one in self.progress if one]
+            turn = int(time.monotonic() / TURN_SECONDS) % max(1, len(busy))
+            self.view.live(f"{turn + 1}/{len(busy)} {busy[turn]}" if busy else "")
+
+
+def share(view: View, workers: int) -> list[View]:
+    """Return a view for each worker."""
+    if workers == 1:
+        return [view]
+    progress, lock = [""] * workers, threading.Lock()
+    return [SharedView(view, at, progress, lock) for at in range(workers)]
 
 
 def typed(text: str) -> str:

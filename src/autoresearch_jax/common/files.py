@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 LEAST_BYTES = 4096  # counted for every entry, because an empty file uses disk as well
@@ -20,14 +21,28 @@ def plain_bytes(path: Path, most: int) -> bytes:
 
     Raises OSError, and ValueError if it is not a regular file of at most `most` bytes.
     """
-    opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        status = os.fstat(opened)
+    with _opened(path) as (handle, status):
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
             raise ValueError(f"{path} is not a regular file of at most {most} bytes")
-        return os.read(opened, most)
+        return os.read(handle, most)
+
+
+def read_part(path: Path, size: int, *, from_end: bool = False) -> bytes:
+    """Return at most `size` bytes of a regular file; b"" of anything else."""
+    with contextlib.suppress(OSError), _opened(path) as (handle, status):
+        start = max(0, status.st_size - size) if from_end else 0
+        return os.pread(handle, size, start) if stat.S_ISREG(status.st_mode) else b""
+    return b""
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
+    # A link could lead anywhere, and opening a FIFO could block for ever.
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        yield handle, os.fstat(handle)
     finally:
-        os.close(opened)
+        os.close(handle)
 
 
 def remove(path: Path) -> None:

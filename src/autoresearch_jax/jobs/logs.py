@@ -1,6 +1,5 @@
 """Reads the last lines of the logs of jobs, and shortens long ones."""
 
-import os
 from pathlib import Path
 
 from autoresearch_jax.common import files
@@ -13,13 +12,7 @@ LOG_BYTES = 1 << 19  # of each log, once an experiment is decided
 
 def read_tail(log: Path, size: int = TAIL_BYTES) -> str:
     """Returns the last `size` bytes of a file as text; "" if it cannot be read."""
-    try:
-        with log.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - size))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""
+    return files.read_part(log, size, from_end=True).decode(errors="replace")
 
 
 def last_line(log: Path) -> str:
@@ -55,9 +48,6 @@ def _shorten(log: Path) -> None:
     size, half = log.stat().st_size, LOG_BYTES // 2 - 50
     if size <= LOG_BYTES:
         return
-    with log.open("rb") as file:
-        head = file.read(half)
-        file.seek(-half, os.SEEK_END)
-        tail = file.read()
+    head, tail = files.read_part(log, half), files.read_part(log, half, from_end=True)
     gap = b"\n[... %d bytes left out ...]\n" % (size - 2 * half)
     files.write_bytes(log, head + gap + tail)

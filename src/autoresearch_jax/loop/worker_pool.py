@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from autoresearch_jax.common.console import Board
+from autoresearch_jax.common.console import View, share
 from autoresearch_jax.jobs.executor import Context, Executor
 from autoresearch_jax.jobs.job import Lost
 from autoresearch_jax.loop.open_tag import OpenTag
@@ -23,8 +23,8 @@ class WorkerPool:
     """Runs jobs, each on one of its workers. A single worker works in the caller's thread."""
 
     def __init__(self, tag: OpenTag, executors: Sequence[MakeExecutor]) -> None:
-        board = Board(tag.view, len(executors))
-        self.workers = [_worker(tag, make, at, board) for at, make in enumerate(executors)]
+        parts = zip(executors, share(tag.view, len(executors)), strict=True)
+        self.workers = [_worker(tag, at, make, view) for at, (make, view) in enumerate(parts)]
         self._threads = [
             ThreadPoolExecutor(1, f"worker-{at}", initializer=one.executor.bind_thread)
             for at, one in enumerate(self.workers)
@@ -86,10 +86,9 @@ def _run(job: Job, worker: Worker) -> None:
         job(worker)
 
 
-def _worker(tag: OpenTag, make: MakeExecutor, at: int, board: Board) -> Worker:
+def _worker(tag: OpenTag, at: int, make: MakeExecutor, view: View) -> Worker:
     """Return worker number `at`, with its own folders; the first one uses the tag's."""
     private = tag.private / f"worker-{at + 1}" if at else tag.private
-    view = board.place(at)
     context = Context(
         tag.workspace,
         private,

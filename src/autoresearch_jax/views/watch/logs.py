@@ -2,12 +2,11 @@
 
 import contextlib
 import math
-import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoresearch_jax.common import files
 from autoresearch_jax.common.text import printable
 
 HALF_BYTES = 1 << 18  # from each end of a log; jobs/logs.py keeps no more of a decided experiment
@@ -38,23 +37,9 @@ class Progress:
     curve: tuple[tuple[float, float], ...] = ()  # as Curve
 
 
-def read(path: Path, size: int, from_end: bool = False) -> bytes:
-    """Return at most `size` bytes of a plain file; b"" of anything else."""
-    with contextlib.suppress(OSError):
-        # A link could lead anywhere, and opening a FIFO could block for ever.
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            found = os.fstat(handle)
-            start = max(0, found.st_size - size) if from_end else 0
-            return os.pread(handle, size, start) if stat.S_ISREG(found.st_mode) else b""
-        finally:
-            os.close(handle)
-    return b""
-
-
 def text(path: Path, size: int, from_end: bool = False) -> str:
-    """Return what `read` does, as text that is safe to show."""
-    raw = read(path, size, from_end).decode(errors="replace")
+    """Return at most `size` bytes of a regular file, as text that is safe to show."""
+    raw = files.read_part(path, size, from_end=from_end).decode(errors="replace")
     return printable(raw.replace("\r\n", "\n").replace("\r", "\n"))
 
 
