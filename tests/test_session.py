@@ -193,7 +193,7 @@ def test_begin_needs_data(prepared, tmp_path, monkeypatch):
 
 
 def test_logits_of_a_wrong_shape(prepare, run_dir):
-    with pytest.raises(ValueError, match=r"gives shape \(64, 64, 100\) .* \(64, 64, 512\)"):
+    with pytest.raises(ValueError, match=r"returns shape \(64, 64, 100\) .* \(64, 64, 512\)"):
         prepare.begin(lambda params, tokens: params["table"][tokens][..., :100], table())
 
 
