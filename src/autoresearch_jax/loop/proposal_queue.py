@@ -82,7 +82,7 @@ def _on_best(tag: OpenTag, queued: Queued, best: Experiment) -> tuple[bytes | No
     if source is not None:
         same = experiments.same_program(syntax.meaning(source), running=True)
         family = [] if queued.of is None else experiments.family(experiments[queued.of])
-        if same is None or same in family:
+        if same is None or same.n in {one.n for one in family}:
             return source, ""
         why = f"it is experiment {same.n}"
     # A measured program that is better than the best as it is must not be lost to a merge.
