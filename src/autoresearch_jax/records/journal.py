@@ -57,13 +57,6 @@ def read(state_dir: Path) -> Experiments:
     return follower.experiments
 
 
-def first(state_dir: Path) -> Event:
-    """Return the first event of a journal, which must have one. Raises JournalError."""
-    path = path_of(state_dir)
-    with path.open("rb") as file:
-        return next(_unsealed(path, file.readline(), 1))
-
-
 class Follower:
     """Reads the events of a journal that another process appends to, each event once."""
 

@@ -46,9 +46,7 @@ def choose(
         )
     if tag is not None:
         return check_tag(tag), _is_new(workspace, tag, fingerprint), "named by --tag"
-    newest = next(
-        (name for name in reversed(workspace.tags()) if _has_records(workspace, name)), None
-    )
+    newest = next((name for name in reversed(workspace.tags()) if _began(workspace, name)), None)
     why = "the first one"
     if newest is not None:
         other = _differences(workspace, newest, fingerprint)
@@ -58,13 +56,13 @@ def choose(
     today = date.today()
     stem = f"{MONTHS[today.month - 1]}{today.day}"
     names = itertools.chain([stem], (f"{stem}-{count}" for count in itertools.count(2)))
-    free = (n for n in names if not _taken(workspace, n) and not _has_records(workspace, n))
+    free = (n for n in names if not _taken(workspace, n) and not _began(workspace, n))
     return next(free), True, why
 
 
 def _is_new(workspace: Workspace, tag: str, fingerprint: dict[str, Any]) -> bool:
     """Raises UserError if the tag belongs to other scores, or to something else."""
-    if not _has_records(workspace, tag):
+    if not _began(workspace, tag):
         if _taken(workspace, tag):
             raise UserError(
                 f"tag {tag} is in use: branch autoresearch/{tag} or refs under "
@@ -81,15 +79,14 @@ def _is_new(workspace: Workspace, tag: str, fingerprint: dict[str, Any]) -> bool
     return False
 
 
-def _has_records(workspace: Workspace, tag: str) -> bool:
-    # If the first record is torn or missing, the tag never began.
-    path = journal.path_of(workspace.state_dir(tag))
-    return path.exists() and b"\n" in path.read_bytes()
+def _began(workspace: Workspace, tag: str) -> Began | None:
+    """Return the first record of a tag; None if it is torn or missing. Raises JournalError."""
+    return journal.read(workspace.state_dir(tag)).first
 
 
 def _differences(workspace: Workspace, tag: str, fingerprint: dict[str, Any]) -> str:
-    first = journal.first(workspace.state_dir(tag))
-    known = first.fingerprint if isinstance(first, Began) else {}
+    began = _began(workspace, tag)
+    known = began.fingerprint if began else {}
     names = [name for name in fingerprint | known if fingerprint.get(name) != known.get(name)]
     was, now = ({name: one.get(name, "all") for name in names} for one in (known, fingerprint))
     return ", ".join(f"{name} ({was[name]}, now {now[name]})" for name in names)
