@@ -249,5 +249,5 @@ def test_no_lower_score_is_lost_whatever_arrives_when(seed, workers, proposals, 
             break
     else:
         raise AssertionError("it does not come to an end")
-    scores = [e.score for e in made.experiments if e.score is not None]
-    assert made.experiments.best.score == min(scores)
+    scores = [e.val_bpb for e in made.experiments if e.val_bpb is not None]
+    assert made.experiments.best.val_bpb == min(scores)

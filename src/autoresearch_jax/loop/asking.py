@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import stat
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,13 +38,7 @@ class Asking:
         self.config = session.config
         self.budget_s = time_budget(session.workspace.root)
         self.closed = False  # whether nobody waits for an answer any more
-        self._numbers = itertools.count(session.experiments.next_ask)
-        self._numbering = threading.Lock()
-
-    def number(self) -> int:
-        """Return the number of a new question."""
-        with self._numbering:
-            return next(self._numbers)
+        self.numbers = itertools.count(session.experiments.next_ask)  # of new questions
 
     def gives_up(self) -> bool:
         """Whether agents should stop thinking."""
@@ -79,7 +72,7 @@ class Asking:
         tries = self.config.repairs if agent.repairs else TRIES
         unfit: list[tuple[str, str]] = []
         while True:
-            ask = self.number()
+            ask = next(self.numbers)
             words = prompt.build(self.brief(best, rejected, others))
             context = self.context(ask, len(session.experiments), words, place, best.commit, unfit)
             blob, said = self.answer(agent, context, ask, best.commit)

@@ -21,7 +21,7 @@ PERMANENT = ("missing", "login", "exhausted")  # asking again at once is of no u
 
 @dataclass
 class BackOff:
-    """Whether an agent can be asked, given its earlier failures."""
+    """Whether an agent can be asked, given its failures since the last answer."""
 
     failures: int = 0  # in a row
     pauses: int = 0  # in a row
@@ -42,6 +42,3 @@ class BackOff:
         self.until = max(now + least, error.again or now + pause)
         self.failures, self.pauses, self.kind = 0, self.pauses + 1, error.kind
         return True
-
-    def answered(self) -> None:
-        self.failures, self.pauses, self.until, self.kind, self.announced = 0, 0, 0.0, "", ""

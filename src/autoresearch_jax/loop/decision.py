@@ -71,7 +71,7 @@ def decide(
 
 def _failure(e: Experiment) -> str | None:
     """Return why an experiment counts as a crash; None if it does not."""
-    if e.score is None:
+    if e.val_bpb is None:
         return e.reason
     for one in e.repeats:
         if one.purpose == Purpose.DECIDE and one.score is None:
@@ -126,7 +126,7 @@ def _decide_behind(
 
 
 def _is_lower(e: Experiment, other: Experiment) -> bool:
-    return e.score is not None and other.score is not None and e.score < other.score
+    return e.val_bpb is not None and other.val_bpb is not None and e.val_bpb < other.val_bpb
 
 
 def _as_it_is(experiments: Experiments, e: Experiment, best: Experiment) -> Version | None:
@@ -148,4 +148,4 @@ def better_as_it_is(experiments: Experiments, e: Experiment, best: Experiment) -
         and not one.reason
         and one.program not in here
     ]
-    return min(better, key=lambda one: (one.score, one.n), default=None)
+    return min(better, key=lambda one: (one.val_bpb, one.n), default=None)

@@ -225,7 +225,7 @@ class Proposer:
                     rejected.append(("", str(error)))
             else:
                 if agent is self.agent:
-                    self._pause.answered()
+                    self._pause = BackOff()
                 return
 
     def _handle(self, agent: Agent, error: AgentError) -> None:
@@ -268,7 +268,7 @@ class Proposer:
     def _repair(self, e: Experiment) -> bool:
         session, asking = self.session, self._asking
         session.view.say(f"     crashed: {e.reason}")
-        ask = asking.number()
+        ask = next(asking.numbers)
         log = logs.read_tail(session.log(e), LOG_BYTES)
         brief = asking.brief(asking.base())
         words = prompt.repair(brief, description=e.description, reason=e.reason, log=log)
@@ -322,6 +322,6 @@ class Proposer:
     def _repair_limit(self, paid: bool = False) -> str:
         """Return the limit that forbids another training of an experiment; "" if none does."""
         spent = self.session.experiments.costs.this_loop()
-        spent = dataclasses.replace(spent, experiments=0, usd=0.0 if paid else spent.usd)
+        spent = dataclasses.replace(spent, usd=0.0 if paid else spent.usd)
         config = self.config.model_copy(update={"max": None})
         return config.over(spent, self._asking.budget_s)

@@ -169,7 +169,7 @@ class Scheduler:
         experiments = self._session.experiments
         try:
             e = worker.measured(experiments[n])
-            while e.score is None and self._proposer.repaired(e):
+            while e.val_bpb is None and self._proposer.repaired(e):
                 e = worker.measured(experiments[n])
         except UserError as error:
             if self._queued_again(n, error, self._queue):

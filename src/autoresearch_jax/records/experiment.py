@@ -1,6 +1,5 @@
 """One experiment, as the journal records it."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ class Experiment:
     description: str
     agent: str
     status: Status | None = None  # None while undecided
-    val_bpb: float | None = None  # bits per byte
+    val_bpb: float | None = None  # bits per byte; None for a crash, and while unscored
     memory_gb: float | None = None  # GiB
     reason: str = ""  # why it crashed
     expected: str = ""  # the effect that its agent expects
@@ -44,15 +43,9 @@ class Experiment:
     place: int | None = None  # among the decided ones, in the order of decision
     workers: int = 1  # that worked side by side when it was decided
 
-    @property
-    def score(self) -> float | None:
-        """The valid score, in bits per byte; None for a crash, and while unscored."""
-        score = self.val_bpb if self.scored == Outcome.OK else None
-        return score if score is not None and math.isfinite(score) else None
-
 
 def refuse_without_parameters(e: Experiment, artifacts: Path) -> None:
-    """Raises UserError if what an experiment's training left is gone, or is not there yet."""
+    """Raise UserError if what an experiment's training left is gone, or is not there yet."""
     if e.status == Status.KEEP and artifacts.is_dir():
         return
     if e.status is None:

@@ -22,7 +22,6 @@ class Experiments:
     def __init__(self, history: Iterable[events.Event] = ()) -> None:
         self.first: events.Began | None = None  # it records what the scores of the tag rest on
         self.began: events.Began | None = None  # the last command that started
-        self.loop: events.Began | None = None  # the unfinished loop, as it began first
         self.audit: events.Audited | None = None  # the last one
         self.scaled: dict[int, list[events.Scaled]] = {}  # by experiment
         self.restored: set[int] = set()  # the user's experiments whose command has finished
@@ -135,10 +134,6 @@ class Experiments:
             case events.Began():
                 self.first = self.first or event
                 self.began, self.crashes = event, ()
-                if event.kind == "loop" and not event.continues:
-                    self.loop = event
-            case events.Finished():
-                self.loop = None
             case events.Asked():
                 self.next_ask = max(self.next_ask, event.ask + 1)
             case Queued():
@@ -220,6 +215,7 @@ def _changed(
                 note=event.note,
                 left=event.left,
                 scored=None,
+                val_bpb=None,
             )
         case events.Scored():
             return replace(
