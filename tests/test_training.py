@@ -312,6 +312,14 @@ def test_a_flood_keeps_the_head_and_the_tail_of_a_log(train, tmp_path):
     assert log.endswith(b"the score is 0.75\n")
 
 
+def test_a_log_may_be_a_link_and_a_fifo_is_not_waited_for(tmp_path):
+    (tmp_path / "log").write_text("one\ntwo\n")
+    (tmp_path / "link").symlink_to(tmp_path / "log")
+    os.mkfifo(tmp_path / "pipe")
+    assert logs.last_line(tmp_path / "link") == "two"
+    assert logs.last_line(tmp_path / "pipe") == logs.last_line(tmp_path / "missing") == ""
+
+
 def test_its_last_line_is_shown_on_one_line(train):
     shown = []
     train(

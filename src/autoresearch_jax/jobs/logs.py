@@ -1,5 +1,6 @@
 """Reads the last lines of the logs of jobs, and shortens long ones."""
 
+import os
 from pathlib import Path
 
 from autoresearch_jax.common import files
@@ -12,7 +13,8 @@ LOG_BYTES = 1 << 19  # of each log, once an experiment is decided
 
 def read_tail(log: Path, size: int = TAIL_BYTES) -> str:
     """Returns the last `size` bytes of a file as text; "" if it cannot be read."""
-    return files.read_part(log, size, from_end=True).decode(errors="replace")
+    target = Path(os.path.realpath(log))  # `run --log` may name a link
+    return files.read_part(target, size, from_end=True).decode(errors="replace")
 
 
 def last_line(log: Path) -> str:
