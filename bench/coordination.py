@@ -33,7 +33,7 @@ from rich.table import Table
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from autoresearch_jax.agents import Agent, Proposal
+from autoresearch_jax.agents.agent import Agent, Proposal
 from autoresearch_jax.common import (
     protocol,
 )

@@ -42,7 +42,7 @@ from rich.table import Table
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from autoresearch_jax.agents import Agent, Context
+from autoresearch_jax.agents.agent import Agent, Context
 from autoresearch_jax.records.experiment import Experiment
 from bench.searchers import METHODS
 from bench.surrogate import KINDS, Landscape

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from autoresearch_jax.agents import Agent, AgentError, Context, Proposal
+from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
 from autoresearch_jax.agents.hybrid import Hybrid
 from autoresearch_jax.agents.search_space import Range, describe
 from autoresearch_jax.agents.tpe import Known, Tpe, space_of

@@ -5,7 +5,7 @@ import math
 import subprocess
 from pathlib import Path
 
-from autoresearch_jax.agents import Agent, Proposal
+from autoresearch_jax.agents.agent import Agent, Proposal
 from autoresearch_jax.commands import loop
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.job import Score

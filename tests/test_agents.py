@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from autoresearch_jax import agents
 from autoresearch_jax.agents.client import CommandAgent
+from autoresearch_jax.agents.factory import make_agent
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.records import journal
@@ -229,14 +229,14 @@ def test_a_sandboxed_agent_cannot_read_kept_parameters(workspace, level):
 def test_an_agent_may_write_to_additional_paths(workspace, tmp_path, level):
     place = tmp_path / "notes"
     place.mkdir()
-    agent = agents.make_agent(f"{BETTER}; echo x > {place}/mine", [place])
+    agent = make_agent(f"{BETTER}; echo x > {place}/mine", [place])
     run_loop(workspace, agent, 1, tag="t", level=level)
     assert (place / "mine").read_text() == "x\n"
 
 
 def test_a_key_in_a_command_is_not_recorded(workspace):
     command = """API_KEY=sk-1 OTHER='sk-2 x' true --token="sk-3" && echo SCORE = 0.5 >> train.py"""
-    agent = agents.make_agent(command)
+    agent = make_agent(command)
     assert agent.name == "API_KEY=… OTHER=… true --token=… && echo SCORE = 0.5 >> tra…"
     run_loop(workspace, agent, 1, tag="t")
     words = git(workspace.root, "log", "--format=%B", "refs/autoresearch/t/1")

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch_jax.agents import AgentError, Context, client
+from autoresearch_jax.agents import client_specs
+from autoresearch_jax.agents.agent import AgentError, Context
 from autoresearch_jax.agents.client import ClientAgent
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
@@ -43,7 +44,7 @@ def installed(*names):
     """Return clients as parameters; those that are not installed are skipped."""
     found = []
     for name in names:
-        program = client.shipped()[name].program
+        program = client_specs.shipped()[name].program
         reason = f"{program} is not installed, see {Path(__file__).name}"
         absent = shutil.which(program, path=PATH) is None
         found.append(pytest.param(name, marks=pytest.mark.skipif(absent, reason=reason)))
@@ -154,7 +155,7 @@ def context(tmp_path):
 
 def agent(name, **changes):
     """Return the client NAME with a time limit for tests."""
-    one = client.shipped()[name].model_copy(update={"limit_s": 60.0, **changes})
+    one = client_specs.shipped()[name].model_copy(update={"limit_s": 60.0, **changes})
     return ClientAgent(one, MODELS.get(name, ""))
 
 
@@ -319,7 +320,7 @@ def test_a_refusal_is_recognised_with_its_cost(context, login, name):
 
 @pytest.mark.parametrize("name", installed("claude"))
 def test_the_limit_of_turns_is_recognised(context, login, name):
-    command = (*client.shipped()[name].command, "--max-turns", "1")
+    command = (*client_specs.shipped()[name].command, "--max-turns", "1")
     error = trouble(name, context, login, *EDITS[name], DONE, command=command)
     assert error.kind == "stopped"
     assert "maximum number of turns (1)" in str(error)

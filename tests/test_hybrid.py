@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, client, hybrid
-from autoresearch_jax.agents.hybrid import Hybrid, importance, make_hybrid
+from autoresearch_jax.agents import factory
+from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
+from autoresearch_jax.agents.factory import make_hybrid
+from autoresearch_jax.agents.hybrid import Hybrid, importance
 from autoresearch_jax.agents.search_space import infer
 from autoresearch_jax.agents.tpe import Trial
 from autoresearch_jax.common import literals
@@ -211,7 +213,7 @@ def test_the_first_usable_client_is_the_advisor(monkeypatch):
     def make(name, writes, clients):
         return Client(name, {"claude": "missing", "codex": "login"}.get(name, ""))
 
-    monkeypatch.setattr(client, "make_client", make)
+    monkeypatch.setattr(factory, "make_client", make)
     assert make_hybrid("", (), {}).name == "hybrid(gemini)"
     assert make_hybrid("claude", (), {}).name == "hybrid(claude)"  # a named client is not checked
 
@@ -234,8 +236,7 @@ def test_a_search_cannot_be_the_advisor(name):
 
 
 def test_without_a_client_the_error_names_the_next_command(monkeypatch):
-    monkeypatch.setattr(client, "make_client", lambda name, *_: Client(name, "missing"))
+    monkeypatch.setattr(factory, "make_client", lambda name, *_: Client(name, "missing"))
     said = r"; codex is not here; .*--agent 'hybrid:COMMAND', --agent hybrid:mine; --agent tpe"
     with pytest.raises(UserError, match=said):
         make_hybrid("", (), {"mine": {"command": ["mine"]}})
-    assert hybrid.ADVISORS[0] == "claude"

@@ -15,7 +15,7 @@ import pytest
 import requests
 from click.testing import CliRunner
 
-from autoresearch_jax.agents import AgentError
+from autoresearch_jax.agents.agent import AgentError
 from autoresearch_jax.cli import main
 from autoresearch_jax.commands import loop
 from autoresearch_jax.common.errors import UserError

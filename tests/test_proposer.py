@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch_jax.agents import AgentError, Proposal, Usage
+from autoresearch_jax.agents.agent import AgentError, Proposal, Usage
 from autoresearch_jax.agents.tpe import Tpe
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import compile_check

@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 from msgspec import structs
 
-from autoresearch_jax.agents import Proposal
+from autoresearch_jax.agents.agent import Proposal
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import device_allocation
 from autoresearch_jax.jobs.job import NO_EVENTS, Lost

@@ -20,7 +20,7 @@ from pathlib import Path
 import git  # noqa: F401 - Workspace.open imports it, and every child would do so again
 import scipy.stats  # noqa: F401 - likewise the audit
 
-from autoresearch_jax.agents import Proposal
+from autoresearch_jax.agents.agent import Proposal
 from autoresearch_jax.commands import run as run_command
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError

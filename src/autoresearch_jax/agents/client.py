@@ -10,17 +10,16 @@ import dataclasses
 import errno
 import os
 import re
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, replies
-from autoresearch_jax.agents.client_specs import Client, parse, places, shipped
+from autoresearch_jax.agents import replies
+from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
+from autoresearch_jax.agents.client_specs import Client, places, shipped
 from autoresearch_jax.agents.replies import Reply
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.common.text import clean, did_you_mean
+from autoresearch_jax.common.text import clean
 from autoresearch_jax.sandbox import isolation
 from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import process
@@ -32,28 +31,6 @@ TAIL = 4000  # characters of each output that are searched for a known failure
 VALUE = re.compile(r"""\b([A-Za-z_]\w*)=(?:'[^']*'|"(?:\\.|[^"\\])*"|[^\s'";&|])+""")
 # The same for a key among its arguments.
 SECRET = re.compile(r"(?i)(-[\w-]*(?:key|token|secret|password)[\w-]*[ =]|bearer )[^\s'\"]+")
-
-
-def known(clients: Mapping[str, Any]) -> dict[str, Client]:
-    """Return the built-in clients and the user's, which take precedence. Raises ValueError."""
-    own = {name: parse(name, described) for name, described in clients.items()}
-    return {**shipped(), **own}
-
-
-def make_client(name: str, writes: Sequence[Path], clients: Mapping[str, Any]) -> Agent:
-    """Return the client NAME or NAME:MODEL, or a shell command. Raises UserError."""
-    found = known(clients)
-    first, _, model = name.partition(":")
-    if name in found:
-        return ClientAgent(found[name], writes=writes)
-    if first not in found or not model or re.search(r"\s", name):
-        return CommandAgent(name, writes=writes, clients=found.values())
-    if not found[first].model:
-        raise UserError(
-            f"--agent {name} selects the model {model!r}, but agents.{first} has no `model` "
-            f"arguments. Add them in the front matter of program.md, or use --agent {first}"
-        )
-    return ClientAgent(found[first], model, writes)
 
 
 class ClientAgent(Agent):
@@ -234,8 +211,7 @@ class CommandAgent(ClientAgent):
     ) -> None:
         """Clients that the command names, of `clients` or the built-in ones, keep their login."""
         words = {Path(word).name for word in re.split(r"[\s;&|]+", command)}
-        clients = list(shipped().values() if clients is None else clients)
-        self._clients = [one.name for one in clients]
+        clients = shipped().values() if clients is None else clients
         named = (path.rstrip("/") for one in clients if one.program in words for path in one.writes)
         client = Client(
             name="",
@@ -244,19 +220,7 @@ class CommandAgent(ClientAgent):
             install="the full path of a script, not in /tmp: it runs in a copy of the workspace",
         )
         super().__init__(client, writes=writes)
-        self.command = command
         self.name = clean(SECRET.sub(r"\1…", VALUE.sub(r"\1=…", command)), 60)
-
-    def check(self) -> None:
-        """Raise AgentError if it looks like NAME or NAME:MODEL, but nothing has that name."""
-        if re.fullmatch(r"[\w.-]+(:\S*)?", self.command) and shutil.which(self.command) is None:
-            meant = did_you_mean(self.command.partition(":")[0], [*self._clients, "tpe", "hybrid"])
-            raise AgentError(
-                f"--agent {self.command!r} is unknown. Expected a client "
-                f"({', '.join(self._clients)}; or NAME:MODEL), a search (tpe, hybrid) or a program "
-                f"in PATH. `autoresearch-jax doctor` lists the clients{meant}",
-                "missing",
-            )
 
     def _request(self, context: Context) -> tuple[list[str], Path]:
         return list(self.client.command), context.prompt_path

@@ -123,6 +123,11 @@ def shipped() -> Mapping[str, Client]:
     return found
 
 
+def known(clients: Mapping[str, Any]) -> dict[str, Client]:
+    """Return the built-in clients and the user's, which take precedence. Raises ValueError."""
+    return {**shipped(), **{name: parse(name, described) for name, described in clients.items()}}
+
+
 def parse(name: str, described: Any, others: Mapping[str, Client] | None = None) -> Client:
     """Return a client from its description under `agents:` in program.md's front matter.
 

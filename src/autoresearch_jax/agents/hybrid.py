@@ -14,18 +14,16 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, prompt
+from autoresearch_jax.agents import prompt
+from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
 from autoresearch_jax.agents.search_space import Range, describe
 from autoresearch_jax.agents.tpe import Known, Tpe, Trial, study
-from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.literals import Value
 from autoresearch_jax.common.text import clean
 
 FRACTION = 0.3  # of the proposals come from the advisor
-ADVISORS = ("claude", "codex", "gemini", "opencode")
 BEST = 5  # points in the prompt
 SUGGESTIONS = 3
 ROWS = 24  # constants in the prompt
@@ -82,39 +80,6 @@ class Hybrid(Agent):
 
     def _signed(self, proposal: Proposal) -> Proposal:
         return dataclasses.replace(proposal, agent=proposal.agent or self.advisor.name)
-
-
-def make_hybrid(advisor: str, writes: Sequence[Path], clients: Mapping[str, Any]) -> Hybrid:
-    """Return a hybrid with an advisor, a client's name or a command; "": the first usable client.
-
-    A client with a certain login takes precedence over one whose login is unknown. Raises UserError
-    if no client is usable.
-    """
-    from autoresearch_jax.agents.client import known, make_client
-
-    if advisor.partition(":")[0] in ("tpe", "hybrid"):
-        raise UserError(
-            f"hybrid:{advisor} does not name a client, and hybrid already includes tpe. Name the "
-            "client, as in --agent hybrid:claude, or use --agent hybrid"
-        )
-    if advisor:
-        return Hybrid(make_client(advisor, writes, clients))
-    problems = []
-    described = known(clients)
-    # The sort is stable, so clients whose login is certain come first, otherwise in this order.
-    for name in sorted(ADVISORS, key=lambda name: not described[name].logged_in()):
-        agent = make_client(name, writes, clients)
-        try:
-            agent.check()
-            return Hybrid(agent)
-        except AgentError as error:
-            problems.append(str(error).partition(". ")[0])
-    own = "".join(f", --agent hybrid:{name}" for name in clients if name not in ADVISORS)
-    raise UserError(
-        f"hybrid found no usable client ({'; '.join(problems)}). `autoresearch-jax doctor` says "
-        f"how to install one and log in. Or name another: --agent 'hybrid:COMMAND'{own}; --agent "
-        "tpe needs none."
-    )
 
 
 def _best_points(known: Known) -> list[tuple[Trial, str]]:

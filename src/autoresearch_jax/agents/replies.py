@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 import jmespath
 
-from autoresearch_jax.agents import Trouble, Usage
+from autoresearch_jax.agents.agent import Trouble, Usage
 from autoresearch_jax.common.text import clean, without_escapes
 from autoresearch_jax.jobs import logs
 

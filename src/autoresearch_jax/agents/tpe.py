@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autoresearch_jax.agents import Agent, AgentError, Context, Proposal
+from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
 from autoresearch_jax.agents.readings import Reading, read
 from autoresearch_jax.agents.search_space import GivenRange, Range, describe, infer
 from autoresearch_jax.common import literals

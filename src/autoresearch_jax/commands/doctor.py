@@ -16,7 +16,9 @@ from typing import Any
 
 import psutil
 
-from autoresearch_jax.agents import AgentError, client, make_agent, search_space
+from autoresearch_jax.agents import client_specs, search_space
+from autoresearch_jax.agents.agent import AgentError
+from autoresearch_jax.agents.factory import make_agent
 from autoresearch_jax.commands import presets, run
 from autoresearch_jax.common import files, paths
 from autoresearch_jax.common.console import View, typed
@@ -276,18 +278,18 @@ def _agents(settings: LoopConfig) -> dict[str, dict[str, Any]]:
             "install": one.install,
             "login": one.login,
         }
-        for name, one in client.known(settings.agents).items()
+        for name, one in client_specs.known(settings.agents).items()
     }
 
 
 def _unusable_agent(settings: LoopConfig, flag: str | None) -> Iterator[Problem]:
     name = settings.agent
     try:
-        if name != "tpe":  # it is built in, and takes a second to import
-            make_agent(name, clients=settings.agents).check()
+        make_agent(name, clients=settings.agents).check()
     except (UserError, AgentError) as error:
         source = f"--agent {name}" if flag else f"program.md sets the agent {name}"
-        known = client.known(settings.agents).get(name.removeprefix("hybrid:").partition(":")[0])
+        first = name.removeprefix("hybrid:").partition(":")[0]
+        known = client_specs.known(settings.agents).get(first)
         remedies = {"missing": known.install, "login": known.login} if known else {}
         command = remedies.get(error.kind) if isinstance(error, AgentError) else ""
         yield Problem(

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from autoresearch_jax import agents
-from autoresearch_jax.agents import Agent, AgentError, search_space
+from autoresearch_jax.agents import search_space
+from autoresearch_jax.agents.agent import Agent, AgentError
+from autoresearch_jax.agents.factory import make_agent
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import sentence
 from autoresearch_jax.loop import notify, stages
@@ -39,7 +40,7 @@ def run_loop(
     killed or stopped. Raises UserError if it cannot start or continue; the journal then has all
     that was done.
     """
-    agent = agent or agents.make_agent(config.agent, config.agent_writes, config.agents)
+    agent = agent or make_agent(config.agent, config.agent_writes, config.agents)
     _check(agent)
     what = f"loop --agent {agent.name}"
     with (
@@ -122,4 +123,4 @@ def _warn_of_unused(session: Session) -> None:
             "`autoresearch-jax run -m DESCRIPTION` proposes the edited one."
         )
     if unused := search_space.unused_ranges(session.config.search, session.candidates.show(newest)):
-        session.view.say(f"Warning: {unused}. It is ignored.")
+        session.view.say(f"Warning: {unused}. They are ignored.")

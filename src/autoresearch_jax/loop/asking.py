@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoresearch_jax.agents import Agent, AgentError, Context, Proposal, Usage, prompt
+from autoresearch_jax.agents import prompt
+from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal, Usage
 from autoresearch_jax.agents.prompt import Brief
 from autoresearch_jax.common import files, syntax
 from autoresearch_jax.common.errors import UserError

@@ -10,7 +10,7 @@ An agent that still thinks when the accelerator has waited `PATIENCE_SECONDS` co
 import time
 from dataclasses import dataclass
 
-from autoresearch_jax.agents import AgentError
+from autoresearch_jax.agents.agent import AgentError
 
 TRIES = 3  # useless answers in a row
 HOUR = 3600.0

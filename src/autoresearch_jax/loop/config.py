@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from autoresearch_jax.agents import client
+from autoresearch_jax.agents import client_specs
 from autoresearch_jax.agents.search_space import GivenRange
 from autoresearch_jax.common import front_matter, validation
 from autoresearch_jax.loop import sending
@@ -138,7 +138,7 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for name, described in self.agents.items():
-            client.parse(name, described)
+            client_specs.parse(name, described)
         return self
 
     @property

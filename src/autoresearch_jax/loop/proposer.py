@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from autoresearch_jax.agents import Agent, AgentError, make_agent, prompt
+from autoresearch_jax.agents import prompt
+from autoresearch_jax.agents.agent import Agent, AgentError
+from autoresearch_jax.agents.factory import make_agent
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import logs
 from autoresearch_jax.jobs.compile_check import Verdict
