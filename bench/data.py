@@ -84,7 +84,7 @@ def write_texts(folder: Path, text: Path | None) -> dict[str, dict]:
     """Two shards, of a quarter of the documents and of all: name -> path, chars, documents."""
     if text is None:
         text = folder / "pydocs"
-        pydocs.write_shards(text, pydocs.source_files())
+        pydocs.write_shards(text, pydocs.read_parts())
     documents = list(sources.documents(sorted(text.glob("*.parquet"))))
     if len(documents) < 4:
         raise click.ClickException(f"{text} holds {len(documents)} documents: --text needs more")

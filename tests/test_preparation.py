@@ -254,8 +254,8 @@ def test_pydocs_shards_are_deterministic_and_alike(monkeypatch, tmp_path):
     places = {"stdlib": f"{top}/email", "platstdlib": f"{top}/email"}
     places |= {"purelib": f"{top}/json", "platlib": f"{top}/asyncio"}
     monkeypatch.setattr(pydocs.sysconfig, "get_path", places.__getitem__)
-    for name in ("one", "two"):
-        pydocs.write_shards(tmp_path / name, pydocs.source_files())
+    pydocs.write_shards(tmp_path / "one", pydocs.read_parts())
+    pydocs.write_shards(tmp_path / "two", [pydocs.docstrings(pydocs.source_files())])
     names = [f"shard_{index:05d}.parquet" for index in range(pydocs.SHARDS)]
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == names
     texts = []

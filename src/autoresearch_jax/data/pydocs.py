@@ -9,11 +9,14 @@ import contextlib
 import gc
 import hashlib
 import importlib.metadata
+import multiprocessing
 import shutil
+import signal
 import sys
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +24,7 @@ import pyarrow.parquet as pq
 
 VERSION = 1  # of what is extracted, and how
 SHARDS = 12  # ten to train on, as `--num-shards` asks by default, and two held out
+PARTS = 64  # of the source files, each read by one process
 MIN_CHARS = 200  # shorter docstrings say little
 ROW_GROUP = 1024
 SKIPPED = {"test", "tests", "site-packages", "autoresearch_jax"}
@@ -52,20 +56,35 @@ def source_files() -> set[Path]:
     }
 
 
-def write_shards(folder: Path, sources: Iterable[Path]) -> None:
-    """Fill `folder` with `shard_*.parquet` of the docstrings in `sources`, all or nothing."""
+def write_shards(folder: Path, parts: Iterable[dict[bytes, str]]) -> None:
+    """Fill `folder` with `shard_*.parquet` of the docstrings in `parts`, all or nothing."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    found: dict[bytes, str] = {}
+    for part in parts:
+        found |= part
     # In the order of their hashes every shard is a fair sample of all packages.
-    texts = [text for _, text in sorted(docstrings(sources).items())]
+    texts = [text for _, text in sorted(found.items())]
     for index in range(SHARDS):
-        part = texts[index * len(texts) // SHARDS : (index + 1) * len(texts) // SHARDS]
-        table = pa.table({"text": pa.array(part, pa.string())})
+        shard = texts[index * len(texts) // SHARDS : (index + 1) * len(texts) // SHARDS]
+        table = pa.table({"text": pa.array(shard, pa.string())})
         path = partial / f"shard_{index:05d}.parquet"
         pq.write_table(table, path, row_group_size=ROW_GROUP, compression="zstd")
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
+
+
+def read_parts() -> Iterator[dict[bytes, str]]:
+    """Yield the docstrings of each of the PARTS of the source files, read on all cores."""
+    files = sorted(source_files())
+    # Not forked, because the caller may have threads.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        # The workers inherit the blocked signal: Ctrl-C is for this process only.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        parts = pool.map(docstrings, [files[index::PARTS] for index in range(PARTS)])
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        yield from parts
 
 
 def docstrings(sources: Iterable[Path]) -> dict[bytes, str]:

@@ -99,8 +99,9 @@ def choose(source: str, shards: list[T], num_shards: int) -> Splits[T]:
 def _pydocs(progress: Progress) -> list[Path]:
     folder = paths.home() / "text" / f"pydocs-{pydocs.environment_key()}"
     if len(list(folder.glob("*.parquet"))) != pydocs.SHARDS:
-        task = progress.add_task("Read docstrings", total=None, unit="files")
-        pydocs.write_shards(folder, progress.track(pydocs.source_files(), task_id=task))
+        task = progress.add_task("Read docstrings", total=pydocs.PARTS, unit="parts")
+        parts = progress.track(pydocs.read_parts(), pydocs.PARTS, task_id=task)
+        pydocs.write_shards(folder, parts)
     return sorted(folder.glob("*.parquet"))
 
 
