@@ -63,13 +63,17 @@ def server(status=200):
 
 
 @contextlib.contextmanager
-def not_http():
-    """A server that answers with something other than HTTP."""
+def answering(answer, rest=b""):
+    """A server that answers with these bytes, and then with `rest` for ever."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self):
             self.request.recv(65536)
-            self.request.sendall(b"\x1b[31mwhat?\r\n\r\n")
+            self.request.sendall(answer)
+            with contextlib.suppress(OSError):
+                while rest:
+                    self.request.sendall(rest)
+                    time.sleep(0.05)
 
     with socketserver.TCPServer(("127.0.0.1", 0), Handler) as found:
         thread = threading.Thread(target=found.serve_forever, args=(0.05,))
@@ -231,12 +235,25 @@ def test_the_reason_of_a_failure_is_reported_without_the_address():
         sending.send(address, "best", "text")
     with pytest.raises(sending.Unsent) as refused:
         sending.send("http://127.0.0.1:1/secret", "best", "text")
-    with not_http() as address, pytest.raises(sending.Unsent) as babbled:
-        sending.send(address, "best", "text")
     assert str(answered.value) == "127.0.0.1 answered 500"
     assert str(refused.value) == "127.0.0.1 did not accept the text (ConnectionError)"
+    with answering(b"\x1b[31mwhat?\r\n\r\n") as address, pytest.raises(sending.Unsent) as babbled:
+        sending.send(address, "best", "text")
     assert str(babbled.value).startswith("127.0.0.1 did not accept the text (")
     assert "secret" not in str(babbled.value)
+
+
+def test_an_answer_is_not_read_and_a_redirect_not_followed():
+    with answering(b"HTTP/1.1 200 OK\r\n\r\n", rest=b"x" * 1000) as address:
+        sending.send(address, "best", "text")
+    elsewhere = b"Location: http://127.0.0.1:1/\r\n\r\n"
+    with answering(b"HTTP/1.1 302 Found\r\n" + elsewhere) as address:
+        sending.send(address, "best", "text")
+    with (
+        answering(b"HTTP/1.1 301 Moved Permanently\r\n" + elsewhere) as address,
+        pytest.raises(sending.Unsent, match="answered 301"),
+    ):
+        sending.send(address, "best", "text")
 
 
 def test_a_command_that_hangs_is_ended(monkeypatch, tmp_path):

@@ -83,11 +83,19 @@ def _post(address: str, text: str) -> None:
 
     host = urlsplit(address).hostname
     try:
-        answer = requests.post(address, json={"text": text}, timeout=ANSWER_SECONDS)
-    except requests.RequestException as error:  # whose words repeat the address
+        with requests.post(
+            address,
+            json={"text": text},
+            timeout=ANSWER_SECONDS,
+            allow_redirects=False,
+            stream=True,  # the answer's body may never end, so it is not read
+        ) as answer:
+            status = answer.status_code
+    # A redirect to a malformed address is a ValueError. The words of both repeat the address.
+    except (requests.RequestException, ValueError) as error:
         raise Unsent(f"{host} did not accept the text ({type(error).__name__})") from None
-    if not answer.ok:
-        raise Unsent(f"{host} answered {answer.status_code}")
+    if status >= 300 and status not in (302, 303):  # these two lead to what a POST has made
+        raise Unsent(f"{host} answered {status}")
 
 
 def _run(command: str, event: str, text: str) -> None:
