@@ -125,7 +125,6 @@ class Trainer:
             seed=self.seed,
             history=tuple(self.history),
             source_of=self.sources.__getitem__,
-            base=self.best,
             prompt="",
             prompt_path=self.folder / "prompt-given.md",
             run_dir=self.folder,

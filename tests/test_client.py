@@ -57,7 +57,7 @@ def context(tmp_path):
     prompt = tmp_path / "prompt.md"
     prompt.write_text("Make {model} 'better'.\n$HOME")
     return Context(
-        worktree=tmp_path / "worktree", n=1, seed=0, history=(), source_of=str, base=None,
+        worktree=tmp_path / "worktree", n=1, seed=0, history=(), source_of=str,
         prompt=prompt.read_text(), prompt_path=prompt, run_dir=tmp_path / "run",
     )  # fmt: skip
 
@@ -78,7 +78,7 @@ def described(**fields):
         ),
         (
             {"colour": "red"},
-            "sets 'agents.mine.colour', which is not a key of agents. There are: like",
+            "sets 'agents.mine.colour', which is not a key of agents. Expected one of: like",
         ),
         (
             {"like": "clod"},

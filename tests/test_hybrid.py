@@ -59,7 +59,6 @@ def question(folder: Path, history=(), sources=None, n=None, source=SOURCE) -> C
         seed=0,
         history=tuple(history),
         source_of=(sources or {}).__getitem__,
-        base=None,
         prompt="PROGRAM",
         prompt_path=folder / "given.md",
         run_dir=folder,

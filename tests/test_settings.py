@@ -72,7 +72,7 @@ def test_every_setting_is_explained_and_has_a_flag():
         ("max: true", "sets max to True, and it should be a valid integer"),
         ("max: 99999999999", "should be less than 2147483648"),
         ("max_hour: 1", "sets 'max_hour', which is not a setting. Did you mean max_hours?"),
-        ("banana: 1", "sets 'banana', which is not a setting. There are: agent, max, max_hours"),
+        ("banana: 1", "sets 'banana', which is not a setting. Expected one of: agent, max"),
         ("seed: 1", "sets 'seed', which is not a setting"),
         ("lookahead: 1", "sets lookahead to 1, and it should be true or false"),
         ("max_hours: 0", "sets max_hours to 0, and it should be greater than 0"),

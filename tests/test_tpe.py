@@ -103,7 +103,6 @@ class Simulation:
             seed=self.seed if seed is None else seed,
             history=tuple(self.history),
             source_of=self.sources.__getitem__,
-            base=None,
             prompt="",
             prompt_path=self.folder / "prompt.md",
             run_dir=self.folder,

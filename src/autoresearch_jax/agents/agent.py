@@ -75,7 +75,6 @@ class Context:
     seed: int
     history: tuple[Experiment, ...]  # of the tag, oldest first; only decided ones have a status
     source_of: Callable[[str], str]  # commit -> the text of its train.py
-    base: Experiment | None  # the best, on which the proposal is based
     prompt: str  # the whole prompt, including program.md
     prompt_path: Path  # the same as a file, outside .git
     run_dir: Path  # for the agent's own logs

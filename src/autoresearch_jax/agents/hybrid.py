@@ -54,11 +54,11 @@ class Hybrid(Agent):
                 if error.kind == "abandoned":
                     raise
         longer = context.with_prompt(f"{context.prompt}\n{self.state(context)}")
-        return self._signed(self.advisor.propose(longer))
+        return dataclasses.replace(self.advisor.propose(longer), agent=self.advisor.name)
 
     def repair(self, context: Context) -> Proposal:
         """Let the advisor repair, because a search cannot."""
-        return self._signed(self.advisor.repair(context))
+        return dataclasses.replace(self.advisor.repair(context), agent=self.advisor.name)
 
     def advises(self, n: int) -> bool:
         """Return whether experiment `n` is the advisor's; these are spread evenly."""
@@ -77,9 +77,6 @@ class Hybrid(Agent):
             constants=_constants(known),
             suggestions=[describe(known.current, one) for one in islice(ideas, SUGGESTIONS)],
         )
-
-    def _signed(self, proposal: Proposal) -> Proposal:
-        return dataclasses.replace(proposal, agent=proposal.agent or self.advisor.name)
 
 
 def _best_points(known: Known) -> list[tuple[Trial, str]]:

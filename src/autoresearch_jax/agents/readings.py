@@ -51,7 +51,7 @@ def read(source: str) -> Reading:
     """Read a file. A file that is not Python has no constants."""
     try:
         values = {name: literal.value for name, literal in literals.read(source).items()}
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except literals.NOT_PYTHON:
         values = {}
     rest = literals.rewrite(source, dict.fromkeys(values, 0)) if values else source
     return Reading(values, sys.intern(rest))  # a search keeps it of every file; few differ

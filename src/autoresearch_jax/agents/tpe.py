@@ -174,7 +174,7 @@ def space_of(
     """
     try:
         used = literals.used_names(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except literals.NOT_PYTHON as error:
         raise AgentError(f"train.py is not Python: {error}.") from error
     first: dict[str, Value] = {}
     for values in history:

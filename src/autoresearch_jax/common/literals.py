@@ -30,6 +30,7 @@ OPERATORS = {
 POWER_OF_TWO = re.compile(r"((?:2\s*\*\*|1\s*<<)\s*)\d+")  # `2**19`, `1 << 19`
 CODE = re.compile(r"^(?:@|def |class )", re.MULTILINE)  # where the constants usually end
 _parsing = threading.Lock()  # warning filters are shared by all threads
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what a parser may raise
 LARGEST = 2**1000  # larger numbers are ignored, so that `9**9**9` does not hang a reader
 
 
@@ -105,7 +106,7 @@ def _scan(source: str) -> Scan:
     top, rest = source[: code.start()], source[code.start() :]
     try:
         (found, times), (later, more) = _scan_whole(top), _remembered(rest)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # cut within a string, say
+    except NOT_PYTHON:  # cut within a string, say
         return _scan_whole(source)
     by = len(top.encode())
     moved = [replace(one, start=one.start + by, end=one.end + by) for one in later]

@@ -4,7 +4,7 @@ import ast
 import hashlib
 from functools import lru_cache
 
-from autoresearch_jax.common.literals import parse
+from autoresearch_jax.common.literals import NOT_PYTHON, parse
 
 
 def unparsable(source: bytes) -> str:
@@ -13,7 +13,7 @@ def unparsable(source: bytes) -> str:
         parse(source)
     except SyntaxError as error:
         return f"SyntaxError: {error.msg} (train.py, line {error.lineno})"
-    except (ValueError, RecursionError, MemoryError) as error:
+    except NOT_PYTHON as error:
         return f"SyntaxError: train.py cannot be parsed ({type(error).__name__}: {error})"
     return ""
 
@@ -27,7 +27,7 @@ def meaning(source: bytes) -> str:
     try:
         tree = _without_words(source)
         return hashlib.sha256(ast.dump(tree).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except NOT_PYTHON:
         return ""
 
 
@@ -38,7 +38,7 @@ def code_lines(source: bytes) -> int | None:
     """
     try:
         return len(ast.unparse(_without_words(source)).splitlines())
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except NOT_PYTHON:
         return None
 
 

@@ -41,7 +41,8 @@ def rule(error: ValidationError) -> str:
 
 
 def unknown(name: object, known: Iterable[str], what: str) -> str:
-    """Return that this name is unknown, and the most similar known one."""
+    """Return text such as `'x', which is not a setting. Did you mean y?`."""
     known = list(known)
-    meant = did_you_mean(str(name).rpartition(".")[2], known) or f". There are: {', '.join(known)}"
-    return f"{name!r}, which is not {what}{meant}"
+    meant = did_you_mean(str(name).rpartition(".")[2], known)
+    expected = f". Expected one of: {', '.join(known)}"
+    return f"{name!r}, which is not {what}{meant or expected}"

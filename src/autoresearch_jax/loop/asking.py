@@ -231,7 +231,6 @@ class Asking:
             seed=self.config.seed,
             history=tuple(session.experiments),
             source_of=session.candidates.show,
-            base=session.experiments.by_commit(base),
             prompt="",
             prompt_path=prompt_path,
             run_dir=folder,
