@@ -15,7 +15,7 @@ from autoresearch_jax.loop import statistics
 from autoresearch_jax.records import journal
 from autoresearch_jax.records.events import Repeated
 from autoresearch_jax.records.experiment import Experiment
-from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.repo.workspace import Workspace, time_budget
 from autoresearch_jax.system.interrupts import Abandoned
 from autoresearch_jax.views.watch import live_model
 from tests import harness
@@ -260,7 +260,7 @@ def test_a_gain_is_tried_at_another_depth(workspace):
     assert "scale-stable" in line
     found = [one for one in lines(workspace.state_dir("u")) if one["step"] == "scaled"]
     assert [one["tag"] for one in found] == ["scale-bound", "scale-stable"]
-    assert workspace.constants()["TIME_BUDGET"] == 1
+    assert time_budget(workspace.root) == 1
 
 
 def repeat(score, purpose, split="val"):

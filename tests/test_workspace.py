@@ -9,7 +9,7 @@ import pytest
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.repo import workspace as workspace_module
-from autoresearch_jax.repo.workspace import Workspace, check_tag
+from autoresearch_jax.repo.workspace import Workspace, check_tag, time_budget
 from tests import harness
 from tests.harness import git
 
@@ -24,7 +24,7 @@ def test_it_opens_from_a_folder_within(root):
     (root / "docs").mkdir()
     workspace = Workspace.open(root / "docs")
     assert workspace.root == root
-    assert workspace.constants() == {"TIME_BUDGET": 1}
+    assert time_budget(workspace.root) == 1
     assert workspace.tags() == []
     assert workspace.state_dir("t") == root / ".git" / "autoresearch" / "t"
     assert workspace.run_dir("t", 3) == root / ".git" / "autoresearch" / "t" / "runs" / "3"

@@ -12,7 +12,7 @@ from autoresearch_jax.data import manifest
 from autoresearch_jax.loop import config
 from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import journal
-from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.repo.workspace import Workspace, time_budget
 from autoresearch_jax.views import plot, results
 from autoresearch_jax.views.summary import count
 from autoresearch_jax.views.watch import live_model
@@ -35,7 +35,7 @@ def demo(target: Path, console: Console, view: View, *, seed: int, experiments: 
     workspace = Workspace.open(target)
     view.say(
         f"[3/4] The baseline and {count(experiments, 'experiment')} of "
-        f"{workspace.constants()['TIME_BUDGET']} s each: a search changes train.py, and what "
+        f"{time_budget(target):g} s each: a search changes train.py, and what "
         "lowers val_bpb is kept"
     )
     here, tags = Path.cwd(), workspace.tags()

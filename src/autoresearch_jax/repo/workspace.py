@@ -101,10 +101,6 @@ class Workspace(Place):
         found = [dict(line.partition(" ")[::2] for line in x.splitlines()) for x in entries]
         return {Path(one["worktree"]): one.get("branch", "") for one in found}
 
-    def constants(self) -> dict[str, Any]:
-        """Return the upper-case numbers of constants.py, without running it. Raises UserError."""
-        return manifest.read_constants(self.root / "constants.py")
-
     def tags(self) -> list[str]:
         """Return the tags with records; the one used last comes last."""
         paths = (self.common_dir / "autoresearch").glob("*/journal.jsonl")
