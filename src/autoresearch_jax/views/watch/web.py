@@ -5,6 +5,7 @@ them no thread, and they parse requests as strictly as a server in a network mus
 """
 
 import asyncio
+import errno
 import ipaddress
 import os
 import re
@@ -202,13 +203,16 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens there. Raises UserError."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    except OSError as error:
-        raise UserError(f"--host {host} is not an address of this machine: {error}.") from None
-    try:
         both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
         return socket.create_server((host, port), family=family, dualstack_ipv6=both)
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
+    except (OSError, UnicodeError) as error:
+        number = getattr(error, "errno", None) or 0
+        if number <= 0 or number == errno.EADDRNOTAVAIL:  # the name has no address, or another's
+            raise UserError(
+                f"--host {host} is not an address of this machine: {error}. To listen on all its "
+                "addresses: autoresearch-jax watch --web --host 0.0.0.0"
+            ) from None
+        reason = os.strerror(number)
         raise UserError(
             f"port {port} of {host} cannot be used: {reason}. Choose another: "
             f"autoresearch-jax watch --web --port {port % 65535 + 1}"
