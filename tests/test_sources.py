@@ -180,6 +180,15 @@ def test_a_folder_may_be_named_from_anywhere(tmp_path, monkeypatch):
     assert sources.resolve("hf:ORG/NAME") == "hf:ORG/NAME"
 
 
+def test_a_damaged_file_of_the_user_is_not_removed(tmp_path):
+    """It may be a link, as the files of the hub's cache are."""
+    (tmp_path / "text.parquet").write_bytes(b"PAR1 cut")
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "text.parquet")
+    with pytest.raises(UserError, match="replace it, or delete it, and run the same command"):
+        sources.check_shard(tmp_path / "link.parquet")
+    assert (tmp_path / "link.parquet").read_bytes() == b"PAR1 cut"
+
+
 def test_a_shard_is_read_a_little_at_a_time(tmp_path):
     rng = random.Random(0)
     texts = [rng.randbytes(5_000).hex() for _ in range(1_600)]

@@ -150,8 +150,10 @@ def _reading(path: Path) -> Iterator[pq.ParquetFile]:
         torn = type(error) is OSError and error.errno is None  # how a damaged page is reported
         if not (torn or isinstance(error, pa.ArrowInvalid)):
             raise
+        from huggingface_hub import constants
+
         remedy = "replace it, or delete it, and run the same command again"
-        if path.is_symlink():  # in the hub's cache
+        if path.is_relative_to(constants.HF_HUB_CACHE):
             path.resolve().unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             remedy = "the damaged copy is removed, and the same command fetches it again"
