@@ -4,15 +4,16 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+from autoresearch_jax.common import files, literals
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.jobs.job import SEED
+from autoresearch_jax.jobs.job import SEED, Score, TrainResult
 from autoresearch_jax.loop import stages, statistics
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools, open_session
-from autoresearch_jax.loop.scaling import scaled
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
 from autoresearch_jax.records import events
@@ -152,7 +153,7 @@ def scale(
         for one in (baseline, e):
             if session.interrupts.stopping():
                 raise Abandoned
-            job = partial(scaled, e=one, depth=depth, budget_s=budget_s)
+            job = partial(_scaled, e=one, depth=depth, budget_s=budget_s)
             scores.append(session.pool.one(job))
         baseline_bpb, val_bpb = scores
         gain, recorded_gain = baseline_bpb - val_bpb, _recorded(baseline) - _recorded(e)
@@ -175,6 +176,41 @@ def scale(
         if session.noise is not None and abs(gain) < session.noise.sd * math.sqrt(2):
             line += ", within the noise of two runs"
         return Verification([line])
+
+
+def _scaled(worker: Worker, e: Experiment, depth: int, budget_s: int | None) -> float:
+    """Return the val_bpb of an experiment at another depth. Raises Abandoned, UserError."""
+    run_dir = worker.tag.log(e).parent
+    artifacts, log = run_dir / "scaled", run_dir / "scaled.log"
+    limits = worker.tag.limits  # a baseline's, because another size takes another time
+
+    def resize(folder: Path) -> None:
+        _rewrite(folder / "train.py", "DEPTH", depth)
+        if budget_s is not None:
+            _rewrite(folder / "constants.py", "TIME_BUDGET", budget_s)
+
+    found: TrainResult | Score
+    try:
+        found = worker.train_once(e, artifacts, log, resize=resize, limits=limits)
+        if found.outcome == Outcome.OK:
+            score_log = log.with_name("scaled-score.log")
+            found = worker.score_once(e, artifacts, score_log, "val", limits)
+    finally:
+        worker.executor.end_early()
+        files.remove(artifacts)
+        worker.view.live("")
+    if found.outcome != Outcome.OK:
+        reason = found.reason.rstrip(".")
+        raise UserError(f"experiment {e.n} gives no score at depth {depth}: {reason}.")
+    return found.metrics["val_bpb"]
+
+
+def _rewrite(path: Path, name: str, value: int) -> None:
+    """Give a constant of a file another value. Raises UserError if the file does not have it."""
+    text = path.read_text()
+    if name not in literals.read(text):
+        raise UserError(f"{path.name} of that experiment has no constant {name}.")
+    path.write_text(literals.rewrite(text, {name: value}))
 
 
 @contextmanager
