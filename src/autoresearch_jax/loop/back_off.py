@@ -1,11 +1,4 @@
-"""When an agent that gave no proposal is asked again.
-
-- Its program is missing, or nobody is logged in: after an hour.
-- A rate limit or a quota: when the agent says, otherwise after 1 minute, then 2, up to an hour.
-- Anything else, after three useless answers in a row: after 10 minutes, then 20, up to an hour.
-
-An agent that still thinks when the accelerator has waited `PATIENCE_SECONDS` continues to think.
-"""
+"""When an agent that gave no proposal is asked again (docs/how-it-works.md, "Failures")."""
 
 import time
 from dataclasses import dataclass

@@ -1,13 +1,8 @@
 """Who is asked for the next experiment, when, and what happens while no answer comes.
 
 Agents think in threads, while trainings run. An answer waits in the queue of proposals, and is
-merged into the best of its turn. While the agent does not answer, `tpe` proposes in its place, and
-the agent is asked again later (`back_off.BackOff` says when). Without a fallback the loop waits for
-a limit to end, and any other trouble stops it.
-
-A crash goes back to its agent, which may repair its train.py. A worker waits for a repair as long
-as for a proposal, if something else can be trained. Then the crash is recorded, and the late repair
-becomes a queued proposal like any other.
+merged into the best of its turn. docs/how-it-works.md says what the proposer does after a failure
+of an agent, and how an agent repairs a crash.
 """
 
 import dataclasses
