@@ -22,9 +22,8 @@ from autoresearch_jax.common.text import clean, without_escapes
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
 
-LIMIT = 120_000  # characters of any prompt, however long the history: these and 30,000 for the rest
+LIMIT = 120_000  # characters of any prompt, however long the history: these and 38,000 for the rest
 PROGRAM_LIMIT = 32_000
-KIT_LIMIT = 8_000
 SOURCE_LIMIT = 50_000
 DESC_LIMIT = 2_000  # of --desc
 LAST = 20  # latest experiments, on one line each
@@ -58,20 +57,16 @@ class Brief:
     others: int = 0  # number of other agents at work on a proposal now
 
 
-def build(brief: Brief) -> str:
-    """Return the prompt for a proposal, at most LIMIT characters."""
-    return _render(brief)
-
-
 def repair(brief: Brief, *, description: str, reason: str, log: str) -> str:
     """Return the prompt to repair a crashed proposal, at most LIMIT characters.
 
     Its train.py is in the agent's folder and not repeated; `log` is the log of its training.
     """
-    return _render(brief, {"description": description, "reason": reason, "log": quoted(log)})
+    return build(brief, {"description": description, "reason": reason, "log": quoted(log)})
 
 
-def _render(brief: Brief, crash: Mapping[str, str] | None = None) -> str:
+def build(brief: Brief, crash: Mapping[str, str] | None = None) -> str:
+    """Return the prompt for a proposal, or to repair a `crash`, at most LIMIT characters."""
     decided = [e for e in brief.history if e.status]
     before = decided[:-LAST]
     scored = [e for e in before if e.val_bpb is not None and e.status != Status.CRASH]
@@ -83,7 +78,7 @@ def _render(brief: Brief, crash: Mapping[str, str] | None = None) -> str:
         best=brief.best,
         crash=crash,
         program=_program(brief.program),
-        kit=_bounded(kit_reference(), KIT_LIMIT - 400, "the package has all of it"),
+        kit=kit_reference(),
         source=source,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", source)), default=0)),
         desc=_bounded(brief.desc.strip(), DESC_LIMIT, "the text is too long"),

@@ -109,10 +109,9 @@ def last_line(text: str) -> str:
 
 def kind_of(text: str, troubles: Mapping[Any, str]) -> Trouble:
     """Return the kind of failure that a text reports, or "failed"."""
-    for patterns in (troubles, TROUBLES):
-        for kind, pattern in patterns.items():
-            if re.search(pattern, text, re.IGNORECASE):
-                return kind
+    for kind, pattern in [*troubles.items(), *TROUBLES.items()]:
+        if re.search(pattern, text, re.IGNORECASE):
+            return kind
     return "failed"
 
 
