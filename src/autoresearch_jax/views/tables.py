@@ -1,11 +1,10 @@
 """Tables of experiments for a terminal, a file or a pipe."""
 
-import io
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console, RenderableType
+from rich.cells import cell_len, set_cell_size
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +15,6 @@ from autoresearch_jax.views.entries import Entry
 STYLES = {"keep": "green", "discard": "dim", "crash": "red"}  # of a status on a terminal
 AGENT_LIMIT, EXPECTED_LIMIT = 30, 40  # characters of a column; --json and `show` print all
 LEFT_ALIGNED = ("at", "commit", "agent", "status", "expected", "description")
-PLAIN_WIDTH = 2000  # columns, more than any line has
 
 
 def make_table(
@@ -84,9 +82,11 @@ def shown_text(text: str) -> str:
     )
 
 
-def plain_lines(*parts: RenderableType) -> list[str]:
-    """Return what rich would print, as uncoloured lines that are never wrapped."""
-    console = Console(file=io.StringIO(), width=PLAIN_WIDTH, color_system=None, highlight=False)
-    with console.capture() as captured:
-        console.print(*parts, sep="\n")
-    return [line.rstrip() for line in captured.get().rstrip("\n").split("\n")]
+def plain_lines(table: Table) -> list[str]:
+    """Return a table for a file or a pipe: uncoloured, each row one line of any length."""
+    columns = []
+    for column in table.columns:
+        cells = [str(cell) for cell in (column.header, *column.cells)]
+        width, left = max(map(cell_len, cells)), column.justify == "left"
+        columns.append([set_cell_size(c, width) if left else c.rjust(width) for c in cells])
+    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]

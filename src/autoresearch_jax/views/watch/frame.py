@@ -73,8 +73,10 @@ def plain(model: LiveModel, now: float) -> list[str]:
     found = [line_of(head)]
     found += [line_of(model.problem)] if model.problem else []
     found += _now_lines(model, 80, now, math.inf) + _summary_lines(model.summary)
-    found = [line for line in found if line.plain.strip()]
-    return plain_lines(*found, Text(), _rows(model.entries, LAST_ROWS, math.inf))
+    lines = [line.plain.rstrip() for line in found if line.plain.strip()]
+    last = model.entries[: -LAST_ROWS - 1 : -1]
+    table = plain_lines(make_table(last, [*COLUMNS, "description"]))
+    return [*lines, "", *table] if last else lines
 
 
 def _head(model: LiveModel, now: float) -> Table:
@@ -239,7 +241,7 @@ def _chart(bests: Sequence[float], width: int, height: int) -> Group:
     ))  # fmt: skip
 
 
-def _rows(entries: Sequence[Entry], count: int, width: float) -> RenderableType:
+def _rows(entries: Sequence[Entry], count: int, width: int) -> RenderableType:
     """Return the last experiments, the newest first."""
     last = entries[: -count - 1 : -1] if count > 0 else ()
     if not last:
