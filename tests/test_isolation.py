@@ -412,6 +412,12 @@ def test_packages_of_the_user_are_still_found(monkeypatch, tmp_path):
     assert folder in isolation._readable(Sandbox(scratch=tmp_path))
 
 
+def test_this_package_is_readable_also_where_it_is_developed(monkeypatch, tmp_path):
+    package = Path(isolation.__file__).parents[1]
+    monkeypatch.chdir(package.parent)
+    assert package in isolation._readable(Sandbox(scratch=tmp_path))
+
+
 # -------------------------------------------------------------------- the same as without a sandbox
 
 

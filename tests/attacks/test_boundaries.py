@@ -353,7 +353,7 @@ def test_without_a_sandbox_an_installed_package_ends_the_loop(template, tmp_path
     packages = tmp_path / "packages"  # in place of the real ones, which others use meanwhile
     packages.mkdir()
     (packages / "package.py").touch()
-    monkeypatch.setattr(installed, "__file__", str(packages / "installed.py"))
+    monkeypatch.setattr(installed, "__file__", str(packages / "system" / "installed.py"))
     monkeypatch.setattr(installed, "sys", SimpleNamespace(path=[str(packages)], argv=sys.argv))
     train = train_py(last=f"Path({str(packages)!r}, 'planted.py').write_text('x = 1')")
     with pytest.raises(UserError, match=r"changed installed packages \(\S+/planted\.py"):

@@ -20,7 +20,7 @@ from pathlib import Path
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.sandbox import landlock
-from autoresearch_jax.system import tpu
+from autoresearch_jax.system import installed, tpu
 
 LEVELS = ("none", "landlock", "bwrap")  # the weakest first
 
@@ -169,10 +169,7 @@ def _readable(sandbox: Sandbox) -> list[Path]:
 def _python() -> Iterator[Path]:
     """Yield the paths of this Python, its packages and its accelerator's libraries."""
     yield from (Path(sys.executable), Path(sys.prefix), Path(sys.base_prefix))
-    yield Path(__file__).parent
-    # sys.path starts with the current folder or the script's, which may be the workspace.
-    started_in = {Path(), Path.cwd(), Path(sys.argv[0]).absolute().parent}
-    yield from (path for path in map(Path, sys.path) if path not in started_in)
+    yield from installed.import_folders()
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     yield from (Path(name) for name in libraries if name)
 

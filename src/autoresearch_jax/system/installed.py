@@ -1,4 +1,4 @@
-"""Whether a training changed the installed packages, by the metadata of their files.
+"""The installed packages: where they are, and whether a training changed them.
 
 Without a sandbox a training can write anywhere, and what it installs must not reach the next one.
 """
@@ -10,13 +10,20 @@ from pathlib import Path
 State = dict[str, tuple[int, int, int]]  # path -> size, modification time, inode
 
 
+def import_folders() -> list[Path]:
+    """Return this package, and where Python finds others, except for the folder that it started in.
+
+    Python looks there first, too. It may be the workspace, which the user edits.
+    """
+    started_in = {Path.cwd(), Path(sys.argv[0]).absolute().parent}
+    entries = (Path(entry).absolute() for entry in sys.path)
+    return [Path(__file__).parents[1], *(path for path in entries if path not in started_in)]
+
+
 def state() -> State:
     """Return the state of every file below the folders that this Python imports packages from."""
     found: State = {}
-    started_in = {Path.cwd(), Path(sys.argv[0]).absolute().parent}  # the user edits there
-    folders = [Path(entry) for entry in sys.path if entry and Path(entry).is_dir()]
-    folders = [folder for folder in folders if folder.absolute() not in started_in]
-    for folder in dict.fromkeys((Path(__file__).parent, *folders)):
+    for folder in import_folders():
         for place, names, files in os.walk(folder):
             names[:] = [name for name in names if name not in ("__pycache__", ".git")]
             for name in files:
