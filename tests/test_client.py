@@ -76,6 +76,7 @@ def described(**fields):
             {"command": "my-client"},
             "sets agents.mine.command to 'my-client', and it should be a list",
         ),
+        ({"command": []}, "sets agents.mine.command to [], and it should not be empty"),
         (
             {"colour": "red"},
             "sets 'agents.mine.colour', which is not a key of agents. Expected one of: like",

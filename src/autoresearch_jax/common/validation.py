@@ -11,7 +11,9 @@ YAML = {  # what a person writes, where pydantic has the word of Python
     "tuple_type": "should be a list, such as [a, b]",
     "dict_type": "should be lines such as name: value",
     "bool_type": "should be true or false",
+    "string_type": "should be text: put it between quotes",
     "string_too_short": "should not be empty",
+    "too_short": "should not be empty",
     "extra_forbidden": "should be left out: there is no such key",
 }
 
