@@ -16,6 +16,7 @@ import pytest
 from autoresearch_jax.common import paths, protocol
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
+from autoresearch_jax.data.manifest import FROZEN
 from autoresearch_jax.jobs.job import Limits, ScoreJob, TrainJob
 from autoresearch_jax.jobs.ray import archive, cluster, machine, placement
 from autoresearch_jax.jobs.ray.messages import (
@@ -30,7 +31,6 @@ from autoresearch_jax.jobs.ray.messages import (
     Trained,
     TrainTask,
 )
-from autoresearch_jax.repo.workspace import FROZEN
 from autoresearch_jax.system import locks, visible_devices
 from tests import harness
 from tests.attacks import lab

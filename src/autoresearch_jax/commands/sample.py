@@ -21,7 +21,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.protocol import BROKEN, REFUSED
 from autoresearch_jax.common.text import clean, printable
 from autoresearch_jax.data import manifest
-from autoresearch_jax.data.manifest import DataError, Manifest
+from autoresearch_jax.data.manifest import FROZEN, DataError, Manifest
 from autoresearch_jax.jobs import environment, logs
 from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.jobs.local import EARLY_VARIABLES
@@ -31,7 +31,7 @@ from autoresearch_jax.records import journal, tags
 from autoresearch_jax.records.experiment import Experiment, refuse_without_parameters
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.candidates import Candidates
-from autoresearch_jax.repo.workspace import FROZEN, Workspace
+from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.system import locks, visible_devices
 from autoresearch_jax.system.disk_errors import disk_errors

@@ -12,6 +12,7 @@ from typing import Any
 
 from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.data.manifest import FROZEN
 from autoresearch_jax.jobs import scoring
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.executor import Scorer
@@ -22,7 +23,7 @@ from autoresearch_jax.records.events import Began
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.journal import Journal
 from autoresearch_jax.repo.candidates import Candidates
-from autoresearch_jax.repo.workspace import FROZEN, Workspace
+from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system.interrupts import Interrupts
 
 

@@ -13,6 +13,7 @@ from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.data import manifest
+from autoresearch_jax.data.manifest import FROZEN
 from autoresearch_jax.jobs import interference, logs, scoring
 from autoresearch_jax.jobs.compile_check import CompileCheck, Verdict
 from autoresearch_jax.jobs.executor import Executor
@@ -31,7 +32,7 @@ from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.records import events as records
 from autoresearch_jax.records.events import Outcome, Phase, Purpose, Repeated
 from autoresearch_jax.records.experiment import Experiment
-from autoresearch_jax.repo.workspace import FROZEN, time_budget
+from autoresearch_jax.repo.workspace import time_budget
 from autoresearch_jax.system import interrupts
 from autoresearch_jax.system.interrupts import Abandoned
 

@@ -14,8 +14,7 @@ from autoresearch_jax.common.errors import GitError, UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.repo import git
 
-FROZEN = ("prepare.py", "constants.py")
-FILES = ("train.py", *FROZEN)
+FILES = ("train.py", *manifest.FROZEN)
 
 
 @dataclass(eq=False)

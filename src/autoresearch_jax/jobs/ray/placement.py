@@ -6,11 +6,12 @@ from typing import Any
 
 from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.data.manifest import FROZEN
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.ray import archive
 from autoresearch_jax.jobs.ray.cluster import Cluster
 from autoresearch_jax.jobs.ray.messages import Inspected, Machine, Refused, Requirements, Resources
-from autoresearch_jax.repo.workspace import FROZEN, Workspace
+from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system.interrupts import Interrupts
 
 KINDS = ("GPU", "TPU", "CPU")  # of devices, in order of preference
