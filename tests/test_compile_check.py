@@ -205,7 +205,9 @@ def test_the_same_program_is_not_run_again(workspace):
     view = harness.Notes()
     harness.run_loop(workspace, agent, 2, view, **plain)
     assert [e.status for e in journal_of(workspace)] == ["keep", "discard", "keep"]
-    assert "no proposal: train.py is that of experiment 1 (discard, val_bpb 1.500000" in view.text
+    assert (
+        "no proposal: train.py equals that of experiment 1 (discard, val_bpb 1.500000" in view.text
+    )
 
     (workspace.root / "train.py").write_text(again)
     with pytest.raises(UserError, match=r"that of experiment 1 \(discard.*show 1"):

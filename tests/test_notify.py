@@ -170,7 +170,7 @@ def test_several_decisions_are_sent_in_their_order(tmp_path):
 
 
 def limited(seconds):
-    """An answer that there is none for so many seconds."""
+    """An agent whose quota is used up for so many seconds."""
 
     def answer(context):
         raise AgentError("the quota is used up.", "limit", again=time.time() + seconds)

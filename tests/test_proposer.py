@@ -452,7 +452,7 @@ def test_during_a_long_repair_something_else_is_trained(workspace, monkeypatch, 
     e = found(workspace)
     assert [one.agent for one in e] == ["", "slow", "slow" if waits else "tpe", "slow"]
     assert (e[1].status, e[1].reason) == ("crash", "ValueError: odd")
-    assert "not repaired yet: the crash is recorded, and slow goes on with the repair" in view.text
+    assert "not repaired yet: the crash is recorded, and slow continues the repair" in view.text
     assert (e[3].description, e[3].status) == ("repaired", "keep")
     source = Candidates(workspace, "t").show(e[3].commit)
     assert "FIRST = 0.1\n" in source

@@ -123,7 +123,7 @@ def test_a_candidate_that_fails_when_measured_again_is_a_crash(workspace):
     one = history(workspace)[1]
     assert one.status == "crash"
     assert "measured again, it failed" in one.reason
-    # The best of all fails: that is no fault of the candidate.
+    # The best fails, which is not the fault of the candidate.
     with pytest.raises(UserError, match="Experiment 2 failed when it was run again"):
         loop(workspace, noisy(0.8, broken), noisy(0.79))
     assert history(workspace)[3].status is None
@@ -201,16 +201,16 @@ def test_a_disturbed_training_is_repeated_once(workspace, monkeypatch):
     from autoresearch_jax.loop import worker
 
     monkeypatch.setattr(worker, "LEAST_TRAINING_S", 0.0)
-    told = []
+    seen = []
 
     def disturbed(metrics, words, *trusted):
-        told.append([bool(one) for one in trusted])
-        return "a miner took 30% of the device" if len(told) > 1 else ""
+        seen.append([bool(one) for one in trusted])
+        return "a miner took 30% of the device" if len(seen) > 1 else ""
 
     monkeypatch.setattr(interference, "reason", disturbed)
     view = harness.Notes()
     loop(workspace, noisy(CLEAR), policy="strict", view=view)
-    assert told == [[], [True, True]]  # the baseline has none to compare with
+    assert seen == [[], [True, True]]  # the baseline has none to compare with
     (found,) = records(workspace, "disturbed")
     assert (found["n"], found["reason"]) == (1, "a miner took 30% of the device")
     assert "trained again, since the first time does not count: a miner took 30%" in view.text

@@ -206,7 +206,7 @@ def test_a_result_behind_the_best_is_carried_over_and_counts_there(workspace):
     assert [one["n"] for one in records(workspace, "trained")].count(4) == 1
     assert (result.stopped, result.decided, result.best) == ("max", 5, both)
     spent = journal.read(workspace.state_dir("t")).costs.total
-    assert spent.experiments == 3  # that it is measured again is no proposal
+    assert spent.experiments == 3  # a repeat is not a proposal
 
 
 @pytest.mark.parametrize(("gain", "kept"), [(0.4, True), (0.1, False)])

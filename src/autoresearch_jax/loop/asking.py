@@ -162,7 +162,8 @@ class Asking:
         same = session.experiments.same_program(syntax.meaning(proposed), running=True)
         if same is not None:
             raise AgentError(
-                f"train.py is that of {known(same)}, comments and formatting aside.", "duplicate"
+                f"train.py equals that of {known(same)}, except for comments and formatting.",
+                "duplicate",
             )
         return blob
 

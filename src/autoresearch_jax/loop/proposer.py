@@ -274,8 +274,7 @@ class Proposer:
         repairing = self._threads.submit(asking.answer, self.agent, context, ask, e.base, e)
         if not self._comes_in_time(e, repairing):
             session.view.say(
-                f"     not repaired yet: the crash is recorded, and {e.agent} goes on with the "
-                "repair"
+                f"     not repaired yet: the crash is recorded, and {e.agent} continues the repair"
             )
             self._late.append(self._threads.submit(self._queue_late, e, ask, repairing))
             return False

@@ -260,7 +260,7 @@ class Scheduler:
                 return
             raise UserError(
                 f"Paused: {count} experiments in a row crashed ({crashes[-1].reason.rstrip('.')}), "
-                f"and the best one, experiment {best.n}, does not run any more either: "
+                f"and the best one, experiment {best.n}, no longer runs either: "
                 f"{reason.rstrip('.')}. So the machine is the cause, and nothing is lost. Look "
                 "with `autoresearch-jax doctor`, then run the same command again."
             )

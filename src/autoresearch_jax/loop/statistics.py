@@ -59,7 +59,7 @@ class Claims:
 
     @property
     def lines(self) -> list[str]:
-        """The noise, and the audit or that there is none."""
+        """The noise, the runs of a decision, and the audit or a hint to make one."""
         said = [] if self.noise is None else [self.noise.words]
         if self.runs > 1:
             said.append(f"a decision took {self.runs:.2f} runs on average")
