@@ -15,7 +15,7 @@ from autoresearch_jax.loop import config
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.sandbox.isolation import Chosen
-from autoresearch_jax.system import battery, device_probe, locks, nvidia, visible_devices
+from autoresearch_jax.system import device_probe, locks, nvidia, visible_devices
 from tests import harness
 from tests.harness import Notes, Scripted, train_py
 
@@ -45,7 +45,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "SSH_CONNECTION", "TMUX", "STY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(battery, "charge", lambda: None)
+    monkeypatch.setattr(doctor, "_battery_charge", lambda: None)
 
 
 @pytest.fixture
@@ -343,13 +343,13 @@ def test_a_weak_sandbox_is_a_note(monkeypatch):
 
 def test_a_battery_and_a_connection_are_notes(monkeypatch):
     assert not list(doctor._interruptions())
-    monkeypatch.setattr(battery, "charge", lambda: (57.0, False))
+    monkeypatch.setattr(doctor, "_battery_charge", lambda: (57.0, False))
     (note,) = doctor._interruptions()
     assert "on its battery, 57% full" in note.problem
-    monkeypatch.setattr(battery, "charge", lambda: (57.0, True))
+    monkeypatch.setattr(doctor, "_battery_charge", lambda: (57.0, True))
     (note,) = doctor._interruptions()
     assert note.command.endswith("autoresearch-jax loop")
-    monkeypatch.setattr(battery, "charge", lambda: None)
+    monkeypatch.setattr(doctor, "_battery_charge", lambda: None)
     monkeypatch.setenv("SSH_CONNECTION", "192.0.2.1 1 192.0.2.2 22")
     (note,) = doctor._interruptions()
     assert (note.command, "connection" in note.problem) == ("tmux", True)
@@ -362,7 +362,7 @@ def test_json_and_text_spell_commands_alike(driver, tmp_path, monkeypatch):
     root = tmp_path / "a folder"
     root.mkdir()
     (root / "program.md").write_text("---\nagent: hybrid:nobody\n---\n")
-    monkeypatch.setattr(battery, "charge", lambda: (57.0, True))
+    monkeypatch.setattr(doctor, "_battery_charge", lambda: (57.0, True))
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
     words = ["-C", str(root), "doctor"]
     text = CliRunner().invoke(main.main, words).stdout

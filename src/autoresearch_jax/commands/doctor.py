@@ -35,7 +35,7 @@ from autoresearch_jax.records.events import Status
 from autoresearch_jax.repo.workspace import Workspace, time_budget
 from autoresearch_jax.sandbox import profiles
 from autoresearch_jax.sandbox.isolation import Chosen
-from autoresearch_jax.system import battery, device_probe, device_use, nvidia, tpu
+from autoresearch_jax.system import device_probe, device_use, nvidia, tpu
 from autoresearch_jax.system.device_probe import Device
 from autoresearch_jax.system.nvidia import Gpu
 
@@ -229,8 +229,7 @@ def _weak_sandbox(chosen: Chosen | None) -> Iterator[Problem]:
 
 def _interruptions() -> Iterator[Problem]:
     """Report what may interrupt an overnight run: a battery, a connection."""
-    charge = battery.charge()
-    if charge is not None:
+    if (charge := _battery_charge()) is not None:
         percent, plugged = charge
         if plugged:
             awake = "caffeinate -i" if sys.platform == "darwin" else "systemd-inhibit"
@@ -243,6 +242,14 @@ def _interruptions() -> Iterator[Problem]:
             )
     if os.environ.get("SSH_CONNECTION") and not {"TMUX", "STY", "ZELLIJ"} & set(os.environ):
         yield Problem("a loop in this shell stops when the connection is lost.", "tmux")
+
+
+def _battery_charge() -> tuple[float, bool] | None:
+    """Return a laptop's charge in percent and whether it is plugged in; None for other machines."""
+    if sys.platform == "linux" and not list(Path("/sys/class/power_supply").glob("BAT*")):
+        return None  # a wireless mouse has a battery, too
+    found = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    return None if found is None else (found.percent, found.power_plugged is not False)
 
 
 def _missing_programs() -> Iterator[Problem]:

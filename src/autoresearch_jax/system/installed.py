@@ -38,6 +38,4 @@ def state() -> State:
 
 def changed(before: State, after: State) -> list[str]:
     """Return the paths that were added, removed or written between two states."""
-    return sorted(
-        path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
-    )
+    return sorted({path for path, _ in before.items() ^ after.items()})
