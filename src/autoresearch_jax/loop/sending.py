@@ -69,8 +69,12 @@ def _notify(address: str, service: Any, text: str) -> None:
     from apprise.logger import LogCapture
 
     with LogCapture(level=logging.WARNING, fmt="%(message)s") as said:
-        if service.notify(body=text, body_format=NotifyFormat.TEXT):
-            return
+        try:
+            if service.notify(body=text, body_format=NotifyFormat.TEXT):
+                return
+        except Exception as error:  # of one of a hundred plugins; its words may hold the address
+            why = type(error).__name__
+            raise Unsent(f"{service.service_name} did not accept the text ({why})") from None
         why = clean(said.getvalue()).rstrip(".")
     secret = (part for part in re.split(r"[/:?&=@]+", address)[1:] if len(part) > 5)
     if not why or any(part in why for part in secret):
