@@ -300,10 +300,10 @@ def test_a_command_that_was_given_a_folder_names_it(tmp_path, monkeypatch):
     harness.make_repository(tmp_path / "a folder")
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main.main, ["-C", "a folder", "results"])
-    assert "`autoresearch-jax -C 'a folder' loop` starts" in done.stderr
+    assert "To start: autoresearch-jax -C 'a folder' loop" in done.stderr
     monkeypatch.chdir("a folder")
     done = CliRunner().invoke(main.main, ["results"])
-    assert "`autoresearch-jax loop` starts" in done.stderr
+    assert "To start: autoresearch-jax loop" in done.stderr
 
 
 def test_outside_of_a_project_commands_name_it(tmp_path, monkeypatch):

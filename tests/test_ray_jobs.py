@@ -69,15 +69,21 @@ def test_a_folder_that_is_too_large_is_not_packed(tmp_path, monkeypatch):
         archive.pack(tmp_path)
 
 
-def test_nothing_is_unpacked_outside(tmp_path):
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        entry = tarfile.TarInfo("../outside")
-        entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(entry)
-    with pytest.raises(tarfile.TarError):
-        archive.unpack(packed.getvalue(), tmp_path / "there")
-    assert list((tmp_path / "there").iterdir()) == []
+def test_only_files_and_folders_inside_are_unpacked(tmp_path):
+    for name, kind in [
+        ("link", tarfile.SYMTYPE),
+        ("../outside", tarfile.REGTYPE),
+        (f"{tmp_path}/outside", tarfile.REGTYPE),
+        ("pipe", tarfile.FIFOTYPE),
+    ]:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = kind, "/etc/passwd" if kind == tarfile.SYMTYPE else ""
+            tar.addfile(entry)
+        with pytest.raises(tarfile.TarError):
+            archive.unpack(packed.getvalue(), tmp_path / "there")
+        assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
 
 
 # -------------------------------------------------------------------------------- resources

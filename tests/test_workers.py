@@ -533,6 +533,7 @@ def test_the_baseline_the_noise_and_the_audit_are_done_once_more(workspace, monk
 def test_the_first_ctrl_c_finishes_what_runs(workspace):
     def stop():
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)  # the main thread handles it
         (workspace.root.parent / "go").touch()
 
     ideas = [idea("1", "go", FIRST=0.1), idea("2", then=stop, SECOND=0.2)]

@@ -36,4 +36,10 @@ def unpack(packed: bytes, folder: Path) -> None:
     """Unpacks into a folder, nothing outside it. Raises tarfile.TarError, OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as tar:
-        tar.extractall(folder, filter="data")
+        # Before 3.11.4 there are no filters; from 3.12 on a warning asks for one.
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
+        for entry in tar:
+            inside = (folder / entry.name).resolve().is_relative_to(folder.resolve())
+            if not inside or not (entry.isdir() or entry.isreg()):
+                raise tarfile.TarError(f"{entry.name!r} may not be unpacked")
+            tar.extract(entry, folder, set_attrs=False)  # or root would give files to strangers
