@@ -209,8 +209,9 @@ def _own_devices(requirements: messages.Requirements, reporter: _Reporter) -> It
     names, wanted = visible_devices.device_names(), requirements.resources
     what = f"a task of autoresearch-jax on Ray, at {NAME}"
     if wanted.kind == "CPU":
-        handles = locks.some(names, wanted.size, what, reporter)
-        cores = frozenset(int(name.partition("-")[2]) for name in handles)
+        taken = locks.some(names, wanted.size, what, reporter)
+        cores = frozenset(int(name.partition("-")[2]) for name in taken)
+        handles = list(taken.values())
         allocation = DeviceAllocation(cores=cores)
     else:
         if names[0].startswith("cpu"):
@@ -218,7 +219,7 @@ def _own_devices(requirements: messages.Requirements, reporter: _Reporter) -> It
                 f"{NAME} has no device file of a {wanted.kind}, or JAX_PLATFORMS=cpu is set "
                 "there: start Ray there without it."
             )
-        handles = dict(zip(names, locks.devices(names, what, reporter), strict=True))
+        handles = locks.devices(names, what, reporter)
         tpu = wanted.kind == "TPU"
         allocation = DeviceAllocation(device_allocation.tpu_bounds(len(names)) if tpu else {})
         if wanted.kind == "GPU":
@@ -231,9 +232,9 @@ def _own_devices(requirements: messages.Requirements, reporter: _Reporter) -> It
         with locks.own_folder(home / "cluster", "task") as (here, lock), disk_errors():
             archive.unpack(requirements.frozen, here / "frozen")
             place = Place(here / "frozen", home, Path(requirements.hidden))
-            yield _Devices(allocation, (*handles.values(), lock), here, place)
+            yield _Devices(allocation, (*handles, lock), here, place)
     finally:
-        for handle in handles.values():
+        for handle in handles:
             os.close(handle)
 
 
