@@ -64,15 +64,15 @@ def test_an_environment_has_a_fingerprint_and_provenance(workspace, level):
     assert sorted(kept) == [
         "JAX",
         "XLA",
-        "box",
         "device",
         "device count",
         "frozen",
         "isolation",
+        "sandbox",
         "shards",
         "tokenizer",
     ]
-    assert (kept["isolation"], kept["box"]) == (level, level)
+    assert (kept["isolation"], kept["sandbox"]) == (level, level)
     assert kept["frozen"] == {
         **manifest.frozen_hashes(workspace.root),
         "autoresearch_jax": scoring.code_sha256(),
@@ -85,7 +85,7 @@ def test_an_environment_has_a_fingerprint_and_provenance(workspace, level):
 def test_no_sandbox_hides_text_that_can_be_made_again(workspace, from_pydocs, level):
     found = environment.examine(workspace, level)
     assert found.level == level  # the sandbox is there all the same
-    assert (found.provenance["isolation"], found.provenance["box"]) == ("none", level)
+    assert (found.provenance["isolation"], found.provenance["sandbox"]) == ("none", level)
     with pytest.raises(UserError, match=r"--require-isolation landlock: the text of pydocs can be"):
         environment.examine(workspace, level, "landlock")
     assert environment.examine(workspace, level, "none").level == level

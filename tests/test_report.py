@@ -254,9 +254,12 @@ def test_an_isolation_that_counts_as_none_is_explained():
         return rests_on(Experiment(0, "c", "", "", "", provenance=provenance))
 
     again = "counts as none: the validation text can be made again from installed packages"
-    assert facts(isolation="none", box="bwrap") == {"isolation": again, "box": "bwrap"}
+    assert facts(isolation="none", box="bwrap") == {"isolation": again, "sandbox": "bwrap"}
     for level in ("none", "bwrap"):
-        assert facts(isolation=level, box=level) == {"isolation": level, "box": level}
+        assert facts(isolation=level, sandbox=level) == {
+            "isolation": level,
+            "sandbox": level,
+        }
 
 
 def test_unknown_costs_are_null_and_only_tables_cut_texts():

@@ -37,8 +37,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     if found["search"]:
         rows["search"] = found["search"]
     listed = [f"{name:<8}{words}" for name, words in rows.items()]
+    width = max(map(len, found["agents"]), default=0) + 2
     for index, (name, one) in enumerate(found["agents"].items()):
-        listed.append(f"{'' if index else 'agents':<8}{name:<12}{_agent_words(one)}")
+        listed.append(f"{'' if index else 'agents':<8}{name:<{width}}{_agent_words(one)}")
     listed.append("")
     for mark, some in (("- ", found["problems"]), ("Note: ", found["notes"])):
         listed += [f"{mark}{one['problem']}\n  Next: {one['command']}" for one in some]

@@ -99,7 +99,7 @@ def examine(
         "device": device.device_kind,
         "device count": device.device_count,
         "isolation": claimed,
-        "box": chosen.level,
+        "sandbox": chosen.level,
     }
     target = None
     if device.platform != "cpu" and os.environ.get("AUTORESEARCH_GATE") != "0":

@@ -113,7 +113,9 @@ def phases(one: Experiment) -> dict[str, float]:
 def rests_on(one: Experiment) -> dict[str, str]:
     """Return the conditions under which an experiment was scored, in words by name."""
     facts = {k: str(v) for k, v in one.provenance.items() if isinstance(v, str | int)}
-    if facts.get("isolation") == "none" and facts.get("box", "none") != "none":
+    if "box" in facts:  # its name in journals of earlier versions
+        facts["sandbox"] = facts.pop("box")
+    if facts.get("isolation") == "none" and facts.get("sandbox", "none") != "none":
         why = "the validation text can be made again from installed packages"
         facts["isolation"] = f"counts as none: {why}"
     return facts

@@ -193,7 +193,7 @@ def _executor(
             keep_fds=devices.locks,
         )
         executor = LocalExecutor(context, devices.allocation)
-        claimed = {name: str(found.provenance[name]) for name in ("isolation", "box")}
+        claimed = {name: str(found.provenance[name]) for name in ("isolation", "sandbox")}
         try:
             yield executor, devices.folder, {"machine": NAME, **claimed}
         finally:
