@@ -283,8 +283,10 @@ def _living_holder(path: Path, handle: int) -> Held | None:
         entries = list(Path(f"/proc/{pid}/fd").iterdir())
     except FileNotFoundError:  # it has just ended, or this system has no /proc
         return None if Path("/proc/self/fd").exists() else held
-    except PermissionError:  # of another user
-        return held
+    except PermissionError:  # of another user, or a zombie, which only root may look into
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return None if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE else held
+        return None
     for entry in entries:
         with contextlib.suppress(OSError):
             if os.path.samestat(ours, entry.stat()):
