@@ -1,5 +1,6 @@
 """Trees of any shape are removed completely and counted within bounds."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -47,6 +48,16 @@ def few_descriptors():
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_folders_that_cannot_move_are_removed_where_they_are(tmp_path, monkeypatch):
+    def rename(*_, **__):  # as overlayfs answers for a folder of an image
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    nest(tmp_path, 5, aside=True)
+    monkeypatch.setattr(os, "rename", rename)
+    files.remove(tmp_path / "d")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["aside", "file"]
 
 
 @pytest.mark.usefixtures("few_descriptors")

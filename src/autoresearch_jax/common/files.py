@@ -5,6 +5,7 @@ only a few descriptors are open at a time.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -70,9 +71,18 @@ def _empty(top: int) -> None:
         folder = _open(name, top)
         try:
             for inner in _remove_files(folder):
-                os.close(_open(inner, folder))  # without write permission it could not move
-                nested.append(uuid.uuid4().hex)
-                os.rename(inner, nested[-1], src_dir_fd=folder, dst_dir_fd=top)
+                below = _open(inner, folder)  # without write permission it could not move
+                moved = uuid.uuid4().hex
+                try:
+                    os.rename(inner, moved, src_dir_fd=folder, dst_dir_fd=top)
+                    nested.append(moved)
+                except OSError as error:
+                    if error.errno != errno.EXDEV:
+                        raise
+                    _empty(below)  # overlayfs moves no folder of an image
+                    os.rmdir(inner, dir_fd=folder)
+                finally:
+                    os.close(below)
         finally:
             os.close(folder)
         os.rmdir(name, dir_fd=top)
