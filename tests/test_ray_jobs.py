@@ -46,12 +46,14 @@ def test_a_folder_is_packed_without_its_links(tmp_path):
     folder = tmp_path / "folder"
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "file").write_bytes(b"\0content")
+    os.link(folder / "deep" / "file", folder / "deep" / "same")  # a link, but a plain file
     (folder / "link").symlink_to("/etc/passwd")
     os.mkfifo(folder / "pipe")
     archive.unpack(archive.pack(folder), tmp_path / "there")
     found = sorted(path.relative_to(tmp_path / "there") for path in (tmp_path / "there").rglob("*"))
-    assert [str(path) for path in found] == ["deep", "deep/file"]
-    assert (tmp_path / "there" / "deep" / "file").read_bytes() == b"\0content"
+    assert [str(path) for path in found] == ["deep", "deep/file", "deep/same"]
+    for name in ("file", "same"):
+        assert (tmp_path / "there" / "deep" / name).read_bytes() == b"\0content"
 
 
 def test_only_what_is_scored_is_packed(tmp_path):
@@ -291,6 +293,22 @@ def test_news_arrive_as_they_happen():
     go.set()
     *_, last = task
     assert last == "result"
+
+
+def test_the_end_of_a_log_arrives_after_its_removal(tmp_path):
+    log, go = tmp_path / "log", threading.Event()
+
+    def work(reporter):
+        reporter.follow(log)
+        reporter.say("begun")
+        assert go.wait(20)
+        log.write_text("the last line\n")
+        log.unlink()
+
+    task = machine._with_news(work)
+    assert next(task).said == "begun"
+    go.set()
+    assert b"".join(one.log for one in task if one) == b"the last line\n"
 
 
 def test_an_error_of_the_work_is_raised():

@@ -16,7 +16,7 @@ def pack(folder: Path, names: Iterable[str] | None = None) -> bytes:
     if names is None:
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
     packed, size = io.BytesIO(), 0
-    with tarfile.open(fileobj=packed, mode="w") as tar:
+    with tarfile.open(fileobj=packed, mode="w", dereference=True) as tar:  # no hard links
         for name in names:
             status = (folder / name).lstat()
             size += status.st_size

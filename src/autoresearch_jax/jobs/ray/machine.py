@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from autoresearch_jax.common import paths
 from autoresearch_jax.common.errors import UserError
@@ -60,7 +60,7 @@ def train(task: messages.TrainTask) -> Iterator[Any]:
             archive.unpack(task.folder, job.folder)
             if task.cache:
                 archive.unpack(task.cache, here / "baseline-cache")
-            reporter.log = job.log
+            reporter.follow(job.log)
             result = executor.train(job, Events(exported=reporter.exported))
             score, score_log = None, here / "score.log"
             if result.outcome == Outcome.OK and job.scored_next:
@@ -112,10 +112,18 @@ class _Reporter:
 
     def __init__(self) -> None:
         self.stopped = threading.Event()  # set when nobody waits for the result
-        self.log: Path | None = None
+        self._log: BinaryIO | None = None
         self._events: queue.SimpleQueue[messages.News] = queue.SimpleQueue()
         self._live = ""
-        self._read = 0  # bytes of the log
+
+    def follow(self, log: Path) -> None:
+        """Send what is written to a log. It stays open: its end may be read after its removal."""
+        log.touch()
+        self._log = log.open("rb")
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
 
     def say(self, text: str) -> None:
         self._events.put(messages.News(said=text))
@@ -130,30 +138,27 @@ class _Reporter:
         """Yields what has happened since the last call."""
         while not self._events.empty():
             yield self._events.get()._replace(live=self._live)
-        printed = b""
-        if self.log is not None and self.log.exists():
-            with self.log.open("rb") as file:
-                file.seek(self._read)
-                printed = file.read()
-            self._read += len(printed)
-        yield messages.News(self._live, printed)
+        yield messages.News(self._live, self._log.read() if self._log else b"")
 
 
 def _with_news(work: Callable[[_Reporter], Any]) -> Iterator[Any]:
     """Yields news while `work` runs in a thread, and then its result. Raises its errors."""
     reporter = _Reporter()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work, reporter)
-        try:
-            while not future.done():
-                wait([future], NEWS_SECONDS)
-                yield from reporter.news()
-        finally:
-            reporter.stopped.set()
     try:
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(work, reporter)
+            try:
+                while not future.done():
+                    wait([future], NEWS_SECONDS)
+                    yield from reporter.news()
+            finally:
+                reporter.stopped.set()
+        yield from reporter.news()  # since the last wait
         yield future.result()
     except UserError as error:
         raise messages.Refused(_node(), str(error)) from None
+    finally:
+        reporter.close()
 
 
 def _node() -> str:
