@@ -30,7 +30,9 @@ def holders(
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended, or is another user's
             for fd in list((process / "fd").iterdir()):
-                target = os.path.realpath(fd)
+                target = ""
+                with contextlib.suppress(OSError):  # it has just been closed
+                    target = str(fd.readlink())  # the file itself may be on a dead mount
                 if any(fnmatch.fnmatchcase(target, node) for node in nodes):
                     name = (process / "comm").read_text().strip()
                     found[int(process.name)] = f"process {process.name} ({name}, {target})"
