@@ -215,10 +215,17 @@ def test_the_newest_tag_continues_while_its_fingerprint_matches(workspace, monke
     assert len(rows(workspace.root)) == 2  # of the present tag
     with pytest.raises(UserError, match=r"tag nov24 was measured with another device.*nov24-2"):
         run_loop(workspace, Scripted(), 1, tag="nov24", fingerprint_of=lambda _: other)
+    assert not list(workspace.root.glob("results-edited*"))
+    # Damage of a tag that would not be used in any case is no obstacle.
+    damaged = journal.path_of(workspace.state_dir("nov24-2"))
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-9] + whole[-9:].replace(b'"', b"'"))
+    third = DEVICE | {"device": "TPU v6e"}
+    assert run_loop(workspace, Scripted(), 0, fingerprint_of=lambda _: third).tag == "nov24-3"
+    damaged.write_bytes(whole)
     run_loop(workspace, Scripted(train_py(0.6)), 1, tag="nov24")  # both stay usable
     assert len(rows(workspace.root)) == 4
-    assert not list(workspace.root.glob("results-edited*"))
-    assert workspace.tags() == ["nov24-2", "nov24"]
+    assert workspace.tags() == ["nov24-3", "nov24-2", "nov24"]
 
 
 def test_a_branch_of_the_user_is_not_used_as_a_tag(workspace):

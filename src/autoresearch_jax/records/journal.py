@@ -57,6 +57,17 @@ def read(state_dir: Path) -> Experiments:
     return follower.experiments
 
 
+def first(state_dir: Path) -> Event | None:
+    """Return the first event of a tag; None if it is torn or missing. Raises JournalError."""
+    path = path_of(state_dir)
+    try:
+        with path.open("rb") as file:
+            line = file.readline()
+    except FileNotFoundError:
+        return None
+    return next(_unsealed(path, line, 1)) if line.endswith(b"\n") else None
+
+
 class Follower:
     """Reads the events of a journal that another process appends to, each event once."""
 

@@ -80,8 +80,12 @@ def _is_new(workspace: Workspace, tag: str, fingerprint: dict[str, Any]) -> bool
 
 
 def _began(workspace: Workspace, tag: str) -> Began | None:
-    """Return the first record of a tag; None if it is torn or missing. Raises JournalError."""
-    return journal.read(workspace.state_dir(tag)).first
+    """Return what a tag began with; None if nothing did. Raises JournalError.
+
+    Only the first line is read: later damage matters only to a loop that would use the tag.
+    """
+    began = journal.first(workspace.state_dir(tag))
+    return began if isinstance(began, Began) else None
 
 
 def _differences(workspace: Workspace, tag: str, fingerprint: dict[str, Any]) -> str:
