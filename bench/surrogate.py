@@ -25,7 +25,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autoresearch_jax.agents import readings
+from autoresearch_jax.agents import constants
 
 BUDGET_S = 300.0
 PEAK_FLOPS = 990e12  # a second, dense bfloat16
@@ -134,7 +134,7 @@ class Landscape:
 
     def memory_gib(self, source: str) -> float:
         """The peak of a step; 0 of what does not get that far."""
-        values = readings.read(source).values
+        values = constants.read(source).values
         if not _runs(values):
             return 0.0
         depth, width, _ = _shape(values)
@@ -147,7 +147,7 @@ class Landscape:
 
     def train(self, source: str) -> Outcome:
         """Trains a file; what is the same to this landscape gives the same outcome."""
-        values = readings.read(source).values
+        values = constants.read(source).values
         ideas = [name for name, _, new in IDEAS if new in source]
         # Not of the text, so that the figures outlive an edit of a comment in train.py.
         dice = random.Random(f"{self.name}/{[values.get(name) for name in READ]}/{ideas}")

@@ -76,7 +76,7 @@ def test_the_branch_moves_only_from_where_it_was(workspace, candidates):
 
 def test_named_candidates_survive_garbage_collection(workspace, candidates):
     commit = candidates.candidate(workspace.head(), candidates.store(b"kept\n"), "x")
-    candidates.name(3, commit)
+    candidates.keep_ref(3, commit)
     git(workspace.root, "gc", "-q", "--prune=now")
     assert candidates.show("refs/autoresearch/tag/3") == "kept\n"
 
@@ -249,7 +249,7 @@ def test_the_lock_of_a_git_that_was_killed_is_removed(workspace, locked, size):
             candidates.git("update-ref", ref, commit)
     stale_locks.clear(candidates, intended)
     candidates.move(intended["refs/heads/autoresearch/tag"], workspace.head())
-    candidates.name(1, intended["refs/autoresearch/tag/1"])
+    candidates.keep_ref(1, intended["refs/autoresearch/tag/1"])
     git(workspace.root, "fsck", "--strict")
 
 

@@ -170,7 +170,7 @@ def test_a_proposal_that_conflicts_with_a_keep_is_replaced_by_a_new_one(workspac
     view = Notes()
     run_loop(workspace, agent, 2, view, tag="t")
     assert [e.description for e in found(workspace)] == ["baseline", "edit", "again"]
-    assert "not proposed, since it conflicts with experiment 1: the same line" in view.text
+    assert "dropped, because it conflicts with experiment 1: the same line" in view.text
     assert records(workspace, "dropped")[0]["ask"] == 1
 
 

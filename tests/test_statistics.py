@@ -213,7 +213,7 @@ def test_a_disturbed_training_is_repeated_once(workspace, monkeypatch):
     assert seen == [[], [True, True]]  # the baseline has none to compare with
     (found,) = records(workspace, "disturbed")
     assert (found["n"], found["reason"]) == (1, "a miner took 30% of the device")
-    assert "trained again, since the first time does not count: a miner took 30%" in view.text
+    assert "training again, because the first training was disturbed: a miner took 30%" in view.text
     assert history(workspace)[1].status == "keep"  # believed the second time
 
 
@@ -303,4 +303,4 @@ def test_noise_is_computed_from_runs_that_decided_nothing():
     low, high = statistics.expected_again(1.0, known)
     assert low < 1.0 < high
     with pytest.raises(UserError, match="verify --seeds"):
-        statistics.rule("confirm", None)
+        statistics.policy_named("confirm", None)

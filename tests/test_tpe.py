@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from autoresearch_jax.agents.agent import AgentError, Context
-from autoresearch_jax.agents.readings import read
+from autoresearch_jax.agents.constants import read
 from autoresearch_jax.agents.search_space import infer
 from autoresearch_jax.agents.tpe import Tpe, Trial, choose, space_of
 from autoresearch_jax.common import literals

@@ -185,7 +185,7 @@ def test_much_more_start_up_than_the_baseline_is_reported(train):
     assert train(in_phases(0, 0, 0), limits=limits).note == ""
     limits = Limits(usual_startup_s=-4.0)  # so that five seconds more need no waiting
     note = train(in_phases(1, 0, 0), limits=limits).note
-    assert "the baseline's -4 s: is it training there?" in note
+    assert "the baseline's -4 s: check what it does there" in note
 
 
 def test_limits_come_from_what_the_baseline_took():

@@ -457,7 +457,7 @@ def test_a_lost_control_is_done_again_after_the_next_crash(workspace, monkeypatc
         run(workspace, breaking(workspace), 40, view=view)
     assert gone.lost == 1
     assert len(looks_right(workspace, undecided=undecided(workspace))) < 14  # all workers paused
-    assert view.said.count("Warning: the machine is gone. So that is not known.") == 1
+    assert view.said.count("Warning: the machine is gone. That check was not completed.") == 1
     assert len(records(workspace, "control")) == 1
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
-from autoresearch_jax.agents import readings
+from autoresearch_jax.agents import constants
 from autoresearch_jax.common.literals import Value
 
 if TYPE_CHECKING:
@@ -321,7 +321,7 @@ def unused_ranges(search: Mapping[str, GivenRange], source: str) -> str:
 
     This is not an error, because an agent may rename constants; but it may be a typing error.
     """
-    known = readings.read(source).values
+    known = constants.read(source).values
     said = []
     for name, given in search.items():
         near = difflib.get_close_matches(name, known, n=1)

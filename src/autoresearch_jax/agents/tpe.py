@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
-from autoresearch_jax.agents.readings import Reading, read
+from autoresearch_jax.agents.constants import Reading, read
 from autoresearch_jax.agents.search_space import GivenRange, Range, describe, infer
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.literals import Value

@@ -69,7 +69,7 @@ def run_loop(
             stopped = stages.run(session, proposer, notifier.decided)
         except Abandoned:
             stopped = "abandoned"
-            session.view.say("Abandoned. The same command continues that experiment.")
+            session.view.say("Stopped during an experiment. Run the same command to continue it.")
         finally:
             proposer.close()
         notifier.ended(stopped)

@@ -138,7 +138,7 @@ def compile_only(
         raise UserError(f"--device {device} is not known. Choose one of: {', '.join(names)}")
     if device is not None and device != "cpu" and (lacks := compile_check.lacking(device)):
         raise UserError(lacks)
-    view.live("looking at the accelerator")
+    view.live("checking the accelerator")
     # A named device need not be in this machine, and the machine's own may be busy.
     overrides = {} if device is None else {"JAX_PLATFORMS": "cpu"}
     found, chosen = environment.probe(

@@ -91,7 +91,7 @@ def sample(
         for file in FROZEN:
             (frozen / file).write_bytes(candidates.blob(e.commit, file))
         data = _data(workspace, frozen, pinned, e)
-        view.live("looking at the accelerator")
+        view.live("checking the accelerator")
         _, chosen = environment.probe(workspace.home, config.isolation, config.require_isolation)
         view.live("reading the model")
         pipe, spec, scratch = folder / "text", folder / "spec.json", folder / "scratch"

@@ -70,7 +70,7 @@ def reason(
 
 
 class Monitor(AbstractContextManager["Monitor"]):
-    """Observes the devices while it is open. This one sees nothing; its subclasses do."""
+    """Observes the devices while it is open. This base class records nothing."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}  # once it is closed
@@ -96,7 +96,7 @@ def monitor(
 
 
 class GpuMonitor(Monitor):
-    """Asks the driver now and then, in a thread."""
+    """Asks the driver in a thread, every SAMPLE_SECONDS."""
 
     def __init__(
         self,

@@ -169,7 +169,7 @@ class Clock:
         usual, took = self._job.limits.usual_startup_s, self.seconds()["startup_seconds"]
         if usual is None or took <= 1.5 * usual + 5:
             return ""
-        return f"start-up took {took:.0f} s, the baseline's {usual:.0f} s: is it training there?"
+        return f"start-up took {took:.0f} s, the baseline's {usual:.0f} s: check what it does there"
 
 
 def judge(returncode: int, tail: str) -> tuple[Outcome, str]:

@@ -1,4 +1,4 @@
-"""What a loop is asked to do: one frozen object, resolved once from flags and program.md.
+"""The settings of a loop: one frozen object, resolved once from flags and program.md.
 
 The front matter of program.md sets defaults for a workspace (docs/program-md-guide.md), and a flag
 of the command overrides them. A setting is described once, as a field here; its flag, if a command
@@ -215,7 +215,7 @@ def resolve(root: Path, **flags: Any) -> LoopConfig:
 
 
 def from_program(program: str, place: str = "program.md", **flags: Any) -> LoopConfig:
-    """Do the same for the text of a program.md; messages name its `place`."""
+    """Return what `resolve` returns, from the text of a program.md; messages name its `place`."""
     with front_matter.refusing(place):
         found = front_matter.load(program)
         if found is None:

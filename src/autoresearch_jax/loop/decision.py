@@ -58,7 +58,7 @@ def decide(
         return Decision(Status.DISCARD, too_much, lives_on=as_it_is)
     base = experiments.by_commit(e.base)
     assert base is not None
-    rule = statistics.rule(config.policy, statistics.noise(experiments))
+    rule = statistics.policy_named(config.policy, statistics.noise(experiments))
     found = _verdict(experiments, e, base, rule, lines_less)
     if base.n != best.n:
         return _decide_behind(e, best, base, found, as_it_is)

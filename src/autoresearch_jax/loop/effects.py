@@ -39,7 +39,7 @@ def carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | None:
     tag.view.live("")
     tag.view.say(_line(e, best))
     if e.note:
-        tag.view.say(f"     look at it: {e.note}")
+        tag.view.say(f"     check experiment {e.n}: {e.note}")
     return None
 
 

@@ -1,4 +1,4 @@
-"""Notifies a person who is elsewhere of what happens in a loop.
+"""Sends notifications about a loop to a person.
 
 A thread beside the loop sends the texts, so sending never delays or ends the loop.
 """
@@ -19,7 +19,7 @@ from autoresearch_jax.records.experiment import Experiment
 
 HURRY_SECONDS = 10.0  # after the end of a loop; then only the last text is still sent
 CLOSE_SECONDS = 75.0  # that the end waits: for these 10, a running command and the last text
-TICK_SECONDS = 0.2  # between two looks whether the person has stopped waiting
+TICK_SECONDS = 0.2  # between two checks for an interrupt
 WAITING = 20  # texts that may wait; beyond that the oldest is dropped
 TEXT_LIMIT = 600  # characters
 

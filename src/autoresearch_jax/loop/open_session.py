@@ -110,7 +110,7 @@ def _this_machine(
     handles = locks.devices(names, f"autoresearch-jax {what} in {workspace.root}", tools.view)
     for handle in handles:
         stack.callback(os.close, handle)
-    tools.view.live("looking at the data and the accelerator")
+    tools.view.live("checking the data and the accelerator")
     levels, first = (config.isolation, config.require_isolation), parts[0]
     found = tools.examine(workspace, *levels, first.variables)
     found = replace(found, fingerprint={**found.fingerprint, **first.fingerprint})
@@ -130,7 +130,7 @@ def _cluster(
     from autoresearch_jax.jobs.ray.executor import RayExecutor
 
     assert config.ray is not None
-    tools.view.live("looking at the data and the cluster")
+    tools.view.live("checking the data and the cluster")
     log = workspace.home / "cluster" / "driver.log"
     connection = Cluster(config.ray, log, interrupts.stopping)
     stack.callback(connection.close)

@@ -121,6 +121,6 @@ class OpenTag:
         if where := self.candidates.checked_out_at():
             raise UserError(
                 f"branch {self.candidates.branch} is checked out at {where}, and moving it would "
-                "leave that checkout looking like a revert. Leave it there: "
+                "make that checkout show the changes as reverted. Detach it first: "
                 f"git -C {where} switch --detach"
             )

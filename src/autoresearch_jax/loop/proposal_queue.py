@@ -4,7 +4,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from autoresearch_jax.agents import readings, search_space
+from autoresearch_jax.agents import constants, search_space
 from autoresearch_jax.common import syntax
 from autoresearch_jax.common.errors import GitError
 from autoresearch_jax.loop.decision import Version, better_as_it_is
@@ -41,8 +41,8 @@ def _copy(tag: OpenTag, ask: int) -> Path:
 
 def changes(tag: OpenTag, base: str, blob: str) -> str:
     """Describe what a train.py changes, for an agent that did not describe it."""
-    old = readings.read(tag.candidates.show(base))
-    new = readings.read(tag.candidates.stored(blob).decode(errors="replace"))
+    old = constants.read(tag.candidates.show(base))
+    new = constants.read(tag.candidates.stored(blob).decode(errors="replace"))
     if old.rest == new.rest:
         changed = {name: v for name, v in new.values.items() if v != old.values[name]}
         if changed:
@@ -60,7 +60,7 @@ def take(tag: OpenTag, queued: Queued) -> Queued | None:
     assert best is not None
     found, why = _on_best(tag, queued, best)
     if found is None:
-        tag.view.say(f"     not proposed, since {why}: {queued.description}")
+        tag.view.say(f"     dropped, because {why}: {queued.description}")
         tag.journal.append(Dropped(ask=queued.ask, of=queued.of, reason=why))
         return None
     blob = tag.candidates.store(found)  # the repository may have dropped it

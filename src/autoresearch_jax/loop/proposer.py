@@ -295,7 +295,7 @@ class Proposer:
     def _comes_in_time(self, e: Experiment, repairing: Future[Answer]) -> bool:
         """Wait for a repair; False if it takes too long and something else can be trained."""
         until = time.monotonic() + back_off.PATIENCE_SECONDS
-        self.session.view.live(f"experiment {e.n}: {e.agent} looks at its crash")
+        self.session.view.live(f"experiment {e.n}: {e.agent} is repairing the crash")
         while not wait([repairing], back_off.TICK_SECONDS).done:
             waiting = bool(self.session.experiments.queue)
             late = time.monotonic() >= until and (waiting or self._can_fill_in())

@@ -154,7 +154,9 @@ class Scheduler:
                 return None
             e = self._proposer.take()
             if self._ends():  # the loop was stopped while an agent thought; its proposal is kept
-                self._session.view.say(f"Stopped. The same command trains {e.n}: {e.description}")
+                self._session.view.say(
+                    f"Stopped. Run the same command to train experiment {e.n}: {e.description}"
+                )
                 return None
             self._proposer.think_ahead()
             return partial(self._measure, e.n)
@@ -253,16 +255,16 @@ class Scheduler:
             try:
                 reason = worker.control(best)
             except Lost as lost:
-                session.view.say(f"Warning: {lost} So that is not known.")
+                session.view.say(f"Warning: {lost} That check was not completed.")
                 return
             if not reason:
-                session.view.say("     It does: the machine is fine, the proposals are not.")
+                session.view.say("     It does, so the proposals caused the crashes.")
                 return
             raise UserError(
                 f"Paused: {count} experiments in a row crashed ({crashes[-1].reason.rstrip('.')}), "
                 f"and the best one, experiment {best.n}, no longer runs either: "
-                f"{reason.rstrip('.')}. So the machine is the cause, and nothing is lost. Look "
-                "with `autoresearch-jax doctor`, then run the same command again."
+                f"{reason.rstrip('.')}. So the machine is the cause, and nothing is lost. Run "
+                "`autoresearch-jax doctor`, then run the same command again."
             )
 
 

@@ -48,7 +48,7 @@ class Session(OpenTag):
         for e in self.experiments:
             if e.status is None:
                 self.view.say(f"Resuming experiment {e.n}: {e.description}")
-                self.candidates.name(e.n, e.commit)
+                self.candidates.keep_ref(e.n, e.commit)
                 self._adopt(e)
                 self._keep_attempt(e)
             else:
@@ -99,13 +99,13 @@ class Session(OpenTag):
             )
         )
         self._keep_attempt(self.experiments[e.n])
-        self.candidates.name(e.n, commit)
+        self.candidates.keep_ref(e.n, commit)
 
     def _keep_attempt(self, e: Experiment) -> None:
         """Keep the commit, the log and the question of the attempt before the last repair."""
         if not e.repairs:
             return
-        self.candidates.name(e.n, e.was, e.repairs)
+        self.candidates.keep_ref(e.n, e.was, e.repairs)
         log, run_dir = self.log(e), self.log(e).parent
         kept = log.with_name(f"run.{e.repairs}.log")
         if log.exists() and not kept.exists():
@@ -126,7 +126,7 @@ class Session(OpenTag):
         program = syntax.meaning(self.candidates.blob(commit))
         self.journal.append(Proposed(n=n, commit=commit, program=program, **fields))
         e = self.experiments[n]
-        self.candidates.name(n, commit)
+        self.candidates.keep_ref(n, commit)
         self._adopt(e)
         return e
 

@@ -84,7 +84,7 @@ def _measure_noise(session: Session) -> None:
 
     session.pool.run([partial(run, at + 1) for at in range(done, statistics.NOISE_RUNS)])
     if not session.interrupts.stopping():
-        statistics.rule(session.config.policy, session.noise)  # refuses a noise of zero
+        statistics.policy_named(session.config.policy, session.noise)  # refuses a noise of zero
         if session.noise is not None:
             session.view.say(f"     {session.noise.words}")
 

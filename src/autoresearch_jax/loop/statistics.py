@@ -151,7 +151,7 @@ def scores(e: Experiment) -> list[float]:
     return [score for score in found if score is not None]
 
 
-def rule(name: str, known: Noise | None) -> Strict | Confirm:
+def policy_named(name: str, known: Noise | None) -> Strict | Confirm:
     """Return the policy of that name. Raises UserError where it needs a noise that is not known."""
     if name == "strict":
         return Strict()

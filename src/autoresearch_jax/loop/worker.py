@@ -77,7 +77,7 @@ class Worker:
         ran: Mapping[str, str] | None = None,
         **fields: Any,
     ) -> None:
-        """`ran` describes the machine, if it is not this one."""
+        """Record a finished training; `ran` describes the machine, if it is not this one."""
         provenance = {**self.tag.environment.provenance, **(ran or {}), "seed": SEED}
         self.tag.journal.append(
             records.Trained(n=e.n, outcome=outcome, reason=reason, provenance=provenance, **fields)
@@ -133,12 +133,12 @@ class Worker:
     def scored_again(
         self, e: Experiment, purpose: Purpose, *, split: str = "val", seed: int | None = None
     ) -> Repeated:
-        """Do the same, but raise UserError if the repeat has no score."""
+        """Return `repeat`'s result, or raise UserError if it has no score."""
         repeat = self.repeat(e, purpose, split=split, seed=seed)
         if repeat.score is None:
             raise UserError(
                 f"Experiment {e.n} failed when it was run again: {repeat.reason.rstrip('.')}. "
-                "Nothing is lost. Look with `autoresearch-jax doctor`, then run the same command "
+                "Nothing is lost. Run `autoresearch-jax doctor`, then run the same command "
                 "again."
             )
         return repeat
@@ -191,7 +191,7 @@ class Worker:
         trusted = (one.metrics for one in others if one is not None and one.n != e.n)
         why = interference.reason(result.metrics, result.words, *trusted)
         if why:
-            self.view.say(f"     trained again, since the first time does not count: {why}")
+            self.view.say(f"     training again, because the first training was disturbed: {why}")
             tag.journal.append(records.Interfered(n=e.n, seed=seed, reason=why))
         return bool(why)
 

@@ -64,7 +64,7 @@ class Costs:
         return replace(self._loop, loop_s=self._loop.loop_s + until - self._opened)
 
     def add(self, event: events.Event) -> None:
-        """Take in the next event of the journal."""
+        """Apply the next event of the journal."""
         amount = _amount(event)
         if amount is not None:
             self.total += amount

@@ -128,7 +128,7 @@ class Experiments:
     # ---------------------------------------------------------------------------------- events
 
     def apply(self, event: events.Event) -> None:
-        """Take in the next event of the journal."""
+        """Apply the next event of the journal."""
         self.costs.add(event)
         match event:
             case events.Began():

@@ -127,7 +127,7 @@ class Candidates:
         finally:
             files.remove(folder)
 
-    def name(self, n: int, commit: str, attempt: int = 0) -> None:
+    def keep_ref(self, n: int, commit: str, attempt: int = 0) -> None:
         """Keep the commit of experiment `n` from being garbage-collected, even if it is discarded.
 
         `attempt` is the number of an earlier commit, which crashed and was repaired.
