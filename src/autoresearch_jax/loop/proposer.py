@@ -114,6 +114,8 @@ class Proposer:
             if (queued := self._turn()) is not None:
                 break
             self._refuse_over()  # a proposal that was paid for may have been dropped
+            if self.session.experiments.queue:  # another worker has just queued one
+                continue
             asked = bool(self._thinking) or self._ask()
             if not asked and self.session.interrupts.stopping():
                 raise AgentError("the loop is stopping", "abandoned")
