@@ -36,7 +36,7 @@ from tests.harness import SERIES, BySeries, run_loop, setup, train_py
 
 EFFECTS = (
     (Journal, "append"),
-    (Candidates, "name"),
+    (Candidates, "keep_ref"),
     (Candidates, "move"),
     (Candidates, "export"),
     (Candidates, "worktree"),
