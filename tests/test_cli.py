@@ -306,6 +306,17 @@ def test_a_command_that_was_given_a_folder_names_it(tmp_path, monkeypatch):
     assert "To start: autoresearch-jax loop" in done.stderr
 
 
+def test_a_command_that_works_in_another_folder_names_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with click.Context(click.Command("demo")):
+        console.spell_with("outer")  # -C outer
+        console.spell_with("its demo")
+        assert console.typed("Next: autoresearch-jax loop") == (
+            "Next: autoresearch-jax -C 'outer/its demo' loop"
+        )
+
+
 def test_outside_of_a_project_commands_name_it(tmp_path, monkeypatch):
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "its project" / ".venv"))

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from autoresearch_jax.cli import look, output, research, start
-from autoresearch_jax.common.console import TYPED, typed
+from autoresearch_jax.common.console import spell_with, typed
 from autoresearch_jax.common.errors import UserError
 
 SECTIONS = {
@@ -71,7 +71,7 @@ def main(ctx: click.Context, folder: Path | None, quiet: bool, verbose: bool) ->
         raise click.UsageError("Choose one of --quiet and --verbose.")
     ctx.obj = output.QUIET if quiet else output.VERBOSE if verbose else None
     if folder is not None:
-        ctx.meta[TYPED] = (Path.cwd(), folder)
+        spell_with(folder)
         ctx.call_on_close(functools.partial(os.chdir, Path.cwd()))
         os.chdir(folder)
 

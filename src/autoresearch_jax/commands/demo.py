@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from autoresearch_jax.commands import loop, presets, setup
-from autoresearch_jax.common.console import View, typed
+from autoresearch_jax.common.console import View, spell_with, typed
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.loop import config
@@ -39,10 +39,13 @@ def demo(target: Path, console: Console, view: View, *, seed: int, experiments: 
         "lowers val_bpb is kept"
     )
     here, tags = Path.cwd(), workspace.tags()
-    folder = shlex.quote(str(target.relative_to(here) if target.is_relative_to(here) else target))
+    folder = target.relative_to(here) if target.is_relative_to(here) else target
+    full_size = typed("autoresearch-jax setup ../research")
+    spell_with(folder)
     done = len(journal.read(workspace.state_dir(tags[-1])).decided) if tags else 0
     if done > experiments:
-        view.say(f"All are recorded already. To start again from nothing: rm -r {folder}")
+        again = shlex.join(["rm", "-r", str(folder)])
+        view.say(f"All are recorded already. To start again from nothing: {again}")
     else:
         if done:
             view.say(f"Continuing after {count(done, 'recorded experiment')}.")
@@ -61,13 +64,14 @@ def demo(target: Path, console: Console, view: View, *, seed: int, experiments: 
     shown = best if best is not None and best.improved else model.entries[-1]
     view.say(f"\nThe picture: {picture}")
     view.say("Next:")
-    program = f"autoresearch-jax -C {folder}"
-    for command, purpose in {
-        f"{program} show {shown.n}": "one experiment in full",
-        f"{program} loop --max 10": "more experiments",
-        "autoresearch-jax setup ../research": "a workspace of full size",
-    }.items():
-        view.say(typed(f"  {command:<{len(program) + 15}}# {purpose}"))
+    commands = {
+        typed(f"autoresearch-jax show {shown.n}"): "one experiment in full",
+        typed("autoresearch-jax loop --max 10"): "more experiments",
+        full_size: "a workspace of full size",
+    }
+    width = max(map(len, commands))
+    for command, purpose in commands.items():
+        view.say(f"  {command:<{width}}  # {purpose}")
 
 
 def _check_size(target: Path) -> None:

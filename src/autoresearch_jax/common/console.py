@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TURN_SECONDS = 3.0  # before the progress line shows the next worker
 PROGRESS_SECONDS = 5.0  # between two progress lines in a file
 REFRESH_SECONDS = 0.25  # of a progress line; a faster one would take time from a training on CPUs
-TYPED = "autoresearch_jax.typed"
+_TYPED = "autoresearch_jax.typed"
 
 
 class View(Protocol):
@@ -153,13 +153,17 @@ def share(view: View, workers: int) -> list[View]:
     return [SharedView(view, at, progress, lock) for at in range(workers)]
 
 
-def typed(text: str) -> str:
-    """Return the text with our commands as the user must type them: with `uv run` and -C.
+def spell_with(folder: Path | str) -> None:
+    """Let `typed` add `-C folder` from now on: this command works in another folder."""
+    if context := click.get_current_context(silent=True):
+        here, outer = context.meta.get(_TYPED, (Path.cwd(), ""))
+        context.meta[_TYPED] = (here, Path(outer) / folder)
 
-    A command with -C stores in its click context, under TYPED, the current folder and DIR.
-    """
+
+def typed(text: str) -> str:
+    """Return the text with our commands as the user must type them: with `uv run` and -C."""
     context = click.get_current_context(silent=True)
-    here, folder = context.meta.get(TYPED, (None, None)) if context else (None, None)
+    here, folder = context.meta.get(_TYPED, (None, None)) if context else (None, None)
     program = f"autoresearch-jax -C {shlex.quote(str(folder))} " if folder else "autoresearch-jax "
     if "UV_RUN_RECURSION_DEPTH" in os.environ:
         uv_run = _uv_run(here)

@@ -67,8 +67,8 @@ class Claims:
             said.append(audit_words(self.audit, self.best))
         elif self.best is not None:
             said.append(
-                "not audited, and a score that was kept for being low is too low by luck; "
-                f"to measure the gain anew: autoresearch-jax verify --audit {AUDIT_RUNS}"
+                "not audited: the lowest of many noisy scores is too low by luck. To measure the "
+                f"gain again: autoresearch-jax verify --audit {AUDIT_RUNS}"
             )
         return said
 
