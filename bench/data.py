@@ -121,7 +121,7 @@ def encode(shard: Path, tokenizer: Path, repeats: int) -> dict:
 
 
 def pack(shard: Path, tokenizer: Path, repeats: int) -> dict:
-    """Of documents that are encoded already; they are all in memory, so that is not told."""
+    """Of documents that are encoded already; they are all in memory, so that is not reported."""
     encoder = Tokenizer(tokenizer)
     groups = list(encoded_groups(encoder, sources.documents([shard])))
 
@@ -276,7 +276,7 @@ def original(checkout: Path, sizes: dict[str, dict], folder: Path, repeats: int)
     return measured
 
 
-# --- What is told -------------------------------------------------------------------------------
+# --- Reports ------------------------------------------------------------------------------------
 
 
 def growth(stages: list[dict]) -> list[dict]:
@@ -350,7 +350,7 @@ def main(text, checkout, repeats, steps, load_tokens, as_json):
         folder = Path(name)
         sizes = write_texts(folder, text)
         stages = []
-        if checkout:  # first: what is missing is told at once
+        if checkout:  # first: what is missing is reported at once
             stages = original(checkout, sizes, folder, repeats)
         stages += preparation(sizes, folder, repeats)
         rows = folder / "whole.u16"

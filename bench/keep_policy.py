@@ -170,7 +170,7 @@ def ask(rule: Policy, history: Sequence[Measured]) -> str:
 
 
 @dataclass
-class Night:
+class Simulation:
     """What one session did."""
 
     kept: list[float]  # true effects of what it kept
@@ -182,7 +182,7 @@ class Night:
     high: float = 0.0
 
 
-def spend(cell: Cell, effects: list[float], luck: np.ndarray, fresh: np.ndarray) -> Night:
+def spend(cell: Cell, effects: list[float], luck: np.ndarray, fresh: np.ndarray) -> Simulation:
     """One session.
 
     Args:
@@ -220,13 +220,13 @@ def spend(cell: Cell, effects: list[float], luck: np.ndarray, fresh: np.ndarray)
         spent += 1
     kept = [effects[n - 1] for n, one in enumerate(history) if one.status == "keep" and n]
     decided = sum(one.status is not None for one in history) - 1
-    night = Night(kept, -truths[best], decided, spent)
+    simulation = Simulation(kept, -truths[best], decided, spent)
     if not audited:
-        night.claim = history[0].scores[0] - history[best].scores[0]
+        simulation.claim = history[0].scores[0] - history[best].scores[0]
     elif kept:
         audit = statistics.gain(list(fresh[0]), list(truths[best] + fresh[1]))
-        night.claim, night.low, night.high = audit.gain, audit.low, audit.high
-    return night
+        simulation.claim, simulation.low, simulation.high = audit.gain, audit.low, audit.high
+    return simulation
 
 
 def simulate(cell: Cell) -> dict[str, np.ndarray | float]:
@@ -238,11 +238,11 @@ def simulate(cell: Cell) -> dict[str, np.ndarray | float]:
     luck = dice.normal(0, cell.noise, (cell.sessions, RUNS, 8))[:, :, : cell.devices]
     runs = max(AUDIT, cell.devices)
     fresh = dice.normal(0, cell.noise, (cell.sessions, 2, 8))[:, :, :runs]
-    nights = [spend(cell, *one) for one in zip(effects.tolist(), luck, fresh, strict=True)]
-    kept = np.array([effect for night in nights for effect in night.kept])
-    gains = np.array([night.gain for night in nights])
-    over = np.array([night.claim for night in nights]) - gains
-    proposals = sum(night.proposals for night in nights)
+    simulations = [spend(cell, *one) for one in zip(effects.tolist(), luck, fresh, strict=True)]
+    kept = np.array([effect for simulation in simulations for effect in simulation.kept])
+    gains = np.array([simulation.gain for simulation in simulations])
+    over = np.array([simulation.claim for simulation in simulations]) - gains
+    proposals = sum(simulation.proposals for simulation in simulations)
     found: dict[str, np.ndarray | float] = {
         "false_keep_rate": float(np.mean(kept > 0)) if kept.size else 0.0,
         "no_gain_rate": float(np.mean(kept >= 0)) if kept.size else 0.0,
@@ -251,11 +251,11 @@ def simulate(cell: Cell) -> dict[str, np.ndarray | float]:
         "progress": float(gains.mean()),
         "keeps": kept.size / cell.sessions,
         "proposals": proposals / cell.sessions,
-        "runs_a_proposal": sum(night.rounds for night in nights) / proposals,
+        "runs_a_proposal": sum(simulation.rounds for simulation in simulations) / proposals,
         "gains": gains,
     }
     if cell.name != "strict":
-        audits = [night for night in nights if night.kept]
+        audits = [simulation for simulation in simulations if simulation.kept]
         found["audit_covers"] = float(np.mean([n.low <= n.gain <= n.high for n in audits]))
         found["audit_half_width"] = float(np.mean([(n.high - n.low) / 2 for n in audits]))
     return found

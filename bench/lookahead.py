@@ -3,7 +3,7 @@
     uv run bench/lookahead.py [--budget 30] [--thinks 12] [--count 8] [--json]
 
 A stand-in agent, which thinks for a while and then changes a line, and a stand-in
-training, a process that lasts exactly its budget, in the proportions of a night: 120 s of thinking
+training, a process that lasts exactly its budget, in real proportions: 120 s of thinking
 to 300 s of training. All else is real: the loop, git, the journal, the processes. Every fourth
 proposal is kept, so that the one that waits has to be carried over. `busy_fraction` is the time in
 which a training ran, of all the time from the first proposal's question to the last decision.

@@ -45,7 +45,7 @@ from tests import harness
 SIZES = (0, 100, 300, 1000, 3000)
 TAG = "t"
 KEPT = 5  # every so many experiments, one is kept
-# A night of tpe's: numbers of train.py that differ from one experiment to the next.
+# What tpe changes: numbers of train.py that differ from one experiment to the next.
 SEARCHED = ("MATRIX_LR", "EMBEDDING_LR", "WEIGHT_DECAY", "WARMDOWN_RATIO")
 
 # In front of the real train.py, so that the file has its size and its constants.
@@ -98,7 +98,7 @@ def score_of(n: int) -> float:
 
 
 def make_history(root: Path, count: int) -> Workspace:
-    """A workspace with so many decided experiments, as a night leaves them: loose, and a journal.
+    """A workspace with so many decided experiments, as a loop leaves them: loose, and a journal.
 
     They are written in one go, since the loop itself would take minutes.
     """

@@ -55,7 +55,7 @@ SHOWN = ("tpe", "hybrid", "random", "steps")
 
 
 @dataclass
-class Night:
+class Simulation:
     """The trials of one method on one landscape."""
 
     measured: list[float] = field(default_factory=list)  # best so far, after each trial
@@ -73,7 +73,7 @@ class Trainer:
         self.sources: dict[str, str] = {}
         self.history: list[Experiment] = []
         self.best: Experiment | None = None
-        self.night = Night()
+        self.simulation = Simulation()
         self.truth = START
 
     def begin(self, source: str, description: str, agent: str) -> None:
@@ -98,9 +98,9 @@ class Trainer:
         if kept:
             self.best, self.truth = done, outcome.truth
         if e.n:
-            self.night.measured.append(self.best.val_bpb)
-            self.night.true.append(self.truth)
-            self.night.crashes[outcome.crash] += outcome.crash != ""
+            self.simulation.measured.append(self.best.val_bpb)
+            self.simulation.true.append(self.truth)
+            self.simulation.crashes[outcome.crash] += outcome.crash != ""
 
     def ask(self, agent: Agent, gate: bool) -> tuple[str, str, str]:
         """A train.py for the next experiment, its description and who made it."""
@@ -110,13 +110,13 @@ class Trainer:
             path.write_text(self.sources[self.best.commit])
             begun = time.perf_counter()
             said = agent.propose(self.context(tuple(unfit)))
-            self.night.seconds.append(time.perf_counter() - begun)
+            self.simulation.seconds.append(time.perf_counter() - begun)
             source = path.read_text()
             fits = not gate or self.landscape.fits(source)
             if fits or len(unfit) == TRIES:
                 return source, said.description, said.agent or agent.name
             unfit.append((source, "it needs more memory than the device has"))
-            self.night.refused += 1
+            self.simulation.refused += 1
 
     def context(self, unfit: tuple[tuple[str, str], ...]) -> Context:
         return Context(
@@ -144,7 +144,7 @@ class Trainer:
         return done.stdout if done.returncode == 0 else None
 
 
-def spend(kind: str, seed: int, method: str, count: int, gate: bool, pending: bool) -> Night:
+def spend(kind: str, seed: int, method: str, count: int, gate: bool, pending: bool) -> Simulation:
     """The trials of one method on one landscape, from the shipped train.py."""
     landscape = Landscape(kind, seed)
     landscape.start_from(SOURCE, START)
@@ -164,40 +164,44 @@ def spend(kind: str, seed: int, method: str, count: int, gate: bool, pending: bo
             trainer.begin(*(ahead or trainer.ask(agent, gate)))
             if not pending or n == count:
                 trainer.end()
-    return trainer.night
+    return trainer.simulation
 
 
 def compare(
     kind: str, methods: Sequence[str], seeds: range, count: int, gate: bool, pending: bool
-) -> dict[str, list[Night]]:
-    """The nights of each method, in the order of the seeds."""
+) -> dict[str, list[Simulation]]:
+    """The simulations of each method, in the order of the seeds."""
     jobs = [(kind, seed, method, count, gate, pending) for seed in seeds for method in methods]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), context) as pool:
-        nights = list(pool.map(spend, *zip(*jobs, strict=True)))
-    return {name: nights[at :: len(methods)] for at, name in enumerate(methods)}
+        simulations = list(pool.map(spend, *zip(*jobs, strict=True)))
+    return {name: simulations[at :: len(methods)] for at, name in enumerate(methods)}
 
 
 # ---------------------------------------------------------------------------------- figures
 
 
-def figures(kind: str, found: dict[str, list[Night]], count: int) -> dict[str, float]:
+def figures(kind: str, found: dict[str, list[Simulation]], count: int) -> dict[str, float]:
     """The JSON of one landscape (see the module)."""
     out: dict[str, float] = {}
-    for name, nights in found.items():
+    for name, simulations in found.items():
         key = f"{kind}_{name}"
         for mark in marks(count):
             at = mark - 1
-            out[f"{key}_at_{mark}"] = mean([night.true[at] for night in nights])
-            out[f"{key}_measured_at_{mark}"] = mean([night.measured[at] for night in nights])
-        trials = count * len(nights)
-        out[f"{key}_crashes"] = round(sum(n.crashes.total() for n in nights) / trials, 4)
-        out[f"{key}_refused"] = round(sum(night.refused for night in nights) / trials, 4)
-        spent = [seconds for night in nights for seconds in night.seconds]
+            out[f"{key}_at_{mark}"] = mean([simulation.true[at] for simulation in simulations])
+            out[f"{key}_measured_at_{mark}"] = mean(
+                [simulation.measured[at] for simulation in simulations]
+            )
+        trials = count * len(simulations)
+        out[f"{key}_crashes"] = round(sum(n.crashes.total() for n in simulations) / trials, 4)
+        out[f"{key}_refused"] = round(
+            sum(simulation.refused for simulation in simulations) / trials, 4
+        )
+        spent = [seconds for simulation in simulations for seconds in simulation.seconds]
         out[f"{key}_propose_s"] = round(statistics.median(spent), 4)
         for other in ("random", "steps"):
             if other in found and other != name:
-                pairs = zip(nights, found[other], strict=True)
+                pairs = zip(simulations, found[other], strict=True)
                 differences = [mine.true[-1] - theirs.true[-1] for mine, theirs in pairs]
                 low, high = interval(differences)
                 out[f"{key}_minus_{other}"] = mean(differences)
@@ -222,7 +226,7 @@ def marks(count: int) -> list[int]:
     return sorted({min(mark, count) for mark in MARKS})
 
 
-def table(kind: str, found: dict[str, list[Night]], values: dict, count: int) -> Table:
+def table(kind: str, found: dict[str, list[Simulation]], values: dict, count: int) -> Table:
     many = len(next(iter(found.values())))
     title = f"Landscape {kind}: val_bpb without noise (measured), mean of {many} seeds"
     made = Table(title=title, title_justify="left")
@@ -230,13 +234,13 @@ def table(kind: str, found: dict[str, list[Night]], values: dict, count: int) ->
     columns += ["minus random (95%)", "minus steps (95%)", "crashes", "by kind", "refused", "s"]
     for index, name in enumerate(columns):
         made.add_column(name, justify="right" if index else "left")
-    for name, nights in found.items():
+    for name, simulations in found.items():
         key = f"{kind}_{name}"
         curve = [
             f"{values[f'{key}_at_{mark}']:.4f} ({values[f'{key}_measured_at_{mark}']:.4f})"
             for mark in marks(count)
         ]
-        kinds = sum((night.crashes for night in nights), Counter())
+        kinds = sum((simulation.crashes for simulation in simulations), Counter())
         made.add_row(
             name,
             *curve,
@@ -268,11 +272,11 @@ def main(kinds, methods, seeds, first_seed, count, gate, pending, as_json):
     found = {}
     for kind in kinds or KINDS:
         numbers = range(first_seed, first_seed + seeds)
-        nights = compare(kind, methods or SHOWN, numbers, count, gate, bool(pending))
-        values = figures(kind, nights, count)
+        simulations = compare(kind, methods or SHOWN, numbers, count, gate, bool(pending))
+        values = figures(kind, simulations, count)
         found |= values
         if not as_json:
-            Console(width=200).print(table(kind, nights, values, count))
+            Console(width=200).print(table(kind, simulations, values, count))
     if as_json:
         click.echo(json.dumps(found))
 

@@ -84,11 +84,11 @@ Answer = tuple[str, str] | None  # a train.py, and what changed
 
 
 def new_code(source: str, context: Context, dice: random.Random) -> Answer:
-    told = {e.description for e in context.history}
+    described = {e.description for e in context.history}
     ideas = list(IDEAS)
     random.Random(context.seed).shuffle(ideas)
     for name, old, new in ideas:
-        if f"idea: {name}" not in told and old in source:
+        if f"idea: {name}" not in described and old in source:
             return source.replace(old, new), f"idea: {name}"
     return None
 

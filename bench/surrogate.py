@@ -1,4 +1,4 @@
-"""A stand-in for five minutes of training: what a train.py would score, told from its constants.
+"""A stand-in for five minutes of training: the score of a train.py, estimated from its constants.
 
 It is made up, in the shape of what is known of such trainings, and fitted to nothing. It takes this
 repository's train.py as it is, reads its constants, and knows some changes of its code (IDEAS).

@@ -27,7 +27,7 @@ sys.path.insert(0, str(TOP))
 from autoresearch_jax.views.watch import live_model, page_data, report_file
 from tests import watch_helpers
 
-SETTLE_SECONDS = 1.2  # until an update is told, drawn and painted
+SETTLE_SECONDS = 1.2  # until an update is sent, drawn and painted
 WATCHER = """
 (function look() {
   if ((%s) < %d) requestAnimationFrame(look);

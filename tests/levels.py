@@ -39,5 +39,5 @@ BOXES = at("landlock", "bwrap")
 EVERY = at(*isolation.LEVELS)
 STRONGEST = next(level for level in reversed(isolation.LEVELS) if not why_not(level))
 WEAKER = [level for level in isolation.LEVELS if level != STRONGEST]
-STRONGEST_BY_DAY = at(*isolation.LEVELS, nightly=WEAKER)  # and every level at night
+STRONGEST_BY_DAY = at(*isolation.LEVELS, nightly=WEAKER)  # and every level nightly
 boxed = pytest.mark.skipif(STRONGEST == "none", reason="only a sandbox stops it, and there is none")

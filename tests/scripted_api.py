@@ -60,7 +60,7 @@ class Api(ThreadingHTTPServer):
     """Answers by its script; `requests` holds what came: (path, body)."""
 
     daemon_threads = True
-    block_on_close = False  # a handler may hang, as it is told to
+    block_on_close = False  # a handler may hang, if a test wants it
 
     def __init__(self, script: Sequence[Step]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

@@ -195,7 +195,7 @@ def test_git_data_damaged_by_an_agent_harms_nothing(tmp_path, monkeypatch, level
     with (root / ".gitignore").open("a") as file:
         file.write("home/\n")
     git(root, "commit", "-qam", "Ignore it")
-    # Here git would find the user's repository if it were not told which one to use.
+    # Here git would find the user's repository without being given one.
     monkeypatch.setenv("AUTORESEARCH_HOME", str(root / "home"))
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     git(root, "config", "extensions.worktreeConfig", "true")  # it makes config.worktree count

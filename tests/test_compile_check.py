@@ -183,11 +183,11 @@ def test_a_training_gets_its_memory_limit(workspace):
     (workspace.root / "program.md").write_text("---\nmax_memory_gb: 40\n---\nGo on.\n")
     harness.git(workspace.root, "commit", "-qam", "Tell")
     examine = {"examine": lambda *_: Environment(harness.DEVICE)}
-    for flag, told in ((None, "40.0"), (7.5, "7.5")):
+    for flag, limit in ((None, "40.0"), (7.5, "7.5")):
         log = workspace.root / "run.log"
         given = config.resolve(workspace.root, max_memory_gb=flag), harness.tools(**examine)
         assert run_command.measure(workspace, *given, log_path=log).val_bpb == 0.9
-        assert log.read_text().strip() == told
+        assert log.read_text().strip() == limit
 
 
 # ------------------------------------------------------------------------- twice the same

@@ -213,7 +213,7 @@ def test_the_log_of_an_earlier_attempt_is_not_its_progress(recording):
         "program": "",
         "agent": "claude",
     }
-    record = {"step": "repaired", "n": n, "description": "mended", "time": time.time(), **commit}
+    record = {"step": "repaired", "n": n, "description": "repaired", "time": time.time(), **commit}
     with recording.path.open("ab") as file:
         file.write(journal.seal(harness.event(**record)))
     (running,) = reader.read().running

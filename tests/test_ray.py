@@ -43,7 +43,7 @@ pytestmark = [
 ]
 
 TOP = Path(__file__).parents[1]
-TAG = "night"  # of all of them: its baseline is measured once
+TAG = "shared"  # of all of them: its baseline is measured once
 BETTER = lab.train_py(batches=24)
 
 
@@ -144,10 +144,10 @@ def examined():
     return {}
 
 
-class Night:
+class LoopRun:
     """One loop on a cluster; it continues where the one before it ended."""
 
-    def __init__(self, ground, address, examined, *sources, workers=1, watch=lambda night: 0):
+    def __init__(self, ground, address, examined, *sources, workers=1, watch=lambda loop_run: 0):
         def examine(workspace, wanted, required, overrides=None):
             if not examined:
                 examined["here"] = environment.examine(workspace, wanted, required, overrides)
@@ -201,31 +201,31 @@ class Breaking:
         self.action, self.times, self.beside = action, times, beside
         self.done = 0
 
-    def __call__(self, night: Night) -> None:
-        if self.done < self.times and night.trains(0) and night.trains(self.beside):
+    def __call__(self, loop_run: LoopRun) -> None:
+        if self.done < self.times and loop_run.trains(0) and loop_run.trains(self.beside):
             self.done += 1
             self.action()
-            night.log(0).unlink()  # the next one's is another
+            loop_run.log(0).unlink()  # the next one's is another
 
 
-def test_a_night_on_two_machines(ground, whole, examined):
+def test_a_loop_on_two_machines(ground, whole, examined):
     first = lab.train_py(begun="note(begun=1)\ntime.sleep(1)", batches=5)
-    night = Night(ground, whole.address, examined, first, BETTER, slow(), workers=2)
-    baseline = night.history[0]
-    assert night.ended.stopped == "max"
-    assert [e.outcome for e in night.history] == ["ok"] * len(night.history)
+    loop_run = LoopRun(ground, whole.address, examined, first, BETTER, slow(), workers=2)
+    baseline = loop_run.history[0]
+    assert loop_run.ended.stopped == "max"
+    assert [e.outcome for e in loop_run.history] == ["ok"] * len(loop_run.history)
     assert baseline.val_bpb
-    (kept,) = [e for e in night.own if e.status == "keep"]
+    (kept,) = [e for e in loop_run.own if e.status == "keep"]
     assert kept.val_bpb < baseline.val_bpb
     assert harness.git(ground.root, "rev-parse", f"autoresearch/{TAG}") == kept.commit
     assert (ground.folder / "far" / "prepared").is_dir()  # on first use
     for e in (baseline, kept):
-        assert scoring.seal(night.workspace.run_dir(TAG, e.n) / "artifacts") == e.left
-    assert 'NOTE {"begun": 1}' in night.log(0).read_text()
+        assert scoring.seal(loop_run.workspace.run_dir(TAG, e.n) / "artifacts") == e.left
+    assert 'NOTE {"begun": 1}' in loop_run.log(0).read_text()
     assert baseline.provenance["device"] == "cpu"
     assert baseline.provenance["machine"] == socket.gethostname()
     with ground.environment():
-        private = night.workspace.private_dir(TAG)
+        private = loop_run.workspace.private_dir(TAG)
     assert (private / "baseline-cache").is_dir()
     assert tasks() == []
 
@@ -238,11 +238,11 @@ def test_a_killed_worker_costs_its_training_alone(ground, whole, examined):
         killed.extend([task, *task.children(recursive=True)])
         task.kill()
 
-    night = Night(ground, whole.address, examined, slow(), watch=Breaking(kill))
+    loop_run = LoopRun(ground, whole.address, examined, slow(), watch=Breaking(kill))
     assert len(killed) > 1
-    (e,) = night.own
+    (e,) = loop_run.own
     assert (e.outcome, e.status) == ("ok", "discard")
-    assert f"Experiment {e.n} is queued again" in night.notes.text
+    assert f"Experiment {e.n} is queued again" in loop_run.notes.text
     wait_until(lambda: not [one for one in killed if harness.alive(one.pid)])
 
 
@@ -252,9 +252,9 @@ def test_a_training_that_is_lost_twice_is_a_crash(ground, whole, examined):
             task.kill()
 
     breaking = Breaking(kill, times=2)
-    night = Night(ground, whole.address, examined, slow(), worse(), watch=breaking)
+    loop_run = LoopRun(ground, whole.address, examined, slow(), worse(), watch=breaking)
     assert breaking.done == 2
-    lost, after = night.own
+    lost, after = loop_run.own
     assert lost.status == "crash"
     assert "lost" in lost.reason
     assert after.status == "discard"
@@ -263,11 +263,11 @@ def test_a_training_that_is_lost_twice_is_a_crash(ground, whole, examined):
 def test_a_killed_machine_costs_its_trainings_alone(ground, whole, examined):
     breaking = Breaking(whole.remove, beside=1)
     sources = slow(6), slow(6)
-    night = Night(ground, whole.address, examined, *sources, workers=2, watch=breaking)
+    loop_run = LoopRun(ground, whole.address, examined, *sources, workers=2, watch=breaking)
     assert breaking.done == 1
-    assert [e.status for e in night.own] == ["discard", "discard"]
-    assert night.notes.text.count("is queued again") == 1
-    assert night.ended.stopped == "max"
+    assert [e.status for e in loop_run.own] == ["discard", "discard"]
+    assert loop_run.notes.text.count("is queued again") == 1
+    assert loop_run.ended.stopped == "max"
 
 
 COORDINATOR = """
@@ -276,18 +276,18 @@ from pathlib import Path
 from tests import test_ray
 from tests.attacks import lab
 folder, address, examined, sources = pickle.loads(Path(sys.argv[1]).read_bytes())
-test_ray.Night(lab.Ground(Path(folder), {}), address, examined, *sources)
+test_ray.LoopRun(lab.Ground(Path(folder), {}), address, examined, *sources)
 """
 
 
 @contextlib.contextmanager
 def coordinator(tmp_path, ground, whole, examined, *sources):
     """Yields a loop in a separate process, and the processes of its first experiment."""
-    (told := tmp_path / "told").write_bytes(
+    (brief := tmp_path / "brief").write_bytes(
         pickle.dumps((str(ground.folder), whole.address, examined, sources))
     )
     own = log(ground, max(1, len(ground.history_of(TAG))))
-    with subprocess.Popen([sys.executable, "-c", COORDINATOR, str(told)], cwd=TOP) as process:
+    with subprocess.Popen([sys.executable, "-c", COORDINATOR, str(brief)], cwd=TOP) as process:
         wait_until(lambda: own.exists() and "NOTE" in own.read_text(), 120)
         (task,) = tasks()
         yield process, [task, *task.children(recursive=True)]
@@ -308,8 +308,8 @@ def test_a_killed_coordinator_leaves_nothing_and_the_next_one_continues(
     assert len(below) > 1
     wait_until(lambda: not [one for one in below if harness.alive(one.pid)])
     before = len(ground.history_of(TAG))
-    night = Night(ground, whole.address, examined, worse())
-    left, *after = night.history[before - 1 :]
+    loop_run = LoopRun(ground, whole.address, examined, worse())
+    left, *after = loop_run.history[before - 1 :]
     assert left.status == "discard"
     assert [e.status for e in after] == ["discard"] * len(after)
     assert after
@@ -377,23 +377,23 @@ def test_a_restarted_head_costs_the_running_trainings_alone(ground, examined, mo
         start()
     try:
         address = f"127.0.0.1:{port}"
-        night = Night(ground, address, examined, slow(), worse(), watch=breaking)
+        loop_run = LoopRun(ground, address, examined, slow(), worse(), watch=breaking)
     finally:
         end()
         shutil.rmtree(folder, ignore_errors=True)
     assert breaking.done == 1
-    assert [e.status for e in night.own] == ["discard", "discard"]
-    assert "is queued again" in night.notes.text
+    assert [e.status for e in loop_run.own] == ["discard", "discard"]
+    assert "is queued again" in loop_run.notes.text
 
 
 def test_no_cluster_is_refused(ground, examined):
     with pytest.raises(loop.UserError, match=r"no Ray cluster was found with --ray 127.0.0.1:1"):
-        Night(ground, "127.0.0.1:1", examined, worse())
+        LoopRun(ground, "127.0.0.1:1", examined, worse())
 
 
 def test_more_workers_than_cores_are_refused(ground, whole, examined):
     with pytest.raises(loop.UserError, match="--workers 3: each needs a CPU of its own"):
-        Night(ground, whole.address, examined, worse(), workers=3)
+        LoopRun(ground, whole.address, examined, worse(), workers=3)
 
 
 def test_a_machine_that_has_refused_is_not_asked(ground, whole, examined, tmp_path):

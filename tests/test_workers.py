@@ -313,7 +313,7 @@ def test_slow_agents_think_one_for_each_worker(workspace):
     assert len(history) == 6
     assert agent.sources == []
     assert len({context.worktree for context in agent.contexts[:3]}) == 3
-    # Whoever was asked last knew of another one, at least.
+    # The last one asked knew of at least one other.
     others = [
         re.search(r"(\d) other agents? got the same request", one.prompt)
         for one in agent.contexts[:3]

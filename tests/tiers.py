@@ -1,4 +1,4 @@
-"""Which cases of a parametrized test run by day, and which only at night."""
+"""Which cases of a parametrized test run by day, and which only in the nightly tier."""
 
 from collections.abc import Collection, Iterable
 
@@ -6,7 +6,7 @@ import pytest
 
 
 def cases(values: Iterable[object], by_day: Collection[object]) -> list[object]:
-    """Return the values as parameters of a test; those not in `by_day` run only at night.
+    """Return the values as parameters of a test; the others than `by_day` run nightly.
 
     A tuple is one case of several parameters.
     """

@@ -1,8 +1,8 @@
 """Any write, fsync or rename of the loop or of its git commands fails, or is never reached.
 
 shim.c counts them all and acts at one. By day every tenth one fails, in one way in turn, and at
-every thirtieth the loop is killed. At night each fails in every way, and at each the loop is
-killed.
+every thirtieth the loop is killed. In the nightly tier each fails in every way, and
+the loop is killed at each.
 """
 
 import errno

@@ -15,7 +15,7 @@ LONGEST_SECONDS = 0.8  # until a kill
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
-def test_a_night_of_random_kills_has_one_row_for_each_experiment(lab, verdict):
+def test_random_kills_leave_one_row_for_each_experiment(lab, verdict):
     rng, workspace, kills, ended = random.Random(SEED), lab.new(most=EXPERIMENTS), 0, "killed"
     while ended == "killed":
         # A little later each time, so that a slow machine finishes as well.

@@ -17,7 +17,7 @@ from tests.faults.lab import Request, each
 from tests.harness import git, lines, rows, train_py
 
 MOST = 5
-POINTS_BY_DAY, POINTS_AT_NIGHT = 6, 24
+POINTS_BY_DAY, POINTS_NIGHTLY = 6, 24
 
 
 def left_over(folder):
@@ -71,7 +71,7 @@ def two_numbers(lab):
 def test_two_workers_killed_at_any_effect_decide_each_proposal_once(
     lab, two_numbers, nightly, verdict
 ):
-    points = POINTS_AT_NIGHT if nightly else POINTS_BY_DAY
+    points = POINTS_NIGHTLY if nightly else POINTS_BY_DAY
     workspace = lab.new(two_numbers)
     whole = lab.run(workspace, Request("two workers"))
     assert whole.ended == "done", whole

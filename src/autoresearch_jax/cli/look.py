@@ -159,7 +159,7 @@ def report(folder: Path, png: bool, prompts: bool, tag: str | None) -> None:
 
     \b
     Example:
-      autoresearch-jax report -o ../night --png
+      autoresearch-jax report -o ../report --png
     """
     from autoresearch_jax.views.watch import live_model, report_file
 

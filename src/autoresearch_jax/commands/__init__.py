@@ -1,1 +1,1 @@
-"""One verb of the command line a file: what `demo`, `setup`, `doctor` and the others do."""
+"""What the verbs of the command line do: `demo`, `setup`, `doctor` and the others."""

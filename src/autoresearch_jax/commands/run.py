@@ -259,7 +259,9 @@ def propose(
         try:
             e = _decided_proposal(session, blob, clean(description))
         except Abandoned:
-            raise UserError("Abandoned. The same command continues with it.") from None
+            raise UserError(
+                "Stopped during the training. Run the same command to continue it."
+            ) from None
         if session.log(e).exists():  # first, because a killed command is repeated
             log_path.write_bytes(session.log(e).read_bytes())
         _restore(session, e, source)

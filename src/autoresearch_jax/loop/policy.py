@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Literal
 
+from autoresearch_jax.records.events import Status
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -25,7 +27,7 @@ class Measured:
     """An experiment as a policy sees it."""
 
     scores: Sequence[float]  # one for each run, in order; empty for a crash
-    status: str | None = None  # "keep" | "discard" | "crash"; None: undecided
+    status: Status | None = None  # None: undecided
 
 
 class Strict:
@@ -101,7 +103,7 @@ class Confirm:
         sizes: list[float] = []
         proposals: list[Measured] = []  # whose incumbent is further back
         for one in reversed(decided):
-            if one.status == "keep":
+            if one.status == Status.KEEP:
                 sizes += [abs(self._errors(one.scores, other.scores)) for other in proposals]
                 proposals = []
                 if len(sizes) >= 50:

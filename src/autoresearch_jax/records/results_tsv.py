@@ -12,6 +12,7 @@ from autoresearch_jax.common import files
 from autoresearch_jax.common.console import View
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.records import journal
+from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import locks
@@ -36,7 +37,7 @@ def results_text(history: Iterable[Experiment]) -> str:
 
 
 def _row_text(e: Experiment) -> str:
-    if e.status == "crash" or e.val_bpb is None:
+    if e.status == Status.CRASH or e.val_bpb is None:
         numbers = "crash\t—"
     else:
         memory = "—" if e.memory_gb is None else f"{e.memory_gb:.1f}"
@@ -61,9 +62,9 @@ def read_results(path: Path) -> list[Row]:
 def _row(cells: dict[str, str]) -> Row:
     status = cells.get("status", "").strip().lower()
     val_bpb = _number(cells.get("val_bpb", ""))
-    crashed = status == "crash" or not val_bpb
-    if crashed and status in ("", "keep"):  # nothing is kept without a score
-        status = "crash"
+    crashed = status == Status.CRASH or not val_bpb
+    if crashed and status in ("", Status.KEEP):  # nothing is kept without a score
+        status = Status.CRASH
     return Row(
         commit=cells.get("commit", "").strip(),
         val_bpb=None if crashed else val_bpb,

@@ -1,1 +1,1 @@
-"""What a person looks at: tables, plots, pages. Views only read."""
+"""What a person looks at: tables, plots, pages. Views only read the records."""
