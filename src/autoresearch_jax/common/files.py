@@ -9,7 +9,6 @@ import errno
 import os
 import shutil
 import stat
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,7 +71,7 @@ def _empty(top: int) -> None:
         try:
             for inner in _remove_files(folder):
                 below = _open(inner, folder)  # without write permission it could not move
-                moved = uuid.uuid4().hex
+                moved = os.urandom(16).hex()
                 try:
                     os.rename(inner, moved, src_dir_fd=folder, dst_dir_fd=top)
                     nested.append(moved)
