@@ -506,7 +506,7 @@ def test_ctrl_c_while_run_m_measures_the_baseline_trains_no_proposal(workspace):
     (workspace.root / "train.py").write_text(train_py(1.0, stop))
     git(workspace.root, "commit", "-q", "-a", "-m", "Stop")
     (workspace.root / "train.py").write_text(train_py(0.9))
-    with pytest.raises(UserError, match="The same command continues with it"):
+    with pytest.raises(UserError, match="Run the same command to continue it"):
         propose(workspace, tag="t")
     assert [row[4] for row in rows(workspace.root)] == ["baseline"]
     assert propose(workspace, tag="t").status == "keep"
