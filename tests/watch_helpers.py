@@ -348,7 +348,8 @@ def asked_for(net_log: Path) -> set[str]:
     """What pages made a browser ask for, as its own log of the network says: addresses.
 
     A page's requests are those that it began, or that were made on its account (the key by which
-    connections are kept apart names it). Chromium has errands of its own, on nobody's account.
+    connections are kept apart names it). Chromium also asks on its own account, and its page for a
+    new tab does.
     """
     log = json.loads(net_log.read_text(encoding="utf-8", errors="replace"))
     start = log["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
@@ -357,7 +358,7 @@ def asked_for(net_log: Path) -> set[str]:
     return {
         one["url"]
         for one in requests
-        if one.get("initiator", "not an origin") != "not an origin"
+        if not re.match("not an origin|chrome://", one.get("initiator", "not an origin"))
         or re.search(r"127\.0\.0\.1|file:|localhost", str(one.get("network_isolation_key")))
     }
 
