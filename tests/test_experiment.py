@@ -230,7 +230,7 @@ def test_verify_sealed_scores_baseline_and_best_on_the_sealed_split(workspace):
     both = check(workspace, scorer=scorer, sealed=True)
     assert [asked["split"] for asked in scorer.asked] == ["sealed"] * 2
     assert both.same
-    assert both.lines[-1] == "gain: sealed +0.050000, validation +0.100000"
+    assert both.lines[-1] == "change: sealed -0.050000, validation -0.100000"
 
 
 def test_verify_refuses_an_experiment_without_parameters(workspace):

@@ -309,14 +309,14 @@ def test_entries_are_in_the_order_of_the_decisions(several):
     assert [entry.n for entry in model.entries] == [0, 2, 1, 3]
     assert (early.entries, early.generation) == (model.entries[:2], model.generation)
     assert model.entries == live_model.read(recording.workspace.root).entries
-    assert [entry.gain for entry in model.entries] == [
-        None, *map(pytest.approx, (0.1, 0.05, 0.1)),
+    assert [entry.change for entry in model.entries] == [
+        None, *map(pytest.approx, (-0.1, -0.05, -0.1)),
     ]  # fmt: skip
     assert [entry.best_so_far for entry in model.entries] == [1.0, 0.9, 0.9, 0.8]
     assert [one.get("of") for one in page_data.of_model(model)["points"]] == [None, None, None, 1]
     assert [one["n"] for one in page_data.of_model(model, 2)["points"]] == [1, 3]
     detail = of_experiment(reader, 1)
-    assert (detail["of"], detail["gain"]) == (None, pytest.approx(0.05))
+    assert (detail["of"], detail["change"]) == (None, pytest.approx(-0.05))
     assert of_experiment(reader, 3)["of"] == 1
 
 
@@ -489,7 +489,7 @@ def test_one_experiment_in_full(recording):
     (run_dir / "prompt.md").write_text(f"# The program\n\x1b[2J{HOSTILE}\n")
     found = read_detail(recording, 1)
     assert (found["n"], found["base"], found["status"]) == (1, 0, "discard")
-    assert (found["expected"], found["gain"]) == ("-0.001", pytest.approx(1.0 - found["val_bpb"]))
+    assert (found["expected"], found["change"]) == ("-0.001", pytest.approx(found["val_bpb"] - 1.0))
     assert found["phases"]["training"] == 280.0
     assert found["spent"].usd == 0.05
     assert found["memory_gb"] == 2.0

@@ -47,13 +47,13 @@ def printed(function, *arguments, width=100, terminal=False) -> str:
 
 def test_the_originals_file_is_read(listed):
     assert [entry.status for entry in listed] == ["keep", "keep", "discard", "crash", "keep"]
-    gains = [entry.gain for entry in listed]
-    assert gains == [
+    changes = [entry.change for entry in listed]
+    assert changes == [
         None,
-        pytest.approx(0.0047),
-        pytest.approx(-0.0118),
+        pytest.approx(-0.0047),
+        pytest.approx(0.0118),
         None,
-        pytest.approx(0.001),
+        pytest.approx(-0.001),
     ]
     assert listed[3].val_bpb is None
     assert listed[3].memory_gb is None
@@ -130,7 +130,7 @@ def test_off_a_terminal_the_table_has_one_line_per_row(listed):
     lines = printed(results.print_results, listed, summarize(listed), width=40).splitlines()
     assert lines[0].split() == [name for name in results.COLUMNS if name != "expected"]
     assert lines[2].split() == (
-        ["1", "b2c3d4e", "0.993200", "+0.004700", "44.2", "keep", "increase", "LR", "to", "0.04"]
+        ["1", "b2c3d4e", "0.993200", "-0.004700", "44.2", "keep", "increase", "LR", "to", "0.04"]
     )
     assert lines[4].split()[:6] == ["3", "d4e5f6a", "crash", "—", "—", "crash"]
     assert lines[7] == "5 experiments, 2 improvements, 1 crash"

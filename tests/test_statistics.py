@@ -135,7 +135,7 @@ def test_a_loop_ends_with_an_audit_whose_runs_decide_nothing(workspace):
     (found,) = records(workspace, "audited")
     assert (found["baseline"], found["best"], found["baseline_runs"]) == (0, 1, 3)
     assert found["low"] < 0.1 < found["high"]
-    assert "audited gain of experiment 1 over the baseline: +0." in view.text
+    assert "audited: val_bpb -0." in view.text
     # Nothing new was kept, so nothing is audited again.
     loop(workspace, noisy(WORSE), audit=3)
     assert len(records(workspace, "audited")) == 1
@@ -145,7 +145,7 @@ def test_a_loop_ends_with_an_audit_whose_runs_decide_nothing(workspace):
     assert "what was kept since then, up to experiment 3, is not audited" in said
     assert "noise of a score" in said
     results = CliRunner().invoke(main.main, ["-C", str(workspace.root), "results"])
-    assert "audited gain of experiment 1" in results.output
+    assert "audited: val_bpb -0." in results.output
 
 
 def test_an_interrupted_audit_continues_with_its_runs(workspace, monkeypatch):

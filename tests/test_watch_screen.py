@@ -76,7 +76,7 @@ def test_a_frame_of_80_by_24_has_all_that_is_important(recording):
         "30 experiments, 1 improvement, 4 crashes, 10.9 experiments per hour",
         "time: 2.7 h, of it training 85%",
         "cost: 1.50 dollars, 30,000 tokens",
-        "   29   1.009722  -0.012722  discard  MATRIX_LR 0.04 -> 0.04029 and some words",
+        "   29   1.009722  +0.012722  discard  MATRIX_LR 0.04 -> 0.04029 and some words",
     ):
         assert words in text
     assert [line.split()[0] for line in found[-4:]] == ["28", "27", "26", "25"]

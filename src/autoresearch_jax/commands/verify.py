@@ -66,8 +66,8 @@ def verify(
         lines.append(f"experiment {e.n}, {e.commit[:7]}: {numbers}  ({e.description})")
     if len(found) > 1:
         (_, first_recorded, first), (_, last_recorded, last) = found
-        gain = first_recorded - last_recorded
-        lines.append(f"gain: sealed {first - last:+.6f}, validation {gain:+.6f}")
+        change = last_recorded - first_recorded
+        lines.append(f"change: sealed {last - first:+.6f}, validation {change:+.6f}")
     return Verification(lines, all_same)
 
 

@@ -79,7 +79,7 @@ class Claims:
             return ""
         if self.audit is None or self.audit.best != self.best:
             return "not audited"
-        return f"audited {self.audit.gain:+.6f}"
+        return f"audited {-self.audit.gain:+.6f}"
 
 
 NOTHING = Claims()
@@ -197,8 +197,8 @@ def _runs(history: Iterable[Experiment], least: int = 1, expected: float = 1.0) 
 def audit_words(one: Audited, best: int | None = None) -> str:
     """Return an audit as a line; `best` is the present best, which may be newer than the audit."""
     words = (
-        f"audited gain of experiment {one.best} over the baseline: {one.gain:+.6f} bpb "
-        f"({one.confidence:.0%} interval {one.low:+.6f} to {one.high:+.6f}; "
+        f"audited: val_bpb {-one.gain:+.6f} from the baseline to experiment {one.best} "
+        f"({one.confidence:.0%} interval {-one.high:+.6f} to {-one.low:+.6f}; "
         f"{one.baseline_runs} and {one.best_runs} new runs, {one.split} text)"
     )
     if best is not None and best != one.best:

@@ -18,7 +18,7 @@ PHASES = {
     "saving": "checkpoint_seconds",
     "scoring": "scoring_seconds",
 }
-FIELDS = ("n", "commit", "status", "val_bpb", "gain", "memory_gb", "description")
+FIELDS = ("n", "commit", "status", "val_bpb", "change", "memory_gb", "description")
 JOURNAL_FIELDS = ("expected", "agent", "of", "started", "finished")
 NOTHING_YET = "no experiment is recorded here yet. To start: autoresearch-jax loop"
 
@@ -30,7 +30,7 @@ class Entry:
     n: int
     commit: str
     val_bpb: float | None
-    gain: float | None  # the best score before it minus its own: positive is an improvement
+    change: float | None  # its score minus the best before it: negative is a gain
     best_so_far: float | None  # includes its own score
     memory_gb: float | None
     status: str  # "" while undecided
@@ -47,7 +47,7 @@ class Entry:
 
     @property
     def improved(self) -> bool:
-        return self.status == Status.KEEP and self.gain is not None
+        return self.status == Status.KEEP and self.change is not None
 
     def fields(self) -> dict[str, Any]:
         """Return what `results --json` and the page show of it; None: not known."""
@@ -89,7 +89,7 @@ def entry_of(
     return Entry(
         commit=clean(one.commit),
         val_bpb=score,
-        gain=None if score is None or best is None else best - score,
+        change=None if score is None or best is None else score - best,
         best_so_far=score if is_best else best,
         memory_gb=None if crashed else one.memory_gb,
         status=clean(one.status or ""),

@@ -164,5 +164,5 @@ def _draw_panel(panel: Any, listed: Sequence[Entry]) -> None:
         words = re.sub(r"(\S+) (\S+) -> (\S+)", together, entry.description)
         wrapped = textwrap.wrap(words, LINE, max_lines=2, placeholder=" …")
         panel.text(0.1, y, str(entry.n), ha="right", color=KEPT, fontweight="bold", **row)
-        panel.text(0.27, y, f"−{entry.gain:.4f}", ha="right", color=KEPT, **row)
+        panel.text(0.27, y, f"{entry.change:+.4f}".replace("-", "−"), ha="right", color=KEPT, **row)
         panel.text(0.3, y, "\n".join(wrapped), linespacing=1.25, **row)

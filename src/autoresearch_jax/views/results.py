@@ -15,7 +15,7 @@ from autoresearch_jax.views import summary, tables
 from autoresearch_jax.views.entries import PHASES, Entry
 from autoresearch_jax.views.summary import Summary
 
-COLUMNS = ("n", "commit", "val_bpb", "gain", "memory_gb", "status", "expected", "description")
+COLUMNS = ("n", "commit", "val_bpb", "change", "memory_gb", "status", "expected", "description")
 LEDGER = ("n", "agent", "usd", "tokens", "agent_s", "accelerator_s", "status", "description")
 
 
@@ -42,7 +42,7 @@ def select(
             raise UserError(f"--grep {pattern!r} is not a regular expression: {error}.") from error
         chosen = [entry for entry in chosen if wanted.search(entry.description)]
     if by_gain:
-        chosen.sort(key=lambda e: float("-inf") if e.gain is None else e.gain, reverse=True)
+        chosen.sort(key=lambda e: float("inf") if e.change is None else e.change)
     elif top is not None:
         chosen.sort(key=lambda e: float("inf") if e.val_bpb is None else e.val_bpb)
     return chosen[:top]

@@ -62,7 +62,7 @@ def _facts(
 ) -> Iterator[tuple[str, str, str]]:
     """Yield label, text and style of each line; the text is "" if it is not known."""
     status = one.status or "undecided"
-    change = status if entry.gain is None else f"{-entry.gain:+.6f}"
+    change = status if entry.change is None else f"{entry.change:+.6f}"
     repaired = f"{count(one.repairs, 'time')} after a crash" if one.repairs else ""
     yield "commit", one.commit, ""
     yield "base", one.base, ""

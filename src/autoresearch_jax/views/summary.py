@@ -62,7 +62,7 @@ def summarize(listed: Sequence[Entry], claims: Claims = NOTHING) -> Summary:
 
 def largest_gains(listed: Sequence[Entry]) -> list[Entry]:
     """Return the improvements, the largest first."""
-    return sorted((e for e in listed if e.improved), key=lambda entry: -(entry.gain or 0))
+    return sorted((e for e in listed if e.improved), key=lambda entry: entry.change or 0)
 
 
 def _time(listed: Sequence[Entry]) -> tuple[float, float, int]:
@@ -83,7 +83,7 @@ def _time(listed: Sequence[Entry]) -> tuple[float, float, int]:
 
 def lines(summary: Summary) -> list[str]:
     """Return the summary as plain lines."""
-    top = [f"  {entry.gain:+.6f}  {entry.description}" for entry in summary.top]
+    top = [f"  {entry.change:+.6f}  {entry.description}" for entry in summary.top]
     found = [*facts(summary), "top improvements:" if top else "", *top]
     return [line for line in [*found, *map(typed, summary.claims.lines)] if line]
 

@@ -49,7 +49,7 @@ def _cells(row: Entry) -> dict[str, str]:
         "at": "" if at is None else time.strftime("%H:%M", at),
         "commit": row.commit[:7],
         "val_bpb": "crash" if row.status == Status.CRASH else number(row.val_bpb),
-        "gain": number(row.gain, "+.6f"),
+        "change": number(row.change, "+.6f"),
         "memory_gb": number(row.memory_gb, ".1f"),
         "status": row.status,
         "expected": clean(row.expected, EXPECTED_LIMIT),

@@ -38,7 +38,7 @@ COLUMNS = {
     "at": (5, 120),
     "commit": (7, 100),
     "val_bpb": (9, 0),
-    "gain": (9, 60),
+    "change": (9, 60),
     "memory_gb": (9, 90),
     "status": (7, 0),
     "agent": (12, 130),

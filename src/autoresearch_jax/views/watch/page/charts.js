@@ -152,8 +152,8 @@ class Staircase {
 
   /** The numbers of the largest steps, without those that would overprint another. */
   numbers() {
-    const large = this.marks.filter(({point}) => point.status === "keep" && known(point.gain))
-      .sort((a, b) => b.point.gain - a.point.gain).slice(0, NUMBERED);
+    const large = this.marks.filter(({point}) => point.status === "keep" && known(point.change))
+      .sort((a, b) => a.point.change - b.point.change).slice(0, NUMBERED);
     const apart = [];
     for (const one of large) {
       if (apart.every((other) => Math.abs(one.x - other.x) > 24 || Math.abs(one.y - other.y) > 15)) apart.push(one);

@@ -21,7 +21,7 @@ const fixed = (value, digits, unit = "") => (known(value) ? `${value.toFixed(dig
 const count = (value) => (known(value) ? Math.round(value).toLocaleString("en") : "");
 const signed = (value, digits) => minus(value.toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits, signDisplay: "exceptZero"}));
 /** The change of the score: minus is better. */
-const change = (gain) => (known(gain) ? signed(-gain || 0, 6) : "");
+const change = (difference) => (known(difference) ? signed(difference, 6) : "");
 
 function duration(seconds) {
   if (!known(seconds)) return "";
@@ -52,7 +52,7 @@ function showDetail(found) {
   terms(effect, [
     ["val_bpb", fixed(found.val_bpb, 6) || "none"],
     ["expected", minus(found.expected || "")],
-    [found.expected ? "became" : "change", change(found.gain), found.gain > 0 ? "better" : ""],
+    [found.expected ? "became" : "change", change(found.change), found.change < 0 ? "better" : ""],
     ["memory", fixed(found.memory_gb, 2, " GiB")],
     ["cost", cost(found.spent)],
     ["against", numberLink(found.base)],

@@ -145,7 +145,7 @@ function showHead() {
     ["an hour", fixed(summary.per_hour, 1)],
     ["time", duration(summary.seconds)],
     ["cost", cost(spent)],
-    ["gain", model.claim],
+    ["evidence", model.claim],
   ]);
 }
 

@@ -31,7 +31,7 @@ function row(point) {
   status.append(make("span", "sr", point.status));
   const made = make("tr", `is-${kind}`,
     cell("", link), status, cell("score", fixed(point.val_bpb, 6) || "crash"),
-    cell("gain", change(point.gain)), cell("expected", minus(point.expected || "")),
+    cell("change", change(point.change)), cell("expected", minus(point.expected || "")),
     cell("gib", fixed(point.memory_gb, 1)), cell("text", point.description || ""));
   made.dataset.n = point.n;
   if (point.n === view.chosen) made.setAttribute("aria-current", "true");
