@@ -267,8 +267,16 @@ def test_a_command_that_hangs_is_ended(monkeypatch, tmp_path):
     assert not harness.alive(int(pid.read_text()))
 
 
-def test_a_service_gets_what_it_takes(monkeypatch):
-    """By its own web address; the request goes to a server here in place of the service."""
+SERVICES = {
+    "slack": "https://hooks.slack.com/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ",
+    "discord": f"https://discord.com/api/webhooks/123456789012345678/{'t' * 68}",
+    "telegram": "tgram://123456789:abcdefghijklmnopqrstuvwxyzabcdefghi/12345",
+    "google chat": "gchat://workspace/key/token",
+}
+
+
+def at_service(monkeypatch, service, text):
+    """Send a text to a service, in whose place a server here answers; return what that got."""
     with server() as (address, got):
         here, request = address.removesuffix("/secret"), requests.Session.request
 
@@ -276,11 +284,27 @@ def test_a_service_gets_what_it_takes(monkeypatch):
             return request(session, method, re.sub("https://[^/]+", here, url), **options)
 
         monkeypatch.setattr(requests.Session, "request", redirected)
-        slack = "https://hooks.slack.com/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ"
-        sending.send(slack, "best", "a *text* of ours")
+        sending.send(SERVICES.get(service, address), "best", text)
     ((_, kind, body),) = got
     assert kind.startswith("application/json")
-    assert "a *text* of ours" in json.dumps(body["attachments"])
+    return json.dumps(body, ensure_ascii=False)
+
+
+def test_a_service_gets_what_it_takes(monkeypatch):
+    assert "a *text* of ours" in at_service(monkeypatch, "slack", "a *text* of ours")
+
+
+MARKS = ("<!channel>", "<http://x.org|y>", "@everyone", "<@U123>", "[a](http://b.org)", "<b>")
+
+
+@pytest.mark.parametrize("service", ["any other", *SERVICES])
+def test_a_text_mentions_nobody_and_disguises_no_link(monkeypatch, service):
+    marks = MARKS[2:5] if service == "discord" else MARKS  # it shows the others as they are
+    got = at_service(monkeypatch, service, f"lower the rate {' '.join(MARKS)} & more")
+    assert not [mark for mark in marks if mark in got], got
+    if service in ("any other", "slack"):
+        assert "&lt;!channel&gt;" in got
+        assert "&amp; more" in got
 
 
 def test_a_service_by_its_apprise_address_and_its_answer(workspace):
