@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from autoresearch_jax.commands import run as run_command
 from autoresearch_jax.common import syntax
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.jobs import compile_check, training
+from autoresearch_jax.jobs import compile_check
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.loop import config
 from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system import disk_use
 from tests import harness
 
 # A train.py with a step of 2 * SIZE**2 * 4 bytes, which trains for SECONDS, or until the compile
@@ -38,7 +39,7 @@ if __name__ == "__main__":
     while {waits} and not ANSWER.exists():
         time.sleep(0.02)
     (left / "stopped").touch()
-    (left / "score").write_text(str(SCORE))
+    (left / "exported.bin").write_text(str(SCORE))
     (left / "summary.json").write_text(json.dumps({{"peak_vram_mb": PEAK_MB}}))
 """
 
@@ -130,7 +131,7 @@ def test_a_compile_check_that_refuses_the_baseline_is_not_trusted(workspace):
 
 def test_what_a_compile_check_writes_counts_towards_its_candidates_limit(workspace, monkeypatch):
     """A disk is not filled from there either, and nothing of it stays."""
-    monkeypatch.setattr(training, "DISK_BYTES", 20 << 20)
+    monkeypatch.setattr(disk_use, "MOST_BYTES", 20 << 20)
     fills = gated(seconds=50.0) + (
         "\nif __name__ != '__main__':\n    open('large', 'wb').write(bytes(50 << 20))\n"
         "    time.sleep(60)\n"

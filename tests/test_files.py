@@ -119,8 +119,8 @@ def test_a_folder_that_moves_during_the_count_leads_nowhere_else(tmp_path, monke
         (tmp_path / "disk" / f"{i}" / "folder").mkdir(parents=True)
     count = files._count
 
-    def moving(folder, size, most):
-        found = count(folder, size, most)
+    def moving(folder, *sizes):
+        found = count(folder, *sizes)
         if (tmp_path / "top" / "one" / "two").exists() and found[1] == ["three"]:
             (tmp_path / "top" / "one" / "two").rename(tmp_path / "disk" / "two")
         return found

@@ -14,7 +14,7 @@ from autoresearch_jax.jobs import logs, training
 from autoresearch_jax.jobs.job import Events, Limits, TrainJob
 from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.sandbox import isolation, profiles
-from autoresearch_jax.system import process, supervisor
+from autoresearch_jax.system import disk_use, process, supervisor
 from tests.harness import alive, train_py
 
 # A process that leaves its session, its parents and their process group, and ignores signals.
@@ -47,7 +47,7 @@ def train(tmp_path):
     artifacts.mkdir()
     isolation.fresh(scratch)
 
-    def run(source, budget_s=20.0, limits=LIMITS, disk_bytes=training.DISK_BYTES, **events):
+    def run(source, budget_s=20.0, limits=LIMITS, disk_bytes=None, **events):
         (folder / "train.py").write_text(textwrap.dedent(source))
         own = profiles.training_environment(
             tmp_path / "home", artifacts, tmp_path / "cache", seed="7", data=None
@@ -200,7 +200,7 @@ def test_limits_come_from_what_the_baseline_took():
 
 
 def test_too_much_on_the_disk_ends_it(train, monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "DISK_SECONDS", 0.1)
+    monkeypatch.setattr(disk_use, "LOOK_SECONDS", 0.1)
     result = train(
         """
         import os, time
@@ -219,13 +219,42 @@ def test_too_much_on_the_disk_ends_it(train, monkeypatch, tmp_path):
 )
 def test_a_strange_summary_is_no_error(tmp_path, text):
     path = tmp_path / "summary.json"
-    assert training.read_summary(path) == {}
+    assert training.read_summary(path) == ({}, "")
     path.write_text(text)
-    assert training.read_summary(path) == {}
-    path.write_text('{"num_steps": 3, "depth": true, "agent_seconds": 9, "compiled_gib": 1}')
-    assert training.read_summary(path) == {"num_steps": 3.0}
+    assert training.read_summary(path)[0] == {}
+    path.write_text('{"num_steps": 3}')
     (tmp_path / "link").symlink_to(path)
-    assert training.read_summary(tmp_path / "link") == {}
+    assert training.read_summary(path) == ({"num_steps": 3.0}, "")
+    assert training.read_summary(tmp_path / "link") == ({}, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("peak_vram_mb", -1e12),
+        ("peak_vram_mb", 1e12),
+        ("mfu_percent", 100.1),
+        ("depth", True),
+        ("num_steps", "3"),
+        ("num_steps\u200b", 3),
+        ("VAL_BPB", 0.1),
+        ("val_bpb\u200b", 0.1),
+        (" val_bpb", 0.1),
+        ("agent_seconds", 9),
+        ("compiled_gib", 1),
+    ],
+)
+def test_a_summary_has_known_names_and_plausible_values_alone(train, name, value):
+    summary = {"val_bpb": 0.1, "training_seconds": 9, name: value}
+    source = f"""
+    import json, os, pathlib
+    summary = pathlib.Path(os.environ["AUTORESEARCH_RUN_DIR"], "summary.json")
+    summary.write_text(json.dumps({summary!r}))
+    """
+    result = train(source)
+    assert set(result.metrics) <= {"startup_seconds", "wall_seconds", "shared_seconds"}
+    assert ascii(name)[1:-1] in result.note
+    assert result.note.isascii()
 
 
 def test_the_reason_is_the_error_and_not_what_follows_it():
@@ -361,6 +390,16 @@ def test_a_command_that_ends_at_once_is_noticed(tmp_path):
     for _ in range(25):
         ended = process.Running(["/bin/sh", "-c", "exit 3"], **options).wait(limit_s=5)
         assert (ended.returncode, ended.why) == (3, "exit")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing limits memory so")
+def test_the_memory_of_a_command_can_be_limited(tmp_path):
+    command = [sys.executable, "-c", "print(len(bytearray(1 << 30)))"]
+    options = {"env": dict(os.environ), "cwd": tmp_path, "stdout": tmp_path / "log"}
+    for limit, returncode in ((None, 0), (4 << 30, 0), (1 << 29, 1)):
+        ended = process.Running(command, memory_bytes=limit, **options).wait(limit_s=60)
+        assert ended.returncode == returncode
+    assert "MemoryError" in (tmp_path / "log").read_text()
 
 
 def test_two_outputs_can_be_kept_apart(tmp_path):

@@ -325,7 +325,7 @@ def _full_disks(free_gb: Mapping[Path, float], needed_gb: float) -> Iterator[Pro
 def _needed_gb(root: Path) -> float:
     """Return the most that an overnight run may add to the disk, in GB, with one exception.
 
-    A single training may write training.DISK_BYTES before it is ended, and that is removed.
+    A single training may write disk_use.MOST_BYTES before it is ended, and that is removed.
     """
     budget_s, left = 300.0, LEFT_BYTES
     with contextlib.suppress(UserError):

@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 LEAST_BYTES = 4096  # counted for every entry, because an empty file uses disk as well
@@ -62,6 +62,14 @@ def remove(path: Path) -> None:
     path.rmdir()
 
 
+def remove_others(folder: Path, names: Container[str]) -> None:
+    """Remove everything in a folder except what has one of these names."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name not in names:
+                remove(Path(entry.path))
+
+
 def _empty(top: int) -> None:
     """Remove the content of an open folder. Nested folders move into it, to be emptied there."""
     nested = _remove_files(top)
@@ -110,11 +118,11 @@ def _open(name: str, within: int | None = None) -> int:
     return folder
 
 
-def folder_bytes(path: Path, most: int) -> int:
+def folder_bytes(path: Path, most: int, least: int = LEAST_BYTES) -> int:
     """Return the bytes of all files below a folder, counting until they exceed `most`.
 
-    A sparse file counts as its full size. The folder may be in use; files that are created, removed
-    or moved in the meantime may or may not be counted.
+    An entry counts as at least `least` bytes, and a sparse file as its full size. The folder may be
+    in use; files that are created, removed or moved in the meantime may or may not be counted.
     """
     try:
         here = os.open(path, _FOLDER)
@@ -122,7 +130,7 @@ def folder_bytes(path: Path, most: int) -> int:
         return 0
     above: list[tuple[os.stat_result, list[str]]] = []  # parents, and the names left in each
     try:
-        size, names = _count(here, 0, most)
+        size, names = _count(here, 0, most, least)
         while size <= most and (names or above):
             if names:
                 # Only one descriptor is open at any depth, because `..` leads back.
@@ -130,7 +138,7 @@ def folder_bytes(path: Path, most: int) -> int:
                     below = os.open(names.pop(), _FOLDER, dir_fd=here)
                 except OSError:
                     continue  # it was just removed, or cannot be read
-                size, inside = _count(below, size, most)
+                size, inside = _count(below, size, most, least)
                 if inside and _leads_back(below, here):
                     above.append((os.fstat(here), names))
                     here, below, names = below, here, inside
@@ -148,16 +156,16 @@ def folder_bytes(path: Path, most: int) -> int:
     return size
 
 
-def _count(folder: int, size: int, most: int) -> tuple[int, list[str]]:
+def _count(folder: int, size: int, most: int, least: int) -> tuple[int, list[str]]:
     """Return `size` plus the bytes in an open folder, up to `most`, and its folders' names."""
     names = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            size += LEAST_BYTES
+            size += least
             with contextlib.suppress(OSError):  # just removed, or in a folder without access
                 found = entry.stat(follow_symlinks=False)
                 # A file may have blocks reserved beyond its end.
-                size += max(0, max(found.st_size, 512 * found.st_blocks) - LEAST_BYTES)
+                size += max(0, max(found.st_size, 512 * found.st_blocks) - least)
                 if stat.S_ISDIR(found.st_mode):
                     names.append(entry.name)
             if size > most:

@@ -36,11 +36,11 @@ class Verdict:
         """The part for an experiment's record: nothing if it was refused."""
         if self.refused:
             return {}
-        names = {"peak_gib": "compiled_gib", "compile_seconds": "gate_seconds"}
+        names = {"peak_gib": ("compiled_gib", 1e4), "compile_seconds": ("gate_seconds", 1e5)}
         return {
             ours: float(self.cost[name])
-            for name, ours in names.items()
-            if training.is_finite(self.cost.get(name))
+            for name, (ours, most) in names.items()
+            if training.is_plausible(self.cost.get(name), most)
         }
 
 

@@ -31,8 +31,6 @@ from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import device_use, installed, supervisor
 
-SPARE_BYTES = 256 << 20  # of a disk, which a training must leave free
-
 # An early scorer must not reserve memory, which the training needs.
 EARLY_VARIABLES = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
@@ -103,7 +101,6 @@ class LocalExecutor:
                     exported=exported,
                     abandoned=lambda: self._context.stop() or events.abandoned(),
                 ),
-                disk_bytes=_disk_bytes(job.artifacts, cache),
                 monitor=interference.monitor(
                     self._environment.platform, self._others or (), self._variables
                 ),
@@ -251,12 +248,6 @@ class LocalExecutor:
             if self._allocation.variables and supervisor.LINUX:
                 own = own.union(supervisor.descendants(os.getpid()))
             device_use.wait_until_free(own, environ=self._variables)
-
-
-def _disk_bytes(*folders: Path) -> int:
-    """Returns what a training may write before it would fill a disk that others need."""
-    free = min(shutil.disk_usage(folder).free for folder in folders)
-    return max(0, min(training.DISK_BYTES, free - SPARE_BYTES))
 
 
 def _refuse_changed(paths: list[str], title: str) -> None:

@@ -18,16 +18,21 @@ from autoresearch_jax.jobs import interference, logs
 from autoresearch_jax.jobs.job import NO_EVENTS, Events, TrainJob, TrainResult
 from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.records.events import Outcome
+from autoresearch_jax.system.disk_use import DiskUse
 
 SUMMARY_BYTES = 1 << 16
-# What the harness measures itself, so that no training can report it.
-MEASURED = re.compile(
-    "val_bpb$|compiled_gib$|"
-    "(agent|startup|checkpoint|wall|gate|scoring|score|score_ahead|probe|throttled|shared|crowded)_"
-)
-DISK_BYTES = 16 << 30  # a training may write; the parameters at full size are 0.2 GB
-DISK_SECONDS = 2.0  # between two measurements of what it has written
-_LOST = re.compile(r"(?m)^lost to unusually long steps: (\d{1,3}\.\d)%$")  # kit/progress.py
+# What a training may report of itself (kit/artifacts.py), and the largest plausible value.
+REPORTED = {
+    "total_seconds": 1e7,
+    "peak_vram_mb": 1e7,
+    "mfu_percent": 100.0,
+    "total_tokens_M": 1e9,
+    "num_steps": 1e10,
+    "num_params_M": 1e7,
+    "depth": 1e5,
+}
+OURS = ("val_bpb", "training_seconds")  # in its summary as well, but measured by the harness
+_LOST = re.compile(r"(?m)^lost to unusually long steps: (\d{1,2}\.\d)%$")  # kit/progress.py
 
 
 def train(
@@ -36,17 +41,17 @@ def train(
     events: Events = NO_EVENTS,
     *,
     monitor: interference.Monitor | None = None,
-    disk_bytes: int = DISK_BYTES,
+    disk_bytes: int | None = None,
 ) -> TrainResult:
     """Runs train.py of the job's folder, until it and all that it started has ended.
 
-    `job.artifacts` is an existing empty folder. It may write `disk_bytes` in total. Raises
-    UserError if it cannot be started or cannot be ended.
+    `job.artifacts` is an existing empty folder. It may write `disk_bytes` in total; None: as
+    DiskUse. Raises UserError if it cannot be started or cannot be ended.
     """
     if not (job.folder / "train.py").is_file():
         raise UserError(f"{job.folder} has no train.py.")
     written = (*launch.sandbox.writable, launch.sandbox.scratch, *job.also_written)
-    clock = Clock(job, written=written, disk_bytes=disk_bytes)
+    clock, disk = Clock(job), DiskUse(written, disk_bytes)
     monitor = interference.Monitor() if monitor is None else monitor
     exported = False
 
@@ -55,7 +60,7 @@ def train(
         def tick() -> str:
             nonlocal exported
             events.live(logs.last_line(job.log))
-            over = clock.look()
+            over = clock.look() or disk.look()
             if not clock.training:
                 monitored.close()
             elif not exported and not over:
@@ -68,7 +73,7 @@ def train(
         ended = launch.start([sys.executable, "train.py"], cwd=job.folder, log=job.log).wait(
             limit_s=math.inf, abandoned=events.abandoned, tick=tick
         )
-    over = clock.look(last=True)
+    over = clock.look() or disk.look(last=True)
     returncode = launch.returncode(ended)
     tail = logs.read_tail(job.log)
     if ended.why == "abandoned":
@@ -77,7 +82,8 @@ def train(
         outcome, reason = Outcome.TIMEOUT, over
     else:
         outcome, reason = judge(returncode, tail)
-    metrics = read_summary(job.artifacts / protocol.SUMMARY) | clock.seconds() | monitor.metrics
+    reported, dropped = read_summary(job.artifacts / protocol.SUMMARY)
+    metrics = reported | clock.seconds() | monitor.metrics
     if lost := _LOST.findall(tail):
         metrics["lost_percent"] = float(lost[-1])
     metrics["wall_seconds"] = round(ended.seconds, 3)
@@ -87,7 +93,7 @@ def train(
         metrics,
         job.log,
         signal=max(0, -returncode),
-        note=clock.note(),
+        note="; ".join(filter(None, (clock.note(), dropped))),
         words=monitor.words,
     )
 
@@ -99,33 +105,21 @@ class Clock:
     at once: training before `begin` costs start-up, and training after the budget costs the run.
     """
 
-    def __init__(
-        self, job: TrainJob, written: tuple[Path, ...] = (), disk_bytes: int = DISK_BYTES
-    ) -> None:
-        """`written` are the folders that may hold `disk_bytes` in total."""
+    def __init__(self, job: TrainJob) -> None:
         self._job = job
-        self._written = written
-        self._disk_bytes = disk_bytes
         self._started = time.monotonic()
         self._exported: float | None = None
         self._stopped: float | None = None
-        self._next_look = self._started + DISK_SECONDS
         self._ended_by = ""
 
-    def look(self, *, last: bool = False) -> str:
-        """Records the phase; returns why the process must end, or "".
-
-        `last` is set after its end.
-        """
+    def look(self) -> str:
+        """Records the phase; returns why the process must end, or ""."""
         now = time.monotonic()
         if self._exported is None and os.path.lexists(self._job.artifacts / protocol.EXPORTED):
             self._exported = now
         if self._stopped is None and os.path.lexists(self._job.artifacts / protocol.STOPPED):
             self._stopped = now
         self._ended_by = self._ended_by or self._over(now)
-        if not self._ended_by and (last or now > self._next_look):
-            self._ended_by = self._too_much_disk()
-            self._next_look = time.monotonic() + DISK_SECONDS
         return self._ended_by
 
     @property
@@ -147,12 +141,6 @@ class Clock:
         if self._stopped is not None and now - self._stopped > limits.checkpoint_s:
             return f"saving took over {limits.checkpoint_s:.0f} s (from session.finish to the end)"
         return ""
-
-    def _too_much_disk(self) -> str:
-        most, size = self._disk_bytes, 0
-        for folder in self._written:
-            size += files.folder_bytes(folder, most - size)
-        return f"it wrote more than {most / 2**30:.1f} GiB" if size > most else ""
 
     def seconds(self) -> dict[str, float]:
         """Returns the seconds of each phase that was reached."""
@@ -194,15 +182,20 @@ def _signal(number: int) -> str:
     return f"killed by {name}{hint}"
 
 
-def read_summary(path: Path) -> dict[str, float]:
-    """Returns what a training reports of itself: finite numbers, no score. Nothing rests on it."""
-    pairs = list(read_object(path, SUMMARY_BYTES).items())[:50]
-    named = {clean(name, 40): value for name, value in pairs}
-    return {
-        name: float(value)
-        for name, value in named.items()
-        if is_finite(value) and not MEASURED.match(name)
-    }
+def read_summary(path: Path) -> tuple[dict[str, float], str]:
+    """Returns what a training reports of itself, and a note about what was dropped of it, or "".
+
+    Nothing rests on these numbers.
+    """
+    found, dropped = {}, []
+    for name, value in read_object(path, SUMMARY_BYTES).items():
+        if name in REPORTED and is_plausible(value, REPORTED[name]):
+            found[name] = float(value)
+        elif name not in OURS and value is not None:
+            dropped.append(f"{ascii(name)[1:-1][:40]}: {ascii(value)[:20]}")
+    more = f" and {len(dropped) - 3} more" if len(dropped) > 3 else ""
+    note = f"dropped from its summary: {', '.join(dropped[:3])}{more}" if dropped else ""
+    return found, note
 
 
 def read_object(path: Path, most_bytes: int) -> dict[str, Any]:
@@ -214,6 +207,6 @@ def read_object(path: Path, most_bytes: int) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def is_finite(value: Any) -> bool:
-    """Whether a value from such a file is a number that can be recorded; not inf or nan."""
-    return type(value) in (int, float) and abs(value) < 1e15
+def is_plausible(value: Any, most: float) -> bool:
+    """Whether a value from such a file is a number from 0 to `most`; not inf or nan."""
+    return type(value) in (int, float) and 0 <= value <= most

@@ -2,7 +2,7 @@
 
 from msgspec import structs
 
-from autoresearch_jax.common import files, syntax
+from autoresearch_jax.common import files, protocol, syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import logs
 from autoresearch_jax.loop import proposal_queue
@@ -63,10 +63,13 @@ def move_branch(tag: OpenTag) -> None:
 
 
 def prune(tag: OpenTag, e: Experiment) -> None:
-    """Shorten long logs of an experiment, and remove its artifacts if it was not kept."""
+    """Shorten long logs of an experiment, and keep the scored files alone if it was kept."""
     logs.shorten_logs(tag.log(e).parent)
+    artifacts = tag.artifacts(e)
     if e.status != Status.KEEP:
-        files.remove(tag.artifacts(e))
+        files.remove(artifacts)
+    elif artifacts.is_dir():
+        files.remove_others(artifacts, (protocol.EXPORTED, protocol.PARAMS))
 
 
 def prune_kept(tag: OpenTag) -> None:
