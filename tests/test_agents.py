@@ -1,15 +1,18 @@
 """Shell commands as agents, through the real loop."""
 
 import os
+import time
 
 import pytest
 
 from autoresearch_jax.agents.client import CommandAgent
 from autoresearch_jax.agents.factory import make_agent
+from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system import disk_use
 from tests import harness
 from tests.harness import Notes, git, rows, run_loop, state
 from tests.levels import BOXES, STRONGEST_BY_DAY
@@ -109,10 +112,38 @@ def test_a_permanent_failure_ends_the_loop_at_once(workspace, command, reason):
         ("ln -sf constants.py train.py", "should be a plain file"),
         ("rm train.py; mkfifo train.py", "should be a plain file"),
         ("head -c 2000000 /dev/zero > train.py", "more than the 262144 allowed"),
+        (r"printf '# coding: utf-7\n# +AAo-import os\n' > train.py", "its encoding is utf-7"),
+        (r"printf '# one line\rimport os\n' > train.py", "a carriage return within line 1"),
+        (r"printf '# \342\200\256 backwards\n' > train.py", "U+202E"),
     ],
 )
 def test_a_command_without_a_proposal_is_reported_with_the_reason(workspace, command, reason):
     assert reason in failure(workspace, command)
+
+
+def test_a_command_that_fills_the_disk_is_ended_and_leaves_nothing(workspace, monkeypatch):
+    monkeypatch.setattr(disk_use, "MOST_BYTES", 20 << 20)
+    monkeypatch.setattr(disk_use, "LOOK_SECONDS", 0.1)
+    said = failure(workspace, "head -c 50000000 /dev/zero > large; sleep 60")
+    assert "was ended: it wrote more than" in said
+    assert not list(workspace.home.rglob("large"))
+
+
+# Each of these would take git minutes, or fill the memory of whoever reads it.
+EXCESSES = {
+    "holes": "truncate -s 20G prepare.py",
+    "patterns": "truncate -s 20G .gitignore",
+    "files": "mkdir x; cd x; seq 30000 | xargs touch; cd ..",
+}
+
+
+@pytest.mark.parametrize("name", cases(EXCESSES, ("holes",)))
+def test_an_agent_that_leaves_too_much_costs_seconds(workspace, name):
+    begun = time.monotonic()
+    run_loop(workspace, f"{EXCESSES[name]}; {BETTER}", 1, tag="t")
+    assert experiment(workspace).status == "keep"
+    assert time.monotonic() - begun < 30
+    assert files.folder_bytes(workspace.home, 1 << 40) < 10 << 20
 
 
 def test_a_hanging_command_is_ended_with_its_children(workspace, tmp_path):
@@ -218,7 +249,7 @@ def test_git_data_damaged_by_an_agent_harms_nothing(tmp_path, monkeypatch, level
 
 @pytest.mark.parametrize("level", BOXES)
 def test_a_sandboxed_agent_cannot_read_kept_parameters(workspace, level):
-    artifacts = workspace.run_dir("t", 0) / "artifacts" / "score"
+    artifacts = workspace.run_dir("t", 0) / "artifacts" / "exported.bin"
     command = f"cat {artifacts} && exit 9; cat {workspace.state_dir('t')}/journal.jsonl && exit 8; "
     run_loop(workspace, f"{command} cat $AUTORESEARCH_PROMPT && {BETTER}", 1, tag="t", level=level)
     assert artifacts.read_text() == "1.0"

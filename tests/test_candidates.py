@@ -155,11 +155,9 @@ def test_an_agents_worktree_is_clean_whatever_the_last_agent_did(
     index = (workspace.common_dir / "index").read_bytes()
     assert "train.py" not in candidates.others_changed(base, folder)
     candidates.message_since(base, folder)
-    for make_anew in (candidates.forget, candidates.worktree):
-        make_anew(base, folder)
-        if folder.exists():
-            assert git(folder, "rev-parse", "HEAD") == base
-        assert candidates.checked_out_at() is None
+    candidates.worktree(base, folder)
+    assert git(folder, "rev-parse", "HEAD") == base
+    assert candidates.checked_out_at() is None
     assert {k: v for k, v in state(folder).items() if k != ".git"} == state(workspace.root)
     assert (workspace.common_dir / "index").read_bytes() == index
     assert git(workspace.root, "symbolic-ref", "HEAD") == "refs/heads/main"
@@ -167,6 +165,45 @@ def test_an_agents_worktree_is_clean_whatever_the_last_agent_did(
     assert not list(workspace.common_dir.rglob("*.lock"))
     git(workspace.root, "fsck", "--strict")
     git(workspace.root, "gc", "-q", "--prune=now")
+    candidates.discard(folder)
+    assert not list(folder.parent.glob("agent*"))
+
+
+# What would take git minutes or fill the memory, and the files that are named in spite of it.
+EXCESSES = {
+    "holes": ("truncate -s 20G prepare.py", ["prepare.py"]),
+    "holes of the same size modulo 2**32": (
+        "truncate -s $(($(stat -c %s constants.py) + (5 << 32))) constants.py",
+        ["constants.py"],
+    ),
+    "patterns": ("truncate -s 20G .gitignore .gitattributes", [".gitignore"]),
+    "slow patterns": (
+        "python3 -c \"print(('*a' * 30 + 'b\\n') * 100)\" > .gitignore; "
+        "touch $(printf a%.0s $(seq 200)); touch prepare.py",
+        [".gitignore", "a" * 200],
+    ),
+    "files": ("mkdir -p x/y; cd x/y; seq 30000 | xargs touch; rm ../../program.md", ["program.md"]),
+    "a large commit": (
+        "git config user.name t; git config user.email t@t; truncate -s 100M m; "
+        "tr '\\0' x < m | git commit -qaF - --cleanup=verbatim; rm m",
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXCESSES)
+def test_what_an_agent_leaves_is_read_within_limits(workspace, candidates, tmp_path, name):
+    command, expected = EXCESSES[name]
+    folder, base = tmp_path / "agent", workspace.head()
+    candidates.worktree(base, folder)
+    env = os.environ | candidates.private_environment(folder)
+    subprocess.run(["sh", "-c", f"echo '# x' >> train.py; {command}"], cwd=folder, env=env)
+    begun = time.monotonic()
+    assert candidates.others_changed(base, folder) == expected
+    assert candidates.message_since(base, folder) == ""
+    assert (folder / "train.py").read_text().endswith("# x\n")
+    candidates.discard(folder)
+    assert time.monotonic() - begun < 10
 
 
 def test_changed_files_and_the_commit_message_of_an_agent_are_found(
@@ -179,16 +216,19 @@ def test_changed_files_and_the_commit_message_of_an_agent_are_found(
     assert candidates.message_since(base, folder) == ""
     (folder / "train.py").write_text("edited")
     (folder / "prepare.py").write_text("edited")
-    git(folder, "commit", "-q", "-a", "-m", "an idea\n\nat length")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in candidates.private_environment(folder).items():
+            patch.setenv(variable, value)
+        git(folder, "commit", "-q", "-a", "-m", "an idea\nin two lines\n\nat length")
+    os.utime(folder / "constants.py")  # its content is that of before
     (folder / "new file").write_text("x")
     (folder / "program.md").unlink()
     assert candidates.others_changed(base, folder) == ["new file", "prepare.py", "program.md"]
-    assert candidates.message_since(base, folder) == "an idea"
+    assert candidates.message_since(base, folder) == "an idea in two lines"
     (folder / ".git").unlink()  # it is asked of the repository, whatever lies there
     assert candidates.others_changed(base, folder) == ["new file", "prepare.py", "program.md"]
-    candidates.forget(base, folder)
+    candidates.worktree(base, folder)
     assert candidates.message_since(base, folder) == ""
-    assert "edited" in git(folder, "diff", "train.py")
 
 
 def test_hooks_of_the_user_do_not_run(workspace, candidates, tmp_path):

@@ -525,6 +525,16 @@ def test_no_text_takes_long_to_search(text):
     assert time.monotonic() - begun < 1
 
 
+@pytest.mark.parametrize("words", ["DESCRIPTION: " + " " * 8_000_000 + "x", "hit your " * 900_000])
+def test_a_large_answer_costs_little(tmp_path, words):
+    (tmp_path / "out").write_text(json.dumps({"said": words}))
+    begun = time.monotonic()
+    reply = replies.read("json", {"reply": "said", "error": "said"}, tmp_path / "out", tmp_path)
+    replies.labels(reply.text)
+    replies.kind_of(reply.error, {})
+    assert time.monotonic() - begun < 5
+
+
 # ------------------------------------------------------------------------------- files
 
 

@@ -201,7 +201,7 @@ def test_a_merge_that_is_not_python_is_dropped(workspace):
     caught = edit(middle, f"{middle}except ValueError:\n")
     run_loop(workspace, Slow(no_try, caught, edit("FIRST = 0", "FIRST = 0.1")), 2, tag="t")
     (dropped,) = records(workspace, "dropped")
-    assert dropped["reason"].startswith("merged with experiment 1 it is not Python (SyntaxError")
+    assert dropped["reason"].startswith("merged with experiment 1 it cannot be used (SyntaxError")
     assert found(workspace)[2].val_bpb == pytest.approx(0.4)
 
 

@@ -86,6 +86,7 @@ class Context:
     keep_fds: tuple[int, ...] = ()  # for process.Running: the locks that must outlive a killed loop
     level: str = "none"  # one of isolation.LEVELS
     sandbox: Sandbox | None = None  # the sandbox of a client; None: none
+    written: tuple[Path, ...] = ()  # what it may fill, besides the worktree
     env: Mapping[str, str] = field(default_factory=dict)  # in addition to the user's
 
     def with_prompt(self, prompt: str) -> Context:

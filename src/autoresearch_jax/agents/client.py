@@ -23,6 +23,7 @@ from autoresearch_jax.common.text import clean
 from autoresearch_jax.sandbox import isolation
 from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import process
+from autoresearch_jax.system.disk_use import DiskUse
 from autoresearch_jax.system.process import Ended
 
 TRIAL_S = 60.0
@@ -99,6 +100,7 @@ class ClientAgent(Agent):
         """Run one of its commands to its end. Raises AgentError if the program is missing."""
         if context.sandbox is not None:
             argv = isolation.wrap(context.level, argv, self._sandbox(context.sandbox))
+        disk = DiskUse((context.worktree, *context.written))
         try:
             running = process.Running(
                 argv,
@@ -109,7 +111,7 @@ class ClientAgent(Agent):
                 stderr=err,
                 keep_fds=context.keep_fds,
             )
-            return running.wait(limit_s=limit_s, abandoned=context.abandoned)
+            ended = running.wait(limit_s=limit_s, abandoned=context.abandoned, tick=disk.look)
         except OSError as error:
             if error.errno != errno.E2BIG:
                 raise
@@ -119,6 +121,9 @@ class ClientAgent(Agent):
             if self.client.installed():  # not the client's fault, so the loop must handle it
                 raise
             raise AgentError(str(error), "missing") from None
+        if ended.why == "limit" and (full := disk.look()):
+            raise AgentError(f"`{self.name}` was ended: {full}.")
+        return ended
 
     def _request(self, context: Context) -> tuple[list[str], Path]:
         """Return the command, and the file on its standard input."""
@@ -178,7 +183,7 @@ class ClientAgent(Agent):
     def _failure(self, returncode: int, reply: Reply, out: Path, err: Path) -> AgentError:
         """Return what went wrong, in the client's words if there are any."""
         tails = [replies.plain(path)[-TAIL:] for path in (err, out)]
-        said = reply.error or "\n".join(tails)
+        said = reply.error[-TAIL:] or "\n".join(tails)
         missing = returncode == 127  # a shell's exit code for a command that it does not find
         kind = "missing" if missing else replies.kind_of(said, self.client.troubles)
         lasts = (replies.last_line(tail) for tail in (reply.error, *tails))

@@ -18,6 +18,7 @@ from autoresearch_jax.jobs import logs
 
 WEEK_SECONDS = 7 * 86400.0
 READ_BYTES = 16 << 20  # more than a log can have
+TEXT_LIMIT = 1 << 16  # characters of an answer or an error that are searched; the last ones
 
 LARGEST = 1e15  # plausible cost of an answer; more is ignored
 # Patterns of each kind of AgentError in the output of a client or of its API; the first match
@@ -40,7 +41,7 @@ TROUBLES: dict[Trouble, str] = {
 
 # `DESCRIPTION: ...`, as the prompt asks for; models often set it in bold.
 LABEL = re.compile(
-    r"^[ \t>#*_-]*(DESCRIPTION|EXPECTED)[*_]*[ \t]*:[*_]*[ \t]*(.*?)(?:\*\*)?[ \t]*$",
+    r"^[ \t>#*_-]*(DESCRIPTION|EXPECTED)[*_]*[ \t]*:[*_]*[ \t]*(.*)$",
     re.IGNORECASE | re.MULTILINE,
 )
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -96,7 +97,7 @@ def plain(path: Path) -> str:
 
 def labels(text: str) -> tuple[str, str, str]:
     """Return (description, expected, last line) of an answer; missing ones are ""."""
-    found = {name.upper(): words for name, words in LABEL.findall(text)}
+    found = {name.upper(): words.rstrip().removesuffix("**") for name, words in LABEL.findall(text)}
     last = last_line(LABEL.sub("", text))
     return clean(found.get("DESCRIPTION", "")), clean(found.get("EXPECTED", "")), last
 
@@ -179,7 +180,7 @@ def _search(expression: str, said: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    return value[-TEXT_LIMIT:] if isinstance(value, str) else ""
 
 
 def _number(value: Any) -> float | None:

@@ -1,10 +1,18 @@
 """Parse a train.py: check that it is Python, and compare meaning without formatting."""
 
 import ast
+import codecs
 import hashlib
+import re
+import tokenize
 from functools import lru_cache
 
 from autoresearch_jax.common.literals import NOT_PYTHON, parse
+from autoresearch_jax.common.text import unsafe
+
+# Codecs that store each ASCII character as itself, so that editors show the code that Python runs.
+_PLAIN_CODECS = re.compile(r"utf-8(-sig)?|ascii|iso8859-\d+|cp125\d")
+_USUAL = frozenset("\t\n\r\f")
 
 
 def unparsable(source: bytes) -> str:
@@ -16,6 +24,43 @@ def unparsable(source: bytes) -> str:
     except NOT_PYTHON as error:
         return f"SyntaxError: train.py cannot be parsed ({type(error).__name__}: {error})"
     return ""
+
+
+def encoding(source: bytes) -> str:
+    """Return the codec with which Python reads a source.
+
+    Raises:
+        SyntaxError: Python knows no such codec, or text in it may differ from what editors show.
+    """
+    # `tokenize` ends lines at "\n" alone, and Python at "\r" as well.
+    lines = re.split(rb"\r\n?|\n", source, maxsplit=2)[:2]
+    named, _ = tokenize.detect_encoding(iter([line + b"\n" for line in lines]).__next__)
+    name = codecs.lookup(named).name
+    if not _PLAIN_CODECS.fullmatch(name):
+        raise SyntaxError(f"its encoding is {name}, and must be utf-8, ascii, iso-8859 or cp125x")
+    return name
+
+
+def misleading(source: bytes, base: bytes = b"") -> str:
+    """Return why a reader of a source would see other code than Python runs, or "".
+
+    What is true of `base` as well is no reason, because that is the user's own.
+    """
+    why = _misleading(source)
+    return "" if why == _misleading(base) else why
+
+
+def _misleading(source: bytes) -> str:
+    try:
+        text = source.decode(encoding(source))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        return str(error)
+    if "\n" in text and (alone := re.search(r"\r(?!\n)", text)):
+        line = text.count("\n", 0, alone.start()) + 1
+        return f"a carriage return within line {line} ends the line for Python alone"
+    found = sorted({one for one in set(text) if unsafe(one)} - _USUAL)
+    names = ", ".join(f"U+{ord(one):04X}" for one in found[:5])
+    return f"it contains characters that hide or reorder text: {names}" if names else ""
 
 
 @lru_cache(maxsize=64)  # an experiment asks for it several times, at 30 ms each

@@ -19,7 +19,7 @@ def clean(text: str, limit: int = DESCRIPTION_LIMIT) -> str:
     """
     text = text[: 20 * limit]  # so that a megabyte costs no time
     if not text.isprintable():  # unsafe characters are never printable
-        text = "".join(" " if _unsafe(character) else character for character in text)
+        text = "".join(" " if unsafe(character) else character for character in text)
     line = " ".join(text.replace('"', "'").split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
@@ -30,7 +30,7 @@ def printable(text: str, stands_in: str = "") -> str:
         return text
     text = without_escapes(text)
     return "".join(
-        stands_in if character not in "\n\t" and _unsafe(character) else character
+        stands_in if character not in "\n\t" and unsafe(character) else character
         for character in text
     )
 
@@ -52,5 +52,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f". Did you mean {near[0]}?" if near else ""
 
 
-def _unsafe(character: str) -> bool:
+def unsafe(character: str) -> bool:
+    """Return whether a character controls a terminal, ends a line or reorders text."""
     return character in _BIDI or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")

@@ -117,7 +117,6 @@ class Asking:
                 usage, name = said.usage, said.agent or name
             finally:
                 dropped = session.candidates.others_changed(base, context.worktree)
-                session.candidates.forget(base, context.worktree)
             should_report = self.config.max_usd is not None and agent.slow and agent.priced
             if should_report and usage.usd is None:
                 session.view.say(f"     {name} reported no cost: --max-usd does not count it")
@@ -144,6 +143,9 @@ class Asking:
                     reason=clean(reason),
                 )
             )
+            session.candidates.discard(context.worktree)  # it may be large
+            for path in context.written:
+                files.remove(path)
             self._prune()
 
     def _store_new(self, path: Path, old: str) -> str:
@@ -156,6 +158,8 @@ class Asking:
             proposed = source_of(path)
         except UserError as error:
             raise AgentError(str(error), "empty") from None
+        if why := syntax.misleading(proposed, session.candidates.stored(old)):
+            raise AgentError(f"train.py was not used: {why}.", "unfit")
         blob = session.candidates.store(proposed)
         if blob == old:
             raise AgentError("train.py was not changed.", "empty")
@@ -226,6 +230,8 @@ class Asking:
         session.candidates.worktree(base, worktree)
         folder = session.ask_dir(ask)
         folder.mkdir(parents=True, exist_ok=True)
+        scratch = isolation.fresh(session.private / f"scratch-{place}")
+        git_data = session.candidates.private_git(worktree)
         return Context(
             worktree=worktree,
             n=n,
@@ -244,10 +250,11 @@ class Asking:
             sandbox=profiles.agent(
                 session.workspace,
                 session.environment.data,
-                scratch=isolation.fresh(session.private / f"scratch-{place}"),
+                scratch=scratch,
                 prompt=prompt_path,
-                writable=(worktree, *session.candidates.private_git(worktree)),
+                writable=(worktree, *git_data),
             ),
+            written=(*git_data, scratch),
             env=session.candidates.private_environment(worktree),
         ).with_prompt(words)
 
@@ -272,7 +279,7 @@ def source_of(path: Path) -> bytes:
     """Return the bytes of a train.py. Raises UserError unless it is a small plain file."""
     try:
         status = path.lstat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError("train.py was deleted.") from None
     if not stat.S_ISREG(status.st_mode):
         raise UserError("train.py is a link or something else, but should be a plain file.")

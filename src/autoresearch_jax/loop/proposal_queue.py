@@ -107,6 +107,7 @@ def _merged(
     merged = tag.candidates.merge(best.commit, queued.base, source)
     if merged is None:
         return None, f"it conflicts with experiment {best.n}"
-    if broken := syntax.unparsable(merged):
-        return None, f"merged with experiment {best.n} it is not Python ({broken})"
+    before = tag.candidates.blob(best.commit)
+    if broken := syntax.unparsable(merged) or syntax.misleading(merged, before):
+        return None, f"merged with experiment {best.n} it cannot be used ({broken})"
     return merged, ""

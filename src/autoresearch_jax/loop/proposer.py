@@ -220,7 +220,7 @@ class Proposer:
                     raise AgentError("the loop is stopping", "abandoned") from None
                 if agent is self._tpe or self._is_paused():
                     return
-                if error.kind in ("empty", "duplicate"):
+                if error.kind in ("empty", "duplicate", "unfit"):
                     rejected.append(("", str(error)))
             else:
                 if agent is self.agent:

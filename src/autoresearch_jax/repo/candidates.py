@@ -3,8 +3,10 @@
 Only git's plumbing commands are used. None of them touches the user's checkout, index or HEAD.
 """
 
+import errno
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,12 @@ IDENTITY = {
 
 SEPARATOR = b"\n\x01\n"  # replaces line ends for a merge; no program contains such a line
 HEAD_BYTES = 1000  # of an agent's HEAD; the name of any branch is shorter
+COMMIT_BYTES = 1 << 16  # of an agent's commit; a longer one is not read
+ADDED_FILES = 10_000  # of an agent that are named; with more, none is
+COMPARED = 100  # tracked files with another time whose content is compared
+PATTERNS = (".gitignore", ".gitattributes")
+
+Status = tuple[int, ...] | None  # what tells whether a file was written to; None: there is none
 
 
 class Candidates:
@@ -34,6 +42,7 @@ class Candidates:
         # The tag's lock, once it is taken. Git commands inherit it, so that a loop that takes it
         # later knows that no git command of a killed loop is still running.
         self.keep_fds: tuple[int, ...] = ()
+        self._clean: dict[Path, dict[str, Status]] = {}  # the tracked files of each worktree
 
     def git(self, *arguments: str, **options: Any) -> str:
         """Run `Workspace.git`, and keep the tag's lock until git has ended."""
@@ -166,26 +175,25 @@ class Candidates:
         The repository does not know of it: whatever an agent does to it, the user's
         `git worktree list`, `git gc` and `git fsck` do not see it.
         """
+        self.discard(folder)
         self.export(commit, folder)
-        self.forget(commit, folder)
-
-    def forget(self, base: str, folder: Path) -> None:
-        """Recreate the git data of a worktree, at `base`, without changing its files.
-
-        An agent may have put anything there, for example settings that run commands.
-        """
+        names = self.workspace.git_bytes("ls-tree", "-r", "-z", "--name-only", commit)
+        tracked = [os.fsdecode(name) for name in names.split(b"\0") if name]
+        self._clean[folder] = {name: _status(folder / name) for name in tracked}
         data, objects = self.private_git(folder)
         for path in (data, objects):
-            files.remove(path)
             path.mkdir(parents=True)
-        if folder.is_symlink() or not folder.is_dir():
-            return  # the agent removed the folder
-        files.remove(folder / ".git")
-        index = Path(self._read_tree(base, folder)["GIT_INDEX_FILE"])
+        index = Path(self._read_tree(commit, folder)["GIT_INDEX_FILE"])
         index.rename(data / "index")
         (data / "commondir").write_bytes(os.fsencode(self.workspace.common_dir) + b"\n")
-        (data / "HEAD").write_text(f"{base}\n")
+        (data / "HEAD").write_text(f"{commit}\n")
         (folder / ".git").write_bytes(b"gitdir: " + os.fsencode(data) + b"\n")
+
+    def discard(self, folder: Path) -> None:
+        """Remove a worktree and its git data, in which an agent may have put anything."""
+        self._clean.pop(folder, None)
+        for path in (folder, *self.private_git(folder)):
+            files.remove(path)
 
     def private_git(self, folder: Path) -> tuple[Path, Path]:
         """Return where a worktree has its git data, and where new objects go.
@@ -223,57 +231,79 @@ class Candidates:
         return folder.with_name(f"{folder.name}.index")
 
     def others_changed(self, base: str, folder: Path) -> list[str]:
-        """Return the files of a worktree other than train.py that differ from commit `base`."""
+        """Return the files of a worktree other than train.py that an agent changed or added.
+
+        `base` is the commit of the last `worktree`. This removes what git would read of the agent
+        in order to answer.
+        """
+        clean = self._clean.get(folder, {})
         if folder.is_symlink():
             return []
-        # By content, because the index does not contain the times of the files.
-        diff = ["-c", "diff.autoRefreshIndex=true", "diff", "--name-only", "--no-renames", "-z"]
-        diff += ["--no-ext-diff", "--no-textconv", "--ignore-submodules=all", base]
-        others = ["ls-files", "--others", "--exclude-standard", "-z"]
+        touched = [name for name, status in clean.items() if _status(folder / name) != status]
+        changed = {
+            name
+            for at, name in enumerate(touched)
+            if at >= COMPARED or self._differs(base, name, folder / name)
+        }
         try:
-            _remove_traps(folder)
+            _remove_traps(folder, {folder / name for name in clean.keys() - changed})
             env = self._read_tree(base, folder)
-            found = "".join(self.git(*asked, at=folder, env=env) for asked in (diff, others))
-        except (GitError, OSError):  # the agent made it unreadable; the files are only not named
-            return []
-        return sorted({name for name in found.split("\0") if name} - {"train.py"})
+            others = ("ls-files", "--others", "--exclude-standard", "-z")
+            changed.update(self.git(*others, at=folder, env=env).split("\0"))
+        except (GitError, OSError):  # the agent made it unreadable; its files are only not named
+            pass
+        return sorted(changed - {"train.py", ""})
+
+    def _differs(self, base: str, name: str, path: Path) -> bool:
+        try:
+            expected = self.blob(base, name)
+            return files.plain_bytes(path, len(expected)) != expected
+        except (GitError, OSError, ValueError):
+            return True
 
     def message_since(self, base: str, folder: Path) -> str:
-        """Return the subject of the last commit in a worktree since `base`, or ""."""
+        """Return the subject of the last commit in a worktree since `base`, or "".
+
+        A new commit is a file of its own. Git is not asked for it, because it would read as much as
+        the agent has put into its objects.
+        """
         data, objects = self.private_git(folder)
         try:
             head = files.plain_bytes(data / "HEAD", HEAD_BYTES).decode().strip()
             found = re.fullmatch(r"([0-9a-f]{40,64})|ref: (refs/heads/\S+)", head)
-            if not found or not _contains_only_objects(objects):
+            if not found:
                 return ""
-            env = {
-                "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects),
-                "GIT_DIR": str(self.workspace.common_dir),
-            }
-            range_ = f"{base}..{found[1] or found[2]}"
-            return self.git(
-                "log", "-1", "--no-show-signature", "--format=%s", range_, "--", env=env
-            )
-        except (GitError, OSError, ValueError):
+            commit = found[1] or self.git("rev-parse", "--verify", "--quiet", found[2])
+            packed = files.plain_bytes(objects / commit[:2] / commit[2:], COMMIT_BYTES)
+            stored = zlib.decompressobj().decompress(packed, COMMIT_BYTES)
+        except (GitError, OSError, ValueError, zlib.error):
             return ""
+        kind, _, message = stored.partition(b"\n\n")
+        subject = message.lstrip().partition(b"\n\n")[0] if kind.startswith(b"commit ") else b""
+        return " ".join(subject.decode(errors="replace").split())
 
 
-def _remove_traps(folder: Path) -> None:
-    """Remove special files and nested repositories from a worktree. Raises OSError.
+def _status(path: Path) -> Status:
+    """Return what differs once a file was written to, or replaced; None without a file."""
+    try:
+        found = path.lstat()
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
-    Git would wait for a FIFO, also for one in place of the HEAD of a nested repository.
+
+def _remove_traps(folder: Path, unchanged: set[Path]) -> None:
+    """Remove what git must not meet while it lists the files of a worktree. Raises OSError.
+
+    Git would wait for a FIFO, also for one in place of the HEAD of a nested repository, and the
+    time for a file of patterns is unbounded, so only `unchanged` ones stay.
     """
-    for entry in list(_all_below(folder)):
+    for entry in list(_all_below(folder, ADDED_FILES + len(unchanged))):
         path = Path(entry.path)
         nested = entry.name == ".git" and path.parent != folder
-        if nested or (not _is_plain(entry) and path != folder / "train.py"):
+        patterns = entry.name in PATTERNS and path not in unchanged
+        if nested or patterns or (not _is_plain(entry) and path != folder / "train.py"):
             files.remove(path)
-
-
-def _contains_only_objects(folder: Path) -> bool:
-    """Return whether a folder of objects refers to no other place. Raises OSError."""
-    odd = any(entry.is_symlink() or not _is_plain(entry) for entry in _all_below(folder))
-    return not odd and not os.path.lexists(folder / "info" / "alternates")
 
 
 def _is_plain(entry: os.DirEntry[str]) -> bool:
@@ -282,14 +312,21 @@ def _is_plain(entry: os.DirEntry[str]) -> bool:
     return known or entry.is_symlink()
 
 
-def _all_below(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Yield everything below a folder, at any depth, without following links. Raises OSError."""
+def _all_below(folder: Path, most: int) -> Iterator[os.DirEntry[str]]:
+    """Yield everything below a folder, at any depth, without following links.
+
+    Raises OSError, also if there are more than `most` entries.
+    """
     waiting = [str(folder)]
     while waiting:
-        with os.scandir(waiting.pop()) as found:
-            entries = list(found)
-        waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-        yield from entries
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                most -= 1
+                if most < 0:
+                    raise OSError(errno.EFBIG, "too many files", str(folder))
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                yield entry
 
 
 def moved(branch: str, tip: str | None, wanted: str) -> str:
