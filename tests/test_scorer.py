@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import jax
@@ -442,6 +443,7 @@ def test_tokens_of_another_shape_are_refused(tmp_path):
 
 # A module written by hand: no exporter makes one like it, and none has checked it.
 MODULE = """
+{functions}
 func.func public @main(%table: tensor<512x512xf32>, %tokens: tensor<64x64xi32>)
     -> tensor<64x64x512xf32> {{
   {body}
@@ -474,9 +476,9 @@ def by_hand(tmp_path):
     left = leave(tmp_path / "left", lookup)
     exported = jax.export.deserialize(bytearray((left / "exported.bin").read_bytes()))
 
-    def by_hand(body):
+    def by_hand(body, functions=""):
         with mlir.make_ir_context():
-            module = ir.Module.parse(MODULE.format(body=body))
+            module = ir.Module.parse(MODULE.format(body=body, functions=functions))
             version = stablehlo.get_minimum_version()
             blob = stablehlo.serialize_portable_artifact(module, version)
         forged = dataclasses.replace(exported, mlir_module_serialized=blob)
@@ -519,6 +521,50 @@ def test_an_array_in_other_chunks_than_one_is_refused(tmp_path, chunks):
     described.write_text(json.dumps(fields))
     exported = model.read_function((left / "exported.bin").read_bytes(), (ROWS, T), V)
     with pytest.raises(model.Refused, match=r"(format|truncated): "):
+        model.read_params(left / "params", exported)
+
+
+TABLE = "tensor<512x512xf32>"
+FUNCTION = f"func.func private @f%d(%%a: {TABLE}) -> {TABLE} {{ %s\n return %%b : {TABLE} }}\n"
+CALL = f"%%b = call @f%d(%%a) : ({TABLE}) -> {TABLE}"
+TWICE = CALL.replace("%%b", "%%c") + "\n" + CALL.replace("%%a", "%%c")
+EXPANDING = {
+    "nested calls": (
+        "%b = call @f39(%table)",
+        FUNCTION % (0, f"%b = stablehlo.add %a, %a : {TABLE}")
+        + "".join(FUNCTION % (i, TWICE % (i - 1, i - 1)) for i in range(1, 40)),
+        "more than 200000 operations",
+    ),
+    "a recursion": ("%b = call @f0(%table)", FUNCTION % (0, CALL % 0), "calls itself"),
+    "a large constant": (
+        "%b = stablehlo.constant dense<1.0> : tensor<100000x100000xf32>",
+        "",
+        "numbers in constants",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXPANDING)
+def test_a_function_that_a_compiler_would_expand_is_refused(by_hand, name):
+    body, functions, reason = EXPANDING[name]
+    body += f" : ({TABLE}) -> {TABLE}" if "call" in body else ""
+    left = by_hand(body, functions)
+    begun = time.monotonic()
+    with pytest.raises(model.Refused, match=f"too-large: .*{reason}"):
+        model.read_function((left / "exported.bin").read_bytes(), (ROWS, T), V)
+    assert time.monotonic() - begun < 5
+
+
+def test_arrays_that_cannot_be_those_of_a_model_are_refused(tmp_path, monkeypatch):
+    left = leave(tmp_path / "left", lookup)
+    exported = model.read_function((left / "exported.bin").read_bytes(), (ROWS, T), V)
+    (described,) = (left / "params").rglob(".zarray")
+    os.truncate(described, 1 << 30)
+    with pytest.raises(model.Refused, match=r"format: .*more than a description"):
+        model.check_files(left)
+    large = FLOAT.update(shape=(1 << 20, 1 << 20))
+    monkeypatch.setattr(model, "abstract_params", lambda _: {"table": large})
+    with pytest.raises(model.Refused, match="too-large"):
         model.read_params(left / "params", exported)
 
 

@@ -23,7 +23,7 @@ from autoresearch_jax.common.text import clean, printable
 from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import FROZEN, DataError, Manifest
 from autoresearch_jax.jobs import environment, logs
-from autoresearch_jax.jobs.launch import Launch
+from autoresearch_jax.jobs.launch import Launch, reader_memory
 from autoresearch_jax.jobs.local import EARLY_VARIABLES
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools
@@ -157,7 +157,7 @@ def _run(launch: Launch, spec: Path, e: Experiment, reader: "Reader") -> None:
     """Run the sampler until it has ended. Raises UserError, KeyboardInterrupt."""
     log = spec.with_name("log")
     argv = [sys.executable, "-I", "-m", "autoresearch_jax.sampler", str(spec)]
-    running = launch.start(argv, cwd=spec.parent / "frozen", log=log)
+    running = launch.start(argv, cwd=spec.parent / "frozen", log=log, memory_bytes=reader_memory())
     # Without a limit: the person sees what comes, and may end it.
     ended = running.wait(limit_s=math.inf, abandoned=lambda: reader.closed)
     returncode = launch.returncode(ended)

@@ -1,5 +1,6 @@
 """Starts the process of a job in its sandbox, with its variables and locks."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,13 @@ from pathlib import Path
 from autoresearch_jax.sandbox import isolation
 from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import process
+
+LEAST_MEMORY = 8 << 30  # bytes; a scorer on two cores allocates 0.3 GB before it computes
+
+
+def reader_memory() -> int:
+    """Returns the bytes that a process may allocate that reads what a training left."""
+    return max(LEAST_MEMORY, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,13 @@ class Launch:
     keep_fds: tuple[int, ...] = ()  # locks that are kept until all processes have ended
 
     def start(
-        self, argv: Sequence[str], *, cwd: Path, log: Path, stdin: Path | None = Path("/dev/null")
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: Path,
+        log: Path,
+        stdin: Path | None = Path("/dev/null"),
+        memory_bytes: int | None = None,
     ) -> process.Running:
         """Starts a command; see `process.Running`."""
         return process.Running(
@@ -29,6 +43,7 @@ class Launch:
             stdout=log,
             stdin=stdin,
             keep_fds=self.keep_fds,
+            memory_bytes=memory_bytes,
         )
 
     def returncode(self, ended: process.Ended) -> int:

@@ -14,7 +14,7 @@ from autoresearch_jax.common.protocol import BROKEN, GO, REFUSED
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs import logs
 from autoresearch_jax.jobs.job import NO_EVENTS, Events, Score, ScoreJob
-from autoresearch_jax.jobs.launch import Launch
+from autoresearch_jax.jobs.launch import Launch, reader_memory
 from autoresearch_jax.records.events import Outcome
 
 PACKAGE = Path(__file__).parents[1]
@@ -49,6 +49,7 @@ CODE = (
     "system/visible_devices.py",
 )
 
+ANSWER_BYTES = 1 << 20
 UNSEALABLE = "unsealable"
 SEAL_BYTES = 32 << 30  # holes included: hashed in a minute; no training may write that much
 
@@ -126,7 +127,9 @@ class Scoring:
         argv = [sys.executable, "-I", "-m", "autoresearch_jax.scorer", json.dumps(spec)]
         self._begun = time.monotonic()
         stdin = None if early else Path("/dev/null")
-        self.process = launch.start(argv, cwd=job.frozen, log=job.log, stdin=stdin)
+        self.process = launch.start(
+            argv, cwd=job.frozen, log=job.log, stdin=stdin, memory_bytes=reader_memory()
+        )
 
     def go(self) -> None:
         """Lets an early one read what the training left, which must have ended."""
@@ -153,7 +156,7 @@ class Scoring:
             tail = logs.read_tail(self.job.log)
             why = f"signal {-returncode}" if returncode < 0 else logs.crash_reason(tail)
             return refused(f"scorer-failed: {why}")
-        answer = json.loads(self._out.read_bytes())
+        answer = json.loads(files.plain_bytes(self._out, ANSWER_BYTES))
         if returncode == BROKEN:
             raise UserError(answer["broken"])
         if returncode == REFUSED:

@@ -4,10 +4,13 @@ Nothing here runs the agent's code. The function is data (StableHLO), and so are
 """
 
 import json
+import math
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,12 @@ from jax.interpreters import mlir
 
 from autoresearch_jax.common import files, protocol, scored_files
 
-EXPORT_BYTES = 1 << 30  # an exported function contains no parameters: 0.1 MB at full size
+EXPORT_BYTES = 1 << 26  # an exported function contains no parameters: 0.1 MB at full size
+OPERATIONS = 200_000  # with those of a called function for each call: 2,000 at full size
+CONSTANTS = 1 << 28  # numbers in its constants, likewise
+PARAM_BYTES = 32 << 30  # of all arrays: 0.2 GB at full size
 SPARE_BYTES = 1 << 26  # of a checkpoint, beyond its arrays
+DESCRIPTION_BYTES = 1 << 20  # of a file that describes an array
 
 # Custom calls that a module may contain: attention kernels, and calls without operands in memory.
 # Most of XLA's own (LAPACK, TopK, threefry) trust the shapes that a module states, and read beyond.
@@ -37,6 +44,7 @@ PLAIN_ARRAYS = re.compile(
     r"_METADATA|_CHECKPOINT_METADATA|_sharding|commit_success\.txt|array_metadatas/[\w.]+"
     r"|(.+/)?(\.zarray|\d+(\.\d+)*)"
 )
+CHUNK = re.compile(r"/\d+(\.\d+)*$")  # a file with the numbers of an array
 DIALECTS = ("builtin", "func", "stablehlo", "chlo", "sdy")
 # These communicate with the host, or with other devices.
 REFUSED_OPS = re.compile(
@@ -62,7 +70,7 @@ def check_files(folder: Path) -> None:
     if folder.is_symlink():
         raise Refused("symlink", f"{folder.name} is a link")
     try:
-        found = {name: status.st_mode for name, status in scored_files.scored(folder)}
+        found = dict(scored_files.scored(folder))
     except scored_files.TooMuch as error:
         raise Refused("format", str(error)) from None
     except OSError as error:
@@ -71,9 +79,10 @@ def check_files(folder: Path) -> None:
     for name in (protocol.EXPORTED, protocol.PARAMS):
         if name not in found:
             raise Refused("missing", f"the training left no {name}")
-    if not stat.S_ISDIR(found[protocol.PARAMS]):
+    if not stat.S_ISDIR(found[protocol.PARAMS].st_mode):
         raise Refused("symlink", f"{protocol.PARAMS} is a link or a file, not a folder")
-    for name, kind in found.items():
+    for name, status in found.items():
+        kind = status.st_mode
         if stat.S_ISDIR(kind):
             continue
         if not stat.S_ISREG(kind):
@@ -84,6 +93,8 @@ def check_files(folder: Path) -> None:
             raise Refused(
                 "format", f"{protocol.PARAMS} contains {within}, which plain arrays do not need"
             )
+        if within != name and not CHUNK.search(within) and status.st_size > DESCRIPTION_BYTES:
+            raise Refused("format", f"{name} has {status.st_size} bytes, more than a description")
 
 
 def read_export(path: Path) -> bytes:
@@ -140,20 +151,56 @@ def check_module(exported: jax.export.Exported) -> None:
     with mlir.make_ir_context() as context:
         module = stablehlo.deserialize_portable_artifact(context, exported.mlir_module_serialized)
         calls, ops = set(), set()
+        sizes, called = {}, {}  # by function: its own operations and constants; what it calls
+        for function in module.body.operations:
+            size, callees = Counter[str](), Counter[str]()
 
-        def visit(op: Any) -> Any:
-            ops.add(op.name)
-            if op.name == "stablehlo.custom_call":
-                calls.add(ir.StringAttr(op.attributes["call_target_name"]).value)
-            return ir.WalkResult.ADVANCE
+            def visit(op: Any, size: Counter[str] = size, callees: Counter[str] = callees) -> Any:
+                ops.add(op.name)
+                size["operations"] += 1
+                if op.name == "stablehlo.custom_call":
+                    calls.add(ir.StringAttr(op.attributes["call_target_name"]).value)
+                if op.name == "stablehlo.constant":
+                    size["numbers in constants"] += math.prod(op.results[0].type.shape)
+                callees.update(_symbols(op.attributes[i].attr for i in range(len(op.attributes))))
+                within = size["operations"] <= OPERATIONS
+                return ir.WalkResult.ADVANCE if within else ir.WalkResult.INTERRUPT
 
-        module.operation.walk(visit)
+            function.operation.walk(visit)
+            name = ir.StringAttr(function.attributes["sym_name"]).value
+            sizes[name], called[name] = size, callees
+        _check_expanded(sizes, called)
     for call in sorted(calls):
         if not KERNELS.fullmatch(call):
             raise Refused("custom-call", f"it calls {call!r}, which no rule allows")
     for name in sorted(ops):
         if name.split(".")[0] not in DIALECTS or REFUSED_OPS.fullmatch(name):
             raise Refused("custom-call", f"it contains the operation {name}, which reaches outside")
+
+
+def _symbols(attributes: Iterable[Any]) -> Iterator[str]:
+    """Yield the names of functions in attributes, such as the callee of a call."""
+    for attribute in attributes:
+        if isinstance(attribute, ir.FlatSymbolRefAttr):
+            yield attribute.value
+        elif isinstance(attribute, ir.ArrayAttr):
+            yield from _symbols(attribute)
+
+
+def _check_expanded(sizes: dict[str, Counter[str]], called: dict[str, Counter[str]]) -> None:
+    """Raise Refused if a compiler, which copies a function for each call, would get too much."""
+    total: dict[str, Counter[str]] = {}
+    try:
+        for name in TopologicalSorter(called).static_order():  # what is called comes first
+            total[name] = sizes.get(name, Counter()).copy()
+            for callee, times in called.get(name, {}).items():
+                for what, count in total[callee].items():
+                    total[name][what] += times * count
+            for what, most in (("operations", OPERATIONS), ("numbers in constants", CONSTANTS)):
+                if total[name][what] > most:
+                    raise Refused("too-large", f"its function expands to more than {most} {what}")
+    except CycleError:
+        raise Refused("too-large", "its function calls itself") from None
 
 
 def abstract_params(exported: jax.export.Exported) -> dict[str, jax.ShapeDtypeStruct]:
@@ -171,6 +218,8 @@ def read_params(folder: Path, exported: jax.export.Exported) -> dict[str, jax.Ar
 
     wanted = abstract_params(exported)
     size = sum(array.size * array.dtype.itemsize for array in wanted.values())
+    if size > PARAM_BYTES:
+        raise Refused("too-large", f"its arrays need {size} bytes, more than {PARAM_BYTES}")
     found_bytes = sum(path.stat().st_size for path in folder.rglob("*"))
     if found_bytes > 2 * size + SPARE_BYTES:
         raise Refused("shape", f"{folder.name} has {found_bytes} bytes, its arrays need {size}")
@@ -190,7 +239,8 @@ def read_params(folder: Path, exported: jax.export.Exported) -> dict[str, jax.Ar
 
 def _check_chunks(folder: Path, shape: tuple[int, ...]) -> None:
     """Refuse an array in other chunks than one: a larger chunk could fill the memory."""
-    described = _or_truncated(lambda: json.loads((folder / ".zarray").read_bytes()))
+    path = folder / ".zarray"
+    described = _or_truncated(lambda: json.loads(files.plain_bytes(path, DESCRIPTION_BYTES)))
     chunks = described.get("chunks") if isinstance(described, dict) else None
     if chunks != [max(1, size) for size in shape]:
         raise Refused("format", f"parameter {folder.name!r} is stored in chunks {chunks}")

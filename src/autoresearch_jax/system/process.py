@@ -45,8 +45,12 @@ class Running:
         stderr: Path | None = None,
         stdin: Path | None = Path("/dev/null"),
         keep_fds: Sequence[int] = (),
+        memory_bytes: int | None = None,
     ) -> None:
-        """Start the command. If it cannot be started, `wait` and `end` raise the error."""
+        """Start the command. If it cannot be started, `wait` and `end` raise the error.
+
+        On Linux, each of its processes may allocate `memory_bytes`; None: as many as there are.
+        """
         self._argv, self._cwd, self._over = list(argv), cwd, False
         read: int | None = None
         self._pipe: int | None = None
@@ -58,6 +62,7 @@ class Running:
             "stdin": str(stdin) if read is None else read,
             "stdout": str(stdout),
             "stderr": None if stderr is None else str(stderr),
+            "memory": memory_bytes,
         }
         command = [sys.executable, "-I", "-S", supervisor.__file__]
         self._begun = time.monotonic()

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import selectors
 import signal
 import subprocess
@@ -113,8 +114,10 @@ def descendants(ancestor: int) -> list[int]:
     return found
 
 
-def prepare_child() -> None:
+def prepare_child(memory_bytes: int | None) -> None:
     """Prepare the child before the command: it must not outlive the supervisor."""
+    if memory_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     with contextlib.suppress(OSError):  # the first to be ended if memory runs out
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -132,7 +135,7 @@ def start(spec: dict[str, Any], streams: selectors.BaseSelector) -> Tree:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if separate else subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=prepare_child if LINUX else None,
+            preexec_fn=(lambda: prepare_child(spec.get("memory"))) if LINUX else None,
             bufsize=0,
         )
     for stream, log in zip((process.stdout, process.stderr), logs, strict=False):
