@@ -26,9 +26,12 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     hypothesis.settings.load_profile("nightly" if config.option.nightly else "day")
-    # A shell starts what runs in its background with SIGINT ignored, and children inherit that:
-    # the tests of Ctrl-C would wait for ever.
+    # A shell starts what runs in its background with SIGINT ignored, nohup with SIGHUP ignored, and
+    # children inherit that: the tests of signals would wait for ever.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
 
 def pytest_collection_modifyitems(config, items):

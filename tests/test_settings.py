@@ -1,10 +1,11 @@
 """The front matter of program.md, and the flags that override it."""
 
 import pytest
-from click import Context
+from click import Context, FloatRange, IntRange
 from click.testing import CliRunner
 
 from autoresearch_jax.cli import main
+from autoresearch_jax.cli.options import Setting
 from autoresearch_jax.commands import doctor, loop
 from autoresearch_jax.common import front_matter
 from autoresearch_jax.common.errors import UserError
@@ -105,6 +106,47 @@ def test_a_setting_that_is_wrong_is_named(line, says):
 def test_a_flag_that_is_wrong_is_a_usage_error(words, says):
     done = CliRunner().invoke(main.main, ["loop", *words])
     assert (done.exit_code, says in done.output) == (2, True), done.output
+
+
+NO_NUMBERS = ("nan", "inf", "-inf", "ten", "", "-1", "1e999", "9" * 30, "9" * 5000, "1,5", "0x10")
+
+
+def numeric_flags():
+    """Return every option of every command that takes a number."""
+    for name, command in main.main.commands.items():
+        for one in command.get_params(Context(command)):
+            is_setting = isinstance(one.type, Setting) and one.name in NUMBERS
+            if is_setting or isinstance(one.type, IntRange | FloatRange):
+                yield name, one.opts[0]
+
+
+NUMBERS = ("max", "max_hours", "max_usd", "max_memory_gb", "repairs", "audit", "workers", "seed")
+
+
+@pytest.mark.parametrize(("command", "flag"), list(numeric_flags()))
+def test_a_number_that_is_none_is_one_message(tmp_path, monkeypatch, command, flag):
+    monkeypatch.chdir(tmp_path)
+    for value in NO_NUMBERS:
+        done = CliRunner().invoke(main.main, [command, f"{flag}={value}"])
+        assert isinstance(done.exception, SystemExit), (value, done.exception)
+        assert done.exit_code == 2, value
+        errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+        assert len(errors) == 1
+        assert flag in errors[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["max_hours", "max_usd", "max_memory_gb", "max", "repairs"])
+def test_a_number_that_is_none_in_program_md_is_one_message(name):
+    for value in (".nan", ".inf", "-.inf", "ten", "''", "-1", "1e999", "9" * 30, "[1]", "true"):
+        with pytest.raises(UserError, match=f"sets {name} to .*, and it should be"):
+            config.from_program(f"---\n{name}: {value}\n---\n")
+
+
+@pytest.mark.parametrize("search", ["[.nan, 1]", "[0.1, .inf]", "[-.inf, 1]", "[1, ten]"])
+def test_a_range_that_is_none_is_one_message(search):
+    with pytest.raises(UserError, match=r"search\.A_RATE"):
+        config.from_program(f"---\nsearch: {{A_RATE: {search}}}\n---\n")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from autoresearch_jax.cli import output
-from autoresearch_jax.cli.options import Configured, tag_option
+from autoresearch_jax.cli.options import Configured, Count, Finite, tag_option
 from autoresearch_jax.common.errors import UserError
 
 
@@ -53,7 +53,7 @@ def watch(web: bool, port: int | None, host: str | None, tag: str | None) -> Non
 
 
 @click.command()
-@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Only the best N.")
+@click.option("--top", type=Count(1), metavar="N", help="Only the best N.")
 @click.option("--kept-only", is_flag=True, help="Only the kept experiments.")
 @click.option("--grep", "pattern", metavar="REGEX", help="Only descriptions that match.")
 @click.option("--sort", type=click.Choice(["gain"]), help="Largest improvement first.")
@@ -109,11 +109,11 @@ def show(experiment: str, tag: str | None) -> None:
 @click.argument("prompt", metavar="[PROMPT]", default="")
 @click.option("--experiment", "name", metavar="N|COMMIT", help=(
     "Use the model of this experiment.  [default: the best]"))  # fmt: skip
-@click.option("--tokens", type=click.IntRange(min=1), default=100, show_default=True, metavar="N",
+@click.option("--tokens", type=Count(1), default=100, show_default=True, metavar="N",
               help="Number of tokens to draw.")  # fmt: skip
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True,
+@click.option("--temperature", type=Finite(0, 1000), default=0.8, show_default=True,
               metavar="T", help="0 always takes the likeliest token.")  # fmt: skip
-@click.option("--top-k", type=click.IntRange(min=1), metavar="K", help=(
+@click.option("--top-k", type=Count(1), metavar="K", help=(
     "Draw only among the K likeliest tokens.  [default: all]"))  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
               metavar="N", help="The same seed gives the same text.")  # fmt: skip

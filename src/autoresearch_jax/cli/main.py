@@ -6,6 +6,7 @@ its own.
 
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,20 @@ class Sections(click.Group):
                     ]
                 )
 
+    def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
+        if args is None:
+            output.use_utf8()
+        output.prepare_streams()
+        try:
+            return super().main(args, *others, **options)
+        finally:  # an error of standard output is the cause of what it led to
+            output.flush()
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except UserError as error:
             raise click.ClickException(typed(str(error))) from error
-        finally:
-            output.discard_unread()
 
 
 @click.group(cls=Sections, context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,9 +78,16 @@ def main(ctx: click.Context, folder: Path | None, quiet: bool, verbose: bool) ->
     if quiet and verbose:
         raise click.UsageError("Choose one of --quiet and --verbose.")
     ctx.obj = output.QUIET if quiet else output.VERBOSE if verbose else None
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        if folder is None:
+            why = "the current folder was removed. Change into another one: cd ~"
+            raise UserError(why) from None
+        here = folder = folder.absolute()
     if folder is not None:
         spell_with(folder)
-        ctx.call_on_close(functools.partial(os.chdir, Path.cwd()))
+        ctx.call_on_close(functools.partial(os.chdir, here))
         os.chdir(folder)
 
 

@@ -5,13 +5,35 @@ imports neither pydantic nor the settings.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
 
+LARGEST = 2**31 - 1
 tag_option = click.option("--tag", help="Another tag.  [default: the newest]")
+
+
+class Count(click.IntRange):
+    """Whole numbers up to LARGEST, which no memory and no night exceeds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number > LARGEST:
+            self.fail(f"{number} is more than {LARGEST}.", param, ctx)
+        return number
+
+
+class Finite(click.FloatRange):
+    """Finite numbers: click takes nan for a number in every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
 
 
 class Setting(click.ParamType):

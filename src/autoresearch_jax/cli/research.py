@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoresearch_jax.cli import output
-from autoresearch_jax.cli.options import Configured, tag_option
+from autoresearch_jax.cli.options import Configured, Count, tag_option
 
 if TYPE_CHECKING:
     from autoresearch_jax.jobs.compile_check import Verdict
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--device", metavar="NAME", help=(
     "For --compile-only: a device, which may be absent, such as h100, v5e or cpu.  "
     "[default: this machine's]"))  # fmt: skip
-@click.option("--devices", type=click.IntRange(min=1), metavar="N", default=1, show_default=True,
+@click.option("--devices", type=Count(1), metavar="N", default=1, show_default=True,
               help="For --compile-only: number of devices.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="For --compile-only: print a JSON object.")
 def run(
@@ -131,15 +131,15 @@ def loop(**flags: Any) -> None:
     "Score baseline and best on the sealed split, which no decision has ever used."))  # fmt: skip
 @click.option("--retrain", is_flag=True, help=(
     "Train it again as recorded; its score must be within the noise."))  # fmt: skip
-@click.option("--seeds", type=click.IntRange(min=1), metavar="K", help=(
+@click.option("--seeds", type=Count(1), metavar="K", help=(
     "Train it (by default the baseline) with K new seeds, and report the noise of a score."
 ))  # fmt: skip
-@click.option("--audit", type=click.IntRange(min=2), metavar="K", help=(
+@click.option("--audit", type=Count(2), metavar="K", help=(
     "Train baseline and best K more times each, and report the gain with its interval."
 ))  # fmt: skip
-@click.option("--depth", type=click.IntRange(min=1), metavar="D", help=(
+@click.option("--depth", type=Count(1), metavar="D", help=(
     "Train it and the baseline at DEPTH = D, to see whether the gain remains."))  # fmt: skip
-@click.option("--budget", type=click.IntRange(min=1), metavar="S", help=(
+@click.option("--budget", type=Count(1), metavar="S", help=(
     "Seconds of --depth's trainings.  [default: TIME_BUDGET]"))  # fmt: skip
 @tag_option
 def verify(

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from autoresearch_jax.cli import output
+from autoresearch_jax.cli.options import Count
 from autoresearch_jax.common.console import typed
 
 
@@ -16,8 +17,10 @@ from autoresearch_jax.common.console import typed
 @click.option("--dir", "folder", metavar="DIR", default="autoresearch-demo", show_default=True,
               type=click.Path(path_type=Path),
               help="Where to put its workspace.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, help="Seed of the search.")
-@click.option("--experiments", type=click.IntRange(min=1), default=5, show_default=True,
+@click.option(
+    "--seed", type=Count(0), default=0, show_default=True, metavar="N", help="Seed of the search."
+)
+@click.option("--experiments", type=Count(1), default=5, show_default=True,
               help="How many to run after the baseline.")  # fmt: skip
 def demo(folder: Path, seed: int, experiments: int) -> None:
     """Try everything in a few minutes, on any machine.
@@ -41,12 +44,12 @@ def demo(folder: Path, seed: int, experiments: int) -> None:
 @click.option("--preset", metavar="NAME", help=(
     "Sizes for a machine: h100, a100-40gb, 24gb, 12gb, 6gb, v4-8, v5e-1, v5e-8, v5p-8, v6e-1, "
     "v6e-8, cpu, demo.  [default: for a new workspace, what fits this machine]"))  # fmt: skip
-@click.option("--seq-len", type=int, metavar="N", help=(
+@click.option("--seq-len", type=Count(1), metavar="N", help=(
     "Tokens in a row; EVAL_TOKENS follows in proportion."))  # fmt: skip
 @click.option("--source", metavar="S", help=(
     "fineweb-edu, climbmix, hf:ORG/NAME, pydocs (no network) or a folder of parquet files.  "
     "[default: fineweb-edu]"))  # fmt: skip
-@click.option("--num-shards", type=click.IntRange(min=1), metavar="N", help=(
+@click.option("--num-shards", type=Count(1), metavar="N", help=(
     "Shards of text to train on."))  # fmt: skip
 @click.option("--skip-data", is_flag=True, help="Do not prepare the data yet.")
 def setup(

@@ -180,7 +180,9 @@ def _uv_run(here: Path | None) -> str:
         here = here or Path.cwd()
         found = (folder / "pyproject.toml" for folder in (here, *here.parents))
         nearest = next((path for path in found if path.is_file()), None)
-        knows = nearest and "autoresearch-jax" in nearest.read_text(errors="replace")
+        knows = nearest and "autoresearch-jax" in nearest.read_text(
+            encoding="utf-8", errors="replace"
+        )
         if not knows and (project / "pyproject.toml").is_file():
             return f"uv run --project {shlex.quote(str(project))}"
     return "uv run"

@@ -198,7 +198,7 @@ class Asking:
         limits = [g for g in (environment.memory_gib, self.config.max_memory_gb) if g is not None]
         device = environment.fingerprint
         return Brief(
-            program=path.read_text(errors="replace") if path.is_file() else "",
+            program=path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "",
             history=tuple(session.experiments),
             best=best,
             best_source=session.candidates.show(best.commit),

@@ -160,7 +160,9 @@ class LoopConfig(Settings):
         "ADDRESS",
     )
     desc: str = _setting("What this session is after.", "TEXT", default="")
-    seed: int = _setting("Seed of the search.  [default: 0]", "N", default=0)
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = _setting(
+        "Seed of the search.  [default: 0]", "N", default=0
+    )
     agent_writes: tuple[Path, ...] = _setting(
         "A path that the agent may write to, besides its copy of the workspace; may be repeated.",
         "PATH",
@@ -210,7 +212,7 @@ def resolve(root: Path, **flags: Any) -> LoopConfig:
     A flag that is None was not given. Raises UserError where program.md sets something wrong.
     """
     path = root / "program.md"
-    program = path.read_text(errors="replace") if path.is_file() else ""
+    program = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     return from_program(program, str(path), **flags)
 
 

@@ -131,6 +131,6 @@ def _run(command: str, event: str, text: str) -> None:
         if ended.why == "limit":
             raise Unsent(f"the command took more than {COMMAND_SECONDS:.0f} s")
         if ended.returncode:
-            last = stdout.read_text(errors="replace").strip().splitlines()[-1:]
+            last = stdout.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             why = f": {clean(last[0])}" if last else ""
             raise Unsent(f"the command ended with {ended.returncode}{why}")

@@ -1,7 +1,6 @@
 """`watch` in a terminal. Without a terminal it prints the current state once."""
 
 import contextlib
-import io
 import os
 import select
 import signal
@@ -25,8 +24,6 @@ STOP = {signal.SIGTSTP}
 
 def show(reader: Reader) -> None:
     """Show the live model until `q` or Ctrl-C, or until the terminal is closed."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
     if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
         print("\n".join(frame.plain(reader.read(), time.time())))
         return
