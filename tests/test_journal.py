@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from autoresearch_jax.common import files
 from autoresearch_jax.common.text import DESCRIPTION_LIMIT, clean
-from autoresearch_jax.records import journal, results_tsv
+from autoresearch_jax.records import foreign_results, journal, results_tsv
 from autoresearch_jax.records.events import Began, Outcome, Trained, Unknown
 from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.foreign_results import Row
 from autoresearch_jax.records.journal import Journal, JournalError
-from autoresearch_jax.records.results_tsv import Row
 from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 from tests.harness import event, lines
@@ -290,7 +290,7 @@ def test_our_own_results_are_read_back(tmp_path_factory, descriptions):
         for n, text in enumerate(descriptions)
     ]
     files.write_text(path, results_tsv.results_text(history))
-    assert [row.description for row in results_tsv.read_results(path)] == [
+    assert [row.description for row in foreign_results.read(path)[0]] == [
         clean(text) for text in descriptions
     ]
 
@@ -304,7 +304,7 @@ def test_the_originals_results_and_its_forks_are_read(tmp_path):
         "d4e5f6g\t0.000000\t0.0\tcrash\tdouble width\n"
         "e5f6a7b\tnan\t0.0\tdiscard\n"
     )
-    assert results_tsv.read_results(path) == [
+    assert foreign_results.read(path)[0] == [
         Row("a1b2c3d", 0.9979, 44.0, "keep", "baseline"),
         Row("b2c3d4e", 0.9932, 44.2, "keep", 'say "more'),
         Row("d4e5f6g", None, None, "crash", "double width"),
@@ -312,14 +312,14 @@ def test_the_originals_results_and_its_forks_are_read(tmp_path):
     ]
     text = "one\u2028two\x85three\x0cfour\rfive " + "and on " * 40_000
     path.write_text(f"a\t1.5\t—\tkeep\t{text}\nb\t1e999\t—\tkeep\tboundless\n", newline="")
-    assert results_tsv.read_results(path) == [
+    assert foreign_results.read(path)[0] == [
         Row("a", 1.5, None, "keep", text.strip()),
         Row("b", None, None, "crash", "boundless"),  # an infinite score does not count
     ]
     path.write_text("status\tcommit\tval_bpb\r\nkeep\tabc\t1.5\r\n\r\n")
-    assert results_tsv.read_results(path) == [Row("abc", 1.5, None, "keep", "")]
+    assert foreign_results.read(path)[0] == [Row("abc", 1.5, None, "keep", "")]
     path.write_text("")
-    assert results_tsv.read_results(path) == []
+    assert foreign_results.read(path)[0] == []
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -156,8 +156,15 @@ def share(view: View, workers: int) -> list[View]:
 def spell_with(folder: Path | str) -> None:
     """Let `typed` add `-C folder` from now on: this command works in another folder."""
     if context := click.get_current_context(silent=True):
-        here, outer = context.meta.get(_TYPED, (Path.cwd(), ""))
+        here, outer = context.meta.get(_TYPED) or (_here(), "")
         context.meta[_TYPED] = (here, Path(outer) / folder)
+
+
+def _here() -> Path | None:
+    """Return the current folder; None if it was removed."""
+    with contextlib.suppress(OSError):
+        return Path.cwd()
+    return None
 
 
 def typed(text: str) -> str:

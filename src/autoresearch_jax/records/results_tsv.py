@@ -2,11 +2,7 @@
 
 import contextlib
 import itertools
-import math
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
 from autoresearch_jax.common import files
 from autoresearch_jax.common.console import View
@@ -18,17 +14,6 @@ from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import locks
 
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a results.tsv, also of another harness. A crash has no numbers."""
-
-    commit: str
-    val_bpb: float | None
-    memory_gb: float | None
-    status: str
-    description: str
 
 
 def results_text(history: Iterable[Experiment]) -> str:
@@ -43,43 +28,6 @@ def _row_text(e: Experiment) -> str:
         memory = "—" if e.memory_gb is None else f"{e.memory_gb:.1f}"
         numbers = f"{e.val_bpb:.6f}\t{memory}"
     return f"{e.commit[:7]}\t{numbers}\t{e.status}\t{clean(e.description)}\n"
-
-
-def read_results(path: Path) -> list[Row]:
-    """Return the rows of a results.tsv, also of the original and its forks (crash: 0.000000).
-
-    A header names the columns in any order; without one, they are in the order of `HEADER`.
-    """
-    # Only \n ends a line, and nothing is quoted: a description may contain any other character.
-    text = path.read_bytes().decode(errors="replace").lstrip("\ufeff")
-    table = [line.rstrip("\r").split("\t") for line in text.split("\n") if line.strip()]
-    names = HEADER.strip().split("\t")
-    if table and table[0][0].strip().lower() in names:
-        names = [name.strip().lower() for name in table.pop(0)]
-    return [_row(dict(zip(names, cells, strict=False))) for cells in table]
-
-
-def _row(cells: dict[str, str]) -> Row:
-    status = cells.get("status", "").strip().lower()
-    val_bpb = _number(cells.get("val_bpb", ""))
-    crashed = status == Status.CRASH or not val_bpb
-    if crashed and status in ("", Status.KEEP):  # nothing is kept without a score
-        status = Status.CRASH
-    return Row(
-        commit=cells.get("commit", "").strip(),
-        val_bpb=None if crashed else val_bpb,
-        memory_gb=None if crashed else _number(cells.get("memory_gb", "")),
-        status=status,
-        description=cells.get("description", "").strip(),
-    )
-
-
-def _number(text: str) -> float | None:
-    """Return a plain finite number; float() would accept "nan", "inf" and "1_0" as well."""
-    text = text.strip()
-    plain = re.fullmatch(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", text)
-    value = float(text) if plain else math.nan
-    return value if math.isfinite(value) else None
 
 
 def write(workspace: Workspace, history: Iterable[Experiment], view: View) -> None:

@@ -8,7 +8,8 @@ from autoresearch_jax.common.text import clean
 from autoresearch_jax.records.costs import Costs, Spent
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
-from autoresearch_jax.records.results_tsv import Row
+from autoresearch_jax.records.foreign_results import Row
+from autoresearch_jax.repo.workspace import Workspace
 
 # The phases of an experiment in their order, each with the metric that holds its seconds.
 PHASES = {

@@ -134,6 +134,11 @@ def cost_words(spent: Spent) -> str:
     return ", ".join(filter(None, parts))
 
 
+def passed_over(lines: int) -> str:
+    """Return that so many lines of a results.tsv are not shown."""
+    return f"{count(lines, 'line')} of results.tsv {'is' if lines == 1 else 'are'} no experiment"
+
+
 def duration(seconds: float) -> str:
     """Return a duration such as "5.5 h"."""
     for unit, name in ((3600, "h"), (60, "min")):
