@@ -236,6 +236,7 @@ class Loop:
     """The journal of a loop of two workers that has just been resumed."""
 
     def __init__(self, recording):
+        recording.hold()
         self.journal = Journal(recording.state_dir)
         self.commits = [digit * 40 for digit in "0123456789"]
         self.append("session", 0, kind="loop", continues=False, pid=os.getpid(), workers=2)

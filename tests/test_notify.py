@@ -37,14 +37,15 @@ def workspace(tmp_path, monkeypatch):
 
 
 @contextlib.contextmanager
-def server(status=200):
-    """A server on loopback: its address, and what it received."""
+def server(status=200, begins=False):
+    """A server on loopback: its address, and what it received; with `begins` also of the start."""
     got = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            got.append((self.path, self.headers["Content-Type"], json.loads(body)))
+            if begins or b": started: " not in body:
+                got.append((self.path, self.headers["Content-Type"], json.loads(body)))
             self.send_response(status)
             self.end_headers()
             self.wfile.write(b"ok")  # as Slack does
@@ -98,6 +99,21 @@ def test_an_address_gets_json_for_each_event(workspace):
     assert done == "autoresearch/t: done (max): 7 experiments, best val_bpb 0.900000"
 
 
+def test_the_start_of_a_loop_is_sent_whatever_events_are_chosen(workspace):
+    with server(begins=True) as (address, got):
+        run_loop(workspace, Scripted(), 0, tag="t", notify=address, notify_on=("best",))
+    (text,) = [body["text"] for _, _, body in got]
+    assert text == "autoresearch/t: started: agent scripted, 0 experiments after the baseline"
+
+
+def test_a_start_that_cannot_be_sent_is_a_warning(workspace):
+    view = Notes()
+    with server(404) as (address, _):
+        run_loop(workspace, Scripted(), 0, view, tag="t", notify=address, notify_on=("best",))
+    (said,) = [line for line in view.said if line.startswith("Warning")]
+    assert said.startswith("Warning: --notify: 127.0.0.1 answered 404.")
+
+
 def test_only_the_chosen_events_are_sent(workspace):
     with server() as (address, got):
         run_loop(
@@ -107,7 +123,7 @@ def test_only_the_chosen_events_are_sent(workspace):
 
 
 def test_an_error_that_ends_the_loop_is_sent(workspace):
-    (workspace.root / "train.py").write_text(CRASH)
+    (workspace.root / "train.py").write_text("raise SystemExit(1)")
     harness.git(workspace.root, "commit", "-q", "-a", "-m", "Broken")
     with server() as (address, got), pytest.raises(UserError, match="gave no score"):
         run_loop(workspace, Scripted(), 1, tag="t", notify=address)
@@ -196,7 +212,7 @@ def test_a_message_says_that_tpe_proposes_meanwhile(workspace, tmp_path):
     command = f'echo "$AUTORESEARCH_EVENT $(cat)" >>{received}'
     agent = Scripted(limited(3600))
     run_loop(Workspace.open(root), agent, 2, tag="t", fallback=True, notify=command)
-    first, *others = received.read_text().splitlines()
+    _, first, *others = received.read_text().splitlines()
     assert first.startswith("paused autoresearch/t: no proposal (the quota is used up): scripted")
     assert first.endswith("; tpe proposes meanwhile")
     assert not any(line.startswith("paused") for line in others)
@@ -213,7 +229,7 @@ def test_a_command_gets_the_text_and_runs_nothing_of_it(workspace, tmp_path, mon
 
     command = f'{{ echo "$AUTORESEARCH_EVENT|$AUTORESEARCH_TEXT"; cat; }} >>{received}'
     run_loop(workspace, Scripted(propose), 1, tag="t", notify=command)
-    first, again, done, _ = received.read_text().splitlines()
+    _, _, first, again, done, _ = received.read_text().splitlines()
     assert first == f"best|{again}"
     assert again.startswith("autoresearch/t: experiment 1 is the best so far, val_bpb 0.9")
     assert again.endswith("touch owned [31m 'quoted'")
@@ -400,7 +416,9 @@ def test_a_loop_that_one_ctrl_c_ends_sends_that(workspace):
 
 def test_a_second_ctrl_c_also_ends_the_wait_for_the_last_text(workspace, monkeypatch, tmp_path):
     done = tmp_path / "done"
-    command = f"kill -INT {os.getpid()}; sleep 0.5; kill -INT {os.getpid()}; sleep 20; touch {done}"
+    interrupt = f"kill -INT {os.getpid()}"
+    command = f"{interrupt}; sleep 0.5; {interrupt}; sleep 20; touch {done}"
+    command = f"test $AUTORESEARCH_EVENT = started || {{ {command}; }}"
     view = Notes()
     run_loop(workspace, Scripted(train_py(0.9)), 1, view, tag="t", notify=command,
              notify_on=("done",))  # fmt: skip

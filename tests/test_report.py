@@ -6,10 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.records import journal, results_tsv
+from autoresearch_jax.records import foreign_results, journal
 from autoresearch_jax.records.costs import Costs
 from autoresearch_jax.records.events import Asked, Decided, Proposed, Status
 from autoresearch_jax.records.experiment import Experiment
@@ -72,7 +73,7 @@ def test_the_summary(listed):
 
 def test_nothing_and_only_crashes_have_a_summary():
     assert summary.lines(summarize([]))[0].startswith("0 experiments")
-    crash = results_tsv.Row("a", None, None, "crash", "boom")
+    crash = foreign_results.Row("a", None, None, "crash", "boom")
     assert summarize(entries([crash])).best is None
 
 
@@ -128,7 +129,10 @@ def test_rows_are_filtered_and_sorted(listed):
 
 def test_off_a_terminal_the_table_has_one_line_per_row(listed):
     lines = printed(results.print_results, listed, summarize(listed), width=40).splitlines()
-    assert lines[0].split() == [name for name in results.COLUMNS if name != "expected"]
+    assert lines[0].split() == [
+        *(name for name in results.COLUMNS if name != "expected"),
+        "description",
+    ]
     assert lines[2].split() == (
         ["1", "b2c3d4e", "0.993200", "-0.004700", "44.2", "keep", "increase", "LR", "to", "0.04"]
     )
@@ -141,6 +145,17 @@ def test_on_a_terminal_of_80_columns_nothing_is_cut(listed):
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "0.993200" in text
     assert "warm down longer" in text
+
+
+def test_on_a_terminal_each_row_is_one_line_however_long_its_description(tmp_path):
+    (tmp_path / "results.tsv").write_text(ORIGINAL.replace("longer", "longer 🔥 and longer" * 9))
+    rows = live_model.read(tmp_path).entries
+    for width in (40, 60, 80, 120):
+        text = printed(results.print_results, rows, summarize(rows), width=width, terminal=True)
+        table, counts = text.split("\n5 experiments")
+        assert [line.split()[0] for line in table.splitlines() if line] == ["n", *"01234"]
+        assert all(cell_len(line) <= width for line in text.splitlines())
+        assert ("0.992200" in table, "…" in table, "…" in counts) == (True, True, True)
 
 
 def test_foreign_files_are_safe_to_print(tmp_path):
@@ -293,7 +308,7 @@ def test_the_plot_is_drawn(tmp_path, count):
         status = ("keep", "discard", "crash", "discard")[n % 4]
         score = None if status == "crash" else 2.0 - n / 1000 + (status == "discard") * n
         rows.append(
-            results_tsv.Row(f"{n:07x}", score, 1.0, status, "A_RATIO 0.5 -> 0.6, $x_{1$ 你好")
+            foreign_results.Row(f"{n:07x}", score, 1.0, status, "A_RATIO 0.5 -> 0.6, $x_{1$ 你好")
         )
     path = Path(tmp_path / "progress.png")
     plot.progress(entries(rows), path)

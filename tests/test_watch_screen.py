@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.screen import Screen
 
-from autoresearch_jax.records.results_tsv import Row
+from autoresearch_jax.records.foreign_results import Row
 from autoresearch_jax.views import tables
 from autoresearch_jax.views.entries import entries
 from autoresearch_jax.views.summary import summarize

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from autoresearch_jax.records import journal
+from autoresearch_jax.records import journal, tags
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.views.watch import web
 from autoresearch_jax.views.watch.live_model import Reader
@@ -63,6 +63,7 @@ class Recording:
         self.path = journal.path_of(self.state_dir)
         self.count = 0
         self.repeats: dict[tuple[int, int], float] = {}  # when each began
+        self.held: list[Path] = []  # folders whose lock this process has
         self.best: float | None = None
         self._write(
             [{"step": "session", "kind": "loop", "continues": False, "pid": 0, "time": BEGAN}]
@@ -72,8 +73,15 @@ class Recording:
         with self.path.open("ab") as file:
             file.write(b"".join(journal.seal(harness.event(**one)) for one in records))
 
+    def hold(self) -> None:
+        """Take the tag's lock, as a command does; it is held until this process ends."""
+        tags.lock(self.state_dir / "lock", self.tag, harness.Notes())
+
     def live(self, pid: int | None = None, workers: int = 1) -> None:
         """Resume the loop, with this process as its own."""
+        if pid is None and self.state_dir not in self.held:
+            self.held.append(self.state_dir)
+            self.hold()
         record = {"step": "session", "kind": "loop", "continues": True, "time": time.time()}
         self._write([record | {"pid": pid or os.getpid(), "workers": workers}])
 
@@ -86,6 +94,7 @@ class Recording:
 
     def verify(self) -> None:
         """Start a `verify`, with this process as its own."""
+        self.hold()
         self._write(
             [{"step": "session", "kind": "verify", "pid": os.getpid(), "time": time.time()}]
         )

@@ -86,7 +86,7 @@ def results(
     if as_json or as_csv:
         click.echo(view.as_json(rows) if as_json else view.as_csv(rows), nl=False)
     else:
-        view.print_results(output.console(), rows, model.summary, ledger)
+        view.print_results(output.console(), rows, model.summary, ledger, view.notes(model))
 
 
 @click.command()

@@ -1,5 +1,8 @@
 """One experiment after the other: propose, train, decide, record."""
 
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +17,8 @@ from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools, open_session
 from autoresearch_jax.loop.proposer import Proposer
 from autoresearch_jax.loop.session import Session
+from autoresearch_jax.records import endings
+from autoresearch_jax.records.events import Ended
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system.interrupts import Abandoned
@@ -61,20 +66,44 @@ def run_loop(
                 f"Warning: {agent.name} does not report its cost, so --max-usd has no effect."
             )
         _warn_of_unused(session)
+        last = endings.words(session.experiments) if endings.failed(session.experiments) else ""
+        if last:
+            session.view.say(f"Before this, {last}.")
         fields = {**config.recorded(), "agent": agent.name, "workers": len(session.pool)}
         session.begin("loop", continues=continues, **fields)
+        notifier.started(f"started: agent {agent.name}, {limits}", last)
         before = len(session.experiments.decided)
-        proposer = Proposer(session, agent, partial(notifier.notify, "paused"))
-        try:
-            stopped = stages.run(session, proposer, notifier.decided)
-        except Abandoned:
-            stopped = "abandoned"
-            session.view.say("Stopped during an experiment. Run the same command to continue it.")
-        finally:
-            proposer.close()
+        with _recorded(session):
+            stopped = _run(session, agent, notifier)
+            session.journal.append(Ended(stopped=stopped))
         notifier.ended(stopped)
         decided = len(session.experiments.decided) - before
         return LoopResult(session.tag, decided, session.experiments.best, stopped)
+
+
+def _run(session: Session, agent: Agent, notifier: notify.Notifier) -> str:
+    """Run experiments until there is a reason to stop, and return it. Raises UserError."""
+    proposer = Proposer(session, agent, partial(notifier.notify, "paused"))
+    try:
+        return stages.run(session, proposer, notifier.decided)
+    except Abandoned:
+        session.view.say("Stopped during an experiment. Run the same command to continue it.")
+        return "abandoned"
+    finally:
+        proposer.close()
+
+
+@contextmanager
+def _recorded(session: Session) -> Iterator[None]:
+    """Record the error that ends a loop, if that can be recorded."""
+    try:
+        yield
+    except BaseException as error:
+        stopped = "abandoned" if isinstance(error, KeyboardInterrupt) else "failed"
+        reason = str(error) if isinstance(error, UserError) else repr(error)
+        with contextlib.suppress(OSError, UserError):
+            session.journal.append(Ended(stopped=stopped, reason=reason))
+        raise
 
 
 def summary(root: Path, tag: str) -> list[str]:

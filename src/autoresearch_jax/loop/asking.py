@@ -19,7 +19,7 @@ from autoresearch_jax.loop import proposal_queue
 from autoresearch_jax.loop.back_off import TRIES
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records.costs import LARGEST
-from autoresearch_jax.records.events import Asked, Queued
+from autoresearch_jax.records.events import Asked, Dropped, Queued
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import time_budget
 from autoresearch_jax.sandbox import isolation, profiles
@@ -93,6 +93,7 @@ class Asking:
         queued = Queued(
             ask=ask,
             blob=blob,
+            session.journal.append(Dropped(ask=ask, reason=clean(verdict.refused)))
             base=base,
             description=clean(said.description),
             expected=clean(said.expected, EXPECTED_LIMIT),

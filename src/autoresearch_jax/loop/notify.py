@@ -11,6 +11,7 @@ from itertools import takewhile
 from typing import Self
 
 from autoresearch_jax.common.text import clean
+from autoresearch_jax.loop import watcher
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.sending import Unsent, send
 from autoresearch_jax.loop.session import Session
@@ -36,6 +37,7 @@ class Notifier:
         self._texts: deque[tuple[str, str]] = deque(maxlen=WAITING)
         self._changed = threading.Condition()  # guards the texts and the time of closing
         self._closed: float | None = None
+        self._watcher: watcher.Watcher | None = None
         self._thread = threading.Thread(target=self._work, name="notify", daemon=True)
         if config.notify:
             self._thread.start()
@@ -47,6 +49,20 @@ class Notifier:
         if isinstance(error, Exception):
             self.notify("paused", f"the loop has stopped: {error}")
         self.close()
+
+    def started(self, words: str, last: str) -> None:
+        """Send a text that shows whether texts arrive, whatever events the person wants.
+
+        `last` says how the loop before this one failed, if it did. From now on a process stands by
+        that sends how this loop ended, should it be killed.
+        """
+        if self._config.notify:
+            workspace, tag = self._session.workspace, self._session.tag
+            try:
+                self._watcher = watcher.start(workspace, tag, self._config)
+            except OSError as error:
+                self._report("failed", f"if the loop is killed, nothing is sent ({error})")
+            self._queue("started", f"{words}. Before this, {last}" if last else words)
 
     def decided(self) -> None:
         """Notify of the experiments that were decided since the last call."""
@@ -77,8 +93,10 @@ class Notifier:
 
     def notify(self, event: str, text: str) -> None:
         """Send a text soon, if the person wants this event."""
-        if not self._config.notify or event not in self._wanted:
-            return
+        if self._config.notify and event in self._wanted:
+            self._queue(event, text)
+
+    def _queue(self, event: str, text: str) -> None:
         words = clean(f"autoresearch/{self._session.tag}: {text}", TEXT_LIMIT)
         with self._changed:
             full = len(self._texts) == WAITING
@@ -89,6 +107,8 @@ class Notifier:
 
     def close(self) -> None:
         """Wait for the texts that are still to be sent, at most CLOSE_SECONDS."""
+        if self._watcher is not None:
+            watcher.dismiss(self._watcher)
         if not self._thread.is_alive():
             return
         self._session.view.live("sending the last notification")
@@ -123,5 +143,5 @@ class Notifier:
         if trouble not in self._reported:
             self._reported.add(trouble)
             self._session.view.say(
-                f"     --notify: {why}. This is reported once; the loop continues."
+                f"Warning: --notify: {why}. This is reported once; the loop continues."
             )

@@ -24,6 +24,7 @@ from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.journal import Journal
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system import boot
 from autoresearch_jax.system.interrupts import Interrupts
 
 
@@ -94,7 +95,7 @@ class OpenTag:
 
     def ask_dir(self, ask: int) -> Path:
         """Return the folder of the prompt and the logs of a question to an agent."""
-        return self.workspace.state_dir(self.tag) / "asks" / str(ask)
+        return self.workspace.ask_dir(self.tag, ask)
 
     @property
     def check_is_trusted(self) -> bool:

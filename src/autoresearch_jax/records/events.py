@@ -68,6 +68,10 @@ class Began(Event, tag="session", frozen=True, kw_only=True):
     max_usd: float | None = None
     policy: str = "strict"
     workers: int | None = None
+    # From system/boot.py, to find out why a loop without an `Ended` ended:
+    host: str = ""
+    boot: str = ""
+    oom_kills: int = 0
 
 
 class Asked(Event, tag="asked", frozen=True, kw_only=True):
@@ -247,6 +251,13 @@ class Audited(Event, tag="audited", frozen=True, kw_only=True):
 
 class Finished(Event, tag="finished", frozen=True, kw_only=True):
     """A loop did as much as its limits allow."""
+
+
+class Ended(Event, tag="ended", frozen=True, kw_only=True):
+    """A loop ended by itself. One that began and has no such line was killed."""
+
+    stopped: str  # as in commands.loop.LoopResult, or "failed"
+    reason: str = ""  # the error of one that failed
 
 
 class Restored(Event, tag="restored", frozen=True, kw_only=True):

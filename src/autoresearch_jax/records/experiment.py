@@ -9,6 +9,16 @@ from autoresearch_jax.records.events import Outcome, Repeated, Status
 
 
 @dataclass(frozen=True)
+class UnusedAnswer:
+    """An answer of an agent that did not become an experiment."""
+
+    ask: int  # asks/<ask> has its prompt and its transcript, for a while
+    n: int  # the experiment that it was for
+    agent: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One experiment, as the journal records it."""
 

@@ -9,7 +9,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.records import events
 from autoresearch_jax.records.costs import Costs
 from autoresearch_jax.records.events import Outcome, Purpose, Queued, Status
-from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.experiment import Experiment, UnusedAnswer
 
 
 class Experiments:
@@ -22,6 +22,9 @@ class Experiments:
     def __init__(self, history: Iterable[events.Event] = ()) -> None:
         self.first: events.Began | None = None  # it records what the scores of the tag rest on
         self.began: events.Began | None = None  # the last command that started
+        self.loop: events.Began | None = None  # the last loop that started
+        self.ended: events.Ended | None = None  # how that one ended; None: not yet, or killed
+        self.latest = 0.0  # Unix time of the last event
         self.audit: events.Audited | None = None  # the last one
         self.scaled: dict[int, list[events.Scaled]] = {}  # by experiment
         self.restored: set[int] = set()  # the user's experiments whose command has finished
@@ -34,6 +37,8 @@ class Experiments:
         self._kept: list[int] = []
         self._by_commit: dict[str, int] = {}
         self._queue: dict[tuple[int | None, int | None], Queued] = {}
+        self._asked: dict[int, events.Asked] = {}  # by their numbers
+        self._unused: dict[int, UnusedAnswer] = {}  # likewise
         self._audited_repeats: dict[int, int] = {}  # how many there were at the last audit
         for event in history:
             self.apply(event)
@@ -119,6 +124,11 @@ class Experiments:
         known += [e for e in alike if running and e.status is None]
         return known[0] if known else None
 
+    def unused(self, n: int | None = None) -> list[UnusedAnswer]:
+        """Return the answers that were of no use, for experiment `n` or for all."""
+        found = tuple(self._unused.values())
+        return [one for one in found if n is None or one.n == n]
+
     def audit_scores(self, n: int, split: str) -> list[float]:
         """Return the scores of an experiment's runs for an audit that is not recorded yet."""
         repeats = self._all[n].repeats[self._audited_repeats.get(n, 0) :]
@@ -130,16 +140,26 @@ class Experiments:
     def apply(self, event: events.Event) -> None:
         """Apply the next event of the journal."""
         self.costs.add(event)
+        self.latest = max(self.latest, event.time)
         match event:
             case events.Began():
                 self.first = self.first or event
                 self.began, self.crashes = event, ()
+                if event.kind == "loop":
+                    self.loop, self.ended = event, None
+            case events.Ended():
+                self.ended = event
             case events.Asked():
                 self.next_ask = max(self.next_ask, event.ask + 1)
+                self._asked[event.ask] = event
+                if event.trouble not in ("", "abandoned"):
+                    self._not_used(event.ask, event.reason)
             case Queued():
                 self._queue[event.ask, event.of] = event
             case events.Dropped():
                 self._queue.pop((event.ask, event.of), None)
+                if event.ask is not None:
+                    self._not_used(event.ask, event.reason)
             case events.Audited():
                 self.audit = event
                 self._audited_repeats = {e.n: len(e.repeats) for e in self._all.values()}
@@ -164,6 +184,11 @@ class Experiments:
                 if isinstance(event, events.Repaired):
                     self._by_commit[event.commit] = event.n
                 self._all[event.n] = _changed(self._all[event.n], event)
+
+    def _not_used(self, ask: int, reason: str) -> None:
+        asked = self._asked.get(ask)
+        if asked is not None:
+            self._unused[ask] = UnusedAnswer(ask, asked.n, asked.agent, reason)
 
     def _decide(self, event: events.Decided) -> None:
         e = self._all[event.n] = replace(

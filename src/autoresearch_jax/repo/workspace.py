@@ -113,6 +113,10 @@ class Workspace(Place):
         """Return an experiment's folder: run.log, prompt.md, agent logs, and artifacts/ if kept."""
         return self.state_dir(tag) / "runs" / str(n)
 
+    def ask_dir(self, tag: str, ask: int) -> Path:
+        """Return the folder of a question that led to no experiment."""
+        return self.state_dir(tag) / "asks" / str(ask)
+
     def repeat_log(self, tag: str, n: int, seed: int) -> Path:
         """Return the log of a repeated training; the log of its scoring ends in -score.log."""
         return self.run_dir(tag, n) / f"repeat-{seed}.log"

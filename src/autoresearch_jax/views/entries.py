@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from autoresearch_jax.common.text import clean
@@ -97,6 +98,13 @@ def entry_of(
         description=clean(one.description),
         **known,
     )
+
+
+def transcripts(workspace: Workspace, tag: str, ask: int) -> list[Path]:
+    """Return the files with what an agent printed for a question, as far as they are kept."""
+    folder = workspace.ask_dir(tag, ask)
+    paths = (folder / name for name in ("agent.out", "agent.err"))
+    return [path for path in paths if path.is_file() and path.stat().st_size]
 
 
 def phases(one: Experiment) -> dict[str, float]:

@@ -8,15 +8,36 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
+from autoresearch_jax.common.console import typed
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.text import clean
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.views import summary, tables
 from autoresearch_jax.views.entries import PHASES, Entry
 from autoresearch_jax.views.summary import Summary
+from autoresearch_jax.views.watch.live_model import LiveModel
 
-COLUMNS = ("n", "commit", "val_bpb", "change", "memory_gb", "status", "expected", "description")
-LEDGER = ("n", "agent", "usd", "tokens", "agent_s", "accelerator_s", "status", "description")
+# The columns: their width, and that of a terminal from which on they are shown.
+COLUMNS = {
+    "n": (4, 0),
+    "commit": (7, 72),
+    "val_bpb": (9, 0),
+    "change": (9, 56),
+    "memory_gb": (9, 96),
+    "status": (7, 0),
+    "expected": (14, 112),
+}
+LEDGER = {
+    "n": (4, 0),
+    "agent": (12, 96),
+    "usd": (7, 0),
+    "tokens": (9, 60),
+    "agent_s": (8, 72),
+    "accelerator_s": (13, 72),
+    "status": (7, 0),
+}
 
 
 def select(
@@ -49,22 +70,44 @@ def select(
 
 
 def print_results(
-    console: Console, rows: Sequence[Entry], found: Summary, ledger: bool = False
+    console: Console,
+    rows: Sequence[Entry],
+    found: Summary,
+    ledger: bool = False,
+    notes: Sequence[str] = (),
 ) -> None:
-    """Print the chosen rows, then the summary of all experiments.
+    """Print the chosen rows, then the summary of all experiments and the notes.
 
-    With `ledger` the table has the costs. It wraps on a terminal; in a file or a pipe each row is
-    one line.
+    With `ledger` the table has the costs. Each row is one line: on a terminal of its width, and of
+    any length in a file or a pipe.
     """
-    table = tables.make_table(rows, LEDGER if ledger else COLUMNS)
-    lines = summary.lines(found)
+    columns = LEDGER if ledger else COLUMNS
+    lines = [*summary.lines(found), *notes]
     if not console.is_terminal:
+        table = tables.make_table(rows, [*columns, "description"])
         print("\n".join([*tables.plain_lines(table), "", *lines]), file=console.file)
         return
-    console.print(table, "", sep="\n")
-    console.print(lines[0], style="bold", highlight=False, markup=False)
-    for line in lines[1:]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(tables.fitting_table(rows, columns, console.width), "", sep="\n")
+    for at, line in enumerate(lines):
+        one_of_a_list = line.startswith(" ")
+        console.print(
+            Text(tables.shown_text(line), style="" if at else "bold"),
+            no_wrap=one_of_a_list,
+            overflow="ellipsis",
+        )
+
+
+def notes(model: LiveModel) -> list[str]:
+    """Return what else to know of a tag or a table: an unusual end, answers and lines not used."""
+    unused = model.unused[-1:]
+    found = [
+        f"answer not used, for experiment {one.n}: {clean(one.reason).rstrip('.')}. To see all: "
+        f"autoresearch-jax show {one.n}"
+        for one in unused
+    ]
+    found += [f"{model.ending}. To continue: autoresearch-jax loop"] if model.failed else []
+    found += [summary.passed_over(model.passed_over)] if model.passed_over else []
+    return [typed(line) for line in found]
 
 
 def as_json(rows: Sequence[Entry]) -> str:

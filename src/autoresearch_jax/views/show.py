@@ -5,13 +5,20 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.common.text import clean, printable
+from autoresearch_jax.common.text import clean, printable, sentence
 from autoresearch_jax.records import journal, tags
-from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.experiment import Experiment, UnusedAnswer
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.views.entries import NOTHING_YET, Entry, entries, entry_of, rests_on
+from autoresearch_jax.views.entries import (
+    NOTHING_YET,
+    Entry,
+    entries,
+    entry_of,
+    rests_on,
+    transcripts,
+)
 from autoresearch_jax.views.summary import cost_words, count
 from autoresearch_jax.views.tables import STYLES
 from autoresearch_jax.views.watch import logs
@@ -30,6 +37,15 @@ def show(console: Console, workspace: Workspace, name: str, tag: str | None = No
     if tag is None:
         raise UserError(NOTHING_YET)
     experiments = journal.read(workspace.state_dir(tag))
+    if name == str(len(experiments)) and (unused := experiments.unused(int(name))):
+        console.print(
+            f"experiment {name} of {tag} is not proposed yet", style="bold", highlight=False
+        )
+        for answer in unused:
+            console.print(
+                _unused_words(workspace, tag, answer), markup=False, highlight=False, soft_wrap=True
+            )
+        return
     one = experiments.find(name)
     decided = {entry.n: entry for entry in entries(experiments.decided, experiments.costs)}
     entry = decided.get(one.n) or entry_of(one, costs=experiments.costs)
@@ -45,6 +61,8 @@ def show(console: Console, workspace: Workspace, name: str, tag: str | None = No
     for label, text, style in _facts(one, entry, experiments):
         if text:
             line(f"{label:<10}{text}", style)
+    for answer in experiments.unused(one.n):
+        line(f"{'unused':<10}{_unused_words(workspace, tag, answer)}")
     for title, table in (("numbers", numbers), ("rests on", rests_on(one))):
         if table:
             line(f"\n{title}", "bold")
@@ -55,6 +73,13 @@ def show(console: Console, workspace: Workspace, name: str, tag: str | None = No
     if log_tail:
         line(f"\nthe last lines of {log}", "bold")
         line(log_tail, "dim")
+
+
+def _unused_words(workspace: Workspace, tag: str, answer: UnusedAnswer) -> str:
+    """Return why an answer was of no use, and where its transcript is."""
+    words = f"an answer of {clean(answer.agent)}: {sentence(clean(answer.reason, limit=1000))}"
+    out = next((path for path in transcripts(workspace, tag, answer.ask)), None)
+    return f"{words} Its transcript: {out}" if out else words
 
 
 def _facts(

@@ -40,6 +40,18 @@ def make_table(
     return table
 
 
+def fitting_table(
+    rows: Sequence[Entry], columns: Mapping[str, tuple[int, int]], width: int
+) -> Table:
+    """Return a table of one line a row in a terminal of this width.
+
+    `columns` has the width of each column, and that of a terminal from which on it is shown.
+    """
+    names = [name for name, (_, wanted) in columns.items() if width >= wanted]
+    widths = {name: size for name, (size, _) in columns.items()}
+    return make_table(rows, [*names, "description"], widths)
+
+
 def _cells(row: Entry) -> dict[str, str]:
     """Return the text of every column that a table can have."""
     spent = row.spent

@@ -1,6 +1,7 @@
 """The live model as rich renderables that fit a terminal of any size."""
 
 import math
+import textwrap
 import time
 from collections.abc import Sequence
 
@@ -10,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from autoresearch_jax.common.console import typed
+from autoresearch_jax.common.text import clean
 from autoresearch_jax.views.entries import Entry
-from autoresearch_jax.views.summary import Summary, duration, facts
-from autoresearch_jax.views.tables import line_of, make_table, number, plain_lines
+from autoresearch_jax.views.summary import Summary, duration, facts, passed_over
+from autoresearch_jax.views.tables import fitting_table, line_of, make_table, number, plain_lines
 from autoresearch_jax.views.watch.live_model import LiveModel
 from autoresearch_jax.views.watch.running import Running
 
@@ -72,6 +74,7 @@ def plain(model: LiveModel, now: float) -> list[str]:
     head = ", ".join(filter(None, (model.title, STATES[model.state][0])))
     found = [line_of(head)]
     found += [line_of(model.problem)] if model.problem else []
+    found += [line_of(passed_over(model.passed_over))] if model.passed_over else []
     found += _now_lines(model, 80, now, math.inf) + _summary_lines(model.summary)
     lines = [line.plain.rstrip() for line in found if line.plain.strip()]
     last = model.entries[: -LAST_ROWS - 1 : -1]
@@ -84,6 +87,8 @@ def _head(model: LiveModel, now: float) -> Table:
     left = line_of(model.title, "bold").append("  ").append(state, style=f"not bold {style}")
     if model.problem:
         left.append_text(line_of(f"  {model.problem}", "not bold red"))
+    elif model.passed_over:
+        left.append_text(line_of(f"  {passed_over(model.passed_over)}", "not bold yellow"))
     elif model.before:
         left.append_text(line_of(f"  new; to see the one before: --tag {model.before}", "not bold"))
     head = Table.grid(expand=True, padding=(0, 1))
@@ -105,6 +110,8 @@ def _room(model: LiveModel, height: int) -> int:
 def _now_lines(model: LiveModel, width: int, now: float, room: float) -> list[Text]:
     """Return what runs, or why nothing does, in as much detail as fits."""
     running = model.running
+    if model.ending:
+        return _ended_lines(model, width, room)
     if len(running) == 1:
         return _in_full(running[0], model.state, width, now)
     if running and 2 * len(running) <= room:
@@ -116,13 +123,33 @@ def _now_lines(model: LiveModel, width: int, now: float, room: float) -> list[Te
         return rows + (more if fits < len(running) else [])
     if model.state == "thinking":
         n = max((entry.n for entry in model.entries), default=-1) + 1
-        return [line_of(f"experiment {n}", "bold"), line_of("  waits for a proposal of the agent")]
+        waits = [line_of(f"experiment {n}", "bold"), line_of("  waits for a proposal of the agent")]
+        return waits + [
+            line_of(f"  not used: {clean(one.agent)}: {clean(one.reason)}", "not bold yellow")
+            for one in model.unused[-2:]
+            if one.n >= n
+        ]
     if model.state == "verifying":
         return [line_of("Scores are computed or measured again.")]
     if model.state == "idle":
         what = "To continue" if model.entries else "Nothing has run here yet. To start"
         return [line_of(typed(f"{what}: autoresearch-jax loop"))]
     return [] if model.entries else [line_of("No experiment is recorded here yet.")]
+
+
+def _ended_lines(model: LiveModel, width: int, room: float) -> list[Text]:
+    """Return how the last loop ended, what it left undecided, and how to continue."""
+    words = f"{model.ending[:1].upper()}{model.ending[1:]}."
+    in_full = math.isinf(room)  # in a file or a pipe
+    wrapped = [words] if in_full else textwrap.wrap(words, width, max_lines=2, placeholder=" …")
+    style = "not bold red" if model.failed else ""
+    left = [
+        line_of(f"experiment {one.n} is undecided: {one.description}", "dim")
+        for one in model.running
+    ]
+    most = len(left) if in_full else int(room) - len(wrapped) - 1
+    lines = [line_of(line, style) for line in wrapped] + left[:most]
+    return [*lines, line_of(typed("To continue: autoresearch-jax loop"))]
 
 
 def _in_full(running: Running, state: str, width: int, now: float) -> list[Text]:
@@ -246,6 +273,4 @@ def _rows(entries: Sequence[Entry], count: int, width: int) -> RenderableType:
     last = entries[: -count - 1 : -1] if count > 0 else ()
     if not last:
         return Group()
-    names = [name for name, (_, wanted) in COLUMNS.items() if width >= wanted]
-    widths = {name: size for name, (size, _) in COLUMNS.items()}
-    return make_table(last, [*names, "description"], widths)
+    return fitting_table(last, COLUMNS, width)

@@ -14,15 +14,18 @@ from pathlib import Path
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean, printable
 from autoresearch_jax.loop import statistics
-from autoresearch_jax.records import journal, results_tsv, tags
+from autoresearch_jax.records import endings, foreign_results, journal, tags
 from autoresearch_jax.records.events import Audited, Began, Decided, Repeated
+from autoresearch_jax.records.experiment import UnusedAnswer
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.journal import Follower, JournalError
 from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system import locks
 from autoresearch_jax.views.entries import Entry, entries
 from autoresearch_jax.views.summary import Summary, summarize
 from autoresearch_jax.views.watch.running import Running, RunningExperiments
 
+UNUSED = 3  # answers that were of no use, in a live model
 WRITE_SECONDS = 1.0  # within which a program that writes a table finishes a line
 
 
@@ -41,6 +44,10 @@ class LiveModel:
     generation: int = 0  # changes when another record replaces the one that was shown
     before: str = ""  # the tag that was shown until a loop began this one
     problem: str = ""  # why the record cannot be read now
+    ending: str = ""  # how the last loop ended, if none runs
+    failed: bool = False  # whether it was killed, or ended with an error
+    passed_over: int = 0  # lines of a results.tsv that are no experiments
+    unused: tuple[UnusedAnswer, ...] = ()  # the latest answers that were of no use, oldest first
 
 
 # --------------------------------------------------------------------------------- journals
@@ -77,7 +84,7 @@ class JournalReader:
                     return dataclasses.replace(model, state="idle", problem=problem)
                 return dataclasses.replace(model, problem=problem or model.problem)
             began = self.experiments.began
-            lives = _lives(began)
+            lives = _lives(began, self.workspace.state_dir(self.tag) / "lock")
             running = self._running.now(self.experiments, lives) if self._running else ()
             return LiveModel(
                 title=f"autoresearch/{self.tag}",
@@ -89,6 +96,9 @@ class JournalReader:
                 generation=self._generation,
                 before=self._before,
                 problem=problem,
+                unused=tuple(self.experiments.unused()[-UNUSED:]),
+                ending="" if lives else endings.words(self.experiments),
+                failed=not lives and endings.failed(self.experiments),
             )
 
     @property
@@ -125,8 +135,10 @@ class JournalReader:
 
         Two running loops write their journals in turn, and each is the newest by turns.
         """
-        if self.tag is not None and (not self._follow or _lives(self.experiments.began)):
-            return self.tag
+        if self.tag is not None:
+            lock = self.workspace.state_dir(self.tag) / "lock"
+            if not self._follow or _lives(self.experiments.began, lock):
+                return self.tag
         return tags.existing(self.workspace, None) or self.tag
 
 
@@ -138,17 +150,13 @@ def _state(began: Began | None, lives: bool, running: bool) -> str:
     return "verifying" if began and began.kind == "verify" else "thinking"
 
 
-def _lives(began: Began | None) -> bool:
-    """Return whether the process of a command still runs, as far as this machine knows."""
-    import psutil
-
-    if began is None or began.pid <= 0:
-        return False
+def _lives(began: Began | None, lock: Path) -> bool:
+    """Return whether the process of a command still runs: if so, it holds the tag's lock."""
     try:
-        # A process that is younger than the record has got the number of an ended one.
-        return psutil.Process(began.pid).create_time() <= began.time + 1
-    except psutil.Error:
-        return False
+        locks.refuse_held(lock)
+    except locks.Held as held:
+        return began is not None and held.pid == began.pid
+    return False
 
 
 # ----------------------------------------------------------------------------------- tables
@@ -171,15 +179,16 @@ class TableReader:
                 found = self.path.stat()
                 stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
                 if stamp != self._stamp and not self._is_being_written(found.st_mtime):
-                    listed = entries(results_tsv.read_results(self.path))
-                    old, self._stamp = self._model, stamp
+                    rows, others = foreign_results.read(self.path)
+                    listed, old, self._stamp = entries(rows), self._model, stamp
                     self._model = dataclasses.replace(
                         old,
                         entries=listed,
                         summary=summarize(listed),
                         generation=old.generation + (old.entries != listed[: len(old.entries)]),
+                        passed_over=others,
                     )
-            except OSError as error:
+            except (OSError, UserError) as error:
                 return dataclasses.replace(self._model, problem=printable(str(error)))
             return self._model
 

@@ -7,9 +7,11 @@ import msgspec
 
 from autoresearch_jax.common.errors import GitError
 from autoresearch_jax.common.text import clean
+from autoresearch_jax.records.experiment import UnusedAnswer
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.views.entries import Entry, entry_of, rests_on
+from autoresearch_jax.views.entries import Entry, entry_of, rests_on, transcripts
+from autoresearch_jax.views.summary import passed_over
 from autoresearch_jax.views.tables import AGENT_LIMIT, EXPECTED_LIMIT
 from autoresearch_jax.views.watch import diffs, logs
 from autoresearch_jax.views.watch.live_model import JournalReader, LiveModel, Reader
@@ -40,7 +42,25 @@ def of_model(model: LiveModel, start: int = 0, *, whole: bool = True) -> dict[st
         "running": model.running,
         "state": model.state,
         "problem": model.problem,
+        "ending": model.ending,
+        "failed": model.failed,
+        "passed_over": passed_over(model.passed_over) if model.passed_over else "",
+        "unused": [_unused(one) for one in model.unused],
     }
+
+
+def _unused(answer: UnusedAnswer) -> dict[str, Any]:
+    reason, agent = clean(answer.reason, REASON_LIMIT), clean(answer.agent, AGENT_LIMIT)
+    return {"ask": answer.ask, "n": answer.n, "agent": agent, "reason": reason}
+
+
+def of_answer(reader: Reader, ask: int) -> str | None:
+    """Return the transcript of an answer that was of no use; None if it is not kept."""
+    if not isinstance(reader, JournalReader) or reader.tag is None:
+        return None
+    paths = transcripts(reader.workspace, reader.tag, ask)
+    texts = (f"{path.name}\n\n{logs.text(path, PROMPT_BYTES)}" for path in paths)
+    return "\n\n".join(texts) or None
 
 
 def _point(entry: Entry) -> dict[str, Any]:
@@ -85,6 +105,7 @@ def of_experiment(reader: Reader, n: int) -> dict[str, Any] | None:
         "curve": logs.curve(log),
         "base_curve": logs.curve(base_log),
         "log": logs.tail(log),
+        "unused": [_unused(one) for one in experiments.unused(n)],
         "prompt": logs.text(folder / "prompt.md", PROMPT_BYTES),
     }
 

@@ -83,11 +83,15 @@ def make_app(reader: Reader, token: str | None = None) -> ASGIApp:
 
     def experiment(request: Request) -> Response:
         n = request.path_params["n"]
-        known = n.isdecimal() and len(n) <= DIGITS
-        found = page_data.of_experiment(reader, int(n)) if known else None
+        found = page_data.of_experiment(reader, int(n)) if _is_number(n) else None
         if found is None:
             return _not_found()
         return Response(page_data.encode(found), media_type="application/json")
+
+    def answer(request: Request) -> Response:
+        ask = request.path_params["ask"]
+        found = page_data.of_answer(reader, int(ask)) if _is_number(ask) else None
+        return _not_found() if found is None else PlainTextResponse(found)
 
     def events(request: Request) -> Response:
         return StreamingResponse(_events(reader), media_type="text/event-stream")
@@ -96,6 +100,7 @@ def make_app(reader: Reader, token: str | None = None) -> ASGIApp:
         Route("/", index),
         Route("/events", events),
         Route("/experiment/{n}", experiment),
+        Route("/answer/{ask}", answer),
         Route("/{name}", file),
     ]
     app = Starlette(routes=routes)
@@ -106,6 +111,10 @@ def make_app(reader: Reader, token: str | None = None) -> ASGIApp:
         await (answer or app)(scope, receive, send)
 
     return guarded
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= DIGITS
 
 
 def _not_found() -> Response:

@@ -15,6 +15,7 @@ function make(name, className, ...children) {
 
 const isReport = () => document.body.dataset.report !== undefined;
 const known = (value) => value !== null && value !== undefined;
+const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1).replace(/\.$/, "")}.`;
 const minus = (text) => text.replace("-", "−");
 // Numbers as text; "" if they are not known.
 const fixed = (value, digits, unit = "") => (known(value) ? `${value.toFixed(digits)}${unit}` : "");
@@ -60,6 +61,7 @@ function showDetail(found) {
   ]);
   const parts = [title, make("p", "words", found.description || "")];
   if (found.reason) parts.push(make("p", "reason", found.reason));
+  if (found.unused?.length) parts.push(make("ul", "unused", ...found.unused.map(unusedAnswer)));
   if (found.note) parts.push(make("p", "reason", `Note: ${found.note}`));
   parts.push(effect, ...phases(found.phases || {}), facts(found));
   const loss = make("figure", "loss");
@@ -74,6 +76,13 @@ function showDetail(found) {
   loss.parentElement?.addEventListener("toggle", sketch);
   sketch();
   view.sketch = sketch;
+}
+
+/** An answer that did not become an experiment, with its reason and its transcript. */
+function unusedAnswer({ask, n, agent, reason}) {
+  const link = isReport() ? null : make("a", "", "transcript");
+  if (link) link.href = `answer/${ask}`;
+  return make("li", "", `An answer of ${agent} for experiment ${n} was not used: ${reason} `, link);
 }
 
 function cost(spent) {

@@ -134,8 +134,14 @@ function showHead() {
   $("before").textContent = model.before ? `new; to see the one before: autoresearch-jax watch --web --tag ${model.before}` : "";
   setState(model.state);
   if (isReport()) $("state").textContent = `as of ${new Date(1000 * model.now).toLocaleString()}`;
-  $("problem").hidden = !model.problem;
-  $("problem").textContent = model.problem;
+  if (model.state === "idle" && model.ending && !isReport()) $("state").textContent = model.ending;
+  if (model.passed_over) $("state").textContent += `; ${model.passed_over}`;
+  const problem = [model.problem, model.failed && model.ending].filter(Boolean).map(sentence).join(" ");
+  $("problem").hidden = !problem;
+  $("problem").textContent = problem;
+  const waits = model.unused.filter(({n}) => !numbered.has(n) && !model.running.some((one) => one.n === n));
+  $("unused").hidden = !waits.length;
+  $("unused").replaceChildren(...waits.map(unusedAnswer));
   const percent = known(start) && known(best) ? 100 * (best / start - 1) : 0;
   terms($("figures"), [
     ["best val_bpb", known(best) ? [best.toFixed(6), make("small", "", percent < 0 ? minus(`${percent.toFixed(2)}%`) : "")] : "", percent < 0 ? "good" : ""],
@@ -169,13 +175,14 @@ function showRunning() {
 const keyOf = (running) => `${running.n} ${running.seed}`;
 
 function fill(card, running) {
-  const {progress} = running, now = JSON.stringify([running, card.base]);
+  const {progress} = running, now = JSON.stringify([running, model.state, card.base]);
   if (known(running.base) && !card.base) loadBase(card, running.base);
   if (card.now === now) return;
   card.now = now;
   const done = make("div"), facts = make("dl", "facts"), curve = make("figure", "spark");
   done.style.width = `${["scoring", "measured"].includes(running.phase) ? 100 : progress.percent || 0}%`;
-  const phase = `${running.n} ${known(running.seed) ? "once more, " : ""}${running.phase}`;
+  const state = model.state === "interrupted" ? "undecided" : running.phase;
+  const phase = `${running.n} ${known(running.seed) ? "once more, " : ""}${state}`;
   terms(facts, [
     ["step", count(progress.step), "more"],
     ["loss", fixed(progress.loss, 4)],

@@ -1,0 +1,53 @@
+"""How the last loop of a tag ended, as far as that can be known."""
+
+import time
+
+import psutil
+
+from autoresearch_jax.common.text import clean
+from autoresearch_jax.records.events import Began
+from autoresearch_jax.records.experiments import Experiments
+from autoresearch_jax.system import boot
+
+REASON_LIMIT = 500  # characters
+STOPPED = {
+    "max": "it reached --max",
+    "max-hours": "it reached --max-hours",
+    "max-usd": "it reached --max-usd",
+    "interrupted": "it was stopped by Ctrl-C or a signal",
+    "abandoned": "it was stopped by two signals, and abandoned what ran",
+}
+
+
+def words(experiments: Experiments) -> str:
+    """Return how the last loop ended, given that it does not run; "" if none did."""
+    began, ended = experiments.loop, experiments.ended
+    if began is None or not (ended or began.host):  # an earlier version recorded no end
+        return ""
+    if ended is None:
+        return f"the loop was killed after {_at(experiments.latest)}: {_cause(began)}"
+    reason = STOPPED.get(ended.stopped) or clean(ended.reason, REASON_LIMIT)
+    verb = "failed" if ended.stopped == "failed" else "ended"
+    return f"the loop {verb} at {_at(ended.time)}: {reason}"
+
+
+def failed(experiments: Experiments) -> bool:
+    """Whether the last loop, given that it does not run, was killed or ended with an error."""
+    ended = experiments.ended
+    return bool(words(experiments)) and (ended is None or ended.stopped == "failed")
+
+
+def _cause(began: Began) -> str:
+    """Return why the process of a loop was killed."""
+    now = boot.facts()
+    if began.host != now["host"] or not began.boot:
+        return f"it ran on {clean(began.host)}, and why it ended is not known here"
+    if began.boot != now["boot"]:
+        return f"the machine was restarted at {_at(psutil.boot_time())}"
+    if (more := now["oom_kills"] - began.oom_kills) > 0:
+        return f"memory ran out, and the kernel ended {more} processes, perhaps this one"
+    return "it recorded no reason, as after `kill -9` or when its terminal or container is removed"
+
+
+def _at(seconds: float) -> str:
+    return time.strftime("%b %d %H:%M", time.localtime(seconds))
