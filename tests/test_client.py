@@ -392,7 +392,7 @@ def test_the_cost_of_a_hanging_client_is_counted(program, context):
 
 
 def test_a_client_that_cannot_be_started_is_missing(home, context):
-    with pytest.raises(AgentError, match="my-client cannot be started") as caught:
+    with pytest.raises(AgentError, match="needs my-client, which is not there") as caught:
         ClientAgent(described()).propose(context)
     assert caught.value.kind == "missing"
 

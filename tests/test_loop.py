@@ -620,8 +620,7 @@ def test_a_nearly_full_disk_starts_nothing(workspace, monkeypatch):
     monkeypatch.setattr(worker, "MIN_FREE_BYTES", 1 << 62)
     with pytest.raises(UserError, match=r"MiB left, of the .* needed"):
         run_loop(workspace, Scripted(), 1, tag="t")
-    monkeypatch.undo()
-    assert journal.read(workspace.state_dir("t"))[0].status is None
+    assert len(journal.read(workspace.state_dir("t"))) == 0
 
 
 # ------------------------------------------------------------------------------- run, run -m

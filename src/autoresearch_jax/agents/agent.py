@@ -108,6 +108,10 @@ class Agent(ABC):
         """Check without a request whether it is usable. Raises AgentError (missing, login)."""
         return
 
+    def try_out(self, context: Context) -> None:
+        """Check, without a request, that it can start where it will work. Raises AgentError."""
+        return
+
     @abstractmethod
     def propose(self, context: Context) -> Proposal:
         """Edit `context.worktree / "train.py"`. Raises AgentError."""

@@ -27,6 +27,12 @@ from autoresearch_jax.system.disk_use import DiskUse
 from autoresearch_jax.system.process import Ended
 
 TRIAL_S = 60.0
+# Prints which of its arguments are neither programs nor files that can be opened.
+MISSING = (
+    'for one; do case "$one" in */*) (: <"$one") ;; *) command -v "$one" >/dev/null ;; esac '
+    '2>/dev/null || echo "$one"; done'
+)
+SCRIPTS = (".py", ".sh", ".bash", ".js", ".mjs", ".ts", ".rb", ".pl")
 TAIL = 4000  # characters of each output that are searched for a known failure
 # The name appears in commits, which may be pushed, so a key in front of the command must not.
 VALUE = re.compile(r"""\b([A-Za-z_]\w*)=(?:'[^']*'|"(?:\\.|[^"\\])*"|[^\s'";&|])+""")
@@ -68,7 +74,7 @@ class ClientAgent(Agent):
         agent.err in the run's folder. Raises AgentError, also if the client printed no JSON
         although it should, and changed nothing.
         """
-        self._try(context)
+        self.try_out(context)
         before = _content(context.worktree / "train.py")
         out, err = context.run_dir / "agent.out", context.run_dir / "agent.err"
         argv, stdin = self._request(context)
@@ -157,28 +163,46 @@ class ClientAgent(Agent):
                 path.mkdir(parents=True, exist_ok=True)
         return dataclasses.replace(sandbox, writable=(*sandbox.writable, *self.writes))
 
-    def _try(self, context: Context) -> None:
-        """Raise AgentError if nothing would restrict it, or if its own sandbox cannot start."""
+    def try_out(self, context: Context) -> None:
+        """Raise AgentError if nothing would restrict it, or if it cannot start in its sandbox."""
         level, client = context.level, self.client
+        if level in self._tried:
+            return
         if client.needs_sandbox and level == "none":
             raise AgentError(
                 f"{self.name} needs our sandbox, but isolation is none. Run `sudo apt install "
                 "bubblewrap`, or choose another --agent",
                 "missing",
             )
-        if not client.trial or level in self._tried:
-            return
-        log = context.run_dir / "agent.err"
-        ended = self._start(context, list(client.trial), Path(os.devnull), log, None, TRIAL_S)
-        if ended.why == "abandoned":
-            raise AgentError("abandoned", "abandoned")
-        if ended.returncode:
+        missing, _ = self._said(context, ["/bin/sh", "-c", MISSING, "sh", *self._needed()])
+        if missing:
+            raise AgentError(
+                f"{self.name} needs {missing}, which is not there where it runs (isolation "
+                f"{level}): a sandbox has its own /tmp and hides the data, and its copy of the "
+                "workspace has committed files only. Move it to another folder, and name its full "
+                "path",
+                "missing",
+            )
+        said, failed = self._said(context, client.trial) if client.trial else ("", 0)
+        if failed:
             raise AgentError(
                 f"{self.name} cannot work with isolation {level}: `{' '.join(client.trial)}` says: "
-                f"{clean(replies.plain(log), 300).rstrip('.') or 'nothing'}. {client.trial_advice}",
+                f"{said or 'nothing'}. {client.trial_advice}",
                 "missing",
             )
         self._tried.add(level)
+
+    def _needed(self) -> list[str]:
+        """Return the programs and files without which it cannot start."""
+        return [self.client.program]
+
+    def _said(self, context: Context, argv: Sequence[str]) -> tuple[str, int]:
+        """Return the words and the exit code of a short command where it will work."""
+        log = context.run_dir / "agent.err"
+        ended = self._start(context, list(argv), Path(os.devnull), log, None, TRIAL_S)
+        if ended.why == "abandoned":
+            raise AgentError("abandoned", "abandoned")
+        return clean(replies.plain(log), 300).rstrip("."), ended.returncode
 
     def _failure(self, returncode: int, reply: Reply, out: Path, err: Path) -> AgentError:
         """Return what went wrong, in the client's words if there are any."""
@@ -229,3 +253,10 @@ class CommandAgent(ClientAgent):
 
     def _request(self, context: Context) -> tuple[list[str], Path]:
         return list(self.client.command), context.prompt_path
+
+    def _needed(self) -> list[str]:
+        """Return the programs and scripts among the files that the command names."""
+        words = re.split(r"[\s;&|'\"()]+", self.client.command[-1])
+        paths = [path for word in words if (path := Path(word).expanduser()).is_file()]
+        started = [one for one in paths if one.suffix in SCRIPTS or os.access(one, os.X_OK)]
+        return [str(one) if one.is_absolute() else f"./{one}" for one in started]

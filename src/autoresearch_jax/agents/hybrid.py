@@ -45,6 +45,9 @@ class Hybrid(Agent):
     def check(self) -> None:
         self.advisor.check()
 
+    def try_out(self, context: Context) -> None:
+        self.advisor.try_out(context)
+
     def propose(self, context: Context) -> Proposal:
         """Ask the advisor or the search; if the search finds nothing new, ask the advisor."""
         if not self.advises(context.n):

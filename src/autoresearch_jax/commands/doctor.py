@@ -1,6 +1,7 @@
 """Check whether the machine is ready for an overnight run.
 
-A problem prevents a loop from starting, or would end it later; a note only informs.
+A problem is what makes `loop` refuse to start: `loop.ready` finds it, which the loop calls as well.
+A note informs of what may go wrong later.
 """
 
 import contextlib
@@ -17,11 +18,12 @@ from typing import Any
 import psutil
 
 from autoresearch_jax.agents import client_specs, search_space
-from autoresearch_jax.agents.agent import AgentError
+from autoresearch_jax.agents.agent import Agent, AgentError
 from autoresearch_jax.agents.factory import make_agent
-from autoresearch_jax.commands import presets, run
+from autoresearch_jax.agents.tpe import Tpe
+from autoresearch_jax.commands import loop, presets, run
 from autoresearch_jax.common import files, paths
-from autoresearch_jax.common.console import View, typed
+from autoresearch_jax.common.console import PlainView, View, typed
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import sentence
 from autoresearch_jax.data import manifest
@@ -37,6 +39,8 @@ from autoresearch_jax.sandbox import profiles
 from autoresearch_jax.sandbox.isolation import Chosen
 from autoresearch_jax.system import device_probe, device_use, nvidia, tpu
 from autoresearch_jax.system.device_probe import Device
+from autoresearch_jax.system.disk_errors import disk_errors
+from autoresearch_jax.system.interrupts import Stopped
 from autoresearch_jax.system.nvidia import Gpu
 
 OVERNIGHT_SECONDS = 12 * 3600
@@ -63,32 +67,20 @@ def report(root: Path, view: View | None = None, agent: str | None = None) -> di
     one that program.md sets.
     """
     root = root.absolute()
-    problems: list[Problem] = []
-    settings = LoopConfig()
-    try:
-        settings = config.resolve(root, agent=agent)
-    except UserError as error:
-        problems.append(Problem(str(error), f"$EDITOR {root / 'program.md'}"))
-    device = chosen = None
     gpus, holders = nvidia.gpus(), device_use.holders()
-    try:
-        tpu.refuse_several_hosts()
-        device, chosen = environment.probe(paths.home())
-    except UserError as error:
-        problems.append(Problem(str(error), "autoresearch-jax doctor"))
+    found = _Refusals(root, agent)
+    device, chosen, settings = found.device, found.chosen, found.settings
+    root, problems, data_ready = found.root, found.problems, found.data_ready
     free_gb = {folder: _free_gb(folder) for folder in (paths.home(), root)}
     needed_gb = _needed_gb(root)
-    data_problems = list(_data(root))
-    problems += [
+    notes = [
         *_unused_accelerator(device),
         *_in_use(device, gpus, holders),
-        *data_problems,
         *_full_disks(free_gb, needed_gb),
         *_missing_programs(),
-        *_unusable_agent(settings, agent),
     ]
     first_step = _last_first_step(root)
-    if view is not None and device and not data_problems:
+    if view is not None and not problems:
         first_step, gpus, step_problems = _first_step(root, settings, view, gpus)
         problems += step_problems
     preset, preset_why = presets.suggest(device) if device else (None, "")
@@ -102,7 +94,7 @@ def report(root: Path, view: View | None = None, agent: str | None = None) -> di
         "python_version": platform.python_version(),
         "python_ok": True,  # an older Python could not have imported this file
         "uv_ok": shutil.which("uv") is not None,
-        "data_ready": not data_problems,
+        "data_ready": data_ready,
         "disk_free_gb": round(free_gb[paths.home()], 1),
         "night_gb": round(needed_gb, 1),
         "agent": agent,
@@ -115,8 +107,71 @@ def report(root: Path, view: View | None = None, agent: str | None = None) -> di
         "preset_why": preset_why or None,
         "ready": not problems,
         "problems": _as_typed(problems),
-        "notes": _as_typed([*_slow(gpus), *_weak_sandbox(chosen), *_interruptions()]),
+        "notes": _as_typed([*notes, *_slow(gpus), *_weak_sandbox(chosen), *_interruptions()]),
     }
+
+
+class _Silent(PlainView):
+    """Prints nothing: what a loop would say is in the report."""
+
+    def say(self, text: str) -> None:
+        pass
+
+
+class _Refusals:
+    """What prevents a loop from starting, and what was examined to find that out."""
+
+    def __init__(self, root: Path, agent: str | None) -> None:
+        self.root = root
+        self.problems: list[Problem] = []
+        self.settings = LoopConfig()
+        self.device: Device | None = None
+        self.chosen: Chosen | None = None
+        self.data_ready = False
+        workspace = None
+        with self._listed("autoresearch-jax setup ~/research"):
+            workspace = Workspace.open(root)
+            self.root = workspace.root
+        with self._listed(f"$EDITOR {self.root / 'program.md'}"):
+            self.settings = config.resolve(self.root, agent=agent)
+        self.problems += _unusable_agent(self.settings, agent)
+        if workspace is not None:
+            self.problems += (data := list(_data(self.root)))
+            self.data_ready = not data
+        if workspace is not None and self.data_ready:
+            self._open(workspace)
+        if self.device is None:
+            with self._listed("autoresearch-jax doctor"):
+                tpu.refuse_several_hosts()
+                self.device, self.chosen = environment.probe(paths.home())
+
+    @contextlib.contextmanager
+    def _listed(self, command: str) -> Iterator[None]:
+        """List an error as a problem; `command` comes next. The same problem is listed once."""
+        try:
+            with disk_errors():
+                yield
+        except Stopped:
+            raise
+        except UserError as error:
+            one = Problem(str(error), command)
+            self.problems += [one] * (one.problem not in [seen.problem for seen in self.problems])
+
+    def _open(self, workspace: Workspace) -> None:
+        """Open what a loop opens, and leave nothing of it."""
+        agent: Agent = Tpe()  # in place of one whose problem is listed already
+        if not self.problems:
+            agent = make_agent(
+                self.settings.agent, self.settings.agent_writes, self.settings.agents
+            )
+        with (
+            self._listed("autoresearch-jax doctor"),
+            loop.ready(workspace, self.settings, Tools(_Silent()), agent) as (session, _),
+        ):
+            examined = session.environment
+            self.device, self.chosen = examined.device, examined.chosen
+            if session.experiments.first is None:
+                files.remove(workspace.state_dir(session.tag))
 
 
 def _as_typed(found: Iterable[Problem]) -> list[dict[str, str]]:
@@ -262,9 +317,6 @@ def _missing_programs() -> Iterator[Problem]:
 
 
 def _data(root: Path) -> Iterator[Problem]:
-    if not all((root / name).is_file() for name in manifest.FROZEN):
-        yield Problem(f"{root} is not a workspace.", "autoresearch-jax setup ~/research")
-        return
     try:
         manifest.load(root)
     except UserError as error:
@@ -292,7 +344,7 @@ def _agents(settings: LoopConfig) -> dict[str, dict[str, Any]]:
 def _unusable_agent(settings: LoopConfig, flag: str | None) -> Iterator[Problem]:
     name = settings.agent
     try:
-        make_agent(name, clients=settings.agents).check()
+        make_agent(name, settings.agent_writes, settings.agents).check()
     except (UserError, AgentError) as error:
         source = f"--agent {name}" if flag else f"program.md sets the agent {name}"
         first = name.removeprefix("hybrid:").partition(":")[0]
@@ -307,7 +359,7 @@ def _unusable_agent(settings: LoopConfig, flag: str | None) -> Iterator[Problem]
 def _unused_ranges(root: Path, settings: LoopConfig) -> str:
     """Return a warning of ranges in program.md that fit no constant of train.py, else ""."""
     with contextlib.suppress(OSError):  # a workspace without train.py is reported elsewhere
-        train = (root / "train.py").read_text(errors="replace")
+        train = (root / "train.py").read_text(encoding="utf-8", errors="replace")
         return search_space.unused_ranges(settings.search, train)
     return ""
 

@@ -13,6 +13,7 @@ from autoresearch_jax.agents.factory import make_agent
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import sentence
 from autoresearch_jax.loop import notify, stages
+from autoresearch_jax.loop.asking import Asking
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools, open_session
 from autoresearch_jax.loop.proposer import Proposer
@@ -21,7 +22,7 @@ from autoresearch_jax.records import endings
 from autoresearch_jax.records.events import Ended
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.system.interrupts import Abandoned
+from autoresearch_jax.system.interrupts import Abandoned, Stopped
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,8 @@ def run_loop(
     that was done.
     """
     agent = agent or make_agent(config.agent, config.agent_writes, config.agents)
-    _check(agent)
-    what = f"loop --agent {agent.name}"
     with (
-        open_session(workspace, config, tools, what) as (session, why),
+        ready(workspace, config, tools, agent) as (session, why),
         notify.Notifier(session, config) as notifier,
     ):
         costs = session.experiments.costs
@@ -106,6 +105,29 @@ def _recorded(session: Session) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def ready(
+    workspace: Workspace, config: LoopConfig, tools: Tools, agent: Agent
+) -> Iterator[tuple[Session, str]]:
+    """Open a session in which experiments can run, and say why its tag is the right one.
+
+    `doctor` calls it, too: everything that a loop needs to start is checked here, and nothing is
+    recorded. Raises UserError.
+    """
+    try:
+        agent.check()  # before the examination, which takes long
+        with open_session(workspace, config, tools, f"loop --agent {agent.name}") as found:
+            session, _ = found
+            session.check()
+            Asking(session).try_out(agent)
+            yield found
+    except AgentError as error:
+        if error.kind == "abandoned":
+            raise Stopped("Stopped before anything was begun.") from None
+        without = "Without it: autoresearch-jax loop --agent tpe"
+        raise UserError(f"{sentence(str(error))} {without}") from error
+
+
 def summary(root: Path, tag: str) -> list[str]:
     """Return the summary of a tag's experiments as lines, and draw their picture."""
     from autoresearch_jax.views import plot  # matplotlib takes a second to import
@@ -118,15 +140,6 @@ def summary(root: Path, tag: str) -> list[str]:
     picture = root / "progress.png"
     plot.progress(model.entries, picture, title=f"autoresearch/{tag}")
     return [*lines(model.summary), f"picture: {picture}"]
-
-
-def _check(agent: Agent) -> None:
-    """Raise UserError before the baseline trains if the agent obviously cannot answer."""
-    try:
-        agent.check()
-    except AgentError as error:
-        without = "Without it: autoresearch-jax loop --agent tpe"
-        raise UserError(f"{sentence(str(error))} {without}") from None
 
 
 def _limits(config: LoopConfig, new: bool) -> str:

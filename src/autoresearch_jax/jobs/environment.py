@@ -37,6 +37,9 @@ class Environment:
     # finds. None: no compile check, as it would slow the training, or the device is not known.
     target: str | None = None
     memory_gib: float | None = None  # of a device, for a training; None: not known
+    # What the above comes from: the devices of one worker, and the sandbox.
+    device: device_probe.Device | None = None
+    chosen: isolation.Chosen | None = None
 
     @property
     def scores_early(self) -> bool:
@@ -122,6 +125,8 @@ def examine(
         platform=device.platform,
         target=target,
         memory_gib=usable_gib(device),
+        device=device,
+        chosen=chosen,
     )
 
 

@@ -53,6 +53,17 @@ class Asking:
         spent = self.session.experiments.costs.this_loop()
         return self.config.max_usd is not None and spent.usd >= self.config.max_usd
 
+    def try_out(self, agent: Agent) -> None:
+        """Start an agent's program where it will work. Raises AgentError."""
+        if not agent.slow:
+            return  # a search runs in this process
+        session, best = self.session, self.session.experiments.best
+        base, ask = best.commit if best else session.workspace.head(), session.experiments.next_ask
+        try:
+            agent.try_out(self.context(ask, 0, "", "agent", base))
+        finally:
+            files.remove(session.ask_dir(ask))
+
     def ask(
         self,
         agent: Agent,
@@ -82,6 +93,7 @@ class Asking:
                 break
             source = session.candidates.stored(blob).decode(errors="replace")
             unfit.append((source, verdict.refused))
+            session.journal.append(Dropped(ask=ask, reason=clean(verdict.refused)))
             rejected = [*rejected, (said.description, verdict.refused)]
         words = said.description or proposal_queue.changes(session, best.commit, blob)
         said = dataclasses.replace(said, description=words)
@@ -93,7 +105,6 @@ class Asking:
         queued = Queued(
             ask=ask,
             blob=blob,
-            session.journal.append(Dropped(ask=ask, reason=clean(verdict.refused)))
             base=base,
             description=clean(said.description),
             expected=clean(said.expected, EXPECTED_LIMIT),

@@ -57,9 +57,15 @@ def move_branch(tag: OpenTag) -> None:
     if best is None or tip == best.commit:
         return
     tag.refuse_checked_out()
-    if tip != (best.base or None):
-        raise UserError(candidates.moved(tag.candidates.branch, tip, best.commit))
+    refuse_moved(tag)
     tag.candidates.move(best.commit, tip)
+
+
+def refuse_moved(tag: OpenTag) -> None:
+    """Raise UserError if another program has moved the branch."""
+    best, tip = tag.experiments.best, tag.candidates.tip()
+    if best is not None and tip not in (best.commit, best.base or None):
+        raise UserError(candidates.moved(tag.candidates.branch, tip, best.commit))
 
 
 def prune(tag: OpenTag, e: Experiment) -> None:

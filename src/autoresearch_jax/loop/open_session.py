@@ -21,7 +21,7 @@ from autoresearch_jax.records import tags
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import locks, visible_devices
 from autoresearch_jax.system.disk_errors import disk_errors
-from autoresearch_jax.system.interrupts import Interrupts
+from autoresearch_jax.system.interrupts import Interrupts, Stopped
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def open_devices(
             if not interrupts.stopping():  # Ctrl-C in a terminal ends the examination as well
                 raise
         if interrupts.stopping():
-            raise UserError("Stopped before anything was begun.")
+            raise Stopped("Stopped before anything was begun.")
         if found.environment.warning:
             tools.view.say(f"Warning: {found.environment.warning}.")
         yield tools.view, interrupts, found

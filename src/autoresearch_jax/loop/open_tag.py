@@ -73,18 +73,23 @@ class OpenTag:
 
         Raises UserError if the frozen files of the checkout are not the committed ones.
         """
+        self.refuse_uncommitted()
+        found, head = self.environment.fingerprint, self.workspace.head()
+        self.journal.append(
+            Began(
+                kind=kind, fingerprint=found, head=head, pid=os.getpid(), **fields, **boot.facts()
+            )
+        )
+
+    def refuse_uncommitted(self) -> None:
+        """Raise UserError if a baseline is to be measured and the frozen files were changed."""
         head, root = self.workspace.head(), self.workspace.root
-        measures_baseline = self.experiments.best is None
-        if measures_baseline and (changed := self.workspace.differing(head, FROZEN)):
+        if self.experiments.best is None and (changed := self.workspace.differing(head, FROZEN)):
             raise UserError(
                 f"{', '.join(changed)} in {root} is not as committed, and every experiment would "
                 f"use the committed one. Commit it first: git commit -m 'Change the frozen files' "
                 f"-- {' '.join(changed)}"
             )
-        found = self.environment.fingerprint
-        self.journal.append(
-            Began(kind=kind, fingerprint=found, head=head, pid=os.getpid(), **fields)
-        )
 
     def log(self, e: Experiment) -> Path:
         return self.workspace.run_dir(self.tag, e.n) / "run.log"

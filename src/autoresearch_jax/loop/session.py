@@ -4,11 +4,13 @@ Every step is in the journal before its effect is carried out, and every effect 
 twice. So `settle` completes whatever a killed process has left.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from autoresearch_jax.common import files, syntax
+from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.loop import effects, statistics
 from autoresearch_jax.loop.open_tag import OpenTag
@@ -38,6 +40,33 @@ class Session(OpenTag):
     def close(self) -> None:
         self.pool.close()
         super().close()
+
+    def check(self) -> None:
+        """Raise UserError if a loop cannot start. Only stale locks of git are removed."""
+        stale_locks.clear(self.candidates, self._intended())
+        effects.refuse_moved(self)
+        self.refuse_uncommitted()
+        head, root = self.workspace.head(), self.workspace.root
+        measures_baseline = self.experiments.best is None
+        wrong = measures_baseline and syntax.unparsable(self.candidates.blob(head))
+        if wrong:
+            raise UserError(
+                f"train.py of commit {head[:7]} cannot run: {wrong}. Correct it, then commit it: "
+                "git commit -m 'Correct train.py' -- train.py"
+            )
+        self.pool.workers[0].refuse_full_disk()
+        self.private.mkdir(parents=True, exist_ok=True)
+        for folder in (root, self.private, self.workspace.common_dir / "objects"):
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise UserError(
+                    f"{folder} may not be written by you, and a loop must write there. See whose "
+                    f"it is: ls -ld {folder}"
+                )
+        if (root / "results.tsv").is_dir():
+            raise UserError(
+                f"{root / 'results.tsv'} is a folder, and a loop writes a file of that name. Move "
+                f"it: mv {root / 'results.tsv'} {root / 'results'}"
+            )
 
     def settle(self) -> list[Experiment]:
         """Carry out what an earlier process recorded; return the undecided. Raises UserError."""

@@ -246,7 +246,7 @@ class Worker:
         """
         folder = self.private / "train"
         files.remove(artifacts)  # of the same training, if it was abandoned or ran out of disk
-        self._check_disk()
+        self.refuse_full_disk()
         self.tag.candidates.export(e.commit, folder)
         resize(folder)
         budget_s = time_budget(folder)
@@ -257,7 +257,7 @@ class Worker:
         if result.outcome not in (Outcome.OK, Outcome.ABANDONED):
             for made in (artifacts, folder):
                 files.remove(made)
-            self._check_disk()  # a full disk is not the proposal's fault
+            self.refuse_full_disk()  # a full disk is not the proposal's fault
         return result
 
     def _score(self, e: Experiment) -> None:
@@ -331,7 +331,7 @@ class Worker:
         self.tag.journal.append(records.Control(n=e.n, reason=reason))
         return reason
 
-    def _check_disk(self) -> None:
+    def refuse_full_disk(self) -> None:
         for folder in (self.tag.workspace.common_dir, self.tag.workspace.home):
             folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(folder).free

@@ -6,12 +6,17 @@ from types import FrameType
 from typing import Any
 
 from autoresearch_jax.common.console import View
+from autoresearch_jax.common.errors import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Abandoned(Exception):
     """The user gave up what was running. The journal has it as undecided."""
+
+
+class Stopped(UserError):
+    """The user stopped a command before it began anything."""
 
 
 class Interrupts:
