@@ -154,8 +154,15 @@ def test_an_answer_of_no_use_is_shown_with_its_reason_and_its_transcript(workspa
     assert page_data.of_answer(reader, 999) is None
     run_loop(workspace, "echo IDEA = 1 >> train.py", 1, tag="t")
     assert reason in shown(workspace, "show", "1")
-    found = page_data.of_experiment(live_model.open_reader(workspace.root, "t"), 1)
+    assert "answer    " not in shown(workspace, "show", "1")  # it printed nothing
+    reader = live_model.open_reader(workspace.root, "t")
+    found = page_data.of_experiment(reader, 1)
     assert {one["reason"] for one in found["unused"]} == {reason}
+    assert found["ask"] is None
+    run_loop(workspace, "echo IDEA = 2 >> train.py; echo I am sure.", 1, tag="t")
+    assert "runs/2/agent.out" in shown(workspace, "show", "2")
+    found = page_data.of_experiment(reader, 2)
+    assert "I am sure." in page_data.of_answer(reader, found["ask"])
 
 
 # ------------------------------------------------------------------------------- interrupts

@@ -51,6 +51,10 @@ class Sections(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             raise click.ClickException(typed(str(error))) from error
+        except OSError as error:
+            if error.filename is None:  # not of a file: it may be the output, or our mistake
+                raise
+            raise click.ClickException(f"{error.filename}: {error.strerror}.") from error
 
 
 @click.group(cls=Sections, context_settings={"help_option_names": ["-h", "--help"]})

@@ -136,8 +136,9 @@ class _Refusals:
             self.settings = config.resolve(self.root, agent=agent)
         self.problems += _unusable_agent(self.settings, agent)
         if workspace is not None:
-            self.problems += (data := list(_data(self.root)))
-            self.data_ready = not data
+            with self._listed("autoresearch-jax doctor"):
+                self.problems += (data := list(_data(self.root)))
+                self.data_ready = not data
         if workspace is not None and self.data_ready:
             self._open(workspace)
         if self.device is None:
@@ -380,7 +381,7 @@ def _needed_gb(root: Path) -> float:
     A single training may write disk_use.MOST_BYTES before it is ended, and that is removed.
     """
     budget_s, left = 300.0, LEFT_BYTES
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(OSError, UserError):
         budget_s = time_budget(root)
         # What the last experiment here left is a better estimate.
         state = Workspace.open(root).common_dir / "autoresearch"
@@ -392,6 +393,8 @@ def _needed_gb(root: Path) -> float:
 
 
 def _free_gb(folder: Path) -> float:
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free / 1e9
+    """Return what is free where a folder is, or will be; 0 if that is not known."""
+    for place in (folder, *folder.parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(place).free / 1e9
+    return 0.0

@@ -10,7 +10,6 @@ from autoresearch_jax.records.costs import Costs, Spent
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.foreign_results import Row
-from autoresearch_jax.repo.workspace import Workspace
 
 # The phases of an experiment in their order, each with the metric that holds its seconds.
 PHASES = {
@@ -100,9 +99,8 @@ def entry_of(
     )
 
 
-def transcripts(workspace: Workspace, tag: str, ask: int) -> list[Path]:
-    """Return the files with what an agent printed for a question, as far as they are kept."""
-    folder = workspace.ask_dir(tag, ask)
+def transcripts(folder: Path) -> list[Path]:
+    """Return the files with what an agent printed, in the folder of an experiment or a question."""
     paths = (folder / name for name in ("agent.out", "agent.err"))
     return [path for path in paths if path.is_file() and path.stat().st_size]
 

@@ -61,6 +61,8 @@ def show(console: Console, workspace: Workspace, name: str, tag: str | None = No
     for label, text, style in _facts(one, entry, experiments):
         if text:
             line(f"{label:<10}{text}", style)
+    for path in transcripts(log.parent):
+        line(f"{'answer':<10}{path}")
     for answer in experiments.unused(one.n):
         line(f"{'unused':<10}{_unused_words(workspace, tag, answer)}")
     for title, table in (("numbers", numbers), ("rests on", rests_on(one))):
@@ -78,8 +80,8 @@ def show(console: Console, workspace: Workspace, name: str, tag: str | None = No
 def _unused_words(workspace: Workspace, tag: str, answer: UnusedAnswer) -> str:
     """Return why an answer was of no use, and where its transcript is."""
     words = f"an answer of {clean(answer.agent)}: {sentence(clean(answer.reason, limit=1000))}"
-    out = next((path for path in transcripts(workspace, tag, answer.ask)), None)
-    return f"{words} Its transcript: {out}" if out else words
+    paths = transcripts(workspace.ask_dir(tag, answer.ask))
+    return f"{words} Its transcript: {paths[0]}" if paths else words
 
 
 def _facts(
@@ -92,6 +94,9 @@ def _facts(
     yield "commit", one.commit, ""
     yield "base", one.base, ""
     yield "status", status, STYLES.get(status, "")
+    if entry.val_bpb is not None:
+        since = "" if entry.change is None else f", {entry.change:+.6f} from the best before it"
+        yield "val_bpb", f"{entry.val_bpb:.6f}{since}", ""
     yield "agent", entry.agent, ""
     yield "expected", entry.expected and f"{entry.expected}; result: {change}", ""
     yield "carries", "" if one.of is None else f"over experiment {one.of}", ""

@@ -55,10 +55,12 @@ def _unused(answer: UnusedAnswer) -> dict[str, Any]:
 
 
 def of_answer(reader: Reader, ask: int) -> str | None:
-    """Return the transcript of an answer that was of no use; None if it is not kept."""
+    """Return the transcript of an agent's answer; None if it is not kept."""
     if not isinstance(reader, JournalReader) or reader.tag is None:
         return None
-    paths = transcripts(reader.workspace, reader.tag, ask)
+    workspace, tag = reader.workspace, reader.tag
+    used = (workspace.run_dir(tag, one.n) for one in reader.experiments if one.ask == ask)
+    paths = transcripts(next(used, workspace.ask_dir(tag, ask)))
     texts = (f"{path.name}\n\n{logs.text(path, PROMPT_BYTES)}" for path in paths)
     return "\n\n".join(texts) or None
 
@@ -105,6 +107,7 @@ def of_experiment(reader: Reader, n: int) -> dict[str, Any] | None:
         "curve": logs.curve(log),
         "base_curve": logs.curve(base_log),
         "log": logs.tail(log),
+        "ask": one.ask if transcripts(folder) else None,
         "unused": [_unused(one) for one in experiments.unused(n)],
         "prompt": logs.text(folder / "prompt.md", PROMPT_BYTES),
     }

@@ -78,12 +78,17 @@ function showDetail(found) {
   view.sketch = sketch;
 }
 
-/** An answer that did not become an experiment, with its reason and its transcript. */
-function unusedAnswer({ask, n, agent, reason}) {
-  const link = isReport() ? null : make("a", "", "transcript");
-  if (link) link.href = `answer/${ask}`;
-  return make("li", "", `An answer of ${agent} for experiment ${n} was not used: ${reason} `, link);
+/** A link to what an agent printed, or null. */
+function transcript(ask) {
+  if (isReport() || !known(ask)) return null;
+  const link = make("a", "", "transcript");
+  link.href = `answer/${ask}`;
+  return link;
 }
+
+/** An answer that did not become an experiment, with its reason and its transcript. */
+const unusedAnswer = ({ask, n, agent, reason}) =>
+  make("li", "", `An answer of ${agent} for experiment ${n} was not used: ${reason} `, transcript(ask));
 
 function cost(spent) {
   if (!spent) return "";
@@ -112,6 +117,7 @@ function facts(found) {
   terms(list, [
     ["by", found.agent],
     ["answers", spent.asked ? `${spent.asked} in ${duration(spent.agent_s)}` : ""],
+    ["its answer", transcript(found.ask)],
     ["tokens", spent.tokens && spent.usd ? count(spent.tokens) : ""],
     ["accelerator", spent.accelerator_s ? duration(spent.accelerator_s) : ""],
     ["repaired", !found.repairs ? "" : found.repairs === 1 ? "once" : `${found.repairs} times`],
