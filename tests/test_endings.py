@@ -116,7 +116,10 @@ def test_the_error_that_ended_a_loop_is_shown(workspace):
     [
         ({"boot": "another"}, "the machine was restarted at "),
         ({"oom_kills": -1}, "memory ran out"),
-        ({"host": "another"}, "it ran on another"),
+        (
+            {"host": "another"},
+            "the loop began on another, and whether it runs is not seen from here",
+        ),
         ({}, "it recorded no reason"),
     ],
 )

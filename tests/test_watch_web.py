@@ -5,12 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.system import boot
 from autoresearch_jax.views.watch import live_model, web
-from tests import watch_helpers
+from tests import harness, watch_helpers
 from tests.watch_helpers import HOSTILE, TAG, Recording, get, until
 
 TOKEN = "a-token"
@@ -362,6 +364,27 @@ def test_parallel_experiments_are_shown_in_the_order_of_decisions(recording, por
         levels = driver.execute_script(f"return new Set({path}.match(/ [\\d.]+/g)).size")
         assert levels == 4  # 0, 21, 42 and 61: each is lower than the last
         assert console(driver) == []
+
+
+def test_the_page_says_how_a_loop_ended_and_opens_the_transcript_of_an_answer(tmp_path):
+    recording = Recording(tmp_path / "w", 3)
+    began = {"step": "session", "kind": "loop", "pid": harness.ended_pid(), "time": time.time()}
+    asked = {"step": "asked", "ask": 99, "n": 3, "agent": HOSTILE, "trouble": "empty"}
+    recording.append(began | boot.facts(), asked | {"reason": f"nothing changed {HOSTILE}"})
+    folder = recording.workspace.ask_dir(TAG, 99)
+    folder.mkdir(parents=True)
+    (folder / "agent.out").write_text(f"I looked at it. {HOSTILE}")
+    reader = live_model.open_reader(recording.workspace.root)
+    with watch_helpers.serving(reader) as port, watch_helpers.browser(tmp_path) as driver:
+        driver.get(f"http://127.0.0.1:{port}/")
+        until(driver, "return document.getElementById('problem').textContent !== ''")
+        problem = driver.find_element("id", "problem").text
+        assert problem.startswith("The loop was killed after ")
+        unused = driver.find_element("id", "unused")
+        assert f"nothing changed {HOSTILE}" in unused.text
+        unused.find_element("tag name", "a").click()
+        until(driver, "return document.body.textContent.includes('I looked at it.')")
+        assert driver.execute_script("return document.querySelectorAll('img, script').length") == 0
 
 
 @pytest.mark.browser

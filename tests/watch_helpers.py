@@ -73,6 +73,10 @@ class Recording:
         with self.path.open("ab") as file:
             file.write(b"".join(journal.seal(harness.event(**one)) for one in records))
 
+    def append(self, *records: dict[str, Any]) -> None:
+        """Add lines to the journal."""
+        self._write(list(records))
+
     def hold(self) -> None:
         """Take the tag's lock, as a command does; it is held until this process ends."""
         tags.lock(self.state_dir / "lock", self.tag, harness.Notes())

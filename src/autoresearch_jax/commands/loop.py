@@ -65,8 +65,9 @@ def run_loop(
                 f"Warning: {agent.name} does not report its cost, so --max-usd has no effect."
             )
         _warn_of_unused(session)
-        last = endings.words(session.experiments) if endings.failed(session.experiments) else ""
-        if last:
+        last = ""
+        if endings.failed(session.experiments):
+            last = endings.words(session.experiments, locked=True)
             session.view.say(f"Before this, {last}.")
         fields = {**config.recorded(), "agent": agent.name, "workers": len(session.pool)}
         session.begin("loop", continues=continues, **fields)

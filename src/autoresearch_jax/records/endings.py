@@ -19,11 +19,16 @@ STOPPED = {
 }
 
 
-def words(experiments: Experiments) -> str:
-    """Return how the last loop ended, given that it does not run; "" if none did."""
+def words(experiments: Experiments, *, locked: bool = False) -> str:
+    """Return how the last loop ended, given that it does not run here; "" if none did.
+
+    `locked`: this process has the tag's lock, so it does not run anywhere else either.
+    """
     began, ended = experiments.loop, experiments.ended
     if began is None or not (ended or began.host):  # an earlier version recorded no end
         return ""
+    if ended is None and not locked and began.host != boot.facts()["host"]:
+        return f"the loop began on {clean(began.host)}, and whether it runs is not seen from here"
     if ended is None:
         return f"the loop was killed after {_at(experiments.latest)}: {_cause(began)}"
     reason = STOPPED.get(ended.stopped) or clean(ended.reason, REASON_LIMIT)
@@ -33,15 +38,17 @@ def words(experiments: Experiments) -> str:
 
 def failed(experiments: Experiments) -> bool:
     """Whether the last loop, given that it does not run, was killed or ended with an error."""
-    ended = experiments.ended
-    return bool(words(experiments)) and (ended is None or ended.stopped == "failed")
+    began, ended = experiments.loop, experiments.ended
+    if ended is not None:
+        return ended.stopped == "failed"
+    return began is not None and began.host != ""
 
 
 def _cause(began: Began) -> str:
     """Return why the process of a loop was killed."""
     now = boot.facts()
     if began.host != now["host"] or not began.boot:
-        return f"it ran on {clean(began.host)}, and why it ended is not known here"
+        return f"it ran on {clean(began.host)}, and its reason is not known here"
     if began.boot != now["boot"]:
         return f"the machine was restarted at {_at(psutil.boot_time())}"
     if (more := now["oom_kills"] - began.oom_kills) > 0:
