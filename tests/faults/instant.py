@@ -22,10 +22,9 @@ def train(job: TrainJob, *_, **__) -> TrainResult:
     found = re.search(r"^SCORE = ([0-9.]+)$", (job.folder / "train.py").read_text(), re.MULTILINE)
     summary = {"peak_vram_mb": 2048.0}
     job.log.write_text(f"trained {job.folder}\n")
-    (job.artifacts / protocol.EXPORTED).touch()
     (job.artifacts / protocol.STOPPED).touch()
     luck = 0.002 * ((7 * job.seed) % 11 - (7 * SEED) % 11)
-    (job.artifacts / "score").write_text(f"{float(found[1]) + luck:.6f}")
+    (job.artifacts / protocol.EXPORTED).write_text(f"{float(found[1]) + luck:.6f}")
     (job.artifacts / protocol.SUMMARY).write_text(json.dumps(summary))
     return TrainResult("ok", "", summary | {"wall_seconds": 0.0}, job.log)
 
@@ -39,8 +38,8 @@ def overlap() -> None:
         time.sleep(random.Random(text).choice((0.02, 0.4)))
         result = train_at_once(job, *arguments, **options)
         numbers = re.findall(r"(?m)^(?:FIRST|SECOND) = ([-0-9.]+)$", text)
-        score = float((job.artifacts / "score").read_text()) - sum(map(float, numbers))
-        (job.artifacts / "score").write_text(f"{score:.6f}")
+        score = float((job.artifacts / protocol.EXPORTED).read_text()) - sum(map(float, numbers))
+        (job.artifacts / protocol.EXPORTED).write_text(f"{score:.6f}")
         return result
 
     training.train = train
