@@ -46,6 +46,10 @@ def machine(tmp_path, monkeypatch):
     for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "SSH_CONNECTION", "TMUX", "STY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(doctor, "_battery_charge", lambda: None)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "uv").symlink_to("/bin/true")
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
 
 
 @pytest.fixture

@@ -97,13 +97,14 @@ def test_the_wait_for_a_dead_holder_has_a_limit(tmp_path):
 
 def test_a_process_that_reuses_the_number_of_a_dead_holder_is_not_the_holder(tmp_path):
     path = tmp_path / "lock"
-    path.write_text(f"{os.getppid()} long ago\n")
-    handle = os.open(path, os.O_RDWR)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    child = subprocess.Popen(["sleep", "0.4"], pass_fds=[handle])
-    os.close(handle)
-    os.close(locks.hold(path, "mine"))  # waits instead of naming a stranger
-    child.wait()
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        path.write_text(f"{stranger.pid} long ago\n")
+        handle = os.open(path, os.O_RDWR)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with subprocess.Popen(["sleep", "0.4"], pass_fds=[handle]):
+            os.close(handle)
+            os.close(locks.hold(path, "mine"))  # waits instead of naming a stranger
+        stranger.kill()
 
 
 def test_a_lock_file_that_was_removed_is_not_shared_by_two(tmp_path):
