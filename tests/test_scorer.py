@@ -562,6 +562,13 @@ def test_arrays_that_cannot_be_those_of_a_model_are_refused(tmp_path, monkeypatc
     os.truncate(described, 1 << 30)
     with pytest.raises(model.Refused, match=r"format: .*more than a description"):
         model.check_files(left)
+    for i in range(50):
+        (left / "params" / "table" / str(i)).touch()
+    with pytest.raises(model.Refused, match=r"format: params has .* files for 1 arrays"):
+        model.read_params(left / "params", exported)
+    os.truncate(left / "exported.bin", 1 << 40)
+    with pytest.raises(model.Refused, match="too-large: exported"):
+        model.read_export(left / "exported.bin")
     large = FLOAT.update(shape=(1 << 20, 1 << 20))
     monkeypatch.setattr(model, "abstract_params", lambda _: {"table": large})
     with pytest.raises(model.Refused, match="too-large"):

@@ -13,6 +13,7 @@ from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import locks
 
+MOST_BYTES = 1 << 28  # a million rows
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
 
 
@@ -35,7 +36,9 @@ def write(workspace: Workspace, history: Iterable[Experiment], view: View) -> No
     path, text = workspace.root / "results.tsv", results_text(history)
     # A loop of another tag may write it at the same time.
     with locks.exclusive(workspace.common_dir / "autoresearch" / "results.lock"):
-        old = path.read_bytes() if path.exists() else b""
+        old = b""  # what is no file of a table's size is replaced
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            old = files.plain_bytes(path.resolve(), MOST_BYTES)
         if old == text.encode():
             return
         if _holds_unknown_rows(workspace, old, text):

@@ -27,6 +27,7 @@ OPERATIONS = 200_000  # with those of a called function for each call: 2,000 at 
 CONSTANTS = 1 << 28  # numbers in its constants, likewise
 PARAM_BYTES = 32 << 30  # of all arrays: 0.2 GB at full size
 SPARE_BYTES = 1 << 26  # of a checkpoint, beyond its arrays
+SPARE_FILES = 20  # of a checkpoint, beyond two for each array
 DESCRIPTION_BYTES = 1 << 20  # of a file that describes an array
 
 # Custom calls that a module may contain: attention kernels, and calls without operands in memory.
@@ -100,6 +101,12 @@ def check_files(folder: Path) -> None:
 def read_export(path: Path) -> bytes:
     """Return the bytes of an export, which a running training may be replacing. Raises Refused."""
     try:
+        if (size := path.lstat().st_size) > EXPORT_BYTES:
+            raise Refused(
+                "too-large",
+                f"{path.name} has {size} bytes, more than {EXPORT_BYTES}: pass large constants of "
+                "the function as parameters",
+            )
         return files.plain_bytes(path, EXPORT_BYTES)
     except ValueError as error:
         raise Refused("truncated", f"{path.name} cannot be read: {error}") from None
@@ -220,7 +227,10 @@ def read_params(folder: Path, exported: jax.export.Exported) -> dict[str, jax.Ar
     size = sum(array.size * array.dtype.itemsize for array in wanted.values())
     if size > PARAM_BYTES:
         raise Refused("too-large", f"its arrays need {size} bytes, more than {PARAM_BYTES}")
-    found_bytes = sum(path.stat().st_size for path in folder.rglob("*"))
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    if len(sizes) > 2 * len(wanted) + SPARE_FILES:
+        raise Refused("format", f"{folder.name} has {len(sizes)} files for {len(wanted)} arrays")
+    found_bytes = sum(sizes)
     if found_bytes > 2 * size + SPARE_BYTES:
         raise Refused("shape", f"{folder.name} has {found_bytes} bytes, its arrays need {size}")
     with ocp.StandardCheckpointer() as checkpointer:
