@@ -344,16 +344,23 @@ def begin(logits_fn: LogitsFn, params: Any) -> "Session":
         blob = bytes(exported.serialize())
         files.write_bytes(run_dir / protocol.EXPORTED, blob)
     flat, _ = artifacts.flatten(params)
-    return Session(logits_fn, artifacts.abstract(flat), run_dir, data)
+    budget_s = artifacts.budget_left(TIME_BUDGET)
+    return Session(logits_fn, artifacts.abstract(flat), run_dir, data, budget_s)
 
 
 class Session:
     """One training run, from `begin` to `finish`."""
 
     def __init__(
-        self, logits_fn: LogitsFn, abstract: dict[str, Any], run_dir: Path, data: manifest.Manifest
+        self,
+        logits_fn: LogitsFn,
+        abstract: dict[str, Any],
+        run_dir: Path,
+        data: manifest.Manifest,
+        budget_s: float,
     ):
         self.run_dir = run_dir
+        self.budget_s = budget_s  # of training: TIME_BUDGET, or less after a long start-up
         self._logits_fn = logits_fn
         self._abstract = abstract
         self._data = data

@@ -569,7 +569,8 @@ def main():
     session = prepare.begin(
         lambda params, tokens_BT: GPT(config).apply({"params": params}, tokens_BT), params
     )
-    line = kit.ProgressLine(TIME_BUDGET, TOTAL_BATCH_SIZE, token_flops, peak)
+    budget = min(TIME_BUDGET, session.budget_s)
+    line = kit.ProgressLine(budget, TOTAL_BATCH_SIZE, token_flops, peak)
     gc.collect()
     gc.freeze()  # what exists stays: a collection in mid-training would stall the device
     gc.disable()
@@ -582,9 +583,9 @@ def main():
     while True:
         begins = time.perf_counter() - start + (0.0 if running is None else step_seconds)
         (begins,) = kit.same_on_all_processes(begins)
-        if begins >= TIME_BUDGET:
+        if begins >= budget:
             break
-        schedule = schedule_at(begins / TIME_BUDGET, step, config.n_embd)
+        schedule = schedule_at(begins / budget, step, config.n_embd)
         params, opt_state, loss = train_step(params, opt_state, next(loader), schedule)
         if running is not None:
             value = check(running, step - 1)

@@ -5,13 +5,16 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import psutil
 import pytest
 
+from autoresearch_jax.common import protocol
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from tests import data_helpers
@@ -71,6 +74,16 @@ def table():
 
 def lookup(params, tokens):
     return params["table"][tokens]
+
+
+def test_a_session_knows_what_a_long_start_up_has_left_of_the_budget(prepare, run_dir, monkeypatch):
+    assert prepare.begin(lookup, table()).budget_s == prepare.TIME_BUDGET
+    age = time.time() - psutil.Process().create_time()
+    monkeypatch.setenv(protocol.FREE_STARTUP, str(age - 2))
+    left = prepare.begin(lookup, table()).budget_s
+    assert prepare.TIME_BUDGET - 4 < left <= prepare.TIME_BUDGET - 2
+    monkeypatch.setenv(protocol.FREE_STARTUP, "-100")
+    assert 0 < prepare.begin(lookup, table()).budget_s < 0.1
 
 
 @pytest.mark.parametrize("devices", [1, 8])

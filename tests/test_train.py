@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import train
+from autoresearch_jax.common import protocol
 from autoresearch_jax.kit import artifacts
 from autoresearch_jax.scorer import model
 from tests import data_helpers
@@ -465,7 +466,7 @@ def test_loss_does_not_depend_on_the_devices(small):
 # ---------------------------------------------------------------------------
 
 
-def run_train(prepared, folder, text):
+def run_train(prepared, folder, text, **more):
     """Run a train.py with this text on tiny prepared data."""
     root, home = prepared
     for name in ("constants.py", "prepare.py"):
@@ -475,7 +476,7 @@ def run_train(prepared, folder, text):
         [sys.executable, "train.py"],
         cwd=folder,
         env=data_helpers.environment(
-            home, AUTORESEARCH_RUN_DIR=str(folder / "run"), XLA_FLAGS=QUICKLY
+            home, AUTORESEARCH_RUN_DIR=str(folder / "run"), XLA_FLAGS=QUICKLY, **more
         ),
         capture_output=True,
         text=True,
@@ -488,6 +489,13 @@ def test_a_step_longer_than_the_budget_is_the_only_one(prepared, tmp_path):
     text = resized("train.py").replace("TOTAL_BATCH_SIZE = 1024", "TOTAL_BATCH_SIZE = 2**14")
     text = text.replace("\n\ndef main():", "\n\nTIME_BUDGET = 0.1\n\n\ndef main():")
     done = run_train(prepared, tmp_path, text)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"(?m)^num_steps: +1$", done.stdout), done.stdout
+
+
+def test_a_start_up_that_is_not_free_shortens_the_training(prepared, tmp_path):
+    free = {protocol.FREE_STARTUP: "0"}  # and it takes longer than the budget of 5 s
+    done = run_train(prepared, tmp_path, resized("train.py"), **free)
     assert done.returncode == 0, done.stderr
     assert re.search(r"(?m)^num_steps: +1$", done.stdout), done.stdout
 

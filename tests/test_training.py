@@ -1,6 +1,7 @@
 """Real training processes: how they end, what is left of them, and what their logs contain."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -180,12 +181,24 @@ def test_phases_are_timed_from_outside(train):
     assert 0.3 < seconds["checkpoint_seconds"] < 5
 
 
-def test_much_more_start_up_than_the_baseline_is_reported(train):
-    limits = Limits(usual_startup_s=0.0)
-    assert train(in_phases(0, 0, 0), limits=limits).note == ""
-    limits = Limits(usual_startup_s=-4.0)  # so that five seconds more need no waiting
-    note = train(in_phases(1, 0, 0), limits=limits).note
-    assert "the baseline's -4 s: check what it does there" in note
+@pytest.mark.parametrize(
+    ("seconds", "outcome"),
+    [((2.5, 0.5, 0), "ok"), ((2.5, 3.5, 0), "timeout"), ((0, 0.5, 5), "timeout")],
+)
+def test_a_long_start_up_or_saving_counts_as_training(train, seconds, outcome):
+    limits = Limits(free_startup_s=0.5, free_checkpoint_s=0.5, overrun_s=1.5)
+    result = train(in_phases(*seconds), budget_s=3.0, limits=limits)
+    assert result.outcome == outcome
+    assert result.metrics["charged_seconds"] > 1.5
+    assert "s of that counted as training" in result.note
+    if outcome == "timeout":
+        assert re.search("s of it in start-up or saving; the budget is 3 s", result.reason)
+
+
+def test_a_usual_start_up_is_free(train):
+    result = train(in_phases(0.5, 0.5, 0), budget_s=1.0, limits=Limits(free_startup_s=30.0))
+    assert "charged_seconds" not in result.metrics
+    assert result.note == ""
 
 
 def test_limits_come_from_what_the_baseline_took():
@@ -193,7 +206,8 @@ def test_limits_come_from_what_the_baseline_took():
     took |= {"scoring_seconds": 20.0, "probe_noise": 0.001}
     limits = Limits.after(took, 300.0)
     assert (limits.startup_s, limits.overrun_s, limits.checkpoint_s) == (90.0, 6.0, 9.0)
-    assert (limits.scoring_s, limits.tolerance, limits.usual_startup_s) == (130.0, 0.01, 30.0)
+    assert (limits.scoring_s, limits.tolerance) == (130.0, 0.01)
+    assert (limits.free_startup_s, limits.free_checkpoint_s) == (42.5, 4.5)
     assert Limits.after({"training_seconds": 10.5}, 10.0).overrun_s == 4.1  # steps stall
     assert Limits.after({}, 10.0).tolerance == 1e-4
     assert Limits.after({"probe_noise": 1.0}, 10.0).tolerance == Limits.tolerance

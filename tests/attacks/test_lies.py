@@ -177,6 +177,32 @@ def test_training_during_startup_is_bounded(attack):
     group.check_refused("early", "start-up took over 3 s (until prepare.begin)")
 
 
+# All of the training before anything is exported; the budget of 1 s is not touched.
+BEFORE = """
+deadline = time.monotonic() + {seconds}
+while time.monotonic() < deadline:
+    early = count(prepare.make_loader("train", 16))
+globals()["count"] = lambda loader: early
+note(seconds={seconds})
+"""
+
+
+@pytest.mark.nightly
+def test_training_before_the_clock_counts_towards_the_budget(attack):
+    group = attack(
+        {
+            "long": train_py(first=BEFORE.format(seconds=25), batches=lab.BEST * 10),
+            "honest": train_py(trained="note(left=session.budget_s)"),
+        },
+        limits={"startup_s": 60.0},
+    )
+    e = group.check_refused("long", "s of it in start-up or saving; the budget is 1 s")
+    assert e.metrics["charged_seconds"] > 15
+    assert "counted as training" in e.note
+    group.check_honest("honest")
+    assert group.noted("honest") == {"left": 1}
+
+
 # ----------------------------------------------------------------------------------- descriptions
 
 DESCRIPTIONS = {

@@ -11,4 +11,6 @@ REFUSED = 3  # the files of a training break a rule
 BROKEN = 4  # the data or the machine is at fault
 GO = b"go\n"  # to an early scorer: the training has ended
 
+# Variable: seconds of start-up that cost a training none of its budget; not set: all.
+FREE_STARTUP = "AUTORESEARCH_FREE_STARTUP_SECONDS"
 MEMORY_LIMIT = "AUTORESEARCH_MAX_MEMORY_GB"  # variable: GiB of a device that a training may use

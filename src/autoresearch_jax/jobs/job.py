@@ -1,5 +1,6 @@
 """Jobs and their results as data. An `executor.Executor` runs them."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,8 @@ class Limits:
     checkpoint_s: float = 300.0  # from `finish` to the end of the process
     scoring_s: float = 3600.0
     tolerance: float = 0.05  # nats: a baseline whose own answers differ by more is refused
-    usual_startup_s: float | None = None  # the baseline's; much more of it is reported
+    free_startup_s: float = math.inf  # what start-up takes beyond it counts towards the budget
+    free_checkpoint_s: float = math.inf  # what saving takes beyond it, likewise
 
     def overrun(self, budget_s: float) -> float:
         """Returns the seconds for which training may go on after the budget: for its last step."""
@@ -37,6 +39,7 @@ class Limits:
     def after(cls, baseline: Mapping[str, float], budget_s: float) -> "Limits":
         """Returns the limits of a candidate, given the baseline's metrics."""
         startup = baseline.get("startup_seconds", 0.0)
+        checkpoint = baseline.get("checkpoint_seconds", 0.0)
         overrun = max(0.0, baseline.get("training_seconds", 0.0) - budget_s)
         # A machine that stalls for a second costs a short training a tenth of its time.
         stalling = 1.0 if budget_s >= SHORT_SECONDS else 3.0
@@ -44,10 +47,11 @@ class Limits:
         return cls(
             startup_s=2 * startup + max(20.0, 0.1 * budget_s),
             overrun_s=2 * overrun + 0.01 * budget_s + stalling,
-            checkpoint_s=2 * baseline.get("checkpoint_seconds", 0.0) + 5.0,
+            checkpoint_s=2 * checkpoint + 5.0,
             scoring_s=5 * scoring + 30.0,
             tolerance=min(cls.tolerance, max(1e-4, 10 * baseline.get("probe_noise", 0.0))),
-            usual_startup_s=startup,
+            free_startup_s=1.25 * startup + 5.0,
+            free_checkpoint_s=1.25 * checkpoint + 2.0,
         )
 
 

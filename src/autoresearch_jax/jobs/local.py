@@ -1,5 +1,6 @@
 """Runs jobs on this machine, each with its sandbox, folders and devices."""
 
+import math
 import os
 import shutil
 from collections.abc import Collection
@@ -7,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from autoresearch_jax.common import files
+from autoresearch_jax.common import files, protocol
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import Manifest
@@ -77,7 +78,10 @@ class LocalExecutor:
             scratch=isolation.fresh(self._private / "scratch"),
             writable=(job.folder, job.artifacts, cache),
         )
-        launch = self._launch(sandbox, self._training_variables(job.artifacts, cache, job.seed))
+        variables = self._training_variables(job.artifacts, cache, job.seed)
+        if job.limits.free_startup_s != math.inf:
+            variables[protocol.FREE_STARTUP] = str(job.limits.free_startup_s)
+        launch = self._launch(sandbox, variables)
         view = self._context.view
         view.live(f"{job.title}: starting")
         before = {}

@@ -101,8 +101,9 @@ def train(
 class Clock:
     """Times the phases of a training by the files that appear in its folder.
 
-    A process that runs an agent's code can lie about its own time, but it cannot be in two phases
-    at once: training before `begin` costs start-up, and training after the budget costs the run.
+    A process that runs an agent's code can lie about its own time, but not about the sum. So what
+    start-up and saving take beyond the free seconds counts as training. `prepare.begin` tells an
+    honest train.py how much of the budget a long start-up has left.
     """
 
     def __init__(self, job: TrainJob) -> None:
@@ -135,12 +136,20 @@ class Clock:
             if took > limits.startup_s:
                 return f"start-up took over {limits.startup_s:.0f} s (until prepare.begin)"
             return ""
-        most = budget + limits.overrun(budget)
-        if (self._stopped or now) - begun > most:
-            return f"training took over {most:.0f} s; the budget is {budget:.0f} s"
+        most, charged = budget + limits.overrun(budget), self._charged(now)
+        if (self._stopped or now) - begun + charged > most:
+            more = f", {charged:.0f} s of it in start-up or saving" if charged else ""
+            return f"training took over {most:.0f} s{more}; the budget is {budget:.0f} s"
         if self._stopped is not None and now - self._stopped > limits.checkpoint_s:
             return f"saving took over {limits.checkpoint_s:.0f} s (from session.finish to the end)"
         return ""
+
+    def _charged(self, now: float) -> float:
+        """Returns the seconds of start-up and saving that count as training."""
+        limits = self._job.limits
+        startup = (self._exported or now) - self._started - limits.free_startup_s
+        saving = 0.0 if self._stopped is None else now - self._stopped - limits.free_checkpoint_s
+        return max(0.0, startup) + max(0.0, saving)
 
     def seconds(self) -> dict[str, float]:
         """Returns the seconds of each phase that was reached."""
@@ -150,14 +159,18 @@ class Clock:
             found["training_seconds"] = (self._stopped or now) - self._exported
         if self._stopped is not None:
             found["checkpoint_seconds"] = now - self._stopped
+        if charged := self._charged(now):
+            found["charged_seconds"] = charged
         return {name: round(value, 3) for name, value in found.items()}
 
     def note(self) -> str:
         """Returns what a person should check, or ""."""
-        usual, took = self._job.limits.usual_startup_s, self.seconds()["startup_seconds"]
-        if usual is None or took <= 1.5 * usual + 5:
+        seconds = self.seconds()
+        if "charged_seconds" not in seconds:
             return ""
-        return f"start-up took {took:.0f} s, the baseline's {usual:.0f} s: check what it does there"
+        phases = {"start-up": "startup_seconds", "saving": "checkpoint_seconds"}
+        took = " and ".join(f"{name} {seconds.get(key, 0.0):.1f} s" for name, key in phases.items())
+        return f"{took}, and {seconds['charged_seconds']:.1f} s of that counted as training"
 
 
 def judge(returncode: int, tail: str) -> tuple[Outcome, str]:

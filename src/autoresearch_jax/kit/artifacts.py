@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import psutil
 from jax.experimental import multihost_utils
 
 from autoresearch_jax.common import files, protocol
+from autoresearch_jax.kit.devices import same_on_all_processes
 
 # Custom calls that jax.export does not guarantee for other versions of JAX. Here the version is the
 # same on both sides.
@@ -105,6 +107,20 @@ def addressable(leaf: Any) -> Any:
     return leaf
 
 
+def budget_left(budget: float) -> float:
+    """Return the seconds of a budget that this process's start-up has left for training.
+
+    The harness counts start-up towards the budget from a number of seconds on that it names.
+    """
+    free = float(os.environ.get(protocol.FREE_STARTUP, "inf"))
+    (left,) = same_on_all_processes(budget - max(0.0, _seconds() - free))
+    return max(left, 1e-3)  # at least one step is trained
+
+
+def _seconds() -> float:
+    return time.time() - psutil.Process().create_time()
+
+
 def report(run_dir: Path, val_bpb: float | None, stats: dict[str, Any]) -> None:
     """Write summary.json and print the summary block; None is shown as n/a.
 
@@ -114,7 +130,7 @@ def report(run_dir: Path, val_bpb: float | None, stats: dict[str, Any]) -> None:
         "val_bpb": (val_bpb, ".6f"),
         "training_seconds": (stats["training_seconds"], ".1f"),
         # Since the start of the process, including imports and compilation.
-        "total_seconds": (time.time() - psutil.Process().create_time(), ".1f"),
+        "total_seconds": (_seconds(), ".1f"),
         "peak_vram_mb": (stats["peak_vram_mb"], ".1f"),
         "mfu_percent": (stats["mfu_percent"], ".2f"),
         "total_tokens_M": (stats["total_tokens"] / 1e6, ".1f"),
