@@ -22,8 +22,8 @@ from jax.interpreters import mlir
 
 from autoresearch_jax.common import files, protocol, scored_files
 
-EXPORT_BYTES = 1 << 26  # an exported function contains no parameters: 0.1 MB at full size
-OPERATIONS = 200_000  # with those of a called function for each call: 2,000 at full size
+EXPORT_BYTES = 1 << 26  # an exported function contains no parameters: 1 MB at full size
+OPERATIONS = 200_000  # with those of a called function for each call: 3,000 at full size
 CONSTANTS = 1 << 28  # numbers in its constants, likewise
 PARAM_BYTES = 32 << 30  # of all arrays: 0.2 GB at full size
 SPARE_BYTES = 1 << 26  # of a checkpoint, beyond its arrays
