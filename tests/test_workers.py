@@ -376,8 +376,10 @@ def noisy(workspace):
 
 def test_a_close_score_is_measured_again_while_others_train(workspace):
     noisy(workspace)
-    close = [idea(f"close {n}", FIRST=n / 10000) for n in (52, 55, 58)]
-    run(workspace, [*close, idea("clear", SECOND=0.5)], 4, policy="confirm", workers=3)
+    close = [idea(f"close {n}", FIRST=n / 10000) for n in (52, 55, 58, 61, 64)]
+    # The last two are asked for if a close one is kept first, onto which others cannot be merged.
+    ideas = [*close[:3], idea("clear", SECOND=0.5), *close[3:]]
+    run(workspace, ideas, 4, policy="confirm", workers=3)
     history = looks_right(workspace)
     again = [one for e in history for one in e.repeats if one.purpose == "decide"]
     assert again
