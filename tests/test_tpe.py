@@ -22,6 +22,7 @@ from autoresearch_jax.common import literals
 from autoresearch_jax.common.validation import first_fault
 from autoresearch_jax.loop import config
 from autoresearch_jax.loop.config import LoopConfig
+from autoresearch_jax.records.events import Repeated
 from autoresearch_jax.records.experiment import Experiment
 
 TRAIN = (Path(__file__).parents[1] / "train.py").read_text()
@@ -603,6 +604,17 @@ def test_a_running_experiment_counts_as_the_median_and_is_not_repeated(tmp_path)
         agent.propose(simulation.context(seed))
         drawn.add((tmp_path / "train.py").read_text())
     assert running not in drawn
+
+
+def test_an_experiment_that_was_run_again_counts_by_its_mean(tmp_path):
+    simulation, agent = Simulation(tmp_path, 9), Tpe()
+    again = Repeated(
+        n=0, seed=43, purpose="noise", split="val", outcome="ok", metrics={"val_bpb": 1.2}
+    )
+    recorded = dataclasses.replace(simulation.history[0], repeats=(again,))
+    simulation.history = [recorded]
+    (trial,) = agent.known(simulation.context()).trials
+    assert trial.val_bpb == pytest.approx((recorded.val_bpb + 1.2) / 2)
 
 
 def test_the_gain_of_new_code_is_attributed_to_the_code(tmp_path):

@@ -88,7 +88,7 @@ def build(brief: Brief, crash: Mapping[str, str] | None = None) -> str:
         without_gain=len(decided) - kept[-1] if kept else 0,
         stagnation=STAGNATION,
         running=[e for e in brief.history if e.status is None][-RUNNING:],
-        top=sorted(scored, key=lambda e: (e.val_bpb, e.n))[:TOP],
+        top=sorted(scored, key=lambda e: (e.mean_bpb, e.n))[:TOP],
         last=decided[-LAST:],
         changes=_changes(brief.history),
     )
@@ -161,15 +161,15 @@ def _source(source: str) -> str:
 
 
 def _changes(history: Sequence[Experiment]) -> Mapping[int, float]:
-    """Return by number each score minus the best kept score before it; negative is better."""
+    """Return by number each mean score minus the best kept score before it; negative is better."""
     found, best = {}, None
     for e in history:
-        if e.val_bpb is None or e.status is None:
+        if (mean := e.mean_bpb) is None or e.status is None:
             continue
         if best is not None:
-            found[e.n] = e.val_bpb - best
+            found[e.n] = mean - best
         if e.status == Status.KEEP:
-            best = e.val_bpb if best is None else min(best, e.val_bpb)
+            best = mean if best is None else min(best, mean)
     return found
 
 

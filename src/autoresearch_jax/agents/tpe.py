@@ -138,7 +138,8 @@ def trials_of(history: Sequence[Experiment], past: Mapping[str, Reading]) -> lis
     `past` is by commit. Scores with the same code are comparable. The effect of new code is the
     gain of the first file with it over its base; it is subtracted from every score with that code,
     so that earlier trials stay useful. A crash with new code says nothing about constants and is
-    omitted. An experiment in training counts as the median, so that the next proposal differs.
+    omitted. An experiment with several runs counts by their mean, and one in training as the
+    median, so that the next proposal differs.
     """
     base_of = {e.commit: e for e in history}
     gains: dict[str, float] = {}  # by code, in bits per byte
@@ -150,11 +151,11 @@ def trials_of(history: Sequence[Experiment], past: Mapping[str, Reading]) -> lis
         if e.status == Status.CRASH or (e.status and e.reason):
             if code == before:
                 trials.append(Trial(past[e.commit].values, None, e.n))
-        elif e.val_bpb is not None:
+        elif (mean := e.mean_bpb) is not None:
             if code not in gains:
-                since = 0.0 if base is None or base.val_bpb is None else e.val_bpb - base.val_bpb
+                since = 0.0 if base is None or base.mean_bpb is None else mean - base.mean_bpb
                 gains[code] = gains.get(before, 0.0) + since
-            trials.append(Trial(past[e.commit].values, e.val_bpb - gains[code], e.n))
+            trials.append(Trial(past[e.commit].values, mean - gains[code], e.n))
     scores = [trial.val_bpb for trial in trials if trial.val_bpb is not None]
     if scores:
         middle = statistics.median(scores)
