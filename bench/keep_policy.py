@@ -1,22 +1,27 @@
 """What the rules of keeping do on made-up proposals whose true effects are known.
 
-    uv run bench/keep_policy.py [--noise 0.001] [--mixture log|stress] [--plot FILE] [--json]
+    uv run bench/keep_policy.py [--noise 0.001] [--mixture log|fading|assumed|stress] [--repeats K]
+                                [--frontier [--plot FILE]] [--json]
 
 A session is 150 runs of `autoresearch_jax.loop.policy`, driven much as a loop drives it; only
 training is left out, for a run's score is the truth plus normal noise. A proposal's effect is on
-the incumbent of its time, drawn anew: large gains, small ones, none, or a loss, exponential around
-its mean (`--spread constant`: exactly that). `log` has the shares of the original's public log,
-`stress` nearly three times as many proposals without effect. Every policy meets the same proposals.
+the incumbent of its time, drawn anew: a large gain, a small one, none, or a loss, exponential
+around its mean (`--spread constant`: exactly that). Every policy meets the same proposals.
 
-- `strict`, `confirm`: as the loop has them; `paired`: a textbook's confirmation, for reference:
-  what scores lower is run three more times in turns with the incumbent, and kept if a paired
-  one-sided t test finds p < 5%. `fixed`: confirm whose bars, 1.1 and 2.25 standard errors, do not
-  follow the session's spread.
-- `confirm_8_devices`: each of the 150 rounds runs one thing on eight devices, with eight seeds.
+- `assumed`: the shares and sizes that the first version of this script assumed. `stress`: the same
+  with nearly three times as many proposals without effect.
+- `log`: those under which the original's public log of 126 experiments is most likely, for a noise
+  of 0.0002. `fading`: the same, with gains as the log has them by thirds of its night: they were
+  0.0252, 0.0006 and 0.0024 in sum, so the mean sizes are 2.68, 0.06 and 0.26 times those of `log`.
 
-All but `strict` end with an audit, which the 150 include: six runs, three each of baseline and best
-(two rounds, where there are eight devices). `confirm` knows the noise, or with `--repeats K`
-estimates it from the session's first K runs, all of the baseline.
+- `strict`, `confirm`: as the loop has them. `before`: the `confirm` of earlier versions, whose
+  noise is that of the first runs alone, and whose bars follow losses, too. `paired`: a textbook's
+  confirmation, for reference: what scores lower is run three more times in turns with the
+  incumbent, and kept if a paired one-sided t test finds p < 5%.
+
+The noise is not known: `confirm` and `before` begin with five runs of the baseline (`--repeats K`:
+with K; with 0 they know the noise), which the 150 include. All but `strict` end with an audit, also
+included: three runs of the best, and of the baseline as many as it lacks.
 
 JSON: `policies`, by mixture, noise and policy, and `frontier`, a list, with these figures:
 
@@ -25,9 +30,8 @@ JSON: `policies`, by mixture, noise and policy, and `frontier`, a list, with the
 - `overclaim`: what the session says it gained minus what it gained, mean; the audit's gain, for
   `strict` the baseline's score minus the best's. `overclaim_se`: its standard error.
 - `progress`: true gain, mean, bits per byte; `progress_vs_strict`: its share of what strict gains
-  on the same proposals with one device and 150 runs, and `..._se`.
-- `keeps`, `proposals`: of a session, decided. `runs_a_proposal`: without the audit's; rounds, where
-  there are eight devices.
+  on the same proposals with 150 runs, and `..._se`.
+- `keeps`, `proposals`: of a session, decided. `runs_a_proposal`: without the audit's.
 - `audit_covers`: share of sessions whose audit's 95% interval holds the true gain;
   `audit_half_width`: of that interval, mean.
 """
@@ -40,9 +44,10 @@ import math
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import click
 import numpy as np
@@ -54,34 +59,45 @@ TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
 from autoresearch_jax.loop import statistics
-from autoresearch_jax.loop.policy import Confirm, Measured, Strict, Verdict
+from autoresearch_jax.loop.policy import Confirm, Measured, Strict, Verdict, pooled
 
 RUNS = 150  # of a session, with its audit
-AUDIT = 3  # runs each of baseline and best
 NOISES = (0.0005, 0.001, 0.002)  # standard deviation of a run, bits per byte
+SPREADS = ("exponential", "constant")
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of the kinds of proposals; the rest are losses."""
+    """Shares of the kinds of proposals, and their mean effects; the rest are losses."""
 
-    large: float = 0.025
-    small: float = 0.21
-    none: float = 0.12
+    large: float
+    small: float
+    none: float
+    large_bpb: float
+    small_bpb: float
+    loss_bpb: float
+    thirds: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of the session: by what gains are scaled
 
 
-MIXTURES = {"log": Mixture(), "stress": Mixture(none=0.35)}
-LARGE, SMALL, LOSS = 0.005, 0.0005, 0.004  # mean size of an effect, bits per byte
-SPREADS = ("exponential", "constant")
+ASSUMED = Mixture(0.025, 0.21, 0.12, 0.005, 0.0005, 0.004)
+LOG = Mixture(0.035, 0.12, 0.026, 0.0048, 0.00041, 0.00138)
+MIXTURES = {
+    "assumed": ASSUMED,
+    "stress": dataclasses.replace(ASSUMED, none=0.35),
+    "log": LOG,
+    "fading": dataclasses.replace(LOG, thirds=(2.68, 0.064, 0.255)),
+}
 
 
-def draw(dice: np.random.Generator, shape: tuple[int, ...], kind: str, spread: str) -> np.ndarray:
-    """True effects of proposals on val_bpb: below zero is better."""
+def draw(dice: np.random.Generator, shape: tuple[int, int], kind: str, spread: str) -> np.ndarray:
+    """True effects of proposals on val_bpb, [sessions, proposals]: below zero is better."""
     mixture = MIXTURES[kind]
     size = dice.exponential(1.0, shape) if spread == "exponential" else np.ones(shape)
     edges = np.cumsum([mixture.large, mixture.small, mixture.none])
-    mean = np.array([-LARGE, -SMALL, 0.0, LOSS])
-    return mean[np.searchsorted(edges, dice.random(shape), side="right")] * size
+    mean = np.array([-mixture.large_bpb, -mixture.small_bpb, 0.0, mixture.loss_bpb])
+    effects = mean[np.searchsorted(edges, dice.random(shape), side="right")] * size
+    scale = np.repeat(mixture.thirds, math.ceil(shape[1] / 3))[: shape[1]]
+    return np.where(effects < 0, effects * scale, effects)
 
 
 # ---------------------------------------------------------------------------------- policies
@@ -95,9 +111,7 @@ class Paired:
         self.critical = float(stats.t.ppf(1 - level, pairs - 1))
         self.before = 0  # runs of the incumbent before this test
 
-    def decide(
-        self, incumbent: Sequence[float], candidate: Sequence[float], decided: Sequence[Measured]
-    ) -> Verdict:
+    def decide(self, incumbent: Sequence[float], candidate: Sequence[float], *_: object) -> Verdict:
         if len(candidate) == 1:
             self.before = len(incumbent)
             if candidate[0] >= incumbent[-1]:
@@ -113,22 +127,36 @@ class Paired:
         return Verdict("keep" if t >= self.critical else "discard", f"t = {t:.2f}")
 
 
-class Fixed(Confirm):
-    """Confirm with the same bars in every session."""
+PAIRED = Paired()  # of one session at a time
+
+
+@dataclass(frozen=True)
+class Before(Confirm):
+    """The confirming policy of earlier versions."""
+
+    known_df: float = math.inf  # degrees of freedom of its noise; `df`, which moves bars, is inf
+    promising: float = 1.5
+    clear: float = 2.5
+    runs: int = 3
+    remeasure_after: int = RUNS
 
     def spread(self, decided: Sequence[Measured]) -> float:
-        return 1.0
+        """By how many standard errors proposals differ from their incumbents, losses included."""
+        sizes: list[float] = []
+        proposals: list[Measured] = []
+        for one in reversed(decided):
+            if one.status == "keep":
+                sizes += [abs(self._errors(one.scores, other.scores)) for other in proposals]
+                proposals = []
+                if len(sizes) >= 50:
+                    break
+            proposals.append(one)
+        found = min(max(median(sizes[:50]), 0.67), 3.0) if len(sizes) >= 10 else 1.0
+        return found ** (1 / (1 + 10 / self.known_df))
 
 
 Policy = Strict | Confirm | Paired
-
-MAKE: dict[str, Callable[..., Policy]] = {
-    "strict": lambda noise, **_: Strict(),
-    "paired": lambda noise, **_: Paired(),
-    "fixed": lambda noise, **_: Fixed(noise, promising=1.1, clear=2.25),
-    "confirm": Confirm,
-    "confirm_8_devices": Confirm,
-}
+NAMES = ("strict", "confirm", "before", "paired")
 
 
 @dataclass(frozen=True)
@@ -139,34 +167,26 @@ class Cell:
     noise: float
     name: str  # of policy
     options: Mapping[str, float] = field(default_factory=dict)  # of Confirm
-    sessions: int = 1000
+    sessions: int = 300
     seed: int = 0
     spread: str = "exponential"
-    repeats: int = 0  # runs that the noise is estimated from; 0: it is known
+    repeats: int = statistics.NOISE_RUNS  # runs that first tell the noise; 0: it is known
 
-    @property
-    def devices(self) -> int:
-        return 8 if self.name.endswith("8_devices") else 1
+    def policy(self, history: Sequence[Measured]) -> Policy:
+        """The policy, as it is by then."""
+        if self.name == "strict":
+            return Strict()
+        if self.name == "paired":
+            return PAIRED
+        known = (self.noise, math.inf)
+        if self.name == "confirm":
+            found = pooled(one.scores for one in history) if self.repeats else known
+            return Confirm(*found, **self.options)
+        sd, df = pooled([history[0].scores[: self.repeats]]) if self.repeats else known
+        return Before(sd, known_df=df)
 
 
 # ---------------------------------------------------------------------------------- sessions
-
-
-def ask(rule: Policy, history: Sequence[Measured]) -> str:
-    """What to do next: a Verdict's action, or "propose".
-
-    An incumbent is measured again before the next proposal, where a loop does it after.
-    """
-    incumbent = next((one.scores for one in reversed(history) if one.status == "keep"), None)
-    waits = bool(history) and history[-1].status is None
-    if waits and not history[-1].scores:
-        return "again"
-    if incumbent is None:
-        return "keep" if waits else "propose"  # the baseline
-    if waits:
-        return rule.decide(incumbent, history[-1].scores, history[:-1]).action
-    lacking = isinstance(rule, Confirm) and len(incumbent) < rule.incumbent_runs
-    return "remeasure" if lacking else "propose"
 
 
 @dataclass
@@ -176,56 +196,64 @@ class Simulation:
     kept: list[float]  # true effects of what it kept
     gain: float  # true, bits per byte
     proposals: int  # decided
-    rounds: int  # without the audit's
+    runs: int  # without the audit's
     claim: float = 0.0
     low: float = 0.0  # the audit's interval
     high: float = 0.0
 
 
-def spend(cell: Cell, effects: list[float], luck: np.ndarray, fresh: np.ndarray) -> Simulation:
+def spend(cell: Cell, effects: list[float], luck: list[float], audit: list[float]) -> Simulation:
     """One session.
 
     Args:
       effects: of its proposals, in their order; more than it can run.
-      luck: [rounds, devices], the noise of each run.
-      fresh: [2, runs], the noise of the audit's runs, of the baseline and of the best.
+      luck: the noise of each run.
+      audit: the noise of the audit's runs: of the best, then of the baseline.
     """
-    audited = cell.name != "strict"
-    rounds = len(luck) - (2 * math.ceil(AUDIT / cell.devices) if audited else 0)
-    rule = MAKE[cell.name](cell.noise, **cell.options)
-    noises = iter(luck.tolist())
-    history: list[Measured] = []
-    truths: list[float] = []  # of each experiment, against the baseline
-    best, spent = 0, 0
-    if cell.repeats and isinstance(rule, Confirm):
-        spent = math.ceil(cell.repeats / cell.devices)
-        scores = [x for _ in range(spent) for x in next(noises)]
-        history, truths = [Measured(scores, "keep")], [0.0]
-        found = statistics.pooled_noise([scores])
-        rule = dataclasses.replace(rule, noise=found.sd, df=found.df)
+    first = cell.repeats if cell.name in ("confirm", "before") and cell.repeats else 1
+    # Of the baseline; the audit of earlier versions did not count what had told the noise.
+    counted = 0 if cell.name == "before" else min(first, statistics.AUDIT_RUNS)
+    lacking = statistics.AUDIT_RUNS - counted
+    left = RUNS - (0 if cell.name == "strict" else statistics.AUDIT_RUNS + lacking)
+    noises = iter(luck[:left])
+    history = [Measured([*itertools.islice(noises, first)], "keep")]
+    truths = [0.0]  # of each experiment, against the baseline
+    best, last_run = 0, 0  # the incumbent; how many were decided when it was run last
     while True:
-        action = ask(rule, history)
-        if action in ("keep", "discard"):
-            history[-1] = Measured(history[-1].scores, action)
-            best = len(history) - 1 if action == "keep" else best
-            continue
-        if spent == rounds:
+        if history[-1].status is None:
+            rule, scores = cell.policy(history), history[best].scores
+            since = len(history) - 2 - last_run
+            found = rule.decide(scores, history[-1].scores, history[:-1], 0, since).action
+            if found in ("keep", "discard"):
+                history[-1] = Measured(history[-1].scores, found)
+                if found == "keep":
+                    best, last_run = len(history) - 1, len(history) - 1
+                continue
+        else:
+            found = "propose"
+        if (noise := next(noises, None)) is None:
             break
-        if action == "propose":
-            truths.append(truths[best] + effects[len(history) - 1] if history else 0.0)
-            history.append(Measured([]))
-        run = best if action == "remeasure" else -1
-        measured = [*history[run].scores, *(truths[run] + x for x in next(noises))]
+        if found == "propose":
+            truths.append(truths[best] + effects[len(history) - 1])
+            history.append(Measured([truths[-1] + noise]))
+            continue
+        run = best if found == "remeasure" else -1
+        last_run = len(history) - 2 if found == "remeasure" else last_run
+        measured = [*history[run].scores, truths[run] + noise]
         history[run] = dataclasses.replace(history[run], scores=measured)
-        spent += 1
     kept = [effects[n - 1] for n, one in enumerate(history) if one.status == "keep" and n]
     decided = sum(one.status is not None for one in history) - 1
-    simulation = Simulation(kept, -truths[best], decided, spent)
-    if not audited:
+    simulation = Simulation(kept, -truths[best], decided, left)
+    if cell.name == "strict":
         simulation.claim = history[0].scores[0] - history[best].scores[0]
     elif kept:
-        audit = statistics.gain(list(fresh[0]), list(truths[best] + fresh[1]))
-        simulation.claim, simulation.low, simulation.high = audit.gain, audit.low, audit.high
+        # Of other experiments the first run was chosen for its score (statistics.fresh).
+        ours = [truths[best] + noise for noise in audit[: statistics.AUDIT_RUNS]]
+        theirs = [*history[0].scores, *audit[statistics.AUDIT_RUNS :][:lacking]]
+        groups = [theirs, [*history[best].scores[1:], *ours] if best else ours]
+        groups += [one.scores[1:] for n, one in enumerate(history) if n not in (0, best)]
+        audited = statistics.gain(theirs, ours, statistics.pooled_noise(groups))
+        simulation.claim, simulation.low, simulation.high = audited
     return simulation
 
 
@@ -235,10 +263,10 @@ def simulate(cell: Cell) -> dict[str, np.ndarray | float]:
     key = [cell.seed, list(MIXTURES).index(cell.kind), round(cell.noise * 1e9)]
     dice = np.random.default_rng(key)
     effects = draw(dice, (cell.sessions, RUNS), cell.kind, cell.spread)
-    luck = dice.normal(0, cell.noise, (cell.sessions, RUNS, 8))[:, :, : cell.devices]
-    runs = max(AUDIT, cell.devices)
-    fresh = dice.normal(0, cell.noise, (cell.sessions, 2, 8))[:, :, :runs]
-    simulations = [spend(cell, *one) for one in zip(effects.tolist(), luck, fresh, strict=True)]
+    luck = dice.normal(0, cell.noise, (cell.sessions, RUNS))
+    audit = dice.normal(0, cell.noise, (cell.sessions, 2 * statistics.AUDIT_RUNS))
+    drawn = zip(effects.tolist(), luck.tolist(), audit.tolist(), strict=True)
+    simulations = [spend(cell, *one) for one in drawn]
     kept = np.array([effect for simulation in simulations for effect in simulation.kept])
     gains = np.array([simulation.gain for simulation in simulations])
     over = np.array([simulation.claim for simulation in simulations]) - gains
@@ -251,11 +279,11 @@ def simulate(cell: Cell) -> dict[str, np.ndarray | float]:
         "progress": float(gains.mean()),
         "keeps": kept.size / cell.sessions,
         "proposals": proposals / cell.sessions,
-        "runs_a_proposal": sum(simulation.rounds for simulation in simulations) / proposals,
+        "runs_a_proposal": sum(simulation.runs for simulation in simulations) / proposals,
         "gains": gains,
     }
-    if cell.name != "strict":
-        audits = [simulation for simulation in simulations if simulation.kept]
+    audits = [simulation for simulation in simulations if simulation.kept]
+    if cell.name != "strict" and audits:
         found["audit_covers"] = float(np.mean([n.low <= n.gain <= n.high for n in audits]))
         found["audit_half_width"] = float(np.mean([(n.high - n.low) / 2 for n in audits]))
     return found
@@ -265,11 +293,11 @@ def simulate(cell: Cell) -> dict[str, np.ndarray | float]:
 
 # promising, clear, runs: around the default.
 FRONTIER = [
-    *((promising, max(promising, 2.5), 3) for promising in (0.5, 0.9, 1.2, 1.5, 1.8, 2.2, 3.0)),
-    *((promising, max(promising, 2.5), 2) for promising in (0.5, 0.9, 1.2, 1.5, 1.8, 2.2, 3.0)),
-    *((promising, max(promising, 2.5), 1) for promising in (0.5, 0.9, 1.5, 2.2, 3.0)),
-    *((1.5, clear, 3) for clear in (1.5, 2.0, 3.0, 4.0)),
-    *((1.5, 2.5, runs) for runs in (4, 5)),
+    *((promising, max(promising, 3.0), 4) for promising in (0.8, 1.1, 1.4, 1.7, 2.0)),
+    *((promising, max(promising, 3.0), 2) for promising in (0.8, 1.1, 1.4, 1.7, 2.0)),
+    *((promising, max(promising, 3.0), 1) for promising in (0.8, 1.4, 2.0, 3.0)),
+    *((1.4, clear, 4) for clear in (2.0, 2.5, 3.5)),
+    *((1.4, 3.0, runs) for runs in (3, 5)),
 ]
 
 
@@ -277,7 +305,7 @@ def compare(cells: Sequence[Cell]) -> list[dict[str, float]]:
     """The figures of the cells, in their order; each with strict's of the same proposals."""
 
     def strict(cell: Cell) -> Cell:
-        return dataclasses.replace(cell, name="strict", options={}, repeats=0)
+        return dataclasses.replace(cell, name="strict", options={})
 
     wanted = {repr(cell): cell for one in cells for cell in (strict(one), one)}
     context = multiprocessing.get_context("spawn")
@@ -298,7 +326,8 @@ def compare(cells: Sequence[Cell]) -> list[dict[str, float]]:
 
 def table(kind: str, found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
     mixture = MIXTURES[kind]
-    title = f"{kind}: {100 * mixture.none:.0f}% of the proposals without effect"
+    shares = (mixture.large, mixture.small, mixture.none)
+    title = f"{kind}: large gains, small ones, none: " + ", ".join(f"{one:.1%}" for one in shares)
     made = Table(title=title, title_justify="left")
     columns = ["noise", "policy", "progress, of strict's", "false keeps", "no gain", "overclaim"]
     columns += ["keeps", "proposals", "runs a proposal", "audit covers", "audit ±"]
@@ -362,15 +391,15 @@ def draw_frontier(
 
     for panel, (noise, found) in zip(panels, policies.items(), strict=True):
         panel.set(title=f"noise {noise}", xlabel="false keeps, %", ylabel="progress, % of strict's")
-        for runs in (1, 2, 3):
+        for runs in (1, 2, 4):
             swept = [
                 at(row)
                 for row in rows
                 if (row["noise"], row["runs"]) == (float(noise), runs)
-                and row["clear"] == max(row["promising"], 2.5)
+                and row["clear"] == max(row["promising"], 3.0)
             ]
             panel.plot(*zip(*swept, strict=True), "o-", ms=3, lw=1, label=f"runs: {runs}")
-        for name, marker in (("confirm", "*"), ("fixed", "X"), ("strict", "s"), ("paired", "v")):
+        for name, marker in (("confirm", "*"), ("before", "X"), ("strict", "s"), ("paired", "v")):
             if name in found:
                 panel.plot(*at(found[name]), marker, ms=11, color="#1f2933", label=name)
         panel.grid(color="#e6e9ed")
@@ -379,14 +408,15 @@ def draw_frontier(
 
 
 @click.command()
-@click.option("--sessions", default=1000, show_default=True, help="Of each policy and noise.")
+@click.option("--sessions", default=300, show_default=True, help="Of each policy and noise.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--noise", "noises", type=float, multiple=True, help=f"Of one run. {NOISES}")
 @click.option("--mixture", "kinds", type=click.Choice(list(MIXTURES)), multiple=True, help="[all]")
-@click.option("--policy", "names", type=click.Choice(list(MAKE)), multiple=True, help="[all]")
+@click.option("--policy", "names", type=click.Choice(NAMES), multiple=True, help="[all]")
 @click.option("--spread", type=click.Choice(SPREADS), default=SPREADS[0], show_default=True)
-@click.option("--repeats", default=0, show_default=True, help="Runs that tell the noise; 0: known.")
-@click.option("--frontier/--no-frontier", "sweep", default=True, help="Other thresholds, too.")
+@click.option("--repeats", default=statistics.NOISE_RUNS, show_default=True, help=(
+    "Runs of the baseline that first tell the noise; 0: it is known."))  # fmt: skip
+@click.option("--frontier", "sweep", is_flag=True, help="Other thresholds, too.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="The frontier, PNG.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def main(sessions, seed, noises, kinds, names, spread, repeats, sweep, plot, as_json):
@@ -394,8 +424,8 @@ def main(sessions, seed, noises, kinds, names, spread, repeats, sweep, plot, as_
     if repeats == 1 or repeats >= RUNS // 2:
         raise click.BadParameter("from 2 to 74, or 0", param_hint="--repeats")
     if plot and not sweep:
-        raise click.UsageError("--plot draws the frontier, which --no-frontier leaves out")
-    noises, kinds, names = noises or NOISES, kinds or tuple(MIXTURES), names or tuple(MAKE)
+        raise click.UsageError("--plot draws the frontier: --frontier --plot FILE")
+    noises, kinds, names = noises or NOISES, kinds or tuple(MIXTURES), names or NAMES
     common = {"sessions": sessions, "seed": seed, "spread": spread, "repeats": repeats}
     shown = [Cell(k, n, p, **common) for k in kinds for n in noises for p in names]
     swept = []
@@ -413,7 +443,13 @@ def main(sessions, seed, noises, kinds, names, spread, repeats, sweep, plot, as_
     if plot:
         draw_frontier(plot, rows, policies[kinds[0]])
     if as_json:
-        made = {"runs": RUNS, "audit": AUDIT, **common, "policies": policies, "frontier": rows}
+        made = {
+            "runs": RUNS,
+            "audit": statistics.AUDIT_RUNS,
+            **common,
+            "policies": policies,
+            "frontier": rows,
+        }
         click.echo(json.dumps(made))
         return
     console = Console(width=160)

@@ -201,6 +201,36 @@ def test_a_bad_merge_loses_neither_the_first_score_nor_one_in_between():
     assert made.experiments.queue == []
 
 
+def test_a_lucky_first_score_does_not_live_on():
+    """The first score is below the best's; the mean is above the base's, or below the best's."""
+    for again, lives_on in ((1.4, False), (0.6, True)):
+        made = world(("", 1.0, "keep"), ("c0", 0.9, "keep"), ("c0", 0.7, ""))
+        run = {"seed": 43, "purpose": Purpose.NOISE, "split": "val", "outcome": Outcome.OK}
+        made.append(Repeated(n=2, metrics={"val_bpb": again}, **run))
+        assert (made.decide(2).lives_on == Version(2, "c0")) == lives_on
+
+
+def test_the_best_is_run_again_after_25_experiments_or_an_hour_with_ten():
+    def asked(decided: int, seconds: float) -> bool:
+        made = world(("", 1.0, ""), seed=1)
+        made.append(Decided(n=0, status=Status.KEEP, time=1.0))
+        run = {"purpose": Purpose.NOISE, "split": "val", "outcome": Outcome.OK, "time": 2.0}
+        for seed in range(43, 47):
+            made.append(Repeated(n=0, seed=seed, metrics={"val_bpb": 1 + seed / 100}, **run))
+        for n in range(1, decided + 1):
+            made.propose(b"P = 'program %d'\n" % n, "c0")
+            made.measure(n, 2.0)
+            at = 2.0 + seconds * n / decided
+            made.append(Decided(n=n, status=Status.DISCARD, time=at))
+        made.propose(b"P = 'new'\n", "c0")
+        made.measure(decided + 1, 2.0)
+        found = decide(made.experiments, made.experiments[-1], LoopConfig(policy="confirm"))
+        return found == MeasureAgain(0, found.reason, Purpose.DRIFT)
+
+    cases = [(24, 60.0), (25, 60.0), (9, 3600.0), (10, 3500.0), (10, 3600.0)]
+    assert [asked(*case) for case in cases] == [False, True, False, False, True]
+
+
 # ------------------------------------------------------------------------- any order of arrival
 
 

@@ -72,7 +72,7 @@ def test_a_loop_that_measures_again_ends_as_if_it_had_not_been_killed(lab, sampl
     assert whole.ended == "done", whole
     expected = everything(workspace)
     purposes = [[purpose for _, purpose, _ in e] for e in expected["repeats"]]
-    assert purposes == [["noise"] * 4 + ["audit"] * 2, ["decide", "audit", "audit"], [], []]
+    assert purposes == [["noise"] * 4, ["decide", "audit", "audit"], [], []]
     assert expected["audited"] == 1
 
     def one(kill):

@@ -89,7 +89,7 @@ def seeds(
 
         session.pool.run([run] * runs)
         noise_runs = [r for r in session.experiments[e.n].repeats if r.purpose == Purpose.NOISE]
-        scores = [r.score for r in noise_runs if r.score is not None]
+        scores = [r.val_bpb for r in noise_runs if r.val_bpb is not None]
         lines = [
             f"experiment {e.n}, {e.commit[:7]}: {fmean(scores):.6f} on average of "
             f"{len(scores)} runs with different seeds, {min(scores):.6f} to {max(scores):.6f}"

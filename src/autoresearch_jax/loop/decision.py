@@ -12,6 +12,8 @@ from autoresearch_jax.records.events import Purpose, Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
 
+HOUR_COUNTS = 10  # experiments after which the best is run again, if they took an hour
+
 
 @dataclass(frozen=True)
 class Version:
@@ -37,6 +39,7 @@ class MeasureAgain:
 
     n: int
     reason: str
+    purpose: Purpose = Purpose.DECIDE
 
 
 def decide(
@@ -58,12 +61,16 @@ def decide(
         return Decision(Status.DISCARD, too_much, lives_on=as_it_is)
     base = experiments.by_commit(e.base)
     assert base is not None
-    rule = statistics.policy_named(config.policy, statistics.noise(experiments))
-    found = _verdict(experiments, e, base, rule, lines_less)
+    rule = statistics.policy_named(config.policy, experiments)
+    since = _since_last_run(experiments, best) if base.n == best.n else 0
+    found = _verdict(experiments, e, base, rule, lines_less, since)
     if base.n != best.n:
         return _decide_behind(e, best, base, found, as_it_is)
-    if found.action in ("remeasure", "again"):
-        return MeasureAgain(e.n if found.action == "again" else best.n, found.reason)
+    if found.action == "again":
+        return MeasureAgain(e.n, found.reason)
+    if found.action == "remeasure":
+        first = len(best.scores) < policy.Confirm.incumbent_runs
+        return MeasureAgain(best.n, found.reason, Purpose.DECIDE if first else Purpose.DRIFT)
     if found.action == "keep":  # it may have been better before it was merged with the best
         as_it_is = _as_it_is(experiments, e, e)
     return Decision(Status(found.action), verdict=found.reason, lives_on=as_it_is)
@@ -91,14 +98,28 @@ def _verdict(
     base: Experiment,
     rule: policy.Strict | policy.Confirm,
     lines_less: int,
+    since: int,
 ) -> policy.Verdict:
     """Return the policy's verdict as if nothing had been kept since the experiment's base."""
     decided = [
-        policy.Measured(statistics.scores(one), one.status)
+        policy.Measured(one.scores, one.status)
         for one in experiments
         if one.status is not None and (one.status != Status.KEEP or one.n <= base.n)
     ]
-    return rule.decide(statistics.scores(base), statistics.scores(e), decided, lines_less)
+    return rule.decide(base.scores, e.scores, decided, lines_less, since)
+
+
+def _since_last_run(experiments: Experiments, best: Experiment) -> int:
+    """Return how many experiments were decided since the best was run last.
+
+    HOUR_COUNTS of them count as enough to run it again if they took an hour or longer.
+    """
+    runs = [one.time for one in best.repeats if one.independent and one.val_bpb is not None]
+    last = max([best.finished or 0.0, *runs])
+    later = [one.finished for one in experiments.decided if (one.finished or 0.0) > last]
+    if len(later) >= HOUR_COUNTS and (later[-1] or 0.0) - last >= 3600:
+        return max(len(later), policy.Confirm.remeasure_after)
+    return len(later)
 
 
 def _decide_behind(
@@ -126,7 +147,9 @@ def _decide_behind(
 
 
 def _is_lower(e: Experiment, other: Experiment) -> bool:
-    return e.val_bpb is not None and other.val_bpb is not None and e.val_bpb < other.val_bpb
+    """Compare the means of all their runs, because a first score may be a lucky one."""
+    mine, theirs = e.mean_bpb, other.mean_bpb
+    return mine is not None and theirs is not None and mine < theirs
 
 
 def _as_it_is(experiments: Experiments, e: Experiment, best: Experiment) -> Version | None:
@@ -148,4 +171,4 @@ def better_as_it_is(experiments: Experiments, e: Experiment, best: Experiment) -
         and not one.reason
         and one.program not in here
     ]
-    return min(better, key=lambda one: (one.val_bpb, one.n), default=None)
+    return min(better, key=lambda one: (one.mean_bpb, one.n), default=None)

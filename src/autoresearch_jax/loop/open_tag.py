@@ -103,6 +103,12 @@ class OpenTag:
         return self.workspace.ask_dir(self.tag, ask)
 
     @property
+    def audited_split(self) -> str:
+        """The text that audits are scored on: the sealed one if there is one."""
+        data = self.environment.data
+        return "sealed" if data is not None and "sealed" in data.splits else "val"
+
+    @property
     def check_is_trusted(self) -> bool:
         """Whether the baseline has passed the compile check, so that it can compile here."""
         baseline = self.experiments.baseline

@@ -6,9 +6,10 @@ pure functions of scores (val_bpb, bits per byte).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from functools import lru_cache
+from statistics import fmean
 from typing import Literal
 
 from autoresearch_jax.records.events import Status
@@ -42,24 +43,27 @@ class Strict:
 class Confirm:
     """What looks better is run again, until it no longer does, is clear, or has had its runs.
 
-    This is a group-sequential test of means with known noise. After each run it asks by how many
-    standard errors the candidate's mean is lower than the incumbent's. Below the bar `promising`
-    the candidate is discarded. At the bar `clear`, or `promising` after the last of its `runs`, it
-    is kept. bench/keep_policy.py chose the defaults: most progress for a false keep.
+    This is a group-sequential t test of means. After each run it asks by how many standard errors
+    the candidate's mean is lower than the incumbent's. Below the bar `promising` the candidate is
+    discarded. At the bar `clear`, or `promising` after the last of its `runs`, it is kept.
+    bench/keep_policy.py chose the defaults: most progress for a false keep.
 
-    Both bars are divided by the `spread` of the session. Where proposals differ by much more than
-    noise, what looks better mostly is better; where they differ by no more, most of it is luck.
+    The bars are those of a known noise. An estimated one raises them to the quantiles of
+    Student's t distribution with its degrees of freedom.
 
-    An underestimated noise makes every difference look large. So the fewer degrees of freedom the
-    noise has, the less the bars follow the spread: half as much at ten.
+    Both bars are divided by the `spread` of the session. Where what looks better is better by much
+    more than noise, it mostly is better; where by no more, most of it is luck. The fewer degrees of
+    freedom the noise has, the less the bars follow the spread: half as much at ten, for an
+    underestimated noise makes every difference look large.
     """
 
     noise: float  # standard deviation of one run; above 0
     df: float = math.inf  # degrees of freedom of that estimate; inf: it is known
-    promising: float = 1.5  # standard errors of the difference, where the spread is 1
-    clear: float = 2.5  # likewise
-    runs: int = 3  # of a candidate, at most
+    promising: float = 1.4  # standard errors of the difference, where the spread is 1
+    clear: float = 3.0  # likewise
+    runs: int = 4  # of a candidate, at most
     incumbent_runs: int = 2  # at least
+    remeasure_after: int = 25  # experiments since the incumbent's last run
     no_worse: float = -0.5  # standard errors of the difference: the bar for less code
 
     def decide(
@@ -68,22 +72,26 @@ class Confirm:
         candidate: Sequence[float],
         decided: Sequence[Measured] = (),
         lines_less: int = 0,
+        since: int = 0,
     ) -> Verdict:
         """Decide on the scores of a candidate.
 
-        `decided` holds every earlier experiment, oldest first. A candidate whose code is shorter
-        than the incumbent's by `lines_less` only needs to stay above `no_worse`.
+        `decided` holds every earlier experiment, oldest first, of which `since` were decided after
+        the incumbent's last run. A candidate whose code is shorter than the incumbent's by
+        `lines_less` only needs to stay above `no_worse`.
         """
         if len(incumbent) < self.incumbent_runs:
             have = f"{len(incumbent)} of {self.incumbent_runs} runs"
             return Verdict("remeasure", f"the incumbent has {have}")
+        if since >= self.remeasure_after:
+            return Verdict("remeasure", f"{since} experiments since the incumbent's last run")
         errors, count = self._errors(incumbent, candidate), len(candidate)
         found = f"{errors:+.1f} standard errors, {count} against {len(incumbent)} runs"
-        if errors < (self.no_worse if lines_less > 0 else 0):
+        if errors < (quantile(self.no_worse, self.df) if lines_less > 0 else 0):
             return Verdict("discard", f"not better: {found}")
         spread = self.spread(decided) ** (1 / (1 + 10 / self.df))
-        promising = self.promising / spread
-        if errors >= self.clear / spread:
+        promising = quantile(self.promising, self.df) / spread
+        if errors >= quantile(self.clear, self.df) / spread:
             return Verdict("keep", f"clearly better: {found}")
         if errors < promising and lines_less <= 0:
             return Verdict("discard", f"not better by {promising:.1f}: {found}")
@@ -94,25 +102,51 @@ class Confirm:
         return Verdict("keep", f"better after each of {count} runs: {found}")
 
     def spread(self, decided: Sequence[Measured]) -> float:
-        """Return by how many standard errors proposals differ from their incumbent: the median.
+        """Return by how many standard errors proposals that looked better did so: the mean.
 
-        It is taken from the last fifty proposals, and is 1 for fewer than ten. Proposals without
-        any effect would give 0.67, the median size of a normal deviate, which is the lower limit.
-        The upper limit of 3 protects against keeping luck where effects are large.
+        It is taken from the last fifty proposals, and is 1 where fewer than five of them looked
+        better. How bad the others were says nothing about gains. Luck alone gives 0.8, so 1 is the
+        lower limit. The upper limit of 3.5 protects against keeping luck where effects are large.
         """
-        sizes: list[float] = []
+        errors: list[float] = []
         proposals: list[Measured] = []  # whose incumbent is further back
         for one in reversed(decided):
             if one.status == Status.KEEP:
-                sizes += [abs(self._errors(one.scores, other.scores)) for other in proposals]
+                errors += [self._errors(one.scores, other.scores) for other in proposals]
                 proposals = []
-                if len(sizes) >= 50:
+                if len(errors) >= 50:
                     break
             if one.scores:
                 proposals.append(one)
-        return min(max(median(sizes[:50]), 0.67), 3.0) if len(sizes) >= 10 else 1.0
+        gains = [error for error in errors[:50] if error > 0]
+        return min(max(fmean(gains), 1.0), 3.5) if len(gains) >= 5 else 1.0
 
     def _errors(self, incumbent: Sequence[float], candidate: Sequence[float]) -> float:
         """Return by how many standard errors the candidate's mean is lower."""
         error = self.noise * math.sqrt(1 / len(candidate) + 1 / len(incumbent))
         return (fmean(incumbent) - fmean(candidate)) / error
+
+
+def pooled(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
+    """Return the standard deviation of scores within groups, and its degrees of freedom.
+
+    Each group holds the scores of one commit, which scatter around their own mean. The result is
+    (0, 0) where no group has two.
+    """
+    several = [scores for scores in groups if len(scores) > 1]
+    df = sum(len(scores) - 1 for scores in several)
+    squares = 0.0
+    for scores in several:
+        mean = fmean(scores)
+        squares += sum((x - mean) ** 2 for x in scores)
+    return (math.sqrt(squares / df), df) if df else (0.0, 0)
+
+
+@lru_cache(maxsize=4096)
+def quantile(errors: float, df: float) -> float:
+    """Return the quantile of Student's t that is as probable as `errors` of a normal deviate."""
+    if math.isinf(df):
+        return errors
+    from scipy import stats  # takes a second: not for --help
+
+    return float(stats.t.isf(stats.norm.sf(errors), df))

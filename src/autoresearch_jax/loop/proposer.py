@@ -75,7 +75,9 @@ class Proposer:
         `before` is the number of trainings that come first, and `ready` that of proposals that
         have not begun.
         """
-        runs = 1 + before + 2 * self.config.audit  # the audit comes at the end
+        # The audit comes at the end. A policy that confirms has run the baseline often enough.
+        audit = self.config.audit * (1 if self.config.policy == "confirm" else 2)
+        runs = 1 + before + audit
         spent = self.session.experiments.costs.this_loop()
         spent = dataclasses.replace(spent, experiments=spent.experiments + ready)
         limit = self.config.over(spent, runs * self._asking.budget_s)

@@ -17,7 +17,7 @@ from itertools import takewhile
 from autoresearch_jax.agents.agent import AgentError
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import Lost
-from autoresearch_jax.loop import effects
+from autoresearch_jax.loop import effects, statistics
 from autoresearch_jax.loop.decision import MeasureAgain
 from autoresearch_jax.loop.proposer import Proposer
 from autoresearch_jax.loop.session import Session
@@ -39,7 +39,7 @@ def run_alone(session: Session, e: Experiment) -> Experiment:
         worker.measured(e)
         while (again := effects.carry_out(session, session.experiments[e.n])) is not None:
             _announce(session, again)
-            _measure_again(session.experiments[again.n], worker)
+            _measure_again(session, again, worker)
 
     session.pool.run([run])
     return session.experiments[e.n]
@@ -49,12 +49,15 @@ def _announce(session: Session, again: MeasureAgain) -> None:
     session.view.say(f"     measuring experiment {again.n} again: {again.reason}")
 
 
-def _measure_again(e: Experiment, worker: Worker) -> None:
+def _measure_again(session: Session, again: MeasureAgain, worker: Worker) -> None:
     """Repeat an experiment for a decision. Raises Abandoned, and UserError if the best fails."""
+    e = session.experiments[again.n]
     if e.status is None:
-        worker.repeat(e, Purpose.DECIDE)
-    else:
-        worker.scored_again(e, Purpose.DECIDE)
+        worker.repeat(e, again.purpose)
+        return
+    worker.scored_again(e, again.purpose)
+    if again.purpose == Purpose.DRIFT and (found := statistics.drift(session.experiments)):
+        session.view.say(f"Warning: {found.words}")
 
 
 class _Retired(Exception):
@@ -79,7 +82,7 @@ class Scheduler:
         self._asking = threading.Lock()  # held by the worker that waits for a proposal
         self._checking = threading.Lock()  # held to check whether the machine is broken
         self._queue = [e.n for e in left]  # to be measured
-        self._wanted: list[int] = []  # to be measured again, for a decision
+        self._wanted: list[MeasureAgain] = []  # for a decision
         self._again: set[int] = set()  # being measured again now
         self._arrived: list[int] = []  # measured and not decided, in the order of arrival
         self._losses: Counter[int] = Counter()  # failed measurements in a row, by experiment
@@ -137,11 +140,12 @@ class Scheduler:
         with self._lock:
             experiments, best = self._session.experiments, self._session.experiments.best
             while self._wanted:
-                n = self._wanted.pop(0)
-                wanted = experiments[n].status is None or (best is not None and n == best.n)
-                if wanted:  # otherwise the decision that needed it was made
-                    self._again.add(n)
-                    return partial(self._repeat, n)
+                again = self._wanted.pop(0)
+                undecided = experiments[again.n].status is None
+                # Otherwise the decision that needed it was made.
+                if undecided or (best is not None and again.n == best.n):
+                    self._again.add(again.n)
+                    return partial(self._repeat, again)
             return partial(self._measure, self._queue.pop(0)) if self._queue else None
 
     def _new(self) -> Job | None:
@@ -174,20 +178,20 @@ class Scheduler:
             while e.val_bpb is None and self._proposer.repaired(e):
                 e = worker.measured(experiments[n])
         except UserError as error:
-            if self._queued_again(n, error, self._queue):
+            if self._queued_again(n, error, partial(self._queue.append, n)):
                 return
             worker.record_crash(experiments[n], str(error))
         self._losses.pop(n, None)
         with self._lock:
             self._arrived.append(n)
 
-    def _repeat(self, n: int, worker: Worker) -> None:
-        e = self._session.experiments[n]
+    def _repeat(self, again: MeasureAgain, worker: Worker) -> None:
+        n, e = again.n, self._session.experiments[again.n]
         try:
-            _measure_again(e, worker)
+            _measure_again(self._session, again, worker)
             self._losses.pop(n, None)
         except UserError as error:
-            if self._queued_again(n, error, self._wanted):
+            if self._queued_again(n, error, partial(self._wanted.append, again)):
                 return
             if e.status is not None:  # without the best nothing can be compared
                 raise UserError(str(error)) from None
@@ -196,7 +200,7 @@ class Scheduler:
             with self._lock:
                 self._again.discard(n)
 
-    def _queued_again(self, n: int, error: UserError, queue: list[int]) -> bool:
+    def _queued_again(self, n: int, error: UserError, queue: Callable[[], None]) -> bool:
         """Queue an experiment again that a worker failed to measure; False if that is too often.
 
         Raises _Retired if only this worker cannot continue. Raises the error itself if there is no
@@ -210,7 +214,7 @@ class Scheduler:
                 raise error
             if twice:
                 return False
-            queue.append(n)
+            queue()
             self._session.view.say(f"Warning: {error} Experiment {n} is queued again.")
             if not lost:
                 self._left -= 1
@@ -236,9 +240,9 @@ class Scheduler:
                     at = 0  # others may have waited for this decision
                     continue
                 at += 1
-                if again.n not in (*self._again, *self._wanted):
+                if again.n not in (*self._again, *(one.n for one in self._wanted)):
                     _announce(session, again)
-                    self._wanted.append(again.n)
+                    self._wanted.append(again)
 
     def _pause_if_broken(self, worker: Worker) -> None:
         """After similar crashes, train the best again. Raises UserError if that crashes as well."""

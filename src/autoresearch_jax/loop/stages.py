@@ -4,12 +4,14 @@ from collections.abc import Callable
 from functools import partial
 
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.jobs.job import SEED
 from autoresearch_jax.loop import statistics
 from autoresearch_jax.loop.proposer import Proposer
 from autoresearch_jax.loop.scheduler import Scheduler, run_alone
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
-from autoresearch_jax.records.events import Audited, Finished, Purpose, Status
+from autoresearch_jax.records.events import Audited, Finished, Purpose, Repeated, Status
+from autoresearch_jax.records.experiment import Experiment
 
 
 def run(session: Session, proposer: Proposer, decided: Callable[[], None]) -> str:
@@ -27,9 +29,6 @@ def run(session: Session, proposer: Proposer, decided: Callable[[], None]) -> st
         _measure_noise(session)
         if session.interrupts.stopping():
             return "interrupted"
-    pace = statistics.pace_words(session.config.policy, session.experiments, len(session.pool))
-    if pace:
-        session.view.say(f"     {pace}")
     ended = Scheduler(session, proposer, decided, left).run()
     if ended == "interrupted":
         return ended
@@ -40,7 +39,8 @@ def run(session: Session, proposer: Proposer, decided: Callable[[], None]) -> st
         if session.interrupts.stopping():
             return "interrupted"
         session.view.say(
-            f"Auditing experiment {best.n}: {runs} new runs of it and {runs} of the baseline."
+            f"Auditing experiment {best.n}: {runs} new runs of it, and as many as are lacking of "
+            "the baseline."
         )
         session.view.say(statistics.audit_words(audit(session, runs)))
     session.journal.append(Finished())
@@ -80,43 +80,67 @@ def _measure_noise(session: Session) -> None:
         if not session.interrupts.stopping():
             of = f"run {number} of {statistics.NOISE_RUNS}"
             session.view.say(f"     measuring the noise: the baseline again, {of}")
-            worker.scored_again(baseline, Purpose.NOISE)
+            worker.scored_again(baseline, Purpose.NOISE, audited=True)
 
     session.pool.run([partial(run, at + 1) for at in range(done, statistics.NOISE_RUNS)])
     if not session.interrupts.stopping():
-        statistics.policy_named(session.config.policy, session.noise)  # refuses a noise of zero
+        statistics.policy_named(session.config.policy, session.experiments)  # refuses a noise of 0
         if session.noise is not None:
             session.view.say(f"     {session.noise.words}")
 
 
 def audit(session: Session, runs: int) -> Audited:
-    """Compare baseline and best by new runs of each, on the sealed text if there is some.
+    """Compare baseline and best by `runs` new runs of the best, on the sealed text if there is one.
 
-    An interrupted audit continues. Raises Abandoned, UserError.
+    All fresh runs of the two on that text count, those of earlier audits included. The baseline is
+    run again until it has as many. An interrupted audit continues. Raises Abandoned, UserError.
     """
     experiments = session.experiments
     baseline, best = experiments.baseline, experiments.best
     assert baseline is not None
     assert best is not None
-    data = session.environment.data
-    split = "sealed" if data is not None and "sealed" in data.splits else "val"
+    split = session.audited_split
+    _score_first_run(session, baseline, split)
+
+    def known(n: int) -> list[float]:
+        return statistics.audit_scores(experiments[n], split)
 
     def run(n: int, worker: Worker) -> None:
         repeat = worker.scored_again(experiments[n], Purpose.AUDIT, split=split)
         session.view.say(f"     audit: experiment {n} {split} {repeat.score:.6f}")
 
-    done = {n: len(experiments.audit_scores(n, split)) for n in (baseline.n, best.n)}
-    missing = [n for at in range(runs) for n in done if at >= done[n]]
+    ours = [best.n] * (runs - experiments.runs_since_audit(best.n, split))
+    lacking = len(known(best.n)) + len(ours) - len(known(baseline.n))
+    missing = [*ours, *[baseline.n] * lacking]
     session.pool.run([partial(run, n) for n in missing])
-    ours, theirs = (experiments.audit_scores(e.n, split) for e in (best, baseline))
+    noise = session.noise
+    assert noise is not None
     found = Audited(
         baseline=baseline.n,
         best=best.n,
         split=split,
         confidence=statistics.CONFIDENCE,
-        baseline_runs=len(theirs),
-        best_runs=len(ours),
-        **statistics.gain(theirs, ours)._asdict(),
+        baseline_runs=len(known(baseline.n)),
+        best_runs=len(known(best.n)),
+        **statistics.gain(known(baseline.n), known(best.n), noise)._asdict(),
     )
     session.journal.append(found)
     return found
+
+
+def _score_first_run(session: Session, baseline: Experiment, split: str) -> None:
+    """Score what the baseline's first training left, if it is not yet scored on that split."""
+    if SEED in statistics.fresh(baseline, split) or not session.artifacts(baseline).is_dir():
+        return
+    found = session.pool.one(lambda worker: worker.score(baseline, split))
+    session.journal.append(
+        Repeated(
+            n=baseline.n,
+            seed=SEED,
+            purpose=Purpose.NOISE,
+            split=split,
+            outcome=found.outcome,
+            reason=found.reason,
+            metrics=dict(found.metrics),
+        )
+    )

@@ -1,26 +1,26 @@
 """What repeated runs of a tag say: how noisy a score is, and what gain an audit found.
 
-A score that a decision was based on is too low by luck, so noise and gains come from other runs
-(docs/gains.md).
+A score by which an experiment was chosen is too low by luck, so noise and gains come from fresh
+runs, with a seed of their own and by which nothing was chosen (docs/gains.md).
 """
 
 import math
-import statistics
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import NamedTuple
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.loop.policy import Confirm, Strict
-from autoresearch_jax.records.events import Audited, Outcome, Purpose, Status
+from autoresearch_jax.jobs.job import SEED
+from autoresearch_jax.loop.policy import Confirm, Strict, pooled
+from autoresearch_jax.records.events import Audited, Purpose, Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
 
 NOISE_RUNS = 5  # of the baseline, from which a loop estimates the noise that it needs
-AUDIT_RUNS = 3  # of baseline and best each, at the end of a loop that confirms
-CONFIDENCE = 0.95  # of every interval
-EXPECTED_RUNS = 1.1  # for a decision that confirms, while a tag has fewer than ten decisions
+AUDIT_RUNS = 3  # of the best, at the end of a loop that confirms
+CONFIDENCE = 0.95  # of every interval but one:
+DRIFT_CONFIDENCE = 0.99  # there are several a night
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,24 @@ class Noise:
         )
 
 
+class Drift(NamedTuple):
+    """The best scores otherwise than before, by more than noise explains."""
+
+    n: int
+    change: float  # of val_bpb
+    low: float  # the confidence interval of that
+    high: float
+
+    @property
+    def words(self) -> str:
+        return (
+            f"experiment {self.n} scores otherwise than before: val_bpb {self.change:+.6f} "
+            f"({DRIFT_CONFIDENCE:.0%} interval {self.low:+.6f} to {self.high:+.6f}). Perhaps the "
+            "machine has become slower or faster, so compare scores of earlier and later "
+            "experiments with care"
+        )
+
+
 class Gain(NamedTuple):
     """By how much the best is better than the baseline, and the confidence interval of that."""
 
@@ -56,11 +74,14 @@ class Claims:
     audit: Audited | None = None
     best: int | None = None  # the present best; None: the baseline is
     runs: float = 1.0  # for a decision, the incumbent's included
+    drift: Drift | None = None
 
     @property
     def lines(self) -> list[str]:
         """The noise, the runs of a decision, and the audit or a hint to make one."""
         said = [] if self.noise is None else [self.noise.words]
+        if self.drift is not None:
+            said.append(self.drift.words)
         if self.runs > 1:
             said.append(f"a decision took {self.runs:.2f} runs on average")
         if self.audit is not None:
@@ -89,51 +110,100 @@ def claims(experiments: Experiments) -> Claims:
     """Return what may be said of a tag's gain."""
     kept = experiments.kept
     best = kept[-1].n if kept[1:] else None
-    return Claims(noise(experiments), experiments.audit, best, _runs(experiments))
+    runs, drifted = _runs(experiments), drift(experiments)
+    return Claims(noise(experiments), experiments.audit, best, runs, drifted)
 
 
 def noise(history: Iterable[Experiment]) -> Noise | None:
-    """Return the noise of one run's validation score; None before two fresh runs of one commit."""
-    fresh = []
-    for e in history:
-        scores = [one.val_bpb for one in e.repeats if one.purpose != Purpose.DECIDE]
-        if not e.base and e.scored == Outcome.OK:
-            scores.append(e.val_bpb)  # no choice was made among baselines
-        fresh.append([score for score in scores if score is not None])
-    repeated = [scores for scores in fresh if len(scores) > 1]
-    return pooled_noise(repeated) if repeated else None
+    """Return the noise of one run's score; None before two fresh runs of one commit.
 
-
-def pooled_noise(repeats: Sequence[Sequence[float]]) -> Noise:
-    """Return the noise from scores of the same commit with other seeds, pooled over commits.
-
-    Each commit's scores scatter around their own mean. The interval is that of the chi-squared
-    distribution, for normal noise. Every commit must have a score, and at least one two of them.
+    A score scatters as much on one text as on another. A run that was scored on both counts once.
     """
-    from scipy import stats  # takes a second: not for --help
+    groups = []
+    for e in history:
+        val = fresh(e, "val")
+        sealed = {seed: score for seed, score in fresh(e, "sealed").items() if seed not in val}
+        groups += [[*val.values()], [*sealed.values()]]
+    return pooled_noise(groups) if pooled(groups)[1] else None
 
-    df = sum(len(scores) - 1 for scores in repeats)
-    squares = sum((x - statistics.fmean(scores)) ** 2 for scores in repeats for x in scores)
-    lower, upper = stats.chi2.interval(CONFIDENCE, df)
-    low, sd, high = (math.sqrt(squares / by) for by in (upper, df, lower))
-    return Noise(sd, df, low, high)
+
+def fresh(e: Experiment, split: str) -> dict[int, float]:
+    """Return the scores of an experiment's fresh runs on a split, by seed.
+
+    No choice was made among baselines, so the first run of a baseline is one of them. Runs that
+    look for drift are not: they may differ by more than noise.
+    """
+    first = e.val_bpb if not e.base and split == "val" else None
+    found = {} if first is None else {SEED: first}
+    for one in e.repeats:
+        counts = one.split == split and one.independent and one.purpose != Purpose.DRIFT
+        if counts and one.score is not None:
+            found[one.seed] = one.score
+    return found
 
 
-def gain(baseline: Sequence[float], best: Sequence[float]) -> Gain:
-    """Return the gain of the best over the baseline, from two or more new runs of each.
+def audit_scores(e: Experiment, split: str) -> list[float]:
+    """Return what audits know of an experiment: its fresh runs on a split.
 
-    The interval is that of Welch's t test, because a change of the recipe may also change how much
-    its score scatters.
+    One that was kept has the runs of audits alone: it stays the best because of the others.
+    """
+    if not e.base:
+        return [*fresh(e, split).values()]
+    runs = (one for one in e.repeats if one.purpose == Purpose.AUDIT and one.split == split)
+    return [one.score for one in runs if one.score is not None]
+
+
+def drift(history: Iterable[Experiment]) -> Drift | None:
+    """Return the last drift: a DRIFT run that scored otherwise than earlier runs of its experiment.
+
+    The first run of an experiment that was kept for its score does not count.
     """
     from scipy import stats
 
-    mean = statistics.fmean(baseline) - statistics.fmean(best)
-    if len({*baseline}) == len({*best}) == 1:  # a deterministic training
-        return Gain(mean, mean, mean)
-    with warnings.catch_warnings():  # it warns where one of both hardly scatters
-        warnings.simplefilter("ignore", RuntimeWarning)
-        found = stats.ttest_ind(baseline, best, equal_var=False)
-        return Gain(mean, *map(float, found.confidence_interval(CONFIDENCE)))
+    history, found = list(history), None
+    known = noise(history)
+    if known is None:
+        return None
+    for e in history:
+        earlier = e.scores[:1] if not e.base else []
+        for one in e.repeats:
+            if one.val_bpb is None or not one.independent:
+                continue
+            if one.purpose == Purpose.DRIFT and earlier:
+                change = one.val_bpb - fmean(earlier)
+                error = known.sd * math.sqrt(1 + 1 / len(earlier))
+                half = float(stats.t.isf((1 - DRIFT_CONFIDENCE) / 2, known.df)) * error
+                if abs(change) > half:
+                    found = Drift(e.n, change, change - half, change + half)
+            earlier.append(one.val_bpb)
+    return found
+
+
+def pooled_noise(repeats: Iterable[Sequence[float]]) -> Noise:
+    """Return the noise from scores of the same commit with other seeds, pooled over commits.
+
+    The interval is that of the chi-squared distribution, for normal noise. At least one commit must
+    have two scores.
+    """
+    from scipy import stats  # takes a second: not for --help
+
+    sd, df = pooled(repeats)
+    lower, upper = stats.chi2.interval(CONFIDENCE, df)
+    return Noise(sd, df, sd * math.sqrt(df / upper), sd * math.sqrt(df / lower))
+
+
+def gain(baseline: Sequence[float], best: Sequence[float], known: Noise) -> Gain:
+    """Return the gain of the best over the baseline, from fresh runs of each.
+
+    The interval is that of a t test with a pooled variance: both scatter with the noise of the tag,
+    which more runs than these tell.
+    """
+    from scipy import stats
+
+    mean = fmean(baseline) - fmean(best)
+    half = float(stats.t.isf((1 - CONFIDENCE) / 2, known.df)) * known.sd
+    half *= math.sqrt(1 / len(baseline) + 1 / len(best))
+    return Gain(mean, mean - half, mean + half)
 
 
 def expected_again(val_bpb: float, known: Noise) -> tuple[float, float]:
@@ -144,54 +214,35 @@ def expected_again(val_bpb: float, known: Noise) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def scores(e: Experiment) -> list[float]:
-    """Return the scores of an experiment that a decision may rest on: all but those of audits."""
-    again = [one.val_bpb for one in e.repeats if one.purpose != Purpose.AUDIT]
-    found = (e.val_bpb, *again) if e.scored == Outcome.OK else ()
-    return [score for score in found if score is not None]
+def policy_named(name: str, history: Iterable[Experiment]) -> Strict | Confirm:
+    """Return the policy of that name. Raises UserError where it needs a noise that is not known.
 
-
-def policy_named(name: str, known: Noise | None) -> Strict | Confirm:
-    """Return the policy of that name. Raises UserError where it needs a noise that is not known."""
+    Its noise is pooled over all that was run more than once, first runs included. Those were chosen
+    for their scores, which makes it too large by 10 to 20%: bench/keep_policy.py has it so.
+    """
     if name == "strict":
         return Strict()
-    if known is None:
+    sd, df = pooled(e.scores for e in history)
+    if not df:
         raise UserError(
             "--policy confirm needs the noise of a score, which was not measured under this tag. "
             f"Measure it: autoresearch-jax verify --seeds {NOISE_RUNS}"
         )
-    if known.sd == 0:
+    if sd == 0:
         raise UserError(
             "--policy confirm cannot help here: the runs of one train.py score exactly alike. "
             "Continue with --policy strict"
         )
-    return Confirm(known.sd, df=known.df)
+    return Confirm(sd, df)
 
 
-def pace_words(name: str, history: Iterable[Experiment], workers: int) -> str:
-    """Return what a policy costs in experiments an hour; "" before the first run."""
-    took = [
-        e.metrics.get("wall_seconds", 0.0) + e.metrics.get("scoring_seconds", 0.0)
-        for e in history
-        if e.scored == Outcome.OK
-    ]
-    if not took or not (seconds := statistics.median(took)):
-        return ""
-    an_hour = 3600 * workers / seconds
-    if name == "strict":
-        return f"Policy strict: about {an_hour:.1f} experiments an hour, one run each."
-    runs = _runs(history, least=10, expected=EXPECTED_RUNS)
-    return (
-        f"Policy {name}: about {an_hour / runs:.1f} experiments an hour, {runs:.2f} runs "
-        f"each; strict: about {an_hour:.1f}."
+def _runs(history: Iterable[Experiment]) -> float:
+    """Return the mean number of runs for a decision; 1 before the first decision."""
+    again = sum(
+        one.purpose in (Purpose.DECIDE, Purpose.DRIFT) for e in history for one in e.repeats
     )
-
-
-def _runs(history: Iterable[Experiment], least: int = 1, expected: float = 1.0) -> float:
-    """Return the mean number of runs for a decision; `expected` before `least` decisions."""
-    again = sum(one.purpose == Purpose.DECIDE for e in history for one in e.repeats)
     decided = sum(bool(e.base) and e.status in (Status.KEEP, Status.DISCARD) for e in history)
-    return 1 + again / decided if decided >= least else expected
+    return 1 + again / decided if decided else 1.0
 
 
 def audit_words(one: Audited, best: int | None = None) -> str:
@@ -199,7 +250,7 @@ def audit_words(one: Audited, best: int | None = None) -> str:
     words = (
         f"audited: val_bpb {-one.gain:+.6f} from the baseline to experiment {one.best} "
         f"({one.confidence:.0%} interval {-one.high:+.6f} to {-one.low:+.6f}; "
-        f"{one.baseline_runs} and {one.best_runs} new runs, {one.split} text)"
+        f"{one.baseline_runs} and {one.best_runs} fresh runs, {one.split} text)"
     )
     if best is not None and best != one.best:
         words += f"; what was kept since then, up to experiment {best}, is not audited"

@@ -84,11 +84,18 @@ class Worker:
         )
 
     def repeat(
-        self, e: Experiment, purpose: Purpose, *, split: str = "val", seed: int | None = None
+        self,
+        e: Experiment,
+        purpose: Purpose,
+        *,
+        split: str = "val",
+        seed: int | None = None,
+        audited: bool = False,
     ) -> Repeated:
         """Train and score an experiment once more, with its own seed, and record it.
 
-        Raises Abandoned, UserError.
+        With `audited`, it is also scored on the text of audits, which is recorded as another
+        repeat. Raises Abandoned, UserError.
         """
         tag = self.tag
         seed = tag.new_seed(e) if seed is None else seed
@@ -107,14 +114,16 @@ class Worker:
             result = train()
             if self._interfered(e, result, seed):
                 result = train()
-            outcome, reason = result.outcome, result.reason
-            metrics = dict(result.metrics)
-            if outcome == Outcome.OK:
+            found = [(split, result.outcome, result.reason, dict(result.metrics))]
+            if result.outcome == Outcome.OK:
                 record(Phase.SCORING)
                 score_log = log.with_name(f"{log.stem}-score.log")
                 score = self.score_once(e, artifacts, score_log, split)
-                outcome, reason = score.outcome, score.reason
-                metrics |= score.metrics
+                found = [(split, score.outcome, score.reason, {**result.metrics, **score.metrics})]
+                if audited and tag.audited_split != split:
+                    score = self.score_once(e, artifacts, score_log, tag.audited_split)
+                    metrics = dict(score.metrics)
+                    found += [(tag.audited_split, score.outcome, score.reason, metrics)]
         except BaseException:
             with contextlib.suppress(OSError, UserError):  # the first error matters more
                 record(Phase.GIVEN_UP)
@@ -122,19 +131,18 @@ class Worker:
         finally:
             self.executor.end_early()
             files.remove(artifacts)
-        tag.journal.append(
-            Repeated(split=split, outcome=outcome, reason=reason, metrics=metrics, **known)
-        )
+        for on, outcome, reason, metrics in found:
+            tag.journal.append(
+                Repeated(split=on, outcome=outcome, reason=reason, metrics=metrics, **known)
+            )
         self.view.live("")
         # Other workers may repeat the same experiment at the moment.
-        repeats = tag.experiments[e.n].repeats
-        return next(one for one in reversed(repeats) if one.seed == seed)
+        repeats = reversed(tag.experiments[e.n].repeats)
+        return next(one for one in repeats if (one.seed, one.split) == (seed, split))
 
-    def scored_again(
-        self, e: Experiment, purpose: Purpose, *, split: str = "val", seed: int | None = None
-    ) -> Repeated:
-        """Return `repeat`'s result, or raise UserError if it has no score."""
-        repeat = self.repeat(e, purpose, split=split, seed=seed)
+    def scored_again(self, e: Experiment, purpose: Purpose, **options: Any) -> Repeated:
+        """Return the result of `repeat`, or raise UserError if it has no score."""
+        repeat = self.repeat(e, purpose, **options)
         if repeat.score is None:
             raise UserError(
                 f"Experiment {e.n} failed when it was run again: {repeat.reason.rstrip('.')}. "

@@ -30,12 +30,13 @@ class Outcome(StrEnum):
 
 
 class Purpose(StrEnum):
-    """Why an experiment is trained once more, with another seed (loop/statistics.py)."""
+    """Why an experiment is trained once more (loop/statistics.py)."""
 
     DECIDE = "decide"
     NOISE = "noise"
     AUDIT = "audit"
-    RETRAIN = "retrain"
+    DRIFT = "drift"  # whether the best still scores as it did; decides like DECIDE
+    RETRAIN = "retrain"  # as recorded, with the first run's seed: not an independent run
 
 
 class Phase(StrEnum):
@@ -202,7 +203,7 @@ class Repeating(Event, tag="repeating", frozen=True, kw_only=True):
 
 
 class Repeated(Event, tag="repeated", frozen=True, kw_only=True):
-    """An experiment was trained and scored once more, with another seed."""
+    """An experiment was trained and scored once more."""
 
     n: int
     seed: int
@@ -216,6 +217,11 @@ class Repeated(Event, tag="repeated", frozen=True, kw_only=True):
     def score(self) -> float | None:
         """Bits per byte of the split."""
         return self.metrics.get("val_bpb") if self.outcome == Outcome.OK else None
+
+    @property
+    def independent(self) -> bool:
+        """Whether the run had a seed of its own, so that its score says something new."""
+        return self.purpose != Purpose.RETRAIN
 
     @property
     def val_bpb(self) -> float | None:

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.records.events import Outcome, Repeated, Status
+from autoresearch_jax.records.events import Outcome, Purpose, Repeated, Status
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,22 @@ class Experiment:
     verdict: str = ""  # the reason of a policy that measures again
     place: int | None = None  # among the decided ones, in the order of decision
     workers: int = 1  # that worked side by side when it was decided
+
+    @property
+    def scores(self) -> list[float]:
+        """The validation scores of all independent runs but those of audits, the first one first.
+
+        Decisions and searches rest on them. Empty without a first score.
+        """
+        if self.val_bpb is None:
+            return []
+        runs = (one for one in self.repeats if one.independent and one.purpose != Purpose.AUDIT)
+        return [self.val_bpb, *(one.val_bpb for one in runs if one.val_bpb is not None)]
+
+    @property
+    def mean_bpb(self) -> float | None:
+        """The mean of `scores`: the first one alone may be a lucky one."""
+        return fmean(self.scores) if self.scores else None
 
 
 def refuse_without_parameters(e: Experiment, artifacts: Path) -> None:

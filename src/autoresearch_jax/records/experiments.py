@@ -129,11 +129,11 @@ class Experiments:
         found = tuple(self._unused.values())
         return [one for one in found if n is None or one.n == n]
 
-    def audit_scores(self, n: int, split: str) -> list[float]:
-        """Return the scores of an experiment's runs for an audit that is not recorded yet."""
+    def runs_since_audit(self, n: int, split: str) -> int:
+        """Return how many runs of an experiment an audit has that is not recorded yet."""
         repeats = self._all[n].repeats[self._audited_repeats.get(n, 0) :]
         fresh = [one for one in repeats if one.purpose == Purpose.AUDIT and one.split == split]
-        return [one.score for one in fresh if one.score is not None]
+        return sum(one.score is not None for one in fresh)
 
     # ---------------------------------------------------------------------------------- events
 

@@ -26,7 +26,12 @@ from autoresearch_jax.views.watch import logs
 from autoresearch_jax.views.watch.logs import Progress
 
 # Why an experiment is measured again, in words.
-PURPOSES = {"decide": "to decide", "noise": "for the noise", "audit": "for the audit"}
+PURPOSES = {
+    "decide": "to decide",
+    "noise": "for the noise",
+    "audit": "for the audit",
+    "drift": "for drift",
+}
 TICK_SECONDS = 0.02  # by which the clock of files may be behind
 
 
