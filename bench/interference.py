@@ -3,9 +3,8 @@
     uv run bench/interference.py [--budget 60] [--count 4] [--json]
 
 Real trainings at the demo's size on this machine's CPU: every second one has a busy process beside
-it on each core. `crowded_percent` and `lost_percent` are those of `disturbance.py`, of each
-training; what is not believed is trained again, once, beside the same processes. A training of less
-than 60 s is always believed.
+it on each core. `crowded_percent` and `lost_percent` are those of `jobs/interference.py`, of each
+training; what is not believed is trained again, up to twice, beside the same processes.
 """
 
 import contextlib
@@ -86,7 +85,7 @@ def main(budget: int, count: int, as_json: bool) -> None:
             if any(name in one.metrics for one in of_kind)
         }
         found[kind]["trainings"] = len(of_kind)
-        found[kind]["not_believed"] = sum(one["n"] in numbers for one in records)
+        found[kind]["not_believed"] = len(numbers & {one["n"] for one in records})
     if as_json:
         click.echo(json.dumps(found))
         return

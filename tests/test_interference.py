@@ -92,9 +92,14 @@ def test_what_is_usual_on_a_machine_is_no_interference():
     noisy, uneven = {"lost_percent": 4.0}, {"lost_percent": 20.0}
     assert interference.reason({"lost_percent": 9.0}, {}, QUIET)
     assert interference.reason({"lost_percent": 9.0}, {}) == ""  # nothing to compare with
+    assert interference.reason({"crowded_percent": 9.0}, {})  # others take it, whatever is usual
     assert interference.reason({"lost_percent": 9.0}, {}, noisy) == ""
     assert interference.reason({"lost_percent": 25.0}, {}, noisy)
     assert interference.reason({"lost_percent": 25.0}, {}, noisy, uneven) == ""
+    # What others take always, they may take now; but not three times of it.
+    shared = {"crowded_percent": 20.0}
+    assert interference.reason({"crowded_percent": 24.0}, {}, shared) == ""
+    assert interference.reason({"crowded_percent": 40.0}, {}, shared)
     always_hot = {"throttled_percent": 60.0}
     assert interference.reason({"throttled_percent": 100.0}, {}, always_hot) == ""
 
@@ -238,12 +243,11 @@ def test_processes_of_ours_that_have_ended_count_as_ours():
 
 
 @linux
-def test_other_processes_on_the_cores_are_seen(monkeypatch):
+def test_other_processes_on_the_cores_are_seen():
     """All cores are taken, however busy the machine is besides."""
     burn = ["setsid", "-f", sys.executable, "-c", BURN, "60"]
     marked = {**os.environ, "DISTURBANCE_TEST": str(os.getpid())}
     count = len(os.sched_getaffinity(0))
-    monkeypatch.setattr(interference, "LEAST_SECONDS", 1.0)
     monitor = interference.monitor("cpu")
     try:
         for _ in range(count):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 
 import pytest
 from click.testing import CliRunner
@@ -11,9 +10,10 @@ from autoresearch_jax.cli import main
 from autoresearch_jax.commands import verify
 from autoresearch_jax.common import syntax
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.loop import statistics
 from autoresearch_jax.records import journal
-from autoresearch_jax.records.events import Repeated
+from autoresearch_jax.records.events import Repeated, Scaled
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import Workspace, time_budget
 from autoresearch_jax.system.interrupts import Abandoned
@@ -71,7 +71,8 @@ def test_a_confirming_loop_learns_the_noise_and_measures_what_is_close_again(wor
     assert "measuring the noise" in view.text
     assert "noise of a score: 0.0" in view.text
     known = statistics.noise(history(workspace))
-    assert known.df == statistics.NOISE_RUNS - 1
+    # The repeats add to it: their first one is compared with the others.
+    assert known.df == statistics.NOISE_RUNS - 1 + len(close.repeats) - 1
     shown = CliRunner().invoke(main.main, ["-C", str(workspace.root), "show", "3"])
     assert "decision  " in shown.output
     assert "again     val 0." in shown.output
@@ -205,43 +206,85 @@ def test_verify_trains_again(workspace):
         verify.seeds(workspace, *setup, name="7", runs=1)
 
 
-def test_a_disturbed_training_is_repeated_once(workspace, monkeypatch):
-    from autoresearch_jax.jobs import interference
-    from autoresearch_jax.loop import worker
-
-    monkeypatch.setattr(worker, "LEAST_TRAINING_S", 0.0)
-    seen = []
-
-    def disturbed(metrics, words, *trusted):
-        seen.append([bool(one) for one in trusted])
-        return "a miner took 30% of the device" if len(seen) > 1 else ""
-
-    monkeypatch.setattr(interference, "reason", disturbed)
-    view = harness.Notes()
-    loop(workspace, noisy(CLEAR), policy="strict", view=view)
-    assert seen == [[], [True, True]]  # the baseline has none to compare with
-    (found,) = records(workspace, "disturbed")
-    assert (found["n"], found["reason"]) == (1, "a miner took 30% of the device")
-    assert "training again, because the first training was disturbed: a miner took 30%" in view.text
-    assert history(workspace)[1].status == "keep"  # believed the second time
-
-
-def test_a_training_that_interference_made_too_long_is_repeated_once(workspace, monkeypatch):
-    from autoresearch_jax.jobs.local import LocalExecutor
-    from autoresearch_jax.loop import worker
-
-    monkeypatch.setattr(worker, "LEAST_TRAINING_S", 0.0)
+@pytest.fixture
+def crowd(monkeypatch):
+    """Has others take half of the cores from some trainings: by their number, the baseline's 0."""
     train, trained = LocalExecutor.train, []
 
-    def late(executor, job, *events):
-        result = train(executor, job, *events)
-        trained.append(result)
-        crowded = {**result.metrics, "crowded_percent": 80.0}
-        if len(trained) != 2:  # the baseline, and the second time
-            return result
-        return dataclasses.replace(result, outcome="timeout", reason="late", metrics=crowded)
+    def among_others(crowded, **changes):
+        def crowded_train(executor, job, *events):
+            result = train(executor, job, *events)
+            trained.append(job)
+            if len(trained) - 1 not in crowded:
+                return result
+            metrics = {**result.metrics, "crowded_percent": 50.0}
+            return dataclasses.replace(result, metrics=metrics, **changes)
 
-    monkeypatch.setattr(LocalExecutor, "train", late)
+        monkeypatch.setattr(LocalExecutor, "train", crowded_train)
+        return trained
+
+    return among_others
+
+
+def test_a_disturbed_training_is_repeated(workspace, crowd):
+    """At any budget: this one is a second."""
+    trained, view = crowd({1, 2}), harness.Notes()
+    loop(workspace, noisy(CLEAR), policy="strict", view=view)
+    assert [one["n"] for one in records(workspace, "disturbed")] == [1, 1]
+    assert len(trained) == 4
+    assert "training again, because the training was disturbed: other" in view.text or (
+        "took 50% of the cores' time" in view.text
+    )
+    one = history(workspace)[1]
+    assert (one.status, one.disturbed, one.title) == ("keep", "", "idea 1")
+
+
+def test_a_training_that_is_always_disturbed_says_so_in_its_row(workspace, crowd):
+    trained, view = crowd({1, 2, 3}), harness.Notes()
+    loop(workspace, noisy(WORSE), policy="strict", view=view)
+    assert len(trained) == 4
+    one = history(workspace)[1]
+    assert "took 50% of the cores' time" in one.disturbed
+    (row,) = harness.rows(workspace.root)[1:]
+    assert row[3:] == ["discard", "[disturbed] idea 1"]
+    assert "check experiment 1: other processes disturbed every training of it" in view.text
+    shown = CliRunner().invoke(main.main, ["-C", str(workspace.root), "show", "1"])
+    assert "other processes disturbed every training of it" in shown.output
+
+
+def test_a_repeat_that_is_always_disturbed_says_so(workspace, crowd):
+    trained = crowd(set(range(6, 100)))  # after the baseline, the noise and the first one
+    loop(workspace, noisy(CLOSE))
+    one = history(workspace)[1]
+    assert one.repeats
+    assert all(again.disturbed for again in one.repeats)
+    assert one.title == "[disturbed] idea 1"
+    assert "with seed 43: " in one.remarks
+    # The incumbent's five runs suffice, and the candidate's own are three trainings each.
+    assert len(trained) == 6 + 3 * len(one.repeats)
+
+
+def test_a_killed_loop_does_not_start_to_count_its_trainings_anew(workspace, crowd, monkeypatch):
+    from autoresearch_jax.loop import worker
+
+    trained, checked = crowd({1, 2, 3, 4}), worker.Worker._train_checked
+
+    def stopped(self, e):
+        if len(trained) == 3:
+            monkeypatch.setattr(worker.Worker, "_train_checked", checked)
+            raise Abandoned
+        return checked(self, e)
+
+    monkeypatch.setattr(worker.Worker, "_train_checked", stopped)
+    agent = harness.BySeries(noisy(CLEAR))
+    for _ in range(2):
+        harness.run_loop(workspace, agent, 1, tag="t", policy="strict")
+    assert len(trained) == 4
+    assert history(workspace)[1].disturbed
+
+
+def test_a_training_that_interference_made_too_long_is_repeated(workspace, crowd):
+    trained = crowd({1}, outcome="timeout", reason="late")
     loop(workspace, noisy(CLEAR), policy="strict")
     (found,) = records(workspace, "disturbed")
     assert found["n"] == 1
@@ -249,27 +292,94 @@ def test_a_training_that_interference_made_too_long_is_repeated_once(workspace, 
     assert history(workspace)[1].status == "keep"
 
 
-def test_a_gain_is_tried_at_another_depth(workspace):
-    def at_depth(score, a_layer):
-        return harness.train_py(score, f"DEPTH = 3\nSCORE -= {a_layer} * DEPTH")
+def test_the_best_is_run_again_and_drift_is_said(workspace, tmp_path, monkeypatch):
+    """After every third experiment here; before the second time, the machine becomes slower."""
+    named, slow = statistics.policy_named, tmp_path / "slow"
 
-    loop(workspace, at_depth(0.9, 0.01), harness.train_py(0.8), policy="strict")
-    setup = harness.setup(tag="t")
+    def soon(name, experiments):
+        return dataclasses.replace(named(name, experiments), remeasure_after=3)
+
+    def worse(context):
+        if context.n == 7:
+            slow.touch()
+        (context.worktree / "train.py").write_text(noisy(1.2 + context.n / 100))
+        return "worse"
+
+    monkeypatch.setattr(statistics, "policy_named", soon)
+    drifting = noisy(1.0, f"SCORE += 0.3 * os.path.exists({str(slow)!r})\n")
+    (workspace.root / "train.py").write_text(drifting)
+    harness.git(workspace.root, "commit", "-q", "-a", "-m", "A machine that drifts")
+    view = harness.Notes()
+    loop(workspace, *[worse] * 8, view=view)
+    baseline = history(workspace)[0]
+    assert [one.purpose for one in baseline.repeats] == ["noise"] * 4 + ["drift"] * 2
+    assert "Warning: experiment 0 scores otherwise than before: val_bpb +0.3" in view.text
+    results = CliRunner().invoke(main.main, ["-C", str(workspace.root), "results"])
+    assert "experiment 0 scores otherwise than before" in results.output
+
+
+def test_whether_a_gain_holds_at_other_depths(workspace):
+    def at_depth(score, a_layer):
+        return noisy(score, f"DEPTH = 3\nSCORE -= {a_layer} * DEPTH\n")
+
+    def scaled(name, *depths, tag="u", **options):
+        options = {"runs": 3, "budget_s": None, **options}
+        setup = harness.setup(tag=tag)
+        return verify.scale(workspace, *setup, name=name, depths=depths, **options).lines[1:]
+
+    loop(workspace, harness.train_py(0.95), policy="strict")
     with pytest.raises(UserError, match="no constant DEPTH"):
-        verify.scale(workspace, *setup, name="1", depth=6, budget_s=None)  # the baseline's
+        scaled("1", 6, tag="t")  # the baseline's
     (workspace.root / "train.py").write_text(at_depth(1.0, 0.02))
     harness.git(workspace.root, "commit", "-q", "-a", "-m", "With a depth")
-    loop(workspace, at_depth(0.95, 0.01), at_depth(0.93, 0.03), tag="u", policy="strict")
-    setup = harness.setup(tag="u")
-    # 1.0 - 0.02 x 12 against 0.95 - 0.01 x 12, and 0.93 - 0.03 x 12.
-    (line,) = verify.scale(workspace, *setup, name="1", depth=12, budget_s=None).lines
-    assert "0.830000, the baseline 0.760000: gain -0.070000, of +0.020000" in line
-    assert "scale-bound" in line
-    (line,) = verify.scale(workspace, *setup, name=None, depth=12, budget_s=2).lines
-    assert "scale-stable" in line
-    found = [one for one in lines(workspace.state_dir("u")) if one["step"] == "scaled"]
-    assert [one["tag"] for one in found] == ["scale-bound", "scale-stable"]
+    loop(workspace, at_depth(0.96, 0.01), at_depth(0.93, 0.03), tag="u", policy="strict")
+
+    # 1.0 - 0.02 x 12 against 0.96 - 0.01 x 12, and 0.93 - 0.03 x 12.
+    (line,) = scaled("1", 12)
+    assert "depth 12: val_bpb +0.080000" in line
+    assert line.endswith("from 3 runs of each: does not hold")
+    three, six, trend = scaled(None, 3, 6, runs=2, budget_s=2)
+    assert "depth 3 in 2 s: val_bpb -0.100000" in three
+    assert six.endswith("from 2 runs of each: holds")
+    assert trend.endswith("grows")
+    assert len([one for one in lines(workspace.state_dir("u")) if one["step"] == "scaled"]) == 7
+    (line,) = scaled("1", 12, runs=1)  # what was measured before counts
+    assert "from 4 runs of each" in line
+    shown = CliRunner().invoke(main.main, ["-C", str(workspace.root), "show", "1", "--tag", "u"])
+    assert line in shown.output
     assert time_budget(workspace.root) == 1
+
+
+def test_a_coin_flip_is_not_decided():
+    def found(*gains, depth=12, noise=(0.0, 0.001, 0.003)):
+        return statistics.scale_lines(
+            [
+                Scaled(n=1, baseline=0, depth=depth, baseline_bpb=1 + e, val_bpb=1 + f - g, seed=s)
+                for s, (g, e, f) in enumerate(zip(gains, noise, reversed(noise), strict=False))
+            ]
+        )
+
+    assert found(0.001)[0].endswith("from one run of each: not decided")
+    assert found(0.001, 0.001, 0.001)[0].endswith("from 3 runs of each: not decided")
+    assert found(0.02, 0.02, 0.02)[0].endswith("from 3 runs of each: holds")
+    assert found(-0.02, -0.02, -0.02)[0].endswith("from 3 runs of each: does not hold")
+    assert "val_bpb -0.020000 (95% interval -0.0" in found(0.02, 0.02, 0.02)[0]
+
+
+def test_how_a_gain_changes_with_depth_is_fitted():
+    def trend(*gains):
+        pairs = [
+            Scaled(n=1, baseline=0, depth=depth, baseline_bpb=1.0, val_bpb=1 - g - e, seed=s)
+            for s, e in enumerate((0.0, 0.001, -0.001))
+            for depth, g in zip((6, 12, 24), gains, strict=False)
+        ]
+        return statistics.scale_lines(pairs)[-1]
+
+    assert "trend: val_bpb -0.010000" in trend(0.01, 0.02, 0.03)
+    assert trend(0.01, 0.02, 0.03).endswith("the gain grows")
+    assert trend(0.03, 0.02, 0.01).endswith("the gain shrinks")
+    assert trend(0.02, 0.02, 0.02).endswith("not decided")
+    assert trend(0.02).endswith("holds")  # one depth has no trend
 
 
 def repeat(score, purpose, split="val", seed=43):

@@ -137,8 +137,11 @@ def loop(**flags: Any) -> None:
 @click.option("--audit", type=Count(2), metavar="K", help=(
     "Train baseline and best K more times each, and report the gain with its interval."
 ))  # fmt: skip
-@click.option("--depth", type=Count(1), metavar="D", help=(
-    "Train it and the baseline at DEPTH = D, to see whether the gain remains."))  # fmt: skip
+@click.option("--depth", "depths", type=Count(1), multiple=True, metavar="D", help=(
+    "Train it and the baseline at DEPTH = D, to see whether the gain holds. Repeat the flag for "
+    "several depths."))  # fmt: skip
+@click.option("--runs", type=Count(1), metavar="K", help=(
+    "Trainings of each at each --depth.  [default: 3]"))  # fmt: skip
 @click.option("--budget", type=Count(1), metavar="S", help=(
     "Seconds of --depth's trainings.  [default: TIME_BUDGET]"))  # fmt: skip
 @tag_option
@@ -148,7 +151,8 @@ def verify(
     retrain: bool,
     seeds: int | None,
     audit: int | None,
-    depth: int | None,
+    depths: tuple[int, ...],
+    runs: int | None,
     budget: int | None,
     **flags: Any,
 ) -> None:
@@ -163,21 +167,26 @@ def verify(
     """
     from autoresearch_jax.commands import verify as command
 
-    asked = {"sealed": sealed, "retrain": retrain, "seeds": seeds, "audit": audit, "depth": depth}
+    asked = {"sealed": sealed, "retrain": retrain, "seeds": seeds, "audit": audit, "depth": depths}
     given = [f"--{name}" for name, value in asked.items() if value]
     if len(given) > 1:
         raise click.UsageError(f"{' and '.join(given)} exclude each other. Choose one.")
     if audit and experiment:
         raise click.UsageError("--audit compares baseline and best, and takes no experiment.")
-    if budget and not depth:
-        raise click.UsageError("--budget goes with --depth, such as --depth 12 --budget 600.")
+    if (budget or runs) and not depths:
+        given_too = "--budget 600" if budget else "--runs 5"
+        raise click.UsageError(
+            f"{given_too.split()[0]} goes with --depth, such as --depth 12 {given_too}."
+        )
     with output.workspace(**flags) as opened:
         if seeds:
             found = command.seeds(*opened, name=experiment, runs=seeds)
         elif audit:
             found = command.audit(*opened, runs=audit)
-        elif depth:
-            found = command.scale(*opened, name=experiment, depth=depth, budget_s=budget)
+        elif depths:
+            found = command.scale(
+                *opened, name=experiment, depths=depths, budget_s=budget, runs=runs or 3
+            )
         elif retrain:
             found = command.retrain(*opened, name=experiment)
         else:

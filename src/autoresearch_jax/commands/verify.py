@@ -1,7 +1,6 @@
 """Measure scores again at any later time: from what a training left, or by training again."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -138,10 +137,11 @@ def scale(
     tools: Tools,
     *,
     name: str | None,
-    depth: int,
+    depths: Sequence[int],
     budget_s: int | None,
+    runs: int,
 ) -> Verification:
-    """Train an experiment (the best by default) and the baseline at another depth.
+    """Train an experiment (the best by default) and the baseline `runs` times at other depths.
 
     Raises UserError, also if one of the two gives no score there.
     """
@@ -149,39 +149,46 @@ def scale(
         e = _chosen(session, name, best)
         if e.n == baseline.n:
             raise UserError(f"experiment {e.n} is the baseline and has no gain: name another one.")
-        scores = []
-        for one in (baseline, e):
-            if session.interrupts.stopping():
-                raise Abandoned
-            job = partial(_scaled, e=one, depth=depth, budget_s=budget_s)
-            scores.append(session.pool.one(job))
-        baseline_bpb, val_bpb = scores
-        gain, recorded_gain = baseline_bpb - val_bpb, _recorded(baseline) - _recorded(e)
-        verdict = "scale-stable" if gain > 0 else "scale-bound"
-        session.journal.append(
-            events.Scaled(
-                n=e.n,
-                baseline=baseline.n,
-                depth=depth,
-                budget=budget_s,
-                baseline_bpb=baseline_bpb,
-                val_bpb=val_bpb,
-                tag=verdict,
+
+        def pair(depth: int, seed: int, worker: Worker) -> None:
+            found = []
+            for one in (baseline, e):
+                if session.interrupts.stopping():
+                    raise Abandoned
+                found.append(_scaled(worker, one, depth, budget_s, seed))
+            (baseline_bpb, first), (val_bpb, second) = found
+            session.journal.append(
+                events.Scaled(
+                    n=e.n,
+                    baseline=baseline.n,
+                    depth=depth,
+                    budget=budget_s,
+                    baseline_bpb=baseline_bpb,
+                    val_bpb=val_bpb,
+                    seed=seed,
+                    disturbed=first or second,
+                )
             )
-        )
-        line = (
-            f"experiment {e.n} at depth {depth}: {val_bpb:.6f}, the baseline {baseline_bpb:.6f}: "
-            f"gain {gain:+.6f}, of {recorded_gain:+.6f} as recorded: {verdict}"
-        )
-        if session.noise is not None and abs(gain) < session.noise.sd * math.sqrt(2):
-            line += ", within the noise of two runs"
-        return Verification([line])
+
+        known = session.experiments.scaled.get(e.n, [])
+        first = 1 + max((one.seed for one in known), default=SEED - 1)
+        seeds = range(first, first + runs)
+        session.pool.run([partial(pair, depth, seed) for seed in seeds for depth in {*depths}])
+        change = _recorded(e) - _recorded(baseline)
+        lines = [f"experiment {e.n}, {e.commit[:7]}: val_bpb {change:+.6f} as recorded"]
+        return Verification(lines + statistics.scale_lines(session.experiments.scaled[e.n]))
 
 
-def _scaled(worker: Worker, e: Experiment, depth: int, budget_s: int | None) -> float:
-    """Return the val_bpb of an experiment at another depth. Raises Abandoned, UserError."""
+def _scaled(
+    worker: Worker, e: Experiment, depth: int, budget_s: int | None, seed: int
+) -> tuple[float, str]:
+    """Return the val_bpb of an experiment at another depth, and what disturbed it.
+
+    Raises Abandoned, UserError.
+    """
     run_dir = worker.tag.log(e).parent
-    artifacts, log = run_dir / "scaled", run_dir / "scaled.log"
+    log = run_dir / f"scaled-{depth}-{seed}.log"
+    artifacts = log.with_suffix("")
     limits = worker.tag.limits  # a baseline's, because another size takes another time
 
     def resize(folder: Path) -> None:
@@ -189,11 +196,14 @@ def _scaled(worker: Worker, e: Experiment, depth: int, budget_s: int | None) -> 
         if budget_s is not None:
             _rewrite(folder / "constants.py", "TIME_BUDGET", budget_s)
 
+    def train() -> TrainResult:
+        return worker.train_once(e, artifacts, log, resize=resize, limits=limits, seed=seed)
+
     found: TrainResult | Score
     try:
-        found = worker.train_once(e, artifacts, log, resize=resize, limits=limits)
+        found, disturbed = worker.undisturbed(e, train, seed=seed)
         if found.outcome == Outcome.OK:
-            score_log = log.with_name("scaled-score.log")
+            score_log = log.with_name(f"{log.stem}-score.log")
             found = worker.score_once(e, artifacts, score_log, "val", limits)
     finally:
         worker.executor.end_early()
@@ -202,7 +212,7 @@ def _scaled(worker: Worker, e: Experiment, depth: int, budget_s: int | None) -> 
     if found.outcome != Outcome.OK:
         reason = found.reason.rstrip(".")
         raise UserError(f"experiment {e.n} gives no score at depth {depth}: {reason}.")
-    return found.metrics["val_bpb"]
+    return found.metrics["val_bpb"], disturbed
 
 
 def _rewrite(path: Path, name: str, value: int) -> None:

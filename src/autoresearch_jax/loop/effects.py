@@ -38,8 +38,8 @@ def carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | None:
     results_tsv.write(tag.workspace, tag.experiments, tag.view)
     tag.view.live("")
     tag.view.say(_line(e, best))
-    if e.note:
-        tag.view.say(f"     check experiment {e.n}: {e.note}")
+    if e.remarks:
+        tag.view.say(f"     check experiment {e.n}: {e.remarks}")
     return None
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import SEED
 from autoresearch_jax.loop.policy import Confirm, Strict, pooled
-from autoresearch_jax.records.events import Audited, Purpose, Status
+from autoresearch_jax.records.events import Audited, Purpose, Scaled, Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
 
@@ -255,3 +255,50 @@ def audit_words(one: Audited, best: int | None = None) -> str:
     if best is not None and best != one.best:
         words += f"; what was kept since then, up to experiment {best}, is not audited"
     return words
+
+
+def scale_lines(pairs: Sequence[Scaled]) -> list[str]:
+    """Return whether a gain holds at other depths, as lines, and how it changes with depth.
+
+    `pairs` are all trainings of one experiment and of the baseline at other depths. Those of
+    another budget stand for themselves.
+    """
+    lines = []
+    for budget in dict.fromkeys(one.budget for one in pairs):
+        alike = [one for one in pairs if one.budget == budget]
+        of = "" if budget is None else f" in {budget:g} s"
+        for depth in sorted({one.depth for one in alike}):
+            lines.append(_at_depth([one for one in alike if one.depth == depth], of))
+        lines += _trend(alike, of)
+    return lines
+
+
+def _at_depth(pairs: Sequence[Scaled], of: str) -> str:
+    theirs, ours = [one.baseline_bpb for one in pairs], [one.val_bpb for one in pairs]
+    words = f"depth {pairs[0].depth}{of}: val_bpb {fmean(ours) - fmean(theirs):+.6f}"
+    verdict, disturbed = "not decided", sum(bool(one.disturbed) for one in pairs)
+    if len(pairs) > 1:
+        found = gain(theirs, ours, pooled_noise([theirs, ours]))
+        words += f" ({CONFIDENCE:.0%} interval {-found.high:+.6f} to {-found.low:+.6f})"
+        verdict = "holds" if found.low > 0 else "does not hold" if found.high <= 0 else verdict
+    runs = "one run" if len(pairs) == 1 else f"{len(pairs)} runs"
+    if disturbed:
+        runs += f", {disturbed} of them disturbed by other processes"
+    return f"{words}, from {runs} of each: {verdict}"
+
+
+def _trend(pairs: Sequence[Scaled], of: str) -> list[str]:
+    """Fit how the gain changes with the logarithm of the depth, by ordinary least squares."""
+    from scipy import stats
+
+    doublings = [math.log2(one.depth) for one in pairs]
+    if len({*doublings}) < 2 or len(pairs) < 3:
+        return []
+    fit = stats.linregress(doublings, [one.val_bpb - one.baseline_bpb for one in pairs])
+    half = float(stats.t.isf((1 - CONFIDENCE) / 2, len(pairs) - 2)) * fit.stderr
+    low, high = fit.slope - half, fit.slope + half
+    verdict = "the gain grows" if high < 0 else "the gain shrinks" if low > 0 else "not decided"
+    return [
+        f"trend{of}: val_bpb {fit.slope:+.6f} for each doubling of the depth ({CONFIDENCE:.0%} "
+        f"interval {low:+.6f} to {high:+.6f}): {verdict}"
+    ]

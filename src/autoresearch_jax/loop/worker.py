@@ -37,7 +37,7 @@ from autoresearch_jax.system import interrupts
 from autoresearch_jax.system.interrupts import Abandoned
 
 MIN_FREE_BYTES = 512 << 20  # with less free space, a training would fail for want of disk
-LEAST_TRAINING_S = 60.0  # shorter trainings say nothing about interference
+TRAININGS = 3  # of one run, at most, while other processes disturb them
 CONTROL_SECONDS = 20.0  # of training after which the best counts as running
 
 
@@ -111,9 +111,7 @@ class Worker:
 
         record(Phase.TRAINING)
         try:
-            result = train()
-            if self._interfered(e, result, seed):
-                result = train()
+            result, disturbed = self.undisturbed(e, train, seed=seed)
             found = [(split, result.outcome, result.reason, dict(result.metrics))]
             if result.outcome == Outcome.OK:
                 record(Phase.SCORING)
@@ -133,7 +131,14 @@ class Worker:
             files.remove(artifacts)
         for on, outcome, reason, metrics in found:
             tag.journal.append(
-                Repeated(split=on, outcome=outcome, reason=reason, metrics=metrics, **known)
+                Repeated(
+                    split=on,
+                    outcome=outcome,
+                    reason=reason,
+                    metrics=metrics,
+                    disturbed=disturbed,
+                    **known,
+                )
             )
         self.view.live("")
         # Other workers may repeat the same experiment at the moment.
@@ -170,9 +175,14 @@ class Worker:
         if broken:
             self._record_training(e, Outcome.CRASH, broken)
             return
-        result, verdict = self._train_checked(e)
-        if not e.trained_again and self._interfered(e, result):
+        verdict = Verdict()
+
+        def train() -> TrainResult:
+            nonlocal verdict
             result, verdict = self._train_checked(e)
+            return result
+
+        result, disturbed = self.undisturbed(e, train, TRAININGS - e.interruptions)
         outcome, reason = result.outcome, result.reason
         if outcome == Outcome.ABANDONED:  # by the compile check: other causes raise Abandoned
             outcome, reason = Outcome.CRASH, verdict.refused or "the compile check refused it"
@@ -183,25 +193,34 @@ class Worker:
             result.provenance,
             metrics={**result.metrics, **verdict.metrics},
             note=result.note,
+            disturbed=disturbed,
             left=scoring.seal(self.tag.artifacts(e)) if outcome == Outcome.OK else "",
         )
 
-    def _interfered(self, e: Experiment, result: TrainResult, seed: int | None = None) -> bool:
-        """Return whether another process disturbed a training, and record that.
+    def undisturbed(
+        self,
+        e: Experiment,
+        train: Callable[[], TrainResult],
+        most: int = TRAININGS,
+        seed: int | None = None,
+    ) -> tuple[TrainResult, str]:
+        """Train until no other process disturbs it, `most` times at most.
 
-        `seed` is that of a repeat.
+        Returns the last training, and what disturbed it or "". `seed` is that of a repeat.
         """
-        trained_s = result.metrics.get("training_seconds", 0.0)
-        if result.outcome not in (Outcome.OK, Outcome.TIMEOUT) or trained_s < LEAST_TRAINING_S:
-            return False
         tag = self.tag
         others = (tag.experiments.baseline, tag.experiments.by_commit(e.base))
-        trusted = (one.metrics for one in others if one is not None and one.n != e.n)
-        why = interference.reason(result.metrics, result.words, *trusted)
-        if why:
-            self.view.say(f"     training again, because the first training was disturbed: {why}")
+        repeated = seed is not None  # its first training tells what is usual, too
+        trusted = [one.metrics for one in others if one is not None and (repeated or one.n != e.n)]
+        while True:
+            result, most = train(), most - 1
+            why = ""
+            if result.outcome in (Outcome.OK, Outcome.TIMEOUT):
+                why = interference.reason(result.metrics, result.words, *trusted)
+            if not why or most <= 0:
+                return result, why
+            self.view.say(f"     training again, because the training was disturbed: {why}")
             tag.journal.append(records.Interfered(n=e.n, seed=seed, reason=why))
-        return bool(why)
 
     def _train_checked(self, e: Experiment) -> tuple[TrainResult, Verdict]:
         """Train an experiment beside its compile check, which may end the training.

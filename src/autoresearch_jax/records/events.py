@@ -140,7 +140,10 @@ class Repaired(Event, tag="repaired", frozen=True, kw_only=True):
 
 
 class Interfered(Event, tag="disturbed", frozen=True, kw_only=True):
-    """Another process disturbed a training (jobs/interference.py), so it is done again."""
+    """Another process disturbed a training (jobs/interference.py), so it is done again.
+
+    The last one that is allowed counts, and says so in its own record.
+    """
 
     n: int
     seed: int | None = None  # of a repeat
@@ -155,6 +158,7 @@ class Trained(Event, tag="trained", frozen=True, kw_only=True):
     reason: str = ""
     metrics: dict[str, float] = {}
     note: str = ""  # something that the user should look at
+    disturbed: str = ""  # what disturbed this training, as it had disturbed all before
     left: str = ""  # SHA-256 of the artifacts
     provenance: dict[str, Any] = {}  # what the score rests on
 
@@ -212,6 +216,7 @@ class Repeated(Event, tag="repeated", frozen=True, kw_only=True):
     outcome: Outcome
     reason: str = ""
     metrics: dict[str, float] = {}
+    disturbed: str = ""  # as in Trained
 
     @property
     def score(self) -> float | None:
@@ -230,7 +235,7 @@ class Repeated(Event, tag="repeated", frozen=True, kw_only=True):
 
 
 class Scaled(Event, tag="scaled", frozen=True, kw_only=True):
-    """A gain was measured at another depth."""
+    """An experiment and the baseline were trained once each at another depth."""
 
     n: int
     baseline: int
@@ -238,7 +243,9 @@ class Scaled(Event, tag="scaled", frozen=True, kw_only=True):
     budget: float | None = None  # seconds; None: the workspace's
     baseline_bpb: float
     val_bpb: float
-    tag: str  # "scale-stable" | "scale-bound"
+    seed: int = 42  # of both
+    disturbed: str = ""  # as in Trained, of either
+    tag: str = ""  # of earlier versions, which said of one pair whether the gain holds
 
 
 class Audited(Event, tag="audited", frozen=True, kw_only=True):

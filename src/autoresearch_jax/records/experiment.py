@@ -42,7 +42,8 @@ class Experiment:
     started: float = 0.0  # Unix time
     finished: float | None = None  # Unix time
     outcome: Outcome | None = None  # of the training; None while untrained
-    trained_again: bool = False  # because another process disturbed the first training
+    interruptions: int = 0  # trainings that were done again, because others disturbed them
+    disturbed: str = ""  # what disturbed the last training as well, "" if nothing did
     left: str = ""  # SHA-256 of the artifacts
     ask: int | None = None  # the question to an agent that it answers
     of: int | None = None  # the experiment that it carries over to another best
@@ -53,6 +54,25 @@ class Experiment:
     verdict: str = ""  # the reason of a policy that measures again
     place: int | None = None  # among the decided ones, in the order of decision
     workers: int = 1  # that worked side by side when it was decided
+
+    @property
+    def title(self) -> str:
+        """The description as a row has it, with a mark where a disturbed run decided."""
+        disturbed = (self.disturbed, *(one.disturbed for one in self.repeats if one.split == "val"))
+        return f"[disturbed] {self.description}" if any(disturbed) else self.description
+
+    @property
+    def remarks(self) -> str:
+        """What the user should look at."""
+        found = [self.note]
+        if self.disturbed:
+            found.append(f"other processes disturbed every training of it: {self.disturbed}")
+        found += [
+            f"other processes disturbed every training with seed {one.seed}: {one.disturbed}"
+            for one in self.repeats
+            if one.disturbed
+        ]
+        return "; ".join(filter(None, found))
 
     @property
     def scores(self) -> list[float]:

@@ -170,7 +170,9 @@ class Experiments:
             case events.Scaled():
                 self.scaled.setdefault(event.n, []).append(event)
             case events.Interfered(seed=None) if event.n in self._all:
-                self._all[event.n] = replace(self._all[event.n], trained_again=True)
+                self._all[event.n] = replace(
+                    self._all[event.n], interruptions=self._all[event.n].interruptions + 1
+                )
             case events.Proposed():
                 self._queue.pop((event.ask, event.of), None)
                 self._by_commit[event.commit] = event.n
@@ -226,6 +228,8 @@ def _changed(
                 scored=None,
                 reason="",
                 note="",
+                disturbed="",
+                interruptions=0,
             )
         case events.Trained():
             metrics = e.metrics | event.metrics
@@ -238,6 +242,7 @@ def _changed(
                 memory_gb=None if peak_mb is None else peak_mb / 1024,
                 provenance=event.provenance,
                 note=event.note,
+                disturbed=event.disturbed,
                 left=event.left,
                 scored=None,
                 val_bpb=None,

@@ -28,7 +28,7 @@ def _row_text(e: Experiment) -> str:
     else:
         memory = "—" if e.memory_gb is None else f"{e.memory_gb:.1f}"
         numbers = f"{e.val_bpb:.6f}\t{memory}"
-    return f"{e.commit[:7]}\t{numbers}\t{e.status}\t{clean(e.description)}\n"
+    return f"{e.commit[:7]}\t{numbers}\t{e.status}\t{clean(e.title)}\n"
 
 
 def write(workspace: Workspace, history: Iterable[Experiment], view: View) -> None:

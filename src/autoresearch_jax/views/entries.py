@@ -94,7 +94,7 @@ def entry_of(
         best_so_far=score if is_best else best,
         memory_gb=None if crashed else one.memory_gb,
         status=clean(one.status or ""),
-        description=clean(one.description),
+        description=clean(one.title if isinstance(one, Experiment) else one.description),
         **known,
     )
 

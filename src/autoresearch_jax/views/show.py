@@ -6,6 +6,7 @@ from rich.console import Console
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean, printable, sentence
+from autoresearch_jax.loop import statistics
 from autoresearch_jax.records import journal, tags
 from autoresearch_jax.records.experiment import Experiment, UnusedAnswer
 from autoresearch_jax.records.experiments import Experiments
@@ -107,10 +108,9 @@ def _facts(
     for repeat in one.repeats:
         score = repeat.reason if repeat.score is None else f"{repeat.split} {repeat.score:.6f}"
         yield "again", f"{score} (seed {repeat.seed}, {repeat.purpose})", ""
-    for found in experiments.scaled.get(one.n, []):
-        scores = f"{found.val_bpb:.6f}, the baseline {found.baseline_bpb:.6f}"
-        yield "scale", f"{found.tag}: {scores} at depth {found.depth}", ""
-    yield "note", clean(one.note), "yellow"
+    for found in statistics.scale_lines(experiments.scaled.get(one.n, [])):
+        yield "scale", found, ""
+    yield "note", clean(one.remarks, limit=1000), "yellow"
     if entry.phases:
         words = ", ".join(f"{name} {seconds:.1f}" for name, seconds in entry.phases.items())
         yield "seconds", f"{words}; together {sum(entry.phases.values()):.1f}", ""

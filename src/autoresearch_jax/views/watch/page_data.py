@@ -95,7 +95,7 @@ def of_experiment(reader: Reader, n: int) -> dict[str, Any] | None:
         **entry.fields(),
         "status": one.status,
         "reason": clean(one.reason, REASON_LIMIT),
-        "note": clean(one.note, REASON_LIMIT),
+        "note": clean(one.remarks, REASON_LIMIT),
         "memory_gb": one.memory_gb,  # also of a crash
         "repairs": one.repairs,
         "numbers": {clean(name, 60): value for name, value in one.metrics.items()},
