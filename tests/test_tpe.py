@@ -5,6 +5,8 @@ import dataclasses
 import math
 import random
 import re
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -18,7 +20,7 @@ from autoresearch_jax.agents.agent import AgentError, Context
 from autoresearch_jax.agents.constants import read
 from autoresearch_jax.agents.search_space import infer
 from autoresearch_jax.agents.tpe import Tpe, Trial, choose, space_of
-from autoresearch_jax.common import literals
+from autoresearch_jax.common import literals, syntax
 from autoresearch_jax.common.validation import first_fault
 from autoresearch_jax.loop import config
 from autoresearch_jax.loop.config import LoopConfig
@@ -160,6 +162,63 @@ def test_a_rewrite_changes_the_value_and_no_other_byte(made, value, data):
     before, after, one = source.encode(), changed.encode(), known[name]
     assert after.startswith(before[: one.start])
     assert after.endswith(before[one.end :])
+
+
+ENCODED = [
+    SMALL.encode("utf-8-sig"),
+    SMALL.replace("\n", "\r\n").encode("utf-8-sig"),
+    f"# coding: latin-1\n{SMALL}".replace("–", "-").encode("latin-1"),
+    f"#!/usr/bin/python\r\n# vim: set fileencoding=cp1252 :\r\n{SMALL}".encode("cp1252"),
+    f"# coding: latin9\r{SMALL}".replace("–", "€").replace("\n", "\r").encode("latin9"),
+    f"# coding: ascii\n{SMALL}".replace("ï", "i").replace("–", "-").replace("  #", "\t#").encode(),
+    f"{SMALL}if DEPTH:\n\tprint(SEED)\n\x0c\n".encode(),
+]
+
+
+@pytest.mark.parametrize("source", ENCODED)
+def test_whatever_python_runs_is_rewritten_in_its_own_encoding(source):
+    names = {}
+    exec(compile(source, "train.py", "exec"), {"print": lambda *_: None}, names)
+    found = literals.read(source)
+    assert {name: one.value for name, one in found.items()} == {
+        name: value for name, value in names.items() if name.isupper()
+    }
+    changed = literals.rewrite(source, {"MATRIX_LR": 0.05})
+    assert changed == source.replace(b"0.04", b"0.05")
+    assert literals.readable(source) == literals.decode(source)
+    assert "na" in literals.readable(source)
+
+
+@pytest.mark.parametrize("source", ENCODED)
+def test_whatever_python_runs_is_searched(tmp_path, source):
+    simulation = Simulation(tmp_path / "worktree", 0, source=literals.decode(source))
+    context = simulation.context()
+    (context.worktree / "train.py").write_bytes(source)
+    Tpe().propose(context)
+    proposed = (context.worktree / "train.py").read_bytes()
+    assert proposed != source
+    assert proposed.startswith(source[:20])
+    assert proposed.count(b"\r") == source.count(b"\r")
+    compile(proposed, "train.py", "exec")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [b"A = 1  # \xe9\n", b"# coding: nonsense\nA = 1\n", b"# coding: rot13\nA = 1\n",
+     b"\xef\xbb\xbf# coding: latin-1\nA = 1\n", b"# coding: ascii\nA = '\xe9'\n"],
+)  # fmt: skip
+def test_what_python_cannot_decode_is_refused_and_yet_shown(tmp_path, source):
+    (tmp_path / "train.py").write_bytes(source)
+    ran = subprocess.run([sys.executable, tmp_path / "train.py"], capture_output=True, text=True)
+    assert "SyntaxError" in ran.stderr
+    with pytest.raises(SyntaxError):
+        literals.read(source)
+    assert syntax.unparsable(source)
+    assert "A = " in literals.readable(source)
+    context = Simulation(tmp_path / "worktree", 0).context()
+    (context.worktree / "train.py").write_bytes(source)
+    with pytest.raises(AgentError, match="not Python"):
+        Tpe().propose(context)
 
 
 def test_a_rewrite_keeps_the_notation():

@@ -85,16 +85,16 @@ class Tpe(Agent):
                 "Change it by hand with `autoresearch-jax run -m ...`, or use another --agent.",
                 "exhausted",
             )
-        changed = literals.rewrite(known.source, changes)
-        (context.worktree / "train.py").write_bytes(changed.encode())
+        path = context.worktree / "train.py"
+        path.write_bytes(literals.rewrite(path.read_bytes(), changes))
         return Proposal(describe(known.current, changes))
 
     def known(self, context: Context) -> Known:
         """Return what is known before a proposal. Raises AgentError, as `propose` does."""
         try:
-            source = (context.worktree / "train.py").read_bytes().decode()
-        except UnicodeDecodeError as error:
-            raise AgentError(f"train.py is not UTF-8 text: {error}.") from error
+            source = literals.decode((context.worktree / "train.py").read_bytes())
+        except SyntaxError as error:
+            raise AgentError(f"train.py is not Python: {error}.") from error
         for e in context.history:
             if e.commit not in self._read:
                 self._read[e.commit] = read(context.source_of(e.commit))

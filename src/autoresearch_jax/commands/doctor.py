@@ -22,7 +22,7 @@ from autoresearch_jax.agents.agent import Agent, AgentError
 from autoresearch_jax.agents.factory import make_agent
 from autoresearch_jax.agents.tpe import Tpe
 from autoresearch_jax.commands import loop, presets, run
-from autoresearch_jax.common import files, paths
+from autoresearch_jax.common import files, literals, paths
 from autoresearch_jax.common.console import PlainView, View, typed
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import sentence
@@ -360,8 +360,8 @@ def _unusable_agent(settings: LoopConfig, flag: str | None) -> Iterator[Problem]
 def _unused_ranges(root: Path, settings: LoopConfig) -> str:
     """Return a warning of ranges in program.md that fit no constant of train.py, else ""."""
     with contextlib.suppress(OSError):  # a workspace without train.py is reported elsewhere
-        train = (root / "train.py").read_text(encoding="utf-8", errors="replace")
-        return search_space.unused_ranges(settings.search, train)
+        train = (root / "train.py").read_bytes()
+        return search_space.unused_ranges(settings.search, literals.readable(train))
     return ""
 
 

@@ -217,10 +217,10 @@ def _scaled(
 
 def _rewrite(path: Path, name: str, value: int) -> None:
     """Give a constant of a file another value. Raises UserError if the file does not have it."""
-    text = path.read_text()
-    if name not in literals.read(text):
+    source = path.read_bytes()
+    if name not in literals.read(source):
         raise UserError(f"{path.name} of that experiment has no constant {name}.")
-    path.write_text(literals.rewrite(text, {name: value}))
+    path.write_bytes(literals.rewrite(source, {name: value}))
 
 
 @contextmanager

@@ -6,15 +6,18 @@ comments, alignment, line ends and the notation `2**19` remain.
 
 import ast
 import contextlib
+import io
 import json
 import operator
 import re
 import threading
+import tokenize
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import AnyStr
 
 Value = int | float | str
 UPPER_CASE = re.compile(r"_?[A-Z][A-Z0-9_]*")
@@ -46,12 +49,49 @@ class Literal:
 
 def parse(source: str | bytes) -> ast.Module:
     """Return the syntax tree of a train.py. Warnings about it, such as of `"\\d"`, are ignored."""
+    if isinstance(source, bytes):
+        source = decode(source)
     with _parsing, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(source, "train.py")
 
 
-def read(source: str) -> dict[str, Literal]:
+def decode(source: bytes) -> str:
+    """Return the text of a Python file, as Python decodes it, but with its own line ends.
+
+    A byte order mark is left out. Raises SyntaxError, as Python does.
+    """
+    try:
+        return source.decode(_encoding(source))
+    except (UnicodeDecodeError, LookupError) as error:  # LookupError: a codec of no text
+        raise SyntaxError(str(error)) from error
+
+
+def encode(text: str, like: bytes) -> bytes:
+    """Return the text of a Python file in the encoding of `like`. Raises SyntaxError."""
+    try:
+        return text.encode(_encoding(like))
+    except UnicodeEncodeError as error:
+        raise SyntaxError(str(error)) from error
+
+
+def readable(source: bytes, like: bytes | None = None) -> str:
+    """Return the text of a train.py to be shown, with U+FFFD for what cannot be decoded.
+
+    Its encoding is that of `like`, by default its own.
+    """
+    with contextlib.suppress(SyntaxError, LookupError):
+        return source.decode(_encoding(source if like is None else like), errors="replace")
+    return source.decode(errors="replace")
+
+
+def _encoding(source: bytes) -> str:
+    """Return the encoding that a byte order mark or a comment names. Raises SyntaxError."""
+    lines = source.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return tokenize.detect_encoding(io.BytesIO(lines).readline)[0]
+
+
+def read(source: str | bytes) -> dict[str, Literal]:
     """Return the constants of a file by name, in the order of the file.
 
     These are numbers, strings, sums, products and powers of numbers, and the elements of tuples of
@@ -60,17 +100,21 @@ def read(source: str) -> dict[str, Literal]:
     Raises:
         SyntaxError: `source` is not Python.
     """
-    found, times = _scan(source)
+    found, times = _scan(source if isinstance(source, str) else decode(source))
     return {one.name: one for one in found if times[one.name.partition("[")[0]] == 1}
 
 
-def rewrite(source: str, values: Mapping[str, Value]) -> str:
+def rewrite(source: AnyStr, values: Mapping[str, Value]) -> AnyStr:
     """Return `source` with the named values replaced and every other byte unchanged.
+
+    Bytes keep their encoding and byte order mark.
 
     Raises:
         KeyError: a name has no literal in `source`.
         SyntaxError: `source` is not Python.
     """
+    if isinstance(source, bytes):
+        return encode(rewrite(decode(source), values), like=source)
     literals = read(source)
     text = source.encode()
     for one in sorted((literals[name] for name in values), key=lambda one: -one.start):

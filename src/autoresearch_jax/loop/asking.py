@@ -10,7 +10,7 @@ from pathlib import Path
 from autoresearch_jax.agents import prompt
 from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal, Usage
 from autoresearch_jax.agents.prompt import Brief
-from autoresearch_jax.common import files, syntax
+from autoresearch_jax.common import files, literals, syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs.compile_check import Verdict
@@ -91,7 +91,7 @@ class Asking:
             verdict = self._checked(blob, best, ask, place) if ahead else Verdict()
             if not verdict.refused or len(unfit) >= tries or self.out_of_money():
                 break
-            source = session.candidates.stored(blob).decode(errors="replace")
+            source = literals.readable(session.candidates.stored(blob))
             unfit.append((source, verdict.refused))
             session.journal.append(Dropped(ask=ask, reason=clean(verdict.refused)))
             rejected = [*rejected, (said.description, verdict.refused)]

@@ -5,7 +5,7 @@ from pathlib import Path
 from msgspec import structs
 
 from autoresearch_jax.agents import constants, search_space
-from autoresearch_jax.common import syntax
+from autoresearch_jax.common import literals, syntax
 from autoresearch_jax.common.errors import GitError
 from autoresearch_jax.loop.decision import Version, better_as_it_is
 from autoresearch_jax.loop.open_tag import OpenTag
@@ -42,7 +42,7 @@ def _copy(tag: OpenTag, ask: int) -> Path:
 def changes(tag: OpenTag, base: str, blob: str) -> str:
     """Describe what a train.py changes, for an agent that did not describe it."""
     old = constants.read(tag.candidates.show(base))
-    new = constants.read(tag.candidates.stored(blob).decode(errors="replace"))
+    new = constants.read(literals.readable(tag.candidates.stored(blob)))
     if old.rest == new.rest:
         changed = {name: v for name, v in new.values.items() if v != old.values[name]}
         if changed:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax.common import files
+from autoresearch_jax.common import files, literals
 from autoresearch_jax.common.errors import GitError, UserError
 from autoresearch_jax.repo.workspace import Workspace, check_tag
 
@@ -52,7 +52,7 @@ class Candidates:
 
     def show(self, commit: str) -> str:
         """Return the text of train.py in a commit. Raises GitError."""
-        return self.blob(commit).decode(errors="replace")
+        return literals.readable(self.blob(commit))
 
     def blob(self, commit: str, path: str = "train.py") -> bytes:
         """Return the bytes of a file in a commit, as a checkout contains them. Raises GitError."""
@@ -68,7 +68,9 @@ class Candidates:
 
     def diff(self, base: str, commit: str) -> str:
         """Return the change of train.py from `base` to `commit` as a unified diff."""
-        return self.git("diff", "--no-color", "--no-ext-diff", base, commit, "--", "train.py")
+        arguments = ("diff", "--no-color", "--no-ext-diff", base, commit, "--", "train.py")
+        found = self.workspace.git_bytes(*arguments, keep_fds=self.keep_fds)
+        return literals.readable(found, like=self.blob(commit))
 
     def lines_changed(self, base: str, blob: str) -> tuple[str, str]:
         """Return how many lines a stored train.py adds to that of `base`, and how many it drops."""
