@@ -4,6 +4,8 @@ import itertools
 import math
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rustbpe
+import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -167,6 +170,40 @@ def test_training_is_deterministic_and_fills_the_vocabulary(tmp_path):
         train(documents, tmp_path / name, vocab_size=512)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert Tokenizer(tmp_path / "a").vocab_size == 512
+
+
+@given(
+    text=st.lists(
+        st.sampled_from([*"x !\né你", "ab", "  ", "-_", *(300 * c for c in "x= "), "a1" * 300]),
+        max_size=12,
+    ).map("".join)
+)  # fmt: skip
+@settings(deadline=None)
+def test_only_very_long_words_are_divided_before_training(text):
+    parts = list(tokenizer_module._short_words(text))
+    assert "".join(parts) == text
+    bound = tokenizer_module.TRAIN_WORD_CHARS
+    pattern = tokenizers.pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), "isolated")
+
+    def words(text):
+        return [word for word, _ in pattern.pre_tokenize_str(text)]
+
+    assert all(len(word) <= bound + 1 for part in parts for word in words(part))
+    if all(len(word) <= bound for word in words(text)):
+        assert parts == [text]
+    else:
+        short = [word for word in words(text) if len(word) < bound]
+        left = Counter(word for part in parts for word in words(part))
+        assert sum((Counter(short) - left).values()) <= len(parts)  # beside a cut, at most
+
+
+@pytest.mark.parametrize("text", ["x" * 200_000, "-" * 200_000, " " * 200_000, "你" * 200_000])
+def test_a_document_without_words_costs_no_more_than_another(tmp_path, text):
+    begun = time.monotonic()
+    train([text] * 20, tmp_path / "tokenizer.json", vocab_size=512)
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json")
+    assert len(tokenizer.encode_documents([text])[0]) < len(text) / 50
+    assert time.monotonic() - begun < 10  # it took 35 s
 
 
 def test_the_tokenizer_sees_the_beginning_of_each_document(monkeypatch):

@@ -30,10 +30,16 @@ SPLIT_PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # punctuation, with the line ends after it
     r"|\s*[\r\n]|\s+(?!\S)|\s+"
 )
-VERSION = 2  # of the vocabulary that the same text gives
+VERSION = 3  # of the vocabulary that the same text gives
 TRAIN_CHARS = 1_000_000_000  # characters to train on, from the start
 TRAIN_DOCUMENT_CHARS = 10_000  # of each document
+TRAIN_WORD_CHARS = 256  # of each word: to merge a longer one takes the square of its length
 ENCODE_SLICE = 32  # documents that a thread encodes at a time
+LONG_WORD = re.compile(
+    r"[^\W\d_]{N}(?=[^\W\d_])|(?:[^\w\s]|_){N}(?=[^\w\s]|_)|\s{N}(?=\s\s)".replace(
+        "N", str(TRAIN_WORD_CHARS)
+    )
+)
 LONG_SPACE = re.compile(r"\s{10000}")  # tiktoken fails on a million spaces
 
 
@@ -123,9 +129,8 @@ def train(documents: Iterable[str], path: Path, vocab_size: int) -> None:
     import tokenizers
 
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(
-        _beginnings(documents), vocab_size - len(RESERVED), pattern=SPLIT_PATTERN
-    )
+    parts = itertools.chain.from_iterable(map(_short_words, _beginnings(documents)))
+    trainer.train_from_iterator(parts, vocab_size - len(RESERVED), pattern=SPLIT_PATTERN)
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     spelling = {byte: character for character, byte in _byte_alphabet().items()}
 
@@ -160,6 +165,23 @@ def _beginnings(documents: Iterable[str]) -> Iterator[str]:
         chars += len(piece)
         if chars >= TRAIN_CHARS:
             return
+
+
+def _short_words(text: str) -> Iterator[str]:
+    """Yield a text in parts, divided within words, signs and spaces that are very long.
+
+    Such as base64, or one character repeated. Everything else has the same words as the whole.
+    """
+    words = text.split()
+    chars = sum(map(len, words))
+    start = 0
+    if max(map(len, words), default=0) > TRAIN_WORD_CHARS or (
+        len(text) - chars - len(words) >= TRAIN_WORD_CHARS - 1  # without the one that ends a word
+    ):
+        for found in LONG_WORD.finditer(text):
+            yield text[start : found.end()]
+            start = found.end()
+    yield text[start:]
 
 
 def _merged_from(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
