@@ -49,13 +49,12 @@ LogitsFn = Callable[[Any, "jax.Array"], Any]
 @click.command()
 @click.option(
     "--source",
-    default="fineweb-edu",
-    show_default=True,
-    help="fineweb-edu, climbmix, hf:ORG/NAME, pydocs (no network), or a folder of parquet files.",
+    help="fineweb-edu, climbmix, hf:ORG/NAME, pydocs (no network), or a folder of .parquet, .jsonl "
+    "or .txt files.  [default: as before, or fineweb-edu]",
 )
-@click.option(
-    "--num-shards", default=10, show_default=True, type=click.IntRange(min=1), help="To train on."
-)
+@click.option("--num-shards", type=click.IntRange(min=1), help="[default: 10 of parquet, or all]")
+@click.option("--column", help="The column with the text.  [default: text]")
+@click.option("--validation", help="A file to validate on, in place of the source's last one.")
 @click.option(
     "--workers",
     default=8,
@@ -63,12 +62,12 @@ LogitsFn = Callable[[Any, "jax.Array"], Any]
     type=click.IntRange(min=1),
     help="Downloads at a time.",
 )
-def main(source: str, num_shards: int, workers: int) -> None:
+def main(**options: Any) -> None:
     """Fetch text, train the tokenizer and pack the rows that experiments train on.
 
     Needed once. When it is interrupted, or a constant changes, the same command goes on from what
-    is already done. A validation shard, and a sealed one that no experiment sees, come on top of
-    the N shards to train on.
+    is already done; without --source it takes the text of last time. A validation shard, and a
+    sealed one that no experiment sees, come on top of the N shards to train on.
 
     Example: uv run prepare.py --source pydocs
     """
@@ -81,13 +80,14 @@ def main(source: str, num_shards: int, workers: int) -> None:
     try:
         from autoresearch_jax.data import preparation
 
-        prepared = preparation.prepare(ROOT, constants, source, num_shards, workers)
+        prepared = preparation.prepare(ROOT, constants, **options)
     except UserError as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
         raise click.ClickException("interrupted: the same command goes on from here") from None
     rows = ", ".join(f"{name} {prepared.rows(name):,}" for name in prepared.splits)
-    click.echo(f"Ready: rows of {MAX_SEQ_LEN} tokens: {rows}. Data {prepared.fingerprint}.")
+    home, name = paths.home(), prepared.fingerprint
+    click.echo(f"Ready: rows of {MAX_SEQ_LEN} tokens: {rows}. Data {name}, in {home}.")
 
 
 # --- Batches ------------------------------------------------------------------------------------
@@ -174,10 +174,14 @@ def bits_per_byte(
     import jax
     from jax.experimental import multihost_utils
 
+    from autoresearch_jax.kit import progress
+
     share = -(-len(rows) // jax.process_count())  # rows of each process but the last
     first = jax.process_index() * share
     mine = rows[first : first + share]
-    nats_NT, _ = Evaluator(logits_fn, params, batch_size)(mine[:, :-1], mine[:, 1:])
+    evaluator = Evaluator(logits_fn, params, batch_size)
+    evaluator.report = progress.RowsLine("scoring")
+    nats_NT, _ = evaluator(mine[:, :-1], mine[:, 1:])
     if jax.process_count() > 1:
         padded = np.zeros((share, nats_NT.shape[1]), np.float32)
         padded[: len(nats_NT)] = nats_NT
@@ -236,6 +240,7 @@ class Evaluator:
                 jnp.sum(logits_BTV * signs_V, axis=-1),
             )
 
+        self.report: Callable[[int, int], object] | None = None  # of rows done, of so many
         self.mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
         self._everywhere = NamedSharding(self.mesh, P())
         self._by_row = NamedSharding(self.mesh, P("data"))
@@ -288,6 +293,8 @@ class Evaluator:
             stop = min(start + self.batch_size, len(tokens_NT))
             for whole, part in zip((nats_NT, sketch_NT), parts, strict=True):
                 whole[start:stop] = np.asarray(part)[: stop - start]
+            if self.report:
+                self.report(stop - start, len(tokens_NT))
 
         def batch(rows_NT: np.ndarray, start: int) -> "jax.Array":
             # A last partial batch, and one that the devices do not divide, is filled up with

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from autoresearch_jax.data import manifest, packing, pydocs, sources
+from autoresearch_jax.data import documents, manifest, packing, pydocs
 from autoresearch_jax.data.preparation import ENCODE_BATCH, encoded_groups
 from autoresearch_jax.data.tokenizer import Tokenizer, batched, train
 
@@ -85,12 +85,12 @@ def write_texts(folder: Path, text: Path | None) -> dict[str, dict]:
     if text is None:
         text = folder / "pydocs"
         pydocs.write_shards(text, pydocs.read_parts())
-    documents = list(sources.documents(sorted(text.glob("*.parquet"))))
-    if len(documents) < 4:
-        raise click.ClickException(f"{text} holds {len(documents)} documents: --text needs more")
+    found = list(documents.read(sorted(text.glob("*.parquet"))))
+    if len(found) < 4:
+        raise click.ClickException(f"{text} holds {len(found)} documents: --text needs more")
     sizes = {}
     for name, share in {"quarter": 4, "whole": 1}.items():
-        mine = documents[::share]
+        mine = found[::share]
         path = folder / f"{name}.parquet"
         table = pa.table({"text": pa.array(mine, pa.string())})
         pq.write_table(table, path, row_group_size=pydocs.ROW_GROUP)
@@ -104,7 +104,7 @@ def write_texts(folder: Path, text: Path | None) -> dict[str, dict]:
 def train_tokenizer(shard: Path, tokenizer: Path, repeats: int) -> dict:
 
     def work() -> int:
-        train(sources.documents([shard]), tokenizer, CONSTANTS["VOCAB_SIZE"])
+        train(documents.read([shard]), tokenizer, CONSTANTS["VOCAB_SIZE"])
         return Tokenizer(tokenizer).vocab_size
 
     return repeated(work, repeats) | {"peak_mib": peak_mib()}
@@ -114,7 +114,7 @@ def encode(shard: Path, tokenizer: Path, repeats: int) -> dict:
     encoder = Tokenizer(tokenizer)
 
     def work() -> int:
-        batches = batched(sources.documents([shard]), ENCODE_BATCH)
+        batches = batched(documents.read([shard]), ENCODE_BATCH)
         return sum(len(tokens) for texts in batches for tokens in encoder.encode_documents(texts))
 
     return repeated(work, repeats) | {"peak_mib": peak_mib()}
@@ -123,7 +123,7 @@ def encode(shard: Path, tokenizer: Path, repeats: int) -> dict:
 def pack(shard: Path, tokenizer: Path, repeats: int) -> dict:
     """Of documents that are encoded already; they are all in memory, so that is not reported."""
     encoder = Tokenizer(tokenizer)
-    groups = list(encoded_groups(encoder, sources.documents([shard])))
+    groups = list(encoded_groups(encoder, documents.read([shard])))
 
     def work() -> int:
         return sum(map(len, packing.pack(groups, ROW_TOKENS)))
@@ -136,7 +136,7 @@ def encode_and_pack(shard: Path, tokenizer: Path, rows: Path) -> dict:
     encoder = Tokenizer(tokenizer)
 
     def work() -> int:
-        groups = encoded_groups(encoder, sources.documents([shard]))
+        groups = encoded_groups(encoder, documents.read([shard]))
         with rows.open("wb") as file:
             for row in packing.pack(groups, ROW_TOKENS):
                 file.write(row.astype("<u2").tobytes())

@@ -118,7 +118,7 @@ def written_score(job, *_, **__) -> Score:
 def tools(view=None, fingerprint_of=lambda _: DEVICE, data=None, level="none", **options) -> Tools:
     """Without data, without an accelerator, and by default without a sandbox."""
 
-    def examine(workspace, wanted, required, overrides=None):
+    def examine(workspace, wanted, required, overrides=None, pinned=None):
         return Environment(fingerprint_of(workspace), level=level, data=data)
 
     options.setdefault("examine", examine)

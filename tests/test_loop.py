@@ -4,6 +4,7 @@ import contextlib
 import errno
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import locks
 from autoresearch_jax.system.interrupts import Interrupts
-from tests import harness
+from tests import data_helpers, harness
 from tests.harness import DEVICE, BySeries, Notes, Scripted, git, rows, run_loop, state, train_py
 from tests.levels import STRONGEST_BY_DAY
 
@@ -743,7 +744,39 @@ def test_a_log_that_cannot_be_written_is_refused_before_the_training(workspace, 
     assert state(workspace.root) == before
 
 
-def test_the_loop_stops_when_its_data_is_prepared_again(workspace, prepared, monkeypatch):
+def test_a_tag_goes_on_with_its_own_data(workspace, prepared, tmp_path, monkeypatch):
+    """The workspace has prepared another source since, and so has another workspace."""
+    root, home = prepared
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(shutil.copytree(home, tmp_path / "data")))
+    for name in manifest.FROZEN:
+        (workspace.root / name).write_bytes((root / name).read_bytes())
+    git(workspace.root, "commit", "-qam", "The frozen files that the data was prepared with")
+    first = manifest.load(root)
+    manifest.write(workspace.root, first)
+
+    def examine(place, wanted, required, overrides=None, pinned=None):
+        data = manifest.load(place.root, fingerprint=pinned)
+        frozen = manifest.frozen_fingerprint(place.root)
+        return Environment(DEVICE | {"frozen files": frozen, "data": data.fingerprint}, data=data)
+
+    run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t", examine=examine)
+    second = structs.replace(first, source="/other", shards=first.shards[:1])
+    manifest.write(data_helpers.make_workspace(tmp_path / "elsewhere"), second)
+    view = Notes()
+    run_loop(workspace, Scripted(train_py(0.8)), 1, view, examine=examine)
+    assert "tag t (resumed" in view.text
+    manifest.write(workspace.root, second)
+    run_loop(workspace, Scripted(train_py(0.7)), 1, tag="t", examine=examine)
+    assert [e.val_bpb for e in journal.read(workspace.state_dir("t"))] == [1.0, 0.9, 0.8, 0.7]
+    view = Notes()
+    run_loop(workspace, Scripted(), 0, view, examine=examine)
+    assert "the newest, t, was measured with another data" in view.text
+    names = {name: journal.read(workspace.state_dir(name)) for name in workspace.tags()}
+    pinned = {name: found.first.fingerprint["data"] for name, found in names.items()}
+    assert set(pinned.values()) == {first.fingerprint, second.fingerprint}
+
+
+def test_the_loop_stops_when_its_data_is_gone(workspace, prepared, monkeypatch):
     root, home = prepared
     monkeypatch.setenv("AUTORESEARCH_HOME", str(home))
     for name in manifest.FROZEN:
@@ -755,7 +788,7 @@ def test_the_loop_stops_when_its_data_is_prepared_again(workspace, prepared, mon
     data = manifest.load(root)
     run_loop(workspace, Scripted(checks_env), 1, tag="t", data=data, **options)
     assert [row[3] for row in rows(workspace.root)] == ["keep", "keep"]
-    other = structs.replace(data, shards=data.shards[:1])  # as if prepared again since
-    with pytest.raises(UserError, match="prepared anew"):
+    other = structs.replace(data, shards=data.shards[:1])  # which nobody has prepared
+    with pytest.raises(UserError, match=f"the data {other.fingerprint} is not in {home} any more"):
         run_loop(workspace, Scripted(train_py(0.8)), 1, tag="u", data=other, **options)
     assert journal.read(workspace.state_dir("u"))[0].status is None

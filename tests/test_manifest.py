@@ -3,8 +3,10 @@
 import shutil
 
 import pytest
+from msgspec import structs
 
 from autoresearch_jax.data import manifest
+from tests import data_helpers
 
 
 @pytest.fixture
@@ -27,15 +29,16 @@ def test_a_manifest_describes_what_was_prepared(prepared_home):
     ]
     assert data.rows("val") == data.rows("sealed") == 3072 // 64
     assert data.rows("train") > 100
-    assert data.path == home / "prepared" / manifest.frozen_fingerprint(root) / "manifest.json"
+    folder = home / "prepared" / manifest.frozen_fingerprint(root)
+    assert data.path == folder / data.fingerprint / "manifest.json"
     assert len(data.fingerprint) == 16
     data.check(hashed=True)
 
 
-def test_a_workspace_without_data_is_refused_with_the_command(prepared, tmp_path, monkeypatch):
-    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path))
+def test_a_workspace_without_data_is_refused_with_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     with pytest.raises(manifest.DataError, match=r"no data is prepared for .*`uv run prepare.py`"):
-        manifest.load(prepared[0])
+        manifest.load(data_helpers.make_workspace(tmp_path / "w"))
 
 
 def test_a_folder_that_is_not_a_workspace_is_refused(tmp_path):
@@ -99,13 +102,56 @@ def test_a_damaged_manifest_is_refused(copied, content):
         manifest.load(copied)
 
 
-def test_data_prepared_anew_is_not_what_a_loop_was_measured_on(prepared_home, monkeypatch):
-    """Two workspaces with equal frozen files share a manifest: the last preparation wins."""
+def test_other_data_is_not_what_a_loop_was_measured_on(prepared_home, monkeypatch):
     root, _ = prepared_home
     now = manifest.load(root).fingerprint
     assert manifest.load(root, fingerprint=now).fingerprint == now
-    with pytest.raises(manifest.DataError, match=f"it is {now} now and was 0123456789abcdef"):
+    with pytest.raises(manifest.DataError, match="the data 0123456789abcdef is not in"):
         manifest.load(root, fingerprint="0123456789abcdef")
     monkeypatch.setenv("AUTORESEARCH_DATA", "0123456789abcdef")
-    with pytest.raises(manifest.DataError, match="prepared anew"):
+    with pytest.raises(manifest.DataError, match="the data 0123456789abcdef is not in"):
         manifest.load(root)
+
+
+def test_data_of_an_earlier_version_opens_and_stays(copied):
+    """That version kept one manifest for all workspaces with the same frozen files."""
+    data = manifest.load(copied)
+    old = data.path.parent.with_name("manifest.json")
+    data.path.rename(old)
+    shutil.rmtree(copied / ".autoresearch")
+    assert manifest.load(copied) == manifest.load(copied, fingerprint=data.fingerprint) == data
+    assert manifest.load(copied).path == old
+    assert manifest.latest(copied) == data
+    other = structs.replace(data, source="other", shards=data.shards[:1])
+    another = data_helpers.make_workspace(copied.with_name("another"))
+    manifest.write(another, other)
+    assert manifest.load(another) == other
+    assert manifest.load(copied) == data
+
+
+def test_a_copied_workspace_keeps_its_data(copied):
+    """Its files are copied with `cp -r`, while another workspace prepares another source."""
+    data = manifest.load(copied)
+    moved = shutil.copytree(copied, copied.with_name("moved"))
+    another = data_helpers.make_workspace(copied.with_name("another"))
+    manifest.write(another, structs.replace(data, source="other", shards=data.shards[:1]))
+    assert manifest.load(moved) == data
+
+
+def test_which_of_several_data_a_workspace_uses_is_not_guessed(copied):
+    """Such as in another checkout of its repository, which has prepared nothing itself."""
+    data = manifest.load(copied)
+    other = structs.replace(data, source="/other", shards=data.shards[:1])
+    bare = data_helpers.make_workspace(copied.with_name("bare"))
+    assert manifest.load(bare) == data  # there is only one
+    manifest.write(copied, other)
+    with pytest.raises(manifest.DataError, match=rf"`{other.command}` or `{data.command}`"):
+        manifest.load(bare)
+    assert manifest.load(bare, fingerprint=data.fingerprint) == data
+
+
+def test_a_data_home_without_the_data_names_its_source(copied, monkeypatch, tmp_path):
+    data = manifest.load(copied)
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "empty"))
+    with pytest.raises(manifest.DataError, match=rf"from {data.source}.*`{data.command}`"):
+        manifest.load(copied)

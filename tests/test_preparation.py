@@ -1,6 +1,11 @@
 """`prepare.py` as a command: reuse of stages, interruptions, and refusals."""
 
+import gzip
+import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.data import manifest, pydocs, sources
+from autoresearch_jax.data import documents, manifest, preparation, pydocs
 from tests import data_helpers
 
 
@@ -53,18 +58,52 @@ def test_every_stage_is_reused(place):
     assert manifest.load(root).fingerprint == first.fingerprint  # still there
 
 
+def test_no_preparation_touches_the_data_of_another_workspace(place):
+    """Both have the same constants; the text of the first changes, too, after it was prepared."""
+    root, home, shards = place
+    other = data_helpers.make_workspace(root.with_name("other"))
+    texts = data_helpers.make_shards(shards.with_name("texts"), count=3, documents=300)
+    assert data_helpers.run_prepare(root, home, "--source", str(shards)).returncode == 0
+    first, files = manifest.load(root), packed_files(home)
+    assert data_helpers.run_prepare(other, home, "--source", str(texts)).returncode == 0
+    assert manifest.load(root) == first
+    assert manifest.load(other).source == str(texts)
+    assert files.items() < packed_files(home).items()
+
+    data_helpers.write_shard(shards / "shard_00000.parquet", data_helpers.texts(400, seed=9))
+    done = data_helpers.run_prepare(root, home)  # the source is remembered
+    assert done.returncode == 0, done.stderr
+    second = manifest.load(root)
+    assert (second.source, second.num_shards) == (first.source, first.num_shards)
+    assert second.fingerprint != first.fingerprint
+    assert manifest.load(root, fingerprint=first.fingerprint) == first  # an old tag goes on
+    first.check(hashed=True)
+
+
+def test_docstrings_are_kept_when_packages_change(place, monkeypatch):
+    root, home, _ = place
+    kept = data_helpers.make_shards(home / "text" / "pydocs-of-then", count=pydocs.SHARDS)
+    monkeypatch.setattr(pydocs, "environment_key", lambda: "of-then")
+    constants = {"TIME_BUDGET": 5, "MAX_SEQ_LEN": 64, "EVAL_TOKENS": 3072, "VOCAB_SIZE": 512}
+    first = preparation.prepare(root, constants, "pydocs")
+    assert Path(first.shards[0].path).parent == kept
+    monkeypatch.setattr(pydocs, "environment_key", lambda: "of-now")
+    first.split_path("val").unlink()  # a repair needs the text
+    assert preparation.prepare(root, constants, "pydocs") == first
+    first.check(hashed=True)
+
+
 def test_held_out_shards_train_nothing(place):
     root, home, shards = place
     assert data_helpers.run_prepare(root, home, "--source", str(shards)).returncode == 0
     first = manifest.load(root)
-    for held_out in ("shard_00002.parquet", "shard_00003.parquet"):
-        data_helpers.write_shard(shards / held_out, data_helpers.texts(90, seed=99))
+    for seed, held_out in enumerate(("shard_00002.parquet", "shard_00003.parquet")):
+        data_helpers.write_shard(shards / held_out, data_helpers.texts(90, seed=99 + seed))
     assert data_helpers.run_prepare(root, home, "--source", str(shards)).returncode == 0
     second = manifest.load(root)
     assert second.tokenizer == first.tokenizer
     assert second.splits["train"] == first.splits["train"]
     assert second.splits["val"] != first.splits["val"]
-    assert second.splits["val"].sha256 == second.splits["sealed"].sha256  # of the same text now
     assert second.rows("val") == 48  # a short shard is read again and again
 
 
@@ -159,17 +198,127 @@ def test_a_full_disk_is_one_message(place):
         (b"PAR1 cut", "is truncated or not parquet"),
         ({"words": ["a"]}, "has no column `text`, only words"),
         ({"text": [1]}, "has the type int64 instead of string"),
+        (pa.table([["a"], ["b"]], names=["text", "text"]), "has 2 columns named `text`"),
     ],
-    ids=["cut", "column", "type"],
+    ids=["cut", "column", "type", "two"],
 )
 def test_a_shard_that_is_not_a_table_of_text_is_refused(tmp_path, content, message):
     path = tmp_path / "shard.parquet"
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
-        pq.write_table(pa.table(content), path)
+        pq.write_table(content if isinstance(content, pa.Table) else pa.table(content), path)
     with pytest.raises(UserError, match=rf"{path} {message}"):
-        sources.check_shard(path)
+        documents.check(path, "text")
+
+
+TEXTS = ["naïve", None, "", "你好"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())],
+    ids=str,
+)
+def test_text_of_every_type_is_read(tmp_path, kind):
+    path = tmp_path / "a.parquet"
+    column = pa.array(TEXTS, pa.string())
+    column = column.dictionary_encode() if pa.types.is_dictionary(kind) else column.cast(kind)
+    pq.write_table(pa.table({"words": column, "text": [1, 2, 3, 4]}), path)
+    documents.check(path, "words")
+    assert list(documents.read([path], "words")) == ["naïve", "你好"]
+    assert documents.count([path]) == 4
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".bz2"])
+def test_json_lines_and_plain_text_are_read(tmp_path, suffix):
+    lines = [json.dumps({"words": text, "id": 1}) for text in TEXTS]
+    lines += ["", json.dumps({"id": 2})]
+    with pa.output_stream(tmp_path / f"a.jsonl{suffix}", compression="detect") as file:
+        file.write("\n".join(lines).encode())
+    path = tmp_path / f"a.jsonl{suffix}"
+    documents.check(path, "words")
+    assert list(documents.read([path], "words")) == ["naïve", "你好"]
+
+    whole = "\ufeff" + "naïve words\r\n" * 2000
+    with pa.output_stream(tmp_path / f"a.txt{suffix}", compression="detect") as file:
+        file.write(whole.encode())
+    pieces = list(documents.read([tmp_path / f"a.txt{suffix}"]))
+    assert "".join(pieces) == whole[1:]
+    assert all(piece.endswith("\r\n") and len(piece) < 4100 for piece in pieces)
+
+
+NOT_UTF8 = pa.Array.from_buffers(
+    pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0\4\0\0\0"), pa.py_buffer(b"ab\xe9\xff")]
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.parquet", NOT_UTF8, "between rows 0 and 2 that is not UTF-8"),
+        ("a.txt", b"caf\xe9", "after 0 characters that is not UTF-8"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}', "in line 2 that is not UTF-8"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": 1}', r"line 2 of .* is not \{\"text\": .*--column"),
+        ("a.jsonl", b'{"text": "\\ud800"}', "line 1"),
+        ("a.jsonl", b"[1]", "line 1 of "),
+        ("a.jsonl", b'{"words": "a"}', "has no field `text`, only words: .*--column"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}' * 999)[:-20], "is truncated or not jsonl"),
+        ("a.txt.zst", b"nothing", "is truncated or not txt"),
+    ],
+)
+def test_what_is_not_text_is_named_with_its_place(place, name, content, message):
+    root, home, shards = place
+    path = shards / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        pq.write_table(pa.table({"text": content}), path)
+    done = data_helpers.run_prepare(root, home, "--source", str(shards), "--validation", str(path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    assert str(path) in done.stderr
+    assert re.search(message, done.stderr), done.stderr
+
+
+def test_a_text_of_the_user_is_prepared(place):
+    """Nested folders of JSON lines, a field by name, and a file to validate on."""
+    root, home, _ = place
+    folder = root.with_name("texts")
+    for index in range(3):
+        path = folder / f"part{index}" / "a.jsonl"
+        path.parent.mkdir(parents=True)
+        lines = (json.dumps({"body": text}) for text in data_helpers.texts(300, index))
+        path.write_text("\n".join(lines))
+    held_out = root.with_name("held-out.txt")
+    held_out.write_text("\n".join(data_helpers.texts(300, 9)))
+    options = ("--source", str(folder), "--column", "body", "--validation", str(held_out))
+    done = data_helpers.run_prepare(root, home, *options)
+    assert done.returncode == 0, done.stderr
+    data = manifest.load(root)
+    assert [(shard.split, shard.path) for shard in data.shards] == [
+        ("train", str(folder / "part0/a.jsonl")),
+        ("train", str(folder / "part1/a.jsonl")),
+        ("val", str(held_out)),
+        ("sealed", str(folder / "part2/a.jsonl")),
+    ]
+    assert data.command == shlex.join(["uv", "run", "prepare.py", *options])
+    assert data.rows("train") > 100
+
+
+def test_what_is_held_out_is_not_trained_on(place):
+    root, home, shards = place
+    shutil.copy(shards / "shard_00003.parquet", shards / "shard_00001.parquet")
+    done = data_helpers.run_prepare(root, home, "--source", str(shards))
+    assert done.returncode == 0, done.stderr
+    assert "shard_00001.parquet is left out of the train split" in done.stdout.replace("\n", "")
+    names = [(shard.split, shard.name[:11]) for shard in manifest.load(root).shards]
+    assert names == [("train", "shard_00000"), ("val", "shard_00003"), ("sealed", "shard_00002")]
+    shutil.copy(shards / "shard_00003.parquet", shards / "shard_00000.parquet")
+    done = data_helpers.run_prepare(root, home, "--source", str(shards))
+    assert done.returncode == 1
+    assert "all text to train on is also in the validation split" in done.stderr
 
 
 def test_a_damaged_page_is_reported(place):
@@ -177,9 +326,9 @@ def test_a_damaged_page_is_reported(place):
     content = bytearray(path.read_bytes())
     content[20:400] = bytes(380)
     path.write_bytes(content)
-    sources.check_shard(path)  # its footer is whole
+    documents.check(path, "text")  # its footer is whole
     with pytest.raises(UserError, match=r"shard_00001.parquet is truncated or not parquet"):
-        list(sources.documents([path]))
+        list(documents.read([path]))
 
 
 def test_a_held_out_shard_without_text_is_refused(place):

@@ -148,9 +148,11 @@ class LoopRun:
     """One loop on a cluster; it continues where the one before it ended."""
 
     def __init__(self, ground, address, examined, *sources, workers=1, watch=lambda loop_run: 0):
-        def examine(workspace, wanted, required, overrides=None):
+        def examine(workspace, wanted, required, overrides=None, pinned=None):
             if not examined:
-                examined["here"] = environment.examine(workspace, wanted, required, overrides)
+                examined["here"] = environment.examine(
+                    workspace, wanted, required, overrides, pinned
+                )
             return examined["here"]
 
         after = Limits.after

@@ -16,7 +16,7 @@ import pytest
 from autoresearch_jax.common import paths, protocol
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
-from autoresearch_jax.data.manifest import FROZEN
+from autoresearch_jax.data.manifest import FROZEN, Choice
 from autoresearch_jax.jobs.job import Limits, ScoreJob, TrainJob
 from autoresearch_jax.jobs.ray import archive, cluster, machine, placement
 from autoresearch_jax.jobs.ray.messages import (
@@ -168,8 +168,7 @@ def look(ground):
         yield Requirements(
             Resources("CPU", 1),
             archive.pack(ground.root, FROZEN),
-            data.source,
-            data.num_shards,
+            data.choice,
             data.fingerprint,
             "auto",
             None,
@@ -244,13 +243,13 @@ def test_data_is_prepared_on_first_use(look, tmp_path, monkeypatch):
 
 def test_other_data_is_refused(look):
     job = dataclasses.replace(look, data="0" * 16)
-    with pytest.raises(Refused, match=r"is not the coordinator's \(0000.*prepare.py"):
+    with pytest.raises(Refused, match=r"is not the coordinator's \(0000"):
         list(machine.inspect(job))
 
 
 def test_data_that_cannot_be_prepared_is_refused(look, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
-    job = dataclasses.replace(look, source=str(tmp_path / "nowhere"))
+    job = dataclasses.replace(look, text=Choice(source=str(tmp_path / "nowhere"), num_shards=1))
     with pytest.raises(Refused, match="cannot prepare the data"):
         list(machine.inspect(job))
 

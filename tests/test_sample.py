@@ -216,12 +216,12 @@ def test_without_a_model_the_message_says_what_to_type(ground, measured, monkeyp
         Ground(fresh, measured.home).sample()
 
 
-def test_data_from_another_source_is_refused(ground):
+def test_a_model_whose_data_is_gone_is_refused(ground):
     pinned = {**harness.DEVICE, "data": "0" * 16}
     harness.run_loop(
         ground.workspace, harness.Scripted(), most=0, tag=TAG, fingerprint_of=lambda _: pinned
     )
-    with pytest.raises(UserError, match=r"prepared anew.*`uv run prepare\.py --source \.\.\.` in "):
+    with pytest.raises(UserError, match=r"is not in .*`uv run prepare\.py --source \.\.\.` in "):
         ground.sample()
 
 

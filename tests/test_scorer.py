@@ -639,8 +639,8 @@ def test_a_training_is_not_blamed_for_altered_data(harness_score, honest, prepar
         harness_score(honest, home=home)
 
 
-def test_a_training_is_not_blamed_for_data_prepared_anew(harness_score, honest):
-    with pytest.raises(UserError, match="the data was prepared anew"):
+def test_a_training_is_not_blamed_for_data_that_is_gone(harness_score, honest):
+    with pytest.raises(UserError, match="the data 0123456789abcdef is not in"):
         harness_score(honest, data="0123456789abcdef")
 
 

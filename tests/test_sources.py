@@ -1,5 +1,6 @@
 """Downloads, from a hub on loopback."""
 
+import gzip
 import random
 import re
 import time
@@ -7,9 +8,11 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.progress import Progress
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.data import manifest, sources
+from autoresearch_jax.data import documents, manifest, sources
+from autoresearch_jax.data.manifest import Choice
 from tests import data_helpers, hub_server
 
 FINEWEB, SHARDS = sources.DATASETS["fineweb-edu"]
@@ -154,30 +157,79 @@ def test_a_hub_that_cannot_be_reached_is_reported_soon(fetch, source, env):
     assert "`--source pydocs` needs no network" in done.stderr
 
 
-def test_the_last_shards_are_held_out():
-    names = [f"{index}" for index in range(20)]
-    chosen = sources.choose("s", names, 10)
-    assert chosen == {"train": names[:10], "val": ["19"], "sealed": ["18"]}
-    chosen = sources.choose("s", ["a", "b", "c"], 10)
-    assert chosen == {"train": ["a"], "val": ["c"], "sealed": ["b"]}
-    assert sources.choose("s", ["a", "b"], 10) == {"train": ["a"], "val": ["b"]}
-    with pytest.raises(UserError, match="needs at least 2"):
-        sources.choose("s", ["a"], 10)
+def resolve(source, **others):
+    return sources.resolve(Choice(source=str(source), **others))
+
+
+def splits(folder, **others):
+    """The names of the files of a folder, by split."""
+    progress = Progress(disable=True)
+    found = sources.fetch(resolve(folder, **others), 1, progress)
+    return {split: [path.name for path in paths] for split, paths in found.items()}
+
+
+def test_the_last_shards_are_held_out(tmp_path):
+    shards = data_helpers.make_shards(tmp_path / "shards", count=14, documents=1)
+    names = [f"shard_{index:05d}.parquet" for index in range(14)]
+    held = {"val": names[13:], "sealed": names[12:13]}
+    assert splits(shards) == {"train": names[:10], **held}
+    assert splits(shards, num_shards=3) == {"train": names[:3], **held}
+    assert splits(shards, num_shards=20) == {"train": names[:12], **held}
+    for name in names[2:]:
+        (shards / name).unlink()
+    assert splits(shards) == {"train": names[:1], "val": names[1:2]}
+    (shards / names[1]).unlink()
+    with pytest.raises(UserError, match=r"has 1 files of text .* needs at least 2.*--validation"):
+        resolve(shards)
+
+
+def test_a_file_may_be_named_for_validation(tmp_path):
+    shards = data_helpers.make_shards(tmp_path / "shards", count=3, documents=1)
+    names = [f"shard_{index:05d}.parquet" for index in range(3)]
+    (tmp_path / "mine.txt").write_text("held out")
+    assert splits(shards, validation=str(tmp_path / "mine.txt")) == {
+        "train": names[:2], "val": ["mine.txt"], "sealed": names[2:],
+    }  # fmt: skip
+    # One of the source itself is not trained on.
+    assert splits(shards, validation=str(shards / names[0])) == {
+        "train": names[1:2], "val": names[:1], "sealed": names[2:],
+    }  # fmt: skip
+    one = splits(shards / names[0], validation=str(tmp_path / "mine.txt"))
+    assert one == {"train": names[:1], "val": ["mine.txt"]}
+    with pytest.raises(UserError, match=r"--validation .*gone.txt is not a file of text"):
+        resolve(shards, validation="gone.txt")
+
+
+def test_folders_may_be_nested_and_have_other_files(tmp_path):
+    for name in ("b/2.jsonl", "a/1.jsonl.gz", "a/README.txt", ".cache/0.jsonl", "x.bin", "z.JSONL"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        compress = gzip.compress if name.endswith(".gz") else bytes
+        (tmp_path / name).write_bytes(compress(b'{"text": "words"}\n'))
+    assert splits(tmp_path) == {"train": ["1.jsonl.gz"], "val": ["z.JSONL"], "sealed": ["2.jsonl"]}
+
+
+def test_of_many_short_files_a_twentieth_is_held_out(tmp_path):
+    for index in range(60):
+        (tmp_path / f"{index:02d}.txt").write_text(f"text {index}")
+    found = splits(tmp_path)
+    assert {split: len(names) for split, names in found.items()} == {
+        "train": 54, "val": 3, "sealed": 3,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("source", ["no-such", "~nobody-has-this-name", "x" * 300])
 def test_a_source_that_does_not_exist_is_refused(source):
     with pytest.raises(UserError, match=f"no source is named '{source}', and .*climbmix"):
-        sources.resolve(source)
+        resolve(source)
 
 
 def test_a_folder_may_be_named_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("pydocs", "texts"):
         data_helpers.make_shards(tmp_path / name, count=2, documents=1)
-    assert sources.resolve("pydocs") == "pydocs"  # not the folder of this name
-    assert sources.resolve("texts") == str(tmp_path / "texts")
-    assert sources.resolve("hf:ORG/NAME") == "hf:ORG/NAME"
+    assert resolve("pydocs").source == "pydocs"  # not the folder of this name
+    assert resolve("texts").source == str(tmp_path / "texts")
+    assert resolve("hf:ORG/NAME").source == "hf:ORG/NAME"
 
 
 def test_a_damaged_file_of_the_user_is_not_removed(tmp_path):
@@ -185,7 +237,7 @@ def test_a_damaged_file_of_the_user_is_not_removed(tmp_path):
     (tmp_path / "text.parquet").write_bytes(b"PAR1 cut")
     (tmp_path / "link.parquet").symlink_to(tmp_path / "text.parquet")
     with pytest.raises(UserError, match="replace it, or delete it, and run the same command"):
-        sources.check_shard(tmp_path / "link.parquet")
+        documents.check(tmp_path / "link.parquet", "text")
     assert (tmp_path / "link.parquet").read_bytes() == b"PAR1 cut"
 
 
@@ -196,7 +248,7 @@ def test_a_shard_is_read_a_little_at_a_time(tmp_path):
     table = pa.table({"text": pa.array([*texts, None, ""], pa.string())})
     pq.write_table(table, path, row_group_size=64, compression="zstd", use_dictionary=False)
     before, most, found = pa.total_allocated_bytes(), 0, []
-    for text in sources.documents([path]):
+    for text in documents.read([path]):
         found.append(text)
         most = max(most, pa.total_allocated_bytes() - before)
     assert found == texts

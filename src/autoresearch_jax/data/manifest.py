@@ -1,8 +1,9 @@
 """The manifest of prepared data: where the data is, and the checks before anything reads it.
 
 The manifest is the only pointer to prepared data and is written last, so data without one does not
-exist. Its path depends on the bytes of the workspace's `constants.py` and `prepare.py`: a workspace
-with another sequence length has its own data. The harness reads it too, so there is no JAX here.
+exist. Its path depends on the bytes of the workspace's `constants.py` and `prepare.py`, and on the
+content of the data, so no preparation replaces another one's data. Which of them a workspace uses
+is recorded in the workspace. The harness reads manifests too, so there is no JAX here.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from autoresearch_jax.common.errors import UserError
 
 FROZEN = ("constants.py", "prepare.py")
 SPLITS = ("train", "val", "sealed")
+RECORD = Path(".autoresearch", "data.json")  # in a workspace: what it has prepared
 TOKEN_BYTES = 2  # a packed token is a little-endian uint16
 
 
@@ -51,12 +53,47 @@ class File(msgspec.Struct, frozen=True):
         return cls(below, path.stat().st_size, file_sha256(path))
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """Text, named as the options of prepare.py name it; files by their full paths."""
+
+    source: str
+    num_shards: int | None = None  # None: SHARDS of parquet, and all files of other kinds
+    column: str = "text"
+    validation: str | None = None
+
+    @property
+    def choice(self) -> "Choice":
+        """The same text alone, also of what was prepared from it."""
+        return Choice(**{name: getattr(self, name) for name in Choice.__struct_fields__})
+
+    @property
+    def options(self) -> list[str]:
+        """The command line that makes this choice."""
+        given = {
+            "--source": self.source,
+            "--num-shards": self.num_shards,
+            "--column": None if self.column == "text" else self.column,
+            "--validation": self.validation,
+        }
+        return [word for name, value in given.items() if value for word in (name, str(value))]
+
+    @property
+    def command(self) -> str:
+        """The command that prepares this text."""
+        return shlex.join(["uv", "run", "prepare.py", *self.options])
+
+
+class Prepared(Choice, frozen=True, kw_only=True):
+    """What a workspace has prepared: a line of its record."""
+
+    frozen: str  # fingerprint of its frozen files
+    data: str  # fingerprint of the data
+
+
+class Manifest(Choice, frozen=True, kw_only=True):
     """Prepared data. Read one with `load`, which checks the files that it names."""
 
     format: Literal[1] = 1
-    source: str  # as `--source` takes it
-    num_shards: int  # as `--num-shards` takes it
     shards: tuple[Shard, ...]
     constants: dict[str, int]  # the numbers of constants.py
     frozen: dict[str, str]  # name -> SHA-256 of the files in FROZEN
@@ -79,7 +116,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def path(self) -> Path:
         """The manifest's own file."""
-        return _path(self.frozen)
+        folder = _folder(_fingerprint(self.frozen))
+        own, old = (folder / name / "manifest.json" for name in (self.fingerprint, ""))
+        return old if old.is_file() and not own.is_file() else own
 
     @property
     def tokenizer_path(self) -> Path:
@@ -101,12 +140,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             "sizes": (self.seq_len, self.vocab_size, self.eval_tokens),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def command(self) -> str:
-        """The command that prepares this data."""
-        source = shlex.quote(self.source)
-        return f"uv run prepare.py --source {source} --num-shards {self.num_shards}"
 
     def split_path(self, split: str) -> Path:
         """The packed rows: uint16 [rows(split), seq_len + 1], C order. Raises DataError."""
@@ -147,38 +180,62 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load(root: Path, splits: Iterable[str] = SPLITS, *, fingerprint: str | None = None) -> Manifest:
-    """Return the manifest of the data prepared for the workspace at `root`, checked.
+    """Return the manifest of the data of the workspace at `root`, checked.
 
     Args:
         root: The workspace.
         splits: Those that the caller reads: a training cannot see the validation data.
-        fingerprint: Of the data that earlier scores rest on, because workspaces with equal frozen
-            files share a manifest. By default AUTORESEARCH_DATA, which the loop sets for a
-            training.
+        fingerprint: Of the data that earlier scores rest on; by default AUTORESEARCH_DATA, which
+            the loop sets for a training, else of what the workspace prepared last.
 
     Raises:
         DataError: not prepared, prepared with other frozen files or from other text, or damaged;
             the message says what differs and which command repairs it.
     """
-    wanted = fingerprint or os.environ.get("AUTORESEARCH_DATA")
     frozen = frozen_hashes(root)
-    if not _path(frozen).is_file():
-        raise DataError(_why_absent(root, frozen))
-    manifest = _read(_path(frozen))
-    if wanted and manifest.fingerprint != wanted:
-        raise DataError(
-            f"the data was prepared anew, from {manifest.source}: it is {manifest.fingerprint} now "
-            f"and was {wanted}, so scores would not compare. Prepare the earlier source again "
-            f"with `uv run prepare.py --source ...` in {root}, or start the loop anew for a new tag"
-        )
+    wanted = fingerprint or os.environ.get("AUTORESEARCH_DATA")
+    manifest = _find(root, frozen, wanted)
     manifest.check(splits)
     return manifest
 
 
-def write(manifest: Manifest) -> None:
-    """Write the manifest atomically, which makes the data exist."""
+def write(root: Path, manifest: Manifest) -> None:
+    """Write the manifest atomically, which makes the data exist; the workspace uses it from now on.
+
+    The record is a folder of its own that git ignores, because commits and clones need no data.
+    """
+    frozen = _fingerprint(manifest.frozen)
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-    files.write_bytes(manifest.path, text + b"\n")
+    files.write_bytes(_folder(frozen) / manifest.fingerprint / "manifest.json", text + b"\n")
+    choice = msgspec.structs.asdict(manifest.choice)
+    new = Prepared(**choice, frozen=frozen, data=manifest.fingerprint)
+    found = [one for one in record(root) if (one.frozen, one.data) != (new.frozen, new.data)]
+    text = msgspec.json.format(msgspec.json.encode([*found, new]), indent=1)
+    files.write_text(root / RECORD.parent / ".gitignore", "*\n")
+    files.write_bytes(root / RECORD, text + b"\n")
+
+
+def record(root: Path) -> list[Prepared]:
+    """Return what the workspace has prepared, the latest last."""
+    with contextlib.suppress(OSError, ValueError):  # absent or torn
+        return msgspec.json.decode((root / RECORD).read_bytes(), type=list[Prepared])
+    return []
+
+
+def manifests(root: Path) -> Iterator[Manifest]:
+    """Yield the readable manifests of what the workspace has prepared, the latest first."""
+    for one in reversed(record(root)):
+        with contextlib.suppress(DataError):
+            yield _read(_folder(one.frozen) / one.data / "manifest.json")
+
+
+def latest(root: Path) -> Choice | None:
+    """Return the text that the workspace has prepared last, also with other constants."""
+    if found := record(root):
+        return found[-1]
+    with contextlib.suppress(DataError):
+        return load(root, splits=())
+    return None
 
 
 def frozen_hashes(root: Path) -> dict[str, str]:
@@ -194,13 +251,13 @@ def frozen_hashes(root: Path) -> dict[str, str]:
 
 def frozen_fingerprint(root: Path) -> str:
     """Return 16 hex digits over the workspace's frozen files. Raises DataError."""
-    return _path(frozen_hashes(root)).parent.name
+    return _fingerprint(frozen_hashes(root))
 
 
 def read_constants(path: Path) -> dict[str, Any]:
     """Return the upper-case numbers of a constants.py without running it. Raises DataError."""
     try:
-        found = literals.read(path.read_text())
+        found = literals.read(path.read_bytes())
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"cannot read the constants in {path}: {error}") from error
     return {name: one.value for name, one in found.items() if isinstance(one.value, int | float)}
@@ -212,10 +269,40 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _path(frozen: dict[str, str]) -> Path:
+def _fingerprint(frozen: dict[str, str]) -> str:
     joined = "\n".join(f"{name} {frozen[name]}" for name in FROZEN)
-    fingerprint = hashlib.sha256(joined.encode()).hexdigest()[:16]
-    return paths.home() / "prepared" / fingerprint / "manifest.json"
+    return hashlib.sha256(joined.encode()).hexdigest()[:16]
+
+
+def _folder(frozen: str) -> Path:
+    return paths.home() / "prepared" / frozen
+
+
+def _find(root: Path, frozen: dict[str, str], wanted: str | None) -> Manifest:
+    """Return the wanted manifest of the frozen files, or else the workspace's own."""
+    key = _fingerprint(frozen)
+    folder, known = _folder(key), [one for one in reversed(record(root)) if one.frozen == key]
+    old = folder / "manifest.json"  # of an earlier version, which kept only the last preparation
+    if wanted is None and known:
+        wanted = known[0].data
+    if wanted is not None:
+        for path in (folder / wanted / "manifest.json", old):
+            if path.is_file() and (found := _read(path)).fingerprint == wanted:
+                return found
+        raise DataError(_why_gone(root, wanted))
+    if old.is_file():
+        return _read(old)
+    # A copy of a workspace, or another checkout of its repository, has no record.
+    others = [_read(path) for path in sorted(folder.glob("*/manifest.json"))]
+    if not others:
+        raise DataError(_why_absent(root, frozen))
+    if len(others) > 1:
+        commands = " or ".join(sorted({f"`{one.command}`" for one in others}))
+        raise DataError(
+            f"{folder} has data from several sources, and {root} has not prepared any of them: "
+            f"choose one with {commands} there, which reuses what is prepared"
+        )
+    return others[0]
 
 
 def _read(path: Path) -> Manifest:
@@ -228,34 +315,38 @@ def _read(path: Path) -> Manifest:
         ) from error
 
 
-def _why_absent(root: Path, frozen: dict[str, str]) -> str:
-    """Return what differs from the latest data prepared with one of the two frozen files."""
-    for other in _latest_first():
-        changed = [name for name in FROZEN if other.frozen.get(name) != frozen[name]]
-        if len(changed) == len(FROZEN):
-            continue
-        what = f"{changed[0]} changed"
-        if changed == ["constants.py"]:
-            now = read_constants(root / "constants.py")
-            values = [
-                f"{name} is {now.get(name)}, was {other.constants.get(name)}"
-                for name in sorted({*now, *other.constants})
-                if now.get(name) != other.constants.get(name)
-            ]
-            what += f" ({'; '.join(values) or 'not its values'})"
-        return (
-            f"no data is prepared for {root}: since the latest preparation {what}. Run "
-            f"`{other.command}` there: it reuses what the change does not affect"
-        )
+def _why_gone(root: Path, wanted: str) -> str:
+    known = next((one for one in record(root) if one.data == wanted), None)
+    source = f", from {known.source}," if known else ""
+    command = known.command if known else "uv run prepare.py --source ..."
     return (
-        f"no data is prepared for {root}. Run `uv run prepare.py` there "
-        "(`uv run prepare.py --source pydocs` needs no network)"
+        f"the data {wanted}{source} is not in {paths.home()} any more. Prepare it again with "
+        f"`{command}` in {root}, or set AUTORESEARCH_HOME to the folder that has it. If the text "
+        "has changed since, scores would not compare: start the loop anew for a new tag"
     )
 
 
-def _latest_first() -> Iterator[Manifest]:
-    """Yield every readable manifest."""
-    found = paths.home().glob("prepared/*/manifest.json")
-    for path in sorted(found, key=os.path.getmtime, reverse=True):
-        with contextlib.suppress(DataError):
-            yield _read(path)
+def _why_absent(root: Path, frozen: dict[str, str]) -> str:
+    """Return what differs from what the workspace has prepared last."""
+    before = next(manifests(root), None)
+    if before is None:
+        if known := record(root):
+            return _why_gone(root, known[-1].data)
+        return (
+            f"no data is prepared for {root}. Run `uv run prepare.py` there "
+            "(`uv run prepare.py --source pydocs` needs no network)"
+        )
+    changed = [name for name in FROZEN if before.frozen[name] != frozen[name]]
+    what = f"{' and '.join(changed)} changed"
+    if "constants.py" in changed:
+        now = read_constants(root / "constants.py")
+        values = [
+            f"{name} is {now.get(name)}, was {before.constants.get(name)}"
+            for name in sorted({*now, *before.constants})
+            if now.get(name) != before.constants.get(name)
+        ]
+        what += f" ({'; '.join(values) or 'not its values'})"
+    return (
+        f"no data is prepared for {root}: since its latest preparation {what}. Run "
+        f"`{before.command}` there: it reuses what the change does not affect"
+    )

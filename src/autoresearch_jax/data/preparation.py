@@ -26,33 +26,48 @@ from rich.progress import (
 
 from autoresearch_jax.common import files, paths
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.data import manifest, packing, sources, tokenizer
-from autoresearch_jax.data.manifest import File, Manifest, Shard
+from autoresearch_jax.data import documents, manifest, packing, sources, tokenizer
+from autoresearch_jax.data.manifest import Choice, File, Manifest, Shard
 from autoresearch_jax.data.tokenizer import Tokenizer, batched
 from autoresearch_jax.system import locks
 
+DEFAULT = "fineweb-edu"
 ENCODE_BATCH = 1024  # documents that are encoded at a time
 WRITE_ROWS = 64  # rows that are written at a time
 
 
 def prepare(
-    root: Path, constants: dict[str, int], source: str, num_shards: int, workers: int
+    root: Path,
+    constants: dict[str, int],
+    source: str | None = None,
+    num_shards: int | None = None,
+    workers: int = 8,
+    column: str | None = None,
+    validation: str | None = None,
 ) -> Manifest:
     """Prepare data for the workspace at `root`, reusing every stage whose inputs are the same.
+
+    Data that was prepared earlier, for this or another workspace, stays as it is.
 
     Args:
         root: The workspace, whose frozen files the data is for.
         constants: The numbers of its constants.py.
-        source: As `--source` takes it.
+        source: As `--source` takes it; None: what the workspace has prepared last, or DEFAULT. The
+            other parts of the choice are then those of last time, too, unless they are given.
         num_shards: Shards of text to train on.
         workers: Downloads at a time.
+        column: Of the text, in parquet and JSON lines.
+        validation: A file to validate on, in place of the last shard.
 
     Raises:
         UserError: a constant is out of its range; the source is refused, incomplete or damaged;
             or the disk is full.
     """
     _check_constants(root, constants)
-    source = sources.resolve(source)
+    before = (None if source else manifest.latest(root)) or Choice(source=source or DEFAULT)
+    given = {"num_shards": num_shards, "column": column, "validation": validation}
+    given = {name: value for name, value in given.items() if value is not None}
+    choice = sources.resolve(msgspec.structs.replace(before.choice, **given))
     frozen = manifest.frozen_hashes(root)
     home = paths.home()
     progress = Progress(
@@ -67,24 +82,25 @@ def prepare(
     lock = locks.exclusive(home / "prepare.lock", lambda: progress.console.print(waiting))
     try:
         with progress, lock:
-            found = sources.fetch(source, num_shards, workers, progress)
-            shards = _hash_shards(found, progress)
-            tokenizer_files = _make_tokenizer(shards["train"], constants["VOCAB_SIZE"], progress)
+            found = sources.fetch(choice, workers, progress, _kept_text(root))
+            shards = _without_copies(_hash_shards(found, progress), progress)
+            tokenizer_files = _make_tokenizer(shards["train"], choice.column, constants, progress)
             tokenizer_file = tokenizer_files["tokenizer.json"]
             prepared = Manifest(
-                source=source,
-                num_shards=num_shards,
+                **msgspec.structs.asdict(choice),
                 shards=tuple(itertools.chain.from_iterable(shards.values())),
                 constants=constants,
                 frozen=frozen,
                 tokenizer=tokenizer_file,
                 token_bytes=tokenizer_files["token_bytes.npy"],
                 splits={
-                    split: _pack_split(split, shards[split], tokenizer_file, constants, progress)
+                    split: _pack_split(
+                        split, shards[split], choice.column, tokenizer_file, constants, progress
+                    )
                     for split in shards
                 },
             )
-            manifest.write(prepared)
+            manifest.write(root, prepared)
     except OSError as error:
         message = f"{error}: correct that, then run the same command again"
         if error.errno in (ENOSPC, EDQUOT, EFBIG):
@@ -95,6 +111,15 @@ def prepare(
             )
         raise UserError(message) from error
     return prepared
+
+
+def _kept_text(root: Path) -> Path | None:
+    """Return the folder of the docstrings that the workspace has prepared, if any.
+
+    Those of the packages that are installed now may differ.
+    """
+    found = (one for one in manifest.manifests(root) if one.source == "pydocs")
+    return next((Path(one.shards[0].path).parent for one in found), None)
 
 
 def encoded_groups(encoder: Tokenizer, documents: Iterable[str]) -> Iterator[list[np.ndarray]]:
@@ -131,8 +156,33 @@ def _hash_shards(found: sources.Splits[Path], progress: Progress) -> sources.Spl
     return hashed
 
 
-def _make_tokenizer(shards: list[Shard], vocab_size: int, progress: Progress) -> dict[str, File]:
-    content = [shard.sha256 for shard in shards]
+def _without_copies(shards: sources.Splits[Shard], progress: Progress) -> sources.Splits[Shard]:
+    """Drop what is held out from the shards to train on, and say so. Raises UserError."""
+    held, left = dict[str, Shard](), sources.Splits[Shard]()
+    for split in ("val", "sealed", "train"):
+        left[split] = []
+        for shard in shards.get(split, []):
+            if split != "val" and (other := held.get(shard.sha256)):
+                progress.console.print(
+                    f"{shard.path} is left out of the {split} split: {other.path}, of the "
+                    f"{other.split} split, has the same content."
+                )
+            else:
+                left[split].append(shard)
+        held |= {shard.sha256: shard for shard in left[split] if split != "train"}
+    if not left["train"]:
+        raise UserError(
+            f"all text to train on is also in the validation split ({left['val'][0].path}): choose "
+            "another --source or --validation"
+        )
+    return {split: left[split] for split in manifest.SPLITS if left[split]}
+
+
+def _make_tokenizer(
+    shards: list[Shard], column: str, constants: dict[str, int], progress: Progress
+) -> dict[str, File]:
+    vocab_size = constants["VOCAB_SIZE"]
+    content = [documents.identity(shard.path, shard.sha256, column) for shard in shards]
     inputs = (
         tokenizer.VERSION,
         vocab_size,
@@ -143,7 +193,7 @@ def _make_tokenizer(shards: list[Shard], vocab_size: int, progress: Progress) ->
     task = progress.add_task("Train tokenizer", total=1, unit=f"vocabulary of {vocab_size:,}")
 
     def make(folder: Path) -> None:
-        texts = sources.documents([Path(shard.path) for shard in shards])
+        texts = documents.read([Path(shard.path) for shard in shards], column)
         tokenizer.train(texts, folder / "tokenizer.json", vocab_size)
         lengths = np.zeros(vocab_size, np.int32)  # a very short text yields fewer tokens than asked
         trained = Tokenizer(folder / "tokenizer.json").token_bytes()
@@ -158,31 +208,33 @@ def _make_tokenizer(shards: list[Shard], vocab_size: int, progress: Progress) ->
 def _pack_split(
     split: str,
     shards: list[Shard],
+    column: str,
     tokenizer_file: File,
     constants: dict[str, int],
     progress: Progress,
 ) -> File:
     seq_len = constants["MAX_SEQ_LEN"]
     rows = None if split == "train" else constants["EVAL_TOKENS"] // seq_len  # train: one epoch
-    content = [shard.sha256 for shard in shards]
+    content = [documents.identity(shard.path, shard.sha256, column) for shard in shards]
     inputs = (packing.VERSION, split, seq_len, rows, tokenizer_file.sha256, content)
     name = f"{split}.u16"
     shard_paths = [Path(shard.path) for shard in shards]
-    if next(sources.documents(shard_paths), None) is None:
+    if next(documents.read(shard_paths, column), None) is None:
         raise UserError(f"{shards[0].path} contains no text: choose another --source")
-    total, unit = (rows, "rows") if rows else (sources.count_documents(shard_paths), "documents")
+    total, unit = (rows, "rows") if rows else (documents.count(shard_paths), "documents")
     task = progress.add_task(f"Pack {split}", total=total, unit=unit)
 
     def make(folder: Path) -> None:
         encoder = Tokenizer(paths.home() / tokenizer_file.path)
         if rows:  # a held-out shard is read again and again, so a short one still fills every row
             epochs = (
-                encoded_groups(encoder, sources.documents(shard_paths)) for _ in itertools.count()
+                encoded_groups(encoder, documents.read(shard_paths, column))
+                for _ in itertools.count()
             )
             packed = packing.pack(itertools.chain.from_iterable(epochs), seq_len + 1)
             packed = iter(progress.track(itertools.islice(packed, rows), rows, task_id=task))
         else:
-            texts = progress.track(sources.documents(shard_paths), total, task_id=task)
+            texts = progress.track(documents.read(shard_paths, column), total, task_id=task)
             packed = packing.pack(encoded_groups(encoder, texts), seq_len + 1)
         with (folder / name).open("wb") as file:
             for batch in batched(packed, WRITE_ROWS):
@@ -211,9 +263,15 @@ def _stage(kind: str, inputs: tuple[Any, ...], make: Callable[[Path], None]) -> 
         listed = msgspec.json.decode(done.read_bytes(), type=dict[str, File])
         if listed and all(File.describe(folder / name) == file for name, file in listed.items()):
             return listed
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    make(folder)
-    made = {path.name: File.describe(path) for path in sorted(folder.iterdir())}
+    new = folder.with_name(f"{key}.new")  # an interrupted one, because of the lock
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    make(new)
+    folder.mkdir(exist_ok=True)
+    made = {}
+    for path in sorted(new.iterdir()):
+        path.replace(folder / path.name)  # a training may have the damaged one open
+        made[path.name] = File.describe(folder / path.name)
+    new.rmdir()
     files.write_bytes(done, msgspec.json.encode(made))
     return made

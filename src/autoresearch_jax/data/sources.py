@@ -1,7 +1,8 @@
-"""Where text comes from: parquet shards of the hub, of this environment, or of a folder.
+"""Where text comes from: files of the hub, of this environment, or of a folder, called shards.
 
-The shards of every source are in name order. The last one is for validation, the one before it is
-sealed (no experiment sees it), and training takes the first of the others.
+The shards of every source are in name order. The last one is for validation, unless a file is named
+for that; the one before it is sealed (no experiment sees it), and training takes the first of the
+others.
 """
 
 import contextlib
@@ -9,18 +10,17 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import msgspec
 from rich.progress import Progress
 
 from autoresearch_jax.common import files, paths
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.data import pydocs
+from autoresearch_jax.data import documents, pydocs
+from autoresearch_jax.data.manifest import Choice
 
 T = TypeVar("T")
 Splits = dict[str, list[T]]  # "train", "val" and "sealed", in this order -> shards
@@ -31,150 +31,148 @@ DATASETS = {
     "climbmix": ("karpathy/climbmix-400b-shuffle", 6543),
 }
 NAMED = (*DATASETS, "pydocs")
-READ_ROWS = 1024  # documents in memory at a time
+SHARDS = 10  # of parquet, to train on by default
+FORMATS = ".parquet, .jsonl or .txt"
 RESUMES = "The same command resumes where it stopped"
 LOGIN = "type `uv run hf auth login` or set HF_TOKEN"
 
 
-def resolve(source: str) -> str:
-    """Return a source as `--source` takes it in any folder.
+def resolve(choice: Choice) -> Choice:
+    """Return a choice that is the same in any folder.
 
-    Raises UserError if it does not exist, as far as that shows without the network.
+    Raises UserError if its files do not exist, as far as that shows without the network.
     """
+    source, validation = choice.source, choice.validation
+    if validation is not None:
+        path = _local(validation)
+        if path is None or not path.is_file() or not documents.kind_of(path.name):
+            raise UserError(
+                f"--validation {validation} is not a file of text that you can read: it takes "
+                f"{FORMATS}"
+            )
+        choice = msgspec.structs.replace(choice, validation=str(path))
     if source in NAMED or source.startswith("hf:"):
-        return source
+        return choice
+    path = _local(source)
+    if path is None or not (path.is_dir() or documents.kind_of(path.name)):
+        raise UserError(
+            f"no source is named {source!r}, and it is not a folder that you can read: --source "
+            f"takes {', '.join(NAMED)}, hf:ORG/NAME, or a folder of {FORMATS}"
+        )
+    choice = msgspec.structs.replace(choice, source=str(path))
+    _split(choice, _files(choice))
+    return choice
+
+
+def _local(name: str) -> Path | None:
+    """Return the full path of a file or folder that exists."""
     with contextlib.suppress(OSError, RuntimeError):  # too long for a path, or of an unknown user
-        folder = Path(source).expanduser().resolve()
-        if folder.is_dir():
-            choose(source, list(folder.glob("*.parquet")), num_shards=1)
-            return str(folder)
-    raise UserError(
-        f"no source is named {source!r}, and it is not a folder that you can read: --source takes "
-        f"{', '.join(NAMED)}, hf:ORG/NAME, or a folder of parquet files"
-    )
+        path = Path(name).expanduser().resolve()
+        return path if path.exists() else None
+    return None
 
 
-def fetch(source: str, num_shards: int, workers: int, progress: Progress) -> Splits[Path]:
-    """Bring the first `num_shards` training shards and the held-out ones to this machine.
+def _files(choice: Choice) -> list[Path]:
+    """Return the shards of a folder and of those in it, or the one file that is the source."""
+    folder = Path(choice.source)
+    if folder.is_file():
+        return [folder]
+    below = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    visible = (path for path in below if not any(part.startswith(".") for part in path.parts))
+    found = [folder / name for name in documents.of_one_kind([path.as_posix() for path in visible])]
+    return [path for path in found if str(path.resolve()) != choice.validation]
+
+
+def fetch(
+    choice: Choice, workers: int, progress: Progress, kept: Path | None = None
+) -> Splits[Path]:
+    """Bring the training shards of a choice and the held-out ones to this machine.
 
     Every shard that it returns is a readable parquet file with a column of text. A source of two
     shards has no sealed one.
 
     Args:
-        source: As `resolve` returns it.
-        num_shards: Shards to train on.
+        choice: Its source is as `resolve` returns it.
         workers: Downloads at a time.
         progress: Bars whose tasks have a field `unit`.
+        kept: A folder of docstrings from an earlier preparation, in place of today's.
 
     Raises:
         UserError: the source is refused, unreachable, incomplete or damaged.
     """
+    source = choice.source
     if source == "pydocs":
-        splits = choose(source, _pydocs(progress), num_shards)
+        splits = _split(choice, _pydocs(progress, kept))
     elif source in DATASETS or source.startswith("hf:"):
-        splits = _from_hub(source, num_shards, workers, progress)
+        splits = _from_hub(choice, workers, progress)
     else:
-        splits = choose(source, sorted(Path(source).glob("*.parquet")), num_shards)
-    if (count := len(splits["train"])) < num_shards:
+        splits = _split(choice, _files(choice))
+    if choice.validation is not None:
+        splits["val"] = [Path(choice.validation)]
+    count, wanted = len(splits["train"]), choice.num_shards
+    if wanted and count < wanted:
         progress.console.print(f"{source} has {count} shards to train on; taking all.")
     for shards in splits.values():
         for shard in shards:
-            check_shard(shard)
+            documents.check(shard, choice.column)
     return splits
 
 
-def choose(source: str, shards: list[T], num_shards: int) -> Splits[T]:
-    """Assign `shards`, which are in name order, to splits. Raises UserError."""
-    if len(shards) < 2:
+def _split(choice: Choice, shards: list[T]) -> Splits[T]:
+    """Assign shards, which are in name order, to splits; none to val if a file is named for it.
+
+    Raises UserError.
+    """
+    needed = 1 if choice.validation else 2
+    if len(shards) < needed:
         raise UserError(
-            f"{source} has {len(shards)} parquet shards, and needs at least 2: one to train on "
-            "and one to validate on"
+            f"{choice.source} has {len(shards)} files of text ({FORMATS}), and needs at least "
+            f"{needed}: one to train on and one to validate on, which --validation FILE may name"
         )
-    *rest, val = shards
-    sealed = [rest.pop()] if len(rest) > 1 else []
-    splits = {"train": rest[:num_shards], "val": [val], "sealed": sealed}
-    return {split: chosen for split, chosen in splits.items() if chosen}
+    kind = documents.kind_of(str(shards[0]))
+    held = max(1, len(shards) // 20) if kind == "txt" else 1  # a file of plain text may be short
+    rest = list(shards)
+    val = [] if choice.validation else _pop(rest, held)
+    sealed = _pop(rest, held) if len(rest) > 1 else []
+    most = choice.num_shards or (SHARDS if kind == "parquet" else len(rest))
+    splits = {"train": rest[:most], "val": val, "sealed": sealed}
+    return {split: found for split, found in splits.items() if found or split == "val"}
 
 
-def _pydocs(progress: Progress) -> list[Path]:
-    folder = paths.home() / "text" / f"pydocs-{pydocs.environment_key()}"
-    if len(list(folder.glob("*.parquet"))) != pydocs.SHARDS:
-        task = progress.add_task("Read docstrings", total=pydocs.PARTS, unit="parts")
-        parts = progress.track(pydocs.read_parts(), pydocs.PARTS, task_id=task)
-        pydocs.write_shards(folder, parts)
-    return sorted(folder.glob("*.parquet"))
+def _pop(shards: list[T], count: int) -> list[T]:
+    """Remove and return the last shards."""
+    found = shards[-count:]
+    del shards[-count:]
+    return found
 
 
-# --- Shards -------------------------------------------------------------------------------------
-
-
-def check_shard(path: Path) -> None:
-    """Raise UserError unless `path` is a whole parquet file with a column `text` of strings."""
-    with _reading(path) as file:
-        schema = file.schema_arrow
-    if "text" not in schema.names:
-        raise UserError(
-            f"{path} has no column `text`, only {', '.join(schema.names)}: "
-            "choose another --source, or rename the column"
-        )
-    kind = schema.field("text").type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise UserError(f"the column `text` of {path} has the type {kind} instead of string")
-
-
-def documents(shards: Iterable[Path]) -> Iterator[str]:
-    """Yield the texts of shards in order, without empty ones and nulls. Raises UserError."""
-    for path in shards:
-        with _reading(path) as file:
-            for group in range(file.num_row_groups):  # for all at once it loads the whole file
-                for batch in file.iter_batches(READ_ROWS, row_groups=[group], columns=["text"]):
-                    yield from filter(None, batch.column(0).to_pylist())
-
-
-def count_documents(shards: Iterable[Path]) -> int:
-    """Return how many documents shards contain, empty ones included. Raises UserError."""
-    total = 0
-    for path in shards:
-        with _reading(path) as file:
-            total += file.metadata.num_rows
-    return total
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[pq.ParquetFile]:
-    """Open a shard; an error of pyarrow about a damaged file becomes a UserError."""
-    try:
-        with pq.ParquetFile(path) as file:
-            yield file
-    except (pa.ArrowInvalid, OSError) as error:
-        torn = type(error) is OSError and error.errno is None  # how a damaged page is reported
-        if not (torn or isinstance(error, pa.ArrowInvalid)):
-            raise
-        from huggingface_hub import constants
-
-        remedy = "replace it, or delete it, and run the same command again"
-        if path.is_relative_to(constants.HF_HUB_CACHE):
-            path.resolve().unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-            remedy = "the damaged copy is removed, and the same command fetches it again"
-        raise UserError(f"{path} is truncated or not parquet ({error}): {remedy}") from error
+def _pydocs(progress: Progress, kept: Path | None) -> list[Path]:
+    today = paths.home() / "text" / f"pydocs-{pydocs.environment_key()}"
+    for folder in (kept, today):
+        if folder and len(found := sorted(folder.glob("*.parquet"))) == pydocs.SHARDS:
+            return found
+    task = progress.add_task("Read docstrings", total=pydocs.PARTS, unit="parts")
+    parts = progress.track(pydocs.read_parts(), pydocs.PARTS, task_id=task)
+    pydocs.write_shards(today, parts)
+    return sorted(today.glob("*.parquet"))
 
 
 # --- The hub ------------------------------------------------------------------------------------
 
 
-def _from_hub(source: str, num_shards: int, workers: int, progress: Progress) -> Splits[Path]:
+def _from_hub(choice: Choice, workers: int, progress: Progress) -> Splits[Path]:
     """Download what is not in the hub's cache yet, `workers` files at a time."""
     import huggingface_hub
 
     huggingface_hub.logging.set_verbosity_error()  # our messages and bars say the same
+    source = choice.source
     if source in DATASETS:
         repo, count = DATASETS[source]
         names = [f"shard_{index:05d}.parquet" for index in range(count)]
     else:
         repo = source.removeprefix("hf:")
         names = _list_shards(source, repo)
-    chosen = choose(source, names, num_shards)
+    chosen = _split(choice, names)
     wanted = [name for shards in chosen.values() for name in shards]
     task = progress.add_task("Fetch shards", total=len(wanted), unit="shards")
     stop = threading.Event()
@@ -202,7 +200,7 @@ def _from_hub(source: str, num_shards: int, workers: int, progress: Progress) ->
 
 
 def _list_shards(source: str, repo: str) -> list[str]:
-    """Return the parquet files of a dataset repository in name order; offline, as last seen."""
+    """Return the shards of a dataset repository in name order; offline, as last seen."""
     import huggingface_hub
 
     seen = paths.home() / "text" / f"{repo.replace('/', '--')}.json"
@@ -214,7 +212,7 @@ def _list_shards(source: str, repo: str) -> list[str]:
         listed = huggingface_hub.HfApi().list_repo_files(repo, repo_type="dataset")
     except Exception as error:
         raise _explained(error, source, repo, "the list of files") from error
-    names = sorted(name for name in listed if name.endswith(".parquet"))
+    names = documents.of_one_kind(listed)
     files.write_text(seen, json.dumps(names))
     return names
 

@@ -63,16 +63,18 @@ def examine(
     wanted: str = "auto",
     required: str | None = None,
     overrides: Mapping[str, str] | None = None,
+    pinned: str | None = None,
 ) -> Environment:
     """Examines the data and, in a sandbox, the accelerator.
 
     `wanted` and `required` are isolation levels, as `isolation.strongest` takes them; `overrides`
-    are variables by which JAX finds the devices of one worker. Raises UserError if the data is not
-    prepared, the accelerator does not answer, this is one of several hosts, or the isolation is
-    not available.
+    are variables by which JAX finds the devices of one worker; `pinned` is the fingerprint of the
+    data that earlier scores rest on, by default what the workspace uses now. Raises UserError if
+    the data is not prepared, the accelerator does not answer, this is one of several hosts, or the
+    isolation is not available.
     """
     tpu.refuse_several_hosts()
-    data = manifest.load(workspace.root)
+    data = manifest.load(workspace.root, fingerprint=pinned)
     data.check(hashed=True)
     device, chosen = probe(workspace.home, wanted, required, overrides)
     claimed = chosen.level

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import stat
 import sys
 import time
@@ -50,6 +51,7 @@ CODE = (
 )
 
 ANSWER_BYTES = 1 << 20
+PROGRESS = re.compile(r"(scoring|probing): [\d,]+ (of [\d,]+ )?rows")
 UNSEALABLE = "unsealable"
 SEAL_BYTES = 32 << 30  # holes included: hashed in a minute; no training may write that much
 
@@ -136,10 +138,15 @@ class Scoring:
         self._begun = time.monotonic()
         self.process.tell(GO)
 
+    def _progress(self) -> str:
+        """Return how far it is, from the line of kit/progress.py at the end of its log."""
+        line = logs.last_line(self.job.log)
+        return line if PROGRESS.fullmatch(line) else "scoring"
+
     def wait(self, *, limit_s: float, events: Events = NO_EVENTS) -> Score:
         """Waits for its answer. Raises UserError as `score` does."""
         ended = self.process.wait(
-            limit_s=limit_s, abandoned=events.abandoned, tick=lambda: events.live("scoring")
+            limit_s=limit_s, abandoned=events.abandoned, tick=lambda: events.live(self._progress())
         )
         metrics = {"scoring_seconds": round(time.monotonic() - self._begun, 3)}
         returncode = self._launch.returncode(ended)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 PARTS, LEAST_PARTS = 20, 4  # into which the steps of a training are divided
+ROWS_SECONDS = 2.0  # between two lines of a scoring
 PART_STEPS = 5  # the least number of steps in a part
 
 
@@ -80,6 +81,34 @@ class ProgressLine:
             # jobs/training.py reads this line.
             self._stream.write(f"lost to unusually long steps: {lost:.1f}%\n")
         self._stream.flush()
+
+
+class RowsLine:
+    """How many rows are scored: a live line on a terminal, and in a log a line at times.
+
+    Args:
+      what: is done with the rows.
+      total: whether each call has all the rows that there are.
+      log: whether to print into a stream that is no terminal.
+    """
+
+    def __init__(self, what: str, *, total: bool = True, log: bool = False):
+        self._what, self._total, self._log = what, total, log
+        self._rows = 0
+        self._next_line = time.monotonic() + ROWS_SECONDS
+
+    def __call__(self, rows: int, total: int, stream: TextIO | None = None) -> None:
+        """Count rows, and show them if it is time."""
+        stream = stream or sys.stderr
+        self._rows += rows
+        if time.monotonic() < self._next_line or not (self._log or stream.isatty()):
+            return
+        self._next_line = time.monotonic() + ROWS_SECONDS
+        of = f" of {total:,}" if self._total else ""
+        # jobs/scoring.py reads this line.
+        line = f"{self._what}: {self._rows:,}{of} rows"
+        stream.write(f"{line}\n" if self._log else f"\r{line}\r")
+        stream.flush()
 
 
 def lost_percent(seconds: Sequence[float]) -> float | None:

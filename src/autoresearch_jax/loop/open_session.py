@@ -112,7 +112,8 @@ def _this_machine(
         stack.callback(os.close, handle)
     tools.view.live("checking the data and the accelerator")
     levels, first = (config.isolation, config.require_isolation), parts[0]
-    found = tools.examine(workspace, *levels, first.variables)
+    pinned = tags.data_of(workspace, config.tag)
+    found = tools.examine(workspace, *levels, first.variables, pinned)
     found = replace(found, fingerprint={**found.fingerprint, **first.fingerprint})
     executors = [partial(LocalExecutor, allocation=part) for part in parts]
     return Devices(found, tuple(handles), executors)
@@ -136,7 +137,8 @@ def _cluster(
     stack.callback(connection.close)
     levels = (config.isolation, config.require_isolation)
     given = placement.resources(connection.machines, config.workers)
-    here = tools.examine(workspace, *levels, {"JAX_PLATFORMS": "cpu"})
+    pinned = tags.data_of(workspace, config.tag)
+    here = tools.examine(workspace, *levels, {"JAX_PLATFORMS": "cpu"}, pinned)
     wanted = placement.requirements(workspace, given, here, *levels)
     wanted, there = placement.inspect(connection, wanted, tools.view, interrupts)
     found = replace(there, data=here.data, level=here.level, target=None, warning=here.warning)

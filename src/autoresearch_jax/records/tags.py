@@ -9,6 +9,7 @@ from typing import Any
 
 from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.data import manifest
 from autoresearch_jax.records import journal
 from autoresearch_jax.records.events import Began
 from autoresearch_jax.repo.workspace import Workspace, check_tag
@@ -58,6 +59,18 @@ def choose(
     names = itertools.chain([stem], (f"{stem}-{count}" for count in itertools.count(2)))
     free = (n for n in names if not _taken(workspace, n) and not _began(workspace, n))
     return next(free), True, why
+
+
+def data_of(workspace: Workspace, tag: str | None) -> str | None:
+    """Return the data that a tag goes on with, also where the workspace has prepared other data.
+
+    None: of a new tag, and of one with other frozen files, which `choose` refuses.
+    """
+    began = _began(workspace, tag) if tag else None
+    if began is None:
+        return None
+    same = began.fingerprint.get("frozen files") == manifest.frozen_fingerprint(workspace.root)
+    return began.fingerprint.get("data") if same else None
 
 
 def _is_new(workspace: Workspace, tag: str, fingerprint: dict[str, Any]) -> bool:

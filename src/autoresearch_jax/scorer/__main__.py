@@ -28,6 +28,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.protocol import BROKEN, EXPORTED, GO, PARAMS, REFUSED
 from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import Manifest
+from autoresearch_jax.kit import progress
 from autoresearch_jax.scorer import model, probes
 
 Spec = dict[str, Any]
@@ -105,12 +106,14 @@ def score(spec: Spec, ahead: Compiled | None) -> dict[str, Any]:
     evaluator = compiled.evaluator
     evaluator.load(model.read_params(artifacts / PARAMS, compiled.function))
     loaded = time.monotonic()
+    evaluator.report = progress.RowsLine("scoring", log=True)
     nats_NT, sketch_NT = evaluator(rows_NT1[:, :-1], rows_NT1[:, 1:])
     if not (np.isfinite(sketch_NT).all() and np.isfinite(nats_NT).all()):
         share = float(np.mean(~np.isfinite(sketch_NT + nats_NT)))
         raise model.Refused("not-finite", f"logits are NaN or infinite at {share:.2%} of positions")
     val_bpb = prepare.mean_bits(nats_NT, rows_NT1[:, 1:], token_bytes)
     scored = time.monotonic()
+    evaluator.report = progress.RowsLine("probing", total=False, log=True)
     found = probes.probe(
         evaluator,
         rows_NT1,

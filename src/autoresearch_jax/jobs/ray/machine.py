@@ -258,7 +258,7 @@ def _environment(
         _prepare(wanted, devices.place.root, reporter)
         overrides = dict(devices.allocation.variables) or None
         _known[key] = environment.examine(
-            devices.place, wanted.isolation, wanted.required, overrides
+            devices.place, wanted.isolation, wanted.required, overrides, wanted.data
         )
     found = _known[key]
     found = replace(found, fingerprint=found.fingerprint | devices.allocation.fingerprint)
@@ -282,20 +282,19 @@ def _environment(
 def _prepare(wanted: messages.Requirements, frozen: Path, reporter: _Reporter) -> None:
     """Prepares the data unless it is there. Raises UserError."""
     try:
-        found = manifest.load(frozen)
+        manifest.load(frozen, fingerprint=wanted.data)
     except manifest.DataError:
-        reporter.live(f"{NAME} prepares the data ({wanted.source})")
-        command = [sys.executable, "prepare.py", "--source", wanted.source]
+        reporter.live(f"{NAME} prepares the data ({wanted.text.source})")
+        command = [sys.executable, "prepare.py", *wanted.text.options]
         log = frozen.with_name("prepare.log")
-        command += ["--num-shards", str(wanted.num_shards)]
         running = process.Running(command, cwd=frozen, env=os.environ, stdout=log)
         ended = running.wait(limit_s=math.inf, abandoned=reporter.stopped.is_set)
         if ended.returncode:
             last = logs.last_line(log) or "it printed nothing"
             raise UserError(f"{NAME} cannot prepare the data: {last}") from None
-        found = manifest.load(frozen)
-    if found.fingerprint != wanted.data:
-        raise UserError(
-            f"the data prepared on {NAME} ({found.fingerprint}) is not the coordinator's "
-            f"({wanted.data}). Prepare it there again: {found.command}"
-        )
+        found = manifest.load(frozen).fingerprint
+        if found != wanted.data:
+            raise UserError(
+                f"the data that {wanted.text.command} prepares on {NAME} ({found}) is not the "
+                f"coordinator's ({wanted.data}): copy that one's {paths.home()} there"
+            ) from None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from autoresearch_jax.data.manifest import Choice
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.job import Score, ScoreJob, TrainJob, TrainResult
 
@@ -33,8 +34,7 @@ class Requirements:
 
     resources: Resources
     frozen: bytes  # prepare.py and constants.py, packed
-    source: str  # of the data, as prepare.py takes it
-    num_shards: int
+    text: Choice  # that prepare.py prepares there
     data: str  # its fingerprint
     isolation: str  # of isolation.LEVELS, or "auto"
     required: str | None  # the weakest isolation that is accepted

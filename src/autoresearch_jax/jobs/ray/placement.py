@@ -83,8 +83,7 @@ def requirements(
     return Requirements(
         given,
         frozen=archive.pack(workspace.root, FROZEN),
-        source=data.source,
-        num_shards=data.num_shards,
+        text=data.choice,
         data=data.fingerprint,
         isolation=isolation,
         required=required,
