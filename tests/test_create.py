@@ -1,15 +1,19 @@
 import os
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from autoresearch_jax.commands import demo, setup
+from autoresearch_jax.commands import demo, own_wheel, presets, setup
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.console import PlainView
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
+from autoresearch_jax.repo.workspace import Workspace
 from tests import data_helpers
 
 VIEW = PlainView()
@@ -76,15 +80,173 @@ def test_an_empty_folder_stays_the_same_folder(tmp_path, monkeypatch):
     assert not list(root.glob(".autoresearch-new-*"))
 
 
-def test_from_a_wheel_it_depends_on_the_version(tmp_path, monkeypatch):
-    template = tmp_path / "template"
-    template.mkdir()
-    monkeypatch.setattr(setup.paths, "template", lambda: template)
-    project = tomllib.loads(setup.pyproject(tmp_path / "autoresearch-jax"))
-    assert project["project"]["dependencies"] == [f"autoresearch-jax=={setup.VERSION}"]
-    assert project["project"]["name"] != "autoresearch-jax"  # nor what that depends on
-    assert setup.pyproject(tmp_path / "jax").startswith('[project]\nname = "jax-workspace"')
-    assert "sources" not in project["tool"]["uv"]
+def test_the_name_of_a_workspace_is_that_of_no_package(tmp_path):
+    for name in ("jax", "autoresearch-jax"):
+        project = tomllib.loads(setup.pyproject(tmp_path / name, tmp_path))
+        assert project["project"]["name"] == f"{name}-workspace"
+
+
+def test_what_is_installed_becomes_the_same_wheel_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(own_wheel, "NAME", "click")  # this one is installed from its checkout
+    wheel = own_wheel.write(tmp_path / "wheels")
+    content = wheel.read_bytes()
+    assert own_wheel.write(tmp_path / "wheels").read_bytes() == content
+    into = ["--target", str(tmp_path / "site"), "--offline", "--no-deps"]
+    subprocess.run(["uv", "pip", "install", "-q", *into, str(wheel)], check=True, cwd=tmp_path)
+    code = "import sys; sys.path.insert(0, 'site'); import click; print(click.__file__)"
+    python = [sys.executable, "-Ic", code]
+    found = subprocess.run(python, check=True, cwd=tmp_path, capture_output=True, text=True)
+    assert found.stdout.startswith(str(tmp_path / "site"))
+
+
+@pytest.mark.nightly
+def test_a_workspace_of_an_installed_wheel_runs_without_the_checkout(tmp_path, monkeypatch):
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+
+    def run(*command, cwd=tmp_path):
+        return subprocess.run(command, check=True, cwd=cwd, capture_output=True, text=True).stdout
+
+    run("uv", "build", "--wheel", "-q", "-o", str(tmp_path / "dist"), str(data_helpers.ROOT))
+    run("uv", "venv", "-q", "venv")
+    wheel = next((tmp_path / "dist").glob("*.whl"))
+    run("uv", "pip", "install", "-q", "--python", "venv/bin/python", str(wheel))
+    wheel.unlink()
+    run("venv/bin/autoresearch-jax", "setup", "w", "--preset", "demo", "--skip-data")
+    assert git(tmp_path / "w", "status", "--porcelain") == ""
+    (tmp_path / "w").rename(tmp_path / "moved")
+    assert "--column" in run("uv", "run", "-q", "prepare.py", "--help", cwd=tmp_path / "moved")
+    where = "import autoresearch_jax; print(autoresearch_jax.__file__)"
+    found = run("uv", "run", "-q", "python", "-c", where, cwd=tmp_path / "moved")
+    assert found.startswith(str(tmp_path / "moved" / ".venv"))
+
+
+GIT_SETTINGS = {
+    "line ends": "[core]\n\tautocrlf = true\n\tsafecrlf = true\n\teol = crlf\n",
+    "filters": "[core]\n\tattributesFile = ATTRIBUTES\n[filter 'lfs']\n\tclean = no-such clean\n"
+    "\tsmudge = no-such smudge\n\trequired = true\n".replace("'", '"'),
+    "ignored": "[core]\n\texcludesFile = IGNORED\n[status]\n\tshowUntrackedFiles = no\n",
+    "hooks": "[core]\n\thooksPath = HOOKS\n[init]\n\ttemplateDir = TEMPLATE\n",
+    "signatures": "[commit]\n\tgpgSign = true\n\ttemplate = /nowhere\n[gpg]\n\tprogram = false\n"
+    "[tag]\n\tgpgSign = true\n[log]\n\tshowSignature = true\n",
+    "names": "[init]\n\tdefaultBranch = autoresearch\n\tdefaultObjectFormat = sha256\n"
+    "\tdefaultRefFormat = reftable\n[color]\n\tui = always\n[core]\n\tfsmonitor = false\n"
+    "\tabbrev = 4\n\tbare = true\n\tignoreStat = true\n",
+}
+
+
+@pytest.mark.parametrize("kind", GIT_SETTINGS)
+def test_no_setting_of_the_users_git_changes_a_new_workspace(tmp_path, kind):
+    hooks, template = tmp_path / "hooks", tmp_path / "template" / "hooks"
+    for folder in (hooks, template):
+        folder.mkdir(parents=True)
+        for hook in ("pre-commit", "commit-msg", "reference-transaction"):
+            (folder / hook).write_text("#!/bin/sh\nexit 1\n")
+            (folder / hook).chmod(0o755)
+    (tmp_path / "attributes").write_text(
+        "*.py filter=lfs\n* ident\n*.md working-tree-encoding=UTF-16\n"
+    )
+    (tmp_path / "ignored").write_text("*.py\n*.toml\nresults*\n")
+    settings = GIT_SETTINGS[kind]
+    for name in ("ATTRIBUTES", "IGNORED", "HOOKS", "TEMPLATE"):
+        settings = settings.replace(name, str(tmp_path / name.lower()))
+    with (tmp_path / "gitconfig").open("a") as file:
+        file.write("\tname = Some One\n\temail = one@example.org\n" + settings)
+    root = setup.setup(tmp_path / "w", VIEW, preset="cpu", skip_data=True)
+    isolated = {"env": setup.OWN}
+    listed = setup.git.output(root, "ls-tree", "-r", "--name-only", "HEAD", **isolated).decode()
+    assert listed.split() == [
+        ".gitignore", "constants.py", "prepare.py", "program.md", "pyproject.toml", "results.tsv",
+        "train.py",
+    ]  # fmt: skip
+    for name in listed.split():
+        content = setup.git.output(root, "cat-file", "blob", f"HEAD:{name}", **isolated)
+        assert content == (root / name).read_bytes()
+    assert constant(root, "DEPTH") == 4
+    said = setup.git.output(root, "log", "--format=%an %s", **isolated).decode().splitlines()
+    assert said[0] == "Some One Apply preset cpu"
+    assert len(said) == 2
+    assert git(root, "symbolic-ref", "HEAD") == "refs/heads/main"
+    if kind != "names":  # with core.bare, no other git works anywhere
+        # What the user's own git checks out has the same bytes.
+        (root / "constants.py").unlink()
+        subprocess.run(["git", "checkout", "-q", "constants.py"], cwd=root, check=True)
+        assert (root / "constants.py").read_bytes() == content_of(root, "constants.py")
+        assert Workspace.open(root).differing("HEAD", ("constants.py", "prepare.py")) == []
+
+
+def content_of(root: Path, name: str) -> bytes:
+    return setup.git.output(root, "cat-file", "blob", f"HEAD:{name}", env=setup.OWN)
+
+
+@pytest.mark.parametrize("lock", ["index.lock", "HEAD.lock", "refs/heads/main.lock"])
+def test_a_preset_that_cannot_be_committed_is_undone(tmp_path, lock, capsys):
+    root = setup.setup(tmp_path / "w", VIEW, skip_data=True)
+    before = files(root), git(root, "rev-parse", "HEAD"), git(root, "status", "--porcelain")
+    path = root / ".git" / lock
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    with pytest.raises(UserError, match=f"{path.name}"):
+        setup.setup(root, VIEW, preset="cpu", skip_data=True)
+    path.unlink()
+    now = files(root), git(root, "rev-parse", "HEAD"), git(root, "status", "--porcelain")
+    assert now == before
+    setup.setup(root, VIEW, preset="cpu", skip_data=True)
+    assert git(root, "log", "-1", "--format=%s") == "Apply preset cpu"
+    assert git(root, "status", "--porcelain") == ""
+
+
+def test_a_preset_that_was_killed_before_its_commit_is_committed(tmp_path):
+    root = setup.setup(tmp_path / "w", VIEW, skip_data=True)
+    sized = setup.Sizes(presets.get("cpu")).apply(*setup._files(root))
+    for name, content in zip(setup.SIZED, sized, strict=True):
+        (root / name).write_bytes(content)
+    setup.setup(root, VIEW, preset="cpu", skip_data=True)
+    assert git(root, "log", "-1", "--format=%s") == "Apply preset cpu"
+    assert git(root, "status", "--porcelain") == ""
+
+
+def test_a_workspace_that_cannot_be_moved_into_its_folder_leaves_it_empty(tmp_path, monkeypatch):
+    rename = Path.rename
+
+    def failing(self, target):
+        if self.name == "program.md":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    (tmp_path / "w").mkdir()
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(KeyboardInterrupt):
+        setup.setup(tmp_path / "w", VIEW, skip_data=True)
+    assert list((tmp_path / "w").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: text.replace(b"\n", b"\r\n"),
+        lambda text: b"# coding: latin-1\n# caf\xe9\n" + text,
+    ],
+    ids=["BOM", "CRLF", "latin-1"],
+)
+def test_a_file_in_any_encoding_is_resized(tmp_path, change):
+    root = setup.setup(tmp_path / "w", VIEW, skip_data=True)
+    for name in setup.SIZED:
+        (root / name).write_bytes(change((root / name).read_bytes()))
+    setup.commit(root, "Another encoding", *setup.SIZED)
+    setup.setup(root, VIEW, preset="demo", budget=7, skip_data=True)
+    plain = setup.setup(tmp_path / "plain", VIEW, preset="demo", budget=7, skip_data=True)
+    for name in setup.SIZED:
+        assert (root / name).read_bytes() == change((plain / name).read_bytes())
+
+
+def test_a_budget_and_a_vocabulary_are_sizes(tmp_path):
+    root = setup.setup(tmp_path / "w", VIEW, budget=60, vocab_size=4096, skip_data=True)
+    numbers = manifest.read_constants(root / "constants.py")
+    assert (numbers["TIME_BUDGET"], numbers["VOCAB_SIZE"]) == (60, 4096)
+    assert git(root, "log", "-1", "--format=%s") == (
+        "Apply a vocabulary of 4096 and a budget of 60 s"
+    )
 
 
 def test_a_preset_and_a_row_length_are_one_commit(tmp_path, capsys):
@@ -145,7 +307,7 @@ def test_refusals_change_nothing(tmp_path, kind):
         message = "no preset 'h10'.*h100"
     elif kind == "shards":
         options = {"source": str(parent)}
-        message = "has 0 parquet shards, and needs at least 2"
+        message = "has 0 files of text .* needs at least 2"
     else:
         target = Path("/proc/new/w")
         message = "cannot be made"
@@ -172,6 +334,29 @@ def test_the_data_is_prepared_only_once(tmp_path, capsys):
     capsys.readouterr()
     setup.setup(root, VIEW)
     assert "data is ready" in capsys.readouterr().out
+
+    setup.commit(root, "Small sizes", "constants.py")
+    first = manifest.load(root)
+    setup.setup(root, VIEW, budget=9, skip_data=True)
+    setup.setup(root, VIEW, num_shards=1)
+    second = manifest.load(root)
+    assert second.source == first.source
+    assert [shard.split for shard in second.shards] == ["train", "val", "sealed"]
+    assert second.constants["TIME_BUDGET"] == 9
+
+
+def test_an_earlier_versions_workspace_keeps_its_source(tmp_path):
+    """Its manifest is where the last preparation of any workspace was, and it has no record."""
+    root = setup.setup(tmp_path / "w", VIEW, skip_data=True)
+    (root / "constants.py").write_text(data_helpers.CONSTANTS)
+    setup.commit(root, "Small sizes", "constants.py")
+    shards = data_helpers.make_shards(tmp_path / "shards")
+    setup.setup(root, VIEW, source=str(shards))
+    path = manifest.load(root).path
+    path.rename(path.parent.with_name("manifest.json"))
+    shutil.rmtree(root / ".autoresearch")
+    setup.setup(root, VIEW, budget=9)
+    assert manifest.load(root).source == str(shards)
 
 
 def test_a_failed_preparation_is_reported_and_keeps_the_workspace(tmp_path):

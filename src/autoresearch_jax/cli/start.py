@@ -46,32 +46,38 @@ def demo(folder: Path, seed: int, experiments: int) -> None:
     "v6e-8, cpu, demo.  [default: for a new workspace, what fits this machine]"))  # fmt: skip
 @click.option("--seq-len", type=Count(1), metavar="N", help=(
     "Tokens in a row; EVAL_TOKENS follows in proportion."))  # fmt: skip
+@click.option("--vocab-size", type=Count(260, 2**16), metavar="N", help=(
+    "Tokens in the vocabulary."))  # fmt: skip
+@click.option("--budget", type=Count(1, 10**7), metavar="S", help=(
+    "Seconds of training in an experiment."))  # fmt: skip
 @click.option("--source", metavar="S", help=(
-    "fineweb-edu, climbmix, hf:ORG/NAME, pydocs (no network) or a folder of parquet files.  "
-    "[default: fineweb-edu]"))  # fmt: skip
+    "fineweb-edu, climbmix, hf:ORG/NAME, pydocs (no network), or a folder of .parquet, .jsonl or "
+    ".txt files.  [default: as before, or fineweb-edu]"))  # fmt: skip
 @click.option("--num-shards", type=Count(1), metavar="N", help=(
-    "Shards of text to train on."))  # fmt: skip
+    "Files of text to train on.  [default: 10 of parquet, or all]"))  # fmt: skip
+@click.option("--column", metavar="NAME", help="The column with the text.  [default: text]")
+@click.option("--validation", metavar="FILE", help=(
+    "A file to validate on, in place of the source's last one."))  # fmt: skip
 @click.option("--skip-data", is_flag=True, help="Do not prepare the data yet.")
-def setup(
-    target: Path, preset: str | None, seq_len: int | None, skip_data: bool, **options: Any
-) -> None:
+def setup(target: Path, preset: str | None, skip_data: bool, **options: Any) -> None:
     """Make DIR a workspace, size it for a machine, and prepare its data.
 
     A new workspace gets the sizes that fit this machine. In an existing workspace, setup changes
-    the sizes that you name (as a commit) and prepares what data is missing.
+    the sizes that you name (as a commit) and prepares what data is missing. The source of its text
+    stays the same unless you name another one; data that was prepared before is kept.
 
     \b
     Example:
       autoresearch-jax setup research --preset 24gb
+      autoresearch-jax setup research --budget 600 --seq-len 1024
+      autoresearch-jax setup research --source ~/texts --validation ~/held-out.jsonl
     """
     from autoresearch_jax.commands import setup as command
 
     with output.view() as view:
-        if preset is None and seq_len is None and not command.is_workspace(target):
+        if preset is None and not command.is_workspace(target):
             preset = command.fitting_preset(view)
-        root = command.setup(
-            target, view, preset=preset, seq_len=seq_len, skip_data=skip_data, **options
-        )
+        root = command.setup(target, view, preset=preset, skip_data=skip_data, **options)
         view.say("Next:")
         if root != Path.cwd():
             view.say(f"  cd {shlex.quote(str(target))}")

@@ -4,6 +4,8 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import AnyStr
 
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.errors import UserError
@@ -150,18 +152,22 @@ def _suggest_for_tpu(device: Device) -> tuple[Preset, str]:
 
 
 def apply(
-    train: str, constants: str, preset: Preset | None, seq_len: int | None
-) -> tuple[str, str]:
-    """Return the texts of train.py and constants.py with a preset's sizes and a row length.
+    train: AnyStr,
+    constants: AnyStr,
+    preset: Preset | None,
+    seq_len: int | None,
+    others: Mapping[str, Value] = MappingProxyType({}),
+) -> tuple[AnyStr, AnyStr]:
+    """Return train.py and constants.py with a preset's sizes, a row length and other constants.
 
-    A device keeps as many tokens at once, and a score as many rows, as before the row length
-    changed.
+    `others` are of constants.py. A device keeps as many tokens at once, and a score as many rows,
+    as before the row length changed.
 
     Raises:
         UserError: the row length is not a power of two, or a file lacks one of the constants.
     """
     train_values = dict(preset.train) if preset else {}
-    frozen_values = dict(preset.constants) if preset else {}
+    frozen_values = {**(preset.constants if preset else {}), **others}
     if seq_len is not None:
         if seq_len < SHORTEST_ROW or seq_len & (seq_len - 1):
             raise UserError(
@@ -185,25 +191,25 @@ def apply(
     )
 
 
-def _rewrite(name: str, source: str, values: Mapping[str, Value]) -> str:
+def _rewrite(name: str, source: AnyStr, values: Mapping[str, Value]) -> AnyStr:
     if not values:
         return source
     _read(name, source, values)
     return literals.rewrite(source, values)
 
 
-def _read(name: str, source: str, constants: Iterable[str]) -> dict[str, Value]:
+def _read(name: str, source: str | bytes, constants: Iterable[str]) -> dict[str, Value]:
     """Return the values of some constants of a file. Raises UserError if one is missing."""
     try:
         found = literals.read(source)
     except SyntaxError as error:
         raise UserError(
-            f"{name} line {error.lineno} is not Python ({error.msg}): correct it, or restore it "
-            f"with `git checkout {name}`."
+            f"{name} line {error.lineno or 1} is not Python ({error.msg}): correct it, or restore "
+            f"it with `git checkout {name}`."
         ) from error
     if missing := sorted(set(constants) - found.keys()):
         raise UserError(
             f"{name} sets no {', '.join(missing)} at its top, so no size can be chosen for it: "
-            f"restore it with `git checkout {name}`, or leave --preset and --seq-len out."
+            f"restore it with `git checkout {name}`, or leave the sizes out."
         )
     return {constant: found[constant].value for constant in constants}

@@ -9,9 +9,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from autoresearch_jax.commands import presets
+import msgspec
+
+from autoresearch_jax.commands import own_wheel, presets
 from autoresearch_jax.commands.presets import Preset
 from autoresearch_jax.common import files, paths
 from autoresearch_jax.common.console import View
@@ -24,6 +28,16 @@ from autoresearch_jax.system import device_probe
 VERSION = importlib.metadata.version("autoresearch-jax")
 COPIED = ("train.py", "prepare.py", "constants.py", "program.md")
 SIZED = ("train.py", "constants.py")  # what a preset rewrites
+AUTHOR = "autoresearch-jax"  # of commits, where git knows no user
+# The user's settings are not for our commits: hooks, templates, filters, ignored files, signatures.
+OWN = {
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_SYSTEM": os.devnull,
+    "GIT_DEFAULT_HASH": "sha1",
+    "GIT_DEFAULT_REF_FORMAT": "files",
+}
+# Files are compared byte for byte, so no git may convert them, whatever the user has set.
+ATTRIBUTES = "* -text -filter -ident !working-tree-encoding\n"
 IGNORED = ("__pycache__/", ".venv/", "uv.lock", "run.log", "progress.png", "report/")
 
 
@@ -33,34 +47,61 @@ def setup(
     *,
     preset: str | None = None,
     seq_len: int | None = None,
-    source: str | None = None,
-    num_shards: int | None = None,
+    vocab_size: int | None = None,
+    budget: int | None = None,
     skip_data: bool = False,
+    **text: Any,
 ) -> Path:
     """Make `target` a workspace if it is not one, size it, prepare its data; return its full path.
+
+    `text` has the arguments of `prepare`.
 
     Raises:
         UserError: `target` contains something else, has changes that would be overwritten, or its
             data could not be prepared. No file of the user is lost.
     """
-    chosen = presets.get(preset) if preset else None
-    if source is not None:
-        from autoresearch_jax.data import sources  # importing pyarrow takes a while
-
-        source = sources.resolve(source)
+    sizes = Sizes(presets.get(preset) if preset else None, seq_len, vocab_size, budget)
+    text = _resolved(text)
     target = target.absolute()
     if is_workspace(target):
         view.say(f"{target} is a workspace already.")
+        if (ready := data(target)) and not manifest.record(target):
+            manifest.write(target, ready)  # its source is to be known after its sizes have changed
     else:
         check_free(target)
         # As for the source, a mistake in the sizes is found before anything is made.
-        presets.apply(*_texts(paths.template()), chosen, seq_len)
+        sizes.apply(*_files(paths.template()))
         make(target)
         view.say(f"Made a workspace in {target}.")
-    resize(target, chosen, seq_len, view)
+    resize(target, sizes, view)
     if not skip_data:
-        prepare(target, view, source=source, num_shards=num_shards)
+        prepare(target, view, **text)
     return target
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What `setup` writes into train.py and constants.py."""
+
+    preset: Preset | None = None
+    seq_len: int | None = None  # tokens of a row
+    vocab_size: int | None = None  # tokens
+    budget_s: int | None = None
+
+    def apply(self, train: bytes, constants: bytes) -> tuple[bytes, bytes]:
+        """Return the files with these sizes. Raises UserError as `presets.apply` does."""
+        others = {"VOCAB_SIZE": self.vocab_size, "TIME_BUDGET": self.budget_s}
+        given = {name: value for name, value in others.items() if value is not None}
+        return presets.apply(train, constants, self.preset, self.seq_len, given)
+
+    def __str__(self) -> str:
+        words = (
+            self.preset and f"preset {self.preset.name}",
+            self.seq_len and f"rows of {self.seq_len} tokens",
+            self.vocab_size and f"a vocabulary of {self.vocab_size}",
+            self.budget_s and f"a budget of {self.budget_s} s",
+        )
+        return " and ".join(one for one in words if one)
 
 
 def fitting_preset(view: View) -> str | None:
@@ -118,64 +159,91 @@ def make(target: Path) -> None:
                 shutil.copyfile(template / file, folder / file)
             (folder / "results.tsv").write_text(results_tsv.HEADER)
             (folder / ".gitignore").write_text("\n".join((*IGNORED, "")))
-            (folder / "pyproject.toml").write_text(pyproject(target))
-            git.output(folder, "init", "--quiet", "--initial-branch=main")
-            git.output(folder, "add", "--all")
+            (folder / "pyproject.toml").write_text(pyproject(target, folder))
+            git.output(folder, "init", "--quiet", "--initial-branch=main", "--template=", env=OWN)
+            attributes = folder / ".git" / "info" / "attributes"
+            attributes.parent.mkdir(exist_ok=True)
+            attributes.write_text(ATTRIBUTES)
+            git.output(folder, "add", "--all", "--force", env=OWN)
             commit(folder, f"Start from autoresearch-jax {VERSION}")
             if not target.exists():
                 folder.rename(target)
                 return
-            # The user's shell may be in the target, so it must stay the same folder.
-            for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == ".git"):
-                entry.rename(target / entry.name)
+            _move_into(folder, target)
     except OSError as error:
         raise UserError(f"{target} cannot be made: {error}.") from error
 
 
-def resize(root: Path, preset: Preset | None, seq_len: int | None, view: View) -> None:
-    """Write a preset and a row length into train.py and constants.py, and commit that.
+def _move_into(folder: Path, target: Path) -> None:
+    """Move all files, or none. The user's shell may be in the target, so it stays the same one."""
+    moved = []
+    try:
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == ".git"):
+            entry.rename(target / entry.name)
+            moved.append(entry)
+    except BaseException:
+        for entry in moved:
+            (target / entry.name).rename(entry)
+        raise
+
+
+def resize(root: Path, sizes: Sizes, view: View) -> None:
+    """Write sizes into train.py and constants.py, and commit that; if it fails, undo it.
 
     Raises:
         UserError: the sizes do not fit the files, or there are uncommitted changes in them.
     """
-    if preset is None and seq_len is None:
+    if not str(sizes):
         return
-    texts = _texts(root)
-    sized = presets.apply(*texts, preset, seq_len)
-    changed = [name for name, old, new in zip(SIZED, texts, sized, strict=True) if old != new]
-    names = preset and f"preset {preset.name}", seq_len and f"rows of {seq_len} tokens"
-    words = " and ".join(name for name in names if name)
+    before = _files(root)
+    after = sizes.apply(*before)
+    dirty = git.text(git.output(root, "status", "--porcelain", "--", *SIZED))
+    if before == after and dirty:
+        committed = _committed(root)
+        if sizes.apply(*committed) == after:  # as an interrupted setup leaves them
+            before, dirty = committed, ""
+    changed = [name for name, old, new in zip(SIZED, before, after, strict=True) if old != new]
     if not changed:
-        view.say(f"Its sizes are those of {words} already.")
+        view.say(f"Its sizes are those of {sizes} already.")
         return
-    if dirty := git.text(git.output(root, "status", "--porcelain", "--", *changed)):
+    if dirty:
         raise UserError(
             f"{', '.join(changed)} would be rewritten, and there are uncommitted changes: "
             f"{' '.join(dirty.split())}. Keep them with `git commit -am ...` or drop them with "
             f"`git checkout {' '.join(changed)}`, then try again."
         )
     _check_branch(root)
-    for name, text in zip(SIZED, sized, strict=True):
-        if name in changed:
-            files.write_text(root / name, text)
-    git.output(root, "add", "--", *changed)
-    commit(root, f"Apply {words}", *changed)
-    view.say(f"Applied and committed {words}: {', '.join(changed)}.")
+    head = git.run(root, "rev-parse", "HEAD").text
+    try:
+        for name, content in zip(SIZED, after, strict=True):
+            if name in changed:
+                files.write_bytes(root / name, content)
+        git.output(root, "add", "--", *changed)
+        commit(root, f"Apply {sizes}", *changed)
+    except BaseException:
+        if git.run(root, "rev-parse", "HEAD").text == head:
+            for name, content in zip(SIZED, before, strict=True):
+                if name in changed:
+                    files.write_bytes(root / name, content)
+            git.run(root, "reset", "--quiet", "--", *changed)
+        raise
+    view.say(f"Applied and committed {sizes}: {', '.join(changed)}.")
 
 
-def prepare(
-    root: Path, view: View, *, source: str | None = None, num_shards: int | None = None
-) -> None:
-    """Run the workspace's prepare.py, which shows its own progress. Raises UserError."""
-    ready = data(root)
-    if ready and source is None and num_shards is None:
+def prepare(root: Path, view: View, **text: Any) -> None:
+    """Run the workspace's prepare.py, which shows its own progress.
+
+    `text` has fields of `manifest.Choice`; what is not given stays as it was prepared last. Raises
+    UserError.
+    """
+    ready, before = data(root), manifest.latest(root)
+    given = {name: value for name, value in text.items() if value is not None}
+    if ready and not given:
         view.say(f"Its data is ready: {ready.source}.")
         return
-    options: list[str] = []
-    if source is not None:
-        options += ["--source", source]
-    if num_shards is not None:
-        options += ["--num-shards", str(num_shards)]
+    if before is not None and "source" not in given:  # an earlier prepare.py does not know it
+        given = msgspec.structs.asdict(before.choice) | given
+    options = manifest.Choice(**({"source": ""} | given)).options
     view.say(f"Preparing its data: prepare.py {shlex.join(options)}".rstrip())
     sys.stdout.flush()
     done = subprocess.run([sys.executable, "prepare.py", *options], cwd=root, check=False)
@@ -188,6 +256,17 @@ def prepare(
         )
 
 
+def _resolved(text: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `prepare` with full paths. Raises UserError."""
+    if not (text.get("source") or text.get("validation")):
+        return text
+    from autoresearch_jax.data import preparation, sources  # importing pyarrow takes a while
+
+    given = {name: value for name, value in text.items() if value is not None}
+    found = sources.resolve(manifest.Choice(**({"source": preparation.DEFAULT} | given)))
+    return text | {name: getattr(found, name) for name in given}
+
+
 def data(root: Path) -> manifest.Manifest | None:
     """Return the data prepared for a workspace, if it is complete."""
     with contextlib.suppress(manifest.DataError):
@@ -195,31 +274,39 @@ def data(root: Path) -> manifest.Manifest | None:
     return None
 
 
-def pyproject(target: Path) -> str:
-    """Return a workspace's pyproject.toml, which depends on the autoresearch-jax that made it."""
+def pyproject(target: Path, folder: Path) -> str:
+    """Return a workspace's pyproject.toml, which depends on the autoresearch-jax that made it.
+
+    From a checkout that is the checkout, else a wheel that is written into `folder`, where the
+    files of the workspace are at first.
+    """
     from jinja2 import Template
 
     name = re.sub("[^a-z0-9]+", "-", target.name.lower()).strip("-") or "my"
     source = paths.template()
-    path: str | None = None
-    if (source / "pyproject.toml").is_file():  # a checkout, and not an installed wheel
+    editable = (source / "pyproject.toml").is_file()  # a checkout, and not an installed wheel
+    if not editable:
+        path = str(own_wheel.write(folder / "wheels").relative_to(folder))
+    else:
         inside = target.is_relative_to(source)
         path = os.path.relpath(source, target) if inside else str(source)
     text = Path(__file__).with_name("workspace.toml.j2").read_text()
     template = Template(text, trim_blocks=True, keep_trailing_newline=True)
-    return template.render(name=name, version=VERSION, path=path)
+    return template.render(name=name, path=path, editable=editable)
 
 
 def commit(folder: Path, message: str, *names: str) -> None:
-    """Commit, also without a configured identity, and without the user's hooks and signing."""
-    anonymous = git.run(folder, "var", "GIT_AUTHOR_IDENT").status != 0
-    identity = ["-c", "user.name=autoresearch-jax", "-c", "user.email=autoresearch-jax@localhost"]
+    """Commit as the user, or as autoresearch-jax, without any other setting of the user's."""
+    ident = git.run(folder, "var", "GIT_AUTHOR_IDENT")
+    found = re.fullmatch(r"(.*) <(.*)> \S+ \S+", ident.text) if ident.status == 0 else None
+    name, email = found.groups() if found else (AUTHOR, f"{AUTHOR}@localhost")
     git.output(
         folder,
-        *(identity if anonymous else []),
-        *("-c", "commit.gpgsign=false"),
+        *("-c", f"user.name={name}", "-c", f"user.email={email}"),
+        *("-c", f"safe.directory={folder}"),
         *("commit", "--quiet", "-m", message),
         *(["--", *names] if names else []),
+        env=OWN,
     )
 
 
@@ -236,6 +323,11 @@ def _check_branch(root: Path) -> None:
         )
 
 
-def _texts(root: Path) -> tuple[str, str]:
-    train, constants = ((root / name).read_bytes().decode() for name in SIZED)
+def _files(root: Path) -> tuple[bytes, bytes]:
+    train, constants = ((root / name).read_bytes() for name in SIZED)
+    return train, constants
+
+
+def _committed(root: Path) -> tuple[bytes, bytes]:
+    train, constants = (git.output(root, "cat-file", "--filters", f"HEAD:{n}") for n in SIZED)
     return train, constants

@@ -26,6 +26,7 @@ LOCAL = (
 SETTINGS = {
     "core.hooksPath": "/dev/null",  # the user's hooks are not for our commits
     "core.safecrlf": "false",  # a train.py may contain any bytes
+    "core.attributesFile": os.devnull,  # with filters of the user's, whose programs may be missing
     # After a power failure, every commit that the journal names must exist.
     "core.fsync": "committed,loose-object,reference",
     "core.fsmonitor": "false",  # a git daemon would keep the lock of the tag forever
@@ -85,7 +86,8 @@ def run(
                 ["git", "-C", str(folder), *settings, *arguments],
                 istream=file,
                 # Reading must not rewrite the index of the user's checkout.
-                env={"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"} | (env or {}),
+                env={"GIT_OPTIONAL_LOCKS": "0", "GIT_ATTR_NOSYSTEM": "1", "LC_ALL": "C"}
+                | (env or {}),
                 pass_fds=keep_fds,
                 with_extended_output=True,
                 with_exceptions=False,
