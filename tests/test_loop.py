@@ -762,6 +762,7 @@ def test_a_tag_goes_on_with_its_own_data(workspace, prepared, tmp_path, monkeypa
     run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t", examine=examine)
     second = structs.replace(first, source="/other", shards=first.shards[:1])
     manifest.write(data_helpers.make_workspace(tmp_path / "elsewhere"), second)
+    shutil.rmtree(workspace.root / ".autoresearch")  # as in another checkout
     view = Notes()
     run_loop(workspace, Scripted(train_py(0.8)), 1, view, examine=examine)
     assert "tag t (resumed" in view.text

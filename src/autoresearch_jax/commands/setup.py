@@ -66,7 +66,7 @@ def setup(
     if is_workspace(target):
         view.say(f"{target} is a workspace already.")
         if (ready := data(target)) and not manifest.record(target):
-            manifest.write(target, ready)  # its source is to be known after its sizes have changed
+            manifest.write(target, ready)  # its source must be known after its sizes have changed
     else:
         check_free(target)
         # As for the source, a mistake in the sizes is found before anything is made.
@@ -268,9 +268,9 @@ def _resolved(text: dict[str, Any]) -> dict[str, Any]:
 
 
 def data(root: Path) -> manifest.Manifest | None:
-    """Return the data prepared for a workspace, if it is complete."""
+    """Return the data that a workspace has prepared, if it is complete."""
     with contextlib.suppress(manifest.DataError):
-        return manifest.load(root)
+        return manifest.load(root) if manifest.latest(root) else None
     return None
 
 

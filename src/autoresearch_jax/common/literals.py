@@ -6,7 +6,6 @@ comments, alignment, line ends and the notation `2**19` remain.
 
 import ast
 import contextlib
-import io
 import json
 import operator
 import re
@@ -62,7 +61,7 @@ def decode(source: bytes) -> str:
     A byte order mark is left out. Raises SyntaxError, as Python does.
     """
     try:
-        return source.decode(_encoding(source))
+        return source.decode(encoding(source))
     except (UnicodeDecodeError, LookupError) as error:  # LookupError: a codec of no text
         raise SyntaxError(str(error)) from error
 
@@ -70,7 +69,7 @@ def decode(source: bytes) -> str:
 def encode(text: str, like: bytes) -> bytes:
     """Return the text of a Python file in the encoding of `like`. Raises SyntaxError."""
     try:
-        return text.encode(_encoding(like))
+        return text.encode(encoding(like))
     except UnicodeEncodeError as error:
         raise SyntaxError(str(error)) from error
 
@@ -81,14 +80,15 @@ def readable(source: bytes, like: bytes | None = None) -> str:
     Its encoding is that of `like`, by default its own.
     """
     with contextlib.suppress(SyntaxError, LookupError):
-        return source.decode(_encoding(source if like is None else like), errors="replace")
+        return source.decode(encoding(source if like is None else like), errors="replace")
     return source.decode(errors="replace")
 
 
-def _encoding(source: bytes) -> str:
+def encoding(source: bytes) -> str:
     """Return the encoding that a byte order mark or a comment names. Raises SyntaxError."""
-    lines = source.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return tokenize.detect_encoding(io.BytesIO(lines).readline)[0]
+    # `tokenize` ends lines at "\n" alone, and Python at "\r" as well.
+    lines = re.split(rb"\r\n?|\n", source, maxsplit=2)[:2]
+    return tokenize.detect_encoding(iter([line + b"\n" for line in lines]).__next__)[0]
 
 
 def read(source: str | bytes) -> dict[str, Literal]:

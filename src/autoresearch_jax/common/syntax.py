@@ -4,9 +4,9 @@ import ast
 import codecs
 import hashlib
 import re
-import tokenize
 from functools import lru_cache
 
+from autoresearch_jax.common import literals
 from autoresearch_jax.common.literals import NOT_PYTHON, parse
 from autoresearch_jax.common.text import unsafe
 
@@ -20,7 +20,7 @@ def unparsable(source: bytes) -> str:
     try:
         parse(source)
     except SyntaxError as error:
-        return f"SyntaxError: {error.msg} (train.py, line {error.lineno})"
+        return f"SyntaxError: {error.msg} (train.py, line {error.lineno or 1})"
     except NOT_PYTHON as error:
         return f"SyntaxError: train.py cannot be parsed ({type(error).__name__}: {error})"
     return ""
@@ -32,10 +32,7 @@ def encoding(source: bytes) -> str:
     Raises:
         SyntaxError: Python knows no such codec, or text in it may differ from what editors show.
     """
-    # `tokenize` ends lines at "\n" alone, and Python at "\r" as well.
-    lines = re.split(rb"\r\n?|\n", source, maxsplit=2)[:2]
-    named, _ = tokenize.detect_encoding(iter([line + b"\n" for line in lines]).__next__)
-    name = codecs.lookup(named).name
+    name = codecs.lookup(literals.encoding(source)).name
     if not _PLAIN_CODECS.fullmatch(name):
         raise SyntaxError(f"its encoding is {name}, and must be utf-8, ascii, iso-8859 or cp125x")
     return name

@@ -231,10 +231,11 @@ def manifests(root: Path) -> Iterator[Manifest]:
 
 def latest(root: Path) -> Choice | None:
     """Return the text that the workspace has prepared last, also with other constants."""
-    if found := record(root):
-        return found[-1]
+    if known := record(root):
+        return known[-1]
     with contextlib.suppress(DataError):
-        return load(root, splits=())
+        found = load(root, splits=())
+        return found if found.path.parent.name != found.fingerprint else None  # as for `_find`
     return None
 
 

@@ -246,7 +246,8 @@ def _pack_split(
             )
 
     made = _stage("packed", inputs, make)
-    progress.update(task, completed=total)
+    done = total or progress.tasks[task].completed
+    progress.update(task, total=done, completed=done)
     return made[name]
 
 

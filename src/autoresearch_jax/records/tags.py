@@ -64,8 +64,11 @@ def choose(
 def data_of(workspace: Workspace, tag: str | None) -> str | None:
     """Return the data that a tag goes on with, also where the workspace has prepared other data.
 
-    None: of a new tag, and of one with other frozen files, which `choose` refuses.
+    Without a tag it is what the workspace has prepared, or that of the newest tag, if another
+    checkout has prepared it. None: not known, or of other frozen files, which `choose` refuses.
     """
+    if tag is None and not manifest.record(workspace.root):
+        tag = next((name for name in reversed(workspace.tags()) if _began(workspace, name)), None)
     began = _began(workspace, tag) if tag else None
     if began is None:
         return None
