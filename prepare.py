@@ -55,13 +55,7 @@ LogitsFn = Callable[[Any, "jax.Array"], Any]
 @click.option("--num-shards", type=click.IntRange(min=1), help="[default: 10 of parquet, or all]")
 @click.option("--column", help="The column with the text.  [default: text]")
 @click.option("--validation", help="A file to validate on, in place of the source's last one.")
-@click.option(
-    "--workers",
-    default=8,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Downloads at a time.",
-)
+@click.option("--workers", default=8, type=click.IntRange(min=1), help="Downloads at a time.")
 def main(**options: Any) -> None:
     """Fetch text, train the tokenizer and pack the rows that experiments train on.
 

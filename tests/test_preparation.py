@@ -80,6 +80,25 @@ def test_no_preparation_touches_the_data_of_another_workspace(place):
     first.check(hashed=True)
 
 
+def test_the_same_text_from_elsewhere_leaves_the_first_manifest(place):
+    """The sandboxes of both workspaces hide the held-out text in both places."""
+    root, home, shards = place
+    other = data_helpers.make_workspace(root.with_name("other"))
+    copied = shutil.copytree(shards, shards.with_name("copied"))
+    assert data_helpers.run_prepare(root, home, "--source", str(shards)).returncode == 0
+    first = manifest.load(root)
+    assert data_helpers.run_prepare(other, home, "--source", str(copied)).returncode == 0
+    for one in (manifest.load(root), manifest.load(other)):
+        assert (one.fingerprint, one.shards) == (first.fingerprint, first.shards)
+        assert one.held_out == {
+            folder / name
+            for folder in (shards, copied)
+            for name in ("shard_00002.parquet", "shard_00003.parquet")
+        }
+    assert manifest.latest(other).source == str(copied)
+    assert manifest.latest(root).source == str(shards)
+
+
 def test_docstrings_are_kept_when_packages_change(place, monkeypatch):
     root, home, _ = place
     kept = data_helpers.make_shards(home / "text" / "pydocs-of-then", count=pydocs.SHARDS)

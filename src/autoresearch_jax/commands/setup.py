@@ -33,6 +33,8 @@ AUTHOR = "autoresearch-jax"  # of commits, where git knows no user
 OWN = {
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_SYSTEM": os.devnull,
+    "GIT_CONFIG_COUNT": "0",
+    "GIT_CONFIG_PARAMETERS": "",
     "GIT_DEFAULT_HASH": "sha1",
     "GIT_DEFAULT_REF_FORMAT": "files",
 }
@@ -61,7 +63,7 @@ def setup(
             data could not be prepared. No file of the user is lost.
     """
     sizes = Sizes(presets.get(preset) if preset else None, seq_len, vocab_size, budget)
-    text = _resolved(text)
+    text = resolved(text)
     target = target.absolute()
     if is_workspace(target):
         view.say(f"{target} is a workspace already.")
@@ -239,24 +241,29 @@ def prepare(root: Path, view: View, **text: Any) -> None:
     ready, before = data(root), manifest.latest(root)
     given = {name: value for name, value in text.items() if value is not None}
     if ready and not given:
-        view.say(f"Its data is ready: {ready.source}.")
+        view.say(f"Its data is ready: {before.source if before else ready.source}.")
         return
     if before is not None and "source" not in given:  # an earlier prepare.py does not know it
         given = msgspec.structs.asdict(before.choice) | given
-    options = manifest.Choice(**({"source": ""} | given)).options
-    view.say(f"Preparing its data: prepare.py {shlex.join(options)}".rstrip())
+    command = shlex.split(prepare_command(given))[2:]
+    view.say(f"Preparing its data: {shlex.join(command)}")
     sys.stdout.flush()
-    done = subprocess.run([sys.executable, "prepare.py", *options], cwd=root, check=False)
+    done = subprocess.run([sys.executable, *command], cwd=root, check=False)
     if done.returncode:
-        again = shlex.join(["uv", "run", "prepare.py", *options])
         raise UserError(
             f"the data is not prepared (prepare.py exited with {done.returncode}). The workspace "
             "and the finished parts are kept: continue with "
-            f"`cd {shlex.quote(str(root))} && {again}`."
+            f"`cd {shlex.quote(str(root))} && {prepare_command(given)}`."
         )
 
 
-def _resolved(text: dict[str, Any]) -> dict[str, Any]:
+def prepare_command(text: dict[str, Any]) -> str:
+    """Return the command that does in a workspace what `prepare` does with these arguments."""
+    given = {name: value for name, value in text.items() if value is not None}
+    return manifest.Choice(**({"source": ""} | given)).command
+
+
+def resolved(text: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `prepare` with full paths. Raises UserError."""
     if not (text.get("source") or text.get("validation")):
         return text
@@ -303,7 +310,7 @@ def commit(folder: Path, message: str, *names: str) -> None:
     git.output(
         folder,
         *("-c", f"user.name={name}", "-c", f"user.email={email}"),
-        *("-c", f"safe.directory={folder}"),
+        *("-c", f"safe.directory={folder}", "-c", "commit.gpgsign=false"),
         *("commit", "--quiet", "-m", message),
         *(["--", *names] if names else []),
         env=OWN,

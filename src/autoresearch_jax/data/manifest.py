@@ -100,6 +100,7 @@ class Manifest(Choice, frozen=True, kw_only=True):
     tokenizer: File
     token_bytes: File
     splits: dict[str, File]  # "sealed" is absent when the source has only two shards
+    copies: tuple[str, ...] = ()  # other places of the held-out shards: the same text elsewhere
 
     @property
     def seq_len(self) -> int:
@@ -112,6 +113,12 @@ class Manifest(Choice, frozen=True, kw_only=True):
     @property
     def eval_tokens(self) -> int:
         return self.constants["EVAL_TOKENS"]
+
+    @property
+    def held_out(self) -> set[Path]:
+        """The files of text that no training may see, where they are known to be."""
+        shards = {shard.path for shard in self.shards if shard.split != "train"}
+        return {Path(path) for path in shards.union(self.copies)}
 
     @property
     def path(self) -> Path:
@@ -202,11 +209,17 @@ def load(root: Path, splits: Iterable[str] = SPLITS, *, fingerprint: str | None 
 def write(root: Path, manifest: Manifest) -> None:
     """Write the manifest atomically, which makes the data exist; the workspace uses it from now on.
 
+    If the same data was prepared before from elsewhere, that manifest stays, and names the copies.
     The record is a folder of its own that git ignores, because commits and clones need no data.
     """
     frozen = _fingerprint(manifest.frozen)
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-    files.write_bytes(_folder(frozen) / manifest.fingerprint / "manifest.json", text + b"\n")
+    path, whole = _folder(frozen) / manifest.fingerprint / "manifest.json", manifest
+    with contextlib.suppress(DataError):
+        before = _read(path)
+        copies = {*before.copies, *map(str, manifest.held_out - before.held_out)}
+        whole = msgspec.structs.replace(before, copies=tuple(sorted(copies)))
+    text = msgspec.json.format(msgspec.json.encode(whole), indent=1)
+    files.write_bytes(path, text + b"\n")
     choice = msgspec.structs.asdict(manifest.choice)
     new = Prepared(**choice, frozen=frozen, data=manifest.fingerprint)
     found = [one for one in record(root) if (one.frozen, one.data) != (new.frozen, new.data)]

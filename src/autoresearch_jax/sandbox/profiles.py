@@ -62,8 +62,8 @@ def agent(
 
 def _hidden(workspace: Place, data: Manifest | None) -> tuple[Path, ...]:
     """Return the folders of data and state, and the text of the held-out splits."""
-    shards = [] if data is None else [shard for shard in data.shards if shard.split != "train"]
-    text = [path for shard in shards for path in (Path(shard.path), Path(shard.path).resolve())]
+    held_out = set() if data is None else data.held_out
+    text = [path for one in sorted(held_out) for path in (one, one.resolve())]
     return (workspace.home, workspace.common_dir / "autoresearch", *text)
 
 
