@@ -136,7 +136,8 @@ class _Refusals:
             self.settings = config.resolve(self.root, agent=agent)
         self.problems += _unusable_agent(self.settings, agent)
         if workspace is not None:
-            with self._listed("autoresearch-jax doctor"):
+            with self._listed("export AUTORESEARCH_HOME=/a/folder"):
+                paths.refuse_unusable(workspace.home)
                 self.problems += (data := list(_data(self.root)))
                 self.data_ready = not data
         if workspace is not None and self.data_ready:
@@ -144,6 +145,7 @@ class _Refusals:
         if self.device is None:
             with self._listed("autoresearch-jax doctor"):
                 tpu.refuse_several_hosts()
+                paths.refuse_unusable(paths.home())
                 self.device, self.chosen = environment.probe(paths.home())
 
     @contextlib.contextmanager
@@ -161,13 +163,12 @@ class _Refusals:
     def _open(self, workspace: Workspace) -> None:
         """Open what a loop opens, and leave nothing of it."""
         agent: Agent = Tpe()  # in place of one whose problem is listed already
+        chosen = self.settings
         if not self.problems:
-            agent = make_agent(
-                self.settings.agent, self.settings.agent_writes, self.settings.agents
-            )
+            agent = make_agent(chosen.agent, chosen.agent_writes, chosen.agents)
         with (
             self._listed("autoresearch-jax doctor"),
-            loop.ready(workspace, self.settings, Tools(_Silent()), agent) as (session, _),
+            loop.ready(workspace, chosen, Tools(_Silent()), agent) as (session, _),
         ):
             examined = session.environment
             self.device, self.chosen = examined.device, examined.chosen
@@ -393,8 +394,7 @@ def _needed_gb(root: Path) -> float:
 
 
 def _free_gb(folder: Path) -> float:
-    """Return what is free where a folder is, or will be; 0 if that is not known."""
     for place in (folder, *folder.parents):
         with contextlib.suppress(OSError):
             return shutil.disk_usage(place).free / 1e9
-    return 0.0
+    return 0.0  # it is not known

@@ -5,11 +5,27 @@ from pathlib import Path
 
 import platformdirs
 
+from autoresearch_jax.common.errors import UserError
+
 
 def home() -> Path:
     """Return the folder of data, worktrees and caches: `AUTORESEARCH_HOME` or the user's cache."""
     chosen = os.environ.get("AUTORESEARCH_HOME")
     return Path(chosen or platformdirs.user_cache_dir("autoresearch-jax")).expanduser().absolute()
+
+
+def refuse_unusable(home: Path) -> None:
+    """Create the folder of data, worktrees and caches if needed. Raises UserError."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        why = "" if os.access(home, os.W_OK | os.X_OK) else "you may not write there"
+    except OSError as error:
+        why = error.strerror or str(error)
+    if why:
+        raise UserError(
+            f"{home}, the folder of data and caches, cannot be used: {why}. Name another one: "
+            "export AUTORESEARCH_HOME=/a/folder"
+        )
 
 
 def template() -> Path:

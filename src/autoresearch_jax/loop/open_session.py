@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
+from autoresearch_jax.common import paths
 from autoresearch_jax.common.console import SteadyView, View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import device_allocation, environment, scoring
@@ -84,6 +85,7 @@ def open_devices(
     """Lock and examine what trains. Raises UserError."""
     tools = replace(tools, view=SteadyView(tools.view))
     with disk_errors(), Interrupts(tools.view) as interrupts, ExitStack() as stack:
+        paths.refuse_unusable(workspace.home)
         if config.tag is not None:
             tags.refuse_held(workspace, config.tag)  # before the examination, which takes long
         try:
