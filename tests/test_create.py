@@ -349,7 +349,9 @@ def test_a_new_workspace_does_not_take_the_text_of_another_one(tmp_path):
     for name in ("one", "two"):
         root = setup.setup(tmp_path / name, VIEW, skip_data=True)
         (root / "constants.py").write_text(data_helpers.CONSTANTS)
-        shards = data_helpers.make_shards(tmp_path / f"{name}-shards", documents={"one": 300, "two": 320}[name])
+        shards = data_helpers.make_shards(
+            tmp_path / f"{name}-shards", documents={"one": 300, "two": 320}[name]
+        )
         assert setup.data(root) is None
         setup.prepare(root, VIEW, source=str(shards))
     assert setup.data(tmp_path / "one").source == str(tmp_path / "one-shards")

@@ -82,7 +82,9 @@ def setup(target: Path, preset: str | None, skip_data: bool, **options: Any) -> 
         if root != Path.cwd():
             view.say(f"  cd {shlex.quote(str(target))}")
         if skip_data:
-            text = {name: options[name] for name in ("source", "num_shards", "column", "validation")}
+            text = {
+                name: options[name] for name in ("source", "num_shards", "column", "validation")
+            }
             view.say(f"  {command.prepare_command(command.resolved(text))}")
         view.say(typed("  autoresearch-jax doctor  # is the machine ready"))
         view.say(typed("  autoresearch-jax loop    # experiments until stopped"))
