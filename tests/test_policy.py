@@ -69,7 +69,7 @@ def test_confirm_measures_again_what_is_close(incumbent, candidate, action):
     found = Confirm(SD).decide(incumbent, candidate)
     assert found.action == action
     if len(candidate) == 1 and action == "again":
-        assert found == Verdict("again", "close: +1.6 standard errors, 1 against 2 runs")
+        assert found == Verdict("again", "close: lower by 1.6 standard errors, 1 against 2 runs")
 
 
 def after(size: float, count: int = 20) -> list[Measured]:

@@ -86,7 +86,8 @@ class Confirm:
         if since >= self.remeasure_after:
             return Verdict("remeasure", f"{since} experiments since the incumbent's last run")
         errors, count = self._errors(incumbent, candidate), len(candidate)
-        found = f"{errors:+.1f} standard errors, {count} against {len(incumbent)} runs"
+        way = "lower" if errors > 0 else "higher"
+        found = f"{way} by {abs(errors):.1f} standard errors, {count} against {len(incumbent)} runs"
         if errors < (quantile(self.no_worse, self.df) if lines_less > 0 else 0):
             return Verdict("discard", f"not better: {found}")
         spread = self.spread(decided) ** (1 / (1 + 10 / self.df))
@@ -94,7 +95,7 @@ class Confirm:
         if errors >= quantile(self.clear, self.df) / spread:
             return Verdict("keep", f"clearly better: {found}")
         if errors < promising and lines_less <= 0:
-            return Verdict("discard", f"not better by {promising:.1f}: {found}")
+            return Verdict("discard", f"not lower by {promising:.1f}: {found}")
         if count < self.runs:
             return Verdict("again", f"close: {found}")
         if errors < promising:
