@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from autoresearch_jax.sandbox import isolation, landlock
+from autoresearch_jax.sandbox import isolation, landlock, seccomp
 
 
 @cache
@@ -41,3 +41,4 @@ STRONGEST = next(level for level in reversed(isolation.LEVELS) if not why_not(le
 WEAKER = [level for level in isolation.LEVELS if level != STRONGEST]
 STRONGEST_BY_DAY = at(*isolation.LEVELS, nightly=WEAKER)  # and every level nightly
 boxed = pytest.mark.skipif(STRONGEST == "none", reason="only a sandbox stops it, and there is none")
+filtered = pytest.mark.skipif(bool(seccomp.unavailable()), reason=seccomp.unavailable() or "-")

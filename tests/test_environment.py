@@ -10,7 +10,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs import environment, scoring
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.sandbox import isolation, landlock
+from autoresearch_jax.sandbox import isolation, landlock, seccomp
 from autoresearch_jax.system import device_probe, visible_devices
 from tests import data_helpers, harness, levels
 
@@ -70,8 +70,10 @@ def test_an_environment_has_a_fingerprint_and_provenance(workspace, level):
         "isolation",
         "sandbox",
         "shards",
+        "system calls",
         "tokenizer",
     ]
+    assert kept["system calls"] == seccomp.described()
     assert (kept["isolation"], kept["sandbox"]) == (level, level)
     assert kept["frozen"] == {
         **manifest.frozen_hashes(workspace.root),

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import textwrap
 import threading
 import time
@@ -15,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.sandbox import isolation, landlock
+from autoresearch_jax.sandbox import isolation, landlock, seccomp
 from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import process
-from tests.levels import BOXES, EVERY, why_not
+from tests.attacks import channels
+from tests.levels import BOXES, EVERY, filtered, why_not
 
 # Helpers that answer each question with "" or the name of the error.
 PRELUDE = """
@@ -265,6 +267,138 @@ def test_nothing_reaches_the_next_training(ask, level, tmp_path):
         isolation.fresh(scratch)
 
 
+# ------------------------------------------------------------------------- kernel objects
+
+
+@filtered
+@pytest.mark.parametrize("level", EVERY)
+def test_nothing_is_left_in_the_kernel(ask, level, tmp_path):
+    """Neither by a training or a scorer, nor, in the keyrings, by an agent."""
+    shared = make(tmp_path / "work", "shared") / "shared"
+    before = shared.stat()
+    program = f"shared = {str(shared)!r}\n" + channels.LEAVE + channels.SOCKETS
+    program += "answer(left=left, opened=opened)"
+    found = ask(level, program)
+    assert len(found["left"]) > 20
+    assert {name for name, word in found["left"].items() if word != "PermissionError"} == set()
+    assert set(found["opened"].values()) == {"PermissionError"}
+    after = shared.stat()
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+    left = ask(level, program, everything=True, network=True)["left"]
+    assert (left["user keyring"], left["session keyring"]) == ("PermissionError",) * 2
+
+
+@pytest.mark.parametrize("level", BOXES)
+def test_a_terminal_is_not_reached(ask, level):
+    ours, theirs = os.openpty()
+    try:
+        path, before = os.ttyname(theirs), termios.tcgetattr(theirs)
+        found = ask(
+            level,
+            f"""
+            import termios
+            def set_up():
+                with open({path!r}, "r+b", buffering=0) as terminal:
+                    attributes = termios.tcgetattr(terminal)
+                    attributes[4] = attributes[5] = termios.B50
+                    termios.tcsetattr(terminal, termios.TCSANOW, attributes)
+            answer(changed=tried(set_up))
+            """,
+        )
+        assert found["changed"] in ("PermissionError", "FileNotFoundError")
+        assert termios.tcgetattr(theirs) == before
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@filtered
+@pytest.mark.parametrize("level", EVERY)
+def test_ordinary_work_is_not_denied(ask, level):
+    """What Python, JAX and its libraries do: sockets, threads, limits, links, pipes, locks."""
+    found = ask(
+        level,
+        """
+        import fcntl, multiprocessing, resource, shutil, socket, subprocess, tempfile, threading
+        folder = tempfile.mkdtemp()
+        source, copied = folder + "/a", folder + "/b"
+        write(source)
+        def locked():
+            with open(source) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                fcntl.lockf(open(copied, "w"), fcntl.LOCK_EX)
+        def worked():
+            ours, theirs = multiprocessing.Pipe()
+            with ours, theirs:
+                worker = multiprocessing.Process(target=theirs.send, args=("",))
+                worker.start()
+                return ours.recv()
+        answer(
+            copied=tried(lambda: shutil.copyfile(source, copied) and ""),
+            renamed=tried(lambda: os.rename(copied, copied + "c")),
+            linked=tried(lambda: os.link(source, folder + "/d")),
+            locked=tried(locked),
+            limit=tried(lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0))),
+            nice=tried(lambda: os.nice(1) * 0),
+            cores=tried(lambda: os.sched_setaffinity(0, os.sched_getaffinity(0))),
+            pair=tried(lambda: [one.close() for one in socket.socketpair()] and ""),
+            local=tried(lambda: socket.socket(socket.AF_UNIX).close()),
+            tcp=tried(lambda: socket.socket().close()),
+            names=tried(lambda: socket.if_nameindex() and ""),
+            memory=tried(lambda: os.close(os.memfd_create("x"))),
+            child=tried(lambda: subprocess.run(["true"], check=True) and ""),
+            worker=tried(worked),
+        )
+        """,
+    )
+    assert set(found.values()) == {""}, found
+
+
+@filtered
+def test_calls_by_other_numbers_are_not_a_way_around(ask):
+    found = ask(
+        "none",
+        """
+        import ctypes, errno, platform
+        libc = ctypes.CDLL(None, use_errno=True)
+        def call(number, *arguments):
+            ctypes.set_errno(0)
+            libc.syscall(ctypes.c_long(number), *arguments)
+            return errno.errorcode.get(ctypes.get_errno(), "")
+        keys = {"x86_64": 248, "aarch64": 217}[platform.machine()]
+        sockets = {"x86_64": 41, "aarch64": 198}[platform.machine()]
+        high = ctypes.c_long(1 << 32 | 2)  # the kernel reads a 2
+        answer(
+            new=[call(number, 0, 0, 0, 0, 0, 0) for number in (463, 469, 599)],
+            x32=call(0x40000000 + keys, b"user", b"x", b"y", 1, -4),
+            sockets=[call(sockets, high, high, 0), call(sockets, 2, high, 0)],
+        )
+        """,
+    )
+    assert set(found["new"]) <= {"ENOSYS", "EPERM"}
+    assert found["x32"] == "ENOSYS"
+    assert found["sockets"] == ["EPERM"] * 2
+
+
+def test_a_loop_says_when_system_calls_are_not_filtered(monkeypatch):
+    for level in isolation.LEVELS:
+        monkeypatch.setenv(seccomp.SWITCH, "0")
+        assert "system calls are not filtered" in isolation.Chosen(level, "").warning
+        assert isolation.wrap("none", ["true"], Sandbox(Path("/"))) == ["true"]
+        monkeypatch.delenv(seccomp.SWITCH)
+        filters = not seccomp.unavailable()
+        assert ("not filtered" in isolation.Chosen(level, "").warning) is not filters
+
+
+def test_without_libseccomp_the_filter_is_reported_as_missing(monkeypatch):
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    monkeypatch.delitem(sys.modules, "pyseccomp", raising=False)
+    monkeypatch.setattr(seccomp, "_filter", seccomp._filter.__wrapped__)
+    monkeypatch.setattr(seccomp, "_lacking", seccomp._lacking.__wrapped__)
+    assert "libseccomp" in seccomp.unavailable()
+    assert seccomp.described() == "no seccomp"
+
+
 # ------------------------------------------------------------------------------------------ network
 
 
@@ -308,7 +442,12 @@ def listen():
     socket.create_server(("", 0)).close()
     return "yes"
 
-answer(tcp=tried(hello), abstract=tried(abstract), listens=tried(listen),
+def fast():
+    with socket.socket() as connection:
+        connection.sendto(b"ask.", 1 << 29, ("127.0.0.1", {port}))  # MSG_FASTOPEN
+        return connection.recv(5).decode()
+
+answer(tcp=tried(hello), fast=tried(fast), abstract=tried(abstract), listens=tried(listen),
        name=tried(lambda: open("/etc/resolv.conf").read() and "resolvable"))
 """
 
@@ -325,6 +464,8 @@ def test_only_agents_have_network_access(ask, level, server):
         pytest.skip("this kernel's Landlock cannot deny TCP")
     found = ask(level, program)
     assert found["tcp"] == {"landlock": "PermissionError", "bwrap": "ConnectionRefusedError"}[level]
+    if not seccomp.unavailable():
+        assert found["fast"] == "PermissionError"
     assert found["listens"] == {"landlock": "PermissionError", "bwrap": "yes"}[level]
     if level == "bwrap" or landlock.abi() >= 6:
         assert found["abstract"] in ("PermissionError", "ConnectionRefusedError")

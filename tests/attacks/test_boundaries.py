@@ -14,11 +14,12 @@ import pytest
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
+from autoresearch_jax.sandbox import seccomp
 from autoresearch_jax.system import installed
 from tests import harness, levels
-from tests.attacks import lab
+from tests.attacks import channels, lab
 from tests.attacks.lab import train_py
-from tests.levels import EVERY, STRONGEST_BY_DAY
+from tests.levels import EVERY, STRONGEST_BY_DAY, filtered
 from tests.tiers import cases
 
 DENIED = {"PermissionError", "FileNotFoundError", "NotADirectoryError", "OSError"}
@@ -166,9 +167,12 @@ def reached(request, template, tmp_path_factory):
         results=str(ground.root / "results.tsv"),
         row=FORGED_ROW,
     )
+    shared = f"shared = {str(paths['train rows'])!r}\n"
+    leaves = shared + channels.LEAVE + channels.SOCKETS + "note(kernel=left, opened=opened)\n"
+    looks = shared + channels.LOOK + "note(kernel=found)\n"
     attacks = {
-        "reaches": train_py(REACHES, first=reach + LEFT, last=EDITED),
-        "finds": train_py(first=FOUND),
+        "reaches": train_py(REACHES + leaves, first=reach + LEFT, last=EDITED),
+        "finds": train_py(looks, first=FOUND),
         "warm": train_py(trained=WARM.format(best=str(paths["best"] / "params"))),
         "daemon": train_py(first=DAEMON_FIRST, last=DAEMON),
     }
@@ -269,6 +273,24 @@ def test_trainings_cannot_talk_to_each_other(reached):
     assert set(found) == SHARED | {home} if level == "none" else found == []
 
 
+@filtered
+def test_nothing_that_a_training_leaves_in_the_kernel_reaches_another(reached):
+    _, group = reached
+    group.check_honest("reaches")
+    group.check_honest("finds")
+    left, found = group.noted("reaches")["kernel"], group.noted("finds")["kernel"]
+    assert left.keys() > found.keys()
+    assert {name for name, word in left.items() if word != "PermissionError"} == set()
+    assert {name for name, word in found.items() if word == "done"} == set()
+    assert set(group.noted("reaches")["opened"].values()) == {"PermissionError"}
+
+
+@filtered
+def test_a_record_says_that_system_calls_are_filtered(reached):
+    _, group = reached
+    assert group.experiment("reaches").provenance["system calls"] == "filtered by seccomp"
+
+
 def test_earlier_parameters_are_out_of_reach(reached):
     level, group = reached
     if level == "none":
@@ -310,6 +332,25 @@ def test_training_on_the_scored_rows_is_impossible(template, tmp_path, level):
         assert group.experiment("seen").status == "keep"
     else:
         group.check_honest("seen")
+
+
+@filtered
+@pytest.mark.nightly
+def test_without_the_filter_a_training_finds_what_another_left(template, tmp_path):
+    """The channels of the tests above are real: this is what they do without the filter."""
+    ground = template.copy(tmp_path / "ground")
+    (tmp_path / "shared").touch()
+    shared = f"shared = {str(tmp_path / 'shared')!r}\n"
+    harmless = channels.LEAVE.partition('    "mode in /proc"')[0] + "})\n"
+    attacks = {
+        "leaves": train_py(shared + harmless + "note(kernel=left)"),
+        "finds": train_py(shared + channels.LOOK + channels.TIDY + "note(kernel=found)"),
+    }
+    group = lab.Group(ground, attacks, level="none", **{seccomp.SWITCH: "0"})
+    left, found = group.noted("leaves")["kernel"], group.noted("finds")["kernel"]
+    works = {name for name in found if left[name] == "done"}  # some file systems have no flags
+    assert works >= {"user keyring", "shared memory", "queue of POSIX", "mode", "time"}
+    assert {name for name, word in found.items() if word == "done"} >= works - {"session keyring"}
 
 
 # ------------------------------------------------------------------------------- without a sandbox

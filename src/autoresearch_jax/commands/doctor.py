@@ -35,7 +35,7 @@ from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import journal
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.repo.workspace import Workspace, time_budget
-from autoresearch_jax.sandbox import profiles
+from autoresearch_jax.sandbox import profiles, seccomp
 from autoresearch_jax.sandbox.isolation import Chosen
 from autoresearch_jax.system import device_probe, device_use, nvidia, tpu
 from autoresearch_jax.system.device_probe import Device
@@ -49,6 +49,7 @@ LEFT_BYTES = 250_000_000  # of an experiment at full size: parameters and the ex
 LEFT_MOST = 1 << 40  # where counting stops: more than any experiment leaves
 CACHE_BYTES = 1 << 30  # what one training compiles, at most
 LOGS = 4  # of an experiment: the training's, the scorer's, the agent's two
+LIBSECCOMP = "sudo apt install libseccomp2"
 DEVICE_KEYS = ("platform", "device_kind", "device_count", "memory_mb", "jax_version")
 
 
@@ -102,6 +103,7 @@ def report(root: Path, view: View | None = None, agent: str | None = None) -> di
         "search": _unused_ranges(root, settings) or None,
         "isolation": chosen and chosen.level,
         "isolation_why": chosen and (chosen.why or chosen.warning or None),
+        "system_calls": seccomp.described(),
         "home": str(paths.home()),
         "preset": preset and preset.name,
         "preset_why": preset_why or None,
@@ -277,6 +279,9 @@ def _step(seconds: float, source: str, tokens_per_s: float | None) -> dict[str, 
 
 def _weak_sandbox(chosen: Chosen | None) -> Iterator[Problem]:
     install = "sudo apt install bubblewrap"
+    if sys.platform == "linux" and (why := seccomp.unavailable()):
+        on = f"unset {seccomp.SWITCH}" if seccomp.SWITCH in os.environ else LIBSECCOMP
+        yield Problem(f"system calls are not filtered: {why}.", on)
     if chosen is not None and chosen.level == "none":
         way = "autoresearch-jax loop --agent tpe" if shutil.which("bwrap") else install
         yield Problem(f"{chosen.warning}.", way)

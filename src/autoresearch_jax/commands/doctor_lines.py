@@ -28,7 +28,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         "data": "ready" if found["data_ready"] else "not prepared",
         "disk": f"{found['disk_free_gb']:.0f} GB free in {found['home']}, "
         f"an overnight run takes up to {found['night_gb']:.1f} GB",
-        "sandbox": f"{found['isolation'] or 'unknown'}{sandbox_why}",
+        "sandbox": f"{found['isolation'] or 'unknown'}{sandbox_why}, {found['system_calls']}",
     }
     if found["preset"]:
         preset = presets.PRESETS[found["preset"]]

@@ -15,7 +15,7 @@ from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import Manifest
 from autoresearch_jax.jobs import scoring
 from autoresearch_jax.repo.workspace import Place
-from autoresearch_jax.sandbox import isolation
+from autoresearch_jax.sandbox import isolation, seccomp
 from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import device_probe, device_specs, tpu
 
@@ -105,6 +105,7 @@ def examine(
         "device count": device.device_count,
         "isolation": claimed,
         "sandbox": chosen.level,
+        "system calls": seccomp.described(),
     }
     target = None
     if device.platform != "cpu" and os.environ.get("AUTORESEARCH_GATE") != "0":

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.sandbox import landlock
+from autoresearch_jax.sandbox import landlock, seccomp
 from autoresearch_jax.system import installed, tpu
 
 LEVELS = ("none", "landlock", "bwrap")  # the weakest first
@@ -29,7 +29,8 @@ SYSTEM = (
     *("/nix", "/gnu", "/snap", "/run/opengl-driver", "/run/current-system"),
 )
 ACCELERATORS = ("nvidia*", "dri", "dxg", "kfd", "accel*", "vfio")  # in /dev
-PLAIN_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts")
+PLAIN_DEVICES = ("null", "zero", "full", "random", "urandom")
+TERMINALS = ("tty", "ptmx", "pts")  # also those of the person
 RESOLVER = Path("/etc/resolv.conf")  # often a link to a path that a sandbox does not contain
 
 # Variables that a training gets, except those that may contain a secret.
@@ -78,13 +79,19 @@ class Chosen:
     @property
     def warning(self) -> str:
         """Return what it does not protect from, in one line without a full stop, or ""."""
+        found, version = [], landlock.abi()
         if self.level == "none":
-            return UNPROTECTED + (f" ({self.why})" if self.why else "")
-        version = landlock.abi()
+            found.append(UNPROTECTED + (f" ({self.why})" if self.why else ""))
         lacks = [what for since, what in landlock.LACKS.items() if version < since]
         if self.level == "landlock" and lacks:
-            return f"this kernel's Landlock, version {version}, does not forbid {', '.join(lacks)}"
-        return ""
+            words = ", ".join(lacks)
+            found.append(f"this kernel's Landlock, version {version}, does not forbid {words}")
+        if why := seccomp.unavailable():
+            found.append(
+                "system calls are not filtered, so a training can leave data for a later one in "
+                f"the kernel's keyrings ({why})"
+            )
+        return "; ".join(found)
 
 
 def strongest(wanted: str, required: str | None, trial: Callable[[str], str]) -> Chosen:
@@ -140,12 +147,13 @@ def environment(given: Mapping[str, str], scratch: Path) -> dict[str, str]:
 
 def wrap(level: str, argv: Sequence[str], sandbox: Sandbox) -> list[str]:
     """Return the command that runs `argv` in the sandbox, which must contain the current folder."""
+    argv = seccomp.wrap(argv, agent=sandbox.everything)
     if level == "bwrap":
         return [*_bwrap(sandbox), "--", *argv]
     if level == "landlock":
         restricted = (sys.executable, "-I", "-S", landlock.__file__)
         return [*restricted, json.dumps(_landlock(sandbox)), *argv]
-    return list(argv)
+    return argv
 
 
 def signal_of(level: str, returncode: int) -> int:
@@ -190,7 +198,8 @@ def _exists(path: Path) -> bool:
 
 def _landlock(sandbox: Sandbox) -> dict[str, object]:
     """Return the specification for landlock.py."""
-    devices = [Path("/dev") / name for name in PLAIN_DEVICES] + _accelerators()
+    plain = (*PLAIN_DEVICES, *(TERMINALS if sandbox.everything else ()))
+    devices = [Path("/dev") / name for name in plain] + _accelerators()
     # Files in /dev/shm would be visible to the next training.
     shared = [Path("/dev/shm")] if sandbox.everything else []
     writable = (sandbox.scratch, *sandbox.writable, *shared)

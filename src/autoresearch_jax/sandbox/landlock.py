@@ -4,8 +4,9 @@
 
 SPEC is JSON: `readable`, `writable` and `devices` are paths that the command may use, `hidden` are
 paths inside them that it may not; `network` allows TCP; `environment` has variables to set. Missing
-paths are ignored. LACKS lists what older versions of Landlock cannot restrict; none restricts UDP,
-sockets in the file system, or chmod. The script imports only the standard library, for speed.
+paths are ignored. LACKS lists what older versions of Landlock cannot restrict; none restricts
+sockets in the file system, nor what seccomp.py denies. The script imports only the standard
+library, for speed.
 """
 
 import contextlib

@@ -198,7 +198,8 @@ def _executor(
             keep_fds=devices.locks,
         )
         executor = LocalExecutor(context, devices.allocation)
-        claimed = {name: str(found.provenance[name]) for name in ("isolation", "sandbox")}
+        named = ("isolation", "sandbox", "system calls")
+        claimed = {name: str(found.provenance[name]) for name in named}
         try:
             yield executor, devices.folder, {"machine": NAME, **claimed}
         finally:
