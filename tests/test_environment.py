@@ -1,16 +1,21 @@
 """The environment of a loop, examined with real data, at each available level of isolation."""
 
 import dataclasses
+import os
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 from msgspec import structs
 
+from autoresearch_jax.commands import doctor
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs import environment, scoring
+from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.sandbox import isolation, landlock, seccomp
+from autoresearch_jax.sandbox import isolation, landlock, profiles, seccomp
 from autoresearch_jax.system import device_probe, visible_devices
 from tests import data_helpers, harness, levels
 
@@ -157,3 +162,52 @@ def test_missing_data_is_an_error(tmp_path, monkeypatch):
     harness.git(root, "init", "-q", "-b", "main")
     with pytest.raises(UserError, match="no data is prepared for"):
         environment.examine(Workspace.open(root))
+
+
+# ----------------------------------------------------------------------- other names of the text
+
+
+@pytest.fixture
+def downloaded(workspace, tmp_path, monkeypatch):
+    """Return data whose held-out text is in a hub's cache, and further copies of that text."""
+    hub = tmp_path / "person" / "hub" / "datasets--org--name"
+    shard = hub / "snapshots" / "new" / "data" / "shard.parquet"
+    copies = [hub / "blobs" / "old", tmp_path / "person" / "xet" / "chunk"]
+    for path in (shard, *copies):
+        path.parent.mkdir(parents=True)
+        path.write_text("held out")
+    monkeypatch.setattr("huggingface_hub.constants.HF_XET_CACHE", str(copies[1].parent))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "person" / "datasets"))
+    data = manifest.load(workspace.root)
+    shards = (structs.replace(data.shards[0], path=str(shard), split="val"),)
+    return structs.replace(data, source="hf:org/name", shards=shards), copies
+
+
+@pytest.mark.parametrize("level", levels.BOXES)
+def test_an_agent_cannot_read_copies_of_a_downloaded_text(workspace, downloaded, tmp_path, level):
+    data, copies = downloaded
+    (prompt := tmp_path / "person" / "prompt").write_text("readable")
+    sandbox = profiles.agent(
+        workspace, data, scratch=isolation.fresh(tmp_path / "scratch"), prompt=prompt, writable=()
+    )
+    command = ["cat", prompt, data.shards[0].path, *copies]
+    done = subprocess.run(
+        isolation.wrap(level, [str(word) for word in command], sandbox),
+        cwd=sandbox.scratch,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "readable"
+
+
+def test_hard_links_of_the_held_out_text_are_reported(workspace, downloaded, tmp_path, monkeypatch):
+    data, _ = downloaded
+    monkeypatch.setattr(manifest, "load", lambda *_, **__: data)
+    assert "hard links" not in environment.examine(workspace, "none").warning
+    shard = Path(data.shards[0].path)
+    os.link(shard, tmp_path / "another name")
+    assert f"find / -samefile {shard}" in environment.examine(workspace, "none").warning
+    links, public = doctor._readable_text(workspace.root, LoopConfig(agent="claude"))
+    assert links.command == f"find / -samefile {shard}"
+    assert "claude can download" in public.problem
+    assert len([*doctor._readable_text(workspace.root, LoopConfig())]) == 1  # tpe downloads nothing

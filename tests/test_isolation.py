@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.sandbox import isolation, landlock, seccomp
+from autoresearch_jax.sandbox import hidden, isolation, landlock, seccomp
 from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import process
 from tests.attacks import channels
@@ -399,6 +399,94 @@ def test_without_libseccomp_the_filter_is_reported_as_missing(monkeypatch):
     assert seccomp.described() == "no seccomp"
 
 
+# ------------------------------------------------------------------------- root, and other names
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can read what others cannot")
+@pytest.mark.parametrize("level", BOXES)
+@pytest.mark.parametrize("everything", [False, True])
+def test_what_root_alone_may_read_is_hidden(ask, level, everything, tmp_path, monkeypatch):
+    etc = make(tmp_path / "etc", "public", "shadow", "keys/private", "deep/er/secret", "named/own")
+    etc.joinpath("shadow").chmod(0o640)
+    etc.joinpath("keys").chmod(0o710)
+    etc.joinpath("deep/er/secret").chmod(0o600)
+    others = make(tmp_path / "others", "file") / "file"
+    others.chmod(0o600)
+    os.chown(others, 65534, 65534)
+    home = make(tmp_path / "root", ".ssh/id", ".config/login")
+    (etc / "named").chmod(0o700)
+    (etc / "named" / "own").chmod(0o600)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setitem(hidden.PRIVATE_ROOTS, str(etc), 3)
+    monkeypatch.setattr(isolation, "SYSTEM", (*isolation.SYSTEM, str(etc)))
+    names = ("public", "shadow", "keys/private", "deep/er/secret", "named/own")
+    found = ask(
+        level,
+        f"""
+        answer(
+            etc=[name for name in {names!r}
+                 if read({str(etc)!r} + "/" + name) == name.split("/")[-1]],
+            shadow=[len(read(path)) for path in ("/etc/shadow", "/etc/gshadow")
+                    if read(path) not in ("", "PermissionError", "FileNotFoundError")],
+            other=read({str(others)!r}),
+            home=[read({str(home)!r} + name) for name in ("/.ssh/id", "/.config/login")],
+        )
+        """,
+        everything=everything,
+        readable=(etc / "named", tmp_path / "others", home / ".config"),
+    )
+    assert found["etc"] == ["public", "named/own"]
+    assert found["shadow"] == []
+    assert found["other"] == "PermissionError"
+    assert found["home"][0] in ("PermissionError", "FileNotFoundError")
+    assert found["home"][1] == "login"
+
+
+@pytest.fixture
+def bind(tmp_path):
+    """Show a folder a second time, and no longer after the test."""
+    mounted = []
+
+    def bind(folder, name):
+        (again := tmp_path / name).mkdir(parents=True)
+        done = subprocess.run(["mount", "--bind", folder, again], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"nothing can be mounted here: {done.stderr}")
+        mounted.append(again)
+        return again
+
+    yield bind
+    for again in reversed(mounted):
+        subprocess.run(["umount", again], check=True)
+
+
+@pytest.mark.parametrize("level", BOXES)
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_bind_mount_does_not_show_what_is_hidden(ask, level, everything, tmp_path, bind):
+    data = make(tmp_path / "data", "train", "held-out", "state/kept", "state/more/kept")
+    again = bind(data, "again and again")
+    part = bind(data / "state" / "more", "seen/part")
+    found = ask(
+        level,
+        f"""
+        from pathlib import Path
+        data, again, part = Path({str(data)!r}), Path({str(again)!r}), Path({str(part)!r})
+        answer(
+            seen=[read(folder / "train") for folder in (data, again)],
+            hidden=[read(path) for folder in (data, again)
+                    for path in (folder / "held-out", folder / "state/kept")],
+            part=read(part / "kept"),
+        )
+        """,
+        everything=everything,
+        readable=(data, again, tmp_path / "seen"),
+        hidden=(data / "held-out", data / "state"),
+    )
+    assert found["seen"] == ["train", "train"]
+    assert set(found["hidden"]) <= {"", "PermissionError", "FileNotFoundError"}
+    assert found["part"] in ("PermissionError", "FileNotFoundError")
+
+
 # ------------------------------------------------------------------------------------------ network
 
 
@@ -738,7 +826,7 @@ def test_root_cannot_leave_the_sandbox(ask, level, tmp_path):
         )
         """,
     )
-    assert int(found.pop("capabilities"), 16) & ~(1 << 1 | 1 << 14) == 0
+    assert int(found.pop("capabilities"), 16) & ~(1 << 14) == 0
     assert found["unmounted"] == found["mounted"] == -1
     assert found["kernel"] == []
     for name in ("node", "node_at_home", "core", "irq"):

@@ -11,7 +11,6 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,9 @@ from autoresearch_jax.agents.agent import Agent, AgentError
 from autoresearch_jax.agents.factory import make_agent
 from autoresearch_jax.agents.tpe import Tpe
 from autoresearch_jax.commands import loop, presets, run
+from autoresearch_jax.commands.doctor_lines import Problem
+from autoresearch_jax.commands.doctor_sandbox import readable_text as _readable_text
+from autoresearch_jax.commands.doctor_sandbox import weak_sandbox as _weak_sandbox
 from autoresearch_jax.common import files, literals, paths
 from autoresearch_jax.common.console import PlainView, View, typed
 from autoresearch_jax.common.errors import UserError
@@ -49,16 +51,7 @@ LEFT_BYTES = 250_000_000  # of an experiment at full size: parameters and the ex
 LEFT_MOST = 1 << 40  # where counting stops: more than any experiment leaves
 CACHE_BYTES = 1 << 30  # what one training compiles, at most
 LOGS = 4  # of an experiment: the training's, the scorer's, the agent's two
-LIBSECCOMP = "sudo apt install libseccomp2"
 DEVICE_KEYS = ("platform", "device_kind", "device_count", "memory_mb", "jax_version")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A problem or a note, and what to do about it."""
-
-    problem: str
-    command: str  # what to type next
 
 
 def report(root: Path, view: View | None = None, agent: str | None = None) -> dict[str, Any]:
@@ -109,7 +102,15 @@ def report(root: Path, view: View | None = None, agent: str | None = None) -> di
         "preset_why": preset_why or None,
         "ready": not problems,
         "problems": _as_typed(problems),
-        "notes": _as_typed([*notes, *_slow(gpus), *_weak_sandbox(chosen), *_interruptions()]),
+        "notes": _as_typed(
+            [
+                *notes,
+                *_slow(gpus),
+                *_weak_sandbox(chosen),
+                *_readable_text(root, settings),
+                *_interruptions(),
+            ]
+        ),
     }
 
 
@@ -275,18 +276,6 @@ def _step(seconds: float, source: str, tokens_per_s: float | None) -> dict[str, 
 
 
 # ------------------------------------------------------------------------------- the machine
-
-
-def _weak_sandbox(chosen: Chosen | None) -> Iterator[Problem]:
-    install = "sudo apt install bubblewrap"
-    if sys.platform == "linux" and (why := seccomp.unavailable()):
-        on = f"unset {seccomp.SWITCH}" if seccomp.SWITCH in os.environ else LIBSECCOMP
-        yield Problem(f"system calls are not filtered: {why}.", on)
-    if chosen is not None and chosen.level == "none":
-        way = "autoresearch-jax loop --agent tpe" if shutil.which("bwrap") else install
-        yield Problem(f"{chosen.warning}.", way)
-    elif chosen is not None and chosen.level == "landlock" and not shutil.which("bwrap"):
-        yield Problem("a sandbox by landlock restricts less than one by bwrap.", install)
 
 
 def _interruptions() -> Iterator[Problem]:

@@ -2,10 +2,19 @@
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from autoresearch_jax.commands import presets
 from autoresearch_jax.common.console import typed
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem or a note, and what to do about it."""
+
+    problem: str
+    command: str  # what to type next
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:

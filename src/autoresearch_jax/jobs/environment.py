@@ -15,7 +15,7 @@ from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import Manifest
 from autoresearch_jax.jobs import scoring
 from autoresearch_jax.repo.workspace import Place
-from autoresearch_jax.sandbox import isolation, seccomp
+from autoresearch_jax.sandbox import isolation, profiles, seccomp
 from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.system import device_probe, device_specs, tpu
 
@@ -110,7 +110,7 @@ def examine(
     target = None
     if device.platform != "cpu" and os.environ.get("AUTORESEARCH_GATE") != "0":
         target = device_specs.target_of(device.device_kind, device.memory_mb / 1024)
-    warnings = [chosen.warning]
+    warnings = [chosen.warning, *map(": ".join, profiles.exposed(data))]
     if unused := device_probe.unused_accelerator(device):
         name, extra = unused
         warnings.append(

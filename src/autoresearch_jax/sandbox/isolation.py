@@ -19,7 +19,7 @@ from pathlib import Path
 
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.sandbox import landlock, seccomp
+from autoresearch_jax.sandbox import hidden, landlock, seccomp
 from autoresearch_jax.system import installed, tpu
 
 LEVELS = ("none", "landlock", "bwrap")  # the weakest first
@@ -174,6 +174,13 @@ def _readable(sandbox: Sandbox) -> list[Path]:
     return [path.absolute() for path in found if _exists(path)]
 
 
+def _hidden(sandbox: Sandbox) -> list[Path]:
+    """Return all paths to hide: the named ones and their other names, and what is root's own."""
+    named = {*sandbox.readable, *sandbox.writable, sandbox.scratch, *_python()}
+    private = (path for path in hidden.private_to_root() if named.isdisjoint((path, *path.parents)))
+    return [*sandbox.hidden, *hidden.mounted_elsewhere(sandbox.hidden), *private]
+
+
 def _python() -> Iterator[Path]:
     """Yield the paths of this Python, its packages and its accelerator's libraries."""
     yield from (Path(sys.executable), Path(sys.prefix), Path(sys.base_prefix))
@@ -204,12 +211,12 @@ def _landlock(sandbox: Sandbox) -> dict[str, object]:
     shared = [Path("/dev/shm")] if sandbox.everything else []
     writable = (sandbox.scratch, *sandbox.writable, *shared)
     # Root could read hidden files through the device of the disk.
-    hidden = (*sandbox.hidden, Path("/dev"))
+    concealed = (*_hidden(sandbox), Path("/dev"))
     return {
         "readable": [str(path) for path in (*_readable(sandbox), Path("/proc"))],
         "writable": [str(path.absolute()) for path in writable],
         "devices": [str(path) for path in devices],
-        "hidden": [str(path.absolute()) for path in hidden],
+        "hidden": [str(path.absolute()) for path in concealed],
         "network": sandbox.network,
         "environment": {} if sandbox.everything else {"NCCL_SHM_DISABLE": "1"},
     }
@@ -246,7 +253,7 @@ def _mounts(sandbox: Sandbox) -> dict[Path, tuple[str, list[str]]]:
     links: dict[Path, tuple[str, list[str]]] = {}
     named = [("readable", path) for path in _readable(sandbox)]
     named += [("writable", path) for path in (sandbox.scratch, *sandbox.writable)]
-    named += [("hidden", path) for path in sandbox.hidden]
+    named += [("hidden", path) for path in _hidden(sandbox)]
     for kind, path in named:
         if not _exists(path):
             continue

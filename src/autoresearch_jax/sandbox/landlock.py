@@ -42,8 +42,7 @@ LACKS = {  # by version: what earlier versions do not restrict
 }
 
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
-# Root keeps only these: access to files of other users, and locked memory, which TPUs need.
-KEPT_CAPABILITIES = {"CAP_DAC_OVERRIDE": 1, "CAP_IPC_LOCK": 14}
+KEPT_CAPABILITIES = {"CAP_IPC_LOCK": 14}  # by root: TPUs need locked memory
 
 
 class RulesetAttr(ctypes.Structure):

@@ -1,6 +1,9 @@
 """Which sandbox each kind of process gets: a training, the scorer, the sampler, an agent."""
 
-from collections.abc import Iterable
+import contextlib
+import os
+import shlex
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from autoresearch_jax.common.protocol import MEMORY_LIMIT
@@ -64,7 +67,31 @@ def _hidden(workspace: Place, data: Manifest | None) -> tuple[Path, ...]:
     """Return the folders of data and state, and the text of the held-out splits."""
     held_out = set() if data is None else data.held_out
     text = [path for one in sorted(held_out) for path in (one, one.resolve())]
-    return (workspace.home, workspace.common_dir / "autoresearch", *text)
+    return (workspace.home, workspace.common_dir / "autoresearch", *text, *_downloads(text))
+
+
+def _downloads(text: Iterable[Path]) -> Iterator[Path]:
+    """Yield the folders in which the hub's clients keep further copies of a downloaded text."""
+    for folder in (folder for path in text for folder in path.parents):
+        if folder.name == "snapshots":  # of datasets--ORG--NAME
+            from huggingface_hub import constants
+
+            yield folder.parent
+            yield Path(constants.HF_XET_CACHE)
+            yield Path(os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME, "datasets")))
+
+
+def exposed(data: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield what no sandbox hides of the held-out text, and the command that shows more."""
+    rows = [data.split_path(split) for split in data.splits if split != "train"]
+    for path in (*sorted(data.held_out), *rows):
+        with contextlib.suppress(OSError):
+            if path.stat().st_nlink > 1:
+                yield (
+                    f"{path} has other hard links, under which an agent, and perhaps a training, "
+                    "can read the held-out text",
+                    f"find / -samefile {shlex.quote(str(path))}",
+                )
 
 
 def _common(data: Manifest) -> tuple[Path, ...]:
