@@ -2,6 +2,7 @@
 
 import pytest
 
+from autoresearch_jax.jobs import scoring
 from tests.attacks import lab
 from tests.attacks.lab import train_py
 from tests.tiers import cases
@@ -106,6 +107,58 @@ def test_links_to_files_of_another_experiment_are_refused(template, tmp_path):
     group.check_refused("exported.bin", "symlink: exported.bin is a link")
     group.check_refused("params", "symlink: params is a link or a file")
     group.check_refused(str(array.relative_to(best)), f"symlink: {array.relative_to(best)} is a li")
+
+
+# In place of the export: a function of 40 others, each of which calls the one before it twice.
+NESTED_CALLS = """
+import dataclasses
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import stablehlo
+from jax.interpreters import mlir
+path, kind = LEFT / "exported.bin", f"tensor<{V}x{V}xf32>"
+pair = "%b = call @f{0}(%a) : ({1}) -> {1} %c = call @f{0}(%b) : ({1}) -> {1}"
+bodies = [f"%c = stablehlo.add %a, %a : {kind}", *(pair.format(i, kind) for i in range(40))]
+lines = [f"func.func private @f{i}(%a: {kind}) -> {kind} {{ {body} return %c : {kind} }}"
+         for i, body in enumerate(bodies)]
+logits = f"tensor<64x{T}x{V}xf32>"
+lines += [f"func.func public @main(%a: {kind}, %t: tensor<64x{T}xi32>) -> {logits} {{",
+          f"%b = call @f40(%a) : ({kind}) -> {kind}",
+          f"%l = stablehlo.constant dense<0.0> : {logits} return %l : {logits} }}"]
+with mlir.make_ir_context():
+    module = ir.Module.parse("\\n".join(lines))
+    blob = stablehlo.serialize_portable_artifact(module, stablehlo.get_minimum_version())
+exported = jax.export.deserialize(bytearray(path.read_bytes()))
+path.write_bytes(bytes(dataclasses.replace(exported, mlir_module_serialized=blob).serialize()))
+"""
+
+
+@pytest.mark.nightly
+def test_nested_calls_are_refused_before_they_are_compiled(attack):
+    group = attack({"nested": train_py(last=NESTED_CALLS), "honest": train_py(last="HONEST = 2")})
+    e = group.check_refused("nested", "too-large: its function expands to more than")
+    assert e.metrics["scoring_seconds"] < 60
+    group.check_honest("honest")
+
+
+MUCH = """
+(LEFT / "many").mkdir()
+for i in range(30_000):
+    (LEFT / "many" / str(i)).touch()
+(LEFT / "large").write_bytes(bytes(1 << 28))
+(LEFT / "params" / "aside").mkdir()
+(LEFT / "params" / "aside" / "0").touch()
+"""
+
+
+@pytest.mark.nightly
+def test_a_kept_experiment_keeps_what_is_scored_alone(template, tmp_path):
+    ground = template.copy(tmp_path / "ground")
+    ground.loop(train_py(last=MUCH, batches=lab.BEST + 6), train_py(last="HONEST = 3"))
+    kept, after = ground.history[-2:]
+    assert (kept.status, after.status) == ("keep", "discard"), (kept, after)
+    artifacts = ground.workspace.run_dir(lab.TAG, kept.n) / "artifacts"
+    assert sorted(path.name for path in artifacts.iterdir()) == ["exported.bin", "params"]
+    assert scoring.seal(artifacts) == kept.left
 
 
 @pytest.mark.nightly
