@@ -170,6 +170,21 @@ def test_chunked_loss_is_the_plain_loss(monkeypatch, dtype, platform, chunk, nam
             assert jnp.linalg.norm(a - b) < 0.02 * jnp.linalg.norm(b)
 
 
+@pytest.mark.parametrize("bound", [4.0, 15.0, 60.0, 240.0])
+def test_the_loss_on_a_gpu_rounds_all_logits_alike(bound):
+    """It stores them in bfloat16, whose rounding at 60 would cost a certain target 0.02 nats."""
+    cap = partial(kit.softcap, bound=bound)
+    w_DV = jax.random.normal(jax.random.key(1), (32, 50)).astype("bfloat16").astype("float32")
+    targets_BT = jax.random.randint(jax.random.key(2), (3, 16), 0, 50)
+    x_BTD = (bound / 16 * w_DV.T[targets_BT]).astype("bfloat16")  # each points to its target
+    with jax.default_matmul_precision("highest"):
+        ours = kit.cross_entropy(x_BTD, w_DV, targets_BT, cap, "gpu")
+        stored_BTV = jnp.dot(x_BTD.astype("float32"), w_DV).astype("bfloat16").astype("float32")
+    log_probs_BTV = jax.nn.log_softmax(cap(stored_BTV))
+    nats = -jnp.take_along_axis(log_probs_BTV, targets_BT[..., None], axis=-1).mean()
+    np.testing.assert_allclose(ours, nats, rtol=1e-4, atol=1e-5)
+
+
 def test_logits_are_those_of_the_loss():
     x_BTD = jax.random.normal(jax.random.key(0), (2, 8, 32)).astype("bfloat16")
     w_DV = jax.random.normal(jax.random.key(1), (32, 50))

@@ -124,11 +124,14 @@ def _forward(x_BTD, w_DV, targets_BT, cap, platform):
         if on_gpu:  # computed again, because XLA would store it between the passes, in float32
             raw_NV, sum_N1 = jax.lax.optimization_barrier((raw_NV, sum_N1))
         capped_NV, pullback = jax.vjp(cap, raw_NV.astype(jnp.float32))
-        target_ND = w_cast_DV.T[targets_N]
-        target_N1 = jnp.sum(
-            x_ND.astype(jnp.float32) * target_ND.astype(jnp.float32), axis=-1, keepdims=True
-        )
-        nats = jnp.sum(jnp.log(sum_N1) + top_N1 - cap(target_N1))
+        if on_gpu:  # rounded as in the sum: another rounding would add to every loss
+            target_N1 = jnp.take_along_axis(raw_NV, targets_N[:, None], axis=-1)
+        else:
+            target_ND = w_cast_DV.T[targets_N]
+            target_N1 = jnp.sum(
+                x_ND.astype(jnp.float32) * target_ND.astype(jnp.float32), axis=-1, keepdims=True
+            )
+        nats = jnp.sum(jnp.log(sum_N1) + top_N1 - cap(target_N1.astype(jnp.float32)))
         is_target_NV = jnp.arange(w_DV.shape[1])[None, :] == targets_N[:, None]
         dcapped_NV = (jnp.exp(capped_NV - top_N1) * (1 / sum_N1) - is_target_NV) / tokens
         dlogits_NV = pullback(dcapped_NV)[0].astype(x_BTD.dtype)
