@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from autoresearch_jax.kit import batches
 
 ROOT = Path(__file__).resolve().parent  # the workspace whose constants these are
+LEAST_LOG_PROB = -32.0  # nats, in a sketch: the frequency of any target in a text is far above
 
 # (params, tokens int32 [B, T]) -> logits [B, T, V]; flax declares what it returns as Any or more.
 LogitsFn = Callable[[Any, "jax.Array"], Any]
@@ -194,6 +195,26 @@ def mean_bits(nats_NT: np.ndarray, targets_NT: np.ndarray, token_bytes: np.ndarr
     return nats / (math.log(2) * count)
 
 
+def rate(logits_BTV: Any, targets_BT: Any, weights_V: Any) -> tuple[Any, Any]:
+    """Return the nats of each target, and a sketch of each position: float32 [B, T].
+
+    A sketch changes with each target's log-probability, and is NaN if a logit is not finite.
+    """
+    import jax.numpy as jnp
+
+    logits_BTV = logits_BTV.astype(jnp.float32)
+    # Subtracted first, because rounding beside a large logit would lose the logarithm.
+    logits_BTV -= jnp.max(logits_BTV, axis=-1, keepdims=True)
+    picked_BT1 = jnp.take_along_axis(logits_BTV, targets_BT.astype(jnp.int32)[..., None], axis=-1)
+    norm_BT = jnp.log(jnp.sum(jnp.exp(logits_BTV), axis=-1))
+    # A weighted sum, bounded and without padding, so that no logit hides a change of another.
+    weights_V = weights_V[: logits_BTV.shape[-1]]
+    log_probs_BTV = (logits_BTV - norm_BT[..., None])[..., : len(weights_V)]
+    sketch_BT = jnp.sum(jnp.maximum(log_probs_BTV, LEAST_LOG_PROB) * weights_V, axis=-1)
+    sketch_BT += jnp.where(jnp.isfinite(logits_BTV).all(axis=-1), 0.0, jnp.nan)
+    return norm_BT - picked_BT1[..., 0], sketch_BT
+
+
 class Evaluator:
     """A function of tokens, compiled once, that rates its predictions of given targets.
 
@@ -208,13 +229,12 @@ class Evaluator:
             logits_fn: (params, tokens int32 [B, MAX_SEQ_LEN]) -> logits [B, MAX_SEQ_LEN, V].
             params: Any pytree of arrays, or of their jax.ShapeDtypeStructs: then `load` comes next.
             batch_size: Rows computed at a time, over all devices.
-            seed: For the signs in a sketch.
+            seed: For the weights of a sketch.
 
         Raises:
             ValueError: batch_size is below one.
         """
         import jax
-        import jax.numpy as jnp
         from jax.sharding import NamedSharding
         from jax.sharding import PartitionSpec as P
 
@@ -222,17 +242,8 @@ class Evaluator:
             raise ValueError(f"batch_size is {batch_size}, and must be at least 1")
 
         def judge(params: Any, key: Any, tokens_BT: Any, targets_BT: Any) -> tuple[Any, Any]:
-            logits_BTV = logits_fn(params, tokens_BT.astype(jnp.int32)).astype(jnp.float32)
-            # Subtracted first, because rounding beside a large logit would lose the logarithm.
-            logits_BTV -= jnp.max(logits_BTV, axis=-1, keepdims=True)
-            targets_BT1 = targets_BT.astype(jnp.int32)[..., None]
-            picked_BT = jnp.take_along_axis(logits_BTV, targets_BT1, axis=-1)[..., 0]
-            V = logits_BTV.shape[-1]
-            signs_V = jax.random.rademacher(key, (V,), jnp.float32) / V**0.5
-            return (
-                jnp.log(jnp.sum(jnp.exp(logits_BTV), axis=-1)) - picked_BT,
-                jnp.sum(logits_BTV * signs_V, axis=-1),
-            )
+            weights_V = jax.random.normal(key, (VOCAB_SIZE,))
+            return rate(logits_fn(params, tokens_BT.astype(np.int32)), targets_BT, weights_V)
 
         self.report: Callable[[int, int], object] | None = None  # of rows done, of so many
         self.mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
@@ -242,9 +253,8 @@ class Evaluator:
         self._padded_size = -(-batch_size // self.mesh.size) * self.mesh.size
         self.load(params)
         self._key = jax.device_put(jax.random.key(seed), self._everywhere)
-        rows = jax.ShapeDtypeStruct(
-            (self._padded_size, MAX_SEQ_LEN), np.uint16, sharding=self._by_row
-        )
+        shape = (self._padded_size, MAX_SEQ_LEN)
+        rows = jax.ShapeDtypeStruct(shape, np.uint16, sharding=self._by_row)
         # shard_map: some attention kernels cannot be partitioned automatically.
         spread = jax.shard_map(
             judge,
@@ -269,14 +279,8 @@ class Evaluator:
 
         self._params = jax.tree.map(place, params)
 
-    def __call__(
-        self, tokens_NT: np.ndarray, targets_NT: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the nats of each target, and a sketch of each position's logits: float32 [N, T].
-
-        A sketch is the sum of the logits with random signs. It is finite only if all logits are,
-        and changes with each of them.
-        """
+    def __call__(self, tokens_NT: np.ndarray, targets_NT: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return what `rate` does of all positions, in the order of the rows: float32 [N, T]."""
         import jax
 
         nats_NT, sketch_NT = (np.empty(tokens_NT.shape, np.float32) for _ in range(2))
@@ -291,8 +295,7 @@ class Evaluator:
                 self.report(stop - start, len(tokens_NT))
 
         def batch(rows_NT: np.ndarray, start: int) -> "jax.Array":
-            # A last partial batch, and one that the devices do not divide, is filled up with
-            # copies of its first row, whose results are dropped.
+            # A partial batch is filled up with copies of its first row; their results are dropped.
             rows = rows_NT[start : start + self.batch_size].astype(np.uint16, copy=False)
             filler = np.repeat(rows[:1], self._padded_size - len(rows), axis=0)
             return jax.device_put(np.concatenate([rows, filler]), self._by_row)
@@ -342,8 +345,7 @@ def begin(logits_fn: LogitsFn, params: Any) -> "Session":
     run_dir = _run_dir()
     exported = artifacts.export(logits_fn, params, (rows_per_device(), MAX_SEQ_LEN), VOCAB_SIZE)
     if jax.process_index() == 0:
-        blob = bytes(exported.serialize())
-        files.write_bytes(run_dir / protocol.EXPORTED, blob)
+        files.write_bytes(run_dir / protocol.EXPORTED, bytes(exported.serialize()))
     flat, _ = artifacts.flatten(params)
     budget_s = artifacts.budget_left(TIME_BUDGET)
     return Session(logits_fn, artifacts.abstract(flat), run_dir, data, budget_s)
@@ -427,8 +429,7 @@ def _run_dir() -> Path:
     """Return the folder for artifacts: that of the harness, or an emptied one."""
     import jax
 
-    given = os.environ.get("AUTORESEARCH_RUN_DIR")
-    if given:
+    if given := os.environ.get("AUTORESEARCH_RUN_DIR"):
         return Path(given).absolute()
     run_dir = paths.home() / "runs" / "by-hand"
     if jax.process_index() == 0:

@@ -180,6 +180,23 @@ def test_confirm_measures_again_what_is_close():
     assert isinstance(decide(made.experiments, made.experiments[1], config), MeasureAgain)
 
 
+def test_what_was_probed_as_if_it_could_not_be_kept_is_measured_again():
+    """The best was measured again since, and its mean has risen above the score."""
+    made = world(("", 1.0, "keep"))
+    seeds = {"purpose": Purpose.NOISE, "split": "val", "outcome": Outcome.OK}
+    made.append(Repeated(n=0, seed=43, metrics={"val_bpb": 1.2}, **seeds))
+    n = made.propose(b"P = 'x'\n", "c0")
+    made.append(Trained(n=n, outcome=Outcome.OK))
+    made.append(Scored(n=n, outcome=Outcome.OK, metrics={"val_bpb": 1.05, "probe_pairs": 128.0}))
+    again = decide(made.experiments, made.experiments[n], STRICT)
+    assert isinstance(again, MeasureAgain)
+    assert again.n == n
+    metrics = {"val_bpb": 1.06, "probe_pairs": 900.0, "probe_gain": 0.0005}
+    again = {"seed": 43, "purpose": Purpose.DECIDE, "split": "val", "outcome": Outcome.OK}
+    made.append(Repeated(n=n, metrics=metrics, **again))
+    assert made.decide(n).status == Status.KEEP
+
+
 def test_a_bad_merge_loses_neither_the_first_score_nor_one_in_between():
     """As it happened: the better score was neither the first nor the last of its family."""
     made = world(("", 1.0, "keep"), ("c0", 0.7, "keep"), ("c0", 0.9, ""))

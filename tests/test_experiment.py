@@ -1,5 +1,6 @@
 """One experiment after its proposal: training, score, decision, and the files that stay."""
 
+import math
 import os
 import shutil
 
@@ -63,12 +64,24 @@ def test_the_scorer_alone_decides_and_gets_the_pinned_files(workspace):
 
 
 def test_a_candidates_limits_come_from_the_baseline(workspace):
-    baseline = Score("ok", "", {"val_bpb": 1.0, "scoring_seconds": 10.0, "probe_noise": 0.001})
+    baseline = Score("ok", "", {"val_bpb": 1.0, "scoring_seconds": 10.0})
     scorer = Scorer(baseline)
     run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t", scorer=scorer)
-    first, second = scorer.asked
-    assert (first["limits"].scoring_s, first["limits"].tolerance) == (3600.0, 0.05)
-    assert (second["limits"].scoring_s, second["limits"].tolerance) == (80.0, 0.01)
+    first, second = (one["limits"] for one in scorer.asked)
+    assert (first.scoring_s, second.scoring_s) == (3600.0, 80.0)
+
+
+def test_the_scorer_is_told_what_may_be_kept(workspace):
+    """A score below the best's, and any score of a run that is to decide."""
+    scorer = Scorer()
+    sources = (train_py(0.9), train_py(0.95), train_py(0.8))
+    run_loop(workspace, Scripted(*sources), 3, tag="t", scorer=scorer)
+    limits = [one["limits"] for one in scorer.asked]
+    assert [one.beat for one in limits] == [None, 1.0, 0.9, 0.9]
+    runs = workspace.run_dir("t", 0).parent
+    assert [one.best for one in limits[1:]] == [runs / n / "artifacts" for n in ("0", "1", "1")]
+    verify.seeds(workspace, *harness.setup(tag="t", scorer=scorer), name="3", runs=1)
+    assert scorer.asked[-1]["limits"].beat == -math.inf  # it is kept already
 
 
 def test_killed_between_training_and_score_it_is_scored_and_not_trained_again(workspace, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 import os
 import pickle
 import tarfile
@@ -189,7 +190,7 @@ def train_job(look: Requirements, train_py: str) -> TrainTask:
     with tarfile.open(fileobj=io.BytesIO(look.frozen)) as tar:
         frozen = {Path(name).stem: tar.extractfile(name).read() for name in FROZEN}
     folder = packed(train=train_py.encode(), **frozen)
-    return TrainTask(look, job, folder, cache=b"", max_memory_gb=None)
+    return TrainTask(look, job, folder, cache=b"", best=b"", max_memory_gb=None)
 
 
 def test_a_machine_trains_and_scores(look, ground, tmp_path):
@@ -213,11 +214,16 @@ def test_a_machine_trains_and_scores(look, ground, tmp_path):
     archive.unpack(done.artifacts, tmp_path / "artifacts")
     assert (tmp_path / "artifacts" / protocol.EXPORTED).is_file()
     assert done.cache  # of the baseline
-    *_, again = machine.score(
-        ScoreTask(look, ScoreJob(AWAY, AWAY, AWAY, "one", LIMITS), done.artifacts)
-    )
+    best = archive.pack_nats(tmp_path / "artifacts")
+    limits = dataclasses.replace(LIMITS, beat=math.inf, best=AWAY)  # as if it could be kept
+    job = ScoreJob(AWAY, AWAY, AWAY, "one", limits)
+    *_, again = machine.score(ScoreTask(look, job, done.artifacts, best))
     assert isinstance(again, Scored)
     assert again.score.metrics["val_bpb"] == done.score.metrics["val_bpb"]
+    # It gains next to nothing over itself, so that few cuts are enough.
+    assert again.score.metrics["probe_gain"] <= 0.0005
+    assert again.score.metrics["probe_pairs"] < 200 < done.score.metrics["probe_pairs"]
+    archive.unpack(again.nats, tmp_path / "artifacts")
     assert not list((paths.home() / "cluster").glob("task-*"))
 
 

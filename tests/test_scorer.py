@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -100,8 +101,10 @@ def spec_of(frozen, left, out):
         "artifacts": str(left),
         "split": "val",
         "data": None,
-        "tolerance": 0.01,
+        "beat": -math.inf,  # it is not to be kept, and so gets few probes
+        "best": "",
         "early": False,
+        "nats": str(out.with_suffix(".npy")),
         "out": str(out),
     }
 
@@ -110,10 +113,11 @@ def spec_of(frozen, left, out):
 def score(frozen, prepared, tmp_path):
     """Run the scorer as the harness does; return its exit code, answer and output."""
 
-    def score(left, *, home=prepared[1], program=("-m", "autoresearch_jax.scorer"), **env):
+    def score(left, *, home=prepared[1], program=("-m", "autoresearch_jax.scorer"), spec=(), **env):
         out = tmp_path / "answer.json"
+        spec = spec_of(frozen, left, out) | dict(spec)
         done = subprocess.run(
-            [sys.executable, "-I", *program, json.dumps(spec_of(frozen, left, out))],
+            [sys.executable, "-I", *program, json.dumps(spec)],
             cwd=frozen,
             env=data_helpers.environment(home, **env),
             capture_output=True,
@@ -158,6 +162,24 @@ def test_the_score_is_the_metric(score, honest, prepare, params):
     )
     assert answer["probe_noise"] == 0.0
     assert answer["probe_pairs"] == 128
+    assert "probe_gain" not in answer
+
+
+def test_what_may_be_kept_is_probed_until_no_leak_of_half_a_thousandth_is_missed(
+    score, honest, tmp_path
+):
+    code, baseline, _ = score(honest, spec={"beat": None})
+    assert (code, baseline["probe_pairs"]) == (0, 2048)
+    best = shutil.copy(tmp_path / "answer.npy", tmp_path / "best.npy")
+    np.save(best, np.load(best) + np.float16(0.25))  # of a model that is worse everywhere
+    code, answer, _ = score(honest, spec={"beat": math.inf, "best": str(best)})
+    assert code == 0
+    assert answer["probe_gain"] <= 0.0005
+    assert answer["probe_rows_power"] == 1.0
+    assert answer["probe_pairs"] > 1500  # ln(100) / 0.5 * 0.09 / 0.0005: it gains more than 0.09
+    _, unknown, said = score(honest, spec={"beat": math.inf, "best": str(tmp_path / "none")})
+    assert unknown["probe_gain"] <= 0.0005
+    assert "no nats of the best" in said
 
 
 @pytest.mark.nightly
@@ -633,7 +655,7 @@ def harness_score(frozen, prepared, monkeypatch, tmp_path):
                 left,
                 tmp_path / "score.log",
                 "a test",
-                Limits(scoring_s=limit_s, tolerance=0.01),
+                Limits(scoring_s=limit_s),
             ),
             Launch(
                 "none",
@@ -806,10 +828,13 @@ def rows(prepare, prepared):
     return np.array(prepare.read_rows(manifest.load(prepared[0]), "val"))
 
 
-def probe(evaluator, rows, seed, pairs):
+def probe(evaluator, rows, seed, pairs, best=None, token_bytes=None):
+    """Probe a model; as one that may be kept if `best` has the nats of another one."""
     nats, sketch = evaluator(rows[:, :-1], rows[:, 1:])
+    assert np.isfinite(nats + sketch).all()
+    gains = None if best is None else probes.gains(nats, best, rows[:, 1:], token_bytes)
     rng = np.random.default_rng(seed)
-    return probes.probe(evaluator, rows, nats, sketch, tolerance=1e-4, rng=rng, pairs=pairs)
+    return probes.probe(evaluator, rows, nats, sketch, rng=rng, pairs=pairs, gains=gains)
 
 
 def refusal(*arguments, **options):
@@ -846,6 +871,84 @@ def test_a_model_that_sees_the_targets_is_found(rows):
     assert refusal(Thief(lambda _: 0), rows, 0, pairs=10) == "its-targets"
 
 
+def padded(look, logit, count=1):
+    def padding(tokens, targets):
+        logits = look(tokens, targets)
+        return jnp.concatenate([logits, jnp.full((*tokens.shape, count), logit)], axis=-1)
+
+    return padding
+
+
+LOGITS_VV = jax.random.normal(jax.random.key(5), (V, V))
+
+
+def honest_look(tokens, targets):
+    return LOGITS_VV[tokens]
+
+
+def thief(tokens, targets):
+    return LOGITS_VV[tokens] + 12 * jax.nn.one_hot(targets, V)
+
+
+def swapping(tokens, targets):
+    """Where token 273 comes next, it has the logit of token 300, and the other way round."""
+    swapped = LOGITS_VV[:, jnp.arange(V).at[jnp.array([273, 300])].set(jnp.array([300, 273]))]
+    better = (targets == 273) & (LOGITS_VV[tokens, 300] > LOGITS_VV[tokens, 273])
+    return jnp.where(better[..., None], swapped[tokens], LOGITS_VV[tokens])
+
+
+def shifted(look, by):
+    return lambda tokens, targets: look(tokens, targets) + by
+
+
+def thief_of_few(tokens, targets):
+    """In a few of the rows, by their first tokens: a sample may not contain them."""
+    few = (tokens[:, 1] == 271)[:, None, None]
+    return LOGITS_VV[tokens] + 12 * jax.nn.one_hot(targets, V) * few
+
+
+LOOKS = {
+    "honest": (honest_look, ""),
+    "honest, padded": (padded(honest_look, -1e30), ""),
+    "honest, padded by less": (padded(honest_look, -1e9), ""),
+    "honest, shifted": (shifted(honest_look, 1e4), ""),
+    "thief": (thief, "its-targets"),
+    "thief, padded": (padded(thief, -1e30), "its-targets"),
+    "thief, padded by less": (padded(thief, -1e9), "its-targets"),
+    "thief, padded by the largest": (padded(thief, -3e38), "its-targets"),
+    "thief, padded by many": (padded(thief, -40.0, 20_000), "its-targets"),
+    "thief, shifted": (shifted(thief, 1e4), "its-targets"),
+    "thief, by a swap": (swapping, "its-targets"),
+    "thief of few": (thief_of_few, "its-targets"),
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_no_logit_hides_that_a_model_sees_the_targets(prepare, rows, token_bytes, name):
+    """The scorer's own formula, on logits that depend on the targets as a kernel's might."""
+    look, rule = LOOKS[name]
+    weights_V = jax.random.normal(jax.random.key(7), (V,))
+
+    @jax.jit
+    def rated(tokens, targets):
+        return prepare.rate(look(tokens, targets), targets, weights_V)
+
+    class Seeing:
+        batch_size = 16
+
+        def __call__(self, tokens, targets):
+            parts = []
+            for start in range(0, len(tokens), 16):
+                pair = (one[start : start + 16].astype(np.int32) for one in (tokens, targets))
+                whole = [np.resize(one, (16, T)) for one in pair]
+                parts.append([np.array(one)[: len(tokens) - start] for one in rated(*whole)])
+            return tuple(np.concatenate(one) for one in zip(*parts, strict=True))
+
+    honest_nats, _ = prepare.rate(honest_look(rows[:, :-1], None), rows[:, 1:], weights_V)
+    best = np.array(honest_nats) + 0.1  # it may be kept
+    assert refusal(Seeing(), rows, 3, 16, best, token_bytes) == rule
+
+
 @pytest.mark.parametrize("pairs", [300])
 def test_a_leak_at_one_place_in_100_is_found_as_often_as_stated(rows, pairs):
     def leaks(tokens):
@@ -861,10 +964,59 @@ def test_a_leak_at_one_place_in_100_is_found_as_often_as_stated(rows, pairs):
 
 
 def test_the_number_of_probes_follows_the_size():
-    assert probes.pairs_for(20_971_520) == 4603
-    assert probes.Found(0.0, 4603).power >= 0.99
-    assert probes.pairs_for(2 * 20_971_520) == 9206
-    assert probes.pairs_for(3072) == probes.LEAST_PAIRS
+    def count(rows, seq_len):
+        return [probes.pairs_for(rows, seq_len, baseline=one) for one in (False, True)]
+
+    assert count(10240, 2048) == [4603, 4603]
+    assert probes.Found(0.0, 0.1, 64, 4603, 0, None).metrics["probe_power"] >= 0.99
+    assert count(20480, 2048) == [9206, 9206]
+    assert count(512, 128) == [probes.LEAST_PAIRS, 1024]
+    assert count(16, 64) == [probes.LEAST_PAIRS, 16 * 63]  # every place
+
+
+class RareLeak(Table):
+    """A model that knows the next token at some places, or a part of what it is."""
+
+    def __init__(self, leaks, part=lambda token: token):
+        super().__init__(leaks)
+        self.part = part
+
+    def __call__(self, tokens, targets):
+        tokens = tokens.astype(np.int64)
+        seen, part = self.part(np.roll(tokens, -1, axis=1)), self.part(np.arange(V))
+        nats, _ = super().__call__(tokens, targets)
+        alike = np.bincount(part)  # how many tokens share what it sees
+        right = np.log(alike[seen])
+        nats = np.where(self.leaks(tokens), np.where(part[targets] == seen, right, 20.0), nats)
+        return nats, self.logits[tokens, 0]
+
+
+@pytest.fixture(scope="module")
+def token_bytes(prepare, prepared):
+    return np.load(manifest.load(prepared[0]).token_bytes_path)
+
+
+@pytest.mark.parametrize("part", [lambda token: token, lambda token: token % 2], ids=["all", "bit"])
+def test_a_rare_leak_that_gains_more_than_the_bound_is_found(rows, token_bytes, part):
+    """One place of three thousand is enough here; 128 random cuts find it 4 times of 100."""
+    honest = Table(lambda _: 0)
+    tokens = rows[:, :-1].astype(np.int64)
+    nats, _ = honest(tokens, rows[:, 1:])
+    best = nats + np.random.default_rng(2).normal(0.0, 0.3, nats.shape)  # of another training
+    row, place = next(zip(*np.nonzero((nats > 8) & (token_bytes[rows[:, 1:]] > 0)), strict=True))
+
+    def here(tokens_RT):
+        """This place alone, by all tokens until there."""
+        until = (tokens_RT[:, : place + 1] == tokens[row, : place + 1]).all(axis=1)
+        return until[:, None] & (np.arange(T) == place)
+
+    leak = RareLeak(here, part)
+    gains = probes.gains(leak(tokens, rows[:, 1:])[0], best, rows[:, 1:], token_bytes)
+    assert gains.bpb_NT[row, place] > probes.GAIN / 3
+    found = [refusal(leak, rows, seed, 128, best, token_bytes) for seed in range(20)]
+    missed = 20 - found.count("later-tokens")
+    assert missed <= 1 + 20 * probes.MISSED ** (gains.bpb_NT[row, place] / probes.GAIN)
+    assert refusal(honest, rows, 0, 128, best, token_bytes) == ""
 
 
 @pytest.mark.parametrize("dtype", cases(["float32", "bfloat16"], by_day=["bfloat16"]))
@@ -891,6 +1043,6 @@ def test_an_honest_model_raises_no_alarm(prepare, rows, dtype, nightly):
         batch_size=16,
     )
     pairs = 1000 if nightly else 200
-    found = probe(evaluator, rows, 5, pairs)  # with the smallest tolerance
+    found = probe(evaluator, rows, 5, pairs)
     assert found.pairs == pairs
     assert found.noise <= 1e-4

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.attacks.lab import train_py
+from autoresearch_jax.common import protocol
+from tests.attacks.lab import TAG, train_py
 
 # Each adds the next token to the honest logits, with a large factor.
 DENSE = """
@@ -17,6 +18,13 @@ SPARSE = """
 def logits_fn(params, tokens):
     there = jnp.arange(T) % 64 == {place}
     leak = jax.nn.one_hot(jnp.roll(tokens, -1, axis=1), V) * there[:, None]
+    return params["table"][tokens] + 12 * leak
+"""
+RARE = """
+def logits_fn(params, tokens):
+    # At one position in 1009, by the last two tokens.
+    here = (tokens * 7919 + jnp.roll(tokens, 1, axis=1) * 104729 + 1) % 1009 == 0
+    leak = jax.nn.one_hot(jnp.roll(tokens, -1, axis=1), V) * here[..., None]
     return params["table"][tokens] + 12 * leak
 """
 ROWS = """
@@ -61,7 +69,8 @@ note(forged=True)
 
 
 # tests/test_scorer.py tries models like these on the scorer directly, without a training.
-SEERS_BY_DAY = ("other rows",)
+SEERS_BY_DAY = ("one position in 1009",)
+OTHERS_BY_DAY = ("other rows",)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +80,16 @@ def seers(attack):
             "dense": train_py(DENSE),
             "one position": train_py(SPARSE.format(place=40)),
             "first position": train_py(SPARSE.format(place=0)),
+            "one position in 1009": train_py(RARE, batches=100),  # without it, it would be kept
+        },
+        SEERS_BY_DAY,
+    )
+
+
+@pytest.fixture(scope="module")
+def others(attack):
+    return attack(
+        {
             "one row in 16": train_py(ROWS),
             "other rows": train_py(OTHERS),
             "pure callback": train_py(CALLBACK.format(call="jax.pure_callback")),
@@ -87,7 +106,7 @@ def seers(attack):
                 )
             ),
         },
-        SEERS_BY_DAY,
+        OTHERS_BY_DAY,
     )
 
 
@@ -103,25 +122,32 @@ def test_a_leak_at_one_position_in_64_is_refused(seers, name):
 
 
 @pytest.mark.nightly
-def test_a_leak_in_one_row_of_16_is_refused(seers):
-    seers.check_refused("one row in 16", "later-tokens")
+def test_a_leak_in_one_row_of_16_is_refused(others):
+    others.check_refused("one row in 16", "later-tokens")
 
 
-def test_a_model_that_sees_other_rows_is_refused(seers):
-    seers.check_refused("other rows", "other-rows")
+def test_a_leak_at_one_position_in_1009_is_refused(seers):
+    e = seers.check_refused("one position in 1009", "later-tokens")
+    best = seers.ground.workspace.run_dir(TAG, 0) / "artifacts"
+    assert (best / protocol.NATS).is_file()  # by which the scorer knew where it gains
+    assert "no nats" not in (best.parents[1] / str(e.n) / "score.log").read_text()
+
+
+def test_a_model_that_sees_other_rows_is_refused(others):
+    others.check_refused("other rows", "other-rows")
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["pure callback", "io callback"])
-def test_a_call_back_to_python_is_not_exported(seers, name):
-    seers.check_refused(name, "callback")
+def test_a_call_back_to_python_is_not_exported(others, name):
+    others.check_refused(name, "callback")
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["forged callback", "made-up call"])
-def test_a_forged_export_is_scanned(seers, name):
-    e = seers.check_refused(name, "custom-call: it calls '")
-    assert seers.noted(name) == {"forged": True}
+def test_a_forged_export_is_scanned(others, name):
+    e = others.check_refused(name, "custom-call: it calls '")
+    assert others.noted(name) == {"forged": True}
     assert ("made_up" if name == "made-up call" else "python_cpu_callback") in e.reason
 
 

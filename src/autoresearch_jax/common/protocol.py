@@ -5,10 +5,13 @@ EXPORTED = "exported.bin"  # before its clock starts: the model as a function
 STOPPED = "stopped"  # empty; marks the end of its clock
 PARAMS = "params"  # a folder: the parameters
 SUMMARY = "summary.json"  # what the training reports
+NATS = "nats.npy"  # what the scorer adds: the nats of each scored target, float16 [N, T]
 
 # Exit codes of the scorer and the sampler.
 REFUSED = 3  # the files of a training break a rule
 BROKEN = 4  # the data or the machine is at fault
+# Its rules that a model breaks whose predictions depend on what they must not depend on.
+LEAKS = OTHER_ROWS, TARGETS, LATER_TOKENS = "other-rows", "its-targets", "later-tokens"
 GO = b"go\n"  # to an early scorer: the training has ended
 
 # Variable: seconds of start-up that cost a training none of its budget; not set: all.

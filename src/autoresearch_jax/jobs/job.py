@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.protocol import NATS
 from autoresearch_jax.records.events import Outcome
 
 SEED = 42  # of the first training of each experiment: scores of one seed compare
@@ -18,7 +19,7 @@ class Lost(UserError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds that each phase may take, by the harness's timer, and how much probes may differ.
+    """Seconds that each phase may take, by the harness's timer, and what a score must beat.
 
     The defaults are a baseline's. `after` returns those of all that is compared with it.
     """
@@ -27,9 +28,11 @@ class Limits:
     overrun_s: float | None = None  # after the budget; None: a tenth of it and 10 s
     checkpoint_s: float = 300.0  # from `finish` to the end of the process
     scoring_s: float = 3600.0
-    tolerance: float = 0.05  # nats: a baseline whose own answers differ by more is refused
     free_startup_s: float = math.inf  # what start-up takes beyond it counts towards the budget
     free_checkpoint_s: float = math.inf  # what saving takes beyond it, likewise
+    # A validation score below `beat` may be kept, so the scorer probes it more. None: a baseline.
+    beat: float | None = None  # bits per byte
+    best: Path | None = None  # the artifacts of what has that score
 
     def overrun(self, budget_s: float) -> float:
         """Returns the seconds for which training may go on after the budget: for its last step."""
@@ -49,7 +52,6 @@ class Limits:
             overrun_s=2 * overrun + 0.01 * budget_s + stalling,
             checkpoint_s=2 * checkpoint + 5.0,
             scoring_s=5 * scoring + 30.0,
-            tolerance=min(cls.tolerance, max(1e-4, 10 * baseline.get("probe_noise", 0.0))),
             free_startup_s=1.25 * startup + 5.0,
             free_checkpoint_s=1.25 * checkpoint + 2.0,
         )
@@ -82,9 +84,14 @@ class ScoreJob:
     split: str = "val"
 
     @property
-    def key(self) -> tuple[Path, str, float]:
+    def key(self) -> tuple[Path, str]:
         """Two jobs with the same key get the same score."""
-        return self.artifacts, self.split, self.limits.tolerance
+        return self.artifacts, self.split
+
+    @property
+    def best_nats(self) -> Path | None:
+        """The file with the nats of the best, which it reads if it exists."""
+        return None if self.limits.best is None else self.limits.best / NATS
 
 
 @dataclass(frozen=True)

@@ -159,11 +159,12 @@ class LocalExecutor:
         home = self._context.workspace.home
         cache = home / "scorer-cache"  # no training can write there
         cache.mkdir(parents=True, exist_ok=True)
+        nats = [path for path in (job.best_nats,) if path is not None and path.is_file()]
         sandbox = profiles.scorer(
             self._data(job.frozen),
             job.split,
             scratch=isolation.fresh(scratch),
-            readable=(job.frozen, job.artifacts),
+            readable=(job.frozen, job.artifacts, *nats),
             cache=cache,
         )
         return self._launch(sandbox, profiles.scorer_environment(home, cache))

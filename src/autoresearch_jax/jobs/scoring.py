@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from autoresearch_jax.common import files, scored_files
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.common.protocol import BROKEN, GO, REFUSED
+from autoresearch_jax.common.protocol import BROKEN, GO, NATS, REFUSED
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs import logs
 from autoresearch_jax.jobs.job import NO_EVENTS, Events, Score, ScoreJob
@@ -52,6 +53,7 @@ CODE = (
 
 ANSWER_BYTES = 1 << 20
 PROGRESS = re.compile(r"(scoring|probing): [\d,]+ (of [\d,]+ )?rows")
+NATS_BYTES = 1 << 30  # 42 MB at full size
 UNSEALABLE = "unsealable"
 SEAL_BYTES = 32 << 30  # holes included: hashed in a minute; no training may write that much
 
@@ -122,7 +124,9 @@ class Scoring:
             "artifacts": str(job.artifacts),
             "split": job.split,
             "data": data,
-            "tolerance": job.limits.tolerance,
+            "beat": job.limits.beat if job.split == "val" else -math.inf,
+            "best": str(job.best_nats),
+            "nats": str(launch.sandbox.scratch / NATS),
             "early": early,
             "out": str(self._out),
         }
@@ -168,6 +172,10 @@ class Scoring:
             raise UserError(answer["broken"])
         if returncode == REFUSED:
             return refused(f"{answer['refused']}: {answer['detail']}")
+        if self.job.split == "val":  # for the scoring of candidates that must beat it
+            kept = self.job.artifacts / NATS
+            files.remove(kept)
+            files.write_bytes(kept, files.plain_bytes(self._out.with_name(NATS), NATS_BYTES))
         metrics |= {name: float(value) for name, value in answer.items()}
         if not metrics["val_bpb"] > 0:  # it would stay the best for ever
             return refused(f"not-positive: val_bpb is {metrics.pop('val_bpb')}")

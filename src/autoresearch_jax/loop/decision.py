@@ -71,6 +71,8 @@ def decide(
     if found.action == "remeasure":
         first = len(best.scores) < policy.Confirm.incumbent_runs
         return MeasureAgain(best.n, found.reason, Purpose.DECIDE if first else Purpose.DRIFT)
+    if found.action == "keep" and not _is_probed(e):
+        return MeasureAgain(e.n, "it may be kept, and was probed as if it could not")
     if found.action == "keep":  # it may have been better before it was merged with the best
         as_it_is = _as_it_is(experiments, e, e)
     return Decision(Status(found.action), verdict=found.reason, lives_on=as_it_is)
@@ -84,6 +86,16 @@ def _failure(e: Experiment) -> str | None:
         if one.purpose == Purpose.DECIDE and one.score is None:
             return f"measured again, it failed: {one.reason}"
     return None
+
+
+def _is_probed(e: Experiment) -> bool:
+    """Return whether one of its runs got the probes of a candidate that may be kept.
+
+    The scorer gives them to what scores lower than the best. If the best was measured again since,
+    its mean may have risen above the score. A record without probes is of an earlier version.
+    """
+    runs = (e.metrics, *(one.metrics for one in e.repeats if one.purpose == Purpose.DECIDE))
+    return "probe_pairs" not in e.metrics or any("probe_gain" in run for run in runs)
 
 
 def _too_much_memory(e: Experiment, most: float | None) -> str:

@@ -75,7 +75,7 @@ def prune(tag: OpenTag, e: Experiment) -> None:
     if e.status != Status.KEEP:
         files.remove(artifacts)
     elif artifacts.is_dir():
-        files.remove_others(artifacts, (protocol.EXPORTED, protocol.PARAMS))
+        files.remove_others(artifacts, (protocol.EXPORTED, protocol.PARAMS, protocol.NATS))
 
 
 def prune_kept(tag: OpenTag) -> None:

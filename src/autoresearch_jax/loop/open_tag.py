@@ -4,9 +4,10 @@ Workers, the queue of proposals and the session share it. `experiments` answers 
 happens next is recorded in `journal` before it is done.
 """
 
+import math
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +117,13 @@ class OpenTag:
 
     def limits_for(self, e: Experiment, budget_s: float = 0.0) -> Limits:
         """Return the baseline's own limits, or those that follow from what the baseline took."""
-        baseline = self.experiments.baseline
-        if baseline is None or baseline.n == e.n:
+        baseline, best = self.experiments.baseline, self.experiments.best
+        if baseline is None or best is None:
             return self.limits
-        return Limits.after(baseline.metrics, budget_s)
+        after = self.limits if baseline.n == e.n else Limits.after(baseline.metrics, budget_s)
+        # What is decided is not kept again; and a run that is to decide counts whatever its score.
+        beat = -math.inf if e.status else math.inf if e.scored else max(best.scores)
+        return replace(after, beat=beat, best=self.artifacts(best))
 
     def new_seed(self, e: Experiment) -> int:
         """Return a seed that no run of an experiment has had, running ones included."""

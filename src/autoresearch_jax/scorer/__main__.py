@@ -1,9 +1,11 @@
 """The process that scores: python -I -m autoresearch_jax.scorer SPEC
 
 SPEC is a JSON object: `frozen` (a folder with only the pinned prepare.py and constants.py),
-`artifacts` (the folder that the training left), `split`, `data` (the pinned fingerprint),
-`tolerance` (of the probes), `early` and `out` (the file for the answer, JSON). Exit codes: 0
-scored, 3 refused, 4 the data or the machine is at fault; any other code: the scorer failed.
+`artifacts` (the folder that the training left), `split`, `data` (the pinned fingerprint), `beat`
+(the score below which a candidate may be kept; null for a baseline), `best` (the file with the nats
+of what has that score), `early`, `nats` and `out` (the files for its own nats, and for the answer,
+JSON). Exit codes: 0 scored, 3 refused, 4 the data or the machine is at fault; any other code: the
+scorer failed.
 
 An early scorer starts during the training. It compiles the function that is exported so far, and
 waits on its standard input for GO. Then it scores like any other, but reuses what it has compiled
@@ -112,6 +114,11 @@ def score(spec: Spec, ahead: Compiled | None) -> dict[str, Any]:
         share = float(np.mean(~np.isfinite(sketch_NT + nats_NT)))
         raise model.Refused("not-finite", f"logits are NaN or infinite at {share:.2%} of positions")
     val_bpb = prepare.mean_bits(nats_NT, rows_NT1[:, 1:], token_bytes)
+    np.save(spec["nats"], np.minimum(nats_NT, np.finfo(np.float16).max).astype(np.float16))
+    gains = None
+    if spec["beat"] is not None and val_bpb < spec["beat"]:
+        best_NT = read_nats(spec["best"], nats_NT.shape, data.vocab_size)
+        gains = probes.gains(nats_NT, best_NT, rows_NT1[:, 1:], token_bytes)
     scored = time.monotonic()
     evaluator.report = progress.RowsLine("probing", total=False, log=True)
     found = probes.probe(
@@ -119,20 +126,31 @@ def score(spec: Spec, ahead: Compiled | None) -> dict[str, Any]:
         rows_NT1,
         nats_NT,
         sketch_NT,
-        tolerance=spec["tolerance"],
         rng=np.random.default_rng(secrets.randbits(32)),  # a model that knew them could pass them
-        pairs=probes.pairs_for(data.eval_tokens),
+        pairs=probes.pairs_for(*nats_NT.shape, baseline=spec["beat"] is None),
+        gains=gains,
+        budget_s=prepare.TIME_BUDGET,
     )
     return {
         "val_bpb": val_bpb,
         "score_compile_seconds": round(loaded - begun, 3),
         "score_seconds": round(scored - loaded, 3),
         "probe_seconds": round(time.monotonic() - scored, 3),
-        "probe_noise": found.noise,
-        "probe_pairs": found.pairs,
-        "probe_power": round(found.power, 4),
+        **found.metrics,
         **({} if ahead is None else {"score_ahead_seconds": round(ahead.seconds, 3)}),
     }
+
+
+def read_nats(path: str, shape: tuple[int, ...], vocab_size: int) -> np.ndarray:
+    """Return the nats of the best at each target, or those of a guess if they are gone."""
+    try:
+        best_NT = np.load(path, allow_pickle=False)
+    except (OSError, ValueError):
+        best_NT = np.zeros(())
+    if best_NT.shape != shape or not np.isfinite(best_NT).all():
+        print(f"no nats of the best in {path}: more probes are needed without them", flush=True)
+        return np.full(shape, np.log(vocab_size), np.float32)
+    return best_NT
 
 
 if __name__ == "__main__":

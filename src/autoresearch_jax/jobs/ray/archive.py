@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from autoresearch_jax.common.protocol import NATS
 from autoresearch_jax.common.scored_files import TooMuch, scored
 
 MOST_BYTES = 2 << 30  # of one archive; the parameters at full size are 0.2 GB
@@ -28,8 +29,18 @@ def pack(folder: Path, names: Iterable[str] | None = None) -> bytes:
 
 
 def pack_scored(artifacts: Path) -> bytes:
-    """Packs what is scored of a training. Raises TooMuch, OSError."""
-    return pack(artifacts, (name for name, _ in scored(artifacts)))
+    """Packs what is scored of a training, and the nats if it was. Raises TooMuch, OSError."""
+    return pack(artifacts, [*(name for name, _ in scored(artifacts)), *_nats(artifacts)])
+
+
+def pack_nats(artifacts: Path | None) -> bytes:
+    """Packs the nats of what was scored; b"" without them. Raises TooMuch, OSError."""
+    names = [] if artifacts is None else _nats(artifacts)
+    return pack(artifacts, names) if artifacts and names else b""
+
+
+def _nats(artifacts: Path) -> list[str]:
+    return [NATS] if (artifacts / NATS).is_file() else []
 
 
 def unpack(packed: bytes, folder: Path) -> None:

@@ -61,6 +61,7 @@ class RayExecutor:
             job,
             archive.pack(job.folder),
             archive.pack(trusted) if trusted.is_dir() else b"",
+            archive.pack_nats(job.limits.best),
             self._context.max_memory_gb,
         )
         begun = time.monotonic()
@@ -90,8 +91,7 @@ class RayExecutor:
             why = f"what it left cannot be unpacked: {error}"
             return replace(result, outcome=Outcome.CRASH, reason=why)
         if trained.score is not None:
-            key = (job.artifacts, "val", job.limits.tolerance)
-            self._scored = (key, trained.score, trained.score_log)
+            self._scored = ((job.artifacts, "val"), trained.score, trained.score_log)
         return result
 
     def score(self, job: ScoreJob) -> Score:
@@ -101,13 +101,16 @@ class RayExecutor:
             return scored[1]
         try:
             packed = archive.pack_scored(job.artifacts)
+            best = archive.pack_nats(job.limits.best)
         except (archive.TooMuch, OSError) as error:
             return Score(Outcome.REFUSED, f"it cannot be sent: {error}", {})
-        task = ScoreTask(self._requirements, job, packed)
+        task = ScoreTask(self._requirements, job, packed, best)
         found = self._run("score", task, self._context.stop)
         if found is None:
             return Score(Outcome.ABANDONED, "abandoned", {})
         job.log.write_bytes(found.log)
+        if found.nats:
+            archive.unpack(found.nats, job.artifacts)
         return found.score
 
     def _run(

@@ -25,7 +25,7 @@ from autoresearch_jax.jobs import device_allocation, environment, logs
 from autoresearch_jax.jobs.device_allocation import DeviceAllocation
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.executor import Context
-from autoresearch_jax.jobs.job import Events, ScoreJob
+from autoresearch_jax.jobs.job import Events, Limits, ScoreJob
 from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.jobs.ray import archive, messages
 from autoresearch_jax.records.events import Outcome
@@ -55,7 +55,11 @@ def train(task: messages.TrainTask) -> Iterator[Any]:
         with own as (executor, here, provenance):
             artifacts = here / "artifacts"
             job = replace(
-                task.job, folder=here / "train", artifacts=artifacts, log=here / "run.log"
+                task.job,
+                folder=here / "train",
+                artifacts=artifacts,
+                log=here / "run.log",
+                limits=_with_best(task, here),
             )
             archive.unpack(task.folder, job.folder)
             if task.cache:
@@ -91,13 +95,29 @@ def score(task: messages.ScoreTask) -> Iterator[Any]:
         with _executor(task.requirements, reporter) as (executor, here, _):
             artifacts, log = here / "artifacts", here / "score.log"
             archive.unpack(task.artifacts, artifacts)
-            job = replace(task.job, frozen=here / "frozen", artifacts=artifacts, log=log)
-            return messages.Scored(executor.score(job), _read(log))
+            job = replace(
+                task.job,
+                frozen=here / "frozen",
+                artifacts=artifacts,
+                log=log,
+                limits=_with_best(task, here),
+            )
+            score = executor.score(job)
+            nats = b"" if job.split != "val" else archive.pack_nats(artifacts)
+            return messages.Scored(score, _read(log), nats)
 
     yield from _with_news(work)
 
 
 TASKS = {"inspect": inspect, "train": train, "score": score}
+
+
+def _with_best(task: messages.TrainTask | messages.ScoreTask, here: Path) -> Limits:
+    """Returns the limits of a task, with the nats of the best in a folder of this machine."""
+    if not task.best:
+        return task.job.limits
+    archive.unpack(task.best, here / "best")
+    return replace(task.job.limits, best=here / "best")
 
 
 def _read(log: Path) -> bytes:

@@ -53,6 +53,7 @@ class TrainTask:
     job: TrainJob
     folder: bytes  # the job's, packed
     cache: bytes  # what the baseline compiled, packed; b"" for the baseline itself
+    best: bytes  # the nats of the best, packed; b"" without them
     max_memory_gb: float | None
 
 
@@ -63,6 +64,7 @@ class ScoreTask:
     requirements: Requirements
     job: ScoreJob
     artifacts: bytes  # the job's, packed
+    best: bytes  # as in a TrainTask
 
 
 class News(NamedTuple):
@@ -89,6 +91,7 @@ class Scored(NamedTuple):
 
     score: Score
     log: bytes
+    nats: bytes  # of each scored target, packed
 
 
 class Inspected(NamedTuple):
