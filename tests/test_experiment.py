@@ -84,6 +84,17 @@ def test_the_scorer_is_told_what_may_be_kept(workspace):
     assert scorer.asked[-1]["limits"].beat == -math.inf  # it is kept already
 
 
+def test_a_loop_stops_after_five_models_that_see_what_they_predict(workspace):
+    leak = Score("refused", "later-tokens: when later tokens change, logits change", {})
+    sources = [train_py(0.9 + n / 100) for n in range(9)]
+    scorer = Scorer(None, leak, leak, None, leak, leak, leak)
+    with pytest.raises(UserError, match=r"refused 5 models \(experiments 1, 2, 4, 5, 6\).*show 6"):
+        run_loop(workspace, Scripted(*sources), 9, tag="t", scorer=scorer)
+    assert [row[3] for row in rows(workspace.root)].count("crash") == 5
+    run_loop(workspace, Scripted(*sources), 1, tag="t", scorer=scorer)  # a person has looked
+    assert len(found(workspace)) == 8
+
+
 def test_killed_between_training_and_score_it_is_scored_and_not_trained_again(workspace, tmp_path):
     counted = train_py(0.9, f"open({str(tmp_path / 'count')!r}, 'a').write('x')")
     with pytest.raises(KeyboardInterrupt):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from msgspec import structs
 
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.protocol import LEAKS
 from autoresearch_jax.records import events
 from autoresearch_jax.records.costs import Costs
 from autoresearch_jax.records.events import Outcome, Purpose, Queued, Status
@@ -32,6 +33,8 @@ class Experiments:
         self.costs = Costs()
         # The latest decided experiments if they crashed, since a command began or a control ran.
         self.crashes: tuple[Experiment, ...] = ()
+        # Experiments that the scorer refused for a leak since a command began, once for each time.
+        self.leaks: tuple[int, ...] = ()
         self._all: dict[int, Experiment] = {}
         self._decided: list[int] = []
         self._kept: list[int] = []
@@ -144,7 +147,7 @@ class Experiments:
         match event:
             case events.Began():
                 self.first = self.first or event
-                self.began, self.crashes = event, ()
+                self.began, self.crashes, self.leaks = event, (), ()
                 if event.kind == "loop":
                     self.loop, self.ended = event, None
             case events.Ended():
@@ -186,6 +189,8 @@ class Experiments:
                 if isinstance(event, events.Repaired):
                     self._by_commit[event.commit] = event.n
                 self._all[event.n] = _changed(self._all[event.n], event)
+                if event.reason.split(":")[0] in LEAKS:
+                    self.leaks = (*self.leaks, event.n)
 
     def _not_used(self, ask: int, reason: str) -> None:
         asked = self._asked.get(ask)
