@@ -12,6 +12,7 @@ from autoresearch_jax.common import syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.loop import statistics
+from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.records import journal
 from autoresearch_jax.records.events import Repeated, Scaled
 from autoresearch_jax.records.experiment import Experiment
@@ -147,6 +148,29 @@ def test_a_loop_ends_with_an_audit_whose_runs_decide_nothing(workspace):
     assert "noise of a score" in said
     results = CliRunner().invoke(main.main, ["-C", str(workspace.root), "results"])
     assert "audited: val_bpb -0." in results.output
+
+
+def test_runs_that_tell_the_noise_are_scored_on_the_sealed_text_too(workspace, monkeypatch):
+    monkeypatch.setattr(OpenTag, "audited_split", "sealed")
+
+    def scorer(job, *_, **__):
+        found = harness.written_score(job)
+        shift = 1.0 if job.split == "sealed" else 0.0
+        return dataclasses.replace(
+            found, metrics={**found.metrics, "val_bpb": found.metrics["val_bpb"] + shift}
+        )
+
+    loop(workspace, noisy(CLEAR), audit=3, scorer=scorer)
+    baseline, best = history(workspace)
+    sealed = {one.seed: one.score for one in baseline.repeats if one.split == "sealed"}
+    val = {one.seed: one.score for one in baseline.repeats if one.split == "val"}
+    assert sealed == {seed: pytest.approx(val.get(seed, baseline.val_bpb) + 1) for seed in sealed}
+    assert sorted(sealed) == [42, 43, 44, 45, 46]  # the first run as well, from what it left
+    assert "audit" not in {one.purpose for one in baseline.repeats}
+    assert [(one.purpose, one.split) for one in best.repeats] == [("audit", "sealed")] * 3
+    (found,) = records(workspace, "audited")
+    assert (found["split"], found["baseline_runs"], found["best_runs"]) == ("sealed", 5, 3)
+    assert statistics.noise(history(workspace)).df == 4 + 2  # a run on two texts counts once
 
 
 def test_an_interrupted_audit_continues_with_its_runs(workspace, monkeypatch):

@@ -218,7 +218,7 @@ def policy_named(name: str, history: Iterable[Experiment]) -> Strict | Confirm:
     """Return the policy of that name. Raises UserError where it needs a noise that is not known.
 
     Its noise is pooled over all that was run more than once, first runs included. Those were chosen
-    for their scores, which makes it too large by 10 to 20%: bench/keep_policy.py has it so.
+    for their scores, which makes it too large, as in bench/keep_policy.py.
     """
     if name == "strict":
         return Strict()
