@@ -59,7 +59,7 @@ def demo(folder: Path, seed: int, experiments: int) -> None:
 @click.option("--validation", metavar="FILE", help=(
     "A file to validate on, in place of the source's last one."))  # fmt: skip
 @click.option("--skip-data", is_flag=True, help="Do not prepare the data yet.")
-def setup(target: Path, preset: str | None, skip_data: bool, **options: Any) -> None:
+def setup(target: Path, skip_data: bool, **options: Any) -> None:
     """Make DIR a workspace, size it for a machine, and prepare its data.
 
     A new workspace gets the sizes that fit this machine. In an existing workspace, setup changes
@@ -75,9 +75,7 @@ def setup(target: Path, preset: str | None, skip_data: bool, **options: Any) -> 
     from autoresearch_jax.commands import setup as command
 
     with output.view() as view:
-        if preset is None and not command.is_workspace(target):
-            preset = command.fitting_preset(view)
-        root = command.setup(target, view, preset=preset, skip_data=skip_data, **options)
+        root = command.setup(target, view, skip_data=skip_data, fit=True, **options)
         view.say("Next:")
         if root != Path.cwd():
             view.say(f"  cd {shlex.quote(str(target))}")

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,13 @@ def setup(
     vocab_size: int | None = None,
     budget: int | None = None,
     skip_data: bool = False,
+    fit: bool = False,
     **text: Any,
 ) -> Path:
     """Make `target` a workspace if it is not one, size it, prepare its data; return its full path.
 
-    `text` has the arguments of `prepare`.
+    `text` has the arguments of `prepare`. If `fit`, a new workspace without a preset gets the one
+    that fits this machine.
 
     Raises:
         UserError: `target` contains something else, has changes that would be overwritten, or its
@@ -73,6 +75,9 @@ def setup(
         check_free(target)
         # As for the source, a mistake in the sizes is found before anything is made.
         sizes.apply(*_files(paths.template()))
+        if fit and preset is None and (fitting := fitting_preset(view)):
+            sizes = replace(sizes, preset=presets.get(fitting))
+            sizes.apply(*_files(paths.template()))
         make(target)
         view.say(f"Made a workspace in {target}.")
     resize(target, sizes, view)
