@@ -129,7 +129,6 @@ def score(spec: Spec, ahead: Compiled | None) -> dict[str, Any]:
         rng=np.random.default_rng(secrets.randbits(32)),  # a model that knew them could pass them
         pairs=probes.pairs_for(*nats_NT.shape, baseline=spec["beat"] is None),
         gains=gains,
-        budget_s=prepare.TIME_BUDGET,
     )
     return {
         "val_bpb": val_bpb,

@@ -21,7 +21,8 @@ from autoresearch_jax.common.protocol import LATER_TOKENS, OTHER_ROWS, TARGETS
 from autoresearch_jax.scorer.model import Refused
 
 TOLERANCE = 1e-4  # nats by which a prediction may change that should not
-GAIN = 5e-4  # bits per byte that leaks may gain a kept candidate
+GAIN = 5e-4  # bits per byte that leaks may gain a kept candidate,
+GAIN_SHARE = 0.01  # or this share of its whole gain over the best, if that is more
 MISSED = 0.01  # the probability of missing a larger gain
 SHOWN = 0.5  # the share of other next tokens for which such a leak shows
 LEAK_SHARE = 0.001  # of positions or rows, for which a power is stated
@@ -29,8 +30,7 @@ LEAK_SHARE = 0.001  # of positions or rows, for which a power is stated
 FULL_PAIRS = 4603  # ln(0.01) / ln(1 - 0.001)
 FULL_TOKENS = 20_971_520  # EVAL_TOKENS at full size
 LEAST_PAIRS = 128  # at small sizes, where a few more cost seconds
-SHORT_SECONDS = 60  # a budget below it is a demo's, whose scores scatter by far more than GAIN
-SHORT_TOKENS = 1 << 17  # of the cuts where such a candidate gains, and of a baseline's cuts
+BASELINE_TOKENS = 1 << 17  # of a baseline's cuts, at any size
 ROW_BATCHES = 4  # of rows with other neighbours
 
 
@@ -39,12 +39,13 @@ class Gains:
     """By how much a candidate is better than the best where it is better, in bits per byte."""
 
     bpb_NT: np.ndarray  # the share of each position in the score; 0 where it is not better
+    net: float  # the gain in the score
     tolerated: float  # what a change of every target by TOLERANCE is worth
 
     @property
     def aim(self) -> float:
         """Return what a leak may gain by predictions that change by more than TOLERANCE."""
-        return GAIN - self.tolerated
+        return max(GAIN, GAIN_SHARE * self.net) - self.tolerated
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def pairs_for(rows: int, seq_len: int, *, baseline: bool) -> int:
     A baseline gets more if its rows are short: nothing says where a leak would gain.
     """
     pairs = max(LEAST_PAIRS, -(-FULL_PAIRS * rows * seq_len // FULL_TOKENS))
-    return max(pairs, min(SHORT_TOKENS // seq_len, rows * (seq_len - 1))) if baseline else pairs
+    return max(pairs, min(BASELINE_TOKENS // seq_len, rows * (seq_len - 1))) if baseline else pairs
 
 
 def gains(
@@ -91,8 +92,9 @@ def gains(
     """Compare the nats of a candidate and of the best on the same targets."""
     bytes_NT = token_bytes[targets_NT]
     bits = math.log(2) * float(bytes_NT.sum())
-    better_NT = np.maximum(best_NT.astype(np.float32) - nats_NT, 0) * (bytes_NT > 0)
-    return Gains(better_NT / np.float32(bits), TOLERANCE * float((bytes_NT > 0).sum()) / bits)
+    gain_NT = (best_NT.astype(np.float32) - nats_NT) * (bytes_NT > 0) / np.float32(bits)
+    tolerated = TOLERANCE * float((bytes_NT > 0).sum()) / bits
+    return Gains(np.maximum(gain_NT, 0), float(gain_NT.sum(dtype=np.float64)), tolerated)
 
 
 def probe(
@@ -104,7 +106,6 @@ def probe(
     rng: np.random.Generator,
     pairs: int,
     gains: Gains | None = None,
-    budget_s: float = SHORT_SECONDS,
 ) -> Found:
     """Compare an evaluator's answers on the scored rows with those on changed inputs.
 
@@ -113,7 +114,6 @@ def probe(
         rng: Chooses what is changed; the model must not be able to predict it.
         pairs: The number of random pairs of a row and a cut.
         gains: Of a candidate that may be kept, which gets as many more as GAIN needs.
-        budget_s: Of its training. Below SHORT_SECONDS there is a limit of what it gets.
 
     Raises:
         Refused: an answer depends on other rows, its targets, or later tokens.
@@ -165,8 +165,6 @@ def probe(
         bpb = gains.bpb_NT[:, :-1].ravel()  # nothing comes after the last position
         total = float(bpb.sum(dtype=np.float64))
         chosen = _needed(total, SHOWN * gains.aim)
-        if budget_s < SHORT_SECONDS:
-            chosen = min(chosen, SHORT_TOKENS // T)
         gain = gains.tolerated + math.log(1 / MISSED) * total / SHOWN / max(1, chosen)
         places = rng.permutation(_drawn(bpb, chosen, rng))
         check_cuts("cuts where it gains", places // (T - 1), places % (T - 1))
