@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import environment
 from autoresearch_jax.system import device_probe, device_use, nvidia, tpu, visible_devices
 from tests.data_helpers import ROOT
+from tests.harness import git
 
 TRAIN = (ROOT / "train.py").read_text()
 CONSTANTS = (ROOT / "constants.py").read_text()
@@ -118,14 +120,18 @@ def test_a_loop_on_several_hosts_is_refused(prepared_home, monkeypatch):
 
 
 def test_doctor_reports_what_is_missing(prepared_home, tmp_path):
-    root, _ = prepared_home
+    root = shutil.copytree(prepared_home[0], tmp_path / "workspace")
+    shutil.copy(ROOT / "train.py", root)
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "Start"]):
+        git(root, *arguments)
     found = doctor.report(root)
     assert found["data_ready"] is True
     assert found["python_ok"] is True
     assert found["preset"] in presets.PRESETS
     assert found["ready"] is (not found["problems"])
     json.dumps(found)
-    elsewhere = doctor.report(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = doctor.report(tmp_path / "elsewhere")
     assert elsewhere["data_ready"] is False
     assert elsewhere["ready"] is False
     assert elsewhere["problems"][-1]["command"]
