@@ -355,7 +355,7 @@ def test_line_ends_do_not_count_as_an_edit(workspace):
 def test_a_path_where_no_file_can_be_written_is_reported(workspace, tmp_path):
     home = tmp_path / "home"
     home.write_text("a file")
-    with pytest.raises(UserError, match=rf"{home}.*same command again"):
+    with pytest.raises(UserError, match=rf"{home}.*cannot be used"):
         run_loop(workspace, Scripted(), 1, tag="t")
     home.unlink()
     (workspace.root / "results.tsv").unlink()
