@@ -7,12 +7,16 @@ from pathlib import Path
 
 from autoresearch_jax.agents.agent import Agent, Proposal
 from autoresearch_jax.commands import loop
+from autoresearch_jax.jobs import interference
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.job import Score
 from autoresearch_jax.loop.config import LoopConfig, resolve
 from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import events
 from autoresearch_jax.repo.workspace import Workspace
+
+# Tests run two at a time. A training that the other test disturbs is not trained again here.
+interference.LEAST_SECONDS = math.inf
 
 DEVICE = {"frozen files": "f", "device": "cpu", "device count": 1, "JAX": "0"}
 

@@ -118,6 +118,12 @@ esac
 """
 
 
+@pytest.fixture(autouse=True)
+def measured(monkeypatch):
+    """Measures trainings of a second, which the tests of loops do not (tests/harness.py)."""
+    monkeypatch.setattr(interference, "LEAST_SECONDS", 1.0)
+
+
 @pytest.fixture
 def nvidia_smi(tmp_path, monkeypatch):
     """Sets what a driver reports: bits of its clocks, and rows of the processes."""
