@@ -338,10 +338,10 @@ def test_the_exit_code_is_1_if_the_agent_cannot_be_used(install, workspace, driv
 
 def test_a_weak_sandbox_is_a_note(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert not list(doctor._weak_sandbox(Chosen("bwrap", "")))
-    (note,) = doctor._weak_sandbox(Chosen("landlock", "bwrap: bwrap is not in PATH"))
+    assert not list(doctor.weak_sandbox(Chosen("bwrap", "")))
+    (note,) = doctor.weak_sandbox(Chosen("landlock", "bwrap: bwrap is not in PATH"))
     assert note.command == "sudo apt install bubblewrap"
-    (note,) = doctor._weak_sandbox(Chosen("none", "landlock: this kernel has no Landlock"))
+    (note,) = doctor.weak_sandbox(Chosen("none", "landlock: this kernel has no Landlock"))
     assert note.problem.startswith("no sandbox is active")
 
 

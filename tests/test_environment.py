@@ -207,7 +207,7 @@ def test_hard_links_of_the_held_out_text_are_reported(workspace, downloaded, tmp
     shard = Path(data.shards[0].path)
     os.link(shard, tmp_path / "another name")
     assert f"find / -samefile {shard}" in environment.examine(workspace, "none").warning
-    links, public = doctor._readable_text(workspace.root, LoopConfig(agent="claude"))
+    links, public = doctor.readable_text(workspace.root, LoopConfig(agent="claude"))
     assert links.command == f"find / -samefile {shard}"
     assert "claude can download" in public.problem
-    assert len([*doctor._readable_text(workspace.root, LoopConfig())]) == 1  # tpe downloads nothing
+    assert len([*doctor.readable_text(workspace.root, LoopConfig())]) == 1  # tpe downloads nothing

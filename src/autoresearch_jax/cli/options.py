@@ -17,7 +17,7 @@ tag_option = click.option("--tag", help="Another tag.  [default: the newest]")
 
 
 class Count(click.IntRange):
-    """Whole numbers up to LARGEST, which no memory and no night exceeds."""
+    """Whole numbers up to LARGEST, more than any memory or run has."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)

@@ -22,8 +22,7 @@ from autoresearch_jax.agents.factory import make_agent
 from autoresearch_jax.agents.tpe import Tpe
 from autoresearch_jax.commands import loop, presets, run
 from autoresearch_jax.commands.doctor_lines import Problem
-from autoresearch_jax.commands.doctor_sandbox import readable_text as _readable_text
-from autoresearch_jax.commands.doctor_sandbox import weak_sandbox as _weak_sandbox
+from autoresearch_jax.commands.doctor_sandbox import readable_text, weak_sandbox
 from autoresearch_jax.common import files, literals, paths
 from autoresearch_jax.common.console import PlainView, View, typed
 from autoresearch_jax.common.errors import UserError
@@ -106,8 +105,8 @@ def report(root: Path, view: View | None = None, agent: str | None = None) -> di
             [
                 *notes,
                 *_slow(gpus),
-                *_weak_sandbox(chosen),
-                *_readable_text(root, settings),
+                *weak_sandbox(chosen),
+                *readable_text(root, settings),
                 *_interruptions(),
             ]
         ),

@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # it waits all night, so it imports what it needs at the end
     from autoresearch_jax.loop.config import LoopConfig
     from autoresearch_jax.repo.workspace import Workspace
 
-DISMISS_SECONDS = 10.0  # in which it ends
 Watcher = subprocess.Popen[bytes]
 
 
