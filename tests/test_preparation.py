@@ -270,6 +270,7 @@ def test_json_lines_and_plain_text_are_read(tmp_path, suffix):
 NOT_UTF8 = pa.Array.from_buffers(
     pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0\4\0\0\0"), pa.py_buffer(b"ab\xe9\xff")]
 )
+TRUNCATED = gzip.compress(b'{"text": "a"}' * 999, mtime=0)[:-20]
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,7 @@ NOT_UTF8 = pa.Array.from_buffers(
         ("a.jsonl", b'{"text": "\\ud800"}', "line 1"),
         ("a.jsonl", b"[1]", "line 1 of "),
         ("a.jsonl", b'{"words": "a"}', "has no field `text`, only words: .*--column"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}' * 999)[:-20], "is truncated or not jsonl"),
+        ("a.jsonl.gz", TRUNCATED, "is truncated or not jsonl"),
         ("a.txt.zst", b"nothing", "is truncated or not txt"),
     ],
 )
