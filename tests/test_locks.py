@@ -210,6 +210,35 @@ print(len(locks.devices(["cuda-0", "cuda-1"], "nobody's", PlainView())))
         os.close(handle)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@pytest.mark.parametrize(("age", "says"), [(60, "nobody"), (0, "a holder")])
+def test_another_users_process_that_began_after_a_lock_was_taken_is_not_the_holder(
+    folder, age, says
+):
+    path = folder / "lock"
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        handle = locks.hold(path, "")
+        path.write_text(f"{stranger.pid} long ago\n")
+        os.utime(path, (time.time() - age,) * 2)
+        script = f"""
+import os, pathlib
+from autoresearch_jax.system import locks
+os.setuid(65534)
+try:
+    locks.refuse_held(pathlib.Path({str(path)!r}))
+    print("nobody")
+except locks.Held:
+    print("a holder")
+"""
+        for parent in path.parents:
+            if mode(parent) & 0o001 == 0:
+                parent.chmod(mode(parent) | 0o011)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        stranger.kill()
+        os.close(handle)
+    assert done.stdout == f"{says}\n", done.stderr
+
+
 @pytest.mark.parametrize("plant", ["link", "hard link", "fifo"])
 def test_a_planted_file_is_not_written_to(folder, tmp_path, plant):
     folder.mkdir()

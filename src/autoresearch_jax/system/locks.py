@@ -24,6 +24,7 @@ from autoresearch_jax.common.errors import UserError
 
 HANDOVER_SECONDS = 90.0  # in which the processes that a killed holder left are ended
 RETRY_SECONDS = 0.05
+CLOCK_SECONDS = 2.0  # by which the start of a process may seem later than it was
 NOTE_BYTES = 500  # of "PID what"
 FOLDER = "AUTORESEARCH_LOCK_DIR"  # the variable that moves the locks of devices
 NOT_A_FILE = (EACCES, EISDIR, ELOOP, ENXIO, EPERM)  # errors of opening what is not a file of ours
@@ -274,6 +275,7 @@ def _living_holder(path: Path, handle: int) -> Held | None:
     """Return the refusal if the process that the file names lives and has the file open.
 
     A process that merely got the number of a dead holder does not have it open, nor does a zombie.
+    Of another user's process only the start is known, which must not be after the note's.
     """
     pid, what = _note(path)
     if pid is None or not psutil.pid_exists(pid):
@@ -285,7 +287,9 @@ def _living_holder(path: Path, handle: int) -> Held | None:
         return None if Path("/proc/self/fd").exists() else held
     except PermissionError:  # of another user, or a zombie, which only root may look into
         with contextlib.suppress(psutil.NoSuchProcess):
-            return None if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE else held
+            process = psutil.Process(pid)
+            later = process.create_time() > ours.st_mtime + CLOCK_SECONDS
+            return None if later or process.status() == psutil.STATUS_ZOMBIE else held
         return None
     for entry in entries:
         with contextlib.suppress(OSError):
