@@ -36,6 +36,12 @@ def run(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[s
     )
 
 
+def test_nothing_is_imported_from_the_current_folder(tmp_path):
+    (tmp_path / "click.py").write_text("raise SystemExit('imported')")
+    done = run("--version", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # ----------------------------------------------------------------------------------- help
 
 

@@ -22,7 +22,7 @@ Watcher = subprocess.Popen[bytes]
 
 def start(workspace: "Workspace", tag: str, config: "LoopConfig") -> Watcher:
     """Start to watch this process, a loop of that tag."""
-    command = [sys.executable, "-m", __name__]
+    command = [sys.executable, "-P", "-m", __name__]
     pipe, null = subprocess.PIPE, subprocess.DEVNULL
     process = subprocess.Popen(
         command, stdin=pipe, stdout=null, stderr=null, start_new_session=True

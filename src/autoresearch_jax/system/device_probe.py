@@ -87,7 +87,7 @@ def probe(
     """
     try:
         result = subprocess.run(
-            wrap([sys.executable, "-c", PROBE, str(hidden), str(protected)]),
+            wrap([sys.executable, "-P", "-c", PROBE, str(hidden), str(protected)]),
             env=environment(os.environ | PROBE_ENVIRONMENT),
             capture_output=True,
             text=True,
