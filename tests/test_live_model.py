@@ -43,7 +43,7 @@ def test_a_live_model_equals_what_results_shows(recording, monkeypatch):
     found = journal.read(recording.state_dir)
     assert model.entries == entries(found.decided, found.costs)
     claims = statistics.claims(found)
-    summarized = summary.summarize(model.entries, claims)
+    summarized = summary.summarize(model.entries, claims, found.spans)
     assert model.summary == dataclasses.replace(summarized, spent=found.costs.total)
     assert claims.words == "not audited"
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
@@ -242,8 +242,7 @@ class Loop:
         self.append("session", 0, kind="loop", continues=False, pid=os.getpid(), workers=2)
 
     def append(self, step, at, **fields):
-        begun = time.time() - (0 if step == "session" else 2000)
-        self.journal.append(harness.event(step, time=begun + at, **fields))
+        self.journal.append(harness.event(step, time=time.time() - 2000 + at, **fields))
 
     def propose(self, n, at, base=0, **fields):
         self.append(

@@ -14,6 +14,7 @@ from autoresearch_jax.records import foreign_results, journal
 from autoresearch_jax.records.costs import Costs
 from autoresearch_jax.records.events import Asked, Decided, Proposed, Status
 from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.journal import Journal
 from autoresearch_jax.views import plot, results, summary
 from autoresearch_jax.views.entries import entries, phases, rests_on
@@ -77,13 +78,28 @@ def test_nothing_and_only_crashes_have_a_summary():
     assert summarize(entries([crash])).best is None
 
 
-def test_experiments_per_hour_exclude_pauses():
-    times = [(0, 300), (300, 600), (90_000, 90_300), (90_360, 90_660)]
-    found = [
-        Experiment(n, "c", "", "", "", status="discard", val_bpb=1.0, started=a + 1, finished=b + 1)
-        for n, (a, b) in enumerate(times)
-    ]
-    assert summarize(entries(found)).per_hour == pytest.approx(4 / 1260 * 3600)
+@pytest.mark.parametrize("pause", [60, 90_000])
+def test_no_pause_between_two_commands_counts_as_time(pause):
+    """The loop is killed while experiment 1 trains, and `verify` runs before it goes on."""
+    found, kind = Experiments(), {"kind": "loop"}
+    proposed = {"commit": "c", "base": "b", "description": "", "agent": ""}
+    for at, step, fields in (
+        (0, "session", kind | {"workers": 2}),
+        (0, "proposed", {"n": 0, **proposed}),
+        (300, "decided", {"n": 0, "status": "keep"}),
+        (310, "proposed", {"n": 1, **proposed}),
+        (310 + pause, "session", {"kind": "verify"}),
+        (310 + 2 * pause, "session", kind),
+        (510 + 2 * pause, "trained", {"n": 1, "metrics": {"training_seconds": 190.0}}),
+        (520 + 2 * pause, "decided", {"n": 1, "status": "discard"}),
+    ):
+        fields = {"outcome": "ok", "reason": "", **fields} if step == "trained" else fields
+        found.apply(harness.event(step, time=1e9 + at, **fields))
+    listed = entries(found.decided)
+    one = summarize(listed, spans=found.spans)
+    assert (one.seconds, one.worked) == (310 + 210, 2 * 310 + 210)
+    assert one.per_hour == pytest.approx(2 / 520 * 3600)
+    assert listed[1].phases["harness"] == pytest.approx(20)
 
 
 def test_the_summary_contains_the_seconds_of_each_phase():
@@ -105,7 +121,7 @@ def test_the_summary_contains_the_seconds_of_each_phase():
         "agent": 2.0, "start-up": 8.0, "training": 300.0, "saving": 1.0, "scoring": 4.0,
         "harness": 1.0,
     }  # fmt: skip
-    lines = summary.lines(summarize(entries(found[:3])))
+    lines = summary.lines(summarize(entries(found[:3]), spans=[(1, 685, 1)]))
     assert lines[1] == (
         "time: 11.4 min, of it training 88% (agent 3.0 s, start-up 8.0 s, saving 1.0 s, "
         "scoring 4.0 s, harness 1.0 s an experiment)"

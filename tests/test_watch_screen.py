@@ -74,7 +74,7 @@ def test_a_frame_of_80_by_24_has_all_that_is_important(recording):
         "val_bpb 1.000000 -> 0.997000 (0.30% lower), best: ",
         "experiment 21: MATRIX_LR 0.04 -> 0.04021 and some words",
         "30 experiments, 1 improvement, 4 crashes, 10.9 experiments per hour",
-        "time: 2.7 h, of it training 85%",
+        "time: 2.8 h, of it training 8",
         "cost: 1.50 dollars, 30,000 tokens",
         "   29   1.009722  +0.012722  discard  MATRIX_LR 0.04 -> 0.04029 and some words",
     ):

@@ -41,6 +41,7 @@ class Experiment:
     note: str = ""  # something that the user should look at
     started: float = 0.0  # Unix time
     finished: float | None = None  # Unix time
+    paused: float = 0.0  # seconds in between, while no command ran
     outcome: Outcome | None = None  # of the training; None while untrained
     interruptions: int = 0  # trainings that were done again, because others disturbed them
     disturbed: str = ""  # what disturbed the last training as well, "" if nothing did
@@ -53,7 +54,6 @@ class Experiment:
     repeats: tuple[Repeated, ...] = ()  # later measurements with other seeds
     verdict: str = ""  # the reason of a policy that measures again
     place: int | None = None  # among the decided ones, in the order of decision
-    workers: int = 1  # that worked side by side when it was decided
 
     @property
     def title(self) -> str:

@@ -26,6 +26,8 @@ class Experiments:
         self.loop: events.Began | None = None  # the last loop that started
         self.ended: events.Ended | None = None  # how that one ended; None: not yet, or killed
         self.latest = 0.0  # Unix time of the last event
+        # Of each command that ran experiments: its start, its last event about one, its workers.
+        self.spans: list[tuple[float, float, int]] = []
         self.audit: events.Audited | None = None  # the last one
         self.scaled: dict[int, list[events.Scaled]] = {}  # by experiment
         self.restored: set[int] = set()  # the user's experiments whose command has finished
@@ -143,11 +145,19 @@ class Experiments:
     def apply(self, event: events.Event) -> None:
         """Apply the next event of the journal."""
         self.costs.add(event)
-        self.latest = max(self.latest, event.time)
+        before, self.latest = self.latest, max(self.latest, event.time)
+        if isinstance(event, events.Proposed | events.Trained | events.Decided) and self.spans:
+            began, until, workers = self.spans[-1]
+            self.spans[-1] = (began, max(until, event.time), workers)
         match event:
             case events.Began():
                 self.first = self.first or event
                 self.began, self.crashes, self.leaks = event, (), ()
+                if event.kind != "verify":
+                    self.spans.append((event.time, event.time, event.workers or 1))
+                for e in self.undecided:
+                    paused = e.paused + max(0.0, event.time - before)
+                    self._all[e.n] = replace(e, paused=paused)
                 if event.kind == "loop":
                     self.loop, self.ended = event, None
             case events.Ended():
@@ -205,7 +215,6 @@ class Experiments:
             verdict=event.verdict,
             finished=event.time,
             place=len(self._decided),
-            workers=(self.began.workers if self.began else None) or 1,
         )
         self._decided.append(e.n)
         if e.status == Status.KEEP:

@@ -44,7 +44,6 @@ class Entry:
     expected: str = ""  # the effect that its agent expected
     spent: Spent = field(default_factory=Spent)
     of: int | None = None  # the experiment whose change this one carries over to another best
-    workers: int = 1  # that ran in parallel when it was decided
 
     @property
     def improved(self) -> bool:
@@ -85,7 +84,6 @@ def entry_of(
             "expected": clean(one.expected),
             "spent": costs.of(one.n) if costs else Spent(),
             "of": one.of,
-            "workers": one.workers,
         }
     return Entry(
         commit=clean(one.commit),
@@ -106,13 +104,10 @@ def transcripts(folder: Path) -> list[Path]:
 
 
 def phases(one: Experiment) -> dict[str, float]:
-    """Return the seconds of each phase in order.
-
-    "harness" is the time outside of all phases, pauses of an interrupted experiment included.
-    """
+    """Return the seconds of each phase in order; "harness" is the time outside of all phases."""
     found = {name: one.metrics[key] for name, key in PHASES.items() if key in one.metrics}
     if found and one.finished is not None:
-        total = one.finished - one.started + one.metrics.get("agent_seconds", 0.0)
+        total = one.finished - one.started - one.paused + one.metrics.get("agent_seconds", 0.0)
         found["harness"] = max(0.0, total - sum(found.values()))
     return found
 

@@ -10,7 +10,6 @@ from autoresearch_jax.records.costs import Spent
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.views.entries import PHASES, Entry
 
-IDLE_SECONDS = 1800  # a longer pause between two experiments means that no loop ran
 TOP = 5  # improvements that are named
 
 
@@ -25,7 +24,7 @@ class Summary:
     best: Entry | None
     top: tuple[Entry, ...]  # by gain, the largest first
     per_hour: float | None
-    seconds: float | None  # while experiments ran, parallel ones counted once
+    seconds: float | None  # while commands ran experiments
     worked: float | None  # the same, times the number of workers
     training: float  # of `worked`
     phases: Mapping[str, float]  # seconds: the median of all experiments that reached the phase
@@ -33,9 +32,13 @@ class Summary:
     claims: Claims = NOTHING  # the evidence for the gain
 
 
-def summarize(listed: Sequence[Entry], claims: Claims = NOTHING) -> Summary:
-    """Return the numbers of all experiments."""
-    seconds, worked, timed = _time(listed)
+def summarize(
+    listed: Sequence[Entry],
+    claims: Claims = NOTHING,
+    spans: Sequence[tuple[float, float, int]] = (),
+) -> Summary:
+    """Return the numbers of all experiments; `spans` are those of `Experiments`."""
+    seconds = sum(until - began for began, until, _ in spans)
     scored = [entry for entry in listed if entry.val_bpb is not None]
     kept = [entry for entry in scored if entry.status == Status.KEEP]
     improved = largest_gains(listed)
@@ -46,9 +49,9 @@ def summarize(listed: Sequence[Entry], claims: Claims = NOTHING) -> Summary:
         start=scored[0].val_bpb if scored else None,
         best=min(kept, key=lambda entry: entry.val_bpb or 0, default=None),
         top=tuple(improved[:TOP]),
-        per_hour=3600 * timed / seconds if seconds else None,
+        per_hour=3600 * len(listed) / seconds if seconds else None,
         seconds=seconds or None,
-        worked=worked or None,
+        worked=sum((until - began) * workers for began, until, workers in spans) or None,
         training=sum(entry.phases.get("training", 0.0) for entry in listed),
         phases={
             name: median(found)
@@ -63,22 +66,6 @@ def summarize(listed: Sequence[Entry], claims: Claims = NOTHING) -> Summary:
 def largest_gains(listed: Sequence[Entry]) -> list[Entry]:
     """Return the improvements, the largest first."""
     return sorted((e for e in listed if e.improved), key=lambda entry: entry.change or 0)
-
-
-def _time(listed: Sequence[Entry]) -> tuple[float, float, int]:
-    """Return the seconds while experiments ran, those of all workers, and the experiments.
-
-    Parallel experiments count once, and so does a short pause between two.
-    """
-    spans = [(e.started, e.finished, e.workers) for e in listed if e.started and e.finished]
-    seconds = worked = 0.0
-    until = float("-inf")  # unix time up to which the seconds are counted
-    for started, finished, workers in sorted(spans):
-        begins = started if started - until >= IDLE_SECONDS else until
-        seconds += max(0.0, finished - begins)
-        worked += max(0.0, finished - begins) * workers
-        until = max(finished, until)
-    return seconds, worked, len(spans)
 
 
 def lines(summary: Summary) -> list[str]:

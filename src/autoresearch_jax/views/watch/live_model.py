@@ -126,7 +126,8 @@ class JournalReader:
         experiments = self.experiments
         if any(isinstance(event, Decided | Repeated | Audited) for event in added):
             self._entries = entries(experiments.decided, experiments.costs)
-            self._summary = summarize(self._entries, statistics.claims(experiments))
+            claims = statistics.claims(experiments)
+            self._summary = summarize(self._entries, claims, experiments.spans)
         # The total includes what is not decided yet.
         self._summary = dataclasses.replace(self._summary, spent=experiments.costs.total)
 
