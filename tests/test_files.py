@@ -152,6 +152,22 @@ def test_any_kind_of_entry_is_removed_but_not_the_target_of_a_link(tmp_path, kin
     assert (kept / "file").read_text() == "kept"
 
 
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+@pytest.mark.parametrize("name", ["nats.npy", ".nats.npy.new"])
+def test_a_file_is_written_whatever_a_training_left_in_the_folder(tmp_path, name, kind):
+    """The harness adds a file to the folder of a training, by a temporary one beside it."""
+    theirs, kept = tmp_path / "theirs", tmp_path / "kept"
+    theirs.mkdir()
+    kept.write_text("kept")
+    make = {"link": lambda path: path.symlink_to(kept), "pipe": os.mkfifo, "folder": Path.mkdir}
+    make[kind](theirs / name)
+    files.remove(theirs / "nats.npy")
+    files.write_bytes(theirs / "nats.npy", b"ours")
+    assert [path.name for path in theirs.iterdir()] == ["nats.npy"]
+    assert (theirs / "nats.npy").read_bytes() == b"ours"
+    assert kept.read_text() == "kept"
+
+
 # A folder is a dict; a file its bytes; a link where it leads; a number the folder's permissions.
 NAMES = st.sampled_from(["a", "b", "c", "\udcff", "new\nline", LONG])
 LEAVES = st.binary(max_size=9) | st.sampled_from(["..", "../..", "/", "a", "../../kept"])

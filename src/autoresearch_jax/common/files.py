@@ -181,12 +181,16 @@ def _leads_back(below: int, here: int) -> bool:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file in one step: it is always the complete old or new file."""
+    """Replace a file in one step: it is always the complete old or new file.
+
+    Others may have put anything into the folder, but do not write to it any more.
+    """
     path = path.resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     try:
-        with temporary.open("wb") as file:
+        remove(temporary)  # through a link, another file would be overwritten
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
