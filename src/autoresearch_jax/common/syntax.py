@@ -8,11 +8,18 @@ from functools import lru_cache
 
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.literals import NOT_PYTHON, parse
-from autoresearch_jax.common.text import unsafe
+from autoresearch_jax.common.text import invisible, unsafe
 
 # Codecs that store each ASCII character as itself, so that editors show the code that Python runs.
 _PLAIN_CODECS = re.compile(r"utf-8(-sig)?|ascii|iso8859-\d+|cp125\d")
 _USUAL = frozenset("\t\n\r\f")
+_HIDING = {
+    r"\r(?!\n)": "a carriage return ends a line for Python, but not for all editors",
+    r"[^\n]\f|\f[^\r\n]": "a form feed hides the indentation of a line",
+    r"[ \t]{100}[^ \t\r\n]": "100 blanks move code out of sight",
+}
+# In names, Greek letters are usual that do not look like Latin ones.
+_OTHER_LETTER = re.compile("[^\\x00-\\x7fαβγδεζηθλμξπρσςτφχψωΓΔΘΛΞΠΣΦΨΩ]")
 
 
 def unparsable(source: bytes) -> str:
@@ -43,21 +50,40 @@ def misleading(source: bytes, base: bytes = b"") -> str:
 
     What is true of `base` as well is no reason, because that is the user's own.
     """
-    why = _misleading(source)
-    return "" if why == _misleading(base) else why
+    own = _misleading(base)
+    return next((why for kind, why in _misleading(source).items() if kind not in own), "")
 
 
-def _misleading(source: bytes) -> str:
+def _misleading(source: bytes) -> dict[str, str]:
+    """Return all reasons, by their kind."""
     try:
         text = source.decode(encoding(source))
     except (SyntaxError, UnicodeDecodeError) as error:
-        return str(error)
-    if "\n" in text and (alone := re.search(r"\r(?!\n)", text)):
-        line = text.count("\n", 0, alone.start()) + 1
-        return f"a carriage return within line {line} ends the line for Python alone"
-    found = sorted({one for one in set(text) if unsafe(one)} - _USUAL)
-    names = ", ".join(f"U+{ord(one):04X}" for one in found[:5])
-    return f"it contains characters that hide or reorder text: {names}" if names else ""
+        return {str(error): str(error)}
+    reasons = {}
+    for pattern, why in _HIDING.items():
+        if found := re.search(pattern, text):
+            line = len(re.findall(r"\r\n?|\n", text[: found.start()])) + 1
+            reasons[why] = f"{why} (line {line})"
+    for one in sorted(set(text) - _USUAL):
+        if unsafe(one) or invisible(one):
+            reasons[one] = f"it contains U+{ord(one):04X}, which hides or reorders text"
+    if not text.isascii() and (line := _strange_name(text)):
+        why = "a name contains letters other than ASCII and Greek ones, which may look like others"
+        reasons[why] = f"{why} (line {line})"
+    return reasons
+
+
+def _strange_name(text: str) -> int:
+    """Return the line of a name that may look like another one, or 0."""
+    try:
+        parse(text)
+        parse(_OTHER_LETTER.sub("\ufffd", text))  # in names it is no letter
+    except SyntaxError as error:
+        return error.lineno or 1 if "U+FFFD" in error.msg else 0
+    except NOT_PYTHON:
+        pass
+    return 0
 
 
 @lru_cache(maxsize=64)  # an experiment asks for it several times, at 30 ms each

@@ -8,18 +8,20 @@ from collections.abc import Iterable
 DESCRIPTION_LIMIT = 200  # characters
 # They reorder the text around them on a terminal.
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_JOINERS = frozenset("\u200c\u200d")  # within words and emoji
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,1000}(?:\x07|\x1b\\)?|[@-Z\\-_])")
 
 
 def clean(text: str, limit: int = DESCRIPTION_LIMIT) -> str:
     """Return one line of at most `limit` characters that is safe on a terminal and in a TSV file.
 
-    Control characters, line ends and unpaired surrogates become spaces. Double quotes become single
-    ones, because TSV readers interpret an opening quote as the start of a quoted field.
+    Control and invisible characters, line ends and unpaired surrogates become spaces. Double quotes
+    become single ones, because TSV readers interpret an opening quote as the start of a quoted
+    field.
     """
     text = text[: 20 * limit]  # so that a megabyte costs no time
     if not text.isprintable():  # unsafe characters are never printable
-        text = "".join(" " if unsafe(character) else character for character in text)
+        text = "".join(" " if unsafe(one) or invisible(one) else one for one in text)
     line = " ".join(text.replace('"', "'").split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
@@ -55,3 +57,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def unsafe(character: str) -> bool:
     """Return whether a character controls a terminal, ends a line or reorders text."""
     return character in _BIDI or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def invisible(character: str) -> bool:
+    """Return whether a character shows nothing, so that words may differ that look alike."""
+    return unicodedata.category(character) == "Cf" and character not in _JOINERS
