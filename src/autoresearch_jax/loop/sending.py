@@ -23,6 +23,7 @@ from autoresearch_jax.system import process
 
 COMMAND_SECONDS = 30.0
 ANSWER_SECONDS = 10.0  # for a web address to answer
+MARK = re.compile(r"[@<]|\](?=\()")  # the first character of a mention or a link
 APART = "\u200b"  # shows nothing, and separates the characters of a mark
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -57,8 +58,8 @@ def send(to: str, event: str, text: str) -> None:
     if SCHEME.match(to) is None:
         _run(to, event, text)
         return
-    # Discord, which needs no other mark, shows even plain text as Markdown.
-    text = text.replace("@", f"@{APART}").replace("](", f"]{APART}(")
+    # Discord and Mattermost read marks even in plain text.
+    text = MARK.sub(rf"\g<0>{APART}", text)
     if (service := _service(to)) is not None:
         _notify(to, service, text)
     else:
