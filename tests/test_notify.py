@@ -312,7 +312,15 @@ def test_a_service_gets_what_it_takes(monkeypatch):
     assert "a *text* of ours" in at_service(monkeypatch, "slack", "a *text* of ours")
 
 
-MARKS = ("<!channel>", "<http://x.org|y>", "@everyone", "<@U123>", "[a](http://b.org)", "<b>", "<at id=")
+MARKS = (
+    "<!channel>",
+    "<http://x.org|y>",
+    "@everyone",
+    "<@U123>",
+    "[a](http://b.org)",
+    "<b>",
+    "<at id=",
+)
 
 
 @pytest.mark.parametrize("service", ["any other", *SERVICES])

@@ -636,6 +636,17 @@ def test_arrays_that_cannot_be_those_of_a_model_are_refused(tmp_path, monkeypatc
         model.read_params(left / "params", exported)
 
 
+def test_a_reason_is_short_whatever_a_module_names(tmp_path):
+    """The harness reads an answer of the scorer only up to a megabyte."""
+    left, name = leave(tmp_path / "left", lookup), "a" * (2 << 20)
+    exported = artifacts.export(
+        lambda params, tokens: params[name][tokens], {name: jnp.zeros((V, V))}, (ROWS, T), V
+    )
+    with pytest.raises(model.Refused, match="shape: parameter 'aaa") as refused:
+        model.read_params(left / "params", exported)
+    assert len(refused.value.detail) < 5000
+
+
 def test_effects_are_refused(tmp_path):
     left = leave(tmp_path / "left", lookup)
     exported = jax.export.deserialize(bytearray((left / "exported.bin").read_bytes()))

@@ -36,6 +36,12 @@ def lease(command, value):
     with open(shared, "rb") as file:
         return fcntl.fcntl(file, command, value)
 
+def changes(action, path=shared):
+    # The filter denies some calls, and lets others do nothing.
+    before = os.stat(path).st_ctime_ns
+    action()
+    return os.stat(path).st_ctime_ns != before
+
 GETFLAGS, SETFLAGS, SETVERSION, NODUMP = 0x80086601, 0x40086602, 0x40087602, 0x40
 """
 
@@ -52,21 +58,27 @@ left = tried_all({
     "queue of System V": lambda: call(libc.msgget, KEY, 0o1600),
     "queue of POSIX": lambda: call(mqueue.mq_open, NAME, os.O_CREAT | os.O_RDWR, 0o600, None),
     "extended attribute": lambda: os.setxattr(shared, "user.autoresearch", b"x" * 1000),
-    "mode": lambda: os.chmod(shared, 0o640),
-    "mode of an open file": lambda: os.chmod(os.open(shared, os.O_RDONLY), 0o640),
-    "group": lambda: os.chown(shared, -1, os.getgid()),
-    "time": lambda: os.utime(shared, (1, 1)),
+    "mode": lambda: changes(lambda: os.chmod(shared, 0o640)),
+    "mode of an open file": lambda: changes(lambda: os.chmod(os.open(shared, os.O_RDONLY), 0o640)),
+    "group": lambda: changes(lambda: os.chown(shared, -1, os.getgid())),
+    "time": lambda: changes(lambda: os.utime(shared, (1, 1))),
     "flag": lambda: flags(SETFLAGS, flags(GETFLAGS) | NODUMP),
     "version": lambda: flags(SETVERSION, 7),
     "lease": lambda: lease(1024, fcntl.F_RDLCK),
     "write hint": lambda: lease(1036, struct.pack("Q", 3)),
     "pages in memory": lambda: os.preadv(os.open(shared, os.O_RDONLY), [bytearray(1)], 0, 8),
-    "mode in /proc": lambda: os.chmod("/proc/cpuinfo", os.stat("/proc/cpuinfo").st_mode & 0o777),
-    "time of a device": lambda: os.utime("/dev/null"),
-    "priority": lambda: os.setpriority(os.PRIO_PROCESS, parent, 19),
+    "mode in /proc": lambda: changes(lambda: os.chmod("/proc/cpuinfo", 0o400), "/proc/cpuinfo"),
+    "time of a device": lambda: changes(lambda: os.utime("/dev/null"), "/dev/null"),
+    "priority": lambda: (
+        os.setpriority(os.PRIO_PROCESS, parent, 19)
+        or os.getpriority(os.PRIO_PROCESS, parent) == 19
+    ),
     "priority of all": lambda: os.setpriority(os.PRIO_PGRP, os.getpgid(0), 19),
     "limits": lambda: resource.prlimit(parent, resource.RLIMIT_NOFILE, limit),
-    "cores": lambda: os.sched_setaffinity(parent, cores),
+    "cores": lambda: (
+        os.sched_setaffinity(parent, {min(cores)})
+        or len(cores) > 1 and os.sched_getaffinity(parent) != cores
+    ),
 })
 """
 )

@@ -34,15 +34,21 @@ PRIVILEGED = """
 SHARING = """
     msgctl msgget msgrcv msgsnd semctl semget semop semtimedop shmat shmctl shmdt shmget
     mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink
-    chmod fchmod fchmodat fchmodat2 chown fchown fchownat lchown
-    file_setattr futimesat utime utimensat utimes
-    fremovexattr fsetxattr lremovexattr lsetxattr removexattr removexattrat setxattr setxattrat
-    cachestat inotify_add_watch inotify_init inotify_init1 mincore
+    file_setattr futimesat utime utimes
+    cachestat inotify_add_watch inotify_init inotify_init1 migrate_pages mincore
     kcmp pidfd_getfd process_madvise process_mrelease process_vm_readv process_vm_writev ptrace
     chroot fsconfig fsmount fsopen fspick mount mount_setattr move_mount open_tree open_tree_attr
     pivot_root setns umount umount2 unshare
 """
-OF_A_PROCESS = "migrate_pages sched_setaffinity sched_setattr sched_setparam sched_setscheduler"
+# As on a file system without them.
+ATTRIBUTES = """
+    fremovexattr fsetxattr lremovexattr lsetxattr
+    removexattr removexattrat setxattr setxattrat
+"""
+# These do nothing, but report success: whoever copies files calls them (shutil.copy, cp -p, tar).
+IGNORED = "chmod fchmod fchmodat fchmodat2 chown fchown fchownat lchown"
+# Likewise, unless for the calling thread: libraries place the threads that they start.
+OF_A_PROCESS = "sched_setaffinity sched_setattr sched_setparam sched_setscheduler"
 FCNTL = (1024, 1026, 1036, 1038)  # F_SETLEASE, F_NOTIFY, F_SET_RW_HINT, F_SET_FILE_RW_HINT
 IOCTL = (0x40087602, 0x5412, 0x541C)  # FS_IOC_SETVERSION; TIOCSTI and TIOCLINUX type into terminals
 FILE_ATTRIBUTES = b"fX"  # the groups of ioctl commands for flags, keys and quotas of files
@@ -102,7 +108,7 @@ def _filter(agent: bool) -> str:
         return library.resolve_syscall(library.Arch.NATIVE, name)
 
     found = library.SyscallFilter(library.ALLOW)
-    missing, denied = library.ERRNO(errno.ENOSYS), library.ERRNO(errno.EPERM)
+    missing, denied, ignored = map(library.ERRNO, (errno.ENOSYS, errno.EPERM, 0))
     found.set_attr(library.Attr.ACT_BADARCH, missing)  # 32-bit calls have other numbers
     for number in range(NUMBERS):
         try:
@@ -110,11 +116,14 @@ def _filter(agent: bool) -> str:
         except ValueError:  # newer than the library: programs do as on an older kernel
             found.add_rule(missing, number)
     names = PRIVILEGED if agent else PRIVILEGED + SHARING
-    rules: list[tuple[Any, ...]] = [(name,) for name in names.split()]
-    rules += () if agent else _arguments(library)
-    for name, *arguments in rules:
+    rules: list[tuple[Any, ...]] = [(denied, name) for name in names.split()]
+    if not agent:
+        rules += [(library.ERRNO(errno.ENOTSUP), name) for name in ATTRIBUTES.split()]
+        rules += [(ignored, name) for name in IGNORED.split()]
+        rules += _arguments(library, denied, ignored)
+    for action, name, *arguments in rules:
         if (number := number_of(name)) >= 0:  # or this architecture or library does not have it
-            found.add_rule(denied, number, *arguments)
+            found.add_rule(action, number, *arguments)
     with tempfile.TemporaryFile() as file:
         found.export_bpf(file)
         file.seek(0)
@@ -122,8 +131,8 @@ def _filter(agent: bool) -> str:
     return json.dumps({"call": number_of("seccomp"), "program": program})
 
 
-def _arguments(library: Any) -> Iterator[tuple[Any, ...]]:
-    """Yield the calls that are denied with some arguments only, and those arguments."""
+def _arguments(library: Any, denied: int, ignored: int) -> Iterator[tuple[Any, ...]]:
+    """Yield the calls that are denied or ignored with some arguments only, and those arguments."""
 
     def is_(place: int, value: int, bits: int = 0xFFFFFFFF) -> Any:  # the kernel ignores others
         return library.Arg(place, library.MASKED_EQ, bits, value)
@@ -132,27 +141,32 @@ def _arguments(library: Any) -> Iterator[tuple[Any, ...]]:
         return library.Arg(place, library.NE, value)
 
     for name in OF_A_PROCESS.split():
-        yield name, is_not(0, 0)  # 0: the process itself
-    yield "prlimit64", is_not(0, 0), is_not(2, 0)
-    yield "preadv2", is_(5, RWF_NOWAIT, RWF_NOWAIT)  # tells whether a page is in memory
+        yield ignored, name, is_not(0, 0)  # 0: the calling thread
+    path, times = 1, 2  # without times, Path.touch must fail, or it would not create a new file
+    yield denied, "utimensat", is_not(path, 0), library.Arg(times, library.EQ, 0)
+    yield ignored, "utimensat", is_not(times, 0)
+    yield ignored, "utimensat", library.Arg(path, library.EQ, 0)
+    yield denied, "prlimit64", is_not(0, 0), is_not(2, 0)
+    yield denied, "preadv2", is_(5, RWF_NOWAIT, RWF_NOWAIT)  # tells whether a page is in memory
     for name, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
-        yield name, is_(flags, MSG_FASTOPEN, MSG_FASTOPEN)  # connects unseen by Landlock
+        yield denied, name, is_(flags, MSG_FASTOPEN, MSG_FASTOPEN)  # connects unseen by Landlock
     for name, process in (("setpriority", 0), ("ioprio_set", 1)):
-        yield name, is_not(0, process)
-        yield name, is_not(1, 0)
-    yield from (("fcntl", is_(1, command)) for command in FCNTL)
-    yield from (("ioctl", is_(1, command)) for command in IOCTL)
-    yield from (("ioctl", is_(1, group << 8, 0xFF00)) for group in FILE_ATTRIBUTES)
+        yield denied, name, is_not(0, process)
+        yield ignored, name, is_(0, process), is_not(1, 0)
+    yield from ((denied, "fcntl", is_(1, command)) for command in FCNTL)
+    yield from ((denied, "ioctl", is_(1, command)) for command in IOCTL)
+    yield from ((denied, "ioctl", is_(1, group << 8, 0xFF00)) for group in FILE_ATTRIBUTES)
     # Landlock restricts TCP alone, and a new network namespace leaves machine-wide sockets (vsock).
     family, kind, protocol = range(3)
-    yield from (("socket", is_(family, n)) for n in range(max(FAMILIES)) if n not in FAMILIES)
-    yield "socket", library.Arg(family, library.GT, max(FAMILIES))
-    yield "socket", is_(family, NETLINK), is_not(protocol, 0)  # 0: the list of interfaces
+    unknown = (n for n in range(max(FAMILIES)) if n not in FAMILIES)
+    yield from ((denied, "socket", is_(family, n)) for n in unknown)
+    yield denied, "socket", library.Arg(family, library.GT, max(FAMILIES))
+    yield denied, "socket", is_(family, NETLINK), is_not(protocol, 0)  # 0: the list of interfaces
     for internet in (INET, INET6):
         others = (n for n in range(16) if n != STREAM)
-        yield from (("socket", is_(family, internet), is_(kind, n, 0xF)) for n in others)
+        yield from ((denied, "socket", is_(family, internet), is_(kind, n, 0xF)) for n in others)
         # Above TCP are MPTCP and SMC.
-        yield "socket", is_(family, internet), library.Arg(protocol, library.GT, TCP)
+        yield denied, "socket", is_(family, internet), library.Arg(protocol, library.GT, TCP)
 
 
 # ------------------------------------------------------------------------------------ the script

@@ -28,6 +28,7 @@ CONSTANTS = 1 << 28  # numbers in its constants, likewise
 PARAM_BYTES = 32 << 30  # of all arrays: 0.2 GB at full size
 SPARE_BYTES = 1 << 26  # of a checkpoint, beyond its arrays
 SPARE_FILES = 20  # of a checkpoint, beyond two for each array
+DETAIL_LIMIT = 1000  # characters of a reason to refuse
 DESCRIPTION_BYTES = 1 << 20  # of a file that describes an array
 
 # Custom calls that a module may contain: attention kernels, and calls without operands in memory.
@@ -59,6 +60,7 @@ class Refused(Exception):
     """The files of a training are not scored; `name` is the rule that they break."""
 
     def __init__(self, name: str, detail: str) -> None:
+        detail = detail[:DETAIL_LIMIT]  # it may quote a name of megabytes
         super().__init__(f"{name}: {detail}")
         self.name = name
         self.detail = detail
