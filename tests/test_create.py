@@ -101,7 +101,8 @@ def test_what_is_installed_becomes_the_same_wheel_again(tmp_path, monkeypatch):
 
 @pytest.mark.nightly
 def test_a_workspace_of_an_installed_wheel_runs_without_the_checkout(tmp_path, monkeypatch):
-    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    for name in ("VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT"):  # the latter is that of these tests
+        monkeypatch.delenv(name, raising=False)
 
     def run(*command, cwd=tmp_path):
         return subprocess.run(command, check=True, cwd=cwd, capture_output=True, text=True).stdout

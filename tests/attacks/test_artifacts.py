@@ -157,7 +157,8 @@ def test_a_kept_experiment_keeps_what_is_scored_alone(template, tmp_path):
     kept, after = ground.history[-2:]
     assert (kept.status, after.status) == ("keep", "discard"), (kept, after)
     artifacts = ground.workspace.run_dir(lab.TAG, kept.n) / "artifacts"
-    assert sorted(path.name for path in artifacts.iterdir()) == ["exported.bin", "params"]
+    left = sorted(path.name for path in artifacts.iterdir())
+    assert left == ["exported.bin", "nats.npy", "params"]  # nats.npy is the scorer's own
     assert scoring.seal(artifacts) == kept.left
 
 

@@ -19,6 +19,8 @@ BIN = Path(__file__).parent / "bin"
 HOOKS = Path(__file__).parent / "hooks"
 PHASES = ("before", "empty", "prepared", "committed")
 
+pytestmark = pytest.mark.timeout(1800)  # a busy machine is not a defect
+
 
 @pytest.fixture(scope="module")
 def whole(lab):
