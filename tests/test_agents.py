@@ -113,7 +113,7 @@ def test_a_permanent_failure_ends_the_loop_at_once(workspace, command, reason):
         ("rm train.py; mkfifo train.py", "should be a plain file"),
         ("head -c 2000000 /dev/zero > train.py", "more than the 262144 allowed"),
         (r"printf '# coding: utf-7\n# +AAo-import os\n' > train.py", "its encoding is utf-7"),
-        (r"printf '# one line\rimport os\n' > train.py", "a carriage return within line 1"),
+        (r"printf '# one line\rimport os\n' > train.py", "a carriage return ends a line"),
         (r"printf '# \342\200\256 backwards\n' > train.py", "U+202E"),
     ],
 )
