@@ -288,6 +288,26 @@ def test_nothing_is_left_in_the_kernel(ask, level, tmp_path):
     assert (left["user keyring"], left["session keyring"]) == ("PermissionError",) * 2
 
 
+@filtered
+@pytest.mark.parametrize("level", BOXES)
+def test_services_of_the_user_are_not_reached(ask, level, tmp_path):
+    """Through systemd or a container engine, a training could run any command without a sandbox."""
+    path = make(tmp_path, "run/other") / "run" / "socket"
+    program = f"""
+        answer(connected=[
+            tried(lambda: socket.socket(socket.AF_UNIX, kind).connect({str(path)!r}) or "yes")
+            for kind in (socket.SOCK_STREAM, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        ])
+        """
+    with socket.socket(socket.AF_UNIX) as service:
+        service.bind(str(path))
+        service.listen()
+        denied = {"landlock": "PermissionError", "bwrap": "FileNotFoundError"}[level]
+        assert ask(level, program)["connected"] == [denied] * 2
+        seen = "yes" if level == "landlock" else denied  # in bwrap /tmp is private
+        assert ask(level, program, everything=True)["connected"] == [seen] * 2  # an agent
+
+
 @pytest.mark.parametrize("level", BOXES)
 def test_a_terminal_is_not_reached(ask, level):
     ours, theirs = os.openpty()
@@ -358,7 +378,7 @@ def test_ordinary_work_is_not_denied(ask, level):
             nice=tried(lambda: os.nice(1) * 0),
             cores=tried(lambda: os.sched_setaffinity(0, os.sched_getaffinity(0))),
             pair=tried(lambda: [one.close() for one in socket.socketpair()] and ""),
-            local=tried(lambda: socket.socket(socket.AF_UNIX).close()),
+            datagrams=tried(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).close()),
             tcp=tried(lambda: socket.socket().close()),
             names=tried(lambda: socket.if_nameindex() and ""),
             memory=tried(lambda: os.close(os.memfd_create("x"))),

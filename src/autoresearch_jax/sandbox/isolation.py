@@ -147,7 +147,8 @@ def environment(given: Mapping[str, str], scratch: Path) -> dict[str, str]:
 
 def wrap(level: str, argv: Sequence[str], sandbox: Sandbox) -> list[str]:
     """Return the command that runs `argv` in the sandbox, which must contain the current folder."""
-    argv = seccomp.wrap(argv, agent=sandbox.everything)
+    # Landlock does not restrict connections to sockets in the file system; bwrap hides them.
+    argv = seccomp.wrap(argv, agent=sandbox.everything, services=level != "landlock")
     if level == "bwrap":
         return [*_bwrap(sandbox), "--", *argv]
     if level == "landlock":

@@ -53,7 +53,7 @@ FCNTL = (1024, 1026, 1036, 1038)  # F_SETLEASE, F_NOTIFY, F_SET_RW_HINT, F_SET_F
 IOCTL = (0x40087602, 0x5412, 0x541C)  # FS_IOC_SETVERSION; TIOCSTI and TIOCLINUX type into terminals
 FILE_ATTRIBUTES = b"fX"  # the groups of ioctl commands for flags, keys and quotas of files
 UNIX, INET, INET6, NETLINK = FAMILIES = 1, 2, 10, 16  # of sockets, as Linux numbers them
-STREAM, TCP = 1, 6
+STREAM, SEQPACKET, TCP = 1, 5, 6
 RWF_NOWAIT, MSG_FASTOPEN = 8, 1 << 29
 
 SWITCH = "AUTORESEARCH_SECCOMP"  # 0 turns the filter off
@@ -63,11 +63,14 @@ SET_MODE_FILTER = 1
 SPEC_ALLOW = 4  # before Linux 5.16 a filter without it makes the processor slower
 
 
-def wrap(argv: Sequence[str], *, agent: bool) -> list[str]:
-    """Return the command that runs `argv` under the filter; without libseccomp, `argv` itself."""
+def wrap(argv: Sequence[str], *, agent: bool, services: bool = True) -> list[str]:
+    """Return the command that runs `argv` under the filter; without libseccomp, `argv` itself.
+
+    `services` is whether a training may connect to sockets in the file system.
+    """
     if unavailable():
         return list(argv)
-    return [sys.executable, "-I", "-S", __file__, _filter(agent), *argv]
+    return [sys.executable, "-I", "-S", __file__, _filter(agent, services), *argv]
 
 
 def unavailable() -> str:
@@ -81,7 +84,7 @@ def _lacking() -> str:
     if sys.platform != "linux":
         return f"{platform.system()} has no seccomp"
     try:
-        _filter(agent=False)
+        _filter(agent=False, services=False)
     except (ImportError, RuntimeError):  # of the binding, which does not find the library
         return "libseccomp is not installed"
     except OSError as error:
@@ -100,7 +103,7 @@ def described() -> str:
 
 
 @cache
-def _filter(agent: bool) -> str:
+def _filter(agent: bool, services: bool) -> str:
     """Return the argument FILTER. Raises ImportError, RuntimeError or OSError."""
     import pyseccomp as library
 
@@ -120,7 +123,7 @@ def _filter(agent: bool) -> str:
     if not agent:
         rules += [(library.ERRNO(errno.ENOTSUP), name) for name in ATTRIBUTES.split()]
         rules += [(ignored, name) for name in IGNORED.split()]
-        rules += _arguments(library, denied, ignored)
+        rules += _arguments(library, denied, ignored, services)
     for action, name, *arguments in rules:
         if (number := number_of(name)) >= 0:  # or this architecture or library does not have it
             found.add_rule(action, number, *arguments)
@@ -131,7 +134,9 @@ def _filter(agent: bool) -> str:
     return json.dumps({"call": number_of("seccomp"), "program": program})
 
 
-def _arguments(library: Any, denied: int, ignored: int) -> Iterator[tuple[Any, ...]]:
+def _arguments(
+    library: Any, denied: int, ignored: int, services: bool
+) -> Iterator[tuple[Any, ...]]:
     """Yield the calls that are denied or ignored with some arguments only, and those arguments."""
 
     def is_(place: int, value: int, bits: int = 0xFFFFFFFF) -> Any:  # the kernel ignores others
@@ -162,6 +167,9 @@ def _arguments(library: Any, denied: int, ignored: int) -> Iterator[tuple[Any, .
     yield from ((denied, "socket", is_(family, n)) for n in unknown)
     yield denied, "socket", library.Arg(family, library.GT, max(FAMILIES))
     yield denied, "socket", is_(family, NETLINK), is_not(protocol, 0)  # 0: the list of interfaces
+    # Services of the user, systemd or a container engine, run any command. NCCL needs datagrams.
+    kinds = () if services else (STREAM, SEQPACKET)
+    yield from ((denied, "socket", is_(family, UNIX), is_(kind, n, 0xF)) for n in kinds)
     for internet in (INET, INET6):
         others = (n for n in range(16) if n != STREAM)
         yield from ((denied, "socket", is_(family, internet), is_(kind, n, 0xF)) for n in others)
