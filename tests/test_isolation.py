@@ -483,9 +483,10 @@ def bind(tmp_path):
     """Show a folder a second time, and no longer after the test."""
     mounted = []
 
-    def bind(folder, name):
+    def bind(folder, name, *options):
         (again := tmp_path / name).mkdir(parents=True)
-        done = subprocess.run(["mount", "--bind", folder, again], capture_output=True, text=True)
+        command = ["mount", *(options or ("--bind",)), folder, again]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"nothing can be mounted here: {done.stderr}")
         mounted.append(again)
@@ -521,6 +522,23 @@ def test_a_bind_mount_does_not_show_what_is_hidden(ask, level, everything, tmp_p
     assert found["seen"] == ["train", "train"]
     assert set(found["hidden"]) <= {"", "PermissionError", "FileNotFoundError"}
     assert found["part"] in ("PermissionError", "FileNotFoundError")
+
+
+@pytest.mark.parametrize("level", BOXES)
+@pytest.mark.parametrize("shown", [False, True])
+def test_an_overlay_does_not_show_what_is_hidden(ask, level, shown, tmp_path, bind):
+    """Neither what is hidden in one of its layers, nor the layer of what is hidden in it."""
+    below = make(tmp_path / "work" / "below", "seen", "held-out")
+    empty = make(tmp_path / "work" / "empty", "other")
+    above = bind("overlay", "work/above", "-t", "overlay", "-o", f"lowerdir={empty}:{below}")
+    where = [above, below] if shown else [below, above]
+    program = f"""
+        answer(read=[read(folder + name) for folder in {[f"{one}/" for one in where]!r}
+                     for name in ("seen", "held-out")])
+        """
+    found = ask(level, program, hidden=(where[0] / "held-out",))["read"]
+    assert found[::2] == ["seen"] * 2
+    assert set(found[1::2]) <= {"", "PermissionError"}
 
 
 # ------------------------------------------------------------------------------------------ network

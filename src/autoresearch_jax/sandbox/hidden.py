@@ -37,17 +37,33 @@ def _private(folder: str, levels: int) -> Iterator[Path]:
 
 
 def mounted_elsewhere(paths: Iterable[Path]) -> set[Path]:
-    """Return the paths at which bind mounts show the same files, or some of the same folders."""
+    """Return the paths at which mounts show the same files, or some of the same folders.
+
+    Some of them may not exist.
+    """
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
     except OSError:  # not Linux
         return set()
     mounts = []  # a device, the folder of its file system that is mounted, and where
+    layers = []  # a folder, and where an overlay shows it
     for line in lines:
-        words = [OCTAL.sub(lambda found: chr(int(found[1], 8)), word) for word in line.split()[2:5]]
-        mounts.append((words[0], Path(words[1]), Path(words[2])))
-    found = set()
-    for path in {path.resolve() for path in paths}:
+        words = [OCTAL.sub(lambda found: chr(int(found[1], 8)), word) for word in line.split()]
+        mounts.append((words[2], Path(words[3]), Path(words[4])))
+        for option in words[-1].split(",") if words[-3] == "overlay" else ():
+            name, _, folders = option.partition("=")
+            if name.rstrip("+") in ("lowerdir", "upperdir"):
+                below = (Path(folder) for folder in folders.split(":") if folder.startswith("/"))
+                layers += [(folder, Path(words[4])) for folder in below]
+    found, named = set(), {path.resolve() for path in paths}
+    for path in named:
+        for one, other in (*layers, *(pair[::-1] for pair in layers)):
+            if path.is_relative_to(one):
+                found.add(other / path.relative_to(one))
+            elif one.is_relative_to(path):
+                found.add(other)
+    found -= named
+    for path in named | found:
         device, root, point = max(
             (mount for mount in reversed(mounts) if path.is_relative_to(mount[2])),  # the newest
             key=lambda mount: len(mount[2].parts),
