@@ -67,7 +67,7 @@ left = tried_all({
     "lease": lambda: lease(1024, fcntl.F_RDLCK),
     "write hint": lambda: lease(1036, struct.pack("Q", 3)),
     "pages in memory": lambda: os.preadv(os.open(shared, os.O_RDONLY), [bytearray(1)], 0, 8),
-    "mode in /proc": lambda: changes(lambda: os.chmod("/proc/cpuinfo", 0o400), "/proc/cpuinfo"),
+    "mode in /proc": lambda: changes(lambda: os.chmod("/proc/cpuinfo", 0o444), "/proc/cpuinfo"),
     "time of a device": lambda: changes(lambda: os.utime("/dev/null"), "/dev/null"),
     "priority": lambda: (
         os.setpriority(os.PRIO_PROCESS, parent, 19)
