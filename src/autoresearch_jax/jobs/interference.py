@@ -13,6 +13,7 @@ A training reports the first itself. It could buy more attempts with it, so the 
 number.
 """
 
+import contextlib
 import os
 import threading
 from collections import Counter
@@ -27,7 +28,6 @@ import psutil
 from autoresearch_jax.system import device_use, nvidia, supervisor
 
 # A training with interference has more than this, and more than TIMES_USUAL times what is usual.
-# What others take is not of the training's own design, so of that usual and this add up.
 # bench/interference.py measures quiet and crowded trainings.
 LEAST = {
     "throttled_percent": 10.0,
@@ -36,7 +36,9 @@ LEAST = {
     "lost_percent": 5.0,
 }
 TIMES_USUAL = 3.0
-UNTRIED = 10.0  # the least where it is not known what is usual
+# What others take is not of the training's own design, so of that usual and LEAST add up.
+OF_OTHERS = ("shared_percent", "crowded_percent")
+UNTRIED = 10.0  # the least where it is not known what is usual; others never take more unsaid
 
 SAMPLE_SECONDS = 5.0  # between two samples of a GPU
 LEAST_SAMPLES = 10  # fewer give no share
@@ -47,7 +49,8 @@ STAT = Path("/proc/stat")
 SENTENCES = {
     "throttled_percent": "the GPU was {words} in {found:.0f}% of the training",
     "shared_percent": "{words} also used memory of the GPU, in {found:.0f}% of the training",
-    "crowded_percent": "{words} took {found:.0f}% of the cores' time from the training",
+    "crowded_percent": "other processes took {found:.0f}% of the cores' time from the training"
+    "{words}",
     "lost_percent": "the training lost {found:.0f}% while its steps took longer than usual in it",
 }
 
@@ -55,22 +58,36 @@ SENTENCES = {
 def reason(
     metrics: Mapping[str, float], words: Mapping[str, str], *trusted: Mapping[str, float]
 ) -> str:
-    """Returns why a training is not trusted, in one line; or "".
+    """Returns what disturbed a training, in one line; or "".
 
     `metrics` and `words` are those of its TrainResult. `trusted` are the metrics of trainings that
-    are trusted: the baseline's, which show how quiet the machine is, and its base's, which may
-    take longer for some steps than for others by design.
+    it is compared with: the baseline's, and its base's, which may take longer for some steps than
+    for others by design.
     """
+    beyond = excess(metrics, *trusted)
     for name, sentence in SENTENCES.items():
         found = metrics.get(name, 0.0)
-        usual = max((other.get(name, 0.0) for other in trusted), default=0.0)
-        most = max(LEAST[name], TIMES_USUAL * usual) if trusted else UNTRIED
-        if name in ("shared_percent", "crowded_percent"):
-            most = usual + LEAST[name]
-        if found > most:
+        if name in beyond or (name in OF_OTHERS and found > UNTRIED):
             said = sentence.format(words=words.get(name, ""), found=found)
-            return f"{said}; usual here: {usual:.1f}%" if trusted else said
+            return f"{said}; usual here: {_usual(name, trusted):.1f}%" if trusted else said
     return ""
+
+
+def excess(metrics: Mapping[str, float], *trusted: Mapping[str, float]) -> dict[str, float]:
+    """Returns what disturbed a training more than others, by how many percent of its time."""
+    found = {}
+    for name, least in LEAST.items():
+        usual = _usual(name, trusted)
+        most = max(least, TIMES_USUAL * usual) if trusted else UNTRIED
+        if metrics.get(name, 0.0) > (usual + least if name in OF_OTHERS else most):
+            found[name] = metrics[name] - usual
+    return found
+
+
+def _usual(name: str, trusted: Collection[Mapping[str, float]]) -> float:
+    """Returns the percent that is usual: of what others take, what the quietest training had."""
+    found = [other.get(name, 0.0) for other in trusted]
+    return (min if name in OF_OTHERS else max)(found, default=0.0)
 
 
 class Monitor(AbstractContextManager["Monitor"]):
@@ -168,42 +185,51 @@ class CpuMonitor(Monitor):
         if idle + busy < LEAST_SECONDS * len(os.sched_getaffinity(0)):
             return
         # What others did while cores were idle has taken nothing from the training.
-        taken = max(0.0, busy - (after.own - before.own) - idle)
+        own = sum(after.own.values()) - sum(
+            seconds
+            for pid, seconds in before.own.items()
+            # The harness has the seconds of what has ended since.
+            if pid in after.own or os.getpid() in after.own
+        )
+        taken = max(0.0, busy - own - idle)
         self.metrics["crowded_percent"] = round(100 * taken / (idle + busy), 2)
-        self.words["crowded_percent"] = "other processes"
         others = {pid: spent - before.others.get(pid, 0) for pid, spent in after.others.items()}
         most = max(others, key=others.__getitem__, default=0)
-        if others.get(most, 0.0) > taken / 2:
-            self.words["crowded_percent"] = f"process {most} ({after.names[most]})"
+        if others.get(most, 0.0) > taken / 10:  # some may have ended, and some are not seen here
+            self.words["crowded_percent"] = f" (the largest: process {most}, {after.names[most]})"
 
 
 @dataclass(frozen=True)
 class _Accounts:
-    """The seconds that the cores which this process may use have spent so far."""
+    """The seconds that the cores which this thread may use have spent so far."""
 
     idle: float
     busy: float  # for any process, also for other machines on the same host
-    own: float  # for this process and its descendants, those that have ended included
+    # For this process and each descendant, what it started included; but for none that may use
+    # other cores as well, such as those of another worker.
+    own: dict[int, float]
     others: dict[int, float]  # for each other process that runs
     names: dict[int, str]  # of those
 
 
 def _accounts() -> _Accounts:
-    cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    cores = os.sched_getaffinity(0)
     idle = busy = 0
     for name, *fields in map(str.split, STAT.read_text().splitlines()):
-        if name in cores:
+        if name in {f"cpu{core}" for core in cores}:
             user, nice, system, unused, waiting, *rest = map(int, fields[:8])
             idle += unused + waiting
             busy += user + nice + system + sum(rest)
     family = {os.getpid(), *supervisor.descendants(os.getpid())}
-    own, others, names = 0.0, {}, {}
+    own, others, names = {}, {}, {}
     for process in psutil.process_iter(["name", "cpu_times"]):
         times = process.info["cpu_times"]
         if times is None:  # it has just ended
             continue
         if process.pid in family:
-            own += times.user + times.system + times.children_user + times.children_system
+            with contextlib.suppress(ProcessLookupError):
+                if os.sched_getaffinity(process.pid) <= cores:
+                    own[process.pid] = sum(times[:4])  # user and system, also of ended children
         else:
             others[process.pid] = times.user + times.system
             names[process.pid] = process.info["name"]
