@@ -404,6 +404,10 @@ def test_how_a_gain_changes_with_depth_is_fitted():
     assert trend(0.03, 0.02, 0.01).endswith("the gain shrinks")
     assert trend(0.02, 0.02, 0.02).endswith("not decided")
     assert trend(0.02).endswith("holds")  # one depth has no trend
+    one, other = (Scaled(n=1, baseline=0, depth=d, baseline_bpb=1.0, val_bpb=0.98) for d in (6, 12))
+    assert statistics.scale_lines([one, other])[-1].endswith("from one run of each: not decided")
+    alike = statistics.scale_lines([one, one, other, other])[-1]  # without any noise
+    assert alike.endswith("(95% interval +0.000000 to +0.000000): not decided")
 
 
 def repeat(score, purpose, split="val", seed=43):

@@ -279,8 +279,9 @@ def _at_depth(pairs: Sequence[Scaled], of: str) -> str:
     verdict, disturbed = "not decided", sum(bool(one.disturbed) for one in pairs)
     if len(pairs) > 1:
         found = gain(theirs, ours, pooled_noise([theirs, ours]))
-        words += f" ({CONFIDENCE:.0%} interval {-found.high:+.6f} to {-found.low:+.6f})"
-        verdict = "holds" if found.low > 0 else "does not hold" if found.high <= 0 else verdict
+        low, high = -round(found.high, 6) + 0.0, -round(found.low, 6) + 0.0  # as they are printed
+        words += f" ({CONFIDENCE:.0%} interval {low:+.6f} to {high:+.6f})"
+        verdict = "holds" if high < 0 else "does not hold" if low >= 0 else verdict
     runs = "one run" if len(pairs) == 1 else f"{len(pairs)} runs"
     if disturbed:
         runs += f", {disturbed} of them disturbed by other processes"
@@ -292,13 +293,14 @@ def _trend(pairs: Sequence[Scaled], of: str) -> list[str]:
     from scipy import stats
 
     doublings = [math.log2(one.depth) for one in pairs]
-    if len({*doublings}) < 2 or len(pairs) < 3:
+    if len({*doublings}) < 2:
         return []
     fit = stats.linregress(doublings, [one.val_bpb - one.baseline_bpb for one in pairs])
-    half = float(stats.t.isf((1 - CONFIDENCE) / 2, len(pairs) - 2)) * fit.stderr
-    low, high = fit.slope - half, fit.slope + half
+    words = f"trend{of}: val_bpb {fit.slope:+.6f} for each doubling of the depth"
+    if len(pairs) < 3:
+        return [f"{words}, from one run of each: not decided"]
+    error = 0.0 if math.isnan(fit.stderr) else fit.stderr  # NaN: all gains are alike
+    half = float(stats.t.isf((1 - CONFIDENCE) / 2, len(pairs) - 2)) * error
+    low, high = round(fit.slope - half, 6), round(fit.slope + half, 6)  # as they are printed
     verdict = "the gain grows" if high < 0 else "the gain shrinks" if low > 0 else "not decided"
-    return [
-        f"trend{of}: val_bpb {fit.slope:+.6f} for each doubling of the depth ({CONFIDENCE:.0%} "
-        f"interval {low:+.6f} to {high:+.6f}): {verdict}"
-    ]
+    return [f"{words} ({CONFIDENCE:.0%} interval {low:+.6f} to {high:+.6f}): {verdict}"]
