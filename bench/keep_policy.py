@@ -1,12 +1,12 @@
 """What the rules of keeping do on made-up proposals whose true effects are known.
 
-    uv run bench/keep_policy.py [--noise 0.001] [--mixture log|fading|assumed|stress] [--repeats K]
-                                [--frontier [--plot FILE]] [--json]
+    uv run bench/keep_policy.py [--noise 0.001] [--mixture log|fading|assumed|stress] [--frontier]
+                                [--json]
 
 A session is 150 runs of `autoresearch_jax.loop.policy`, driven much as a loop drives it; only
 training is left out, for a run's score is the truth plus normal noise. A proposal's effect is on
 the incumbent of its time, drawn anew: a large gain, a small one, none, or a loss, exponential
-around its mean (`--spread constant`: exactly that). Every policy meets the same proposals.
+around its mean. Every policy meets the same proposals.
 
 - `assumed`: the shares and sizes that the first version of this script assumed. `stress`: the same
   with nearly three times as many proposals without effect.
@@ -63,7 +63,6 @@ from autoresearch_jax.loop.policy import Confirm, Measured, Strict, Verdict, poo
 
 RUNS = 150  # of a session, with its audit
 NOISES = (0.0005, 0.001, 0.002)  # standard deviation of a run, bits per byte
-SPREADS = ("exponential", "constant")
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,10 @@ MIXTURES = {
 }
 
 
-def draw(dice: np.random.Generator, shape: tuple[int, int], kind: str, spread: str) -> np.ndarray:
+def draw(dice: np.random.Generator, shape: tuple[int, int], kind: str) -> np.ndarray:
     """True effects of proposals on val_bpb, [sessions, proposals]: below zero is better."""
     mixture = MIXTURES[kind]
-    size = dice.exponential(1.0, shape) if spread == "exponential" else np.ones(shape)
+    size = dice.exponential(1.0, shape)
     edges = np.cumsum([mixture.large, mixture.small, mixture.none])
     mean = np.array([-mixture.large_bpb, -mixture.small_bpb, 0.0, mixture.loss_bpb])
     effects = mean[np.searchsorted(edges, dice.random(shape), side="right")] * size
@@ -138,7 +137,6 @@ class Before(Confirm):
     promising: float = 1.5
     clear: float = 2.5
     runs: int = 3
-    remeasure_after: int = RUNS
 
     def spread(self, decided: Sequence[Measured]) -> float:
         """By how many standard errors proposals differ from their incumbents, losses included."""
@@ -169,7 +167,6 @@ class Cell:
     options: Mapping[str, float] = field(default_factory=dict)  # of Confirm
     sessions: int = 300
     seed: int = 0
-    spread: str = "exponential"
     repeats: int = statistics.NOISE_RUNS  # runs that first tell the noise; 0: it is known
 
     def policy(self, history: Sequence[Measured]) -> Policy:
@@ -183,7 +180,7 @@ class Cell:
             found = pooled(one.scores for one in history) if self.repeats else known
             return Confirm(*found, **self.options)
         sd, df = pooled([history[0].scores[: self.repeats]]) if self.repeats else known
-        return Before(sd, known_df=df)
+        return Before(sd, known_df=df, remeasure_after=RUNS)
 
 
 # ---------------------------------------------------------------------------------- sessions
@@ -237,8 +234,8 @@ def spend(cell: Cell, effects: list[float], luck: list[float], audit: list[float
             truths.append(truths[best] + effects[len(history) - 1])
             history.append(Measured([truths[-1] + noise]))
             continue
-        run = best if found == "remeasure" else -1
-        last_run = len(history) - 2 if found == "remeasure" else last_run
+        again = found in ("remeasure", "drift")
+        run, last_run = (best, len(history) - 2) if again else (-1, last_run)
         measured = [*history[run].scores, truths[run] + noise]
         history[run] = dataclasses.replace(history[run], scores=measured)
     kept = [effects[n - 1] for n, one in enumerate(history) if one.status == "keep" and n]
@@ -262,7 +259,7 @@ def simulate(cell: Cell) -> dict[str, np.ndarray | float]:
     # Whole numbers, so that every policy meets the same proposals in whatever order it is asked.
     key = [cell.seed, list(MIXTURES).index(cell.kind), round(cell.noise * 1e9)]
     dice = np.random.default_rng(key)
-    effects = draw(dice, (cell.sessions, RUNS), cell.kind, cell.spread)
+    effects = draw(dice, (cell.sessions, RUNS), cell.kind)
     luck = dice.normal(0, cell.noise, (cell.sessions, RUNS))
     audit = dice.normal(0, cell.noise, (cell.sessions, 2 * statistics.AUDIT_RUNS))
     drawn = zip(effects.tolist(), luck.tolist(), audit.tolist(), strict=True)
@@ -291,7 +288,8 @@ def simulate(cell: Cell) -> dict[str, np.ndarray | float]:
 
 # ---------------------------------------------------------------------------------- figures
 
-# promising, clear, runs: around the default.
+SWEPT = ("promising", "clear", "runs")
+# Of these, around the default.
 FRONTIER = [
     *((promising, max(promising, 3.0), 4) for promising in (0.8, 1.1, 1.4, 1.7, 2.0)),
     *((promising, max(promising, 3.0), 2) for promising in (0.8, 1.1, 1.4, 1.7, 2.0)),
@@ -354,79 +352,22 @@ def table(kind: str, found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> 
     return made
 
 
-def frontier_table(rows: Sequence[Mapping[str, float]], noises: Sequence[float]) -> Table:
-    title = "The frontier: progress, of strict's, and false keeps, for each noise"
-    made = Table(title=title, title_justify="left")
-    for name in ("promising", "clear", "runs", *map(str, noises)):
-        made.add_column(name, justify="right")
-    default = Confirm(noise=1.0)
-    for settings, found in itertools.groupby(rows, lambda row: [row[name] for name in SWEPT]):
-        style = "bold" if settings == [getattr(default, name) for name in SWEPT] else None
-        cells = [
-            f"{100 * row['progress_vs_strict']:.0f}% at {100 * row['false_keep_rate']:.1f}%"
-            for row in found
-        ]
-        made.add_row(*map(str, settings), *cells, style=style)
-    return made
-
-
-SWEPT = ("promising", "clear", "runs")
-
-
-def draw_frontier(
-    path: Path,
-    rows: Sequence[Mapping[str, float]],
-    policies: Mapping[str, Mapping[str, Mapping[str, float]]],
-) -> None:
-    """False keeps against progress, a panel for each noise."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2 * len(policies), 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(policies), squeeze=False)[0]
-
-    def at(row: Mapping[str, float]) -> tuple[float, float]:
-        return 100 * row["false_keep_rate"], 100 * row["progress_vs_strict"]
-
-    for panel, (noise, found) in zip(panels, policies.items(), strict=True):
-        panel.set(title=f"noise {noise}", xlabel="false keeps, %", ylabel="progress, % of strict's")
-        for runs in (1, 2, 4):
-            swept = [
-                at(row)
-                for row in rows
-                if (row["noise"], row["runs"]) == (float(noise), runs)
-                and row["clear"] == max(row["promising"], 3.0)
-            ]
-            panel.plot(*zip(*swept, strict=True), "o-", ms=3, lw=1, label=f"runs: {runs}")
-        for name, marker in (("confirm", "*"), ("before", "X"), ("strict", "s"), ("paired", "v")):
-            if name in found:
-                panel.plot(*at(found[name]), marker, ms=11, color="#1f2933", label=name)
-        panel.grid(color="#e6e9ed")
-    panels[0].legend(frameon=False)
-    figure.savefig(path)
-
-
 @click.command()
 @click.option("--sessions", default=300, show_default=True, help="Of each policy and noise.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--noise", "noises", type=float, multiple=True, help=f"Of one run. {NOISES}")
 @click.option("--mixture", "kinds", type=click.Choice(list(MIXTURES)), multiple=True, help="[all]")
 @click.option("--policy", "names", type=click.Choice(NAMES), multiple=True, help="[all]")
-@click.option("--spread", type=click.Choice(SPREADS), default=SPREADS[0], show_default=True)
 @click.option("--repeats", default=statistics.NOISE_RUNS, show_default=True, help=(
     "Runs of the baseline that first tell the noise; 0: it is known."))  # fmt: skip
 @click.option("--frontier", "sweep", is_flag=True, help="Other thresholds, too.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="The frontier, PNG.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def main(sessions, seed, noises, kinds, names, spread, repeats, sweep, plot, as_json):
+def main(sessions, seed, noises, kinds, names, repeats, sweep, as_json):
     """What the rules of keeping do on made-up proposals."""
     if repeats == 1 or repeats >= RUNS // 2:
         raise click.BadParameter("from 2 to 74, or 0", param_hint="--repeats")
-    if plot and not sweep:
-        raise click.UsageError("--plot draws the frontier: --frontier --plot FILE")
     noises, kinds, names = noises or NOISES, kinds or tuple(MIXTURES), names or NAMES
-    common = {"sessions": sessions, "seed": seed, "spread": spread, "repeats": repeats}
+    common = {"sessions": sessions, "seed": seed, "repeats": repeats}
     shown = [Cell(k, n, p, **common) for k in kinds for n in noises for p in names]
     swept = []
     for setting in FRONTIER if sweep else ():
@@ -440,23 +381,15 @@ def main(sessions, seed, noises, kinds, names, spread, repeats, sweep, plot, as_
         {"mixture": cell.kind, "noise": cell.noise, **cell.options, **values}
         for cell, values in zip(swept, figures[len(shown) :], strict=True)
     ]
-    if plot:
-        draw_frontier(plot, rows, policies[kinds[0]])
     if as_json:
-        made = {
-            "runs": RUNS,
-            "audit": statistics.AUDIT_RUNS,
-            **common,
-            "policies": policies,
-            "frontier": rows,
-        }
+        made = {"runs": RUNS, **common, "policies": policies, "frontier": rows}
         click.echo(json.dumps(made))
         return
     console = Console(width=160)
     for kind, found in policies.items():
         console.print(table(kind, found))
-    if rows:
-        console.print(frontier_table(rows, noises))
+    for row in rows:
+        console.print(row)
 
 
 if __name__ == "__main__":

@@ -237,11 +237,9 @@ def test_the_bench_repeats_itself():
 
 
 @pytest.mark.nightly
-def test_the_bench_draws_the_frontier(tmp_path):
+def test_the_bench_compares_other_thresholds():
     size = ("--sessions", "2", "--noise", "0.001", "--mixture", "log", "--policy", "confirm")
-    picture = tmp_path / "frontier.png"
-    found = bench(*size, "--frontier", "--plot", str(picture))
-    assert picture.stat().st_size > 10_000
+    found = bench(*size, "--frontier")
     (default,) = [
         row
         for row in found["frontier"]
