@@ -1,10 +1,11 @@
-"""What quiet and crowded trainings measure of their disturbance, and which are not believed.
+"""What quiet and crowded trainings measure of their disturbance, and which count as disturbed.
 
     uv run bench/interference.py [--budget 60] [--count 4] [--json]
 
 Real trainings at the demo's size on this machine's CPU: every second one has a busy process beside
 it on each core. `crowded_percent` and `lost_percent` are those of `jobs/interference.py`, of each
-training; what is not believed is trained again, up to twice, beside the same processes.
+training. A disturbed one whose score could matter is trained again, up to twice, beside the same
+processes.
 """
 
 import contextlib
@@ -85,7 +86,8 @@ def main(budget: int, count: int, as_json: bool) -> None:
             if any(name in one.metrics for one in of_kind)
         }
         found[kind]["trainings"] = len(of_kind)
-        found[kind]["not_believed"] = len(numbers & {one["n"] for one in records})
+        found[kind]["disturbed"] = sum(bool(one.disturbed) for one in of_kind)
+        found[kind]["trained_again"] = len(numbers & {one["n"] for one in records})
     if as_json:
         click.echo(json.dumps(found))
         return

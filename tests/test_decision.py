@@ -1,6 +1,7 @@
 """What becomes of a measured experiment: as a table, and in whatever order experiments arrive."""
 
 import random
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 from autoresearch_jax.common import syntax
 from autoresearch_jax.loop import proposal_queue
 from autoresearch_jax.loop.config import LoopConfig
-from autoresearch_jax.loop.decision import Decision, MeasureAgain, Version, decide
+from autoresearch_jax.loop.decision import Decision, MeasureAgain, TrainAgain, Version, decide
 from autoresearch_jax.records.events import (
     Decided,
+    Interfered,
     Outcome,
     Proposed,
     Purpose,
@@ -31,15 +33,19 @@ STRICT = LoopConfig()
 class World:
     """A tag without git and processes: programs are names, scores and merges are drawn."""
 
-    def __init__(self, seed: int = 0, conflicts: float = 0.0) -> None:
+    def __init__(self, seed: int = 0, conflicts: float = 0.0, troubles: float = 0.0) -> None:
         self.draw = random.Random(seed)
         self.conflicts = conflicts
+        self.troubles = troubles  # how often a training crashes, is refused, or is disturbed
         self.events = []
         self.experiments = Experiments()
         self.journal = SimpleNamespace(append=self.append)
         self.view = Notes()
         self.candidates = self  # of git it takes what stands below
         self.scores: dict[bytes, float] = {}
+        self.crashed: set[bytes] = set()
+        self.scored: set[bytes] = set()
+        self.refused: set[bytes] = set()
         self.sources: dict[str, bytes] = {}  # by commit and by blob
 
     def append(self, event) -> None:
@@ -83,9 +89,29 @@ class World:
     def measure(self, n: int, score: float | None = None) -> None:
         source = self.sources[f"c{n}"]
         drawn = self.scores.setdefault(source, round(self.draw.random(), 3))
-        self.append(Trained(n=n, outcome=Outcome.OK))
-        metrics = {"val_bpb": drawn if score is None else score}
-        self.append(Scored(n=n, outcome=Outcome.OK, metrics=metrics))
+        score = drawn if score is None else score
+        trouble = self.draw.choice(["crash", "late", "refused", "disturbed", "disturbed"])
+        if self.draw.random() >= self.troubles or (trouble != "disturbed" and n == 0):
+            trouble = ""
+        # A program crashes once at most, and leaks always or never. The third training of an
+        # experiment is left alone.
+        once = {"crash": self.crashed, "late": self.crashed, "refused": self.scored}
+        if source in once.get(trouble, ()) or self.experiments[n].interruptions == 2:
+            trouble = ""
+        trouble = "refused" if source in self.refused else trouble
+        lost = self.draw.choice([8.0, 60.0]) if trouble in ("late", "disturbed") else 0.0
+        outcome = {"crash": Outcome.CRASH, "late": Outcome.TIMEOUT}.get(trouble, Outcome.OK)
+        disturbed, metrics = "others took it" if lost else "", {"crowded_percent": lost}
+        self.append(Trained(n=n, outcome=outcome, disturbed=disturbed, metrics=metrics))
+        if outcome != Outcome.OK:
+            self.crashed.add(source)
+        elif trouble == "refused":
+            self.refused.add(source)
+            self.append(Scored(n=n, outcome=Outcome.REFUSED, reason="later-tokens: it leaks"))
+        else:
+            self.scored.add(source)
+            metrics = {"val_bpb": score * (1 + 0.4 * lost / 100)}
+            self.append(Scored(n=n, outcome=Outcome.OK, metrics=metrics))
 
     def decide(self, n: int, config: LoopConfig = STRICT) -> Decision:
         found = decide(self.experiments, self.experiments[n], config)
@@ -94,6 +120,23 @@ class World:
         queued = () if lives_on is None else (proposal_queue.carried(self, lives_on),)
         self.append(Decided(n=n, status=found.status, reason=found.reason, queued=queued))
         return found
+
+    def advance(self, n: int) -> bool:
+        """Decide an experiment, or do what it needs before; return whether it is decided."""
+        if self.experiments[n].outcome is None:
+            self.measure(n)
+        found = decide(self.experiments, self.experiments[n], STRICT)
+        if isinstance(found, Decision):
+            self.decide(n)
+            return True
+        if isinstance(found, TrainAgain):
+            self.append(Interfered(n=n, reason=found.reason))
+            return False
+        score = {"val_bpb": self.scores[self.sources[f"c{found.n}"]]}
+        seed = 43 + len(self.experiments[found.n].repeats)
+        run = {"seed": seed, "purpose": found.purpose, "split": "val", "outcome": Outcome.OK}
+        self.append(Repeated(n=found.n, metrics=score, **run))
+        return False
 
     def take(self) -> int | None:
         """The next of the queue as an experiment; None where it is of no use."""
@@ -265,13 +308,15 @@ def living(made: World) -> dict[int, int]:
     proposals=st.integers(1, 14),
     conflicts=st.sampled_from([0.0, 0.3, 1.0]),
     kills=st.sampled_from([0.0, 0.2]),
+    troubles=st.sampled_from([0.0, 0.5]),
 )
-def test_no_lower_score_is_lost_whatever_arrives_when(seed, workers, proposals, conflicts, kills):
-    made = World(seed, conflicts)
+def test_no_lower_score_is_lost_whatever_arrives_when(
+    seed, workers, proposals, conflicts, kills, troubles
+):
+    made = World(seed, conflicts, troubles)
     draw = random.Random(seed + 1)
     made.propose(b"P = 'baseline'\n")
-    made.measure(0)
-    made.decide(0)
+    assert made.advance(0)
     running: list[int] = []
     asked = 0
     for _ in range(5000):
@@ -290,11 +335,14 @@ def test_no_lower_score_is_lost_whatever_arrives_when(seed, workers, proposals, 
             asked += 1
         elif running:
             n = running.pop(draw.randrange(len(running)))
-            made.measure(n)
-            made.decide(n)
+            running += [] if made.advance(n) else [n]
         else:
             break
     else:
         raise AssertionError("it does not come to an end")
-    scores = [e.val_bpb for e in made.experiments if e.val_bpb is not None]
-    assert made.experiments.best.val_bpb == min(scores)
+    # What they score undisturbed: no disturbance decides what is best.
+    scores = {e.n: made.scores[made.sources[e.commit]] for e in made.experiments}
+    scored = [e for e in made.experiments if e.val_bpb is not None]
+    assert scores[made.experiments.best.n] == min(scores[e.n] for e in scored)
+    trainings = Counter(one.n for one in made.events if isinstance(one, Trained))
+    assert max(trainings.values()) <= 3

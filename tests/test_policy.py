@@ -79,8 +79,9 @@ def after(size: float, count: int = 20) -> list[Measured]:
 
 
 def test_an_incumbent_is_run_again_after_25_experiments():
-    for since, action in ((24, "keep"), (25, "remeasure")):
-        assert Confirm(SD).decide([1.0, 1.0], [0.99], since=since).action == action
+    for rule in (Confirm(SD), Strict()):
+        for since, action in ((24, "keep"), (25, "drift")):
+            assert rule.decide([1.0, 1.0], [0.99], since=since).action == action
 
 
 def test_an_estimated_noise_raises_the_bars_to_students_quantiles():

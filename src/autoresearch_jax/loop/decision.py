@@ -4,15 +4,19 @@ docs/architecture.md states the rules by which a proposal lives on when another 
 the best while it was measured.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
+from autoresearch_jax.jobs import interference
 from autoresearch_jax.loop import policy, statistics
 from autoresearch_jax.loop.config import LoopConfig
-from autoresearch_jax.records.events import Purpose, Status
-from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.events import Outcome, Purpose, Status
+from autoresearch_jax.records.experiment import MOST_DISTURBED, Experiment
 from autoresearch_jax.records.experiments import Experiments
 
 HOUR_COUNTS = 10  # experiments after which the best is run again, if they took an hour
+# A training that lost a share of its time scores higher by less than this part of that share.
+COST = 0.5
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,24 @@ class MeasureAgain:
     purpose: Purpose = Purpose.DECIDE
 
 
+@dataclass(frozen=True)
+class TrainAgain:
+    """The experiment's only training was disturbed, so that it is to be trained anew."""
+
+    n: int
+    reason: str
+
+
 def decide(
     experiments: Experiments, e: Experiment, config: LoopConfig, lines_less: int = 0
-) -> Decision | MeasureAgain:
+) -> Decision | MeasureAgain | TrainAgain:
     """Decide a measured experiment.
 
     `lines_less` says by how many lines its code is shorter than its base, if that counts. Raises
     UserError where the policy needs a noise that was not measured.
     """
+    if is_disturbed_timeout(e) and (again := _trained_again(e)):
+        return again
     best = experiments.best
     as_it_is = None if best is None else _as_it_is(experiments, e, best)
     failed, too_much = _failure(e), _too_much_memory(e, config.max_memory_gb)
@@ -65,17 +79,45 @@ def decide(
     since = _since_last_run(experiments, best) if base.n == best.n else 0
     found = _verdict(experiments, e, base, rule, lines_less, since)
     if base.n != best.n:
-        return _decide_behind(e, best, base, found, as_it_is)
+        behind = _decide_behind(e, best, base, found, as_it_is)
+        close = not _is_lower(e, best) and _could_win(e, best)
+        close |= behind.lives_on is None and _could_win(e, base)
+        return (_trained_again(e) if close else None) or behind
+    if found.action in ("remeasure", "drift"):
+        drift = found.action == "drift"
+        return MeasureAgain(best.n, found.reason, Purpose.DRIFT if drift else Purpose.DECIDE)
+    if _could_win(e, best) and (again := _trained_again(e)):
+        return again
     if found.action == "again":
         return MeasureAgain(e.n, found.reason)
-    if found.action == "remeasure":
-        first = len(best.scores) < policy.Confirm.incumbent_runs
-        return MeasureAgain(best.n, found.reason, Purpose.DECIDE if first else Purpose.DRIFT)
+    if found.action == "keep" and len(best.runs) == 1 and _could_win(best, e):
+        return MeasureAgain(best.n, f"it was disturbed: {best.disturbed}")
     if found.action == "keep" and not _is_probed(e):
         return MeasureAgain(e.n, "it may be kept, and was probed as if it could not")
     if found.action == "keep":  # it may have been better before it was merged with the best
         as_it_is = _as_it_is(experiments, e, e)
     return Decision(Status(found.action), verdict=found.reason, lives_on=as_it_is)
+
+
+def _trained_again(e: Experiment) -> TrainAgain | None:
+    most = e.interruptions + 1 >= MOST_DISTURBED
+    return None if most else TrainAgain(e.n, e.disturbed)
+
+
+def is_disturbed_timeout(e: Experiment) -> bool:
+    """Return whether a training took too long while it was disturbed."""
+    return e.outcome == Outcome.TIMEOUT and bool(e.disturbed)
+
+
+def _could_win(e: Experiment, other: Experiment) -> bool:
+    """Return whether the first training of `e` was disturbed more than the runs of `other`, and
+    could have scored lower without that.
+    """
+    if e.mean_bpb is None or other.mean_bpb is None or not e.runs[0].disturbed:
+        return False
+    more = interference.excess(e.metrics, *(one.metrics for one in other.runs))
+    share = max(more.values(), default=0.0) / 100
+    return share > 0 and e.mean_bpb * (1 - COST * share) < other.mean_bpb
 
 
 def _failure(e: Experiment) -> str | None:
@@ -126,7 +168,7 @@ def _since_last_run(experiments: Experiments, best: Experiment) -> int:
 
     HOUR_COUNTS of them count as enough to run it again if they took an hour or longer.
     """
-    runs = [one.time for one in best.repeats if one.independent and one.val_bpb is not None]
+    runs = [one.time for one in best.repeats if one.independent and one.split == "val"]
     last = max([best.finished or 0.0, *runs])
     later = [one.finished for one in experiments.decided if (one.finished or 0.0) > last]
     if len(later) >= HOUR_COUNTS and (later[-1] or 0.0) - last >= 3600:
@@ -172,15 +214,20 @@ def _as_it_is(experiments: Experiments, e: Experiment, best: Experiment) -> Vers
 def better_as_it_is(experiments: Experiments, e: Experiment, best: Experiment) -> Experiment | None:
     """Return the member of a proposal's family with the lowest score, if it is below the best's.
 
-    Members that were measured on the present best already do not count.
+    Members that were measured on the present best already do not count. One that crashed there has
+    a second try, because it did not crash before.
     """
-    here = {one.program for one in experiments if one.base == best.commit}
+    here = [one for one in experiments if one.base == best.commit]
+    tries = Counter(one.program for one in here)
+    crashed = {one.n for one in here if not {one.outcome, one.scored} <= {None, Outcome.OK}}
+    done = {one.program for one in here if one.n not in crashed or tries[one.program] > 1}
+    done |= {best.program, *(one.program for one in experiments if one.leaks)}
     better = [
         one
         for one in experiments.family(e)
-        if _is_lower(one, best)
+        if (_is_lower(one, best) or _could_win(one, best))
         and one.status != Status.KEEP
         and not one.reason
-        and one.program not in here
+        and one.program not in done
     ]
     return min(better, key=lambda one: (one.mean_bpb, one.n), default=None)

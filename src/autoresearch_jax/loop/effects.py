@@ -6,24 +6,29 @@ from autoresearch_jax.common import files, protocol, syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import logs
 from autoresearch_jax.loop import proposal_queue
-from autoresearch_jax.loop.decision import MeasureAgain, decide
+from autoresearch_jax.loop.decision import Decision, MeasureAgain, TrainAgain, decide
 from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.records import results_tsv
-from autoresearch_jax.records.events import Decided, Status
+from autoresearch_jax.records.events import Decided, Interfered, Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo import candidates
 
 ARTIFACTS_KEPT = 20  # kept experiments whose artifacts stay, besides baseline and best
 
 
-def carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | None:
+def carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | TrainAgain | None:
     """Decide a measured experiment, or return what must be measured again before.
+
+    An experiment that is to be trained again is unmeasured then.
 
     Only one thread at a time may call it. Raises UserError.
     """
     best = tag.experiments.best
     found = decide(tag.experiments, e, tag.config, _lines_less(tag, e))
-    if isinstance(found, MeasureAgain):
+    if isinstance(found, TrainAgain):
+        tag.view.say(f"     training experiment {e.n} again, which was disturbed: {found.reason}")
+        tag.journal.append(Interfered(n=e.n, reason=found.reason))
+    if not isinstance(found, Decision):
         return found
     decided = Decided(n=e.n, status=found.status, reason=found.reason, verdict=found.verdict)
     if found.lives_on is not None:
@@ -86,11 +91,11 @@ def prune_kept(tag: OpenTag) -> None:
 
 def _line(e: Experiment, best: Experiment | None) -> str:
     if e.status == Status.CRASH:
-        return f"{e.n:4} crash    {e.description}: {e.reason}"
+        return f"{e.n:4} crash    {e.title}: {e.reason}"
     gain = ""
     if best is not None and best.val_bpb is not None and e.val_bpb is not None:
         expected = f", expected {e.expected}" if e.expected else ""
         gain = f" ({e.val_bpb - best.val_bpb:+.6f}{expected})"
     memory = "" if e.memory_gb is None else f"  {e.memory_gb:.1f} GiB"
     reason = f": {e.reason or e.verdict}" if e.reason or e.verdict else ""
-    return f"{e.n:4} {e.status:8} {e.val_bpb:.6f}{gain}{memory}  {e.description}{reason}"
+    return f"{e.n:4} {e.status:8} {e.val_bpb:.6f}{gain}{memory}  {e.title}{reason}"

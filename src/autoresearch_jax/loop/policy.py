@@ -17,9 +17,9 @@ from autoresearch_jax.records.events import Status
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to do with a candidate, or `remeasure`: first run the incumbent once more."""
+    """What to do with a candidate. `remeasure` and `drift`: first run the incumbent once more."""
 
-    action: Literal["remeasure", "again", "keep", "discard"]
+    action: Literal["remeasure", "drift", "again", "keep", "discard"]
     reason: str = ""  # as a line for a person
 
 
@@ -31,16 +31,37 @@ class Measured:
     status: Status | None = None  # None: undecided
 
 
-class Strict:
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What all policies have."""
+
+    remeasure_after: int = 25  # experiments since the incumbent's last run
+
+    def drift(self, since: int) -> Verdict | None:
+        """Return the verdict that the incumbent is run once more, if it is time for that."""
+        if since < self.remeasure_after:
+            return None
+        return Verdict("drift", f"{since} experiments since the incumbent's last run")
+
+
+class Strict(Policy):
     """The original's rule: a lower score is kept. Several runs count as their mean."""
 
-    def decide(self, incumbent: Sequence[float], candidate: Sequence[float], *_: object) -> Verdict:
-        """Decide on the scores of a candidate."""
-        return Verdict("keep" if fmean(candidate) < fmean(incumbent) else "discard")
+    def decide(
+        self,
+        incumbent: Sequence[float],
+        candidate: Sequence[float],
+        decided: Sequence[Measured] = (),
+        lines_less: int = 0,
+        since: int = 0,
+    ) -> Verdict:
+        """Decide on the scores of a candidate, as `Confirm.decide`."""
+        lower = fmean(candidate) < fmean(incumbent)
+        return self.drift(since) or Verdict("keep" if lower else "discard")
 
 
 @dataclass(frozen=True)
-class Confirm:
+class Confirm(Policy):
     """What looks better is run again, until it no longer does, is clear, or has had its runs.
 
     This is a group-sequential t test of means. After each run it asks by how many standard errors
@@ -63,7 +84,6 @@ class Confirm:
     clear: float = 3.0  # likewise
     runs: int = 4  # of a candidate, at most
     incumbent_runs: int = 2  # at least
-    remeasure_after: int = 25  # experiments since the incumbent's last run
     no_worse: float = -0.5  # standard errors of the difference: the bar for less code
 
     def decide(
@@ -83,8 +103,8 @@ class Confirm:
         if len(incumbent) < self.incumbent_runs:
             have = f"{len(incumbent)} of {self.incumbent_runs} runs"
             return Verdict("remeasure", f"the incumbent has {have}")
-        if since >= self.remeasure_after:
-            return Verdict("remeasure", f"{since} experiments since the incumbent's last run")
+        if drift := self.drift(since):
+            return drift
         errors, count = self._errors(incumbent, candidate), len(candidate)
         way = "lower" if errors > 0 else "higher"
         found = f"{way} by {abs(errors):.1f} standard errors, {count} against {len(incumbent)} runs"

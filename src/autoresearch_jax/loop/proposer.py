@@ -21,6 +21,7 @@ from autoresearch_jax.jobs.compile_check import Verdict
 from autoresearch_jax.loop import back_off, proposal_queue
 from autoresearch_jax.loop.asking import Answer, Asking
 from autoresearch_jax.loop.back_off import PERMANENT, TRIES, BackOff
+from autoresearch_jax.loop.decision import is_disturbed_timeout
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records.events import Queued
 from autoresearch_jax.records.experiment import Experiment
@@ -261,6 +262,7 @@ class Proposer:
 
     def _can_be_repaired(self, e: Experiment) -> bool:
         repairable = e.base and not e.refused and e.repairs < self.config.repairs
+        repairable = repairable and not is_disturbed_timeout(e)
         from_agent = self.agent.repairs and e.ask is not None and e.agent != "tpe"
         if not (repairable and from_agent) or self._is_paused() or self._late:
             return False

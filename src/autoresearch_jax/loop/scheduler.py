@@ -18,7 +18,7 @@ from autoresearch_jax.agents.agent import AgentError
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import Lost
 from autoresearch_jax.loop import effects, statistics
-from autoresearch_jax.loop.decision import MeasureAgain
+from autoresearch_jax.loop.decision import MeasureAgain, TrainAgain
 from autoresearch_jax.loop.proposer import Proposer
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
@@ -39,6 +39,9 @@ def run_alone(session: Session, e: Experiment) -> Experiment:
     def run(worker: Worker) -> None:
         worker.measured(e)
         while (again := effects.carry_out(session, session.experiments[e.n])) is not None:
+            if isinstance(again, TrainAgain):
+                worker.measured(session.experiments[e.n])
+                continue
             _announce(session, again)
             _measure_again(session, again, worker)
 
@@ -56,9 +59,17 @@ def _measure_again(session: Session, again: MeasureAgain, worker: Worker) -> Non
     if e.status is None:
         worker.repeat(e, again.purpose)
         return
-    worker.scored_again(e, again.purpose)
-    if again.purpose == Purpose.DRIFT and (found := statistics.drift(session.experiments)):
-        session.view.say(f"Warning: {found.words}")
+    if again.purpose != Purpose.DRIFT:
+        worker.scored_again(e, again.purpose)
+        return
+    before, found = e.mean_bpb, worker.repeat(e, again.purpose)
+    if found.score is None or before is None:
+        session.view.say(f"Warning: experiment {e.n} failed when it was run again: {found.reason}")
+        return
+    session.view.say(f"     it scores {found.score:.6f} ({found.score - before:+.6f})")
+    last = statistics.drift(session.experiments)
+    if last is not None and (last.n, last.seed) == (found.n, found.seed):
+        session.view.say(f"Warning: {last.words}")
 
 
 class _Retired(Exception):
@@ -240,6 +251,10 @@ class Scheduler:
                     self._arrived.remove(n)
                     self._decided()
                     at = 0  # others may have waited for this decision
+                    continue
+                if isinstance(again, TrainAgain):
+                    self._arrived.remove(n)
+                    self._queue.insert(0, n)
                     continue
                 at += 1
                 if again.n not in (*self._again, *(one.n for one in self._wanted)):

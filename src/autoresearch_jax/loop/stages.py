@@ -130,7 +130,8 @@ def audit(session: Session, runs: int) -> Audited:
 
 def _score_first_run(session: Session, baseline: Experiment, split: str) -> None:
     """Score what the baseline's first training left, if it is not yet scored on that split."""
-    if SEED in statistics.fresh(baseline, split) or not session.artifacts(baseline).is_dir():
+    scored = split == "val" or SEED in {r.seed for r in baseline.repeats if r.split == split}
+    if scored or not session.artifacts(baseline).is_dir():
         return
     found = session.pool.one(lambda worker: worker.score(baseline, split))
     session.journal.append(
@@ -142,5 +143,6 @@ def _score_first_run(session: Session, baseline: Experiment, split: str) -> None
             outcome=found.outcome,
             reason=found.reason,
             metrics=dict(found.metrics),
+            disturbed=baseline.disturbed,
         )
     )

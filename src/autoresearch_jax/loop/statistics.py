@@ -14,7 +14,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import SEED
 from autoresearch_jax.loop.policy import Confirm, Strict, pooled
 from autoresearch_jax.records.events import Audited, Purpose, Scaled, Status
-from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.experiment import Experiment, Run, undisturbed
 from autoresearch_jax.records.experiments import Experiments
 
 NOISE_RUNS = 5  # of the baseline, from which a loop estimates the noise that it needs
@@ -44,6 +44,7 @@ class Drift(NamedTuple):
     """The best scores otherwise than before, by more than noise explains."""
 
     n: int
+    seed: int  # of the run that scored otherwise
     change: float  # of val_bpb
     low: float  # the confidence interval of that
     high: float
@@ -133,13 +134,15 @@ def fresh(e: Experiment, split: str) -> dict[int, float]:
     No choice was made among baselines, so the first run of a baseline is one of them. Runs that
     look for drift are not: they may differ by more than noise.
     """
-    first = e.val_bpb if not e.base and split == "val" else None
-    found = {} if first is None else {SEED: first}
+    found = {}
+    if not e.base and split == "val" and e.val_bpb is not None:
+        found[SEED] = Run(e.val_bpb, e.metrics, e.disturbed)
     for one in e.repeats:
         counts = one.split == split and one.independent and one.purpose != Purpose.DRIFT
         if counts and one.score is not None:
-            found[one.seed] = one.score
-    return found
+            found[one.seed] = Run(one.score, one.metrics, one.disturbed)
+    counted = undisturbed([*found.values()])
+    return {seed: run.score for seed, run in found.items() if run in counted}
 
 
 def audit_scores(e: Experiment, split: str) -> list[float]:
@@ -149,14 +152,16 @@ def audit_scores(e: Experiment, split: str) -> list[float]:
     """
     if not e.base:
         return [*fresh(e, split).values()]
-    runs = (one for one in e.repeats if one.purpose == Purpose.AUDIT and one.split == split)
-    return [one.score for one in runs if one.score is not None]
+    runs = [one for one in e.repeats if one.purpose == Purpose.AUDIT and one.split == split]
+    scored = undisturbed([one for one in runs if one.score is not None])
+    return [one.score for one in scored if one.score is not None]
 
 
 def drift(history: Iterable[Experiment]) -> Drift | None:
     """Return the last drift: a DRIFT run that scored otherwise than earlier runs of its experiment.
 
-    The first run of an experiment that was kept for its score does not count.
+    The first run of an experiment that was kept for its score does not count. Disturbed runs do not
+    count either.
     """
     from scipy import stats
 
@@ -165,16 +170,17 @@ def drift(history: Iterable[Experiment]) -> Drift | None:
     if known is None:
         return None
     for e in history:
-        earlier = e.scores[:1] if not e.base else []
+        first = None if e.base or e.disturbed else e.val_bpb
+        earlier = [] if first is None else [first]
         for one in e.repeats:
-            if one.val_bpb is None or not one.independent:
+            if one.val_bpb is None or not one.independent or one.disturbed:
                 continue
             if one.purpose == Purpose.DRIFT and earlier:
                 change = one.val_bpb - fmean(earlier)
                 error = known.sd * math.sqrt(1 + 1 / len(earlier))
                 half = float(stats.t.isf((1 - DRIFT_CONFIDENCE) / 2, known.df)) * error
                 if abs(change) > half:
-                    found = Drift(e.n, change, change - half, change + half)
+                    found = Drift(e.n, one.seed, change, change - half, change + half)
             earlier.append(one.val_bpb)
     return found
 

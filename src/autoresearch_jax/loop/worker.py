@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,12 @@ from autoresearch_jax.jobs.job import (
 from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.records import events as records
 from autoresearch_jax.records.events import Outcome, Phase, Purpose, Repeated
-from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.experiment import MOST_DISTURBED, Experiment
 from autoresearch_jax.repo.workspace import time_budget
 from autoresearch_jax.system import interrupts
 from autoresearch_jax.system.interrupts import Abandoned
 
 MIN_FREE_BYTES = 512 << 20  # with less free space, a training would fail for want of disk
-TRAININGS = 3  # of one run, at most, while other processes disturb them
 CONTROL_SECONDS = 20.0  # of training after which the best counts as running
 
 
@@ -111,7 +110,7 @@ class Worker:
 
         record(Phase.TRAINING)
         try:
-            result, disturbed = self.undisturbed(e, train, seed=seed)
+            result, disturbed = self.undisturbed(e, train, seed)
             found = [(split, result.outcome, result.reason, dict(result.metrics))]
             if result.outcome == Outcome.OK:
                 record(Phase.SCORING)
@@ -175,14 +174,7 @@ class Worker:
         if broken:
             self._record_training(e, Outcome.CRASH, broken)
             return
-        verdict = Verdict()
-
-        def train() -> TrainResult:
-            nonlocal verdict
-            result, verdict = self._train_checked(e)
-            return result
-
-        result, disturbed = self.undisturbed(e, train, TRAININGS - e.interruptions)
+        result, verdict = self._train_checked(e)
         outcome, reason = result.outcome, result.reason
         if outcome == Outcome.ABANDONED:  # by the compile check: other causes raise Abandoned
             outcome, reason = Outcome.CRASH, verdict.refused or "the compile check refused it"
@@ -193,7 +185,7 @@ class Worker:
             result.provenance,
             metrics={**result.metrics, **verdict.metrics},
             note=result.note,
-            disturbed=disturbed,
+            disturbed=self._disturbed(result, self._trusted(e)),
             left=scoring.seal(self.tag.artifacts(e)) if outcome == Outcome.OK else "",
         )
 
@@ -201,26 +193,32 @@ class Worker:
         self,
         e: Experiment,
         train: Callable[[], TrainResult],
-        most: int = TRAININGS,
-        seed: int | None = None,
+        seed: int,
     ) -> tuple[TrainResult, str]:
-        """Train until no other process disturbs it, `most` times at most.
+        """Repeat an experiment until nothing unusual disturbs it, or it was too often.
 
-        Returns the last training, and what disturbed it or "". `seed` is that of a repeat.
+        Returns the last training, and what disturbed it or "".
         """
-        tag = self.tag
-        others = (tag.experiments.baseline, tag.experiments.by_commit(e.base))
-        repeated = seed is not None  # its first training tells what is usual, too
-        trusted = [one.metrics for one in others if one is not None and (repeated or one.n != e.n)]
-        while True:
-            result, most = train(), most - 1
-            why = ""
-            if result.outcome in (Outcome.OK, Outcome.TIMEOUT):
-                why = interference.reason(result.metrics, result.words, *trusted)
-            if not why or most <= 0:
-                return result, why
+        trusted = [*self._trusted(e), e.metrics]
+        for left in reversed(range(MOST_DISTURBED)):
+            result = train()
+            why = self._disturbed(result, trusted)
+            if not (why and left and interference.excess(result.metrics, *trusted)):
+                break
             self.view.say(f"     training again, because the training was disturbed: {why}")
-            tag.journal.append(records.Interfered(n=e.n, seed=seed, reason=why))
+            self.tag.journal.append(records.Interfered(n=e.n, seed=seed, reason=why))
+        return result, why
+
+    def _trusted(self, e: Experiment) -> list[Mapping[str, float]]:
+        """Return the metrics of the trainings that an experiment is compared with."""
+        others = (self.tag.experiments.baseline, self.tag.experiments.by_commit(e.base))
+        return [one.metrics for one in others if one is not None and one.n != e.n]
+
+    def _disturbed(self, result: TrainResult, trusted: Sequence[Mapping[str, float]]) -> str:
+        if result.outcome not in (Outcome.OK, Outcome.TIMEOUT):
+            return ""
+        why = interference.reason(result.metrics, result.words, *trusted)
+        return clean(why, logs.REASON_LIMIT)  # it has the names of processes
 
     def _train_checked(self, e: Experiment) -> tuple[TrainResult, Verdict]:
         """Train an experiment beside its compile check, which may end the training.

@@ -140,10 +140,7 @@ class Repaired(Event, tag="repaired", frozen=True, kw_only=True):
 
 
 class Interfered(Event, tag="disturbed", frozen=True, kw_only=True):
-    """Another process disturbed a training (jobs/interference.py), so it is done again.
-
-    The last one that is allowed counts, and says so in its own record.
-    """
+    """A training was disturbed (jobs/interference.py), so it is done again."""
 
     n: int
     seed: int | None = None  # of a repeat
@@ -158,7 +155,7 @@ class Trained(Event, tag="trained", frozen=True, kw_only=True):
     reason: str = ""
     metrics: dict[str, float] = {}
     note: str = ""  # something that the user should look at
-    disturbed: str = ""  # what disturbed this training, as it had disturbed all before
+    disturbed: str = ""  # what disturbed this training
     left: str = ""  # SHA-256 of the artifacts
     provenance: dict[str, Any] = {}  # what the score rests on
 

@@ -1,12 +1,16 @@
 """One experiment, as the journal records it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.protocol import LEAKS
 from autoresearch_jax.records.events import Outcome, Purpose, Repeated, Status
+
+MOST_DISTURBED = 3  # trainings of one run; and runs of one experiment that do not count
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,14 @@ class UnusedAnswer:
     n: int  # the experiment that it was for
     agent: str
     reason: str
+
+
+class Run(NamedTuple):
+    """One training with a validation score."""
+
+    score: float  # bits per byte
+    metrics: Mapping[str, float]
+    disturbed: str  # what disturbed it, or ""
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,7 @@ class Experiment:
     paused: float = 0.0  # seconds in between, while no command ran
     outcome: Outcome | None = None  # of the training; None while untrained
     interruptions: int = 0  # trainings that were done again, because others disturbed them
-    disturbed: str = ""  # what disturbed the last training as well, "" if nothing did
+    disturbed: str = ""  # what disturbed the last training, or ""
     left: str = ""  # SHA-256 of the artifacts
     ask: int | None = None  # the question to an agent that it answers
     of: int | None = None  # the experiment that it carries over to another best
@@ -58,37 +70,67 @@ class Experiment:
     @property
     def title(self) -> str:
         """The description as a row has it, with a mark where a disturbed run decided."""
-        disturbed = (self.disturbed, *(one.disturbed for one in self.repeats if one.split == "val"))
-        return f"[disturbed] {self.description}" if any(disturbed) else self.description
+        runs = (one for one in self.repeats if one.split == "val" and one.independent)
+        disturbed = any((self.disturbed, *(one.disturbed for one in runs)))
+        return f"[disturbed] {self.description}" if disturbed else self.description
+
+    @property
+    def leaks(self) -> bool:
+        """Whether the scorer found that its model sees what it should predict."""
+        return is_leak(self.reason)
 
     @property
     def remarks(self) -> str:
         """What the user should look at."""
         found = [self.note]
         if self.disturbed:
-            found.append(f"other processes disturbed every training of it: {self.disturbed}")
+            found.append(f"its training was disturbed: {self.disturbed}")
         found += [
-            f"other processes disturbed every training with seed {one.seed}: {one.disturbed}"
+            f"its training with seed {one.seed} was disturbed: {one.disturbed}"
             for one in self.repeats
             if one.disturbed
         ]
         return "; ".join(filter(None, found))
 
     @property
-    def scores(self) -> list[float]:
-        """The validation scores of all independent runs but those of audits, the first one first.
+    def runs(self) -> list[Run]:
+        """All independent runs but those of audits, the first one first.
 
-        Decisions and searches rest on them. Empty without a first score.
+        Decisions and searches rest on them. Disturbed ones do not count beside others, unless there
+        are so many that the machine is never quiet. Empty without a first score.
         """
         if self.val_bpb is None:
             return []
-        runs = (one for one in self.repeats if one.independent and one.purpose != Purpose.AUDIT)
-        return [self.val_bpb, *(one.val_bpb for one in runs if one.val_bpb is not None)]
+        found = [Run(self.val_bpb, self.metrics, self.disturbed)]
+        for one in self.repeats:
+            score = one.val_bpb
+            if score is not None and one.independent and one.purpose != Purpose.AUDIT:
+                found.append(Run(score, one.metrics, one.disturbed))
+        return undisturbed(found)
+
+    @property
+    def scores(self) -> list[float]:
+        """The scores of `runs`."""
+        return [one.score for one in self.runs]
 
     @property
     def mean_bpb(self) -> float | None:
         """The mean of `scores`: the first one alone may be a lucky one."""
         return fmean(self.scores) if self.scores else None
+
+
+Disturbable = TypeVar("Disturbable", Run, Repeated)
+
+
+def undisturbed(runs: list[Disturbable]) -> list[Disturbable]:
+    """Return the runs that count: without disturbed ones, if there are few and any others."""
+    quiet = [one for one in runs if not one.disturbed]
+    return quiet if quiet and len(runs) - len(quiet) < MOST_DISTURBED else runs
+
+
+def is_leak(reason: str) -> bool:
+    """Return whether a scorer's reason says that a model sees what it should predict."""
+    return not {*LEAKS}.isdisjoint(reason.split(": "))
 
 
 def refuse_without_parameters(e: Experiment, artifacts: Path) -> None:

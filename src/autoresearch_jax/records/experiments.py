@@ -6,11 +6,10 @@ from dataclasses import replace
 from msgspec import structs
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.common.protocol import LEAKS
 from autoresearch_jax.records import events
 from autoresearch_jax.records.costs import Costs
 from autoresearch_jax.records.events import Outcome, Purpose, Queued, Status
-from autoresearch_jax.records.experiment import Experiment, UnusedAnswer
+from autoresearch_jax.records.experiment import Experiment, UnusedAnswer, is_leak
 
 
 class Experiments:
@@ -183,8 +182,14 @@ class Experiments:
             case events.Scaled():
                 self.scaled.setdefault(event.n, []).append(event)
             case events.Interfered(seed=None) if event.n in self._all:
+                e = self._all[event.n]
                 self._all[event.n] = replace(
-                    self._all[event.n], interruptions=self._all[event.n].interruptions + 1
+                    e,
+                    interruptions=e.interruptions + 1,
+                    metrics=e.metrics if e.outcome is None else {},
+                    outcome=None,
+                    scored=None,
+                    val_bpb=None,
                 )
             case events.Proposed():
                 self._queue.pop((event.ask, event.of), None)
@@ -199,7 +204,7 @@ class Experiments:
                 if isinstance(event, events.Repaired):
                     self._by_commit[event.commit] = event.n
                 self._all[event.n] = _changed(self._all[event.n], event)
-                if event.reason.split(":")[0] in LEAKS:
+                if is_leak(event.reason):
                     self.leaks = (*self.leaks, event.n)
 
     def _not_used(self, ask: int, reason: str) -> None:
