@@ -8,10 +8,8 @@ training. A disturbed one whose score could matter is trained again, up to twice
 processes.
 """
 
-import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,31 +30,27 @@ from bench.speedup import Worse
 from tests.harness import lines
 
 TAG = "t"
-# As long as this process lives. A shell starts it and ends, so that it is not one of ours: what we
-# start ourselves does not count as a disturbance.
+# As long as this process lives.
 BUSY = "import os, sys\nwhile os.path.exists(f'/proc/{sys.argv[1]}'): sum(range(100_000))"
-START = '"$0" -c "$1" "$2" >/dev/null 2>&1 & echo $!'
 
 
 class Crowding(Worse):
     """Has busy processes beside every second experiment that it proposes."""
 
     def __init__(self) -> None:
-        self.busy: list[int] = []  # processes
+        self.busy: list[subprocess.Popen] = []
 
     def propose(self, context):
         self.quiet()
         if context.n % 2 == 0:
-            words = ["sh", "-c", START, sys.executable, BUSY, str(os.getpid())]
-            for _ in os.sched_getaffinity(0):
-                started = subprocess.run(words, capture_output=True, text=True, check=True)
-                self.busy.append(int(started.stdout))
+            words = [sys.executable, "-c", BUSY, str(os.getpid())]
+            self.busy = [subprocess.Popen(words) for _ in os.sched_getaffinity(0)]
         return super().propose(context)
 
     def quiet(self) -> None:
         for process in self.busy:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+            process.kill()
+            process.wait()
         self.busy = []
 
 

@@ -17,7 +17,11 @@ from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
 from autoresearch_jax.records import events
 from autoresearch_jax.records.events import Outcome, Purpose
-from autoresearch_jax.records.experiment import Experiment, refuse_without_parameters
+from autoresearch_jax.records.experiment import (
+    Experiment,
+    refuse_without_parameters,
+    undisturbed,
+)
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system.interrupts import Abandoned
 
@@ -84,11 +88,11 @@ def seeds(
             if session.interrupts.stopping():
                 raise Abandoned
             repeat = worker.scored_again(e, Purpose.NOISE)
-            session.view.say(f"experiment {e.n}, seed {repeat.seed}: {repeat.score:.6f}")
+            session.view.say(f"experiment {e.n}, seed {repeat.seed}: {repeat.words}")
 
         session.pool.run([run] * runs)
         noise_runs = [r for r in session.experiments[e.n].repeats if r.purpose == Purpose.NOISE]
-        scores = [r.val_bpb for r in noise_runs if r.val_bpb is not None]
+        scores = [r.val_bpb for r in undisturbed(noise_runs) if r.val_bpb is not None]
         lines = [
             f"experiment {e.n}, {e.commit[:7]}: {fmean(scores):.6f} on average of "
             f"{len(scores)} runs with different seeds, {min(scores):.6f} to {max(scores):.6f}"
@@ -120,12 +124,13 @@ def retrain(
         recorded = _recorded(e)
         low, high = statistics.expected_again(recorded, session.noise)
         job = partial(Worker.scored_again, e=e, purpose=Purpose.RETRAIN, seed=SEED)
-        score = session.pool.one(job).score
+        found = session.pool.one(job)
+        score = found.score
         assert score is not None
         same = low <= score <= high
         line = (
             f"experiment {e.n}, {e.commit[:7]}: recorded {recorded:.6f}, trained again "
-            f"{score:.6f}: {'within' if same else 'NOT within'} {low:.6f} to {high:.6f}, the "
+            f"{found.words}: {'within' if same else 'NOT within'} {low:.6f} to {high:.6f}, the "
             "noise's interval"
         )
         return Verification([line], same)

@@ -13,11 +13,10 @@ A training reports the first itself. It could buy more attempts with it, so the 
 number.
 """
 
-import contextlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +95,7 @@ class Monitor(AbstractContextManager["Monitor"]):
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}  # once it is closed
         self.words: dict[str, str] = {}  # who or what interfered, by the metrics' names
+        self.pids: Callable[[], Collection[int]] = _ours  # of the training
 
     def __exit__(self, *_: object) -> None:
         pass
@@ -116,6 +116,10 @@ def monitor(
     return Monitor()  # a TPU runs one process at a time, and does not report its clock
 
 
+def _ours() -> set[int]:
+    return {os.getpid(), *(supervisor.descendants(os.getpid()) if supervisor.LINUX else [])}
+
+
 class GpuMonitor(Monitor):
     """Asks the driver in a thread, every SAMPLE_SECONDS."""
 
@@ -129,7 +133,7 @@ class GpuMonitor(Monitor):
         self._environ = environ
         self._known = frozenset(known)
         self._every_s = every_s
-        self._own = {os.getpid()}  # and every process seen below it
+        self._own: set[int] = set()  # this process, and every process seen below it
         self._names: dict[int, str] = {}  # of the processes that are not ours
         # What each sample found, or "".
         self._samples: dict[str, list[str]] = {"throttled_percent": [], "shared_percent": []}
@@ -161,7 +165,7 @@ class GpuMonitor(Monitor):
             self._samples["shared_percent"].append(" and ".join(sorted(names)))
 
     def _see_own(self) -> None:
-        self._own.update(supervisor.descendants(os.getpid()) if supervisor.LINUX else [])
+        self._own.update(_ours())
 
     def __exit__(self, *_: object) -> None:
         self._over.set()  # a sample that is under way is not awaited: a driver may hang
@@ -173,24 +177,24 @@ class GpuMonitor(Monitor):
 
 
 class CpuMonitor(Monitor):
-    """Compares what the cores did with what our processes did, as the system counts it."""
+    """Compares what the cores did with what the training did, as the system counts it.
+
+    What an agent of ours takes is missing as well.
+    """
 
     def __enter__(self) -> Self:
-        self._before = _accounts()
+        self._before = _accounts(self.pids())
         return self
 
     def __exit__(self, *_: object) -> None:
-        before, after = self._before, _accounts()
+        before, after = self._before, _accounts(self.pids())
         idle, busy = after.idle - before.idle, after.busy - before.busy
         if idle + busy < LEAST_SECONDS * len(os.sched_getaffinity(0)):
             return
         # What others did while cores were idle has taken nothing from the training.
-        own = sum(after.own.values()) - sum(
-            seconds
-            for pid, seconds in before.own.items()
-            # The harness has the seconds of what has ended since.
-            if pid in after.own or os.getpid() in after.own
-        )
+        own = after.own - before.own
+        if not after.own:  # it has just ended, and what we started has its seconds
+            own = after.ours - before.ours
         taken = max(0.0, busy - own - idle)
         self.metrics["crowded_percent"] = round(100 * taken / (idle + busy), 2)
         others = {pid: spent - before.others.get(pid, 0) for pid, spent in after.others.items()}
@@ -205,14 +209,13 @@ class _Accounts:
 
     idle: float
     busy: float  # for any process, also for other machines on the same host
-    # For this process and each descendant, what it started included; but for none that may use
-    # other cores as well, such as those of another worker.
-    own: dict[int, float]
+    own: float  # for the training, those of its processes that have ended included
+    ours: float  # for this process and all its descendants, likewise
     others: dict[int, float]  # for each other process that runs
     names: dict[int, str]  # of those
 
 
-def _accounts() -> _Accounts:
+def _accounts(training: Collection[int]) -> _Accounts:
     cores = os.sched_getaffinity(0)
     idle = busy = 0
     for name, *fields in map(str.split, STAT.read_text().splitlines()):
@@ -220,18 +223,18 @@ def _accounts() -> _Accounts:
             user, nice, system, unused, waiting, *rest = map(int, fields[:8])
             idle += unused + waiting
             busy += user + nice + system + sum(rest)
-    family = {os.getpid(), *supervisor.descendants(os.getpid())}
-    own, others, names = {}, {}, {}
+    family = _ours()
+    own, ours, others, names = 0.0, 0.0, {}, {}
     for process in psutil.process_iter(["name", "cpu_times"]):
         times = process.info["cpu_times"]
         if times is None:  # it has just ended
             continue
-        if process.pid in family:
-            with contextlib.suppress(ProcessLookupError):
-                if os.sched_getaffinity(process.pid) <= cores:
-                    own[process.pid] = sum(times[:4])  # user and system, also of ended children
+        spent = sum(times[:4])  # user and system, also of ended children
+        ours += spent if process.pid in family else 0.0
+        if process.pid in training:
+            own += spent
         else:
             others[process.pid] = times.user + times.system
             names[process.pid] = process.info["name"]
     ticks = os.sysconf("SC_CLK_TCK")
-    return _Accounts(idle / ticks, busy / ticks, own, others, names)
+    return _Accounts(idle / ticks, busy / ticks, own, ours, others, names)

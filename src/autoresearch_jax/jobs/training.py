@@ -61,18 +61,18 @@ def train(
             nonlocal exported
             events.live(logs.last_line(job.log))
             over = clock.look() or disk.look()
-            if not clock.training:
+            if over or not clock.training:
                 monitored.close()
-            elif not exported and not over:
+            elif not exported:
                 exported = True
                 monitored.enter_context(monitor)
                 events.exported()
             return over
 
+        running = launch.start([sys.executable, "train.py"], cwd=job.folder, log=job.log)
+        monitor.pids = running.pids
         # The clock has the limits.
-        ended = launch.start([sys.executable, "train.py"], cwd=job.folder, log=job.log).wait(
-            limit_s=math.inf, abandoned=events.abandoned, tick=tick
-        )
+        ended = running.wait(limit_s=math.inf, abandoned=events.abandoned, tick=tick)
     over = clock.look() or disk.look(last=True)
     returncode = launch.returncode(ended)
     tail = logs.read_tail(job.log)

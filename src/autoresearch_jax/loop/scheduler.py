@@ -66,7 +66,7 @@ def _measure_again(session: Session, again: MeasureAgain, worker: Worker) -> Non
     if found.score is None or before is None:
         session.view.say(f"Warning: experiment {e.n} failed when it was run again: {found.reason}")
         return
-    session.view.say(f"     it scores {found.score:.6f} ({found.score - before:+.6f})")
+    session.view.say(f"     it scores {found.words} ({found.score - before:+.6f})")
     last = statistics.drift(session.experiments)
     if last is not None and (last.n, last.seed) == (found.n, found.seed):
         session.view.say(f"Warning: {last.words}")

@@ -107,7 +107,7 @@ def audit(session: Session, runs: int) -> Audited:
 
     def run(n: int, worker: Worker) -> None:
         repeat = worker.scored_again(experiments[n], Purpose.AUDIT, split=split)
-        session.view.say(f"     audit: experiment {n} {split} {repeat.score:.6f}")
+        session.view.say(f"     audit: experiment {n} {split} {repeat.words}")
 
     ours = [best.n] * (runs - experiments.runs_since_audit(best.n, split))
     lacking = len(known(best.n)) + len(ours) - len(known(baseline.n))

@@ -221,6 +221,12 @@ class Repeated(Event, tag="repeated", frozen=True, kw_only=True):
         return self.metrics.get("val_bpb") if self.outcome == Outcome.OK else None
 
     @property
+    def words(self) -> str:
+        """The score, with a mark if the run was disturbed."""
+        mark = " [disturbed]" if self.disturbed else ""
+        return "no score" if self.score is None else f"{self.score:.6f}{mark}"
+
+    @property
     def independent(self) -> bool:
         """Whether the run had a seed of its own, so that its score says something new."""
         return self.purpose != Purpose.RETRAIN
