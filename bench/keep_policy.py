@@ -236,6 +236,8 @@ def spend(cell: Cell, effects: list[float], luck: list[float], audit: list[float
             continue
         again = found in ("remeasure", "drift")
         run, last_run = (best, len(history) - 2) if again else (-1, last_run)
+        if found == "drift" and cell.name == "strict":  # which decides on one run of each
+            continue
         measured = [*history[run].scores, truths[run] + noise]
         history[run] = dataclasses.replace(history[run], scores=measured)
     kept = [effects[n - 1] for n, one in enumerate(history) if one.status == "keep" and n]

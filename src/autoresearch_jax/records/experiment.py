@@ -97,16 +97,18 @@ class Experiment:
         """All independent runs but those of audits, the first one first.
 
         Decisions and searches rest on them. Disturbed ones do not count beside others, unless there
-        are so many that the machine is never quiet. Empty without a first score.
+        are so many that the machine is never quiet; nor do runs that look for drift beside a single
+        one, as the strict policy has it. Empty without a first score.
         """
         if self.val_bpb is None:
             return []
-        found = [Run(self.val_bpb, self.metrics, self.disturbed)]
+        found, drift = [Run(self.val_bpb, self.metrics, self.disturbed)], list[Run]()
         for one in self.repeats:
             score = one.val_bpb
             if score is not None and one.independent and one.purpose != Purpose.AUDIT:
-                found.append(Run(score, one.metrics, one.disturbed))
-        return undisturbed(found)
+                runs = drift if one.purpose == Purpose.DRIFT else found
+                runs.append(Run(score, one.metrics, one.disturbed))
+        return undisturbed(found + drift if len(found) > 1 else found)
 
     @property
     def scores(self) -> list[float]:
