@@ -206,6 +206,18 @@ def test_a_document_without_words_costs_no_more_than_another(tmp_path, text):
     assert time.monotonic() - begun < 10  # it took 35 s
 
 
+def test_no_number_of_spaces_fails(tmp_path, monkeypatch):
+    train(data_helpers.texts(50, 0), tmp_path / "tokenizer.json", vocab_size=512)
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json")
+    begun = time.monotonic()
+    tokenizer.encode_documents([(" " * 9_999 + "a") * 50])
+    assert time.monotonic() - begun < 2  # it took ten
+    # The library fails on ten million in one part; here a part has fewer.
+    monkeypatch.setattr(tokenizer_module, "PART_CHARS", 7_000)
+    text = "a" + " " * 20_000 + "b"
+    assert tokenizer.decode(tokenizer.encode_documents([text])[0][1:]) == text
+
+
 def test_the_tokenizer_sees_the_beginning_of_each_document(monkeypatch):
     monkeypatch.setattr(tokenizer_module, "TRAIN_CHARS", 25)
     monkeypatch.setattr(tokenizer_module, "TRAIN_DOCUMENT_CHARS", 10)

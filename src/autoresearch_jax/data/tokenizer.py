@@ -40,7 +40,10 @@ LONG_WORD = re.compile(
         "N", str(TRAIN_WORD_CHARS)
     )
 )
-LONG_SPACE = re.compile(r"\s{10000}")  # tiktoken fails on a million spaces
+# tiktoken fails on a million spaces, and `tokenizers` on ten million. Without the look back, each
+# space of a long run would begin a search.
+LONG_SPACE = re.compile(r"(?<!\s)\s{10000}")
+PART_CHARS = 1_000_000  # of a text with such a run, encoded at a time
 
 
 class Tokenizer:
@@ -73,7 +76,8 @@ class Tokenizer:
         for text in texts:
             tokens: Any
             if len(text) >= 10_000 and LONG_SPACE.search(text):
-                tokens = self.encode(text)
+                parts = (text[at : at + PART_CHARS] for at in range(0, len(text), PART_CHARS))
+                tokens = list(itertools.chain.from_iterable(map(self.encode, parts)))
             else:
                 tokens = self._fast.encode_to_numpy(text, disallowed_special=())
             document = np.empty(len(tokens) + 1, np.uint16)
