@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.data import documents, manifest, preparation, pydocs
+from autoresearch_jax.data import bars, documents, manifest, preparation, pydocs
 from tests import data_helpers
 
 
@@ -251,8 +251,8 @@ def test_text_of_every_type_is_read(tmp_path, kind):
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".bz2"])
 def test_json_lines_and_plain_text_are_read(tmp_path, suffix):
-    lines = [json.dumps({"words": text, "id": 1}) for text in TEXTS]
-    lines += ["", json.dumps({"id": 2})]
+    lines = ["\ufeff" + json.dumps({"id": 2}), ""]
+    lines += [json.dumps({"words": text, "id": 1}) for text in TEXTS]
     with pa.output_stream(tmp_path / f"a.jsonl{suffix}", compression="detect") as file:
         file.write("\n".join(lines).encode())
     path = tmp_path / f"a.jsonl{suffix}"
@@ -271,17 +271,22 @@ NOT_UTF8 = pa.Array.from_buffers(
     pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0\4\0\0\0"), pa.py_buffer(b"ab\xe9\xff")]
 )
 TRUNCATED = gzip.compress(b'{"text": "a"}' * 999, mtime=0)[:-20]
+REPEATED = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0]), NOT_UTF8)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.parquet", NOT_UTF8, "between rows 0 and 2 that is not UTF-8"),
+        ("a.parquet", REPEATED, "in a dictionary that is not UTF-8"),
         ("a.txt", b"caf\xe9", "after 0 characters that is not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}', "in line 2 that is not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 1}', r"line 2 of .* is not \{\"text\": .*--column"),
         ("a.jsonl", b'{"text": "\\ud800"}', "line 1"),
         ("a.jsonl", b"[1]", "line 1 of "),
+        pytest.param("a.jsonl", b'{"a":' * 100_000, "line 1 of .*recursion", id="nested"),
+        ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "in line 1 that is not UTF-8"),
+        ("a.jsonl", b"", "contains no text"),
         ("a.jsonl", b'{"words": "a"}', "has no field `text`, only words: .*--column"),
         ("a.jsonl.gz", TRUNCATED, "is truncated or not jsonl"),
         ("a.txt.zst", b"nothing", "is truncated or not txt"),
@@ -335,10 +340,16 @@ def test_what_is_held_out_is_not_trained_on(place):
     assert "shard_00001.parquet is left out of the train split" in done.stdout.replace("\n", "")
     names = [(shard.split, shard.name[:11]) for shard in manifest.load(root).shards]
     assert names == [("train", "shard_00000"), ("val", "shard_00003"), ("sealed", "shard_00002")]
-    shutil.copy(shards / "shard_00003.parquet", shards / "shard_00000.parquet")
-    done = data_helpers.run_prepare(root, home, "--source", str(shards))
-    assert done.returncode == 1
-    assert "all text to train on is also in the validation split" in done.stderr
+    # The copy is hidden from trainings and agents, as the text itself.
+    assert shards / "shard_00001.parquet" in manifest.load(root).held_out
+    held_out = data_helpers.texts(400, 3)
+    own, said = ["one of its own"] * 99, "documents to train on are also in the text"
+    for left, message in ((own, said), ([], "all text to train on is also in the validation")):
+        data_helpers.write_shard(shards / "shard_00000.parquet", [*held_out[::-1], *left])
+        done = data_helpers.run_prepare(root, home, "--source", str(shards))
+        assert message in done.stdout + done.stderr
+        assert done.returncode == (0 if left else 1)
+    assert manifest.load(root).rows("train") < 20
 
 
 def test_a_damaged_page_is_reported(place):
@@ -398,6 +409,24 @@ def test_too_little_text_for_a_row_is_refused(place):
     done = data_helpers.run_prepare(root, home, "--source", str(shards), "--num-shards", "1")
     assert done.returncode == 1
     assert "fills no row of 65 tokens: take more with --num-shards" in done.stderr
+    assert not list(home.glob("packed/new"))
+
+
+def test_long_work_shows_its_progress_also_in_a_file(place, monkeypatch, capsys):
+    root, _, shards = place
+    monkeypatch.setattr(bars, "LINE_SECONDS", 0.0)
+    constants = {"TIME_BUDGET": 5, "MAX_SEQ_LEN": 64, "EVAL_TOKENS": 3072, "VOCAB_SIZE": 512}
+    preparation.prepare(root, constants, str(shards))
+    said = capsys.readouterr().out
+    for what in (
+        r"Check shards: \d of 4 shards",
+        r"Compare documents: \d+ of 800 documents",
+        r"Train tokenizer of 512 tokens: \d+ of 800 documents",
+        r"Merge tokens: [1-9]\d* of 512 merges",
+        r"Pack train: \d+ of 800 documents",
+        r"Pack val: \d+ of 48 rows",
+    ):
+        assert re.search(what, said), what
 
 
 # --- pydocs -------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Downloads, from a hub on loopback."""
 
 import gzip
+import os
 import random
 import re
 import time
@@ -201,11 +202,20 @@ def test_a_file_may_be_named_for_validation(tmp_path):
 
 
 def test_folders_may_be_nested_and_have_other_files(tmp_path):
-    for name in ("b/2.jsonl", "a/1.jsonl.gz", "a/README.txt", ".cache/0.jsonl", "x.bin", "z.JSONL"):
+    for name in ("b/2.jsonl", "a/1.jsonl.GZ", "a/README.txt", ".cache/0.jsonl", "x.bin", "z.JSONL"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        compress = gzip.compress if name.endswith(".gz") else bytes
+        compress = gzip.compress if name.endswith(".GZ") else bytes
         (tmp_path / name).write_bytes(compress(b'{"text": "words"}\n'))
-    assert splits(tmp_path) == {"train": ["1.jsonl.gz"], "val": ["z.JSONL"], "sealed": ["2.jsonl"]}
+    assert splits(tmp_path) == {"train": ["1.jsonl.GZ"], "val": ["z.JSONL"], "sealed": ["2.jsonl"]}
+
+
+def test_a_name_that_cannot_be_recorded_is_refused(tmp_path):
+    shards = data_helpers.make_shards(tmp_path / "shards", count=2, documents=1)
+    with pytest.raises(UserError, match="--column is empty"):
+        resolve(shards, column="")
+    (shards / "shard_00000.parquet").rename(shards / os.fsdecode(b"\xff.parquet"))
+    with pytest.raises(UserError, match="is not UTF-8: rename it"):
+        resolve(shards)
 
 
 def test_of_many_short_files_a_twentieth_is_held_out(tmp_path):
@@ -217,7 +227,7 @@ def test_of_many_short_files_a_twentieth_is_held_out(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("source", ["no-such", "~nobody-has-this-name", "x" * 300])
+@pytest.mark.parametrize("source", ["", "no-such", "~nobody-has-this-name", "x" * 300])
 def test_a_source_that_does_not_exist_is_refused(source):
     with pytest.raises(UserError, match=f"no source is named '{source}', and .*climbmix"):
         resolve(source)

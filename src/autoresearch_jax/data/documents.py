@@ -17,7 +17,7 @@ from autoresearch_jax.common.errors import UserError
 
 # Of a folder with several kinds only the first one is read: README.txt beside parquet files.
 KINDS = {"parquet": (".parquet",), "jsonl": (".jsonl", ".ndjson"), "txt": (".txt",)}
-COMPRESSED = (".gz", ".zst", ".bz2")
+COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # suffix -> pyarrow's name
 READ_ROWS = 1024  # documents of a parquet file in memory at a time
 TEXT_CHARS = 4000  # plain text is divided at the first line end after so many
 
@@ -52,9 +52,8 @@ def check(path: Path, column: str) -> None:
     if kind_of(path.name) == "parquet":
         with _reading(path), pq.ParquetFile(path) as file:
             _check_schema(path, file.schema_arrow, column)
-    else:  # a text may be empty; its lines are checked when they are read
-        for _ in _read(path, column):
-            break
+    else:  # a text may be empty; its later lines are checked when they are read
+        next(read([path], column), None)
 
 
 def read(paths: Iterable[Path], column: str = "text") -> Iterator[str]:
@@ -87,7 +86,7 @@ def _read(path: Path, column: str) -> Iterator[str | None]:
 
 def _check_schema(path: Path, schema: Any, column: str) -> None:
     if (times := schema.names.count(column)) != 1:
-        why = f"has no column `{column}`, only {', '.join(schema.names)}"
+        why = f"has no column `{column}`, only {', '.join(schema.names) or 'an empty table'}"
         if times:
             why = f"has {times} columns named `{column}`"
         raise UserError(f"{path} {why}: name another with --column, or choose another --source")
@@ -123,6 +122,8 @@ def _reading(path: Path) -> Iterator[None]:
         torn = type(error) is OSError and error.errno is None  # how a damaged page is reported
         if not (torn or isinstance(error, pa.ArrowInvalid)):
             raise
+        if "Invalid UTF8" in str(error):
+            raise _not_utf8(path, "in a dictionary", error) from error
         from huggingface_hub import constants
 
         remedy = "replace it, or delete it, and run the same command again"
@@ -144,23 +145,25 @@ def _json_lines(path: Path, column: str) -> Iterator[str | None]:
             if line.isspace():
                 continue
             try:
-                fields = _lines.decode(line)
-                known |= fields.keys() if number < READ_ROWS else set()
+                fields = _lines.decode(line.decode("utf-8-sig"))
+                known |= fields.keys() if number <= READ_ROWS else set()
                 text = _string.decode(fields[column]) if column in fields else None
                 (text or "").encode()
             except UnicodeError as error:
                 raise _not_utf8(path, f"in line {number}", error) from error
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, RecursionError) as error:
                 raise UserError(
                     f'line {number} of {path} is not {{"{column}": "..."}} ({error}): correct it, '
                     "or name another field with --column"
                 ) from error
-            if column not in known:
-                raise UserError(
-                    f"{path} has no field `{column}`, only {', '.join(sorted(known))}: name "
-                    "another with --column, or choose another --source"
-                )
+            if number >= READ_ROWS and column not in known:
+                break
             yield text
+    if known and column not in known:
+        raise UserError(
+            f"{path} has no field `{column}`, only {', '.join(sorted(known))}: name another with "
+            "--column, or choose another --source"
+        )
 
 
 def _text(path: Path, _: str) -> Iterator[str]:
@@ -177,11 +180,12 @@ def _text(path: Path, _: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    with _reading(path), pa.input_stream(str(path), compression="detect") as stream:
+    compression = COMPRESSED.get(path.suffix.lower())
+    with _reading(path), pa.input_stream(str(path), compression=compression) as stream:
         yield io.BufferedReader(stream)
 
 
-def _not_utf8(path: Path, where: str, error: UnicodeError) -> UserError:
+def _not_utf8(path: Path, where: str, error: Exception) -> UserError:
     reason = getattr(error, "reason", error)
     return UserError(
         f"{path} has text {where} that is not UTF-8 ({reason}): convert it, for example with "

@@ -10,6 +10,7 @@ import functools
 import json
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +44,8 @@ def resolve(choice: Choice) -> Choice:
     Raises UserError if its files do not exist, as far as that shows without the network.
     """
     source, validation = choice.source, choice.validation
+    if not choice.column:
+        raise UserError("--column is empty: name the column with the text, such as --column text")
     if validation is not None:
         path = _local(validation)
         if path is None or not path.is_file() or not documents.kind_of(path.name):
@@ -66,21 +69,39 @@ def resolve(choice: Choice) -> Choice:
 
 def _local(name: str) -> Path | None:
     """Return the full path of a file or folder that exists."""
-    with contextlib.suppress(OSError, RuntimeError):  # too long for a path, or of an unknown user
+    # Too long for a path, of an unknown user, or with a NUL.
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
         path = Path(name).expanduser().resolve()
-        return path if path.exists() else None
+        return _named(path) if name and path.exists() else None
     return None
 
 
-def _files(choice: Choice) -> list[Path]:
-    """Return the shards of a folder and of those in it, or the one file that is the source."""
+def _named(path: Path) -> Path:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the name of {path} is not UTF-8: rename it") from None
+    return path
+
+
+def _files(choice: Choice, say: Callable[[str], object] = lambda _: None) -> list[Path]:
+    """Return the shards of a folder and of those in it, or the one file that is the source.
+
+    Raises UserError for a name that cannot be recorded.
+    """
     folder = Path(choice.source)
     if folder.is_file():
         return [folder]
     below = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     visible = (path for path in below if not any(part.startswith(".") for part in path.parts))
-    found = [folder / name for name in documents.of_one_kind([path.as_posix() for path in visible])]
-    return [path for path in found if str(path.resolve()) != choice.validation]
+    names = [path.as_posix() for path in visible if documents.kind_of(path.name)]
+    found = documents.of_one_kind(names)
+    if len(found) < len(names):
+        kind = documents.kind_of(found[0])
+        left_out = len(names) - len(found)
+        say(f"Of {folder} only the {kind} files are read; {left_out} other files are left out.")
+    paths = (_named(folder / name) for name in found)
+    return [path for path in paths if str(path.resolve()) != choice.validation]
 
 
 def fetch(
@@ -106,7 +127,7 @@ def fetch(
     elif source in DATASETS or source.startswith("hf:"):
         splits = _from_hub(choice, workers, progress)
     else:
-        splits = _split(choice, _files(choice))
+        splits = _split(choice, _files(choice, progress.console.print))
     if choice.validation is not None:
         splits["val"] = [Path(choice.validation)]
     count, wanted = len(splits["train"]), choice.num_shards
@@ -126,8 +147,9 @@ def _split(choice: Choice, shards: list[T]) -> Splits[T]:
     needed = 1 if choice.validation else 2
     if len(shards) < needed:
         raise UserError(
-            f"{choice.source} has {len(shards)} files of text ({FORMATS}), and needs at least "
-            f"{needed}: one to train on and one to validate on, which --validation FILE may name"
+            f"{choice.source} has {len(shards)} files of text (.parquet, else .jsonl, else .txt), "
+            f"and needs at least {needed}: one to train on and one to validate on, which "
+            "--validation FILE may name"
         )
     kind = documents.kind_of(str(shards[0]))
     held = max(1, len(shards) // 20) if kind == "txt" else 1  # a file of plain text may be short
