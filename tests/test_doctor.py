@@ -176,7 +176,7 @@ def workspace(tmp_path, monkeypatch):
     """A workspace whose train.py prints steps until it is ended."""
     monkeypatch.setattr(run_command, "LOOK_SECONDS", 0.1)
     monkeypatch.setattr(doctor, "Tools", harness.tools)
-    monkeypatch.setattr(doctor, "_data", lambda root: [])
+    monkeypatch.setattr(doctor, "_data", lambda *_: [])
     return Workspace.open(harness.make_repository(tmp_path / "w", STEPS))
 
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from msgspec import structs
 
+from autoresearch_jax.commands import doctor
 from autoresearch_jax.commands import run as run_command
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
@@ -763,6 +764,7 @@ def test_a_tag_goes_on_with_its_own_data(workspace, prepared, tmp_path, monkeypa
     second = structs.replace(first, source="/other", shards=first.shards[:1])
     manifest.write(data_helpers.make_workspace(tmp_path / "elsewhere"), second)
     shutil.rmtree(workspace.root / ".autoresearch")  # as in another checkout
+    assert list(doctor._data(workspace, None)) == []
     view = Notes()
     run_loop(workspace, Scripted(train_py(0.8)), 1, view, examine=examine)
     assert "tag t (resumed" in view.text

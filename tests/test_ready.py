@@ -28,7 +28,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     device = device_probe.Device("cpu", "cpu", 1, 16_000.0, "0.10.2", "0.10.2")
     monkeypatch.setattr(environment, "probe", lambda home: (device, Chosen("none", "")))
-    monkeypatch.setattr(doctor, "_data", lambda root: [])
+    monkeypatch.setattr(doctor, "_data", lambda *_: [])
     monkeypatch.setattr(doctor, "Tools", harness.tools)
 
 

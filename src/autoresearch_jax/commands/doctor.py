@@ -33,7 +33,7 @@ from autoresearch_jax.jobs.logs import LOG_BYTES
 from autoresearch_jax.loop import config, effects
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools
-from autoresearch_jax.records import journal
+from autoresearch_jax.records import journal, tags
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.repo.workspace import Workspace, time_budget
 from autoresearch_jax.sandbox import profiles, seccomp
@@ -140,7 +140,7 @@ class _Refusals:
         if workspace is not None:
             with self._listed("export AUTORESEARCH_HOME=/a/folder"):
                 paths.refuse_unusable(workspace.home)
-                self.problems += (data := list(_data(self.root)))
+                self.problems += (data := list(_data(workspace, self.settings.tag)))
                 self.data_ready = not data
         if workspace is not None and self.data_ready:
             self._open(workspace)
@@ -311,9 +311,10 @@ def _missing_programs() -> Iterator[Problem]:
 # ----------------------------------------------------------------------------- the workspace
 
 
-def _data(root: Path) -> Iterator[Problem]:
+def _data(workspace: Workspace, tag: str | None) -> Iterator[Problem]:
+    root = workspace.root
     try:
-        manifest.load(root)
+        manifest.load(root, fingerprint=tags.data_of(workspace, tag))
     except UserError as error:
         if (root / "src" / "autoresearch_jax").is_dir():  # ours, with the sizes of an H100
             why = f"no data is prepared in {root}, the program's own checkout: make a workspace."
