@@ -136,7 +136,7 @@ GIT_SETTINGS = {
 
 
 @pytest.mark.parametrize("kind", GIT_SETTINGS)
-def test_no_setting_of_the_users_git_changes_a_new_workspace(tmp_path, kind):
+def test_no_setting_of_the_users_git_changes_a_new_workspace(tmp_path, kind, monkeypatch):
     hooks, template = tmp_path / "hooks", tmp_path / "template" / "hooks"
     for folder in (hooks, template):
         folder.mkdir(parents=True)
@@ -152,6 +152,7 @@ def test_no_setting_of_the_users_git_changes_a_new_workspace(tmp_path, kind):
         settings = settings.replace(name, str(tmp_path / name.lower()))
     with (tmp_path / "gitconfig").open("a") as file:
         file.write("\tname = Some One\n\temail = one@example.org\n" + settings)
+    monkeypatch.setenv("GIT_COMMITTER_NAME", "")
     root = setup.setup(tmp_path / "w", VIEW, preset="cpu", skip_data=True)
     isolated = {"env": setup.OWN}
     listed = setup.git.output(root, "ls-tree", "-r", "--name-only", "HEAD", **isolated).decode()
@@ -196,14 +197,24 @@ def test_a_preset_that_cannot_be_committed_is_undone(tmp_path, lock, capsys):
     assert git(root, "status", "--porcelain") == ""
 
 
-def test_a_preset_that_was_killed_before_its_commit_is_committed(tmp_path):
+@pytest.mark.parametrize("written", [list, lambda both: both[:1], lambda both: both[1:]])
+def test_a_preset_that_was_killed_before_its_commit_is_committed(tmp_path, written):
     root = setup.setup(tmp_path / "w", VIEW, skip_data=True)
     sized = setup.Sizes(presets.get("cpu")).apply(*setup._files(root))
-    for name, content in zip(setup.SIZED, sized, strict=True):
+    for name, content in written(list(zip(setup.SIZED, sized, strict=True))):
         (root / name).write_bytes(content)
     setup.setup(root, VIEW, preset="cpu", skip_data=True)
     assert git(root, "log", "-1", "--format=%s") == "Apply preset cpu"
     assert git(root, "status", "--porcelain") == ""
+
+
+def test_a_setup_that_was_killed_does_not_prevent_the_next_one(tmp_path):
+    for folder in (tmp_path / "w", tmp_path):  # in an existing folder, and beside a new one
+        (folder / f"{setup.NEW}killed" / ".git").mkdir(parents=True)
+    setup.setup(tmp_path / "w", VIEW, skip_data=True)
+    setup.setup(tmp_path / "v", VIEW, skip_data=True)
+    for folder in (tmp_path / "w", tmp_path):
+        assert not list(folder.glob(f"{setup.NEW}*"))
 
 
 def test_a_workspace_that_cannot_be_moved_into_its_folder_leaves_it_empty(tmp_path, monkeypatch):
@@ -288,14 +299,20 @@ def test_setup_commits_only_to_the_users_branches(tmp_path, state):
     assert (files(root), git(root, "rev-parse", "HEAD")) == before
 
 
-@pytest.mark.parametrize("kind", ["file", "full", "repository", "mistyped", "shards", "unwritable"])
+@pytest.mark.parametrize(
+    "kind",
+    ["file", "link", "full", "repository", "bare", "mistyped", "empty", "shards", "unwritable"],
+)
 def test_refusals_change_nothing(tmp_path, kind):
     parent = tmp_path / "place"
     target, options = parent / "w", {}
     parent.mkdir()
     if kind == "file":
         target.write_text("mine")
-        message = "is a file"
+        message = "is no folder"
+    elif kind == "link":
+        target.symlink_to("nowhere")
+        message = "is no folder"
     elif kind == "full":
         target.mkdir()
         (target / "thesis.txt").write_text("mine")
@@ -303,6 +320,12 @@ def test_refusals_change_nothing(tmp_path, kind):
     elif kind == "repository":
         git(parent, "init", "--quiet")
         message = "is in the git repository"
+    elif kind == "bare":
+        git(parent, "init", "--quiet", "--bare")
+        message = "is in the git repository"
+    elif kind == "empty":
+        options = {"preset": ""}  # as of a variable that is not set
+        message = "no preset ''"
     elif kind == "mistyped":
         options = {"preset": "h10"}
         message = "no preset 'h10'.*h100"

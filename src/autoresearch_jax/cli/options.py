@@ -19,6 +19,8 @@ tag_option = click.option("--tag", help="Another tag.  [default: the newest]")
 class Count(click.IntRange):
     """Whole numbers up to LARGEST, more than any memory or run has."""
 
+    name = "whole number"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
         if number > LARGEST:
@@ -28,6 +30,8 @@ class Count(click.IntRange):
 
 class Finite(click.FloatRange):
     """Finite numbers: click takes nan for a number in every range."""
+
+    name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)

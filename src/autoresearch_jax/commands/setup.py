@@ -1,14 +1,17 @@
 """New workspaces, their sizes and their data: what `setup` and `demo` do."""
 
 import contextlib
+import fcntl
 import importlib.metadata
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +26,12 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.records import results_tsv
 from autoresearch_jax.repo import git
-from autoresearch_jax.system import device_probe
+from autoresearch_jax.system import device_probe, interrupts
 
 VERSION = importlib.metadata.version("autoresearch-jax")
 COPIED = ("train.py", "prepare.py", "constants.py", "program.md")
 SIZED = ("train.py", "constants.py")  # what a preset rewrites
+NEW = ".autoresearch-new-"  # begins the name of a workspace until it is complete
 AUTHOR = "autoresearch-jax"  # of commits, where git knows no user
 # The user's settings are not for our commits: hooks, templates, filters, ignored files, signatures.
 OWN = {
@@ -64,7 +68,8 @@ def setup(
         UserError: `target` contains something else, has changes that would be overwritten, or its
             data could not be prepared. No file of the user is lost.
     """
-    sizes = Sizes(presets.get(preset) if preset else None, seq_len, vocab_size, budget)
+    chosen = None if preset is None else presets.get(preset)
+    sizes = Sizes(chosen, seq_len, vocab_size, budget)
     text = resolved(text)
     target = target.absolute()
     if is_workspace(target):
@@ -131,9 +136,9 @@ def is_workspace(target: Path) -> bool:
 
 def check_free(target: Path) -> None:
     """Raise UserError unless a new workspace may be made at `target`."""
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target} is a file: name a new folder, `autoresearch-jax setup DIR`.")
-    if target.is_dir() and any(target.iterdir()):
+    if os.path.lexists(target) and not target.is_dir():
+        raise UserError(f"{target} is no folder: name a new one, `autoresearch-jax setup DIR`.")
+    if target.is_dir() and not all(entry.name.startswith(NEW) for entry in target.iterdir()):
         raise UserError(
             f"{target} is not empty and not a workspace; nothing in it was changed. Name a new "
             "folder: `autoresearch-jax setup DIR`."
@@ -141,7 +146,8 @@ def check_free(target: Path) -> None:
     existing = target
     while not existing.is_dir():
         existing = existing.parent
-    outer = git.run(existing, "rev-parse", "--show-toplevel")
+    # Also of another user, and without a checkout.
+    outer = git.run(existing, "-c", "safe.directory=*", "rev-parse", "--absolute-git-dir")
     if outer.status == 0:
         ignored = git.run(existing, "check-ignore", "--quiet", "--no-index", f"{target}/")
         if ignored.status:
@@ -159,7 +165,7 @@ def make(target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         # An existing folder may be a mount, or its parent may belong to another user.
         beside = target if target.is_dir() else target.parent
-        with tempfile.TemporaryDirectory(prefix=".autoresearch-new-", dir=beside) as name:
+        with _alone_in(beside), tempfile.TemporaryDirectory(prefix=NEW, dir=beside) as name:
             folder = Path(name)
             folder.chmod(0o755)
             for file in COPIED:
@@ -179,6 +185,19 @@ def make(target: Path) -> None:
             _move_into(folder, target)
     except OSError as error:
         raise UserError(f"{target} cannot be made: {error}.") from error
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait for other setups in a folder, and remove what killed ones left."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for left in folder.glob(f"{NEW}*"):
+            files.remove(left)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _move_into(folder: Path, target: Path) -> None:
@@ -205,10 +224,11 @@ def resize(root: Path, sizes: Sizes, view: View) -> None:
     before = _files(root)
     after = sizes.apply(*before)
     dirty = git.text(git.output(root, "status", "--porcelain", "--", *SIZED))
-    if before == after and dirty:
+    with contextlib.suppress(UserError):  # nothing is committed, or something else
         committed = _committed(root)
-        if sizes.apply(*committed) == after:  # as an interrupted setup leaves them
-            before, dirty = committed, ""
+        sized = sizes.apply(*committed)
+        if all(one in both for one, *both in zip(before, committed, sized, strict=True)):
+            before, after, dirty = committed, sized, ""  # as a killed setup leaves them
     changed = [name for name, old, new in zip(SIZED, before, after, strict=True) if old != new]
     if not changed:
         view.say(f"Its sizes are those of {sizes} already.")
@@ -221,6 +241,7 @@ def resize(root: Path, sizes: Sizes, view: View) -> None:
         )
     _check_branch(root)
     head = git.run(root, "rev-parse", "HEAD").text
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.SIGNALS)  # until it is committed
     try:
         for name, content in zip(SIZED, after, strict=True):
             if name in changed:
@@ -234,6 +255,8 @@ def resize(root: Path, sizes: Sizes, view: View) -> None:
                     files.write_bytes(root / name, content)
             git.run(root, "reset", "--quiet", "--", *changed)
         raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     view.say(f"Applied and committed {sizes}: {', '.join(changed)}.")
 
 
@@ -270,11 +293,11 @@ def prepare_command(text: dict[str, Any]) -> str:
 
 def resolved(text: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `prepare` with full paths. Raises UserError."""
-    if not (text.get("source") or text.get("validation")):
+    given = {name: value for name, value in text.items() if value is not None}
+    if not given:
         return text
     from autoresearch_jax.data import preparation, sources  # importing pyarrow takes a while
 
-    given = {name: value for name, value in text.items() if value is not None}
     found = sources.resolve(manifest.Choice(**({"source": preparation.DEFAULT} | given)))
     return text | {name: getattr(found, name) for name in given}
 
@@ -312,13 +335,17 @@ def commit(folder: Path, message: str, *names: str) -> None:
     ident = git.run(folder, "var", "GIT_AUTHOR_IDENT")
     found = re.fullmatch(r"(.*) <(.*)> \S+ \S+", ident.text) if ident.status == 0 else None
     name, email = found.groups() if found else (AUTHOR, f"{AUTHOR}@localhost")
+    idents = {
+        f"GIT_{role}_{part}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for part, value in (("NAME", name), ("EMAIL", email))
+    }
     git.output(
         folder,
-        *("-c", f"user.name={name}", "-c", f"user.email={email}"),
         *("-c", f"safe.directory={folder}", "-c", "commit.gpgsign=false"),
         *("commit", "--quiet", "-m", message),
         *(["--", *names] if names else []),
-        env=OWN,
+        env=OWN | idents,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from types import ModuleType
@@ -58,9 +59,10 @@ def library() -> ModuleType:
     try:
         import git  # takes 0.15 s, and looks for the git program
     except ImportError as error:
+        if shutil.which("git"):  # with a configuration that it cannot read, say
+            raise UserError(f"git does not run: {clean(str(error), limit=500)}") from None
         raise UserError(
-            f"git is not installed or not in PATH ({error}). Install it, for example: "
-            "sudo apt install git"
+            "git is not installed or not in PATH. Install it, for example: sudo apt install git"
         ) from None
     return git
 
