@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.data import bars, documents, manifest, preparation, pydocs
+from autoresearch_jax.data import bars, documents, manifest, packing, preparation, pydocs
 from tests import data_helpers
 
 
@@ -410,6 +410,24 @@ def test_too_little_text_for_a_row_is_refused(place):
     assert done.returncode == 1
     assert "fills no row of 65 tokens: take more with --num-shards" in done.stderr
     assert not list(home.glob("packed/new"))
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(place, monkeypatch):
+    """Its rows would be kept under the name of the former content, for every workspace."""
+    root, home, shards = place
+    constants = {"TIME_BUDGET": 5, "MAX_SEQ_LEN": 64, "EVAL_TOKENS": 3072, "VOCAB_SIZE": 512}
+    pack = packing.pack
+
+    def packing_while_it_changes(*given):
+        data_helpers.write_shard(shards / "shard_00000.parquet", data_helpers.texts(10, seed=9))
+        return pack(*given)
+
+    monkeypatch.setattr(packing, "pack", packing_while_it_changes)
+    with pytest.raises(UserError, match="changed while it was read"):
+        preparation.prepare(root, constants, str(shards))
+    assert not list(home.glob("packed/*"))
+    preparation.prepare(root, constants, str(shards))
+    manifest.load(root).check(hashed=True)
 
 
 def test_long_work_shows_its_progress_also_in_a_file(place, monkeypatch, capsys):

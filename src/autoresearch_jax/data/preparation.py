@@ -66,6 +66,7 @@ def prepare(
     choice = sources.resolve(msgspec.structs.replace(before.choice, **given))
     frozen = manifest.frozen_hashes(root)
     home = paths.home()
+    paths.refuse_unusable(home)
     progress = Bars()
     waiting = f"Waiting for another preparation in {home} to end."
     lock = locks.exclusive(home / "prepare.lock", lambda: progress.console.print(waiting))
@@ -129,6 +130,15 @@ class _Text:
     @property
     def count(self) -> int | None:
         return documents.count(self.paths)
+
+    def refuse_changed(self) -> None:
+        """Raise UserError if the files are no longer those that `content` stands for."""
+        for shard in self.shards:
+            if manifest.file_sha256(Path(shard.path)) != shard.sha256:
+                raise UserError(
+                    f"{shard.path} changed while it was read. Once it is complete, run the same "
+                    "command again"
+                )
 
     def __iter__(self) -> Iterator[str]:
         found = documents.read(self.paths, self.column)
@@ -229,6 +239,8 @@ def _repeated(texts: dict[str, _Text], progress: Bars) -> frozenset[bytes]:
         tracked = progress.track(train, train.count, task_id=task)
         found = {digest for text in tracked if (digest := _digest(text)) in held}
         (folder / "digests").write_bytes(b"".join(sorted(found)))
+        for one in texts.values():
+            one.refuse_changed()
 
     contents = [train.content, [one.content for one in held_out]]
     digests = (paths.home() / _stage("repeated", (contents,), make)["digests"].path).read_bytes()
@@ -265,6 +277,7 @@ def _make_tokenizer(text: _Text, constants: dict[str, int], progress: Bars) -> d
         trained = Tokenizer(folder / "tokenizer.json").token_bytes()
         lengths[: len(trained)] = trained
         np.save(folder / "token_bytes.npy", lengths)
+        text.refuse_changed()
 
     made = _stage("tokenizers", inputs, make)
     bars.finish(progress, task)
@@ -297,6 +310,7 @@ def _pack_split(
         with (folder / name).open("wb") as file:
             for batch in batched(packed, WRITE_ROWS):
                 file.write(np.stack(batch).astype("<u2").tobytes())
+        text.refuse_changed()
         if not (folder / name).stat().st_size:
             raise UserError(
                 f"the text of {', '.join(shard.name for shard in text.shards)} fills no row of "

@@ -157,7 +157,7 @@ def train(documents: Iterable[str], path: Path, vocab_size: int) -> None:
     )
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     tokenizer.add_special_tokens(list(RESERVED))
-    tokenizer.save(str(path))
+    path.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
 
 
 def _beginnings(documents: Iterable[str]) -> Iterator[str]:
