@@ -51,8 +51,8 @@ def test_a_new_workspace(tmp_path):
     root = setup.setup(tmp_path / "new" / "My Research", VIEW, skip_data=True)
     assert git(root, "status", "--porcelain") == ""
     assert git(root, "ls-files").split() == [
-        ".gitignore", "constants.py", "prepare.py", "program.md", "pyproject.toml", "results.tsv",
-        "train.py",
+        ".gitattributes", ".gitignore", "constants.py", "prepare.py", "program.md",
+        "pyproject.toml", "results.tsv", "train.py",
     ]  # fmt: skip
     for name in setup.COPIED:
         assert (root / name).read_bytes() == (data_helpers.ROOT / name).read_bytes()
@@ -157,8 +157,8 @@ def test_no_setting_of_the_users_git_changes_a_new_workspace(tmp_path, kind, mon
     isolated = {"env": setup.OWN}
     listed = setup.git.output(root, "ls-tree", "-r", "--name-only", "HEAD", **isolated).decode()
     assert listed.split() == [
-        ".gitignore", "constants.py", "prepare.py", "program.md", "pyproject.toml", "results.tsv",
-        "train.py",
+        ".gitattributes", ".gitignore", "constants.py", "prepare.py", "program.md",
+        "pyproject.toml", "results.tsv", "train.py",
     ]  # fmt: skip
     for name in listed.split():
         content = setup.git.output(root, "cat-file", "blob", f"HEAD:{name}", **isolated)
@@ -174,6 +174,9 @@ def test_no_setting_of_the_users_git_changes_a_new_workspace(tmp_path, kind, mon
         subprocess.run(["git", "checkout", "-q", "constants.py"], cwd=root, check=True)
         assert (root / "constants.py").read_bytes() == content_of(root, "constants.py")
         assert Workspace.open(root).differing("HEAD", ("constants.py", "prepare.py")) == []
+    if kind in ("line ends", "filters", "ignored"):
+        subprocess.run(["git", "clone", "-q", root, tmp_path / "clone"], check=True)
+        assert manifest.frozen_hashes(tmp_path / "clone") == manifest.frozen_hashes(root)
 
 
 def content_of(root: Path, name: str) -> bytes:

@@ -172,6 +172,7 @@ def make(target: Path) -> None:
                 shutil.copyfile(template / file, folder / file)
             (folder / "results.tsv").write_text(results_tsv.HEADER)
             (folder / ".gitignore").write_text("\n".join((*IGNORED, "")))
+            (folder / ".gitattributes").write_text(ATTRIBUTES)  # for clones
             (folder / "pyproject.toml").write_text(pyproject(target, folder))
             git.output(folder, "init", "--quiet", "--initial-branch=main", "--template=", env=OWN)
             attributes = folder / ".git" / "info" / "attributes"
