@@ -32,6 +32,13 @@ def candidates(workspace):
     return Candidates(workspace, "tag")
 
 
+def test_lines_that_end_with_a_carriage_return_alone_are_compared(workspace, candidates):
+    base = workspace.head()
+    sources = (b"A = 1\rB = 1\r", b"A = 1\rB = 2\r")
+    old, new = (candidates.candidate(base, candidates.store(one), "Mac\n") for one in sources)
+    assert "\n A = 1\n-B = 1\n+B = 2\n" in candidates.diff(old, new)
+
+
 def test_a_candidate_differs_in_train_py_alone(workspace, candidates):
     (workspace.root / "train.py").chmod(0o755)
     (workspace.root / "folder").mkdir()

@@ -3,6 +3,7 @@
 Only git's plumbing commands are used. None of them touches the user's checkout, index or HEAD.
 """
 
+import difflib
 import errno
 import os
 import re
@@ -68,9 +69,14 @@ class Candidates:
 
     def diff(self, base: str, commit: str) -> str:
         """Return the change of train.py from `base` to `commit` as a unified diff."""
+        old, new = self.show(base), self.show(commit)
+        if "\n" not in old + new:  # for git, a carriage return ends no line
+            lines = old.split("\r"), new.split("\r")
+            found = difflib.unified_diff(*lines, "a/train.py", "b/train.py", lineterm="")
+            return "\n".join(found)
         arguments = ("diff", "--no-color", "--no-ext-diff", base, commit, "--", "train.py")
-        found = self.workspace.git_bytes(*arguments, keep_fds=self.keep_fds)
-        return literals.readable(found, like=self.blob(commit))
+        diff = self.workspace.git_bytes(*arguments, keep_fds=self.keep_fds)
+        return literals.readable(diff, like=self.blob(commit))
 
     def lines_changed(self, base: str, blob: str) -> tuple[str, str]:
         """Return how many lines a stored train.py adds to that of `base`, and how many it drops."""
