@@ -94,6 +94,11 @@ def folder_in_the_way(root):
     (root / "results.tsv").mkdir()
 
 
+def link_to_itself(root):
+    (root / "results.tsv").unlink()
+    (root / "results.tsv").symlink_to("results.tsv")
+
+
 def home_is_a_file(root):
     (root.parent / "home").write_text("")
 
@@ -110,6 +115,10 @@ BROKEN = {
         False,
     ),
     "a branch in the way": (lambda root: harness.git(root, "branch", "autoresearch"), False),
+    "a ref in the way": (
+        lambda root: harness.git(root, "update-ref", "refs/autoresearch", "HEAD"), False,
+    ),
+    "results.tsv is a link to itself": (link_to_itself, False),
     "a file in the way": (file_in_the_way, False),
     "results.tsv is a folder": (folder_in_the_way, False),
     "the home is a file": (home_is_a_file, False),

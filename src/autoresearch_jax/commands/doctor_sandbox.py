@@ -31,7 +31,7 @@ def weak_sandbox(chosen: Chosen | None) -> Iterator[Problem]:
 
 def readable_text(root: Path, settings: LoopConfig) -> Iterator[Problem]:
     """Report how the held-out text can be read in spite of a sandbox."""
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(OSError, UserError):
         data = manifest.load(root)
         yield from (Problem(f"{words}.", command) for words, command in profiles.exposed(data))
         own = Path(data.validation or data.source).is_absolute() or data.source == "pydocs"

@@ -159,8 +159,10 @@ def _warn_of_unused(session: Session) -> None:
     """Warn of an edited train.py, and of ranges of a search that its constants lack."""
     head, best = session.workspace.head(), session.experiments.best
     newest = best.commit if best else head
-    blob = session.candidates.store((session.workspace.root / "train.py").read_bytes())
-    if blob not in [session.candidates.blob_id(commit) for commit in (head, newest)]:
+    blob = ""
+    with contextlib.suppress(PermissionError):  # the committed file is used in any case
+        blob = session.candidates.store((session.workspace.root / "train.py").read_bytes())
+    if blob not in ["", *(session.candidates.blob_id(commit) for commit in (head, newest))]:
         session.view.say(
             "Warning: train.py in the checkout has uncommitted edits: the committed one is used. "
             "`autoresearch-jax run -m DESCRIPTION` proposes the edited one."

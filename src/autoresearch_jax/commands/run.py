@@ -252,6 +252,7 @@ def propose(
     log_path = log_place(workspace, log_path)
     source = source_of(workspace.root / "train.py")
     with open_session(workspace, config, tools, "run -m") as (session, _):
+        session.candidates.refuse_unwritable(len(session.experiments))
         blob = session.candidates.store(source)
         if _waiting(session, blob) is None:
             _refuse_known(session, blob, source)

@@ -44,6 +44,7 @@ class Session(OpenTag):
     def check(self) -> None:
         """Raise UserError if a loop cannot start. Only stale locks of git are removed."""
         stale_locks.clear(self.candidates, self._intended())
+        self.candidates.refuse_unwritable(len(self.experiments))
         effects.refuse_moved(self)
         self.refuse_uncommitted()
         head, root = self.workspace.head(), self.workspace.root
@@ -56,17 +57,18 @@ class Session(OpenTag):
             )
         self.pool.workers[0].refuse_full_disk()
         self.private.mkdir(parents=True, exist_ok=True)
-        for folder in (root, self.private, self.workspace.common_dir / "objects"):
-            if not os.access(folder, os.W_OK | os.X_OK):
+        common = self.workspace.common_dir
+        shared = (
+            common / name for name in ("logs", "logs/refs/heads", "autoresearch/results.lock")
+        )
+        objects = common / "objects"
+        for path in (root, self.private, objects, *objects.glob("??"), *shared):
+            if path.exists() and not os.access(path, os.W_OK):
                 raise UserError(
-                    f"{folder} may not be written by you, and a loop must write there. See whose "
-                    f"it is: ls -ld {folder}"
+                    f"{path} may not be written by you, and a loop must write there. See whose "
+                    f"it is: ls -ld {path}"
                 )
-        if (root / "results.tsv").is_dir():
-            raise UserError(
-                f"{root / 'results.tsv'} is a folder, and a loop writes a file of that name. Move "
-                f"it: mv {root / 'results.tsv'} {root / 'results'}"
-            )
+        results_tsv.present(self.workspace)
 
     def settle(self) -> list[Experiment]:
         """Carry out what an earlier process recorded; return the undecided. Raises UserError."""

@@ -1,11 +1,14 @@
 """results.tsv: the experiments of a tag as a table in the checkout, for users and their tools."""
 
 import contextlib
+import errno
 import itertools
+import os
 from collections.abc import Iterable
 
 from autoresearch_jax.common import files
 from autoresearch_jax.common.console import View
+from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.records import journal
 from autoresearch_jax.records.events import Status
@@ -36,9 +39,7 @@ def write(workspace: Workspace, history: Iterable[Experiment], view: View) -> No
     path, text = workspace.root / "results.tsv", results_text(history)
     # A loop of another tag may write it at the same time.
     with locks.exclusive(workspace.common_dir / "autoresearch" / "results.lock"):
-        old = b""  # what is no file of a table's size is replaced
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            old = files.plain_bytes(path.resolve(), MOST_BYTES)
+        old = present(workspace)
         if old == text.encode():
             return
         if _holds_unknown_rows(workspace, old, text):
@@ -47,6 +48,27 @@ def write(workspace: Workspace, history: Iterable[Experiment], view: View) -> No
             files.write_bytes(aside, old)
             view.say(f"results.tsv had rows of your own. They are in {aside.name} now.")
         files.write_text(path, text)
+
+
+def present(workspace: Workspace) -> bytes:
+    """Return the table's bytes; b"" of what is no file of a table's size, which is replaced.
+
+    Raises UserError if it cannot be replaced.
+    """
+    path = workspace.root / "results.tsv"
+    try:
+        if (target := path.resolve()).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if target.parent.is_dir() and not os.access(target.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, f"{target.parent} may not be written by you")
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return files.plain_bytes(target, MOST_BYTES)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that form a circle
+        why = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"{path} cannot be used as the table of results: {why}. Move it: mv {path} {path}.old"
+        ) from None
+    return b""
 
 
 def _holds_unknown_rows(workspace: Workspace, old: bytes, text: str) -> bool:

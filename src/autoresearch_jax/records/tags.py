@@ -39,12 +39,6 @@ def choose(
 
     Raises UserError if `tag` cannot be used.
     """
-    parent = "refs/heads/autoresearch"  # git allows no branch that is another one's folder
-    if workspace.git("for-each-ref", "--format=%(refname)", parent) == parent:
-        raise UserError(
-            "branch autoresearch is in the way of a branch autoresearch/TAG. Rename it: "
-            "git branch -m autoresearch NEW-NAME"
-        )
     if tag is not None:
         return check_tag(tag), _is_new(workspace, tag, fingerprint), "named by --tag"
     newest = next((name for name in reversed(workspace.tags()) if _began(workspace, name)), None)

@@ -151,6 +151,22 @@ class Candidates:
         """
         self.git("update-ref", self.ref(n, attempt), commit)
 
+    def refuse_unwritable(self, n: int) -> None:
+        """Raise UserError if git cannot write the branch or the ref of experiment `n`.
+
+        Another ref or a lock file may be in the way. Nothing is changed.
+        """
+        head, refs = self.workspace.head(), (f"refs/heads/{self.branch}", self.ref(n))
+        lines = ["start", *(f"update {ref} {head}" for ref in refs), "prepare", "abort", ""]
+        try:
+            self.git("update-ref", "--stdin", stdin="\n".join(lines).encode())
+        except GitError as error:
+            raise UserError(
+                f"git cannot write the refs of tag {self.tag}: {error}. Rename what is in the way, "
+                "such as git branch -m autoresearch NEW-NAME, or remove it; then run the same "
+                "command again."
+            ) from None
+
     def ref(self, n: int, attempt: int = 0) -> str:
         """Return the ref of an experiment."""
         return f"refs/autoresearch/{self.tag}/{n}" + (f".{attempt}" if attempt else "")

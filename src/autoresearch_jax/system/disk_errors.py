@@ -11,7 +11,7 @@ DISK_ERRORS = {
     ENOSPC: "The disk is full",
     EDQUOT: "The disk quota is used up",
     EROFS: "The disk is read-only",
-    EACCES: "A file may not be written",
+    EACCES: "Access to a file is denied",
     EIO: "The disk fails",
 }
 
