@@ -1,6 +1,7 @@
 """How a loop ended: what `watch`, the page, `results` and notifications say of it afterwards."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,17 @@ def test_a_killed_loop_is_never_shown_as_alive_and_says_so_everywhere(killed, wo
     started, told = killed.read_text().splitlines()
     assert started.startswith("started autoresearch/t: started: agent scripted, 5 experiments")
     assert told.startswith(f"killed autoresearch/t: {words}")
+
+
+def test_a_loop_that_dies_with_its_workspace_is_reported(workspace, tmp_path):
+    received = tmp_path / "received"
+    command = f'echo "$AUTORESEARCH_EVENT $(cat)" >>{received}'
+    with subprocess.Popen([sys.executable, "-c", LOOP, workspace.root, command], cwd=TOP) as loop:
+        until(lambda: len(journal.read(workspace.state_dir("t"))) == 2)
+        loop.send_signal(signal.SIGSTOP)  # it would notice
+        shutil.rmtree(workspace.root, ignore_errors=True)
+        loop.kill()
+    until(lambda: received.exists() and "its records are gone" in received.read_text())
 
 
 def test_the_next_loop_says_what_became_of_a_killed_one(killed, workspace):

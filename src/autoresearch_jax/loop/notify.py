@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Self
 
+from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.loop import watcher
 from autoresearch_jax.loop.config import LoopConfig
@@ -46,8 +47,9 @@ class Notifier:
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if isinstance(error, Exception):
-            self.notify("paused", f"the loop has stopped: {error}")
+        if error is not None and not isinstance(error, KeyboardInterrupt):
+            why = str(error) if isinstance(error, UserError) else repr(error)
+            self.notify("paused", f"the loop has stopped: {why}")
         self.close()
 
     def started(self, words: str, last: str) -> None:
@@ -87,9 +89,8 @@ class Notifier:
         """Notify of the end of the loop; `stopped` is that of a LoopResult."""
         self.decided()
         best = self._session.experiments.best
-        if stopped != "abandoned":  # then the person is at the terminal
-            score = f", best val_bpb {best.val_bpb:.6f}" if best and best.val_bpb else ""
-            self.notify("done", f"done ({stopped}): {self._seen} experiments{score}")
+        score = f", best val_bpb {best.val_bpb:.6f}" if best and best.val_bpb else ""
+        self.notify("done", f"done ({stopped}): {self._seen} experiments{score}")
 
     def notify(self, event: str, text: str) -> None:
         """Send a text soon, if the person wants this event."""
@@ -107,7 +108,8 @@ class Notifier:
 
     def close(self) -> None:
         """Wait for the texts that are still to be sent, at most CLOSE_SECONDS."""
-        if self._watcher is not None:
+        # An abandoned loop waits for no text, so the process that outlives it sends the last one.
+        if self._watcher is not None and not self._session.interrupts.abandoned():
             watcher.dismiss(self._watcher)
         if not self._thread.is_alive():
             return

@@ -1,13 +1,15 @@
-"""Sends a notification if a loop is killed: a script for a process that outlives the loop.
+"""Sends a notification if a loop is killed or abandoned, as a process that outlives the loop.
 
     python -m autoresearch_jax.loop.watcher
 
 Its standard input is one line of JSON, and ends with the loop. It sends how the loop ended, unless
-the loop has recorded that itself. If the whole machine stops, the next loop says so.
+the loop does so itself. If the whole machine stops, the next loop says so.
 """
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,17 +43,24 @@ def dismiss(process: Watcher) -> None:
 
 
 def main() -> None:
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):  # meant for the loop as well
+        signal.signal(number, lambda *_: None)
     spec = json.loads(sys.stdin.readline())
     sys.stdin.read()  # until the loop has ended
+    from autoresearch_jax.common.errors import UserError
     from autoresearch_jax.common.text import clean
     from autoresearch_jax.loop import sending
     from autoresearch_jax.records import endings, journal
+    from autoresearch_jax.records.experiments import Experiments
 
-    experiments = journal.read(Path(spec["state"]))
-    began = experiments.loop
-    if began is not None and began.pid == spec["pid"] and experiments.ended is None:
-        text = f"autoresearch/{spec['tag']}: {endings.words(experiments)}"
-        sending.send(spec["to"], "killed", clean(text, 600))
+    experiments = Experiments()
+    with contextlib.suppress(OSError, UserError):
+        experiments = journal.read(Path(spec["state"]))
+    began, ended = experiments.loop, experiments.ended
+    ours = began is None or began.pid == spec["pid"]
+    if ours and (ended is None or ended.stopped == "abandoned"):
+        words = endings.words(experiments) or "the loop was killed, and its records are gone"
+        sending.send(spec["to"], "killed", clean(f"autoresearch/{spec['tag']}: {words}", 600))
 
 
 if __name__ == "__main__":
