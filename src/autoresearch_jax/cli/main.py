@@ -15,6 +15,7 @@ import click
 from autoresearch_jax.cli import look, output, research, start
 from autoresearch_jax.common.console import spell_with, typed
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.system.disk_errors import DISK_ERRORS
 
 SECTIONS = {
     "Start": (start.demo, start.setup, start.doctor),
@@ -52,8 +53,10 @@ class Sections(click.Group):
         except UserError as error:
             raise click.ClickException(typed(str(error))) from error
         except OSError as error:
-            if error.filename is None:  # not of a file: it may be the output, or our mistake
-                raise
+            if error.filename is None:  # of an open file: the output, or one on a full disk
+                if error.errno not in DISK_ERRORS:
+                    raise
+                raise click.ClickException(output.unwritable(error)) from error
             raise click.ClickException(f"{error.filename}: {error.strerror}.") from error
 
 

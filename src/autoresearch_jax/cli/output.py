@@ -113,12 +113,19 @@ def flush() -> None:
     Otherwise Python's own flush at exit would print an error and replace the exit code by 120.
     Exits with a message if it cannot be written.
     """
+    leaving = sys.exc_info()[1]
     try:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
+        failed = isinstance(leaving, SystemExit) and leaving.code  # and has said why
+        if failed or isinstance(error, BrokenPipeError):
             return
         with contextlib.suppress(OSError):
-            print(f"Error: standard output cannot be written: {error.strerror}.", file=sys.stderr)
+            print(f"Error: {unwritable(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def unwritable(error: OSError) -> str:
+    """Return the message of an error that names no file: of standard output, or of a full disk."""
+    return f"standard output, or a file, cannot be written: {error.strerror}."
