@@ -80,7 +80,7 @@ def test_the_same_table_is_read(tmp_path, form):
     assert rows[3].description == "double model width (OOM)"
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_the_same_table_is_read_in_any_unicode(tmp_path, encoding):
     rows, _ = read(tmp_path, PLAIN.replace("GeLU", "GeLU²").encode(encoding))
     assert numbers(rows) == EXPECTED
@@ -96,6 +96,38 @@ def test_columns_have_any_order_and_others_are_passed_over(tmp_path):
     assert numbers(rows) == EXPECTED[:1]
     assert rows[0].description == "baseline"
     assert others == 0
+
+
+@pytest.mark.parametrize(
+    ("header", "status", "read_as"),
+    [
+        ("kept?", "✓", "keep"),
+        ("kept?", "✗", "discard"),
+        ("keep", "y", "keep"),
+        ("accepted", "0", "discard"),
+        ("status", "✅ new best", "keep"),
+        ("status", "not kept", "discard"),
+        ("status", "💥", "crash"),
+    ],
+)
+def test_signs_and_words_stand_for_a_status(tmp_path, header, status, read_as):
+    (row,), _ = read(tmp_path, f"commit\tnew_bpb\t{header}\na1b2c3d\t0.9979\t{status}\n")
+    assert row.status == read_as
+
+
+@pytest.mark.parametrize(
+    ("score", "value"),
+    [("0,9979", 0.9979), ("44,25", 44.25), ("45,060.2", 45060.2), ("99.79%", None), ("-1", None),
+     ("nan", None), ("1e400", None)],
+)  # fmt: skip
+def test_numbers_of_any_land_are_read_and_what_is_no_score_is_none(tmp_path, score, value):
+    (row,), _ = read(tmp_path, f"commit;val_bpb;status\na1b2c3d;{score};discard\n")
+    assert row.val_bpb == value
+
+
+def test_a_quote_that_is_never_closed_costs_no_line(tmp_path):
+    rows, _ = read(tmp_path, 'commit,val_bpb,status\na,0.99,"keep\nb,0.98,keep\nc,0.97,keep\n')
+    assert [row.commit for row in rows] == ["a", "b", "c"]
 
 
 def test_a_score_of_a_discard_may_be_missing(tmp_path):

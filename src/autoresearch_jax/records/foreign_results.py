@@ -6,7 +6,6 @@ table, or two spaces.
 """
 
 import codecs
-import contextlib
 import csv
 import math
 import re
@@ -22,24 +21,30 @@ COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")  # of a fi
 # The names of a column, without blanks and signs; the first of them that a header has counts.
 NAMES = {
     "commit": ("commit", "commithash", "hash", "sha", "gitcommit", "githash", "id"),
-    "val_bpb": ("valbpb", "validationbpb", "bpb", "valbitsperbyte", "bitsperbyte", "bestvalbpb"),
+    "val_bpb": ("valbpb", "validationbpb", "bpb", "valbitsperbyte", "bitsperbyte", "finalvalbpb",
+                "finalbpb", "newvalbpb", "newbpb", "valbpbafter", "meanvalbpb", "valbpbmean",
+                "bestvalbpb"),
     "memory_gb": ("memorygb", "memgb", "peakmemorygb", "peakmemgb", "vramgb", "peakvramgb",
                   "memory"),
     "memory_mb": ("memorymb", "memmb", "peakmemorymb", "peakmemmb", "vrammb", "peakvrammb"),
-    "status": ("status", "decision", "outcome", "verdict", "result", "kept"),
+    "status": ("status", "decision", "outcome", "verdict", "result", "kept", "keep", "accepted"),
     "description": ("description", "desc", "change", "changes", "what", "idea", "hypothesis",
                     "experiment", "name", "notes", "note", "comment", "attempt"),
 }  # fmt: skip
 WORDS = {
     Status.KEEP: ("keep", "kept", "best", "baseline", "accept", "accepted", "adopt", "adopted",
-                  "improved", "win", "yes", "true"),
-    Status.DISCARD: ("discard", "discarded", "revert", "reverted", "reject", "rejected", "no",
-                     "not", "false", "worse"),
-    Status.CRASH: ("crash", "crashed", "fail", "failed", "failure", "error", "oom", "timeout"),
+                  "improved", "improvement", "merged", "committed", "win", "pass", "passed",
+                  "success", "yes", "y", "true", "1", "✓", "✔", "✅", "☑"),
+    Status.DISCARD: ("discard", "discarded", "revert", "reverted", "reject", "rejected", "reset",
+                     "rolled", "no", "not", "n", "false", "0", "worse", "neutral", "regressed",
+                     "regression", "✗", "✘", "✖", "❌"),
+    Status.CRASH: ("crash", "crashed", "fail", "failed", "failure", "error", "oom", "timeout",
+                   "diverged", "killed", "💥"),
 }  # fmt: skip
 # A number, perhaps with a unit or a remark: **0.9979**, 0.9979 (best), 45,060.2, 44 GB.
-NUMBER = re.compile(r"([+-]?\d+(?:,\d{3})*(?:\.\d*)?(?:[eE][+-]?\d+)?)(?![\w.,:/-]*\d)")
-RULE = re.compile(r"[\s|:=+*_-]*")  # a separator, such as |---|---|
+NUMBER = re.compile(r"([+-]?\d+(?:,\d{3})*(?:\.\d*)?(?:[eE][+-]?\d+)?)(?![\w.,:/-]*[\d%])")
+RULE = re.compile(r"[\s|:=+*_\u2500-\u257f-]*")  # a separator, such as |---|---|
+csv.field_size_limit(2**31 - 1)  # a longer cell would end the table
 
 
 @dataclass(frozen=True)
@@ -78,12 +83,15 @@ def read(path: Path) -> tuple[list[Row], int]:
 
 
 def _decoded(data: bytes) -> str:
-    """Return the text of UTF-8 or UTF-16, with or without a mark of the byte order."""
+    """Return the text of UTF-8, UTF-16 or UTF-32."""
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return data.decode("utf-32", errors="replace")
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16", errors="replace")
-    if b"\0" in data[:2]:
-        name = "utf-16-be" if data.startswith(b"\0") else "utf-16-le"
-        return data.decode(name, errors="replace")
+    even, odd = (data[start:512:2] for start in (0, 1))  # of ASCII, one of two bytes is 0
+    for name, half in (("utf-16-be", even), ("utf-16-le", odd)):
+        if 2 * half.count(0) > len(half):
+            return data.decode(name, errors="replace")
     return data.decode("utf-8-sig", errors="replace")
 
 
@@ -109,13 +117,17 @@ def _unquoted(cell: str) -> str:
 
 def _markdown(lines: Sequence[str]) -> Iterator[list[str]]:
     for line in lines:
-        yield [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
+        cells = re.split(r"(?<!\\)\|", line.strip().removeprefix("|").removesuffix("|"))
+        yield [cell.strip().replace("\\|", "|") for cell in cells]
 
 
 def _quoted(by: str) -> Split:
     def split(lines: Sequence[str]) -> Iterator[list[str]]:
-        with contextlib.suppress(csv.Error):  # a quote that is never closed
-            yield from csv.reader((f"{line}\n" for line in lines), delimiter=by)
+        try:
+            yield from list(csv.reader((f"{x}\n" for x in lines), delimiter=by, strict=True))
+        except csv.Error:  # a quote that is never closed would swallow the lines after it
+            plain = ([line.replace("\r", " ")] for line in lines)
+            yield from (row for one in plain for row in csv.reader(one, delimiter=by))
 
     return split
 
@@ -161,7 +173,7 @@ def _names(cells: Sequence[str]) -> list[str]:
 def _row(cells: dict[str, str]) -> Row | None:
     """Return a row; None if the cells are not those of an experiment."""
     status, val_bpb = _status(cells.get("status", "")), _number(cells.get("val_bpb", ""))
-    scored = bool(val_bpb) and status != Status.CRASH
+    scored = val_bpb is not None and val_bpb > 0 and status != Status.CRASH
     if not scored:
         crashed = Status.CRASH in (status, _status(cells.get("val_bpb", "")))
         if not crashed and val_bpb is None and status not in WORDS:
@@ -182,14 +194,15 @@ def _row(cells: dict[str, str]) -> Row | None:
 
 def _status(text: str) -> str:
     """Return a status as we write it, or the words of a fork that has others."""
-    words = re.findall(r"[a-z]+", text.lower())
+    words = re.findall(r"[a-z]+|\d+|[^\w\s]", text.lower())
     known = (status for word in words for status, alike in WORDS.items() if word in alike)
     return next(known, text.strip().lower())
 
 
 def _number(text: str) -> float | None:
     """Return a finite number; float() would accept "nan", "inf" and "1_0" as well."""
-    text = re.sub(r"^(\d),(\d+)$", r"\1.\2", text.strip("*`~≈ "))  # 0,9979
+    # 0,9979 or 44,25; but 45,060 is a whole number.
+    text = re.sub(r"^(\d|\d+(?!,\d{3}$)),(\d+)$", r"\1.\2", text.strip("*`~≈ "))
     plain = NUMBER.match(text)
     value = float(plain[1].replace(",", "")) if plain else math.nan
     return value if math.isfinite(value) else None
