@@ -103,6 +103,17 @@ def home_is_a_file(root):
     (root.parent / "home").write_text("")
 
 
+def script(first_line, mode):
+    """Return a function that makes a script the agent."""
+
+    def break_it(root):
+        (root / "agent.sh").write_text(f"{first_line}\necho '# x' >>train.py\n")
+        (root / "agent.sh").chmod(mode)
+        edited("program.md", f"---\nagent: {root / 'agent.sh'}\n---\n")(root)
+
+    return break_it
+
+
 BROKEN = {
     "nothing": (lambda root: None, True),
     "no commit": (no_commit, False),
@@ -130,6 +141,9 @@ BROKEN = {
     "a detached HEAD": (lambda root: harness.git(root, "checkout", "-q", "--detach"), True),
     "a setting that is wrong": (edited("program.md", "---\nmax_hours: .nan\n---\n"), False),
     "an agent that is missing": (edited("program.md", "---\nagent: nobody\n---\n"), False),
+    "an agent": (script("#!/bin/sh", 0o755), True),
+    "an agent without its interpreter": (script("#!/usr/bin/env no-such-program", 0o755), False),
+    "an agent that is not executable": (script("#!/bin/sh", 0o644), False),
     "the branch is checked out": (
         measured(lambda root: harness.git(root, "checkout", "-q", "autoresearch/t")), False,
     ),

@@ -33,6 +33,7 @@ MISSING = (
     '2>/dev/null || echo "$one"; done'
 )
 SCRIPTS = (".py", ".sh", ".bash", ".js", ".mjs", ".ts", ".rb", ".pl")
+LINE_BYTES = 256  # of a script's first line, as the kernel reads it
 TAIL = 4000  # characters of each output that are searched for a known failure
 # The name appears in commits, which may be pushed, so a key in front of the command must not.
 VALUE = re.compile(r"""\b([A-Za-z_]\w*)=(?:'[^']*'|"(?:\\.|[^"\\])*"|[^\s'";&|])+""")
@@ -194,7 +195,7 @@ class ClientAgent(Agent):
 
     def _needed(self) -> list[str]:
         """Return the programs and files without which it cannot start."""
-        return [self.client.program]
+        return [self.client.program, *_interpreter(self.client.installed())]
 
     def _said(self, context: Context, argv: Sequence[str]) -> tuple[str, int]:
         """Return the words and the exit code of a short command where it will work."""
@@ -223,6 +224,17 @@ class ClientAgent(Agent):
             again=replies.again(said) if kind == "limit" else None,
             usage=reply.usage,
         )
+
+
+def _interpreter(script: str | None) -> list[str]:
+    """Return the programs that the first line of a script names; none for another file."""
+    with contextlib.suppress(OSError):
+        line = files.read_part(Path(script or "").resolve(), LINE_BYTES).partition(b"\n")[0]
+        program, *arguments = line.decode(errors="replace").removeprefix("#!").split() or [""]
+        if line.startswith(b"#!") and program:
+            named = arguments[:1] if Path(program).name == "env" else []
+            return [program, *(one for one in named if not one.startswith("-"))]
+    return []
 
 
 def _content(path: Path) -> bytes | None:
@@ -254,9 +266,23 @@ class CommandAgent(ClientAgent):
     def _request(self, context: Context) -> tuple[list[str], Path]:
         return list(self.client.command), context.prompt_path
 
+    def check(self) -> None:
+        """Raise AgentError if its program is a file that cannot be started."""
+        program = self._program()
+        if program and not os.access(program, os.X_OK):
+            raise AgentError(f"{program} is not executable. Type: chmod +x {program}", "missing")
+
+    def _program(self) -> str:
+        """Return the file that the command starts first; "" if it is not named by a path."""
+        words = self.client.command[-1].split()
+        first = next((word for word in words if not VALUE.match(word)), "")
+        path = Path(first).expanduser()
+        return str(path) if "/" in first and path.is_file() else ""
+
     def _needed(self) -> list[str]:
         """Return the programs and scripts among the files that the command names."""
         words = re.split(r"[\s;&|'\"()]+", self.client.command[-1])
         paths = [path for word in words if (path := Path(word).expanduser()).is_file()]
         started = [one for one in paths if one.suffix in SCRIPTS or os.access(one, os.X_OK)]
-        return [str(one) if one.is_absolute() else f"./{one}" for one in started]
+        names = [str(one) if one.is_absolute() else f"./{one}" for one in started]
+        return names + _interpreter(self._program())
