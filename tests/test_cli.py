@@ -42,6 +42,26 @@ def test_nothing_is_imported_from_the_current_folder(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_a_user_without_an_account_gets_one_message(tmp_path):
+    code = (
+        "import os\nfrom autoresearch_jax.common import errors, paths\n"
+        "from autoresearch_jax.agents import client_specs\n"
+        "os.environ.pop('HOME'); os.setuid(54321)\n"
+        "print(client_specs.shipped()['claude'].logged_in())\n"
+        "try:\n    paths.home()\nexcept errors.UserError as error:\n    print(error)\n"
+    )
+    given = {
+        k: v for k, v in os.environ.items() if not re.match("AUTORESEARCH|XDG|ANTHROPIC|CLAUDE", k)
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=given, capture_output=True, text=True
+    )
+    login, message = done.stdout.splitlines()
+    assert (login, done.stderr) == ("False", "")
+    assert "AUTORESEARCH_HOME" in message
+
+
 # ----------------------------------------------------------------------------------- help
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from autoresearch_jax.agents import replies
 from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
-from autoresearch_jax.agents.client_specs import Client, places, shipped
+from autoresearch_jax.agents.client_specs import Client, expanded, places, shipped
 from autoresearch_jax.agents.replies import Reply
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
@@ -54,7 +54,7 @@ class ClientAgent(Agent):
         self.name = f"{client.name}:{model}" if model else client.name
         self.priced = client.usd is not None
         self._tried: set[str] = set()  # levels of isolation at which its trial succeeded
-        self.writes = (*(path.expanduser().absolute() for path in writes), *places(client.writes))
+        self.writes = (*(expanded(str(path)).absolute() for path in writes), *places(client.writes))
 
     def check(self) -> None:
         """Raise AgentError if the program is missing, or if there is certainly no login."""
@@ -276,13 +276,13 @@ class CommandAgent(ClientAgent):
         """Return the file that the command starts first; "" if it is not named by a path."""
         words = self.client.command[-1].split()
         first = next((word for word in words if not VALUE.match(word)), "")
-        path = Path(first).expanduser()
+        path = expanded(first)
         return str(path) if "/" in first and path.is_file() else ""
 
     def _needed(self) -> list[str]:
         """Return the programs and scripts among the files that the command names."""
         words = re.split(r"[\s;&|'\"()]+", self.client.command[-1])
-        paths = [path for word in words if (path := Path(word).expanduser()).is_file()]
+        paths = [path for word in words if (path := expanded(word)).is_file()]
         started = [one for one in paths if one.suffix in SCRIPTS or os.access(one, os.X_OK)]
         names = [str(one) if one.is_absolute() else f"./{one}" for one in started]
         return names + _interpreter(self._program())

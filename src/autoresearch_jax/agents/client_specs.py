@@ -161,6 +161,13 @@ def parse(name: str, described: Any, others: Mapping[str, Client] | None = None)
 
 
 def places(paths: Sequence[str]) -> list[Path]:
-    """Return the paths with ~ and variables expanded, without those with an unset variable."""
-    found = [Path(os.path.expandvars(path)).expanduser() for path in paths]
-    return [path.absolute() for path in found if "$" not in str(path)]
+    """Return the paths with ~ and variables expanded, without those where that is impossible."""
+    found = [expanded(os.path.expandvars(path)) for path in paths]
+    return [
+        path.absolute() for path in found if "$" not in str(path) and not str(path).startswith("~")
+    ]
+
+
+def expanded(path: str) -> Path:
+    """Return a path with ~ expanded; as it is where there is no such home folder."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # which raises no error

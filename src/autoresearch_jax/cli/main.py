@@ -4,7 +4,7 @@ Exit codes: 0 done, 1 failed (the message says why and what to type next), 2 wro
 its own.
 """
 
-import functools
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,8 +94,12 @@ def main(ctx: click.Context, folder: Path | None, quiet: bool, verbose: bool) ->
         here = folder = folder.absolute()
     if folder is not None:
         spell_with(folder)
-        ctx.call_on_close(functools.partial(os.chdir, here))
         os.chdir(folder)
+
+        @ctx.call_on_close
+        def go_back() -> None:
+            with contextlib.suppress(OSError):  # it was removed, or may not be entered again
+                os.chdir(here)
 
 
 for command in (*(one for listed in SECTIONS.values() for one in listed), start.check_hardware):

@@ -9,9 +9,19 @@ from autoresearch_jax.common.errors import UserError
 
 
 def home() -> Path:
-    """Return the folder of data, worktrees and caches: `AUTORESEARCH_HOME` or the user's cache."""
+    """Return the folder of data, worktrees and caches: `AUTORESEARCH_HOME` or the user's cache.
+
+    Raises UserError if it is in a home folder that is not known, as of a user without an account.
+    """
     chosen = os.environ.get("AUTORESEARCH_HOME")
-    return Path(chosen or platformdirs.user_cache_dir("autoresearch-jax")).expanduser().absolute()
+    try:
+        found = Path(chosen or platformdirs.user_cache_dir("autoresearch-jax"))
+        return found.expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(
+            f"the folder of data and caches has no place ({error}). Name one: "
+            "export AUTORESEARCH_HOME=/a/folder"
+        ) from None
 
 
 def refuse_unusable(home: Path) -> None:
