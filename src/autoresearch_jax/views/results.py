@@ -12,7 +12,7 @@ from rich.text import Text
 
 from autoresearch_jax.common.console import typed
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.common.text import clean
+from autoresearch_jax.common.text import clean, sentence
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.views import summary, tables
 from autoresearch_jax.views.entries import PHASES, Entry
@@ -105,7 +105,9 @@ def notes(model: LiveModel) -> list[str]:
         f"autoresearch-jax show {one.n}"
         for one in unused
     ]
-    found += [f"{model.ending}. To continue: autoresearch-jax loop"] if model.failed else []
+    found += (
+        [f"{sentence(model.ending)} To continue: autoresearch-jax loop"] if model.failed else []
+    )
     found += [summary.passed_over(model.passed_over)] if model.passed_over else []
     return [typed(line) for line in found]
 
