@@ -88,10 +88,13 @@ def test_a_loop_stops_after_five_models_that_see_what_they_predict(workspace):
     leak = Score("refused", "later-tokens: when later tokens change, logits change", {})
     sources = [train_py(0.9 + n / 100) for n in range(9)]
     scorer = Scorer(None, leak, leak, None, leak, leak, leak)
-    with pytest.raises(UserError, match=r"refused 5 models \(experiments 1, 2, 4, 5, 6\).*show 6"):
-        run_loop(workspace, Scripted(*sources), 9, tag="t", scorer=scorer)
-    assert [row[3] for row in rows(workspace.root)].count("crash") == 5
-    run_loop(workspace, Scripted(*sources), 1, tag="t", scorer=scorer)  # a person has looked
+    run_loop(workspace, Scripted(*sources), 2, tag="t", scorer=scorer)  # a restart changes nothing
+    for _ in range(2):  # nor a service that starts the loop again and again
+        with pytest.raises(UserError, match=r"5 models \(experiments 1, 2, 4, 5, 6\).*show 6"):
+            run_loop(workspace, Scripted(*sources), 9, tag="t", scorer=scorer)
+        assert [row[3] for row in rows(workspace.root)].count("crash") == 5
+    (workspace.root / "program.md").write_text("Do not look at later tokens.\n")
+    run_loop(workspace, Scripted(*sources), 1, tag="t", scorer=scorer)
     assert len(found(workspace)) == 8
 
 

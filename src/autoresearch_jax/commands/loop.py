@@ -70,6 +70,7 @@ def run_loop(
             last = endings.words(session.experiments, locked=True)
             session.view.say(f"Before this, {last}.")
         fields = {**config.recorded(), "agent": agent.name, "workers": len(session.pool)}
+        fields["program"] = session.program_sha256
         session.begin("loop", continues=continues, **fields)
         notifier.started(f"started: agent {agent.name}, {limits}", last)
         before = len(session.experiments.decided)

@@ -26,7 +26,6 @@ from autoresearch_jax.loop.worker_pool import TICK_SECONDS, Job
 from autoresearch_jax.records.events import Purpose
 from autoresearch_jax.records.experiment import Experiment
 
-LEAKS = 5  # refusals of models that see what they predict, after which a person should look
 CRASHES = 3  # similar ones in a row, after which the best is trained again for a short time
 
 
@@ -116,7 +115,7 @@ class Scheduler:
             while (job := self._next()) is not None:
                 job(worker)
                 self._decide()
-                self._stop_at_leaks()
+                self._session.stop_at_leaks()
                 self._pause_if_broken(worker)
         except _Retired:
             pass
@@ -260,19 +259,6 @@ class Scheduler:
                 if again.n not in (*self._again, *(one.n for one in self._wanted)):
                     _announce(session, again)
                     self._wanted.append(again)
-
-    def _stop_at_leaks(self) -> None:
-        """Raise UserError after LEAKS refusals. Each try has some chance to pass the probes."""
-        leaks = self._session.experiments.leaks
-        if len(leaks) < LEAKS:
-            return
-        names = ", ".join(str(n) for n in sorted({*leaks}))
-        raise UserError(
-            f"Stopped: the scorer refused {len(leaks)} models (experiments {names}) because they "
-            "see what they should predict. Such a leak lowers the number and improves nothing, "
-            f"whether it is a wrong mask or a trick. Look at one: autoresearch-jax show {leaks[-1]}"
-            ". Then forbid it in program.md, and run the same command again."
-        )
 
     def _pause_if_broken(self, worker: Worker) -> None:
         """After similar crashes, train the best again. Raises UserError if that crashes as well."""

@@ -4,6 +4,7 @@ Every step is in the journal before its effect is carried out, and every effect 
 twice. So `settle` completes whatever a killed process has left.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from autoresearch_jax.records import results_tsv
 from autoresearch_jax.records.events import Proposed, Repaired
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo import stale_locks
+
+LEAKS = 5  # refusals of models that see what they predict, after which a person should look
 
 
 @dataclass(kw_only=True, eq=False)
@@ -47,6 +50,9 @@ class Session(OpenTag):
         self.candidates.refuse_unwritable(len(self.experiments))
         effects.refuse_moved(self)
         self.refuse_uncommitted()
+        last = self.experiments.loop
+        if last is not None and last.program == self.program_sha256:
+            self.stop_at_leaks()
         head, root = self.workspace.head(), self.workspace.root
         measures_baseline = self.experiments.best is None
         wrong = measures_baseline and syntax.unparsable(self.candidates.blob(head))
@@ -69,6 +75,26 @@ class Session(OpenTag):
                     f"it is: ls -ld {path}"
                 )
         results_tsv.present(self.workspace)
+
+    @property
+    def program_sha256(self) -> str:
+        """The SHA-256 of program.md, in hex: after a stop for leaks, a person changes it."""
+        path = self.workspace.root / "program.md"
+        return hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()
+
+    def stop_at_leaks(self) -> None:
+        """Raise UserError after LEAKS refusals. Each try has some chance to pass the probes."""
+        leaks = self.experiments.leaks
+        if len(leaks) < LEAKS:
+            return
+        names = ", ".join(str(n) for n in sorted({*leaks}))
+        raise UserError(
+            f"Stopped: the scorer refused {len(leaks)} models (experiments {names}) because they "
+            "see what they should predict. Such a leak lowers the number and improves nothing, "
+            f"whether it is a wrong mask or a trick. Look at one: autoresearch-jax show {leaks[-1]}"
+            ". Then forbid it in program.md, and run the same command again. Until that file "
+            "changes, no loop of this tag starts."
+        )
 
     def settle(self) -> list[Experiment]:
         """Carry out what an earlier process recorded; return the undecided. Raises UserError."""

@@ -63,6 +63,7 @@ class Began(Event, tag="session", frozen=True, kw_only=True):
     agent: str = ""
     continues: bool = False  # whether a loop continues the sums of the last one
     desc: str = ""
+    program: str = ""  # SHA-256 of program.md
     seed: int = 0
     max: int | None = None
     max_hours: float | None = None

@@ -34,7 +34,8 @@ class Experiments:
         self.costs = Costs()
         # The latest decided experiments if they crashed, since a command began or a control ran.
         self.crashes: tuple[Experiment, ...] = ()
-        # Experiments that the scorer refused for a leak since a command began, once for each time.
+        # Experiments that the scorer refused for a leak, once for each time, since a loop began
+        # with another program.md.
         self.leaks: tuple[int, ...] = ()
         self._all: dict[int, Experiment] = {}
         self._decided: list[int] = []
@@ -151,13 +152,15 @@ class Experiments:
         match event:
             case events.Began():
                 self.first = self.first or event
-                self.began, self.crashes, self.leaks = event, (), ()
+                self.began, self.crashes = event, ()
                 if event.kind != "verify":
                     self.spans.append((event.time, event.time, event.workers or 1))
                 for e in self.undecided:
                     paused = e.paused + max(0.0, event.time - before)
                     self._all[e.n] = replace(e, paused=paused)
                 if event.kind == "loop":
+                    if self.loop is None or self.loop.program != event.program:
+                        self.leaks = ()
                     self.loop, self.ended = event, None
             case events.Ended():
                 self.ended = event
