@@ -168,19 +168,17 @@ def test_the_score_is_the_metric(score, honest, prepare, params):
 def test_what_may_be_kept_is_probed_until_no_leak_of_half_a_thousandth_is_missed(
     score, honest, tmp_path
 ):
-    code, baseline, _ = score(honest, spec={"beat": None})
-    assert (code, baseline["probe_pairs"]) == (0, 2048)
+    assert score(honest, spec={"beat": None})[0] == 0
     best = shutil.copy(tmp_path / "answer.npy", tmp_path / "best.npy")
     np.save(best, np.load(best) + np.float16(0.0625))  # of a model that is worse everywhere
     code, answer, _ = score(honest, spec={"beat": math.inf, "best": str(best)})
     assert code == 0
     assert answer["probe_gain"] <= 0.0005
-    assert answer["probe_rows_power"] == 1.0
-    assert answer["probe_pairs"] > 128 + 400  # ln(100) / 0.5 * 0.022 / 0.0005
+    assert answer["probe_pairs"] > 512 + 400  # ln(100) / 0.5 * 0.022 / 0.0005
     np.save(best, np.load(best) + np.float16(0.9375))  # worse by much
     _, much, _ = score(honest, spec={"beat": math.inf, "best": str(best)})
     assert 0.0005 < much["probe_gain"] < 0.02
-    assert much["probe_pairs"] < 1200  # ln(100) / 0.5 / 0.01
+    assert much["probe_pairs"] < 512 + 1000  # ln(100) / 0.5 / 0.01
     _, unknown, said = score(honest, spec={"beat": math.inf, "best": str(tmp_path / "none")})
     assert "probe_gain" in unknown
     assert "no nats of the best" in said
@@ -849,7 +847,7 @@ def probe(evaluator, rows, seed, pairs, best=None, token_bytes=None):
     assert np.isfinite(nats + sketch).all()
     gains = None if best is None else probes.gains(nats, best, rows[:, 1:], token_bytes)
     rng = np.random.default_rng(seed)
-    return probes.probe(evaluator, rows, nats, sketch, rng=rng, pairs=pairs, gains=gains)
+    return probes.probe(evaluator, rows, sketch, rng=rng, pairs=pairs, gains=gains)
 
 
 def refusal(*arguments, **options):
@@ -872,7 +870,7 @@ def test_a_leak_at_one_position_in_64_is_always_found(rows):
 
     for place in range(T - 1):  # the token after the last position is not an input of the model
         for seed in range(3):
-            assert refusal(Table(at(place)), rows, seed, pairs=0) == "later-tokens", place
+            assert refusal(Table(at(place)), rows, seed, pairs=T) == "later-tokens", place
 
 
 def test_a_model_that_sees_the_targets_is_found(rows):
@@ -980,13 +978,13 @@ def test_a_leak_at_one_place_in_100_is_found_as_often_as_stated(rows, pairs):
 
 def test_the_number_of_probes_follows_the_size():
     def count(rows, seq_len):
-        return [probes.pairs_for(rows, seq_len, baseline=one) for one in (False, True)]
+        return [probes.pairs_for(rows, seq_len, thorough=one) for one in (False, True)]
 
     assert count(10240, 2048) == [4603, 4603]
-    assert probes.Found(0.0, 0.1, 64, 4603, 0, None).metrics["probe_power"] >= 0.99
+    assert probes.Found(0.0, 4603, 0, None).metrics["probe_power"] >= 0.99
     assert count(20480, 2048) == [9206, 9206]
-    assert count(512, 128) == [probes.LEAST_PAIRS, 1024]
-    assert count(16, 64) == [probes.LEAST_PAIRS, 16 * 63]  # every place
+    assert count(512, 128) == [probes.LEAST_PAIRS, 512]
+    assert count(2048, 256) == [256, 1024]  # every cut
 
 
 class RareLeak(Table):
@@ -1003,7 +1001,7 @@ class RareLeak(Table):
         alike = np.bincount(part)  # how many tokens share what it sees
         right = np.log(alike[seen])
         nats = np.where(self.leaks(tokens), np.where(part[targets] == seen, right, 20.0), nats)
-        return nats, self.logits[tokens, 0]
+        return nats, self.logits[tokens, 0] + np.where(self.leaks(tokens), 1e-3 * seen, 0.0)
 
 
 @pytest.fixture(scope="module")

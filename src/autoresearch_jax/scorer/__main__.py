@@ -124,10 +124,9 @@ def score(spec: Spec, ahead: Compiled | None) -> dict[str, Any]:
     found = probes.probe(
         evaluator,
         rows_NT1,
-        nats_NT,
         sketch_NT,
         rng=np.random.default_rng(secrets.randbits(32)),  # a model that knew them could pass them
-        pairs=probes.pairs_for(*nats_NT.shape, baseline=spec["beat"] is None),
+        pairs=probes.pairs_for(*nats_NT.shape, thorough=spec["beat"] is None or gains is not None),
         gains=gains,
     )
     return {
