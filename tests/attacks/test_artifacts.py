@@ -145,6 +145,8 @@ MUCH = """
 for i in range(30_000):
     (LEFT / "many" / str(i)).touch()
 (LEFT / "large").write_bytes(bytes(1 << 28))
+(LEFT / ".nats.npy.new").symlink_to(LEFT / "large")
+os.mkfifo(LEFT / "nats.npy")
 (LEFT / "params" / "aside").mkdir()
 (LEFT / "params" / "aside" / "0").touch()
 """
@@ -153,7 +155,8 @@ for i in range(30_000):
 @pytest.mark.nightly
 def test_a_kept_experiment_keeps_what_is_scored_alone(template, tmp_path):
     ground = template.copy(tmp_path / "ground")
-    ground.loop(train_py(last=MUCH, batches=lab.BEST + 6), train_py(last="HONEST = 3"))
+    attacks = train_py(last=MUCH, batches=lab.BEST + 6), train_py(last="HONEST = 3")
+    ground.loop(*attacks, limits={"free_checkpoint_s": 60.0})  # so many files take a while
     kept, after = ground.history[-2:]
     assert (kept.status, after.status) == ("keep", "discard"), (kept, after)
     artifacts = ground.workspace.run_dir(lab.TAG, kept.n) / "artifacts"
