@@ -107,6 +107,7 @@ def test_columns_have_any_order_and_others_are_passed_over(tmp_path):
         ("accepted", "0", "discard"),
         ("status", "✅ new best", "keep"),
         ("status", "not kept", "discard"),
+        ("status", "iteration 1 reverted", "discard"),
         ("status", "💥", "crash"),
     ],
 )

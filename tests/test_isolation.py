@@ -294,6 +294,7 @@ def test_services_of_the_user_are_not_reached(ask, level, tmp_path):
     """Through systemd or a container engine, a training could run any command without a sandbox."""
     path = make(tmp_path, "run/other") / "run" / "socket"
     program = f"""
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).bind("\\0as-CUDA-does")
         answer(connected=[
             tried(lambda: socket.socket(socket.AF_UNIX, kind).connect({str(path)!r}) or "yes")
             for kind in (socket.SOCK_STREAM, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

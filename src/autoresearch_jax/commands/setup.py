@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -149,7 +148,8 @@ def check_free(target: Path) -> None:
     # Also of another user, and without a checkout.
     outer = git.run(existing, "-c", "safe.directory=*", "rev-parse", "--absolute-git-dir")
     if outer.status == 0:
-        ignored = git.run(existing, "check-ignore", "--quiet", "--no-index", f"{target}/")
+        ask = ("-c", "safe.directory=*", "check-ignore", "--quiet", "--no-index")
+        ignored = git.run(existing, *ask, f"{target}/")
         if ignored.status:
             raise UserError(
                 f"{target} is in the git repository {outer.text}, and a workspace is a "
@@ -190,12 +190,17 @@ def make(target: Path) -> None:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait for other setups in a folder, and remove what killed ones left."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Wait for other setups in a folder, and remove what killed ones left, if it may be read."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        yield
+        return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         for left in folder.glob(f"{NEW}*"):
-            files.remove(left)
+            with contextlib.suppress(PermissionError):  # another user's, in a shared folder
+                files.remove(left)
         yield
     finally:
         os.close(handle)
@@ -242,22 +247,20 @@ def resize(root: Path, sizes: Sizes, view: View) -> None:
         )
     _check_branch(root)
     head = git.run(root, "rev-parse", "HEAD").text
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.SIGNALS)  # until it is committed
-    try:
-        for name, content in zip(SIZED, after, strict=True):
-            if name in changed:
-                files.write_bytes(root / name, content)
-        git.output(root, "add", "--", *changed)
-        commit(root, f"Apply {sizes}", *changed)
-    except BaseException:
-        if git.run(root, "rev-parse", "HEAD").text == head:
-            for name, content in zip(SIZED, before, strict=True):
+    with interrupts.held_back():
+        try:
+            for name, content in zip(SIZED, after, strict=True):
                 if name in changed:
                     files.write_bytes(root / name, content)
-            git.run(root, "reset", "--quiet", "--", *changed)
-        raise
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            git.output(root, "add", "--", *changed)
+            commit(root, f"Apply {sizes}", *changed)
+        except BaseException:
+            if git.run(root, "rev-parse", "HEAD").text == head:
+                for name, content in zip(SIZED, before, strict=True):
+                    if name in changed:
+                        files.write_bytes(root / name, content)
+                git.run(root, "reset", "--quiet", "--", *changed)
+            raise
     view.say(f"Applied and committed {sizes}: {', '.join(changed)}.")
 
 
@@ -297,7 +300,8 @@ def resolved(text: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in text.items() if value is not None}
     if not given:
         return text
-    from autoresearch_jax.data import preparation, sources  # importing pyarrow takes a while
+    with interrupts.held_back():  # its threads would take a signal that `resize` holds back
+        from autoresearch_jax.data import preparation, sources  # importing pyarrow takes a while
 
     found = sources.resolve(manifest.Choice(**({"source": preparation.DEFAULT} | given)))
     return text | {name: getattr(found, name) for name in given}

@@ -91,7 +91,11 @@ def seeds(
             session.view.say(f"experiment {e.n}, seed {repeat.seed}: {repeat.words}")
 
         session.pool.run([run] * runs)
-        noise_runs = [r for r in session.experiments[e.n].repeats if r.purpose == Purpose.NOISE]
+        noise_runs = [
+            r
+            for r in session.experiments[e.n].repeats
+            if r.purpose == Purpose.NOISE and r.val_bpb is not None
+        ]
         scores = [r.val_bpb for r in undisturbed(noise_runs) if r.val_bpb is not None]
         lines = [
             f"experiment {e.n}, {e.commit[:7]}: {fmean(scores):.6f} on average of "

@@ -249,8 +249,8 @@ def _repeated(texts: dict[str, _Text], progress: Bars) -> frozenset[bytes]:
     found = frozenset(digests[at : at + DIGEST_BYTES] for at in starts)
     if found:
         progress.console.print(
-            f"{len(found):,} documents to train on are also in the text that is held out: they are "
-            "left out of the train split."
+            f"{len(found):,} different documents to train on are also in the text that is held "
+            "out: they are left out of the train split."
         )
         if next(iter(dataclasses.replace(train, left_out=found)), None) is None:
             raise _all_held_out(texts["val"].shards[0])

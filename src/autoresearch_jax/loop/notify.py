@@ -90,7 +90,8 @@ class Notifier:
         self.decided()
         best = self._session.experiments.best
         score = f", best val_bpb {best.val_bpb:.6f}" if best and best.val_bpb else ""
-        self.notify("done", f"done ({stopped}): {self._seen} experiments{score}")
+        if not self._session.interrupts.abandoned():  # else the watcher says so
+            self.notify("done", f"done ({stopped}): {self._seen} experiments{score}")
 
     def notify(self, event: str, text: str) -> None:
         """Send a text soon, if the person wants this event."""

@@ -114,7 +114,12 @@ def audit(session: Session, runs: int) -> Audited:
     missing = [*ours, *[baseline.n] * lacking]
     session.pool.run([partial(run, n) for n in missing])
     noise = session.noise
-    assert noise is not None
+    if noise is None:
+        raise UserError(
+            "the audit has no noise to compare with, because other processes disturbed its runs. "
+            f"Measure it: autoresearch-jax verify --seeds {statistics.NOISE_RUNS}, "
+            "then the same audit again, whose runs are kept"
+        )
     found = Audited(
         baseline=baseline.n,
         best=best.n,

@@ -244,9 +244,7 @@ def policy_named(name: str, history: Iterable[Experiment]) -> Strict | Confirm:
 
 def _runs(history: Iterable[Experiment]) -> float:
     """Return the mean number of runs for a decision; 1 before the first decision."""
-    again = sum(
-        one.purpose in (Purpose.DECIDE, Purpose.DRIFT) for e in history for one in e.repeats
-    )
+    again = sum(one.purpose == Purpose.DECIDE for e in history for one in e.repeats)
     decided = sum(bool(e.base) and e.status in (Status.KEEP, Status.DISCARD) for e in history)
     return 1 + again / decided if decided else 1.0
 

@@ -217,6 +217,9 @@ class Worker:
     def _disturbed(self, result: TrainResult, trusted: Sequence[Mapping[str, float]]) -> str:
         if result.outcome not in (Outcome.OK, Outcome.TIMEOUT):
             return ""
+        unusual = interference.excess(result.metrics, *trusted)
+        if result.outcome == Outcome.TIMEOUT and not unusual:
+            return ""  # as crowded as ever: it would take too long again
         why = interference.reason(result.metrics, result.words, *trusted)
         return clean(why, logs.REASON_LIMIT)  # it has the names of processes
 

@@ -186,10 +186,11 @@ class Experiments:
                 self.scaled.setdefault(event.n, []).append(event)
             case events.Interfered(seed=None) if event.n in self._all:
                 e = self._all[event.n]
+                proposing = {k: v for k, v in e.metrics.items() if k == "agent_seconds"}
                 self._all[event.n] = replace(
                     e,
                     interruptions=e.interruptions + 1,
-                    metrics=e.metrics if e.outcome is None else {},
+                    metrics=e.metrics if e.outcome is None else proposing,
                     outcome=None,
                     scored=None,
                     val_bpb=None,

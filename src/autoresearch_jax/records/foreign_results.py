@@ -194,7 +194,7 @@ def _row(cells: dict[str, str]) -> Row | None:
 
 def _status(text: str) -> str:
     """Return a status as we write it, or the words of a fork that has others."""
-    words = re.findall(r"[a-z]+|\d+|[^\w\s]", text.lower())
+    words = re.findall(r"[a-z]+|^\d+$|[^\w\s]", text.strip().lower())
     known = (status for word in words for status, alike in WORDS.items() if word in alike)
     return next(known, text.strip().lower())
 

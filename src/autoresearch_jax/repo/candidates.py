@@ -294,7 +294,7 @@ class Candidates:
         data, objects = self.private_git(folder)
         try:
             head = files.plain_bytes(data / "HEAD", HEAD_BYTES).decode().strip()
-            found = re.fullmatch(r"([0-9a-f]{40,64})|ref: (refs/heads/[\w./+-]+)", head)
+            found = re.fullmatch(r"([0-9a-f]{40,64})|ref: (refs/heads/[\w./+@#=,-]+)", head)
             if not found:
                 return ""
             commit = found[1] or self.git("rev-parse", "--verify", "--quiet", found[2])

@@ -53,7 +53,7 @@ FCNTL = (1024, 1026, 1036, 1038)  # F_SETLEASE, F_NOTIFY, F_SET_RW_HINT, F_SET_F
 IOCTL = (0x40087602, 0x5412, 0x541C)  # FS_IOC_SETVERSION; TIOCSTI and TIOCLINUX type into terminals
 FILE_ATTRIBUTES = b"fX"  # the groups of ioctl commands for flags, keys and quotas of files
 UNIX, INET, INET6, NETLINK = FAMILIES = 1, 2, 10, 16  # of sockets, as Linux numbers them
-STREAM, SEQPACKET, TCP = 1, 5, 6
+STREAM, TCP = 1, 6
 RWF_NOWAIT, MSG_FASTOPEN = 8, 1 << 29
 
 SWITCH = "AUTORESEARCH_SECCOMP"  # 0 turns the filter off
@@ -167,9 +167,10 @@ def _arguments(
     yield from ((denied, "socket", is_(family, n)) for n in unknown)
     yield denied, "socket", library.Arg(family, library.GT, max(FAMILIES))
     yield denied, "socket", is_(family, NETLINK), is_not(protocol, 0)  # 0: the list of interfaces
-    # Services of the user, systemd or a container engine, run any command. NCCL needs datagrams.
-    kinds = () if services else (STREAM, SEQPACKET)
-    yield from ((denied, "socket", is_(family, UNIX), is_(kind, n, 0xF)) for n in kinds)
+    # Services of the user, systemd or a container engine, run any command, and listen on stream
+    # sockets. CUDA opens a seqpacket one, NCCL datagrams.
+    if not services:
+        yield denied, "socket", is_(family, UNIX), is_(kind, STREAM, 0xF)
     for internet in (INET, INET6):
         others = (n for n in range(16) if n != STREAM)
         yield from ((denied, "socket", is_(family, internet), is_(kind, n, 0xF)) for n in others)

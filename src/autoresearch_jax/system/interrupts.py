@@ -1,7 +1,9 @@
 """Ctrl-C and similar signals: the first one finishes what runs, the second one abandons it."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -9,6 +11,16 @@ from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Hold the signals back until the end, also from threads that are begun meanwhile."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class Abandoned(Exception):
