@@ -154,18 +154,28 @@ class Candidates:
     def refuse_unwritable(self, n: int) -> None:
         """Raise UserError if git cannot write the branch or the ref of experiment `n`.
 
-        Another ref or a lock file may be in the way. Nothing is changed.
+        Git is not asked to lock them, because a git that is killed then leaves its lock files.
         """
-        head, refs = self.workspace.head(), (f"refs/heads/{self.branch}", self.ref(n))
-        lines = ["start", *(f"update {ref} {head}" for ref in refs), "prepare", "abort", ""]
-        try:
-            self.git("update-ref", "--stdin", stdin="\n".join(lines).encode())
-        except GitError as error:
-            raise UserError(
-                f"git cannot write the refs of tag {self.tag}: {error}. Rename what is in the way, "
-                "such as git branch -m autoresearch NEW-NAME, or remove it; then run the same "
-                "command again."
-            ) from None
+        common, listed = self.workspace.common_dir, self.git("for-each-ref", "--format=%(refname)")
+        for ref in (f"refs/heads/{self.branch}", self.ref(n)):
+            found = [
+                other
+                for other in listed.split()
+                if ref.startswith(f"{other}/") or other.startswith(f"{ref}/")
+            ]
+            for path in (common / ref, common / "logs" / ref):
+                found += [str(above) for above in path.parents if above.is_file()]
+                found += [str(one) for one in path.rglob("*") if not one.is_dir()]
+            if not found:
+                known = self.git("for-each-ref", "--format=%(refname)", ref)
+                left = [common / f"{ref}.lock", *([] if known else [common / ref])]
+                found = [str(path) for path in left if path.is_file() or path.is_symlink()]
+            if found:
+                raise UserError(
+                    f"git cannot write {ref} of tag {self.tag}, because {found[0]} is in the way. "
+                    "Rename it, such as git branch -m autoresearch NEW-NAME, or remove it; then "
+                    "run the same command again."
+                )
 
     def ref(self, n: int, attempt: int = 0) -> str:
         """Return the ref of an experiment."""
