@@ -422,10 +422,13 @@ def test_a_loop_says_when_system_calls_are_not_filtered(monkeypatch):
     for level in isolation.LEVELS:
         monkeypatch.setenv(seccomp.SWITCH, "0")
         assert "system calls are not filtered" in isolation.Chosen(level, "").warning
+        assert isolation.Chosen(level, "").closes_ports is (level == "bwrap")
         assert isolation.wrap("none", ["true"], Sandbox(Path("/"))) == ["true"]
         monkeypatch.delenv(seccomp.SWITCH)
         filters = not seccomp.unavailable()
         assert ("not filtered" in isolation.Chosen(level, "").warning) is not filters
+        closed = level == "bwrap" or (level == "landlock" and filters and landlock.abi() >= 4)
+        assert isolation.Chosen(level, "").closes_ports is closed
 
 
 def test_without_libseccomp_the_filter_is_reported_as_missing(monkeypatch):

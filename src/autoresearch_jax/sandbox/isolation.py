@@ -87,11 +87,19 @@ class Chosen:
             words = ", ".join(lacks)
             found.append(f"this kernel's Landlock, version {version}, does not forbid {words}")
         if why := seccomp.unavailable():
+            reach = ", and connect to services of yours" if self.level == "landlock" else ""
             found.append(
                 "system calls are not filtered, so a training can leave data for a later one in "
-                f"the kernel's keyrings ({why})"
+                f"the kernel's keyrings{reach} ({why})"
             )
         return "; ".join(found)
+
+    @property
+    def closes_ports(self) -> bool:
+        """Return whether a training reaches no server on this machine."""
+        if self.level == "landlock":
+            return landlock.abi() >= 4 and not seccomp.unavailable()
+        return self.level == "bwrap"
 
 
 def strongest(wanted: str, required: str | None, trial: Callable[[str], str]) -> Chosen:

@@ -4,8 +4,9 @@
 
 Mounts, namespaces and Landlock do not cover every object of the kernel: a keyring belongs to a
 user, and the mode and the times of a file to its inode. A training could leave data in them for a
-later one, so the filter denies the calls that reach them. The harness makes it with libseccomp, and
-passes it as FILTER. As a script this file imports only the standard library, for speed.
+later one, so the filter denies the calls that reach them, or makes them do nothing. The harness
+makes it with libseccomp, and passes it as FILTER. As a script this file imports only the standard
+library, for speed.
 """
 
 import base64
@@ -66,7 +67,7 @@ SPEC_ALLOW = 4  # before Linux 5.16 a filter without it makes the processor slow
 def wrap(argv: Sequence[str], *, agent: bool, services: bool = True) -> list[str]:
     """Return the command that runs `argv` under the filter; without libseccomp, `argv` itself.
 
-    `services` is whether a training may connect to sockets in the file system.
+    `services`: whether it may create Unix stream sockets.
     """
     if unavailable():
         return list(argv)

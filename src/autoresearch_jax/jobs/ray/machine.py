@@ -35,6 +35,7 @@ from autoresearch_jax.system.disk_errors import disk_errors
 
 NEWS_SECONDS = 0.5  # between two news of what has been printed
 NAME = socket.gethostname()
+REACHES = "a training can reach Ray on its machine, and so the others"
 
 
 def inspect(requirements: messages.Requirements) -> Iterator[Any]:
@@ -42,7 +43,11 @@ def inspect(requirements: messages.Requirements) -> Iterator[Any]:
 
     def work(reporter: "_Reporter") -> messages.Inspected:
         with _own_devices(requirements, reporter) as devices:
-            return messages.Inspected(NAME, _environment(requirements, devices, reporter))
+            found = _environment(requirements, devices, reporter)
+            if not (found.chosen and found.chosen.closes_ports):
+                said = "; ".join(filter(None, (found.warning, REACHES)))
+                found = replace(found, warning=said)
+            return messages.Inspected(NAME, found)
 
     yield from _with_news(work)
 

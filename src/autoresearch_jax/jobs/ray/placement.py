@@ -16,9 +16,6 @@ from autoresearch_jax.system.interrupts import Interrupts
 
 KINDS = ("GPU", "TPU", "CPU")  # of devices, in order of preference
 TPU_SIZES = (1, 2, 4, 8)  # chips that Ray gives a task
-REACHES = (
-    "in a sandbox weaker than bwrap, a training can reach Ray on its machine, and so the others"
-)
 
 
 def resources(machines: list[Machine], workers: int) -> Resources:
@@ -120,9 +117,8 @@ def inspect(
         raise UserError("Stopped before anything was begun.")
     found = [one for visit in visits if (one := visit.result()) is not None]
     for name, environment in found:
-        reaches = "" if environment.level == "bwrap" else REACHES
-        if said := "; ".join(filter(None, (environment.warning, reaches))):
-            view.say(f"Warning: {name}: {said}.")
+        if environment.warning:
+            view.say(f"Warning: {name}: {environment.warning}.")
     first, environment = found[0]
     for other, its in found[1:]:
         for name, value in environment.fingerprint.items():
