@@ -1,4 +1,4 @@
-"""What the probes before a keep take beside the metric, in seconds and rows; a cut takes a row.
+"""What the probes before a keep take beside the metric, in seconds and rows; a probe takes a row.
 
     uv run bench/probes.py [--preset demo] [--budget 10] [--json]
 

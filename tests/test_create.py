@@ -312,20 +312,20 @@ def test_refusals_change_nothing(tmp_path, kind):
     parent.mkdir()
     if kind == "file":
         target.write_text("mine")
-        message = "is no folder"
+        message = "is not a folder"
     elif kind == "link":
         target.symlink_to("nowhere")
-        message = "is no folder"
+        message = "is not a folder"
     elif kind == "full":
         target.mkdir()
         (target / "thesis.txt").write_text("mine")
         message = "not empty"
     elif kind == "repository":
         git(parent, "init", "--quiet")
-        message = "is in the git repository"
+        message = f"is in the git repository {parent},"
     elif kind == "bare":
         git(parent, "init", "--quiet", "--bare")
-        message = "is in the git repository"
+        message = f"is in the git repository {parent},"
     elif kind == "empty":
         options = {"preset": ""}  # as of a variable that is not set
         message = "no preset ''"

@@ -198,7 +198,10 @@ def test_a_repeat_that_fails_makes_a_crash():
     repeat = {"seed": 43, "purpose": Purpose.DECIDE, "split": "val", "reason": "boom"}
     made.append(Repeated(n=1, outcome=Outcome.TIMEOUT, **repeat))
     found = decide(made.experiments, made.experiments[1], STRICT)
-    assert (found.status, found.reason) == (Status.CRASH, "measured again, it failed: boom")
+    assert (found.status, found.reason) == (
+        Status.CRASH,
+        "run again with another seed, it failed: boom",
+    )
 
 
 def test_too_much_memory_is_a_discard_and_for_a_baseline_a_crash():

@@ -121,7 +121,7 @@ def test_signs_and_words_stand_for_a_status(tmp_path, header, status, read_as):
     [("0,9979", 0.9979), ("44,25", 44.25), ("45,060.2", 45060.2), ("99.79%", None), ("-1", None),
      ("nan", None), ("1e400", None)],
 )  # fmt: skip
-def test_numbers_of_any_land_are_read_and_what_is_no_score_is_none(tmp_path, score, value):
+def test_numbers_with_a_decimal_comma_are_read_and_what_is_no_score_is_none(tmp_path, score, value):
     (row,), _ = read(tmp_path, f"commit;val_bpb;status\na1b2c3d;{score};discard\n")
     assert row.val_bpb == value
 

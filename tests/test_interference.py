@@ -276,7 +276,7 @@ def test_other_processes_on_the_cores_are_seen():
 
 @linux
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="it needs two cores")
-def test_what_others_of_ours_compute_is_not_the_trainings():
+def test_other_workers_and_agents_do_not_count_as_the_training():
     """Another worker's training on its own core, and an agent on this one."""
     first, second, *_ = sorted(os.sched_getaffinity(0))
     burn, found = [sys.executable, "-c", BURN, "60"], []

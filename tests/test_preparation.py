@@ -278,7 +278,7 @@ REPEATED = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0]), NOT_UTF8)
     ("name", "content", "message"),
     [
         ("a.parquet", NOT_UTF8, "between rows 0 and 2 that is not UTF-8"),
-        ("a.parquet", REPEATED, "in a dictionary that is not UTF-8"),
+        ("a.parquet", REPEATED, "in a dictionary-encoded column that is not UTF-8"),
         ("a.txt", b"caf\xe9", "after 0 characters that is not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}', "in line 2 that is not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 1}', r"line 2 of .* is not \{\"text\": .*--column"),

@@ -220,7 +220,7 @@ def test_a_machine_trains_and_scores(look, ground, tmp_path):
     *_, again = machine.score(ScoreTask(look, job, done.artifacts, best))
     assert isinstance(again, Scored)
     assert again.score.metrics["val_bpb"] == done.score.metrics["val_bpb"]
-    # It gains next to nothing over itself, so that few cuts are enough.
+    # It gains next to nothing over itself, so that few probes are enough.
     assert again.score.metrics["probe_gain"] <= 0.0005
     assert again.score.metrics["probe_pairs"] < 600
     archive.unpack(again.nats, tmp_path / "artifacts")

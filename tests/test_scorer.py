@@ -404,7 +404,7 @@ FUNCTIONS = {
     "a next token": (
         look_ahead(lambda t: (jnp.arange(T) == 17) & (t >= 0)),
         "later-tokens",
-        "every cut of a row",
+        "up to position 17",
     ),
     "other rows": (
         lambda p, t: p["table"][t] + jax.nn.one_hot(t, V).mean(0, keepdims=True),
@@ -841,13 +841,13 @@ def rows(prepare, prepared):
     return np.array(prepare.read_rows(manifest.load(prepared[0]), "val"))
 
 
-def probe(evaluator, rows, seed, pairs, best=None, token_bytes=None):
+def probe(evaluator, rows, seed, count, best=None, token_bytes=None):
     """Probe a model; as one that may be kept if `best` has the nats of another one."""
     nats, sketch = evaluator(rows[:, :-1], rows[:, 1:])
     assert np.isfinite(nats + sketch).all()
     gains = None if best is None else probes.gains(nats, best, rows[:, 1:], token_bytes)
     rng = np.random.default_rng(seed)
-    return probes.probe(evaluator, rows, sketch, rng=rng, pairs=pairs, gains=gains)
+    return probes.probe(evaluator, rows, sketch, rng=rng, count=count, gains=gains)
 
 
 def refusal(*arguments, **options):
@@ -861,7 +861,7 @@ def refusal(*arguments, **options):
 
 def test_an_honest_table_passes(rows):
     found = probe(Table(lambda _: 0), rows, 0, 1000)
-    assert (found.noise, found.pairs) == (0.0, 1000)
+    assert (found.noise, found.random) == (0.0, 1000)
 
 
 def test_a_leak_at_one_position_in_64_is_always_found(rows):
@@ -870,7 +870,7 @@ def test_a_leak_at_one_position_in_64_is_always_found(rows):
 
     for place in range(T - 1):  # the token after the last position is not an input of the model
         for seed in range(3):
-            assert refusal(Table(at(place)), rows, seed, pairs=T) == "later-tokens", place
+            assert refusal(Table(at(place)), rows, seed, count=T) == "later-tokens", place
 
 
 def test_a_model_that_sees_the_targets_is_found(rows):
@@ -881,7 +881,7 @@ def test_a_model_that_sees_the_targets_is_found(rows):
             nats, sketch = super().__call__(tokens, targets)
             return nats - 1, sketch + 1e-3 * targets
 
-    assert refusal(Thief(lambda _: 0), rows, 0, pairs=10) == "its-targets"
+    assert refusal(Thief(lambda _: 0), rows, 0, count=10) == "its-targets"
 
 
 def padded(look, logit, count=1):
@@ -962,8 +962,8 @@ def test_no_logit_hides_that_a_model_sees_the_targets(prepare, rows, token_bytes
     assert refusal(Seeing(), rows, 3, 16, best, token_bytes) == rule
 
 
-@pytest.mark.parametrize("pairs", [300])
-def test_a_leak_at_one_place_in_100_is_found_as_often_as_stated(rows, pairs):
+@pytest.mark.parametrize("count", [300])
+def test_a_leak_at_one_place_in_100_is_found_as_often_as_stated(rows, count):
     def leaks(tokens):
         """Scattered over rows and positions, by the tokens so far."""
         mixed = (np.cumsum(tokens, axis=1) + 7919 * np.arange(T)) * 2654435761 % 2**32
@@ -971,19 +971,19 @@ def test_a_leak_at_one_place_in_100_is_found_as_often_as_stated(rows, pairs):
 
     share = leaks(rows[:, :-1].astype(np.int64)).mean()
     assert 0.005 < share < 0.03
-    stated = 1 - (1 - share) ** pairs
-    found = [refusal(Table(leaks), rows, seed, pairs) == "later-tokens" for seed in range(100)]
+    stated = 1 - (1 - share) ** count
+    found = [refusal(Table(leaks), rows, seed, count) == "later-tokens" for seed in range(100)]
     assert np.mean(found) >= stated - 0.15
 
 
 def test_the_number_of_probes_follows_the_size():
     def count(rows, seq_len):
-        return [probes.pairs_for(rows, seq_len, thorough=one) for one in (False, True)]
+        return [probes.random_count(rows, seq_len, thorough=one) for one in (False, True)]
 
     assert count(10240, 2048) == [4603, 4603]
     assert probes.Found(0.0, 4603, 0, None).metrics["probe_power"] >= 0.99
     assert count(20480, 2048) == [9206, 9206]
-    assert count(512, 128) == [probes.LEAST_PAIRS, 512]
+    assert count(512, 128) == [probes.LEAST_PROBES, 512]
     assert count(2048, 256) == [256, 1024]  # every cut
 
 
@@ -1011,7 +1011,7 @@ def token_bytes(prepare, prepared):
 
 @pytest.mark.parametrize("part", [lambda token: token, lambda token: token % 2], ids=["all", "bit"])
 def test_a_rare_leak_that_gains_more_than_the_bound_is_found(rows, token_bytes, part):
-    """One place of three thousand is enough here; 128 random cuts find it 4 times of 100."""
+    """One place of three thousand is enough here; 128 random probes find it 4 times of 100."""
     honest = Table(lambda _: 0)
     tokens = rows[:, :-1].astype(np.int64)
     nats, _ = honest(tokens, rows[:, 1:])
@@ -1055,7 +1055,7 @@ def test_an_honest_model_raises_no_alarm(prepare, rows, dtype, nightly):
         params,
         batch_size=16,
     )
-    pairs = 1000 if nightly else 200
-    found = probe(evaluator, rows, 5, pairs)
-    assert found.pairs == pairs
+    count = 1000 if nightly else 200
+    found = probe(evaluator, rows, 5, count)
+    assert found.random == count
     assert found.noise <= 1e-4

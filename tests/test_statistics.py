@@ -121,7 +121,7 @@ def test_a_candidate_that_fails_when_measured_again_is_a_crash(workspace):
     loop(workspace, noisy(CLOSE, broken))
     one = history(workspace)[1]
     assert one.status == "crash"
-    assert "measured again, it failed" in one.reason
+    assert "run again with another seed, it failed" in one.reason
     # The best fails, which is not the fault of the candidate.
     with pytest.raises(UserError, match="Experiment 2 failed when it was run again"):
         loop(workspace, noisy(0.8, broken), noisy(0.79))
@@ -256,7 +256,7 @@ def test_a_disturbed_training_is_repeated(workspace, crowd):
     loop(workspace, noisy(CLEAR), policy="strict", view=view)
     assert [one["n"] for one in records(workspace, "disturbed")] == [1, 1]
     assert len(trained) == 4
-    assert "training experiment 1 again, which was disturbed: other processes took 50%" in view.text
+    assert "training experiment 1 again, because it was disturbed: other processes" in view.text
     one = history(workspace)[1]
     assert (one.status, one.disturbed, one.title) == ("keep", "", "idea 1")
 
@@ -371,7 +371,7 @@ def test_the_best_is_run_again_and_drift_is_said(workspace, tmp_path, monkeypatc
     purposes = [one.purpose for one in baseline.repeats]
     assert [one for one in purposes if one != "noise"] == ["drift"] * 2
     if policy == "strict":  # which knows no noise
-        assert "measuring experiment 0 again: 3 experiments since" in view.text
+        assert "running experiment 0 again with another seed: 3 experiments since" in view.text
         assert "it scores 1.290000 (+0.284000)" in view.text
         assert baseline.scores == [baseline.val_bpb]  # it decides on one run of each
         return

@@ -503,7 +503,7 @@ def test_an_experiment_whose_repeats_are_lost_twice_is_a_crash(workspace, monkey
     gone = Gone(monkeypatch, lambda n, name: n == 1 and name.startswith("repeat-"), times=9)
     run(workspace, [idea("close", FIRST=0.0055)], 1, policy="confirm")
     history = looks_right(workspace)
-    assert history[1].reason == "measured again, it failed: the machine is gone."
+    assert history[1].reason == "run again with another seed, it failed: the machine is gone."
     assert gone.lost == 2
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from autoresearch_jax.agents import replies
 from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
-from autoresearch_jax.agents.client_specs import Client, expanded, places, shipped
+from autoresearch_jax.agents.client_specs import Client, places, shipped
 from autoresearch_jax.agents.replies import Reply
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.paths import expanded
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.sandbox import isolation
 from autoresearch_jax.sandbox.isolation import Sandbox

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from autoresearch_jax.common import validation
+from autoresearch_jax.common.paths import expanded
 
 SHIPPED = Path(__file__).with_name("clients.yaml")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
@@ -166,8 +167,3 @@ def places(paths: Sequence[str]) -> list[Path]:
     return [
         path.absolute() for path in found if "$" not in str(path) and not str(path).startswith("~")
     ]
-
-
-def expanded(path: str) -> Path:
-    """Return a path with ~ expanded; as it is where there is no such home folder."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111  # which raises no error

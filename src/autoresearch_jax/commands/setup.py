@@ -136,7 +136,7 @@ def is_workspace(target: Path) -> bool:
 def check_free(target: Path) -> None:
     """Raise UserError unless a new workspace may be made at `target`."""
     if os.path.lexists(target) and not target.is_dir():
-        raise UserError(f"{target} is no folder: name a new one, `autoresearch-jax setup DIR`.")
+        raise UserError(f"{target} is not a folder: name a new one, `autoresearch-jax setup DIR`.")
     if target.is_dir() and not all(entry.name.startswith(NEW) for entry in target.iterdir()):
         raise UserError(
             f"{target} is not empty and not a workspace; nothing in it was changed. Name a new "
@@ -146,13 +146,15 @@ def check_free(target: Path) -> None:
     while not existing.is_dir():
         existing = existing.parent
     # Also of another user, and without a checkout.
-    outer = git.run(existing, "-c", "safe.directory=*", "rev-parse", "--absolute-git-dir")
+    of_any = "-c", "safe.directory=*"
+    outer = git.run(existing, *of_any, "rev-parse", "--absolute-git-dir")
     if outer.status == 0:
-        ask = ("-c", "safe.directory=*", "check-ignore", "--quiet", "--no-index")
-        ignored = git.run(existing, *ask, f"{target}/")
+        top = git.run(existing, *of_any, "rev-parse", "--show-toplevel").text or outer.text
+        ask = "check-ignore", "--quiet", "--no-index"
+        ignored = git.run(existing, *of_any, *ask, f"{target}/")
         if ignored.status:
             raise UserError(
-                f"{target} is in the git repository {outer.text}, and a workspace is a "
+                f"{target} is in the git repository {top}, and a workspace is a "
                 "repository of its own: choose a folder outside of it, or add this one to its "
                 ".gitignore."
             )

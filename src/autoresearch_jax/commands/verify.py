@@ -210,7 +210,7 @@ def _scaled(
 
     found: TrainResult | Score
     try:
-        found, disturbed = worker.undisturbed(e, train, seed)
+        found, disturbed = worker.trained_undisturbed(e, train, seed)
         if found.outcome == Outcome.OK:
             score_log = log.with_name(f"{log.stem}-score.log")
             found = worker.score_once(e, artifacts, score_log, "val", limits)

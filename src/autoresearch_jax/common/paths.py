@@ -19,7 +19,7 @@ def home() -> Path:
         return found.expanduser().absolute()
     except RuntimeError as error:
         raise UserError(
-            f"the folder of data and caches has no place ({error}). Name one: "
+            f"the folder of data and caches is not known ({error}). Name one: "
             "export AUTORESEARCH_HOME=/a/folder"
         ) from None
 
@@ -36,6 +36,11 @@ def refuse_unusable(home: Path) -> None:
             f"{home}, the folder of data and caches, cannot be used: {why}. Name another one: "
             "export AUTORESEARCH_HOME=/a/folder"
         )
+
+
+def expanded(path: str) -> Path:
+    """Return a path with ~ expanded; as it is where there is no such home folder."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # which raises no error
 
 
 def template() -> Path:

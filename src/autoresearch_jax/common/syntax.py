@@ -16,7 +16,7 @@ _USUAL = frozenset("\t\n\r\f")
 _HIDING = {
     r"\r(?!\n)": "a carriage return ends a line for Python, but not for all editors",
     r"[^\n]\f|\f[^\r\n]": "a form feed hides the indentation of a line",
-    r"[ \t]{100}[^ \t\r\n]": "100 blanks move code out of sight",
+    r"[ \t]{100}[^ \t\r\n]": "100 spaces or tabs move code out of sight",
 }
 # In names, Greek letters are usual that do not look like Latin ones.
 _OTHER_LETTER = re.compile("[^\\x00-\\x7fαβγδεζηθλμξπρσςτφχψωΓΔΘΛΞΠΣΦΨΩ]")

@@ -1,12 +1,8 @@
 """The progress of a preparation: bars on a terminal, lines elsewhere."""
 
-import contextlib
 import io
-import logging
-import re
 import sys
 import time
-from collections.abc import Iterator
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -48,26 +44,6 @@ class Bars(Progress):
             unit = task.fields["unit"]
             self.console.print(f"{task.description}: {task.completed:,.0f}{of} {unit}")
         return super().get_renderable()
-
-
-@contextlib.contextmanager
-def merges_shown(progress: Progress, total: int) -> Iterator[None]:
-    """Show what the trainer logs: while it merges, it lets no other thread run."""
-    task = progress.add_task("Merge tokens", total=total, unit="merges")
-
-    def show(record: logging.LogRecord) -> bool:
-        if found := re.search(r"(\d+)/\d+ merges", record.getMessage()):
-            progress.update(task, completed=int(found[1]), refresh=True)
-        return False
-
-    logger = logging.getLogger("rustbpe")
-    logger.setLevel(logging.INFO)
-    logger.addFilter(show)
-    try:
-        yield
-    finally:
-        logger.removeFilter(show)
-    finish(progress, task)
 
 
 def finish(progress: Progress, task: TaskID) -> None:

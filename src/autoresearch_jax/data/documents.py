@@ -86,9 +86,11 @@ def _read(path: Path, column: str) -> Iterator[str | None]:
 
 def _check_schema(path: Path, schema: Any, column: str) -> None:
     if (times := schema.names.count(column)) != 1:
-        why = f"has no column `{column}`, only {', '.join(schema.names) or 'an empty table'}"
+        why = f"has no column `{column}`, only {', '.join(schema.names)}"
         if times:
             why = f"has {times} columns named `{column}`"
+        elif not schema.names:
+            why = "has no columns"
         raise UserError(f"{path} {why}: name another with --column, or choose another --source")
     kind = given = schema.field(column).type
     if pa.types.is_dictionary(kind):
@@ -123,7 +125,7 @@ def _reading(path: Path) -> Iterator[None]:
         if not (torn or isinstance(error, pa.ArrowInvalid)):
             raise
         if "Invalid UTF8" in str(error):
-            raise _not_utf8(path, "in a dictionary", error) from error
+            raise _not_utf8(path, "in a dictionary-encoded column", error) from error
         from huggingface_hub import constants
 
         remedy = "replace it, or delete it, and run the same command again"

@@ -271,8 +271,12 @@ def _make_tokenizer(text: _Text, constants: dict[str, int], progress: Bars) -> d
 
     def make(folder: Path) -> None:
         texts = progress.track(text, text.count, task_id=task)
-        with bars.merges_shown(progress, vocab_size):
+        merges = progress.add_task("Merge tokens", total=vocab_size, unit="merges")
+        with tokenizer.merges_reported(
+            lambda done: progress.update(merges, completed=done, refresh=True)
+        ):
             tokenizer.train(texts, folder / "tokenizer.json", vocab_size)
+        bars.finish(progress, merges)
         lengths = np.zeros(vocab_size, np.int32)  # a very short text yields fewer tokens than asked
         trained = Tokenizer(folder / "tokenizer.json").token_bytes()
         lengths[: len(trained)] = trained

@@ -69,9 +69,9 @@ def resolve(choice: Choice) -> Choice:
 
 def _local(name: str) -> Path | None:
     """Return the full path of a file or folder that exists."""
-    # Too long for a path, of an unknown user, or with a NUL.
+    # Too long for a path, links in a circle, or with a NUL.
     with contextlib.suppress(OSError, RuntimeError, ValueError):
-        path = Path(name).expanduser().resolve()
+        path = paths.expanded(name).resolve()
         return _named(path) if name and path.exists() else None
     return None
 

@@ -3,11 +3,13 @@
 `prepare.py` imports this module and `packing`, so the fingerprint of the scoring code covers them.
 """
 
+import contextlib
 import functools
 import itertools
+import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -121,6 +123,24 @@ class Tokenizer:
         for index, spelled in self.spelled().items():
             lengths[index] = len(spelled)
         return lengths
+
+
+@contextlib.contextmanager
+def merges_reported(report: Callable[[int], object]) -> Iterator[None]:
+    """Report how many merges `train` has made: while it merges, it lets no other thread run."""
+
+    def read(record: logging.LogRecord) -> bool:
+        if found := re.search(r"(\d+)/\d+ merges", record.getMessage()):
+            report(int(found[1]))
+        return False
+
+    logger = logging.getLogger("rustbpe")
+    logger.setLevel(logging.INFO)
+    logger.addFilter(read)
+    try:
+        yield
+    finally:
+        logger.removeFilter(read)
 
 
 def train(documents: Iterable[str], path: Path, vocab_size: int) -> None:

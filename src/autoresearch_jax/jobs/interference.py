@@ -1,8 +1,8 @@
 """Whether other processes, or heat, took part of a device from a training.
 
-The score of such a training is not trusted. A slower architecture must not look like interference,
-so nothing here compares the speed of two trainings. There are four kinds of evidence, each a share
-of the time of the training:
+Such a training is marked, and trained again where that can matter (loop/decision.py). A slower
+architecture must not look like interference, so nothing here compares the speed of two trainings.
+There are four kinds of evidence, each a share of the time of the training:
 
 - `lost_percent`: what it lost while its steps took longer than usual in it (kit/progress.py);
 - `throttled_percent`: how long a GPU's clock was throttled, because of heat or too little power;
@@ -35,9 +35,10 @@ LEAST = {
     "lost_percent": 5.0,
 }
 TIMES_USUAL = 3.0
-# What others take is not of the training's own design, so of that usual and LEAST add up.
+# What others take is not of the training's own design: their limit is the usual value plus LEAST.
 OF_OTHERS = ("shared_percent", "crowded_percent")
-UNTRIED = 10.0  # the least where it is not known what is usual; others never take more unsaid
+# The least where it is not known what is usual. If others took more, the row always says so.
+LEAST_WITHOUT_USUAL = 10.0
 
 SAMPLE_SECONDS = 5.0  # between two samples of a GPU
 LEAST_SAMPLES = 10  # fewer give no share
@@ -66,7 +67,7 @@ def reason(
     beyond = excess(metrics, *trusted)
     for name, sentence in SENTENCES.items():
         found = metrics.get(name, 0.0)
-        if name in beyond or (name in OF_OTHERS and found > UNTRIED):
+        if name in beyond or (name in OF_OTHERS and found > LEAST_WITHOUT_USUAL):
             said = sentence.format(words=words.get(name, ""), found=found)
             return f"{said}; usual here: {_usual(name, trusted):.1f}%" if trusted else said
     return ""
@@ -77,7 +78,7 @@ def excess(metrics: Mapping[str, float], *trusted: Mapping[str, float]) -> dict[
     found = {}
     for name, least in LEAST.items():
         usual = _usual(name, trusted)
-        most = max(least, TIMES_USUAL * usual) if trusted else UNTRIED
+        most = max(least, TIMES_USUAL * usual) if trusted else LEAST_WITHOUT_USUAL
         if metrics.get(name, 0.0) > (usual + least if name in OF_OTHERS else most):
             found[name] = metrics[name] - usual
     return found
@@ -179,7 +180,7 @@ class GpuMonitor(Monitor):
 class CpuMonitor(Monitor):
     """Compares what the cores did with what the training did, as the system counts it.
 
-    What an agent of ours takes is missing as well.
+    An agent of ours counts as others.
     """
 
     def __enter__(self) -> Self:

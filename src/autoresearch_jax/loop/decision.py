@@ -48,7 +48,7 @@ class MeasureAgain:
 
 @dataclass(frozen=True)
 class TrainAgain:
-    """The experiment's only training was disturbed, so that it is to be trained anew."""
+    """The experiment's only training was disturbed, so it is trained again."""
 
     n: int
     reason: str
@@ -126,7 +126,7 @@ def _failure(e: Experiment) -> str | None:
         return e.reason
     for one in e.repeats:
         if one.purpose == Purpose.DECIDE and one.score is None:
-            return f"measured again, it failed: {one.reason}"
+            return f"run again with another seed, it failed: {one.reason}"
     return None
 
 

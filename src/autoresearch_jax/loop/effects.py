@@ -26,7 +26,9 @@ def carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | TrainAgain | None:
     best = tag.experiments.best
     found = decide(tag.experiments, e, tag.config, _lines_less(tag, e))
     if isinstance(found, TrainAgain):
-        tag.view.say(f"     training experiment {e.n} again, which was disturbed: {found.reason}")
+        tag.view.say(
+            f"     training experiment {e.n} again, because it was disturbed: {found.reason}"
+        )
         tag.journal.append(Interfered(n=e.n, reason=found.reason))
     if not isinstance(found, Decision):
         return found

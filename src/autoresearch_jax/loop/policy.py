@@ -41,7 +41,7 @@ class Policy:
         """Return the verdict that the incumbent is run once more, if it is time for that."""
         if since < self.remeasure_after:
             return None
-        return Verdict("drift", f"{since} experiments since the incumbent's last run")
+        return Verdict("drift", f"{since} experiments since the best was last run")
 
 
 class Strict(Policy):
@@ -102,7 +102,7 @@ class Confirm(Policy):
         """
         if len(incumbent) < self.incumbent_runs:
             have = f"{len(incumbent)} of {self.incumbent_runs} runs"
-            return Verdict("remeasure", f"the incumbent has {have}")
+            return Verdict("remeasure", f"the best has {have}")
         if drift := self.drift(since):
             return drift
         errors, count = self._errors(incumbent, candidate), len(candidate)

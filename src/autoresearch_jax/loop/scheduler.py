@@ -49,7 +49,7 @@ def run_alone(session: Session, e: Experiment) -> Experiment:
 
 
 def _announce(session: Session, again: MeasureAgain) -> None:
-    session.view.say(f"     measuring experiment {again.n} again: {again.reason}")
+    session.view.say(f"     running experiment {again.n} again with another seed: {again.reason}")
 
 
 def _measure_again(session: Session, again: MeasureAgain, worker: Worker) -> None:

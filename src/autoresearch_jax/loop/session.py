@@ -22,7 +22,7 @@ from autoresearch_jax.records.events import Proposed, Repaired
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo import stale_locks
 
-LEAKS = 5  # refusals of models that see what they predict, after which a person should look
+MOST_LEAKS = 5  # refusals of models that see what they predict, after which a person should look
 
 
 @dataclass(kw_only=True, eq=False)
@@ -74,7 +74,7 @@ class Session(OpenTag):
                     f"{path} may not be written by you, and a loop must write there. See whose "
                     f"it is: ls -ld {path}"
                 )
-        results_tsv.present(self.workspace)
+        results_tsv.read_replaceable(self.workspace)
 
     @property
     def program_sha256(self) -> str:
@@ -83,9 +83,9 @@ class Session(OpenTag):
         return hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()
 
     def stop_at_leaks(self) -> None:
-        """Raise UserError after LEAKS refusals. Each try has some chance to pass the probes."""
+        """Raise UserError after MOST_LEAKS refusals. Each try may pass the probes."""
         leaks = self.experiments.leaks
-        if len(leaks) < LEAKS:
+        if len(leaks) < MOST_LEAKS:
             return
         names = ", ".join(str(n) for n in sorted({*leaks}))
         raise UserError(

@@ -74,7 +74,7 @@ class Claims:
     noise: Noise | None = None
     audit: Audited | None = None
     best: int | None = None  # the present best; None: the baseline is
-    runs: float = 1.0  # for a decision, the incumbent's included
+    runs: float = 1.0  # for a decision, the best's included
     drift: Drift | None = None
 
     @property
@@ -288,7 +288,7 @@ def _at_depth(pairs: Sequence[Scaled], of: str) -> str:
         verdict = "holds" if high < 0 else "does not hold" if low >= 0 else verdict
     runs = "one run" if len(pairs) == 1 else f"{len(pairs)} runs"
     if disturbed:
-        runs += f", {disturbed} of them disturbed by other processes"
+        runs += f", {disturbed} of them disturbed"
     return f"{words}, from {runs} of each: {verdict}"
 
 

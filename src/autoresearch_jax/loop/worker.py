@@ -110,7 +110,7 @@ class Worker:
 
         record(Phase.TRAINING)
         try:
-            result, disturbed = self.undisturbed(e, train, seed)
+            result, disturbed = self.trained_undisturbed(e, train, seed)
             found = [(split, result.outcome, result.reason, dict(result.metrics))]
             if result.outcome == Outcome.OK:
                 record(Phase.SCORING)
@@ -189,13 +189,13 @@ class Worker:
             left=scoring.seal(self.tag.artifacts(e)) if outcome == Outcome.OK else "",
         )
 
-    def undisturbed(
+    def trained_undisturbed(
         self,
         e: Experiment,
         train: Callable[[], TrainResult],
         seed: int,
     ) -> tuple[TrainResult, str]:
-        """Repeat an experiment until nothing unusual disturbs it, or it was too often.
+        """Train until the disturbance is not unusual, at most MOST_DISTURBED times.
 
         Returns the last training, and what disturbed it or "".
         """
@@ -205,7 +205,7 @@ class Worker:
             why = self._disturbed(result, trusted)
             if not (why and left and interference.excess(result.metrics, *trusted)):
                 break
-            self.view.say(f"     training again, because the training was disturbed: {why}")
+            self.view.say(f"     training experiment {e.n} again, because it was disturbed: {why}")
             self.tag.journal.append(records.Interfered(n=e.n, seed=seed, reason=why))
         return result, why
 

@@ -15,7 +15,7 @@ STOPPED = {
     "max-hours": "it reached --max-hours",
     "max-usd": "it reached --max-usd",
     "interrupted": "it was stopped by Ctrl-C or a signal",
-    "abandoned": "it was stopped by Ctrl-C or a signal during an experiment",
+    "abandoned": "it was stopped by Ctrl-C or a signal, and its experiment was abandoned",
 }
 
 

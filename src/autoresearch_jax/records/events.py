@@ -35,7 +35,7 @@ class Purpose(StrEnum):
     DECIDE = "decide"
     NOISE = "noise"
     AUDIT = "audit"
-    DRIFT = "drift"  # whether the best still scores as it did; decides if others do
+    DRIFT = "drift"  # whether the best still scores as it did; counts only beside other repeats
     RETRAIN = "retrain"  # as recorded, with the first run's seed: not an independent run
 
 

@@ -10,7 +10,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.protocol import LEAKS
 from autoresearch_jax.records.events import Outcome, Purpose, Repeated, Status
 
-MOST_DISTURBED = 3  # trainings of one run; and runs of one experiment that do not count
+MOST_DISTURBED = 3  # trainings of one run; with so many disturbed runs, all count
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Experiment:
     finished: float | None = None  # Unix time
     paused: float = 0.0  # seconds in between, while no command ran
     outcome: Outcome | None = None  # of the training; None while untrained
-    interruptions: int = 0  # trainings that were done again, because others disturbed them
+    interruptions: int = 0  # trainings that were done again, because they were disturbed
     disturbed: str = ""  # what disturbed the last training, or ""
     left: str = ""  # SHA-256 of the artifacts
     ask: int | None = None  # the question to an agent that it answers
@@ -69,7 +69,7 @@ class Experiment:
 
     @property
     def title(self) -> str:
-        """The description as a row has it, with a mark where a disturbed run decided."""
+        """The description in a row, marked if an independent validation run was disturbed."""
         runs = (one for one in self.repeats if one.split == "val" and one.independent)
         disturbed = any((self.disturbed, *(one.disturbed for one in runs)))
         return f"[disturbed] {self.description}" if disturbed else self.description

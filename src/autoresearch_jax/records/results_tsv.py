@@ -39,7 +39,7 @@ def write(workspace: Workspace, history: Iterable[Experiment], view: View) -> No
     path, text = workspace.root / "results.tsv", results_text(history)
     # A loop of another tag may write it at the same time.
     with locks.exclusive(workspace.common_dir / "autoresearch" / "results.lock"):
-        old = present(workspace)
+        old = read_replaceable(workspace)
         if old == text.encode():
             return
         if _holds_unknown_rows(workspace, old, text):
@@ -50,7 +50,7 @@ def write(workspace: Workspace, history: Iterable[Experiment], view: View) -> No
         files.write_text(path, text)
 
 
-def present(workspace: Workspace) -> bytes:
+def read_replaceable(workspace: Workspace) -> bytes:
     """Return the table's bytes; b"" of what is no file of a table's size, which is replaced.
 
     Raises UserError if it cannot be replaced.

@@ -126,7 +126,9 @@ def score(spec: Spec, ahead: Compiled | None) -> dict[str, Any]:
         rows_NT1,
         sketch_NT,
         rng=np.random.default_rng(secrets.randbits(32)),  # a model that knew them could pass them
-        pairs=probes.pairs_for(*nats_NT.shape, thorough=spec["beat"] is None or gains is not None),
+        count=probes.random_count(
+            *nats_NT.shape, thorough=spec["beat"] is None or gains is not None
+        ),
         gains=gains,
     )
     return {

@@ -4,15 +4,15 @@ Scored values are compared, from the same executable. A probe is a row and a cut
 among other rows, another row's tokens come after the cut, and that row's targets are in memory. The
 predictions up to the cut must stay the same.
 
-A leak of the next token shows only at the cut, so random cuts miss a rare one. But it is kept only
-for what it gains over the best, so the cuts of a candidate that may be kept are drawn in
-proportion to its gain at each position. If these gains sum up to L bits per byte, those of a leak
-to G, and the leak shows for a share s of other tokens, n cuts miss it with a probability of at
-most exp(-n s G / L).
+A leak of the next token shows only at the cut, so random probes miss a rare one. But it is kept
+only for what it gains over the best, so a candidate that may be kept gets further probes, with
+rows and cuts drawn in proportion to its gain there. If its gains sum up to L bits per byte, those
+of a leak to G, and the leak shows for a share s of other tokens, n such probes miss it with a
+probability of at most exp(-n s G / L).
 
 For s < 1/2, a leak mostly excludes some tokens. If these come next at a share q of all positions,
 it gains q nats a token at most, and it shows for at least half of other tokens wherever they do
-come next: n random cuts miss it with a probability of at most exp(-n q / 2).
+come next: n random probes miss it with a probability of at most exp(-n q / 2).
 """
 
 import math
@@ -31,9 +31,9 @@ MISSED = 0.01  # the probability of missing a larger gain
 SHOWN = 0.5  # the share of other next tokens for which such a leak shows
 LEAK_SHARE = 0.001  # of positions or rows, for which a power is stated
 
-FULL_PAIRS = 4603  # ln(0.01) / ln(1 - 0.001)
+FULL_PROBES = 4603  # ln(0.01) / ln(1 - 0.001)
 FULL_TOKENS = 20_971_520  # EVAL_TOKENS at full size
-LEAST_PAIRS = 128  # at small sizes, where a few more cost seconds
+LEAST_PROBES = 128  # at small sizes, where a few more cost seconds
 PART_BATCHES = 16  # that are compared at a time, to bound the memory
 
 
@@ -56,8 +56,8 @@ class Found:
     """The result of the probes of an accepted model."""
 
     noise: float  # the largest change of a sketch that should not change
-    pairs: int  # of a row and a cut, drawn uniformly
-    chosen: int  # the same, drawn in proportion to the gain
+    random: int  # probes, drawn uniformly
+    chosen: int  # probes, drawn in proportion to the gain
     gain: float | None  # bits per byte: leaks that gain more are found with 99%; None: unknown
 
     @property
@@ -69,20 +69,20 @@ class Found:
         known = {} if self.gain is None else {"probe_gain": round(self.gain, 6)}
         return {
             "probe_noise": self.noise,
-            "probe_pairs": self.pairs + self.chosen,
-            "probe_power": round(1 - (1 - LEAK_SHARE) ** self.pairs, 4),
+            "probe_pairs": self.random + self.chosen,
+            "probe_power": round(1 - (1 - LEAK_SHARE) ** self.random, 4),
             **known,
         }
 
 
-def pairs_for(rows: int, seq_len: int, *, thorough: bool) -> int:
-    """Return the number of uniform pairs for a score of that many rows: at least every cut once.
+def random_count(rows: int, seq_len: int, *, thorough: bool) -> int:
+    """Return the number of random probes for a score of that many rows: at least every cut once.
 
     What may become the best, as a baseline does, gets more at small sizes.
     """
-    pairs = max(LEAST_PAIRS, seq_len, -(-FULL_PAIRS * rows * seq_len // FULL_TOKENS))
-    more = min(FULL_PAIRS, max(4 * LEAST_PAIRS, rows // 2))
-    return max(pairs, more) if thorough else pairs
+    count = max(LEAST_PROBES, seq_len, -(-FULL_PROBES * rows * seq_len // FULL_TOKENS))
+    more = min(FULL_PROBES, max(4 * LEAST_PROBES, rows // 2))
+    return max(count, more) if thorough else count
 
 
 def gains(
@@ -102,7 +102,7 @@ def probe(
     sketch_NT: np.ndarray,
     *,
     rng: np.random.Generator,
-    pairs: int,
+    count: int,
     gains: Gains | None = None,
 ) -> Found:
     """Compare an evaluator's answers on the scored rows with those on changed inputs.
@@ -110,7 +110,7 @@ def probe(
     Args:
         evaluator: The prepare.Evaluator that returned `sketch_NT` for `rows_NT1`.
         rng: Chooses what is changed; the model must not be able to predict it.
-        pairs: The number of random pairs of a row and a cut.
+        count: The number of random probes.
         gains: Of a candidate that may be kept, which gets as many more as GAIN needs.
 
     Raises:
@@ -150,7 +150,7 @@ def probe(
         for start in range(0, len(rows), step):
             check(rows[start : start + step], cuts[start : start + step])
 
-    check_all(rng.integers(N, size=pairs), rng.permutation(pairs) % T)
+    check_all(rng.integers(N, size=count), rng.permutation(count) % T)
     chosen, gain = 0, None
     if gains is not None:
         total = float(gains.bpb_NT.sum(dtype=np.float64))
@@ -158,7 +158,7 @@ def probe(
         gain = gains.tolerated + math.log(1 / MISSED) * total / SHOWN / max(1, chosen)
         places = rng.permutation(_drawn(gains.bpb_NT.ravel(), chosen, rng))
         check_all(places // T, places % T)
-    return Found(noise, pairs, chosen, gain)
+    return Found(noise, count, chosen, gain)
 
 
 def _drawn(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
