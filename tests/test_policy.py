@@ -229,6 +229,7 @@ def test_confirm_keeps_little_that_is_worse_and_claims_what_is_true(kind):
         assert 1 < confirm["runs_a_proposal"] < 1.25
 
 
+@pytest.mark.nightly
 def test_the_bench_repeats_itself():
     size = ("--sessions", "2", "--noise", "0.001", "--mixture", "log", "--policy", "confirm")
     found = bench(*size)

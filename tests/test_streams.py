@@ -83,7 +83,9 @@ def complaint(done):
 
 @pytest.mark.parametrize("words", cases(COMMANDS, by_day=BY_DAY))
 @pytest.mark.parametrize(
-    "env", [{"PYTHONIOENCODING": "iso-8859-1"}, ASCII], ids=["iso-8859-1", "ascii"]
+    "env",
+    [pytest.param({"PYTHONIOENCODING": "iso-8859-1"}, marks=pytest.mark.nightly), ASCII],
+    ids=["iso-8859-1", "ascii"],
 )
 def test_no_line_is_lost_on_a_terminal_without_unicode(root, words, env):
     done = run(words, root, **env)
@@ -107,7 +109,7 @@ def test_a_pipe_without_a_reader_is_no_error(root, words):
     assert done.returncode in (COMMANDS[words], 1)
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", [pytest.param("", marks=pytest.mark.nightly), "1"])
 @pytest.mark.parametrize("words", cases(COMMANDS, by_day=BY_DAY))
 def test_output_that_cannot_be_written_is_one_message(root, words, unbuffered):
     with Path("/dev/full").open("wb") as full:
