@@ -47,8 +47,10 @@ def test_a_user_without_an_account_gets_one_message(tmp_path):
     code = (
         "import os\nfrom autoresearch_jax.common import errors, paths\n"
         "from autoresearch_jax.agents import client_specs\n"
+        "spec = client_specs.shipped()['claude']\n"
+        "spec.logged_in(), paths.home()\n"  # what is imported late may be root's alone
         "os.environ.pop('HOME'); os.setuid(54321)\n"
-        "print(client_specs.shipped()['claude'].logged_in())\n"
+        "print(spec.logged_in())\n"
         "try:\n    paths.home()\nexcept errors.UserError as error:\n    print(error)\n"
     )
     given = {

@@ -282,7 +282,8 @@ def prepare(root: Path, view: View, **text: Any) -> None:
     command = shlex.split(prepare_command(given))[2:]
     view.say(f"Preparing its data: {shlex.join(command)}")
     sys.stdout.flush()
-    done = subprocess.run([sys.executable, *command], cwd=root, check=False)
+    # Without bytecode: it is as old as its source to the second, and `setup` may write that again.
+    done = subprocess.run([sys.executable, "-B", *command], cwd=root, check=False)
     if done.returncode:
         raise UserError(
             f"the data is not prepared (prepare.py exited with {done.returncode}). The workspace "
