@@ -352,7 +352,8 @@ def test_a_folder_that_its_repository_ignores_may_be_a_workspace(tmp_path):
     assert git(root, "rev-parse", "--show-toplevel") == str(root)
 
 
-def test_the_data_is_prepared_only_once(tmp_path, capsys):
+def test_the_data_is_prepared_only_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     root = setup.setup(tmp_path / "w", VIEW, skip_data=True)
     (root / "constants.py").write_text(data_helpers.CONSTANTS)
     shards = data_helpers.make_shards(tmp_path / "shards")
@@ -370,6 +371,7 @@ def test_the_data_is_prepared_only_once(tmp_path, capsys):
     assert second.source == first.source
     assert [shard.split for shard in second.shards] == ["train", "val", "sealed"]
     assert second.constants["TIME_BUDGET"] == 9
+    assert not [*root.glob("__pycache__/constants*")]  # it may be older than its source
 
 
 def test_a_new_workspace_does_not_take_the_text_of_another_one(tmp_path):

@@ -158,7 +158,7 @@ def _json_lines(path: Path, column: str) -> Iterator[str | None]:
                     f'line {number} of {path} is not {{"{column}": "..."}} ({error}): correct it, '
                     "or name another field with --column"
                 ) from error
-            if number >= READ_ROWS and column not in known:
+            if number >= READ_ROWS and known and column not in known:
                 break
             yield text
     if known and column not in known:

@@ -172,7 +172,7 @@ def _since_last_run(experiments: Experiments, best: Experiment) -> int:
     last = max([best.finished or 0.0, *runs])
     later = [one.finished for one in experiments.decided if (one.finished or 0.0) > last]
     if len(later) >= HOUR_COUNTS and (later[-1] or 0.0) - last >= 3600:
-        return max(len(later), policy.Confirm.remeasure_after)
+        return max(len(later), policy.Policy.remeasure_after)
     return len(later)
 
 

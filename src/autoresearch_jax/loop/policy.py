@@ -6,8 +6,9 @@ pure functions of scores (val_bpb, bits per byte).
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import fmean
 from typing import Literal
@@ -32,20 +33,11 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
-    """What all policies have."""
+class Policy(ABC):
+    """Compares a candidate with the incumbent, once that has been run often and recently enough."""
 
+    incumbent_runs: int = 1  # at least
     remeasure_after: int = 25  # experiments since the incumbent's last run
-
-    def drift(self, since: int) -> Verdict | None:
-        """Return the verdict that the incumbent is run once more, if it is time for that."""
-        if since < self.remeasure_after:
-            return None
-        return Verdict("drift", f"{since} experiments since the best was last run")
-
-
-class Strict(Policy):
-    """The original's rule: a lower score is kept. Several runs count as their mean."""
 
     def decide(
         self,
@@ -55,9 +47,36 @@ class Strict(Policy):
         lines_less: int = 0,
         since: int = 0,
     ) -> Verdict:
-        """Decide on the scores of a candidate, as `Confirm.decide`."""
-        lower = fmean(candidate) < fmean(incumbent)
-        return self.drift(since) or Verdict("keep" if lower else "discard")
+        """Decide on the scores of a candidate.
+
+        `decided` holds every earlier experiment, oldest first, of which `since` were decided after
+        the incumbent's last run. The code of the candidate is shorter than the incumbent's by
+        `lines_less`.
+        """
+        if len(incumbent) < self.incumbent_runs:
+            have = f"{len(incumbent)} of {self.incumbent_runs} runs"
+            return Verdict("remeasure", f"the best has {have}")
+        if since >= self.remeasure_after:
+            return Verdict("drift", f"{since} experiments since the best was last run")
+        return self._compare(incumbent, candidate, decided, lines_less)
+
+    @abstractmethod
+    def _compare(
+        self,
+        incumbent: Sequence[float],
+        candidate: Sequence[float],
+        decided: Sequence[Measured],
+        lines_less: int,
+    ) -> Verdict: ...
+
+
+class Strict(Policy):
+    """The original's rule: a lower score is kept. Several runs count as their mean."""
+
+    def _compare(
+        self, incumbent: Sequence[float], candidate: Sequence[float], *_: object
+    ) -> Verdict:
+        return Verdict("keep" if fmean(candidate) < fmean(incumbent) else "discard")
 
 
 @dataclass(frozen=True)
@@ -83,28 +102,16 @@ class Confirm(Policy):
     promising: float = 1.4  # standard errors of the difference, where the spread is 1
     clear: float = 3.0  # likewise
     runs: int = 4  # of a candidate, at most
-    incumbent_runs: int = 2  # at least
-    no_worse: float = -0.5  # standard errors of the difference: the bar for less code
+    incumbent_runs: int = field(default=2, kw_only=True)
+    no_worse: float = -0.5  # standard errors of the difference: the bar for shorter code
 
-    def decide(
+    def _compare(
         self,
         incumbent: Sequence[float],
         candidate: Sequence[float],
-        decided: Sequence[Measured] = (),
-        lines_less: int = 0,
-        since: int = 0,
+        decided: Sequence[Measured],
+        lines_less: int,
     ) -> Verdict:
-        """Decide on the scores of a candidate.
-
-        `decided` holds every earlier experiment, oldest first, of which `since` were decided after
-        the incumbent's last run. A candidate whose code is shorter than the incumbent's by
-        `lines_less` only needs to stay above `no_worse`.
-        """
-        if len(incumbent) < self.incumbent_runs:
-            have = f"{len(incumbent)} of {self.incumbent_runs} runs"
-            return Verdict("remeasure", f"the best has {have}")
-        if drift := self.drift(since):
-            return drift
         errors, count = self._errors(incumbent, candidate), len(candidate)
         way = "lower" if errors > 0 else "higher"
         found = f"{way} by {abs(errors):.1f} standard errors, {count} against {len(incumbent)} runs"

@@ -116,7 +116,7 @@ def audit(session: Session, runs: int) -> Audited:
     noise = session.noise
     if noise is None:
         raise UserError(
-            "the audit has no noise to compare with, because other processes disturbed its runs. "
+            "the audit has no noise to compare with, because its runs were disturbed. "
             f"Measure it: autoresearch-jax verify --seeds {statistics.NOISE_RUNS}, "
             "then the same audit again, whose runs are kept"
         )
