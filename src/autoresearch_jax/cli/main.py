@@ -6,7 +6,7 @@ its own.
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +47,28 @@ class Sections(click.Group):
         finally:  # an error of standard output is the cause of what it led to
             output.flush()
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with one_message():  # --help and --version print here
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with one_message():
             return super().invoke(ctx)
-        except UserError as error:
-            raise click.ClickException(typed(str(error))) from error
-        except OSError as error:
-            if error.filename is None:  # of an open file: the output, or one on a full disk
-                if error.errno not in DISK_ERRORS:
-                    raise
-                raise click.ClickException(output.unwritable(error)) from error
-            raise click.ClickException(f"{error.filename}: {error.strerror}.") from error
+
+
+@contextlib.contextmanager
+def one_message() -> Iterator[None]:
+    """Turn errors that a user can correct into what click prints as one message."""
+    try:
+        yield
+    except UserError as error:
+        raise click.ClickException(typed(str(error))) from error
+    except OSError as error:
+        if error.filename is None:  # of an open file: the output, or one on a full disk
+            if error.errno not in DISK_ERRORS:
+                raise
+            raise click.ClickException(output.unwritable(error)) from error
+        raise click.ClickException(f"{error.filename}: {error.strerror}.") from error
 
 
 @click.group(cls=Sections, context_settings={"help_option_names": ["-h", "--help"]})
