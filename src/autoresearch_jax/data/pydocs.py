@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import sysconfig
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -80,11 +81,30 @@ def read_parts() -> Iterator[dict[bytes, str]]:
     files = sorted(source_files())
     # Not forked, because the caller may have threads.
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        # The workers inherit the blocked signal: Ctrl-C is for this process only.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        parts = pool.map(docstrings, [files[index::PARTS] for index in range(PARTS)])
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        with interrupt_held_back():
+            parts = pool.map(docstrings, [files[index::PARTS] for index in range(PARTS)])
         yield from parts
+
+
+@contextlib.contextmanager
+def interrupt_held_back() -> Iterator[None]:
+    """Hold back Ctrl-C while processes start: a half-started one would print a traceback.
+
+    They inherit the blocked signal, so Ctrl-C is for this process only.
+    """
+    came: list[int] = []
+    handles = threading.current_thread() is threading.main_thread()
+    if handles:  # another thread, such as that of the progress bars, may receive it
+        handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if handles:
+            signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def docstrings(sources: Iterable[Path]) -> dict[bytes, str]:
