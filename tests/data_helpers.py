@@ -71,6 +71,8 @@ def environment(home: Path, **more: str) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "NO_PROXY": "127.0.0.1",
         "COLUMNS": "300",
+        # Within one second, tests replace constants.py by another of the same size.
+        "PYTHONDONTWRITEBYTECODE": "1",
         **more,
     }
 

@@ -40,6 +40,8 @@ STATS = {
     "mfu_percent": 12.345,
     "peak_vram_mb": 3.0,
 }
+# What a home holds besides data; other tests that share it add and remove such folders.
+NOT_DATA = shutil.ignore_patterns("runs", "worktrees")
 
 
 @pytest.fixture
@@ -167,7 +169,7 @@ def test_two_processes_leave_what_one_does(prepared, tmp_path):
 
 
 def test_by_hand_a_run_replaces_the_one_before(prepared, tmp_path):
-    shutil.copytree(prepared[1], tmp_path / "home", ignore=shutil.ignore_patterns("runs"))
+    shutil.copytree(prepared[1], tmp_path / "home", ignore=NOT_DATA)
     by_hand = tmp_path / "home" / "runs" / "by-hand"
     by_hand.mkdir(parents=True)
     (by_hand / "left over").touch()
@@ -177,7 +179,7 @@ def test_by_hand_a_run_replaces_the_one_before(prepared, tmp_path):
 
 
 def test_without_validation_data_there_is_no_score(prepared, tmp_path, monkeypatch, capsys):
-    shutil.copytree(prepared[1], tmp_path / "home", ignore=shutil.ignore_patterns("runs"))
+    shutil.copytree(prepared[1], tmp_path / "home", ignore=NOT_DATA)
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     prepare = data_helpers.import_prepare(prepared[0])
     manifest.load(prepared[0]).split_path("val").unlink()
