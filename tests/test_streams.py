@@ -64,7 +64,8 @@ def root(tmp_path, monkeypatch):
 def run(words, cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, code=QUICK, **env):
     given = {k: v for k, v in os.environ.items() if k not in ("PYTHONUNBUFFERED", "LC_ALL")}
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *words.split()],
+        # -P: as for the installed command, the current folder is not on the path.
+        [sys.executable, "-P", "-W", "error", "-c", code, *words.split()],
         cwd=cwd,
         env=given | {"PYTHONPATH": f"{TOP}:{TOP / 'src'}"} | env,
         stdin=subprocess.DEVNULL,
