@@ -12,14 +12,14 @@ from typing import Any
 
 import click
 
-from autoresearch_jax.cli import look, output, research, start
+from autoresearch_jax.cli import ideas, look, output, research, start
 from autoresearch_jax.common.console import spell_with, typed
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.system.disk_errors import DISK_ERRORS
 
 SECTIONS = {
     "Start": (start.demo, start.setup, start.doctor),
-    "Research": (research.run, research.loop),
+    "Research": (research.run, research.loop, ideas.ideas),
     "Look": (look.watch, look.results, look.show, look.sample, look.report, research.verify),
 }
 

@@ -1,0 +1,210 @@
+"""Carry an idea to a `train.py`: its patch is on the shipped one, and that file may be another.
+
+Constants are merged apart from the text. So an idea fits whatever values a search has given them,
+and it is recognised in a file whose values were turned since.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache, lru_cache
+
+from autoresearch_jax.common import literals, paths
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.literals import NOT_PYTHON, Value
+from autoresearch_jax.common.text import clean
+from autoresearch_jax.ideas import merge
+from autoresearch_jax.ideas.idea import Idea
+
+Values = Mapping[str, Value]
+
+
+class State(StrEnum):
+    """How an idea relates to a file."""
+
+    READY = "ready"  # it can be applied
+    APPLIED = "applied"  # the file contains it
+    NEEDS = "needs"  # another idea first
+    EXCLUDED = "excluded"  # by another one in the file
+    CONFLICTS = "conflicts"  # the file changed the same lines
+    WARNING = "warning"  # it has no patch
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The state of an idea in a file; `source` is the file with it if it is ready."""
+
+    state: State
+    detail: str = ""  # the name of another idea, or why it conflicts
+    source: str = ""
+
+
+def apply(idea: Idea, source: str, ideas: Mapping[str, Idea]) -> str:
+    """Return a train.py with the idea; unchanged if it contains the idea already.
+
+    Raises:
+        UserError: it is a warning, needs or excludes another idea, or conflicts with the file.
+    """
+    found = fit(idea, source, ideas)
+    if found.state is State.APPLIED:
+        return source
+    if found.state is State.READY:
+        return found.source
+    name, other = idea.id, found.detail
+    raise UserError(
+        {
+            State.WARNING: f"{name} is a warning: what did not help others. It has no patch. Read "
+            f"it: autoresearch-jax ideas show {name}",
+            State.NEEDS: f"{name} needs {other}, which train.py does not contain. Apply it first: "
+            f"autoresearch-jax ideas apply {other}",
+            State.EXCLUDED: f"{name} and {other} exclude each other, and train.py contains "
+            f"{other}. Take that out first, or choose another idea: autoresearch-jax ideas",
+            State.CONFLICTS: f"{name} cannot be applied: {other}. Make the change by hand, from: "
+            f"autoresearch-jax ideas show {name}",
+        }[found.state]
+    )
+
+
+def fit(idea: Idea, source: str, ideas: Mapping[str, Idea]) -> Fit:
+    """Return the state of an idea in a train.py; `ideas` has all others by name.
+
+    Raises:
+        UserError: the source is not Python.
+    """
+    if not idea.patch:
+        return Fit(State.WARNING)
+    try:
+        literals.read(source)
+    except NOT_PYTHON as error:
+        raise UserError(
+            f"train.py is not Python: {error}. Correct it, or restore it: git checkout train.py"
+        ) from None
+    if contains(idea, source, ideas):
+        return Fit(State.APPLIED)
+    for other in ideas.values():
+        if other.id in idea.excludes or idea.id in other.excludes:
+            if contains(other, source, ideas):
+                return Fit(State.EXCLUDED, other.id)
+        elif other.id in idea.needs and not contains(other, source, ideas):
+            return Fit(State.NEEDS, other.id)
+    try:
+        return Fit(State.READY, source=_merged(*_versions(idea, source, ideas), source))
+    except NOT_PYTHON as error:
+        return Fit(State.CONFLICTS, str(error))
+
+
+def contains(idea: Idea, source: str, ideas: Mapping[str, Idea]) -> bool:
+    """Return whether a train.py contains an idea, with whatever values."""
+    source = source.replace("\r\n", "\n")
+    base = _base(idea, ideas)
+    try:
+        patched = _patched(base, idea.patch)
+    except ValueError:  # a patch on another file than the shipped one
+        try:
+            return bool(merge.located(idea.patch, source.split("\n"), reverse=True))
+        except ValueError:
+            return False
+    old, new, ours = (_values(text) for text in (base, patched, source))
+    if added := new.keys() - old.keys():
+        return added <= ours.keys()  # its code may have changed since
+    before, after, now = (_with(text, old) for text in (base, patched, source))
+    if before == after:  # it changes values alone
+        return all(ours.get(name) == new[name] for name in new if new[name] != old[name])
+    lines = set(now.split("\n"))
+    if not all(lines.issuperset(edit.lines) for edit in _edits(before, after)):
+        return False
+    try:  # whether it can be taken out, and put back
+        without = _three_way(after, now, before)
+        return without != now and _three_way(before, without, after) == now
+    except merge.Conflict:
+        return False
+
+
+def _versions(idea: Idea, source: str, ideas: Mapping[str, Idea]) -> tuple[str, str]:
+    """Return the file that an idea was made on, and that file with it. Raises ValueError."""
+    base = _base(idea, ideas)
+    try:
+        return base, _patched(base, idea.patch)
+    except ValueError as error:
+        with contextlib.suppress(ValueError):
+            return source, _patched(source, idea.patch)
+        raise ValueError(f"its patch fits neither this nor the shipped train.py: {error}") from None
+
+
+def _base(idea: Idea, ideas: Mapping[str, Idea]) -> str:
+    """Return the shipped train.py with the ideas that this one needs."""
+    base = _shipped()
+    for name in idea.needs:
+        with contextlib.suppress(ValueError):
+            base = _patched(base, ideas[name].patch)
+    return base
+
+
+@cache
+def _shipped() -> str:
+    return (paths.template() / "train.py").read_text(encoding="utf-8")
+
+
+@lru_cache(maxsize=256)
+def _patched(base: str, patch: str) -> str:
+    """Return a file with a patch. Raises ValueError."""
+    lines = base.split("\n")
+    text = "\n".join(merge.apply(lines, merge.located(patch, lines)))
+    try:
+        _values(text)
+    except SyntaxError as error:
+        raise ValueError(f"with it, train.py is not Python: {error}") from None
+    return text
+
+
+def _merged(base: str, patched: str, source: str) -> str:
+    """Return the source with what changed from `base` to `patched`. Raises ValueError."""
+    crlf = 0 < source.count("\n") == source.count("\r\n")
+    source = source.replace("\r\n", "\n") if crlf else source
+    old, new, ours = (_values(text) for text in (base, patched, source))
+    if taken := sorted((new.keys() - old.keys()) & ours.keys()):
+        raise ValueError(f"train.py sets {', '.join(taken)} already, and the idea adds it")
+    try:
+        merged = _three_way(base, _with(source, old), _with(patched, old))
+    except merge.Conflict as error:
+        line = clean(base.split("\n")[error.start], 60)
+        raise ValueError(f"train.py and the idea both change the line `{line}`") from None
+    changed = {name for name in new.keys() & old.keys() if new[name] != old[name]}
+    moved = {name: _moved(old[name], new[name], ours.get(name, old[name])) for name in changed}
+    text = _with(merged, {**new, **ours, **moved})
+    return text.replace("\n", "\r\n") if crlf else text
+
+
+def _three_way(base: str, ours: str, theirs: str) -> str:
+    return "\n".join(merge.merge(base.split("\n"), _edits(base, ours), _edits(base, theirs)))
+
+
+@lru_cache(maxsize=256)
+def _edits(base: str, other: str) -> list[merge.Edit]:
+    return merge.edits(base.split("\n"), other.split("\n"))
+
+
+def _moved(old: Value, new: Value, ours: Value) -> Value:
+    """Return the value that an idea gives a constant, which the file may have changed.
+
+    Whole numbers are sizes, and change by the same factor; anything else gets the idea's value.
+    """
+    numbers = [old, new, ours]
+    if ours == old or old == 0 or not all(type(number) is int for number in numbers):
+        return new
+    old, new, ours = numbers
+    scaled = round(ours * new / old)
+    return max(ours + 1, scaled) if new > old else max(1, min(ours - 1, scaled))
+
+
+@lru_cache(maxsize=64)
+def _values(text: str) -> Values:
+    return {name: literal.value for name, literal in literals.read(text).items()}
+
+
+def _with(text: str, values: Values) -> str:
+    """Return a file with these values, as far as it has the constants."""
+    now = _values(text)
+    changed = [(name, values[name]) for name in now if values.get(name, now[name]) != now[name]]
+    return literals.rewrite(text, dict(changed)) if changed else text
