@@ -7,6 +7,7 @@ import pytest
 
 from autoresearch_jax.compiler import hlo
 from tests import bench_rows
+from tests.test_ideas import NAMES, applied
 
 WINDOW = 1025  # positions that an S layer sees, its own included
 LAYERS, LONG = 8, 2  # the long ones see all of the row
@@ -78,3 +79,10 @@ def test_the_default_step_fits(dump, device_batch, peak_gib, capsys):
         print(f"\nh100 {device_batch}", {name: round(row[name], 2) for name in shown})
     assert 0 < row["peak_gib"] < peak_gib
     assert row["bytes_per_token"] < 1.4e6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_idea_compiles(name, tmp_path):
+    answer = bench_rows.compiled(tmp_path, applied([name]), "h100", DEPTH=4, DEVICE_BATCH_SIZE=16)
+    assert "refused" not in answer, answer["refused"]
+    assert 0 < answer["peak_gib"] < answer["memory_gib"]

@@ -11,16 +11,23 @@ from pathlib import Path
 
 import pytest
 
+from tests import bench_rows
+from tests.test_ideas import NAMES, applied
+
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.nightly
-@pytest.mark.timeout(1800)
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: uv run --extra tpu pytest --nightly -n0 "
-    "tests/test_tpu_compile.py",
-)
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason="libtpu is not installed: uv run --extra tpu pytest --nightly -n0 "
+        "tests/test_tpu_compile.py",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("target", "devices", "memory_gib"),
     [("v5e", 4, 16), ("v6e", 1, 32)],
@@ -37,3 +44,10 @@ def test_the_default_step_compiles_and_fits(target, devices, memory_gib, capsys)
     assert row["devices"] == devices
     assert 0 < row["peak_gib"] < memory_gib
     assert row["bytes_per_token"] < 1.2e6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_idea_compiles(name, tmp_path):
+    answer = bench_rows.compiled(tmp_path, applied([name]), "v5e", DEPTH=4, DEVICE_BATCH_SIZE=16)
+    assert "refused" not in answer, answer["refused"]
+    assert 0 < answer["peak_gib"] < answer["memory_gib"]

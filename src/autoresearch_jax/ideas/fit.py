@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 
 from autoresearch_jax.common import literals, paths
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.common.literals import NOT_PYTHON, Value
+from autoresearch_jax.common.literals import NOT_PYTHON, Literal, Value
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.ideas import merge
 from autoresearch_jax.ideas.idea import Idea
@@ -108,7 +108,7 @@ def contains(idea: Idea, source: str, ideas: Mapping[str, Idea]) -> bool:
     old, new, ours = (_values(text) for text in (base, patched, source))
     if added := new.keys() - old.keys():
         return added <= ours.keys()  # its code may have changed since
-    before, after, now = (_with(text, old) for text in (base, patched, source))
+    before, after, now = (with_spellings(text, like=base) for text in (base, patched, source))
     if before == after:  # it changes values alone
         return all(ours.get(name) == new[name] for name in new if new[name] != old[name])
     lines = set(now.split("\n"))
@@ -166,13 +166,18 @@ def _merged(base: str, patched: str, source: str) -> str:
     if taken := sorted((new.keys() - old.keys()) & ours.keys()):
         raise ValueError(f"train.py sets {', '.join(taken)} already, and the idea adds it")
     try:
-        merged = _three_way(base, _with(source, old), _with(patched, old))
+        alike = [with_spellings(text, like=base) for text in (source, patched)]
+        merged = _three_way(base, *alike)
     except merge.Conflict as error:
         line = clean(base.split("\n")[error.start], 60)
         raise ValueError(f"train.py and the idea both change the line `{line}`") from None
-    changed = {name for name in new.keys() & old.keys() if new[name] != old[name]}
-    moved = {name: _moved(old[name], new[name], ours.get(name, old[name])) for name in changed}
-    text = _with(merged, {**new, **ours, **moved})
+    merged = with_spellings(with_spellings(merged, like=patched), like=source)
+    values = {
+        name: _moved(old[name], new[name], ours[name])
+        for name in new.keys() & old.keys() & ours.keys()
+        if new[name] != old[name]
+    }
+    text = literals.rewrite(merged, values)
     return text.replace("\n", "\r\n") if crlf else text
 
 
@@ -199,12 +204,20 @@ def _moved(old: Value, new: Value, ours: Value) -> Value:
 
 
 @lru_cache(maxsize=64)
+def _constants(text: str) -> Mapping[str, Literal]:
+    return literals.read(text)
+
+
 def _values(text: str) -> Values:
-    return {name: literal.value for name, literal in literals.read(text).items()}
+    return {name: literal.value for name, literal in _constants(text).items()}
 
 
-def _with(text: str, values: Values) -> str:
-    """Return a file with these values, as far as it has the constants."""
-    now = _values(text)
-    changed = [(name, values[name]) for name in now if values.get(name, now[name]) != now[name]]
-    return literals.rewrite(text, dict(changed)) if changed else text
+def with_spellings(text: str, like: str) -> str:
+    """Return a file in which each constant that `like` has is written as there."""
+    theirs, source = _constants(like), like.encode()
+    changed = text.encode()
+    for one in sorted(_constants(text).values(), key=lambda one: -one.start):
+        if other := theirs.get(one.name):
+            value = source[other.start : other.end]
+            changed = changed[: one.start] + value + changed[one.end :]
+    return changed.decode()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from autoresearch_jax.common import validation
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.common.text import sentence
+from autoresearch_jax.common.text import did_you_mean, sentence
 from autoresearch_jax.ideas import idea
 from autoresearch_jax.ideas.idea import Idea
 
@@ -40,8 +40,8 @@ def load(workspace: Path | None = None) -> dict[str, Idea]:
 def get(ideas: Mapping[str, Idea], name: str) -> Idea:
     """Return the idea of that name. Raises UserError."""
     if name not in ideas:
-        why = sentence(validation.unknown(name, ideas, "an idea"))
-        raise UserError(f"There is no {why} List them: autoresearch-jax ideas")
+        meant = did_you_mean(name, ideas) or "."
+        raise UserError(f"There is no idea {name!r}{meant} List them: autoresearch-jax ideas")
     return ideas[name]
 
 

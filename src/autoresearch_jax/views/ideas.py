@@ -20,7 +20,8 @@ from autoresearch_jax.ideas.idea import Idea
 from autoresearch_jax.loop.asking import source_of
 from autoresearch_jax.repo.workspace import Workspace
 
-STYLES = {State.READY: "green", State.APPLIED: "dim", State.WARNING: "yellow"}
+STYLES = {State.APPLIED: "green", State.CONFLICTS: "red", State.WARNING: "yellow"}
+WIDTHS = {"idea": 22, "state": 12, "measured": 10}  # characters
 OTHERS = {State.NEEDS: "needs", State.EXCLUDED: "excluded by"}
 
 
@@ -80,25 +81,23 @@ def rows(folder: Path) -> list[Row]:
 
 
 def print_table(console: Console, found: Sequence[Row]) -> None:
-    """Print a table; long cells are wrapped, so that it fits 80 columns."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for name, least in (("idea", 18), ("what it is", 15), ("claim", 15)):
-        table.add_column(name, min_width=least, ratio=least)
-    table.add_column("measured", min_width=8, ratio=8)
-    table.add_column("state", min_width=9, ratio=11)
+    """Print a table that fits 80 columns: its last cell, title and claim, is wrapped."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", expand=True)
+    for name, width in WIDTHS.items():
+        table.add_column(name, width=width, overflow="fold")
+    table.add_column("what it is, and its claim", ratio=1)
     for row in found:
-        idea = row.idea
-        cells = (idea.id, idea.title, idea.claim, idea.measured if idea.patch else "", row.state)
-        state = row.fit.state if row.fit else None
-        table.add_row(*(Text(printable(cell)) for cell in cells), style=STYLES.get(state, ""))
+        idea, state = row.idea, row.fit.state if row.fit else State.WARNING
+        cells = (idea.id, row.state, idea.measured if idea.patch else "", idea.title)
+        *first, title = (Text(printable(cell)) for cell in cells)
+        claim = Text(f" ({printable(idea.claim)})", style="dim")
+        table.add_row(*first, title + claim, style=STYLES.get(state, ""))
     console.print(table)
-    console.print(
-        typed(
-            "\nRead one: autoresearch-jax ideas show IDEA\n"
-            "Put it into train.py: autoresearch-jax ideas apply IDEA"
-        ),
-        highlight=False,
+    next_commands = (
+        "\nRead one: autoresearch-jax ideas show IDEA\n"
+        "Put it into train.py: autoresearch-jax ideas apply IDEA"
     )
+    console.print(typed(next_commands), markup=False, soft_wrap=True)
 
 
 def as_json(found: Sequence[Row]) -> str:
