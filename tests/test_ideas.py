@@ -8,6 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
+from autoresearch_jax.agents import search_space
 from autoresearch_jax.cli.main import main
 from autoresearch_jax.commands import presets
 from autoresearch_jax.common import literals, paths
@@ -152,6 +153,15 @@ def test_an_idea_is_recognised_with_other_values_and_applied_once(name):
             assert not fit.contains(IDEAS[other], source, IDEAS), other
     turned = literals.rewrite(source, {"X0_LAMBDA": 0.07, "MATRIX_LR": 0.05, "ADAM_BETAS[0]": 0.7})
     assert fit.contains(IDEAS[name], turned, IDEAS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_search_can_turn_what_an_idea_adds(name):
+    before = with_needs(name)
+    old, new = literals.read(before), literals.read(fit.apply(IDEAS[name], before, IDEAS))
+    for key in new.keys() - old.keys():
+        assert search_space.infer(key, new[key].value).holds(new[key].value)
+        assert key.partition("[")[0] in literals.used_names(applied([name]))
 
 
 def composes(a, b):

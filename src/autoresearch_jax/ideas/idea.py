@@ -11,7 +11,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.ideas import merge
 
 ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-BLOCK = re.compile(r"^```diff\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```diff[ \t]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 LARGEST = 1 << 20  # bytes of a file
 Text = Annotated[str, Field(min_length=1)]
 Id = Annotated[str, Field(pattern=f"^{ID.pattern}$")]
@@ -49,14 +49,16 @@ def read(path: Path, shown: str | None = None) -> Idea:
             f"{place}: the name of an idea's file should be lower-case letters, digits and '-', "
             "such as my-idea.md. Rename it."
         )
+    if not path.is_file():
+        raise UserError(f"{place} should be a file with an idea. Move it out of its folder.")
     try:
-        content = path.read_bytes()[:LARGEST].decode()
+        content = path.read_bytes()[:LARGEST].decode().replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{place} is not UTF-8 text: {error}. Save it as UTF-8.") from None
     with front_matter.refusing(place):
         settings = _settings(content)
         body = front_matter.split(content)[1]
-    patches = BLOCK.findall(body.replace("\r\n", "\n"))
+    patches = BLOCK.findall(body)
     text = " ".join(BLOCK.sub("", body).split())
     expected = 0 if settings.kind == "warning" else 1
     if len(patches) != expected:

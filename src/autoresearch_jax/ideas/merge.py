@@ -107,16 +107,18 @@ def has_changes(patch: str) -> bool:
 
 def _hunks(patch: str) -> Iterator[tuple[str, list[str]]]:
     """Yield the header of each hunk and its lines; what comes before the first one is omitted."""
-    header, body = "", []
+    hunks: list[tuple[str, list[str]]] = []
+    within = False
     for line in patch.splitlines():
         if line.startswith(("@@", "diff --git ")):
-            if header:
-                yield header, body
-            header, body = (line, []) if line.startswith("@@") else ("", [])
-        elif header and not line.startswith("\\"):  # "\\ No newline at end of file"
-            body.append(line or " ")  # editors strip the space of an empty line
-    if header:
-        yield header, body
+            within = line.startswith("@@")
+            hunks += [(line, [])] if within else []
+        elif within and not line.startswith("\\"):  # "\\ No newline at end of file"
+            hunks[-1][1].append(line)
+    for header, body in hunks:
+        while body and not body[-1]:  # an empty line after it
+            body.pop()
+        yield header, [line or " " for line in body]  # editors strip the space of an empty line
 
 
 def _edits_of(body: Sequence[str], at: int) -> list[Edit]:
