@@ -195,10 +195,10 @@ def _moved(old: Value, new: Value, ours: Value) -> Value:
 
     Whole numbers are sizes, and change by the same factor; anything else gets the idea's value.
     """
-    numbers = [old, new, ours]
-    if ours == old or old == 0 or not all(type(number) is int for number in numbers):
+    if not (isinstance(old, int) and isinstance(new, int) and isinstance(ours, int)):
         return new
-    old, new, ours = numbers
+    if ours == old or old == 0:
+        return new
     scaled = round(ours * new / old)
     return max(ours + 1, scaled) if new > old else max(1, min(ours - 1, scaled))
 
