@@ -15,9 +15,10 @@ import pytest
 import train
 from autoresearch_jax import kit
 from autoresearch_jax.common import protocol
-from autoresearch_jax.compiler import cost, devices, hlo, memory
+from autoresearch_jax.compiler import cost, devices, flops, hlo, memory
 from autoresearch_jax.kit.attention import splash_attention
 from autoresearch_jax.system.device_specs import TARGETS, target_of
+from tests.tiers import cases
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -190,7 +191,7 @@ def test_traffic_of_a_real_loop():
 
 
 def traced_flops(function, *arguments):
-    return cost.flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return flops.products(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def test_flops_of_products_in_loops_branches_and_custom_gradients():
@@ -245,7 +246,7 @@ def test_flops_of_attention_kernels():
         eqn = SimpleNamespace(
             primitive=SimpleNamespace(name=name), params=params, invars=[aval, aval, aval]
         )
-        return cost.flops(SimpleNamespace(eqns=[eqn]))
+        return flops.products(SimpleNamespace(eqns=[eqn]))
 
     seen = sum(min(t + 1, 129) for t in range(512))
     assert cudnn("dot_product_attention_fwd", 129) == 2 * 2 * 2 * 128 * seen
@@ -372,6 +373,44 @@ def test_the_default_step_by_hand(tmp_path):
     assert sum(parts.values()) == pytest.approx(answer["bytes_per_token"])
     assert {"forward h/attn", "backward h/mlp", "forward GPT.loss"} <= parts.keys()
     assert "refused" not in answer
+
+
+PLANTED = {  # in one part of train.py: what is written there instead, and its line in the table
+    "product": (
+        "        return product(kit.squared_relu(product(x_BTD, self.c_fc)), self.c_proj)",
+        "        w_DX = jnp.ones((x_BTD.shape[-1], 65536), x_BTD.dtype)\n"
+        "        x_BTD += 1e-9 * jnp.tanh(x_BTD @ w_DX) @ w_DX.T  # PLANTED",
+        "MLP (h/mlp)",
+    ),
+    "sort": (
+        "        x_BTD, platform = self.features(tokens_BT), self.config.platform",
+        "        x_BTD, platform = self.features(tokens_BT), self.config.platform\n"
+        "        x_BTD += 1e-9 * jnp.sort(x_BTD @ self.lm_head)[..., :1]  # PLANTED",
+        "head and loss (GPT.loss)",
+    ),
+    "svd": (
+        "    x = g_LIO.astype(dtype)",
+        "    g_LIO += 1e-9 * jnp.linalg.svd(g_LIO, compute_uv=False)[..., :1, None]  # PLANTED\n"
+        "    x = g_LIO.astype(dtype)",
+        "optimizer and the rest (orthogonalize)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", cases(PLANTED, by_day=["sort"]))
+def test_a_planted_slow_operation_tops_the_cost_table(tmp_path, name):
+    old, new, part = PLANTED[name]
+    source = (ROOT / "train.py").read_text()
+    assert source.count(old + "\n") == 1
+    source = source.replace(old + "\n", f"{new}\n{old}\n" if name == "product" else f"{new}\n")
+    for file in ("prepare.py", "constants.py"):
+        (tmp_path / file).write_text((ROOT / file).read_text())
+    (tmp_path / "train.py").write_text(source)
+    line = 1 + source[: source.index("# PLANTED")].count("\n")
+    table = answer_of(tmp_path, tmp_path / "answer.json", constants=TINY | {"DEPTH": 1})["table"]
+    lines = table.index("step cost | by line of train.py | operation | share")
+    assert table[1].startswith(f"step cost | {part} | ")
+    assert table[lines + 1].startswith(f"step cost | train.py:{line} in ")
 
 
 def test_a_step_that_does_not_fit_is_refused(tmp_path):

@@ -6,13 +6,14 @@ import time
 
 import pytest
 
+from autoresearch_jax.jobs import training_log
 from autoresearch_jax.loop import statistics
 from autoresearch_jax.records import journal, results_tsv
 from autoresearch_jax.records.journal import Journal
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.views import summary
 from autoresearch_jax.views.entries import entries
-from autoresearch_jax.views.watch import diffs, frame, live_model, logs, page_data
+from autoresearch_jax.views.watch import diffs, frame, live_model, page_data
 from autoresearch_jax.views.watch.page_data import of_experiment
 from tests import harness, watch_helpers
 from tests.watch_helpers import HOSTILE, TAG, Recording
@@ -527,8 +528,8 @@ def test_a_missing_commit_is_reported(recording):
 
 def test_a_curve_is_thinned_and_keeps_its_end():
     lines = [f"step {n:05d} ({n / 100:.2f}%) | loss: {9 - n / 2000:.4f}" for n in range(10_001)]
-    curve = logs.curve("\n".join(lines))
-    assert logs.CURVE_POINTS / 2 < len(curve) <= logs.CURVE_POINTS
+    curve = training_log.curve("\n".join(lines))
+    assert training_log.CURVE_POINTS / 2 < len(curve) <= training_log.CURVE_POINTS
     assert curve[-1] == (100.0, 4.0)
 
 
@@ -540,8 +541,8 @@ def test_malformed_numbers_are_not_known():
         "step 99999999999999 (1.0%) | loss: 1",
         "A step needs .. MiB of a device's memory",
     ):
-        assert logs.curve(line) == []
-        assert logs.progress(line).loss in (None, 9.0)
+        assert training_log.curve(line) == []
+        assert training_log.progress(line).loss in (None, 9.0)
 
 
 def test_the_originals_lines_are_read():
@@ -549,18 +550,18 @@ def test_the_originals_lines_are_read():
         "step 00953 (99.8%) | loss: 2.997821 | lrm: 0.00 | dt: 314ms | tok/sec: 1,668,432 | "
         "mfu: 39.9% | epoch: 1 | remaining: 0s"
     )
-    found = logs.progress(line)
+    found = training_log.progress(line)
     assert (found.step, found.loss, found.mfu, found.left_s) == (953, 2.997821, 39.9, 0.0)
 
 
 def test_a_flooded_log_is_read_at_both_ends(tmp_path):
     path = tmp_path / "run.log"
-    path.write_text("first\n" + "x" * 100 * logs.HALF_BYTES + "\nlast\n")
-    text = logs.both_ends(path)
-    assert len(text) < 3 * logs.HALF_BYTES
+    path.write_text("first\n" + "x" * 100 * training_log.HALF_BYTES + "\nlast\n")
+    text = training_log.both_ends(path)
+    assert len(text) < 3 * training_log.HALF_BYTES
     assert text.startswith("first")
-    assert logs.tail(text).endswith("last")
-    assert max(map(len, logs.tail(text).split("\n"))) <= logs.TAIL_LINE_LIMIT
+    assert training_log.tail(text).endswith("last")
+    assert max(map(len, training_log.tail(text).split("\n"))) <= training_log.TAIL_LINE_LIMIT
 
 
 def test_only_plain_files_are_read(tmp_path):
@@ -569,9 +570,9 @@ def test_only_plain_files_are_read(tmp_path):
     (tmp_path / "link").symlink_to(secret)
     os.mkfifo(tmp_path / "pipe")
     for name in ("link", "pipe", ".", "missing"):
-        assert logs.text(tmp_path / name, 100) == ""
-    assert logs.text(secret, 3) == "sec"
-    assert logs.text(secret, 3, from_end=True) == "ret"
+        assert training_log.text(tmp_path / name, 100) == ""
+    assert training_log.text(secret, 3) == "sec"
+    assert training_log.text(secret, 3, from_end=True) == "ret"
 
 
 # ------------------------------------------------------------------------------------- diffs

@@ -15,12 +15,12 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.screen import Screen
 
+from autoresearch_jax.jobs.training_log import Progress
 from autoresearch_jax.records.foreign_results import Row
 from autoresearch_jax.views import tables
 from autoresearch_jax.views.entries import entries
 from autoresearch_jax.views.summary import summarize
 from autoresearch_jax.views.watch import frame, live_model
-from autoresearch_jax.views.watch.logs import Progress
 from autoresearch_jax.views.watch.running import Running
 from tests import harness
 from tests.watch_helpers import COMMAND, DEADLINE_SECONDS, Recording, Terminal, everything

@@ -12,7 +12,7 @@ from autoresearch_jax.common import files, syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.data.manifest import FROZEN
-from autoresearch_jax.jobs import compile_check, environment
+from autoresearch_jax.jobs import compile_check, environment, training_log
 from autoresearch_jax.jobs.device_allocation import WHOLE, DeviceAllocation
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.executor import Context
@@ -32,7 +32,6 @@ from autoresearch_jax.repo.workspace import FILES, Workspace, time_budget
 from autoresearch_jax.system import device_specs, locks
 from autoresearch_jax.system.disk_errors import disk_errors
 from autoresearch_jax.system.interrupts import Abandoned, Interrupts
-from autoresearch_jax.views.watch import logs
 
 WORKSPACE_FILES = (*FILES, "program.md", "results.tsv")
 LOOK_SECONDS = 5.0  # of training, after which a device is under load
@@ -100,7 +99,7 @@ def begin(
         seen: list[float] = []
 
         def enough() -> bool:
-            if not seen and logs.progress(read_tail(log)).step is not None:
+            if not seen and training_log.progress(read_tail(log)).step is not None:
                 seen.append(time.monotonic())
             if not seen or time.monotonic() - seen[0] < LOOK_SECONDS:
                 return False
@@ -116,7 +115,7 @@ def begin(
             )
         # A train.py that prints other lines trains once it has exported its model.
         first = seen[0] - started if seen else trained.metrics["startup_seconds"]
-        return round(first, 1), logs.progress(read_tail(log)).tokens_per_s
+        return round(first, 1), training_log.progress(read_tail(log)).tokens_per_s
 
 
 def compile_only(

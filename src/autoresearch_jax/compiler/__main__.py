@@ -53,9 +53,10 @@ def answer_to(spec: dict[str, Any]) -> dict[str, Any]:
     seconds = time.perf_counter() - begun
     has = target.memory_gib * 2**30 if target else memory.device_memory(found[0])
     limit = memory.smaller(has, spec["memory_gib"])
-    step = cost.of(compiled, traced.jaxpr.jaxpr)
-    tokens = tokens_of(abstract_args) / len(found)
     kind = found[0].device_kind
+    step = cost.of(compiled, traced.jaxpr.jaxpr, kind)
+    print("\n".join(step.table))
+    tokens = tokens_of(abstract_args) / len(found)
     answer = {
         "target": spec["target"] or found[0].platform,
         "device_kind": kind,
@@ -64,6 +65,7 @@ def answer_to(spec: dict[str, Any]) -> dict[str, Any]:
         "memory_gib": limit / 2**30 if limit else None,
         "compile_seconds": seconds,
         "largest": step.largest,
+        "table": step.table,
     }
     if tokens:
         answer |= {

@@ -42,6 +42,24 @@ _CALLED = re.compile(
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _SCOPE = re.compile(r'op_name="([^"]*)"')
+_FRAME = re.compile(r"stack_frame_id=(\d+)")
+_TABLE = re.compile(r"^(FileNames|FunctionNames|FileLocations|StackFrames)$")
+_ROW = re.compile(r"^(\d+) (.*)$")
+_NUMBERS = re.compile(r"(\w+)=(\d+)")
+_WINDOW = re.compile(r"window=\{size=([\dx]+)")
+_SORTED = re.compile(r"dimensions=\{(\d+)")
+# Elementwise operations that one element takes; others take one, and those that move data none.
+WEIGHTS = {
+    "exponential": 10, "exponential-minus-one": 10, "log": 10, "log-plus-one": 10, "power": 20,
+    "tanh": 10, "sine": 20, "cosine": 20, "tan": 20, "logistic": 10, "erf": 10, "atan2": 20,
+    "sqrt": 4, "rsqrt": 4, "cbrt": 10, "divide": 4, "remainder": 8, "rng-bit-generator": 20,
+}  # fmt: skip
+MOVES = frozenset([
+    "broadcast", "reshape", "copy", "copy-start", "slice-start", "transpose", "concatenate", "pad",
+    "reverse", "dot", "convolution", "fusion", "custom-call", "convert", "all-reduce", "all-gather",
+])  # fmt: skip
+COMPARISONS = 100  # elementwise operations that a comparison of a sort takes
+CALLBACK_STARTS = 100  # starts of kernels that a call of Python takes
 
 
 @dataclass(frozen=True)
@@ -71,11 +89,15 @@ Computation = dict[str, Instruction]  # by name
 
 @dataclass(frozen=True)
 class Traffic:
-    """The bytes that one instruction moves, over all the times that it runs."""
+    """What one instruction moves and computes, over all the times that it runs."""
 
     scope: str
     name: str
     bytes: int
+    opcode: str = ""
+    others: float = 0.0  # elementwise operations, and comparisons of sorts
+    starts: int = 1
+    line: str = ""  # such as "train.py:197 in MLP.__call__"; "" if that is not known
 
 
 def shape_bytes(shape: str, *, anywhere: bool = False) -> int:
@@ -100,6 +122,7 @@ class Module:
     def __init__(self, text: str) -> None:
         self._computations: dict[str, Computation] = {}
         self._entry: Computation = {}
+        self._lines = _lines_of_frames(text)
         current: Computation | None = None
         for line in _whole_lines(text):
             if line and not line[0].isspace():
@@ -130,8 +153,19 @@ class Module:
             if one.opcode in FREE or one.opcode.endswith("-done"):
                 continue
             if one.opcode not in CALLS:
-                if moved := self._moved(here, one):
-                    yield Traffic(_scope(here, one), one.name, times * moved)
+                moved, others = self._moved(here, one), self._others(here, one)
+                if moved or others:
+                    origin = self._origin(here, one)
+                    frame = _FRAME.search(origin.attributes)
+                    yield Traffic(
+                        origin.scope,
+                        one.name,
+                        times * moved,
+                        one.opcode if one.opcode != "fusion" else _root(self._body(one)).opcode,
+                        times * others,
+                        times * (CALLBACK_STARTS if "callback" in one.attributes else 1),
+                        self._lines.get(int(frame[1]), "") if frame else "",
+                    )
                 continue
             trips = self._trips(one) if one.opcode == "while" else 1
             bodies = [
@@ -157,7 +191,7 @@ class Module:
         """The bytes that one instruction reads from and writes to main memory."""
         shapes = [here[name].shape for name in one.operands]
         if one.opcode == "fusion":
-            body = self._computations[one.called[0]]
+            body = self._body(one)
             read = sum(
                 min(shape_bytes(shape), self._read(body, number))
                 for number, shape in enumerate(shapes)
@@ -174,6 +208,41 @@ class Module:
         if one.opcode in UPDATES:
             return 2 * shape_bytes(shapes[-1 if one.opcode == "scatter" else 1])
         return sum(map(shape_bytes, shapes)) + shape_bytes(one.shape)
+
+    def _body(self, fusion: Instruction) -> Computation:
+        return self._computations[fusion.called[0]]
+
+    def _origin(self, here: Computation, one: Instruction) -> Instruction:
+        """The instruction whose scope is its own; of a copy that XLA has added, its user."""
+        for _ in range(4):
+            if one.scope:
+                return one
+            if one.opcode == "fusion":
+                named = [inner for inner in self._body(one).values() if inner.scope]
+                if named:
+                    return named[-1]
+            one = next(iter(_users(here, one.name)), one)
+        return one
+
+    def _others(self, here: Computation, one: Instruction) -> float:
+        """The elementwise operations of one instruction, those inside a kernel included."""
+        if one.opcode == "fusion":
+            body = self._body(one)
+            return sum(self._others(body, inner) for inner in body.values())
+        operand = here[one.operands[0]].shape if one.operands else one.shape
+        sorts = one.opcode == "custom-call" and re.search("(?i)sort|topk", one.attributes[:2000])
+        if one.opcode in ("sort", "topk") or sorts:
+            dims = _dimensions(operand)
+            along = _SORTED.search(one.attributes)
+            length = dims[int(along[1]) if along and int(along[1]) < len(dims) else -1]
+            return math.prod(dims) * math.log2(max(2, length)) * COMPARISONS
+        if one.opcode in ("reduce", "reduce-window"):
+            window = _WINDOW.search(one.attributes)
+            sizes = map(int, window[1].split("x")) if window else ()
+            return math.prod(_dimensions(one.shape if window else operand)) * math.prod(sizes)
+        if one.opcode in FREE | MOVES | SLICES | UPDATES:
+            return 0.0
+        return float(math.prod(_dimensions(one.shape)) * WEIGHTS.get(one.opcode, 1))
 
     def _read(self, body: Computation, number: int) -> int:
         """The bytes of parameter `number` that a fusion reads: if it only slices it, the slices."""
@@ -224,13 +293,39 @@ def _users(body: Computation, name: str) -> Iterable[Instruction]:
     return (one for one in body.values() if name in one.operands)
 
 
-def _scope(here: Computation, one: Instruction) -> str:
-    """Its scope; of a copy that XLA has added, the scope of the instruction that uses it."""
-    for _ in range(4):
-        if one.scope:
-            break
-        one = next(iter(_users(here, one.name)), one)
-    return one.scope
+def _dimensions(shape: str) -> list[int]:
+    """The sizes of the first array of a shape's text; [1] of a scalar."""
+    found = _ARRAY.search(shape)
+    return [int(size) for size in found[2].split(",") if size] if found and found[2] else [1]
+
+
+def _lines_of_frames(text: str) -> dict[int, str]:
+    """Returns by the number of a stack frame the innermost line of train.py, where there is one."""
+    tables: dict[str, dict[int, str]] = {}
+    rows: dict[int, str] = {}
+    for line in text[: text.find("\n%") + 1].splitlines():
+        if _TABLE.match(line):
+            rows = tables.setdefault(line, {})
+        elif found := _ROW.match(line):
+            rows[int(found[1])] = found[2]
+    files, functions = tables.get("FileNames", {}), tables.get("FunctionNames", {})
+    locations = {
+        at: dict(_NUMBERS.findall(row)) for at, row in tables.get("FileLocations", {}).items()
+    }
+    frames = {at: dict(_NUMBERS.findall(row)) for at, row in tables.get("StackFrames", {}).items()}
+    parents = {at: int(frame.get("parent_frame_id", 0)) for at, frame in frames.items()}
+    # Some versions of XLA write the parent's number plus one.
+    by = int(any(parent == at for at, parent in parents.items() if at > 1))
+    found_lines: dict[int, str] = {}
+    for at in sorted(frames):  # a parent comes before its children
+        where = locations.get(int(frames[at].get("file_location_id", 0)), {})
+        name = files.get(int(where.get("file_name_id", 0)), "").strip('"')
+        function = functions.get(int(where.get("function_name_id", 0)), "").strip('"')
+        if name.endswith("train.py"):
+            found_lines[at] = f"train.py:{where.get('line')} in {function}"
+        elif parents[at] - by in found_lines:
+            found_lines[at] = found_lines[parents[at] - by]
+    return found_lines
 
 
 def _whole_lines(text: str) -> Iterator[str]:

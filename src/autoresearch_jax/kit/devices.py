@@ -1,5 +1,6 @@
 """The devices of a training: which kernels they run, what fits into them, and other hosts."""
 
+import contextlib
 import os
 import re
 import resource
@@ -67,19 +68,25 @@ def peak_memory_mb() -> float:
 def compile_step(jitted_step: Any, abstract_args: Iterable[Any]) -> jax.stages.Compiled:
     """Compile a step, check that it fits the device's memory, and print what it needs.
 
+    On a CPU, where no compile check runs, it also prints where the time goes, by an estimate.
+
     Raises:
       NotEnoughMemory: it needs more than the device has, or than `--max-memory-gb` allows; the
         message names the largest arrays.
     """
     from autoresearch_jax.compiler import cost, memory  # not part of a scoring
 
-    compiled = jitted_step.lower(*abstract_args).compile()
+    traced = jitted_step.trace(*abstract_args)
+    compiled = traced.lower().compile()
     device = next(iter(jax.tree.leaves(compiled.input_shardings)[0].device_set))
     peak, limit = cost.peak_bytes(compiled), memory.device_memory(device)
     has = f", of {memory.size(limit)} that it may use" if limit else ""
     print(f"A step needs {memory.size(peak)} of a device's memory{has}.")
     if limit is not None and peak > limit:
         memory.check(peak, limit, cost.largest(compiled.as_text() or ""))
+    if device.platform == "cpu":
+        with contextlib.suppress(Exception):  # nothing that trains depends on it
+            print("\n".join(cost.of(compiled, traced.jaxpr.jaxpr).table))
     return compiled
 
 

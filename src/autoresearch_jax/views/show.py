@@ -6,6 +6,7 @@ from rich.console import Console
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean, printable, sentence
+from autoresearch_jax.jobs import training_log
 from autoresearch_jax.loop import statistics
 from autoresearch_jax.records import journal, tags
 from autoresearch_jax.records.experiment import Experiment, UnusedAnswer
@@ -22,7 +23,6 @@ from autoresearch_jax.views.entries import (
 )
 from autoresearch_jax.views.summary import cost_words, count
 from autoresearch_jax.views.tables import STYLES
-from autoresearch_jax.views.watch import logs
 
 LOG_LINES = 20
 LOG_BYTES = 2**16
@@ -53,7 +53,7 @@ def show(console: Console, workspace: Workspace, name: str, tag: str | None = No
     numbers = {key: f"{value:.6g}" for key, value in one.metrics.items()}
     diff = Candidates(workspace, tag).diff(one.base, one.commit) if one.base else ""
     log = workspace.run_dir(tag, one.n) / "run.log"
-    log_tail = logs.tail(logs.text(log, LOG_BYTES, from_end=True), LOG_LINES)
+    log_tail = training_log.tail(training_log.text(log, LOG_BYTES, from_end=True), LOG_LINES)
 
     def line(text: str, style: str = "") -> None:
         console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)

@@ -7,13 +7,14 @@ import msgspec
 
 from autoresearch_jax.common.errors import GitError
 from autoresearch_jax.common.text import clean
+from autoresearch_jax.jobs import training_log
 from autoresearch_jax.records.experiment import UnusedAnswer
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.views.entries import Entry, entry_of, rests_on, transcripts
 from autoresearch_jax.views.summary import passed_over
 from autoresearch_jax.views.tables import AGENT_LIMIT, EXPECTED_LIMIT
-from autoresearch_jax.views.watch import diffs, logs
+from autoresearch_jax.views.watch import diffs
 from autoresearch_jax.views.watch.live_model import JournalReader, LiveModel, Reader
 
 PROMPT_BYTES = 600_000  # a prompt has at most 120,000 characters
@@ -61,7 +62,7 @@ def of_answer(reader: Reader, ask: int) -> str | None:
     workspace, tag = reader.workspace, reader.tag
     used = (workspace.run_dir(tag, one.n) for one in reader.experiments if one.ask == ask)
     paths = transcripts(next(used, workspace.ask_dir(tag, ask)))
-    texts = (f"{path.name}\n\n{logs.text(path, PROMPT_BYTES)}" for path in paths)
+    texts = (f"{path.name}\n\n{training_log.text(path, PROMPT_BYTES)}" for path in paths)
     return "\n\n".join(texts) or None
 
 
@@ -89,8 +90,8 @@ def of_experiment(reader: Reader, n: int) -> dict[str, Any] | None:
     entry = decided or entry_of(one, costs=experiments.costs)
     base = experiments.by_commit(one.base)
     folder = workspace.run_dir(tag, n)
-    log = logs.both_ends(folder / "run.log")
-    base_log = logs.both_ends(workspace.run_dir(tag, base.n) / "run.log") if base else ""
+    log = training_log.both_ends(folder / "run.log")
+    base_log = training_log.both_ends(workspace.run_dir(tag, base.n) / "run.log") if base else ""
     return {
         **entry.fields(),
         "status": one.status,
@@ -104,12 +105,12 @@ def of_experiment(reader: Reader, n: int) -> dict[str, Any] | None:
         "phases": entry.phases,
         "spent": entry.spent,
         "diff": _diff(workspace, tag, one.base, one.commit) if one.base else None,
-        "curve": logs.curve(log),
-        "base_curve": logs.curve(base_log),
-        "log": logs.tail(log),
+        "curve": training_log.curve(log),
+        "base_curve": training_log.curve(base_log),
+        "log": training_log.tail(log),
         "ask": one.ask if transcripts(folder) else None,
         "unused": [_unused(one) for one in experiments.unused(n)],
-        "prompt": logs.text(folder / "prompt.md", PROMPT_BYTES),
+        "prompt": training_log.text(folder / "prompt.md", PROMPT_BYTES),
     }
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch_jax.common.text import clean
+from autoresearch_jax.jobs import training_log
+from autoresearch_jax.jobs.training_log import Progress
 from autoresearch_jax.records.events import (
     Began,
     Event,
@@ -22,8 +24,6 @@ from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.views.tables import AGENT_LIMIT, EXPECTED_LIMIT
-from autoresearch_jax.views.watch import logs
-from autoresearch_jax.views.watch.logs import Progress
 
 # Why an experiment is measured again, in words.
 PURPOSES = {
@@ -140,4 +140,4 @@ def _progress(log: Path, since: float) -> Progress:
 
 @functools.lru_cache(maxsize=64)  # a page looks twice a second, a log changes every few seconds
 def _read_progress(log: Path, stamp: tuple[int, ...]) -> Progress:
-    return logs.progress(logs.both_ends(log))
+    return training_log.progress(training_log.both_ends(log))

@@ -75,11 +75,16 @@ def progress(log: str) -> Progress:
 
 def curve(log: str) -> Curve:
     """Return the loss over a training, thinned to CURVE_POINTS including the last point."""
-    found: Curve = []
-    for _, digits, fields in _STEP.findall(log):
+    return [(percent, loss) for _, percent, loss in points(log)]
+
+
+def points(log: str) -> list[tuple[int, float, float]]:
+    """Return (step, percent of the budget, loss in nats) over a training, thinned likewise."""
+    found = []
+    for step, digits, fields in _STEP.findall(log):
         percent, loss = _number(digits), _number(dict(_FIELD.findall(fields)).get("loss", ""))
         if percent is not None and loss is not None:
-            found.append((percent, loss))
+            found.append((int(step), percent, loss))
     every = math.ceil(len(found) / CURVE_POINTS) or 1
     return found[::-every][::-1]
 

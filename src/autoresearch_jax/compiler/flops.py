@@ -1,0 +1,114 @@
+"""Computes FLOPs from the trace of a training step."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+# FLOPs of matrix decompositions by the shape [..., M, N] of their operand: a product reaches many
+# times their speed, so they do not count among the products.
+DECOMPOSITIONS = {
+    "svd": lambda m, n: 20.0 * m * n * min(m, n),
+    "eigh": lambda m, n: 9.0 * m * n * n,
+    "eig": lambda m, n: 25.0 * m * n * n,
+    "qr": lambda m, n: 4.0 * m * n * min(m, n),
+    "geqrf": lambda m, n: 2.0 * m * n * min(m, n),
+    "householder_product": lambda m, n: 2.0 * m * n * min(m, n),
+    "lu": lambda m, n: 0.7 * m * n * min(m, n),
+    "cholesky": lambda m, n: 0.4 * m * n * n,
+    "triangular_solve": lambda m, n: 1.0 * m * m * n,
+    "fft": lambda m, n: 5.0 * m * n * math.log2(max(2, n)),
+}
+
+
+@dataclass(frozen=True)
+class Traced:
+    """An operation of a trace, with its FLOPs over all the times that it runs."""
+
+    scope: str  # the Python scopes that it comes from
+    line: str  # as of parts.Work
+    opcode: str
+    products: float = 0.0  # FLOPs of matrix products
+    others: float = 0.0  # FLOPs of decompositions
+
+
+def products(jaxpr: Any) -> float:
+    """Returns the FLOPs of the matrix products in a trace, each loop as often as it runs.
+
+    Attention kernels count what they compute, without the masked parts that they skip; a `while`
+    of unknown length counts once.
+    """
+    return sum(one.products for one in traced(jaxpr))
+
+
+def traced(jaxpr: Any, scope: str = "", line: str = "", times: float = 1.0) -> Iterator[Traced]:
+    """Yields the products and decompositions of a trace.
+
+    `scope` and `line` are those of the operation whose inner trace it is; it runs `times` times.
+    """
+    for eqn in jaxpr.eqns:
+        here = f"{scope}/{eqn.source_info.name_stack}" if hasattr(eqn, "source_info") else scope
+        yield from _traced(eqn, here, _line(eqn) or line, times)
+
+
+def _traced(eqn: Any, scope: str, line: str, times: float) -> Iterator[Traced]:
+    name, params = eqn.primitive.name, eqn.params
+    if (own := _products(eqn)) is not None:
+        yield Traced(scope, line, name, products=times * own)
+    elif name in DECOMPOSITIONS:
+        *stack, m, n = (1, 1, *eqn.invars[0].aval.shape)
+        own = math.prod(stack) * DECOMPOSITIONS[name](m, n)
+        yield Traced(scope, line, name, others=times * own)
+    elif name == "cond":  # the branch that computes most
+        found = [list(traced(one, scope, line, times)) for one in _jaxprs(params)]
+        yield from max(found, key=lambda branch: sum(one.products for one in branch), default=[])
+    else:
+        if name == "pallas_call":
+            times *= math.prod(map(int, params["grid_mapping"].grid))
+        elif name == "scan":
+            times *= params["length"]
+        for one in _jaxprs(params):
+            yield from traced(one, scope, line, times)
+
+
+def _products(eqn: Any) -> float | None:
+    """The FLOPs of one product or attention kernel; None of anything else."""
+    name, params = eqn.primitive.name, eqn.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        shape = eqn.invars[0].aval.shape
+        return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
+    if name == "conv_general_dilated":
+        kernel = eqn.invars[1].aval.shape
+        outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
+        return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / outputs
+    if name.startswith("dot_product_attention"):  # cuDNN's
+        return _cudnn_flops(eqn, products=2 if name.endswith("fwd") else 5)
+    return None
+
+
+def _line(eqn: Any) -> str:
+    """The innermost line of train.py that an operation comes from, as of parts.Work."""
+    traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
+    for frame in getattr(traceback, "frames", ()):
+        if frame.file_name.endswith("train.py"):
+            return f"train.py:{frame.line_num} in {frame.function_name}"
+    return ""
+
+
+def _jaxprs(params: dict[str, Any]) -> Iterable[Any]:
+    # The trace stores a custom gradient's other functions here, but does not run them here.
+    for key, value in params.items():
+        for one in value if isinstance(value, tuple | list) else [value]:
+            inner = getattr(one, "jaxpr", one)
+            if hasattr(inner, "eqns") and not key.endswith(("fwd", "bwd")):
+                yield inner
+
+
+def _cudnn_flops(eqn: Any, products: int) -> float:
+    q, k = (var.aval.shape for var in eqn.invars[:2])
+    B, T, N, H = q if eqn.params["layout"] == 0 else (q[0], q[2], q[1], q[3])  # 0: BTNH
+    S = k[1] if eqn.params["layout"] == 0 else k[2]
+    window = eqn.params["sliding_window_length"] or S
+    seen = sum(min(t + 1, window) for t in range(T))  # causal
+    return products * 2.0 * B * N * H * seen
