@@ -1,11 +1,12 @@
 """What an experiment costs beside its budget: the loop's own work, the phases, the command's start.
 
-    uv run bench/overhead.py [--part loop|phases|help] [--json]
+    uv run bench/overhead.py [--part loop|phases|help|research] [--json]
 
 `loop`: experiments with a train.py that does nothing and a score that takes no time, on git
 repositories with more and more experiments behind them. `phases`: a baseline and experiments, at
-the demo's size or another preset's. `help`: the command's start. Seconds; the median, and the
-smallest and largest.
+the demo's size or another preset's. `help`: the command's start. `research`: the folder of what
+the experiments have shown, for a request to a client. Seconds; the median, and the smallest and
+largest.
 """
 
 import itertools
@@ -29,6 +30,7 @@ TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
 from autoresearch_jax.agents.agent import Agent, Proposal
+from autoresearch_jax.agents.research import Research
 from autoresearch_jax.agents.tpe import Tpe
 from autoresearch_jax.commands import loop, setup
 from autoresearch_jax.common import literals, protocol
@@ -37,6 +39,8 @@ from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import journal
 from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.experiments import Experiments
+from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import process
 from autoresearch_jax.views.entries import phases
@@ -313,6 +317,39 @@ def measure_help(count: int) -> dict:
     return {name: spread(seconds) for name, seconds in found.items()}
 
 
+# ------------------------------------------------------------------------------ the folder
+
+
+def measure_research(behind: int, count: int) -> dict:
+    """The folder `research/` behind so many experiments: at first, again, and after one more."""
+    with fresh_home() as folder:
+        workspace = make_history(folder / "workspace", behind)
+        history = journal.Follower(journal.path_of(workspace.state_dir(TAG))).read()
+        last = next(at for at, one in enumerate(history) if getattr(one, "n", 0) == behind - 1)
+        experiments = Experiments(history[:last])
+        made = Research(experiments, Candidates(workspace, TAG), 300.0)
+
+        def write() -> float:
+            begun = time.perf_counter()
+            made.write(folder / "research")
+            made.block()
+            return time.perf_counter() - begun
+
+        first, again = write(), [write() for _ in range(count)]
+        for event in history[last:]:
+            experiments.apply(event)
+        added = write()
+        files = [path for path in (folder / "research").rglob("*") if path.is_file()]
+    return {
+        "behind": behind,
+        "first_s": round(first, 3),
+        "again_s": spread(again),
+        "after_another_s": round(added, 3),
+        "files": len(files),
+        "kb": round(sum(len(data) for data in made.files().values()) / 1000),
+    }
+
+
 # ---------------------------------------------------------------------------------- output
 
 
@@ -370,10 +407,18 @@ def help_part(*, count: int, **_) -> tuple[dict, list[Table]]:
     return {**keys, "help": found}, [table("The start", ("what", "seconds"), [*found.items()])]
 
 
+def research_part(*, sizes: Sequence[int], count: int, **_) -> tuple[dict, list[Table]]:
+    rows = [measure_research(behind, count) for behind in sizes if behind > 1]
+    columns = ("behind", "at first", "again", "after another experiment", "files", "kB")
+    shown = [list(row.values()) for row in rows]
+    return {"research": rows}, [table("The folder research/", columns, shown)]
+
+
 PARTS: dict[str, Callable[..., tuple[dict, list[Table]]]] = {
     "loop": loop_part,
     "phases": phases_part,
     "help": help_part,
+    "research": research_part,
 }
 
 

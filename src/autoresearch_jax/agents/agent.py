@@ -88,6 +88,7 @@ class Context:
     sandbox: Sandbox | None = None  # the sandbox of a client; None: none
     written: tuple[Path, ...] = ()  # what it may fill, besides the worktree
     env: Mapping[str, str] = field(default_factory=dict)  # in addition to the user's
+    research: Path | None = None  # in the worktree: what the experiments have shown
 
     def with_prompt(self, prompt: str) -> Context:
         """Return a copy with another prompt, which replaces the files of the old one."""

@@ -17,6 +17,7 @@ from autoresearch_jax.agents import replies
 from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
 from autoresearch_jax.agents.client_specs import Client, places, shipped
 from autoresearch_jax.agents.replies import Reply
+from autoresearch_jax.agents.research import ANSWER
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.paths import expanded
@@ -73,8 +74,8 @@ class ClientAgent(Agent):
 
         The description is the line `DESCRIPTION: ...` of the answer, otherwise the subject of the
         client's commit, otherwise the last line of the answer. The output is kept in agent.out and
-        agent.err in the run's folder. Raises AgentError, also if the client printed no JSON
-        although it should, and changed nothing.
+        agent.err in the run's folder, and the answer alone in answer.txt. Raises AgentError, also
+        if the client printed no JSON although it should, and changed nothing.
         """
         self.try_out(context)
         before = _content(context.worktree / "train.py")
@@ -92,6 +93,7 @@ class ClientAgent(Agent):
         idle = not reply.understood and _content(context.worktree / "train.py") == before
         if returncode or reply.error or idle:
             raise self._failure(returncode, reply, out, err)
+        (context.run_dir / ANSWER).write_text(reply.text, encoding="utf-8", errors="replace")
         description, expected, last = replies.labels(reply.text)
         description = description or context.committed() or last
         return Proposal(description, expected, usage=reply.usage)

@@ -55,6 +55,8 @@ class Brief:
     rejected: Sequence[tuple[str, str]] = ()
     waiting: Sequence[str] = ()  # descriptions of queued proposals
     others: int = 0  # number of other agents at work on a proposal now
+    folder: str = ""  # beside train.py, with what the experiments have shown (research.py)
+    research: str = ""  # the same in short
 
 
 def repair(brief: Brief, *, description: str, reason: str, log: str) -> str:
@@ -90,7 +92,7 @@ def build(brief: Brief, crash: Mapping[str, str] | None = None) -> str:
         running=[e for e in brief.history if e.status is None][-RUNNING:],
         top=sorted(scored, key=lambda e: (e.mean_bpb, e.n))[:TOP],
         last=decided[-LAST:],
-        changes=_changes(brief.history),
+        changes=changes(brief.history),
     )
 
 
@@ -160,7 +162,7 @@ def _source(source: str) -> str:
     return re.sub(f"`{{{FENCE_LIMIT},}}", "`" * (FENCE_LIMIT - 1), text)
 
 
-def _changes(history: Sequence[Experiment]) -> Mapping[int, float]:
+def changes(history: Sequence[Experiment]) -> Mapping[int, float]:
     """Return by number each mean score minus the best kept score before it; negative is better."""
     found, best = {}, None
     for e in history:

@@ -10,6 +10,7 @@ from pathlib import Path
 from autoresearch_jax.agents import prompt
 from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal, Usage
 from autoresearch_jax.agents.prompt import Brief
+from autoresearch_jax.agents.research import Research
 from autoresearch_jax.common import files, literals, syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
@@ -38,6 +39,7 @@ class Asking:
         self.session = session
         self.config = session.config
         self.budget_s = time_budget(session.workspace.root)
+        self.research = Research(session.experiments, session.candidates, self.budget_s)
         self.closed = False  # whether nobody waits for an answer any more
         self.numbers = itertools.count(session.experiments.next_ask)  # of new questions
 
@@ -60,7 +62,7 @@ class Asking:
         session, best = self.session, self.session.experiments.best
         base, ask = best.commit if best else session.workspace.head(), session.experiments.next_ask
         try:
-            agent.try_out(self.context(ask, 0, "", "agent", base))
+            agent.try_out(self.context(agent, ask, 0, "agent", base).with_prompt(""))
         finally:
             files.remove(session.ask_dir(ask))
 
@@ -85,8 +87,10 @@ class Asking:
         unfit: list[tuple[str, str]] = []
         while True:
             ask = next(self.numbers)
-            words = prompt.build(self.brief(best, rejected, others))
-            context = self.context(ask, len(session.experiments), words, place, best.commit, unfit)
+            n = len(session.experiments)
+            context = self.context(agent, ask, n, place, best.commit, unfit)
+            words = prompt.build(self.brief(best, rejected, others, context.research))
+            context = context.with_prompt(words)
             blob, said = self.answer(agent, context, ask, best.commit)
             verdict = self._checked(blob, best, ask, place) if ahead else Verdict()
             if not verdict.refused or len(unfit) >= tries or self.out_of_money():
@@ -128,6 +132,8 @@ class Asking:
                 said = agent.repair(context) if repairs else agent.propose(context)
                 usage, name = said.usage, said.agent or name
             finally:
+                if context.research is not None:
+                    files.remove(context.research)
                 dropped = session.candidates.others_changed(base, context.worktree)
             should_report = self.config.max_usd is not None and agent.slow and agent.priced
             if should_report and usage.usd is None:
@@ -201,9 +207,13 @@ class Asking:
             check.end()
 
     def brief(
-        self, best: Experiment, rejected: Sequence[tuple[str, str]] = (), others: int = 0
+        self,
+        best: Experiment,
+        rejected: Sequence[tuple[str, str]] = (),
+        others: int = 0,
+        research: Path | None = None,
     ) -> Brief:
-        """Return the input of a prompt."""
+        """Return the input of a prompt; `research` is the folder of what experiments have shown."""
         session = self.session
         path = session.workspace.root / "program.md"
         environment = session.environment
@@ -222,20 +232,23 @@ class Asking:
             rejected=tuple(rejected),
             waiting=[one.description for one in session.experiments.queue],
             others=others,
+            folder=research.name if research else "",
+            research=self.research.block() if research else "",
         )
 
     def context(
         self,
+        agent: Agent,
         ask: int,
         n: int,
-        words: str,
         place: str,
         base: str,
         unfit: Sequence[tuple[str, str]] = (),
     ) -> Context:
-        """Return the input of an agent: a fresh worktree, the prompt `words`, and the history.
+        """Return the input of an agent, still without a prompt: a fresh worktree, the history.
 
-        The agent can write only in its worktree and in that worktree's git data.
+        The agent can write only in its worktree and in that worktree's git data, and a client gets
+        a folder to read.
         """
         session = self.session
         worktree, prompt_path = session.private / place, session.private / f"{place}-prompt.md"
@@ -244,6 +257,15 @@ class Asking:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = isolation.fresh(session.private / f"scratch-{place}")
         git_data = session.candidates.private_git(worktree)
+        research = None
+        if agent.slow:
+            # The user's repository may have such a folder.
+            names = (worktree / name for name in ("research", "research-of-harness"))
+            research = next((path for path in names if not path.exists()), None)
+        if research is not None:
+            self.research.write(research)
+        # Landlock could protect it only by forbidding new files beside it.
+        protected = [research] if research and session.environment.level == "bwrap" else []
         return Context(
             worktree=worktree,
             n=n,
@@ -265,10 +287,12 @@ class Asking:
                 scratch=scratch,
                 prompt=prompt_path,
                 writable=(worktree, *git_data),
+                readable=protected,
             ),
             written=(*git_data, scratch),
             env=session.candidates.private_environment(worktree),
-        ).with_prompt(words)
+            research=research,
+        )
 
     def _prune(self) -> None:
         """Remove all but the last folders of questions that led to no proposal."""

@@ -275,7 +275,8 @@ class Proposer:
         log = logs.read_tail(session.log(e), LOG_BYTES)
         brief = asking.brief(asking.base())
         words = prompt.repair(brief, description=e.description, reason=e.reason, log=log)
-        context = asking.context(ask, e.n, words, place="repair", base=e.base)
+        context = asking.context(self.agent, ask, e.n, place="repair", base=e.base)
+        context = context.with_prompt(words)
         (context.worktree / "train.py").write_bytes(session.candidates.blob(e.commit))
         repairing = self._threads.submit(asking.answer, self.agent, context, ask, e.base, e)
         if not self._comes_in_time(e, repairing):

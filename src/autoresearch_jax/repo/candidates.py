@@ -8,7 +8,7 @@ import errno
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,22 @@ class Candidates:
         arguments = ("diff", "--no-color", "--no-ext-diff", base, commit, "--", "train.py")
         diff = self.workspace.git_bytes(*arguments, keep_fds=self.keep_fds)
         return literals.readable(diff, like=self.blob(commit))
+
+    def diffs(self, commits: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Yield each commit with its change of train.py as a unified diff, by one git process.
+
+        Text that is not UTF-8 has U+FFFD for what cannot be decoded.
+        """
+        if not commits:
+            return
+        arguments = ("diff-tree", "--stdin", "-p", "-r", "--no-color", "--no-ext-diff", "--text")
+        shas = "".join(f"{commit}\n" for commit in commits).encode()
+        found = self.workspace.git_bytes(
+            *arguments, "--", "train.py", stdin=shas, keep_fds=self.keep_fds
+        )
+        # A line of a diff begins with a sign or a word, never with a hash alone.
+        parts = re.split(r"(?m)^([0-9a-f]{40,64})\n", found.decode(errors="replace"))
+        yield from zip(parts[1::2], parts[2::2], strict=True)
 
     def lines_changed(self, base: str, blob: str) -> tuple[str, str]:
         """Return how many lines a stored train.py adds to that of `base`, and how many it drops."""

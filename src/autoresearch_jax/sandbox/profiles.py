@@ -48,14 +48,18 @@ def agent(
     scratch: Path,
     prompt: Path,
     writable: Iterable[Path],
+    readable: Iterable[Path] = (),
 ) -> Sandbox:
     """Return an agent's sandbox: it reads what the user can, and has network access.
+
+    `readable` are folders inside the writable ones that it may not write.
 
     Hidden are held-out text and kept parameters, which it could copy into train.py.
     """
     return Sandbox(
         scratch,
-        readable=(prompt, workspace.root, workspace.common_dir),  # also inside a hidden folder
+        # Also inside a hidden folder.
+        readable=(prompt, workspace.root, workspace.common_dir, *readable),
         writable=tuple(writable),
         hidden=_hidden(workspace, data),
         everything=True,
