@@ -278,6 +278,8 @@ def test_the_longest_prompt_is_within_the_bound():
             usd_left=1e9,
             experiments_left=10**9,
             rejected=[(long, long)] * 9,
+            folder="research",
+            research="> w\n" * 1500,
         )
     )
     assert prompt.LIMIT / 2 < len(text) <= prompt.LIMIT

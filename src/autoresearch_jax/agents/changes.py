@@ -30,7 +30,7 @@ def change_of(diff: str) -> Change:
     part = ""
     for line in diff.splitlines():
         if found := _PART.match(line):
-            part = found[1]
+            part = found[1][:VALUE_LIMIT]
         elif line.startswith("@@"):
             part = ""
         if line[:1] not in ("+", "-") or line.startswith(("+++", "---")):

@@ -258,7 +258,7 @@ class Asking:
         scratch = isolation.fresh(session.private / f"scratch-{place}")
         git_data = session.candidates.private_git(worktree)
         research = None
-        if agent.slow:
+        if agent.slow and n:  # 0: it is only tried out
             # The user's repository may have such a folder.
             names = (worktree / name for name in ("research", "research-of-harness"))
             research = next((path for path in names if not path.exists()), None)

@@ -85,10 +85,18 @@ class Candidates:
         """
         if not commits:
             return
-        arguments = ("diff-tree", "--stdin", "-p", "-r", "--no-color", "--no-ext-diff", "--text")
+        arguments = (
+            "--stdin",
+            "-p",
+            "-r",
+            "--no-color",
+            "--no-ext-diff",
+            "--no-textconv",
+            "--text",
+        )
         shas = "".join(f"{commit}\n" for commit in commits).encode()
         found = self.workspace.git_bytes(
-            *arguments, "--", "train.py", stdin=shas, keep_fds=self.keep_fds
+            "diff-tree", "--stdin", *arguments, "--", "train.py", stdin=shas, keep_fds=self.keep_fds
         )
         # A line of a diff begins with a sign or a word, never with a hash alone.
         parts = re.split(r"(?m)^([0-9a-f]{40,64})\n", found.decode(errors="replace"))

@@ -17,7 +17,7 @@ from autoresearch_jax.views.tables import AGENT_LIMIT, EXPECTED_LIMIT
 from autoresearch_jax.views.watch import diffs
 from autoresearch_jax.views.watch.live_model import JournalReader, LiveModel, Reader
 
-PROMPT_BYTES = 600_000  # a prompt has at most 120,000 characters
+PROMPT_BYTES = 600_000  # a prompt has at most 126,000 characters
 REASON_LIMIT = 2_000  # characters
 
 
