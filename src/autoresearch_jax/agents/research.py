@@ -47,6 +47,8 @@ LOG_BYTES = 1 << 16  # of the beginning of a log, where the cost of a step is
 BLOCK_ROWS = 6  # of each table in a prompt
 COST = "step cost | "  # compiler/parts.py
 
+Theme = tuple[str, int, int, float | None, list[str]]  # as _theme_rows yields it
+
 README = """\
 # What the experiments have shown
 
@@ -108,6 +110,7 @@ class Research:
         self._files: dict[int, tuple[Experiment, bytes]] = {}
         self._lines: dict[int, tuple[Experiment, str]] = {}
         self._costs: dict[int, tuple[str, ...]] = {}
+        self._themes: list[Theme] = []
         self._curves: dict[int, list[tuple[int, float, float]]] = {}
 
     def write(self, folder: Path) -> None:
@@ -128,12 +131,12 @@ class Research:
             return dict(_bounded(self._made()))
 
     def block(self) -> str:
-        """Return the same in short, as a part of a prompt."""
+        """Return the same in short, as a part of a prompt; its themes are those of `files`."""
         with self._lock:
             shown = self._shown()
             cost = self._cost(shown[:1])
             speed = [",".join(row) for row in _speed_rows(shown[: BLOCK_ROWS - 1])]
-            themes = list(self._theme_rows())[:BLOCK_ROWS]
+            themes = self._themes[:BLOCK_ROWS]
             lessons = self._lessons().splitlines()[: 2 * BLOCK_ROWS]
         return prompt.render(
             "research.md.j2",
@@ -151,6 +154,7 @@ class Research:
         changes = prompt.changes(tuple(self._experiments))
         full = self._full(decided)
         self._read_changes(full)
+        self._themes = list(self._theme_rows(decided, changes))
         extra = [(name, text) for name, text in self._extra()]
         tops = dict.fromkeys(name.partition("/")[0] + "/" * ("/" in name) for name, _ in extra)
         about = ABOUT | dict.fromkeys(tops, "of the harness")
@@ -311,11 +315,12 @@ class Research:
 
     # ---------------------------------------------------------------------------------- themes
 
-    def _theme_rows(self) -> Iterator[tuple[str, int, int, float | None, list[str]]]:
+    def _theme_rows(
+        self, decided: Iterable[Experiment], changes: Mapping[int, float]
+    ) -> Iterator[Theme]:
         """Yield theme, experiments, keeps, mean change and the last ones, most frequent first."""
-        changes = prompt.changes(tuple(self._experiments))
         found: defaultdict[str, list[Experiment]] = defaultdict(list)
-        for e in self._experiments.decided:
+        for e in decided:
             if not e.base:
                 continue
             known = self._changes.get(e.commit)
@@ -333,7 +338,7 @@ class Research:
 
     def _theme_file(self) -> str:
         lines = [THEME_HEADING]
-        for theme, count, keeps, mean, last in self._theme_rows():
+        for theme, count, keeps, mean, last in self._themes:
             parts = (theme, count, keeps, number(mean, "+.6f"), "; ".join(last))
             lines.append(
                 "| " + " | ".join(cell(str(one).replace("|", "/"), 600) for one in parts) + " |"
