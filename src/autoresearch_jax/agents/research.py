@@ -206,8 +206,8 @@ class Research:
                 self._changes[commit] = replace(made, diff=cut(made.diff, DIFF_BYTES))
 
     def _results(self, decided: Sequence[Experiment], changes: Mapping[int, float]) -> str:
-        rows, least = decided[-ROWS:], max(0, len(decided) - ROWS)
-        rows = [e for e in decided[:least] if e.status == Status.KEEP][-ROWS // 10 :] + rows
+        older = (e for e in decided[:-ROWS] if e.status == Status.KEEP)
+        rows = [*list(older)[-ROWS // 10 :], *decided[-ROWS:]]
         for e in rows:
             if e.n not in self._lines or self._lines[e.n][0] is not e:
                 row = [e.n, e.status, number(e.mean_bpb, ".6f"), number(changes.get(e.n), "+.6f"),

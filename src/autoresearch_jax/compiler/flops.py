@@ -56,8 +56,8 @@ def _traced(eqn: Any, scope: str, line: str, times: float) -> Iterator[Traced]:
     if (own := _products(eqn)) is not None:
         yield Traced(scope, line, name, products=times * own)
     elif name in DECOMPOSITIONS:
-        *stack, m, n = (1, 1, *eqn.invars[0].aval.shape)
-        own = math.prod(stack) * DECOMPOSITIONS[name](m, n)
+        shape = tuple(eqn.invars[0].aval.shape)
+        own = math.prod(shape[:-2]) * DECOMPOSITIONS[name](*(1, 1, *shape)[-2:])
         yield Traced(scope, line, name, others=times * own)
     elif name == "cond":  # the branch that computes most
         found = [list(traced(one, scope, line, times)) for one in _jaxprs(params)]

@@ -7,7 +7,7 @@ reaches is lower, so the shares are a guide and not a measurement.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +83,7 @@ def work(moved: Iterable[hlo.Traffic], jaxpr: Any) -> list[Work]:
 def table(found: Iterable[Work], peaks: Peaks) -> list[str]:
     """Returns the cost of a step by part and by line of train.py, each as a line of a log."""
     rows: dict[str, Counter[str]] = {}
-    places: Counter[tuple[str, str]] = Counter()
+    places: defaultdict[tuple[str, str], float] = defaultdict(float)
     for one in found:
         seconds = one.seconds(peaks)
         way, part = split(one.scope, one.line)
@@ -106,7 +106,7 @@ def table(found: Iterable[Work], peaks: Peaks) -> list[str]:
     lines.append("by line of train.py | operation | share")
     lines += [
         f"{place[:LABEL_LIMIT]} | {opcode} | {100 * seconds / total:.1f}%"
-        for (place, opcode), seconds in places.most_common(ROWS)
+        for (place, opcode), seconds in sorted(places.items(), key=lambda item: -item[1])[:ROWS]
     ]
     return [f"{LINE} | {line}" for line in lines]
 
