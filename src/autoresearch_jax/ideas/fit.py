@@ -121,6 +121,22 @@ def contains(idea: Idea, source: str, ideas: Mapping[str, Idea]) -> bool:
         return False
 
 
+def turned(idea: Idea, ideas: Mapping[str, Idea]) -> dict[str, tuple[Value, Value]] | None:
+    """Return the constants that an idea turns in the shipped file, from what to what.
+
+    It is {} for an idea that changes anything else, and None for a patch on another file.
+    """
+    base = _base(idea, ideas)
+    try:
+        patched = _patched(base, idea.patch)
+    except ValueError:
+        return None
+    if with_spellings(patched, like=base) != base:
+        return {}
+    old, new = _values(base), _values(patched)
+    return {name: (old[name], new[name]) for name in old if new[name] != old[name]}
+
+
 def _versions(idea: Idea, source: str, ideas: Mapping[str, Idea]) -> tuple[str, str]:
     """Return the file that an idea was made on, and that file with it. Raises ValueError."""
     base = _base(idea, ideas)
@@ -173,7 +189,7 @@ def _merged(base: str, patched: str, source: str) -> str:
         raise ValueError(f"train.py and the idea both change the line `{line}`") from None
     merged = with_spellings(with_spellings(merged, like=patched), like=source)
     values = {
-        name: _moved(old[name], new[name], ours[name])
+        name: moved(old[name], new[name], ours[name])
         for name in new.keys() & old.keys() & ours.keys()
         if new[name] != old[name]
     }
@@ -190,8 +206,8 @@ def _edits(base: str, other: str) -> list[merge.Edit]:
     return merge.edits(base.split("\n"), other.split("\n"))
 
 
-def _moved(old: Value, new: Value, ours: Value) -> Value:
-    """Return the value that an idea gives a constant, which the file may have changed.
+def moved(old: Value, new: Value, ours: Value) -> Value:
+    """Return the value that an idea gives a constant, which it turns from `old` to `new`.
 
     Whole numbers are sizes, and change by the same factor; anything else gets the idea's value.
     """

@@ -1,0 +1,53 @@
+"""Which ideas of the library an experiment takes: its train.py has them, and its base has not.
+
+Who proposed it does not matter, nor whether its description names an idea.
+"""
+
+from collections.abc import Mapping
+
+from autoresearch_jax.agents.constants import Reading
+from autoresearch_jax.ideas import fit
+from autoresearch_jax.ideas.idea import Idea
+
+
+class Taken:
+    """Finds the ideas that files take. It knows each file's code once, so asking again is cheap."""
+
+    def __init__(self, ideas: Mapping[str, Idea]) -> None:
+        self._ideas = ideas
+        patched = [idea for idea in ideas.values() if idea.patch]
+        self._turned = {idea.id: fit.turned(idea, ideas) for idea in patched}
+        self._code = [idea for idea in patched if self._turned[idea.id] == {}]
+        # The patches on another file than the shipped one are found by lines, values included.
+        self._lines = [idea for idea in patched if self._turned[idea.id] is None]
+        self._in_code: dict[str, frozenset[str]] = {}  # by Reading.rest
+        self._in_lines: dict[int, frozenset[str]] = {}  # by the hash of a file
+
+    def of(
+        self, reading_before: Reading, source_before: str, reading: Reading, source: str
+    ) -> tuple[str, ...]:
+        """Return the names of the ideas that the second file takes, in the library's order."""
+        found = self._contained(reading, source) - self._contained(reading_before, source_before)
+        turned = {name for name in self._turned if self._turns(name, reading_before, reading)}
+        return tuple(name for name in self._ideas if name in found | turned)
+
+    def _contained(self, reading: Reading, source: str) -> frozenset[str]:
+        """Return the ideas in a file that are more than values of constants."""
+        if not reading.values:  # it is not Python, or nothing that an idea fits
+            return frozenset()
+        if reading.rest not in self._in_code:
+            found = (one.id for one in self._code if fit.contains(one, reading.rest, self._ideas))
+            self._in_code[reading.rest] = frozenset(found)
+        if self._lines and hash(source) not in self._in_lines:
+            found = (one.id for one in self._lines if fit.contains(one, source, self._ideas))
+            self._in_lines[hash(source)] = frozenset(found)
+        return self._in_code[reading.rest] | self._in_lines.get(hash(source), frozenset())
+
+    def _turns(self, name: str, before: Reading, after: Reading) -> bool:
+        """Return whether a file has the values that an idea gives the file before."""
+        pairs = self._turned[name] or {}
+        old = {constant: before.values.get(constant) for constant in pairs}
+        new = {constant: after.values.get(constant) for constant in pairs}
+        if old == new or None in old.values():
+            return False
+        return all(new[one] == fit.moved(*pairs[one], before.values[one]) for one in pairs)
