@@ -14,7 +14,7 @@ class Taken:
     """Finds the ideas that files take. It knows each file's code once, so asking again is cheap."""
 
     def __init__(self, ideas: Mapping[str, Idea]) -> None:
-        self._ideas = ideas
+        self.ideas = ideas
         patched = [idea for idea in ideas.values() if idea.patch]
         self._turned = {idea.id: fit.turned(idea, ideas) for idea in patched}
         self._code = [idea for idea in patched if self._turned[idea.id] == {}]
@@ -29,17 +29,17 @@ class Taken:
         """Return the names of the ideas that the second file takes, in the library's order."""
         found = self._contained(reading, source) - self._contained(reading_before, source_before)
         turned = {name for name in self._turned if self._turns(name, reading_before, reading)}
-        return tuple(name for name in self._ideas if name in found | turned)
+        return tuple(name for name in self.ideas if name in found | turned)
 
     def _contained(self, reading: Reading, source: str) -> frozenset[str]:
         """Return the ideas in a file that are more than values of constants."""
         if not reading.values:  # it is not Python, or nothing that an idea fits
             return frozenset()
         if reading.rest not in self._in_code:
-            found = (one.id for one in self._code if fit.contains(one, reading.rest, self._ideas))
+            found = (one.id for one in self._code if fit.contains(one, reading.rest, self.ideas))
             self._in_code[reading.rest] = frozenset(found)
         if self._lines and hash(source) not in self._in_lines:
-            found = (one.id for one in self._lines if fit.contains(one, source, self._ideas))
+            found = (one.id for one in self._lines if fit.contains(one, source, self.ideas))
             self._in_lines[hash(source)] = frozenset(found)
         return self._in_code[reading.rest] | self._in_lines.get(hash(source), frozenset())
 

@@ -37,6 +37,14 @@ def load(workspace: Path | None = None) -> dict[str, Idea]:
     return found
 
 
+def usable(workspace: Path) -> dict[str, Idea]:
+    """Return all ideas by name; the shipped ones alone if one of the workspace cannot be read."""
+    try:
+        return load(workspace)
+    except UserError:
+        return load()
+
+
 def get(ideas: Mapping[str, Idea], name: str) -> Idea:
     """Return the idea of that name. Raises UserError."""
     if name not in ideas:

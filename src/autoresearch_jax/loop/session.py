@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autoresearch_jax.agents import constants
+from autoresearch_jax.agents.ideas_tried import Taken
 from autoresearch_jax.common import files, syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
+from autoresearch_jax.ideas import library
 from autoresearch_jax.loop import effects, statistics
 from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.loop.statistics import Noise
@@ -34,6 +37,7 @@ class Session(OpenTag):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.pool = WorkerPool(self, self.executors)
+        self._taken = Taken({})
 
     @property
     def noise(self) -> Noise | None:
@@ -153,6 +157,7 @@ class Session(OpenTag):
                 agent=agent,
                 ask=ask,
                 program=syntax.meaning(self.candidates.blob(commit)),
+                ideas=self._ideas(commit, e.base),
             )
         )
         self._keep_attempt(self.experiments[e.n])
@@ -181,11 +186,22 @@ class Session(OpenTag):
     def _record(self, commit: str, **fields: Any) -> Experiment:
         n = len(self.experiments)
         program = syntax.meaning(self.candidates.blob(commit))
-        self.journal.append(Proposed(n=n, commit=commit, program=program, **fields))
+        ideas = self._ideas(commit, fields["base"])
+        self.journal.append(Proposed(n=n, commit=commit, program=program, ideas=ideas, **fields))
         e = self.experiments[n]
         self.candidates.keep_ref(n, commit)
         self._adopt(e)
         return e
+
+    def _ideas(self, commit: str, base: str) -> tuple[str, ...]:
+        """Return the ideas that a commit takes, by name: its file has them, that of `base` not."""
+        if not base:
+            return ()
+        known = library.usable(self.workspace.root)
+        if known != self._taken.ideas:  # the user has added one
+            self._taken = Taken(known)
+        before, after = (self.candidates.show(one) for one in (base, commit))
+        return self._taken.of(constants.read(before), before, constants.read(after), after)
 
     def _adopt(self, e: Experiment) -> None:
         """Move the prompt and the logs of its agent to the folder of an experiment."""

@@ -125,6 +125,7 @@ class Proposed(Event, tag="proposed", frozen=True, kw_only=True):
     ask: int | None = None
     of: int | None = None
     refused: str = ""
+    ideas: tuple[str, ...] = ()  # of the library that it takes (agents/ideas_tried.py)
 
 
 class Repaired(Event, tag="repaired", frozen=True, kw_only=True):
@@ -138,6 +139,7 @@ class Repaired(Event, tag="repaired", frozen=True, kw_only=True):
     agent: str = ""
     ask: int | None = None
     program: str = ""
+    ideas: tuple[str, ...] = ()
 
 
 class Interfered(Event, tag="disturbed", frozen=True, kw_only=True):

@@ -62,6 +62,7 @@ class Experiment:
     of: int | None = None  # the experiment that it carries over to another best
     refused: str = ""  # why it cannot run, according to the compile check before its turn
     program: str = ""  # the meaning of its train.py (syntax.meaning); "": unknown
+    ideas: tuple[str, ...] = ()  # of the library that it takes
     scored: Outcome | None = None  # of the scoring; None while unscored
     repeats: tuple[Repeated, ...] = ()  # later measurements with other seeds
     verdict: str = ""  # the reason of a policy that measures again

@@ -242,6 +242,7 @@ def _changed(
                 e,
                 commit=event.commit,
                 program=event.program,
+                ideas=event.ideas,
                 description=event.description,
                 repairs=e.repairs + 1,
                 was=event.was,

@@ -100,6 +100,7 @@ def _facts(
         yield "val_bpb", f"{entry.val_bpb:.6f}{since}", ""
     yield "agent", entry.agent, ""
     yield "expected", entry.expected and f"{entry.expected}; result: {change}", ""
+    yield "ideas", ", ".join(map(clean, one.ideas)), ""
     yield "carries", "" if one.of is None else f"over experiment {one.of}", ""
     yield "repaired", repaired, ""
     yield "cost", cost_words(entry.spent), ""
