@@ -522,6 +522,7 @@ def test_no_text_takes_long_to_search(text):
     replies.again(text, NOW.timestamp())
     replies.kind_of(text, {})
     replies.labels(text)
+    replies.idea(text)
     assert time.monotonic() - begun < 1
 
 

@@ -279,7 +279,7 @@ def test_the_longest_prompt_is_within_the_bound():
             experiments_left=10**9,
             rejected=[(long, long)] * 9,
             folder="research",
-            research="> w\n" * 1500,
+            research="> w\n" * 2250,
         )
     )
     assert prompt.LIMIT / 2 < len(text) <= prompt.LIMIT

@@ -64,6 +64,7 @@ class Proposal:
     expected: str = ""  # the effect that the agent expects, in its words
     agent: str = ""  # who made it, if not the agent that was asked
     usage: Usage = Usage()
+    idea: str = ""  # of the library, to be applied to the train.py that it left unchanged
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,14 @@
-"""What experiments change in train.py: constants, and classes or functions."""
+"""What experiments change in train.py (constants, classes, functions), and what that brought."""
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
+from autoresearch_jax.agents.plain_text import number
 from autoresearch_jax.common.text import clean
+from autoresearch_jax.records.events import Status
+from autoresearch_jax.records.experiment import Experiment
 
 VALUE_LIMIT = 60  # characters
 _CONSTANT = re.compile(r"([-+])(_?[A-Z][A-Z0-9_]*)(?::[^=]+)? = (.+?)\s*(?:#.*)?$")
@@ -52,3 +57,28 @@ def named(description: str) -> tuple[str, ...]:
     """Return the constants that a description names, for want of a diff."""
     names = re.findall(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b|\bDEPTH\b|\bSOFTCAP\b", description[:400])
     return tuple(f"constant {name}" for name in dict.fromkeys(names[:8]))
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What the experiments with one thing in common brought."""
+
+    tried: Sequence[Experiment]  # oldest first
+    changes: Mapping[int, float]  # by number: the score minus the best before; negative is better
+
+    @property
+    def kept(self) -> int:
+        return sum(e.status == Status.KEEP for e in self.tried)
+
+    @property
+    def mean(self) -> float | None:
+        """The mean change; None if none of them has a score."""
+        tried = (e for e in self.tried if e.status != Status.CRASH)
+        scores = [self.changes[e.n] for e in tried if e.n in self.changes]
+        return fmean(scores) if scores else None
+
+    def last(self, most: int, value_of: Callable[[Experiment], str] = lambda _: "") -> str:
+        """Return the last ones, such as "12 0.04 -> 0.05 -0.0012; 15 crash"."""
+        words = ([str(e.n), value_of(e), number(self.changes.get(e.n), "+.4f") or str(e.status)]
+                 for e in self.tried[-most:])  # fmt: skip
+        return "; ".join(" ".join(filter(None, one)) for one in words)

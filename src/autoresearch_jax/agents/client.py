@@ -96,7 +96,8 @@ class ClientAgent(Agent):
         (context.run_dir / ANSWER).write_text(reply.text, encoding="utf-8", errors="replace")
         description, expected, last = replies.labels(reply.text)
         description = description or context.committed() or last
-        return Proposal(description, expected, usage=reply.usage)
+        idea = replies.idea(reply.text)
+        return Proposal(description, expected, usage=reply.usage, idea=idea)
 
     def _start(
         self,

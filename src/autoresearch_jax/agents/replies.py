@@ -44,6 +44,11 @@ LABEL = re.compile(
     r"^[ \t>#*_-]*(DESCRIPTION|EXPECTED)[*_]*[ \t]*:[*_]*[ \t]*(.*)$",
     re.IGNORECASE | re.MULTILINE,
 )
+# `IDEA: NAME`, which takes an idea of the library; "Idea: a higher rate" is no name.
+IDEA = re.compile(
+    r"^[ \t>#*_-]*IDEA[*_]*[ \t]*:[ \t*_`]*([a-z0-9]+(?:-[a-z0-9]+)*)[ \t*_`.]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[smhd])?[a-z]*", re.IGNORECASE)
 SPAN = re.compile(
@@ -98,8 +103,13 @@ def plain(path: Path) -> str:
 def labels(text: str) -> tuple[str, str, str]:
     """Return (description, expected, last line) of an answer; missing ones are ""."""
     found = {name.upper(): words.rstrip().removesuffix("**") for name, words in LABEL.findall(text)}
-    last = last_line(LABEL.sub("", text))
+    last = last_line(IDEA.sub("", LABEL.sub("", text)))
     return clean(found.get("DESCRIPTION", "")), clean(found.get("EXPECTED", "")), last
+
+
+def idea(text: str) -> str:
+    """Return the name of the idea that an answer takes, or ""."""
+    return (IDEA.findall(text) or [""])[-1].lower()
 
 
 def last_line(text: str) -> str:

@@ -39,6 +39,24 @@ class Fit:
     detail: str = ""  # the name of another idea, or why it conflicts
     source: str = ""
 
+    def refusal(self, name: str) -> str:
+        """Return why the idea of that name is not applied to the file; "" if it can be."""
+        return {
+            State.READY: "",
+            State.APPLIED: f"train.py contains {name} already.",
+            State.WARNING: f"{name} is a warning: what did not help others. It has no patch.",
+            State.NEEDS: f"{name} needs {self.detail}, which train.py does not contain.",
+            State.EXCLUDED: f"{name} and {self.detail} exclude each other, and train.py contains "
+            f"{self.detail}.",
+            State.CONFLICTS: f"{name} cannot be applied: {self.detail}.",
+        }[self.state]
+
+    @property
+    def words(self) -> str:
+        """The state, with the other idea that it is about."""
+        other = {State.NEEDS: "needs ", State.EXCLUDED: "excluded by "}.get(self.state)
+        return f"{other}{self.detail}" if other else self.state
+
 
 def apply(idea: Idea, source: str, ideas: Mapping[str, Idea]) -> str:
     """Return a train.py with the idea; unchanged if it contains the idea already.
@@ -51,19 +69,13 @@ def apply(idea: Idea, source: str, ideas: Mapping[str, Idea]) -> str:
         return source
     if found.state is State.READY:
         return found.source
-    name, other = idea.id, found.detail
-    raise UserError(
-        {
-            State.WARNING: f"{name} is a warning: what did not help others. It has no patch. Read "
-            f"it: autoresearch-jax ideas show {name}",
-            State.NEEDS: f"{name} needs {other}, which train.py does not contain. Apply it first: "
-            f"autoresearch-jax ideas apply {other}",
-            State.EXCLUDED: f"{name} and {other} exclude each other, and train.py contains "
-            f"{other}. Take that out first, or choose another idea: autoresearch-jax ideas",
-            State.CONFLICTS: f"{name} cannot be applied: {other}. Make the change by hand, from: "
-            f"autoresearch-jax ideas show {name}",
-        }[found.state]
-    )
+    advice = {
+        State.WARNING: f"Read it: autoresearch-jax ideas show {idea.id}",
+        State.NEEDS: f"Apply it first: autoresearch-jax ideas apply {found.detail}",
+        State.EXCLUDED: "Take that out first, or choose another idea: autoresearch-jax ideas",
+        State.CONFLICTS: f"Make the change by hand, from: autoresearch-jax ideas show {idea.id}",
+    }
+    raise UserError(f"{found.refusal(idea.id)} {advice[found.state]}")
 
 
 def fit(idea: Idea, source: str, ideas: Mapping[str, Idea]) -> Fit:

@@ -14,6 +14,7 @@ from autoresearch_jax.agents.research import Research
 from autoresearch_jax.common import files, literals, syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
+from autoresearch_jax.ideas import fit, library
 from autoresearch_jax.jobs.compile_check import Verdict
 from autoresearch_jax.jobs.job import Events
 from autoresearch_jax.loop import proposal_queue
@@ -40,6 +41,10 @@ class Asking:
         self.config = session.config
         self.budget_s = time_budget(session.workspace.root)
         self.research = Research(session.experiments, session.candidates, self.budget_s)
+        try:
+            library.load(session.workspace.root)
+        except UserError as error:
+            session.view.say(f"     of the ideas only the shipped ones are used: {error}")
         self.closed = False  # whether nobody waits for an answer any more
         self.numbers = itertools.count(session.experiments.next_ask)  # of new questions
 
@@ -142,6 +147,8 @@ class Asking:
                 names = clean(", ".join(dropped))
                 session.view.say(f"     dropped changes outside train.py: {names}")
             old = session.candidates.blob_id(repairs.commit if repairs else base)
+            if said.idea and not repairs:
+                said = self._with_idea(said, context.worktree / "train.py", base)
             blob = self._store_new(context.worktree / "train.py", old)
             return blob, dataclasses.replace(said, agent=name)
         except AgentError as error:
@@ -165,6 +172,27 @@ class Asking:
             for path in context.written:
                 files.remove(path)
             self._prune()
+
+    def _with_idea(self, said: Proposal, path: Path, base: str) -> Proposal:
+        """Apply the idea that an agent names to the train.py of `base`, if it left it unchanged.
+
+        Raises AgentError.
+        """
+        before = self.session.candidates.blob(base)
+        try:
+            if source_of(path) != before:
+                return said  # its own change counts
+            ideas = library.usable(self.session.workspace.root)
+            idea, source = library.get(ideas, said.idea), literals.decode(before)
+            found = fit.fit(idea, source, ideas)
+        except UserError as error:
+            raise AgentError(str(error), "empty") from None
+        if why := found.refusal(idea.id):
+            raise AgentError(f"{why} Name another idea, or edit train.py.", "empty")
+        path.write_bytes(literals.encode(found.source, like=before))
+        words = said.description or idea.title
+        words = words if words.startswith(idea.id) else f"{idea.id}: {words}"
+        return dataclasses.replace(said, description=words)
 
     def _store_new(self, path: Path, old: str) -> str:
         """Store a train.py that differs from the blob `old` and was not tried before.

@@ -22,7 +22,6 @@ from autoresearch_jax.repo.workspace import Workspace
 
 STYLES = {State.APPLIED: "green", State.CONFLICTS: "red", State.WARNING: "yellow"}
 WIDTHS = {"idea": 22, "state": 12, "measured": 10}  # characters
-OTHERS = {State.NEEDS: "needs", State.EXCLUDED: "excluded by"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +36,7 @@ class Row:
         """The state in words."""
         if self.fit is None:
             return "" if self.idea.patch else State.WARNING
-        other = OTHERS.get(self.fit.state)
-        return f"{other} {self.fit.detail}" if other else self.fit.state
+        return self.fit.words
 
 
 def here(folder: Path) -> tuple[Workspace | None, dict[str, Idea]]:
