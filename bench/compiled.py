@@ -4,7 +4,7 @@
     uv run --extra cuda13 bench/compiled.py --target h100 [--device-batch 128] [--json]
 
 Compiles `train.abstract_step` for the target without a device, and says what the compiler made of
-it: memory, FLOPs, bytes by part of the model, and the tokens/s that its roofline allows. What a
+it: memory, FLOPs, bytes, the tokens/s that its roofline allows, and where the time goes. What a
 device reaches is less, and only a device can tell.
 """
 

@@ -1,5 +1,6 @@
 """The cost of a compiled step: modules, FLOPs, memory, and the process that compiles."""
 
+import functools
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import train
 from autoresearch_jax import kit
 from autoresearch_jax.common import protocol
 from autoresearch_jax.compiler import cost, devices, flops, hlo, memory
+from autoresearch_jax.jobs import compile_check
 from autoresearch_jax.kit.attention import splash_attention
 from autoresearch_jax.system.device_specs import TARGETS, target_of
 from tests.tiers import cases
@@ -363,18 +365,6 @@ def answer_of(folder, out, **spec):
     return json.loads(out.read_text())
 
 
-def test_the_default_step_by_hand(tmp_path):
-    answer = answer_of(ROOT, tmp_path / "answer.json", constants=TINY)
-    assert answer["target"] == "cpu"
-    assert answer["tokens_per_step"] == 256
-    assert 0 < answer["peak_gib"] < answer["memory_gib"]
-    assert answer["flops_per_token"] > 6 * 300 * 64
-    parts = answer["bytes_by_component"]
-    assert sum(parts.values()) == pytest.approx(answer["bytes_per_token"])
-    assert {"forward h/attn", "backward h/mlp", "forward GPT.loss"} <= parts.keys()
-    assert "refused" not in answer
-
-
 PLANTED = {  # in one part of train.py: what is written there instead, and its line in the table
     "product": (
         "        return product(kit.squared_relu(product(x_BTD, self.c_fc)), self.c_proj)",
@@ -397,20 +387,49 @@ PLANTED = {  # in one part of train.py: what is written there instead, and its l
 }
 
 
-@pytest.mark.parametrize("name", cases(PLANTED, by_day=["sort"]))
-def test_a_planted_slow_operation_tops_the_cost_table(tmp_path, name):
-    old, new, part = PLANTED[name]
+def with_planted(name):
+    """train.py with a slow operation, and the number of its line."""
+    old, new, _ = PLANTED[name]
     source = (ROOT / "train.py").read_text()
     assert source.count(old + "\n") == 1
     source = source.replace(old + "\n", f"{new}\n{old}\n" if name == "product" else f"{new}\n")
-    for file in ("prepare.py", "constants.py"):
-        (tmp_path / file).write_text((ROOT / file).read_text())
-    (tmp_path / "train.py").write_text(source)
-    line = 1 + source[: source.index("# PLANTED")].count("\n")
-    table = answer_of(tmp_path, tmp_path / "answer.json", constants=TINY | {"DEPTH": 1})["table"]
+    return source, 1 + source[: source.index("# PLANTED")].count("\n")
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """The compiler's answer for a train.py with a slow operation, by its name."""
+
+    @functools.cache
+    def answer(name):
+        folder = tmp_path_factory.mktemp(name)
+        for file in ("prepare.py", "constants.py"):
+            (folder / file).write_text((ROOT / file).read_text())
+        (folder / "train.py").write_text(with_planted(name)[0])
+        return answer_of(folder, folder / "answer.json", constants=TINY | {"DEPTH": 1})
+
+    return answer
+
+
+@pytest.mark.parametrize("name", cases(PLANTED, by_day=["sort"]))
+def test_a_planted_slow_operation_tops_the_cost_table(answers, name):
+    table = answers(name)["table"]
     lines = table.index("step cost | by line of train.py | operation | share")
-    assert table[1].startswith(f"step cost | {part} | ")
-    assert table[lines + 1].startswith(f"step cost | train.py:{line} in ")
+    assert table[1].startswith(f"step cost | {PLANTED[name][2]} | ")
+    assert table[lines + 1].startswith(f"step cost | train.py:{with_planted(name)[1]} in ")
+
+
+def test_what_a_step_needs_is_known_and_shown(answers):
+    answer = answers("sort")
+    assert answer["target"] == "cpu"
+    assert answer["tokens_per_step"] == 256
+    assert 0 < answer["peak_gib"] < answer["memory_gib"]
+    assert answer["flops_per_token"] > 6 * 300 * 64
+    assert answer["bytes_per_token"] > 4 * 300
+    assert "refused" not in answer
+    text = "\n".join(compile_check.lines(answer))
+    for part in ("attention (h/attn)", "MLP (h/mlp)", "head and loss (GPT.loss)", "orthogonalize"):
+        assert part in text
 
 
 def test_a_step_that_does_not_fit_is_refused(tmp_path):

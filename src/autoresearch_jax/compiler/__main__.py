@@ -23,6 +23,7 @@ def main() -> None:
     spec = json.loads(sys.argv[1])
     try:
         answer = answer_to(spec)
+        print("\n".join(answer.get("table", [])))  # into the log, for agents
     except Exception as error:  # anything that an agent's code or XLA raises
         traceback.print_exc()
         answer = {"refused": f"{type(error).__name__}: {error}"}
@@ -55,7 +56,6 @@ def answer_to(spec: dict[str, Any]) -> dict[str, Any]:
     limit = memory.smaller(has, spec["memory_gib"])
     kind = found[0].device_kind
     step = cost.of(compiled, traced.jaxpr.jaxpr, kind)
-    print("\n".join(step.table))
     tokens = tokens_of(abstract_args) / len(found)
     answer = {
         "target": spec["target"] or found[0].platform,
@@ -72,7 +72,6 @@ def answer_to(spec: dict[str, Any]) -> dict[str, Any]:
             "tokens_per_step": tokens * len(found),
             "flops_per_token": step.flops / tokens,
             "bytes_per_token": step.bytes / tokens,
-            "bytes_by_component": {name: moved / tokens for name, moved in step.components.items()},
         }
     peak = peak_flops(kind)
     if tokens and target and peak:

@@ -1,7 +1,6 @@
 """Computes FLOPs, bytes and memory of a training step from its trace and its compilation."""
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,6 @@ class Cost:
     peak_bytes: int  # arguments, results and temporaries at once
     flops: float  # of products and attention
     bytes: int  # read from and written to main memory
-    components: dict[str, int]  # bytes by part of the model, most first
     table: list[str]  # where the time goes (parts.py)
     largest: list[str]  # the largest temporaries, as "bf16[128,2048,2048], 1.0 GiB, of GPT/h/mlp"
 
@@ -28,14 +26,10 @@ def of(compiled: jax.stages.Compiled, jaxpr: Any, device_kind: str = "") -> Cost
     """Returns the cost on a device of a compiled step whose trace is `jaxpr`."""
     text = compiled.as_text() or ""
     moved = hlo.Module(text).traffic()
-    components: Counter[str] = Counter()
-    for one in moved:
-        components[component(one.scope)] += one.bytes
     return Cost(
         peak_bytes=peak_bytes(compiled),
         flops=flops.products(jaxpr),
         bytes=sum(one.bytes for one in moved),
-        components=dict(components.most_common()),
         table=parts.table(parts.work(moved, jaxpr), parts.peaks_of(device_kind)),
         largest=largest(text),
     )

@@ -8,7 +8,7 @@ so its sandbox is a training's, and its answer is only advice.
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,21 +128,30 @@ def lines(cost: Mapping[str, Any]) -> list[str]:
         "peak memory": f"{cost['peak_gib']:.2f}{has} GiB",
         "compiled in": f"{cost['compile_seconds']:.1f} s",
     }
-    parts = []
     if "tokens_per_step" in cost:
         said |= {
             "step": f"{cost['tokens_per_step']:,.0f} tokens",
             "arithmetic": f"{cost['flops_per_token'] / 1e6:,.1f} MFLOP a token",
             "main memory": f"{cost['bytes_per_token'] / 1e6:.3f} MB a token",
         }
-        parts = [
-            f"  {moved / 1e3:8.1f} KB  {100 * moved / cost['bytes_per_token']:3.0f}%  {name}"
-            for name, moved in cost["bytes_by_component"].items()
-            if moved > 0.005 * cost["bytes_per_token"]
-        ]
     if "roofline_tokens_per_s" in cost:
         most, bound = cost["roofline_tokens_per_s"], cost["roofline_bound"]
         said["roofline"] = f"at most {most:,.0f} tokens/s, by its {bound}; a device reaches less"
     width = max(map(len, said)) + 2
-    heading = ["", "Main memory read and written a token, by part of the model:"] if parts else []
-    return [f"{name:{width}}{value}" for name, value in said.items()] + heading + parts
+    return [f"{name:{width}}{value}" for name, value in said.items()] + _table(cost["table"])
+
+
+def _table(rows: Sequence[str]) -> list[str]:
+    """Returns where the time of a step goes (compiler/parts.py): by part, then by line."""
+    cells = [row.split(" | ")[1:] for row in rows]
+    split = next(place for place, row in enumerate(cells) if row[0].startswith("by line"))
+    found = ["", "Where the time of a step goes, by an estimate:"]
+    for part in (cells[:split], cells[split:]):
+        widths = [max(map(len, column)) + 2 for column in zip(*part, strict=True)]
+        found += [
+            "".join(f"{one:>{width}}" for one, width in zip(numbers, widths[1:], strict=True))
+            + f"  {name}"
+            for name, *numbers in part
+        ]
+        found.append("")
+    return found[:-1]
