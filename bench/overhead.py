@@ -152,7 +152,8 @@ def write_journal(workspace: Workspace, commits: list[str]) -> None:
         metrics = {"peak_vram_mb": 2048.0, "startup_seconds": 1.0, "training_seconds": 300.0}
         records += [
             {"step": "proposed", "n": n, "commit": commit, "base": best, "description": text,
-             "agent": "tpe", "metrics": {"agent_seconds": 0.1}, "time": at},
+             "agent": "tpe", "metrics": {"agent_seconds": 0.1}, "time": at,
+             "ideas": ["smear"] if n % 5 == 0 else []},
             {"step": "trained", "n": n, "outcome": "ok", "reason": "", "metrics": metrics,
              "note": "", "left": "0" * 64, "provenance": provenance, "time": at},
             {"step": "scored", "n": n, "outcome": "ok", "reason": "",

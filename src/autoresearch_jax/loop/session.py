@@ -12,7 +12,7 @@ from typing import Any
 
 from autoresearch_jax.agents import constants
 from autoresearch_jax.agents.ideas_tried import Taken
-from autoresearch_jax.common import files, syntax
+from autoresearch_jax.common import files, literals, syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.ideas import library
@@ -38,6 +38,7 @@ class Session(OpenTag):
         super().__post_init__()
         self.pool = WorkerPool(self, self.executors)
         self._taken = Taken({})
+        self._base = "", ""  # the last commit that experiments changed, and its train.py
 
     @property
     def noise(self) -> Noise | None:
@@ -147,6 +148,7 @@ class Session(OpenTag):
         """Replace the train.py of an experiment that crashed; the old one stays readable."""
         description = clean(description) or e.description
         commit = self._commit(e.n, blob, e.base, description, agent)
+        source = self.candidates.blob(commit)
         self.journal.append(
             Repaired(
                 n=e.n,
@@ -156,8 +158,8 @@ class Session(OpenTag):
                 description=description,
                 agent=agent,
                 ask=ask,
-                program=syntax.meaning(self.candidates.blob(commit)),
-                ideas=self._ideas(commit, e.base),
+                program=syntax.meaning(source),
+                ideas=self._ideas(source, e.base),
             )
         )
         self._keep_attempt(self.experiments[e.n])
@@ -185,22 +187,24 @@ class Session(OpenTag):
 
     def _record(self, commit: str, **fields: Any) -> Experiment:
         n = len(self.experiments)
-        program = syntax.meaning(self.candidates.blob(commit))
-        ideas = self._ideas(commit, fields["base"])
+        source = self.candidates.blob(commit)
+        program, ideas = syntax.meaning(source), self._ideas(source, fields["base"])
         self.journal.append(Proposed(n=n, commit=commit, program=program, ideas=ideas, **fields))
         e = self.experiments[n]
         self.candidates.keep_ref(n, commit)
         self._adopt(e)
         return e
 
-    def _ideas(self, commit: str, base: str) -> tuple[str, ...]:
-        """Return the ideas that a commit takes, by name: its file has them, that of `base` not."""
+    def _ideas(self, source: bytes, base: str) -> tuple[str, ...]:
+        """Return the ideas that a train.py takes, by name: it has them, that of `base` has not."""
         if not base:
             return ()
         known = library.usable(self.workspace.root)
         if known != self._taken.ideas:  # the user has added one
             self._taken = Taken(known)
-        before, after = (self.candidates.show(one) for one in (base, commit))
+        if self._base[0] != base:
+            self._base = base, self.candidates.show(base)
+        before, after = self._base[1], literals.readable(source)
         return self._taken.of(constants.read(before), before, constants.read(after), after)
 
     def _adopt(self, e: Experiment) -> None:
