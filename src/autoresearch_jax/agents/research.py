@@ -189,12 +189,12 @@ class Research:
         return list(shown.values())[:CURVES]
 
     def _full(self, decided: Sequence[Experiment]) -> list[Experiment]:
-        """Return the experiments that have a file: the last ones, then the best ones."""
+        """Return the experiments that have a file: the best ones, then the last ones."""
         scored = sorted(
             (e for e in decided if e.val_bpb is not None and e.status != Status.CRASH),
             key=lambda e: e.val_bpb or 0.0,
         )
-        chosen = {e.n: e for e in (*reversed(decided[-FULL_LAST:]), *scored[:FULL_BEST])}
+        chosen = {e.n: e for e in (*scored[:FULL_BEST], *reversed(decided[-FULL_LAST:]))}
         for n in self._files.keys() - chosen.keys():
             del self._files[n]
         return list(chosen.values())

@@ -27,7 +27,7 @@ idea: how many, how many of them were kept, the mean change of val_bpb from the 
 (negative is better), and the last ones. ideas/NAME.md has the patch.
 
 To take one that is "ready" as it is, leave train.py unchanged and end your answer with a line
-`IDEA: name`.
+`IDEA: name`. One that "conflicts" is on lines that train.py has changed: make the change by hand.
 
 | name | state in the best | title | claim | measured by the authors of this library | here |
 | --- | --- | --- | --- | --- | --- |
