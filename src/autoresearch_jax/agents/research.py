@@ -67,7 +67,8 @@ COST_HEADING = """\
 # Where the time of a step goes
 
 An estimate from the compiled step and the device's peaks, not a measurement. The names are those
-of modules and functions in train.py: text of a program."""
+of modules and functions in train.py: text of a program. A gradient that the forward pass computes,
+such as that of the loss in kit, counts as forward."""
 THEME_HEADING = """\
 # Results by theme
 
