@@ -12,7 +12,8 @@ repository's train.py as it is, reads its constants, and knows some changes of i
 - Memory: parameters with optimizer state, and activations of the rows on the device at once.
 - Crashes: out of memory; a loss that explodes when rates are too high (a warm-up helps), or when
   the second beta is high without one, half of the time.
-- Code: each idea's effect is drawn by the seed. Most do nothing good, some crash.
+- Code: each idea's effect is drawn by the seed, those of the library as well, as far as they change
+  more than constants. Most do nothing good, some crash.
 - Noise: normal, and the same whenever the same file is trained with the same seed.
 
 Landscape `a` is smooth, the shipped recipe on an 80 GB device. `b` has kinks instead of bowls,
@@ -20,13 +21,18 @@ optima further away that pull at each other more, twice the noise, another criti
 device of half the memory, and fewer good ideas.
 """
 
+import functools
 import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from autoresearch_jax.agents import constants
+from autoresearch_jax.ideas import library
+from autoresearch_jax.ideas.fit import State, contains, fit
 
+SHIPPED = Path(__file__).parents[1] / "train.py"
 BUDGET_S = 300.0
 PEAK_FLOPS = 990e12  # a second, dense bfloat16
 SEQ_LEN, VOCAB = 2048, 8192
@@ -55,6 +61,13 @@ IDEAS = (
     ("longer memory of the skips", "betas=(0.96, 0.95)", "betas=(0.98, 0.95)"),
     ("decay that stays", "WEIGHT_DECAY * (1.0 - progress)", "WEIGHT_DECAY * (1.0 - progress / 2)"),
 )
+
+# The library's ideas; those that the list above has as well count once.
+LIBRARY = {
+    name: idea
+    for name, idea in library.load().items()
+    if idea.patch and not any(new in idea.patch for _, _, new in IDEAS)
+}
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,7 @@ class Landscape:
         self._warmup = dice.uniform(0.0, 0.05)
         self._model = 0.16 * dice.uniform(0.9, 1.2)
         self._ideas = {name: self._effect(dice) for name, _, _ in IDEAS}
+        self._ideas |= {name: self._effect(dice) for name in LIBRARY}
         self._offset = 0.0  # that puts the shipped file where the public log begins
 
     def _effect(self, dice: random.Random) -> float | None:
@@ -148,7 +162,7 @@ class Landscape:
     def train(self, source: str) -> Outcome:
         """Trains a file; what is the same to this landscape gives the same outcome."""
         values = constants.read(source).values
-        ideas = [name for name, _, new in IDEAS if new in source]
+        ideas = [name for name, _, new in IDEAS if new in source] + taken(source)
         # Not of the text, so that the figures outlive an edit of a comment in train.py.
         dice = random.Random(f"{self.name}/{[values.get(name) for name in READ]}/{ideas}")
         noise, luck = dice.gauss(0, self.kind.noise), dice.random()
@@ -208,6 +222,31 @@ class Landscape:
         high = self._away("MATRIX_LR", v) > 2.2 + spare
         high = high or self._away("EMBEDDING_LR", v) > 2.6 + spare
         return high or (v["ADAM_BETAS[1]"] > 0.985 and not spare and luck < 0.5)
+
+
+def taken(source: str) -> list[str]:
+    """The library's ideas that a file contains, without those that only change its constants."""
+    reading = constants.read(source)
+    if not reading.values:
+        return []
+    if (rest := reading.rest) not in _taken:
+        _taken[rest] = [
+            name
+            for name, idea in LIBRARY.items()
+            if contains(idea, source, LIBRARY) and not _constants_alone(name)
+        ]
+    return _taken[rest]
+
+
+_taken: dict[str, list[str]] = {}  # by the file with its constants zeroed
+
+
+@functools.cache
+def _constants_alone(name: str) -> bool:
+    """Whether an idea only changes values of constants, whose effect is theirs."""
+    found = fit(LIBRARY[name], SHIPPED.read_text(), LIBRARY)
+    same = constants.read(found.source).rest == constants.read(SHIPPED.read_text()).rest
+    return found.state is State.READY and same
 
 
 def _runs(v: Mapping) -> bool:
