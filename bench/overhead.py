@@ -31,6 +31,7 @@ sys.path.insert(0, str(TOP))
 
 from autoresearch_jax.agents.agent import Agent, Proposal
 from autoresearch_jax.agents.research import Research
+from autoresearch_jax.agents.search import Search
 from autoresearch_jax.agents.tpe import Tpe
 from autoresearch_jax.commands import loop, setup
 from autoresearch_jax.common import literals, protocol
@@ -49,7 +50,7 @@ from tests import harness
 SIZES = (0, 100, 300, 1000, 3000)
 TAG = "t"
 KEPT = 5  # every so many experiments, one is kept
-# What tpe changes: numbers of train.py that differ from one experiment to the next.
+# What experiments change: numbers of train.py that differ from one experiment to the next.
 SEARCHED = ("MATRIX_LR", "EMBEDDING_LR", "WEIGHT_DECAY", "WARMDOWN_RATIO")
 
 # In front of the real train.py, so that the file has its size and its constants.
@@ -171,9 +172,9 @@ def write_journal(workspace: Workspace, commits: list[str]) -> None:
 
 
 def measure_loop(behind: int, count: int) -> dict:
-    """What `count` experiments cost, of an agent that takes no time and of tpe."""
+    """What `count` experiments cost, of an agent that takes no time, and of the searches."""
     found = {}
-    for agent in (Idea(), Tpe()):
+    for agent in (Idea(), Search(), Tpe()):
         with fresh_home() as folder:
             workspace = make_history(folder / "workspace", behind)
             with counted(Workspace, "git_bytes") as gits:
@@ -194,12 +195,12 @@ def measure_loop(behind: int, count: int) -> dict:
                 "start": done[0].started - took[0] - begun,
                 "git": statistics.median(b - a for a, b in itertools.pairwise(scorer.marks)),
             }
-    idea, tpe = found["idea"], found["tpe"]
+    idea = found["idea"]
     return {
         "behind": behind,
         "loop_s": spread(idea["loop"]),
-        "tpe_s": spread(tpe["agent"]),
-        "tpe_first_s": round(tpe["first"], 3),
+        **{f"{name}_s": spread(found[name]["agent"]) for name in ("search", "tpe")},
+        **{f"{name}_first_s": round(found[name]["first"], 3) for name in ("search", "tpe")},
         "start_s": round(idea["start"], 3),
         "git_processes": round(idea["git"]),
     }
@@ -384,11 +385,11 @@ def loop_part(*, sizes: Sequence[int], count: int, **_) -> tuple[dict, list[Tabl
     keys = {
         f"{name}_at_{row['behind']}": row[name]["median"]
         for row in rows
-        for name in ("loop_s", "tpe_s")
+        for name in ("loop_s", "search_s", "tpe_s")
     }
     found = {**keys, "process_s": started["median"], "loop": rows, "process": started}
-    titles = ("behind", "loop, an experiment", "tpe, a proposal", "tpe, the first")
-    columns = (*titles, "loop, its start", "git processes")
+    asked = ("search, a proposal", "tpe, a proposal", "search, the first", "tpe, the first")
+    columns = ("behind", "loop, an experiment", *asked, "loop, its start", "git processes")
     title = f"Of an experiment's loop, {text(started)} is the process of an instant train.py"
     return found, [table(title, columns, [list(row.values()) for row in rows])]
 

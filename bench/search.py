@@ -2,11 +2,11 @@
 
     uv run bench/search.py [--landscape a|b] [--no-gate] [--pending 1] [--json]
 
-`tpe`; `hybrid` with a scripted advisor (searchers.py) for 30% of the trials; `random`, all
-constants from the same ranges; `steps`, one to three constants of the best file, from the same
-ranges. All start from this repository's train.py, on the same landscapes (surrogate.py), one for
-each seed. A gate refuses what does not fit into memory before it costs a trial, up to three times
-in a row.
+`search`, which draws ideas of the library as well, and `search-constants` without them; `tpe`;
+`hybrid` with a scripted advisor (searchers.py) for 30% of the trials; `random`, all constants from
+the same ranges; `steps`, one to three constants of the best file, from the same ranges. All start
+from this repository's train.py, on the same landscapes (surrogate.py), one for each seed. A gate
+refuses what does not fit into memory before it costs a trial, up to three times in a row.
 `--pending 1`: each proposal is made while the one before it still trains.
 
 JSON, for landscape L and method M:
@@ -14,7 +14,8 @@ JSON, for landscape L and method M:
 - `L_M_at_N`: the best of N trials, bits per byte without noise, of the file that noisy scores
   chose, mean over seeds; `L_M_measured_at_N`: its noisy score.
 - `L_M_minus_random`, `..._low`, `..._high`: the difference at the end, seed by seed, and its 95%
-  interval (bootstrap over seeds); below zero is better. `L_M_minus_steps` likewise.
+  interval (bootstrap over seeds); below zero is better. `L_M_minus_steps` and
+  `L_M_minus_tpe` likewise.
 - `L_M_beats_random`: whether the whole interval is below zero.
 - `L_M_crashes`: share of trials; `L_M_refused`: answers that the gate refused, a trial.
 - `L_M_propose_s`: seconds a proposal, median.
@@ -43,15 +44,17 @@ TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
 from autoresearch_jax.agents.agent import Agent, Context
+from autoresearch_jax.ideas import library
 from autoresearch_jax.records.experiment import Experiment
 from bench.searchers import METHODS
 from bench.surrogate import KINDS, Landscape
 
+IDEAS = library.load()
 SOURCE = (TOP / "train.py").read_text()
 START = 0.998  # bits per byte of the shipped file, as in the original's public log
 MARKS = (10, 25, 50, 100)
 TRIES = 3  # answers that the gate may refuse before one costs a trial
-SHOWN = ("tpe", "hybrid", "random", "steps")
+SHOWN = ("search", "search-constants", "tpe", "hybrid", "random", "steps")
 
 
 @dataclass
@@ -129,6 +132,7 @@ class Trainer:
             prompt_path=self.folder / "prompt-given.md",
             run_dir=self.folder,
             unfit=unfit,
+            ideas=IDEAS,
         )
 
     def carried_over(self, source: str, base: str) -> str | None:
@@ -199,7 +203,7 @@ def figures(kind: str, found: dict[str, list[Simulation]], count: int) -> dict[s
         )
         spent = [seconds for simulation in simulations for seconds in simulation.seconds]
         out[f"{key}_propose_s"] = round(statistics.median(spent), 4)
-        for other in ("random", "steps"):
+        for other in ("tpe", "random", "steps"):
             if other in found and other != name:
                 pairs = zip(simulations, found[other], strict=True)
                 differences = [mine.true[-1] - theirs.true[-1] for mine, theirs in pairs]
@@ -231,7 +235,15 @@ def table(kind: str, found: dict[str, list[Simulation]], values: dict, count: in
     title = f"Landscape {kind}: val_bpb without noise (measured), mean of {many} seeds"
     made = Table(title=title, title_justify="left")
     columns = ["method", *(f"after {mark}" for mark in marks(count))]
-    columns += ["minus random (95%)", "minus steps (95%)", "crashes", "by kind", "refused", "s"]
+    columns += [
+        "minus tpe (95%)",
+        "minus random (95%)",
+        "minus steps (95%)",
+        "crashes",
+        "by kind",
+        "refused",
+        "s",
+    ]
     for index, name in enumerate(columns):
         made.add_column(name, justify="right" if index else "left")
     for name, simulations in found.items():
@@ -244,7 +256,7 @@ def table(kind: str, found: dict[str, list[Simulation]], values: dict, count: in
         made.add_row(
             name,
             *curve,
-            *(difference(values, f"{key}_minus_{other}") for other in ("random", "steps")),
+            *(difference(values, f"{key}_minus_{other}") for other in ("tpe", "random", "steps")),
             f"{100 * values[f'{key}_crashes']:.1f}%",
             ", ".join(f"{what} {many}" for what, many in kinds.most_common()),
             f"{values[f'{key}_refused']:.3f}",

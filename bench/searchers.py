@@ -9,6 +9,7 @@ from typing import Any
 
 from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
 from autoresearch_jax.agents.hybrid import Hybrid
+from autoresearch_jax.agents.search import Search
 from autoresearch_jax.agents.search_space import Range, describe
 from autoresearch_jax.agents.tpe import Known, Tpe, space_of
 from autoresearch_jax.common import literals
@@ -171,7 +172,18 @@ class WithoutLiar(Tpe):
         return dataclasses.replace(known, trials=trials)
 
 
+class ConstantsAlone(Search):
+    """`search` without ideas: what its model is worth on constants."""
+
+    name = "search-constants"
+
+    def propose(self, context: Context) -> Proposal:
+        return super().propose(dataclasses.replace(context, ideas={}))
+
+
 METHODS: Mapping[str, Any] = {
+    "search": Search,
+    "search-constants": ConstantsAlone,
     "tpe": Tpe,
     "hybrid": lambda: Hybrid(Advisor()),
     "random": lambda: Sampled("random", few=False),

@@ -21,7 +21,15 @@ def test_the_loop_and_the_start_are_measured():
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    keys = {"loop_s_at_0", "loop_s_at_12", "tpe_s_at_0", "tpe_s_at_12", "process_s"}
+    keys = {
+        "loop_s_at_0",
+        "loop_s_at_12",
+        "tpe_s_at_0",
+        "tpe_s_at_12",
+        "search_s_at_0",
+        "search_s_at_12",
+        "process_s",
+    }
     assert keys | {"help_s", "bare_python_s"} <= set(found)
     assert [row["behind"] for row in found["loop"]] == [0, 12]
     assert [row["behind"] for row in found["research"]] == [12]

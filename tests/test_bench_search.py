@@ -20,7 +20,7 @@ def test_it_compares_the_searches(option):
     size = ("--seeds", "2", "--count", "8", "--landscape", "b", option, "--json")
     command = [sys.executable, "-W", "error", TOP / "bench" / "search.py", *size]
     found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    for name in ("tpe", "hybrid", "random", "steps"):
+    for name in ("search", "tpe", "hybrid", "random", "steps"):
         assert found[f"b_{name}_at_8"] <= 0.998
         assert found[f"b_{name}_measured_at_8"] < found["b_random_measured_at_8"] + 0.02
         assert 0 <= found[f"b_{name}_crashes"] < 1

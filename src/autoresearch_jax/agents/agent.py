@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from autoresearch_jax.agents.search_space import GivenRange
+from autoresearch_jax.ideas.idea import Idea
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.sandbox.isolation import Sandbox
 
@@ -80,6 +81,7 @@ class Context:
     prompt_path: Path  # the same as a file, outside .git
     run_dir: Path  # for the agent's own logs
     search: Mapping[str, GivenRange] = field(default_factory=dict)  # the user's, by constant
+    ideas: Mapping[str, Idea] = field(default_factory=dict)  # the library, by name
     unfit: tuple[tuple[str, str], ...] = ()  # (train.py, reason) of earlier answers to this
     # request that the compile check refused
     committed: Callable[[], str] = field(default=str)  # the subject of its commit, or ""

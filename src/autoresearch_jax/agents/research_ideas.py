@@ -51,11 +51,11 @@ class Row:
 
     @property
     def promise(self) -> float:
-        """The change of val_bpb to expect: as here, else as measured by its authors, else 0."""
+        """The change of val_bpb to expect: as here, else as measured or stated, else 0."""
         if self.tally.mean is not None:
             return self.tally.mean
         measured = re.match(r"[-+]\d*\.\d+", self.idea.measured)
-        return float(measured[0]) if measured else 0.0
+        return float(measured[0]) if measured else self.idea.effect or 0.0
 
 
 class ResearchIdeas:

@@ -7,7 +7,7 @@ They are inferred from name and value, or set by the user in the front matter of
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -81,6 +81,14 @@ class Range:
             return False
         return self.strict or value > 0 or (value == 0 and self.scale == "linear")
 
+    def allows(self, value: Value) -> bool:
+        """Return whether `value` lies in this range."""
+        if not self.holds(value):
+            return False
+        if isinstance(value, str) or self.scale == "choice":
+            return value in self.choices
+        return self.low <= value <= self.high
+
     def axis(self, value: Value, reach: float) -> "BaseDistribution | None":
         """Return the part of the axis around `value`: reach 0 is a first step, 1 the whole range.
 
@@ -119,6 +127,17 @@ class Range:
         at, (low, high) = self.encode(value), self._ends()
         smallest = self._smallest_step()
         return {up for up, room in ((False, at - low), (True, high - at)) if room >= smallest}
+
+    def bracket(self, old: Value, new: Value) -> Iterator[Value]:
+        """Yield a value as far beyond `new` as that is from `old`, and one between them."""
+        if self.scale == "choice" or not (self.holds(old) and self.holds(new)):
+            return
+        before, at = self.encode(old), self.encode(new)
+        low, high = self._ends()
+        for place in (2 * at - before, (at + before) / 2):
+            value = self.decode(round(place) if self.scale in ("powers", "grid") else place)
+            if low <= place <= high and self.moves(old, value) and self.moves(new, value):
+                yield value
 
     def describe(self) -> str:
         """Return the range in words, such as `0.005 to 0.32, log`."""
@@ -188,7 +207,7 @@ def _infer_whole(name: str, value: int) -> Range | None:
             return None
         # The fused attention of GPUs and TPUs supports head sizes up to 128.
         batch = "BATCH" in name
-        low, high = (value // 8, value * 4) if batch else (value // 4, max(value, 128))
+        low, high = (value // 16, value * 4) if batch else (value // 4, max(value, 128))
         return Range("powers", max(1, low), high, whole=True)
     unit = 1 if value < 32 else 2 ** (value.bit_length() - 3)  # 8 for 64
     return Range("grid", max(unit, value // 2), max(2, value * 2), unit, whole=True)

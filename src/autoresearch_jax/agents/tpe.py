@@ -211,13 +211,17 @@ def choose(
         untried = one.sides(now) - {step > now for step in steps}  # type: ignore[operator]
         # An improvement is most likely where only one direction has been tried.
         one_sided = steps and untried
-        kind = next(weight for pattern, weight in WEIGHTS if pattern.search(name))
-        weights[name] = kind * (2 if one_sided else 1 / (1 + len(steps)))
+        weights[name] = weight(name) * (2 if one_sided else 1 / (1 + len(steps)))
     chosen: list[str] = []
     for _ in range(min(len(weights), rng.choices((1, 2, 3), HOW_MANY)[0])):
         chosen += rng.choices(list(weights), list(weights.values()))
         del weights[chosen[-1]]
     return [name for name in space if name in chosen]
+
+
+def weight(name: str) -> float:
+    """Return how promising a constant is, by its name."""
+    return next(one for pattern, one in WEIGHTS if pattern.search(name))
 
 
 def draw(

@@ -23,9 +23,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     title: Text
+    group: str = ""  # the part of the model or of its training that it changes
     kind: Literal["idea", "warning"] = "idea"  # a warning did not help others, and has no patch
     sources: Annotated[list[Text], Field(min_length=1)]
     claim: Text  # what its authors say it gains, and at which size
+    effect: float | None = None  # the same as a change of val_bpb, in bits per byte; None: unknown
     measured: Text = "not yet"  # what it gained here
     neutral: bool = False  # whether it starts at the loss of the file that it is applied to
     needs: list[Id] = []

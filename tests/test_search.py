@@ -1,0 +1,265 @@
+"""The search that draws ideas and constants together."""
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from autoresearch_jax.agents.agent import AgentError, Context
+from autoresearch_jax.agents.search import Search, drawn
+from autoresearch_jax.agents.search_history import History
+from autoresearch_jax.common import literals
+from autoresearch_jax.ideas import fit, library
+from autoresearch_jax.loop.config import LoopConfig
+from autoresearch_jax.records.experiment import Experiment
+from tests.test_tpe import CENTRES, ENCODED, SMALL
+
+TRAIN = (Path(__file__).parents[1] / "train.py").read_text()
+IDEAS = library.load()
+
+
+class Session:
+    """Experiments whose scores a test decides, and the search after them."""
+
+    def __init__(self, folder: Path, source: str = SMALL, ideas=None, given=None, seed: int = 0):
+        self.folder, self.seed, self.ideas = folder, seed, ideas or {}
+        self.given = LoopConfig(search=given or {}).search
+        folder.mkdir(parents=True, exist_ok=True)
+        self.sources: dict[str, str] = {}
+        self.history: list[Experiment] = []
+        self.search, self.unfit = Search(), ()
+        self.add(source, 1.0)
+
+    @property
+    def best(self) -> Experiment:
+        return [e for e in self.history if e.status == "keep"][-1]
+
+    @property
+    def best_source(self) -> str:
+        return self.sources[self.best.commit]
+
+    def add(self, source: str, score: float | None, running: bool = False) -> None:
+        """Record an experiment on the best one; None is a crash."""
+        n, base = len(self.history), self.best.commit if self.history else ""
+        kept = score is not None and (not self.history or score < self.best.val_bpb)
+        status = None if running else "crash" if score is None else "keep" if kept else "discard"
+        commit = f"{n:040x}"
+        self.sources[commit] = source
+        self.history.append(
+            Experiment(n, commit, base, "x", "somebody", status=status, val_bpb=score)
+        )
+
+    def turn(self, score: float | None, **values) -> None:
+        self.add(literals.rewrite(self.best_source, values), score)
+
+    def take(self, name: str, score: float | None) -> None:
+        self.add(fit.apply(self.ideas[name], self.best_source, self.ideas), score)
+
+    def context(self) -> Context:
+        (self.folder / "train.py").write_text(self.best_source)
+        return Context(
+            worktree=self.folder,
+            n=len(self.history),
+            seed=self.seed,
+            history=tuple(self.history),
+            source_of=self.sources.__getitem__,
+            prompt="",
+            prompt_path=self.folder / "prompt.md",
+            run_dir=self.folder,
+            search=self.given,
+            unfit=self.unfit,
+            ideas=self.ideas,
+        )
+
+    def next(self) -> tuple[str, dict]:
+        """Return the next proposal's description, and the constants that it changes."""
+        said = self.search.propose(self.context()).description
+        self.proposed = (self.folder / "train.py").read_text()
+        before, after = literals.read(self.best_source), literals.read(self.proposed)
+        new = {k: one.value for k, one in after.items()}
+        return said, {k: v for k, v in new.items() if k not in before or before[k].value != v}
+
+
+@pytest.mark.nightly
+def test_it_comes_far_in_30_experiments(tmp_path):
+    """Further than a draw from the same candidates at random, on average over three seeds."""
+    reached = {}
+    for guided in (True, False):
+        lost = []
+        for seed in range(3):
+            session = Session(tmp_path / f"{seed}{guided}", seed=seed)
+            dice, rng = random.Random(seed), random.Random(f"{seed}/draws")
+            optimum = {k: (c * 2 ** dice.gauss(0, 1), w) for k, (c, w) in CENTRES.items()}
+
+            def score(source, optimum=optimum):
+                now = {k: one.value for k, one in literals.read(source).items()}
+                away = (w * abs(math.log2(now[k] / c)) ** 1.5 for k, (c, w) in optimum.items())
+                return 1.0 + sum(away)
+
+            session.history.clear()
+            session.add(SMALL, score(SMALL))
+            for _ in range(30):
+                if guided:
+                    session.next()
+                else:
+                    known = History().known(session.context())
+                    changes = next(drawn(known, rng, 100))
+                    session.proposed = literals.rewrite(session.best_source, changes)
+                session.add(session.proposed, score(session.proposed))
+            lost.append(session.best.val_bpb - 1.0)
+        reached[guided] = sum(lost)
+    assert reached[True] < 0.6 * reached[False]
+
+
+def test_it_depends_on_history_and_seed_alone(tmp_path):
+    def proposals(folder: str, seed: int) -> list[str]:
+        session = Session(tmp_path / folder, TRAIN, IDEAS, seed=seed)
+        found = []
+        for n in range(3):
+            found.append(session.next()[0])
+            session.add(session.proposed, 1.01 + n / 100)
+        return found
+
+    assert proposals("a", 1) == proposals("b", 1) != proposals("c", 2)
+
+
+def test_the_first_idea_is_the_one_that_gave_others_most(tmp_path):
+    session = Session(tmp_path, TRAIN, IDEAS)
+    said, changes = session.next()
+    assert said.startswith("idea half-batch")
+    assert changes == {"TOTAL_BATCH_SIZE": 2**18}
+    assert min(one.effect or 0 for one in IDEAS.values()) == IDEAS["half-batch"].effect
+
+
+def test_ideas_and_constants_are_drawn_together(tmp_path):
+    few = {name: IDEAS[name] for name in ("smear", "backout", "key-offset")}
+    session = Session(tmp_path, TRAIN, few)
+    dice, kinds = random.Random(0), set()
+    for _ in range(12):
+        said, changes = session.next()
+        idea = said.startswith("idea ")
+        kinds.add((idea, " -> " in said))
+        assert idea or changes
+        session.add(session.proposed, 1.0 + dice.uniform(0.001, 0.004))
+    assert kinds >= {(False, True), (True, True)}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_kept_or_nearly_kept_number_is_moved_a_step_further_and_a_step_back(tmp_path, kept):
+    session = Session(tmp_path)
+    session.turn(0.99 if kept else 1.0001, MATRIX_LR=0.08)
+    further, back = session.next(), None
+    assert further == (f"MATRIX_LR {0.08 if kept else 0.04} -> 0.16", {"MATRIX_LR": 0.16})
+    session.add(session.proposed, 1.2)
+    back = session.next()[1]
+    assert list(back) == ["MATRIX_LR"]
+    assert 0.05 < back["MATRIX_LR"] < 0.07
+    session.add(session.proposed, 1.2)
+    assert session.next()[1].get("MATRIX_LR") not in (0.16, back["MATRIX_LR"])
+
+
+def test_what_says_nothing_about_one_number_is_not_followed(tmp_path):
+    for n, (score, values) in enumerate(
+        [
+            (1.1, {"MATRIX_LR": 0.08}),  # a clear loss
+            (0.99, {"MATRIX_LR": 0.08, "EMBEDDING_LR": 0.3}),  # which of them?
+            (None, {"MATRIX_LR": 0.08}),
+        ]
+    ):
+        session = Session(tmp_path / str(n))
+        session.turn(score, **values)
+        assert not History().known(session.context()).steps
+    session = Session(tmp_path / "moved")
+    session.turn(0.99, MATRIX_LR=0.08)
+    session.turn(0.98, MATRIX_LR=0.04)
+    assert all(step["MATRIX_LR"] < 0.08 for step in History().known(session.context()).steps)
+
+
+def test_it_learns_from_what_others_proposed(tmp_path):
+    """What lost much is not proposed soon, whoever tried it, and what it is like is."""
+    session = Session(tmp_path, TRAIN, IDEAS)
+    for name in ("bigram-table", "half-batch", "deeper"):
+        session.take(name, 1.05)
+    for _ in range(12):
+        said, _ = session.next()
+        assert not {"bigram-table", "half-batch", "deeper"} & {*said.replace(",", "").split()}
+        session.add(session.proposed, 1.01)
+
+
+def test_code_that_an_agent_wrote_leaves_earlier_results_comparable(tmp_path):
+    """Its effect is not put down to the constants."""
+    session = Session(tmp_path)
+    for value, score in ((0.08, 1.02), (0.06, 1.01)):
+        session.turn(score, MATRIX_LR=value)
+    session.add(session.best_source + "print('a better model')\n", 0.5)
+    session.turn(0.49, MATRIX_LR=0.02)
+    tried = []
+    for _ in range(6):
+        _, changes = session.next()
+        tried += [changes["MATRIX_LR"]] if "MATRIX_LR" in changes else []
+        session.add(session.proposed, 0.6)
+    assert tried
+    assert max(tried) < 0.04
+
+
+def test_ranges_of_the_user_hold_for_ideas_too(tmp_path):
+    given = {"TOTAL_BATCH_SIZE": False, "DEPTH": [6, 8], "MATRIX_LR": [0.03, 0.05]}
+    session = Session(tmp_path, TRAIN, IDEAS, given)
+    session.turn(0.99, MATRIX_LR=0.049)
+    for _ in range(12):
+        _, changes = session.next()
+        assert "TOTAL_BATCH_SIZE" not in changes
+        assert 6 <= changes.get("DEPTH", 8) <= 8
+        assert 0.03 <= changes.get("MATRIX_LR", 0.04) <= 0.05
+        session.add(session.proposed, 1.01)
+
+
+def test_ideas_that_exclude_each_other_or_need_another_are_not_drawn(tmp_path):
+    session = Session(tmp_path, TRAIN, {n: IDEAS[n] for n in ("bigram-table", "trigram-table")})
+    drawn = [session.next()[0]]
+    assert "trigram-table" not in drawn[0]
+    session.take("bigram-table", 0.99)
+    found = []
+    for _ in range(8):
+        found.append(session.next()[0])
+        session.add(session.proposed, 1.0)
+    assert any("trigram-table" in said for said in found)
+    pair = {n: IDEAS[n] for n in ("warm-down-power", "warm-down-sqrt")}
+    session = Session(tmp_path / "pair", TRAIN, pair)
+    session.take("warm-down-power", 0.99)
+    for _ in range(8):
+        assert "warm-down-sqrt" not in session.next()[0]
+        session.add(session.proposed, 1.0)
+
+
+def test_what_the_compile_check_refused_is_not_proposed_again(tmp_path):
+    session, found = Session(tmp_path, TRAIN, IDEAS), []
+    for _ in range(4):
+        session.next()
+        found.append(session.proposed)
+        session.unfit = tuple((source, "it needs too much memory") for source in found)
+    assert len({*found}) == 4
+
+
+@pytest.mark.parametrize("source", ENCODED)
+def test_whatever_python_runs_is_searched(tmp_path, source):
+    session = Session(tmp_path, literals.decode(source))
+    context = session.context()
+    (context.worktree / "train.py").write_bytes(source)
+    Search().propose(context)
+    proposed = (context.worktree / "train.py").read_bytes()
+    assert proposed != source
+    assert proposed.count(b"\r") == source.count(b"\r")
+    compile(proposed, "train.py", "exec")
+
+
+def test_without_anything_to_search_it_says_so(tmp_path):
+    session = Session(tmp_path, "def f():\n    return 1\n")
+    with pytest.raises(AgentError, match="no upper-case constants"):
+        session.next()
+    session = Session(tmp_path / "one", "A = 'SL'\nprint(A)\n", given={"A": ["SL", "L"]})
+    session.add("A = 'L'\nprint(A)\n", 1.5)
+    with pytest.raises(AgentError, match="nothing new") as caught:
+        session.next()
+    assert caught.value.kind == "exhausted"
