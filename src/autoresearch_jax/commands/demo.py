@@ -14,7 +14,7 @@ from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace, time_budget
 from autoresearch_jax.views import plot, results
-from autoresearch_jax.views.summary import count
+from autoresearch_jax.views.summary import count, learned
 from autoresearch_jax.views.watch import live_model
 
 
@@ -49,7 +49,7 @@ def demo(target: Path, console: Console, view: View, *, seed: int, experiments: 
     else:
         if done:
             view.say(f"Continuing after {count(done, 'recorded experiment')}.")
-        chosen = config.resolve(target, agent="tpe", max=experiments, seed=seed)
+        chosen = config.resolve(target, agent="search", max=experiments, seed=seed)
         if loop.run_loop(workspace, chosen, Tools(view)).stopped != "max":
             view.say("Stopped early; the same command continues from here.")
     view.live("")  # the table is printed past the view
@@ -72,6 +72,8 @@ def demo(target: Path, console: Console, view: View, *, seed: int, experiments: 
     width = max(map(len, commands))
     for command, purpose in commands.items():
         view.say(f"  {command:<{width}}  # {purpose}")
+    for line in learned(model.entries):
+        view.say(line)
 
 
 def _check_size(target: Path) -> None:

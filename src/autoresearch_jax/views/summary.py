@@ -68,6 +68,18 @@ def largest_gains(listed: Sequence[Entry]) -> list[Entry]:
     return sorted((e for e in listed if e.improved), key=lambda entry: entry.change or 0)
 
 
+def learned(listed: Sequence[Entry]) -> list[str]:
+    """Return what the experiments showed: what helped, and what did not."""
+    helped = [f"{entry.description} ({entry.change:+.4f})" for entry in largest_gains(listed)]
+    tried = [one for one in listed if one.change is not None and not one.improved]
+    vain = [f"{one.description} ({one.change:+.4f})" for one in tried]
+    crashed = [one.description for one in listed if one.status == Status.CRASH]
+    words = {"lowered val_bpb": helped, "did not": vain, "crashed": crashed}
+    rows = [(title, each) for title, found in words.items() for each in found]
+    width = max((len(title) for title, _ in rows), default=0)
+    return ["What was learned:", *(f"  {title:<{width}}  {each}" for title, each in rows)]
+
+
 def lines(summary: Summary) -> list[str]:
     """Return the summary as plain lines."""
     top = [f"  {entry.change:+.6f}  {entry.description}" for entry in summary.top]
