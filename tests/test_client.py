@@ -105,7 +105,7 @@ def test_a_mistake_in_a_description_is_named(fields, said):
         described(**fields)
 
 
-@pytest.mark.parametrize("name", ["tpe", "a b", "-x"])
+@pytest.mark.parametrize("name", ["search", "tpe", "a b", "-x"])
 def test_a_name_is_valid_and_not_reserved(name):
     with pytest.raises(ValueError, match="names an agent"):
         client_specs.parse(name, DESCRIBED)

@@ -289,7 +289,7 @@ def test_an_agent_is_checked_before_program_md_names_it(install, tmp_path, monke
     assert of_agent(tmp_path, "claude") == []
     ((problem, command),) = of_agent(tmp_path, "claud")
     assert problem.endswith("Did you mean claude?")
-    assert command == "autoresearch-jax loop --agent tpe"
+    assert command == "autoresearch-jax loop --agent search"
 
 
 def test_the_flag_precedes_program_md_and_knows_its_clients(install, tmp_path):

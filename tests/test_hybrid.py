@@ -236,6 +236,6 @@ def test_a_search_cannot_be_the_advisor(name):
 
 def test_without_a_client_the_error_names_the_next_command(monkeypatch):
     monkeypatch.setattr(factory, "make_client", lambda name, *_: Client(name, "missing"))
-    said = r"; codex is not here; .*--agent 'hybrid:COMMAND', --agent hybrid:mine; --agent tpe"
+    said = r"; codex is not here; .*--agent 'hybrid:COMMAND', --agent hybrid:mine; --agent search"
     with pytest.raises(UserError, match=said):
         make_hybrid("", (), {"mine": {"command": ["mine"]}})

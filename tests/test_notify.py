@@ -206,7 +206,7 @@ def test_a_wait_for_an_agent_is_sent_once_however_often_it_is_asked(workspace):
         assert text.endswith("; the loop waits")
 
 
-def test_a_message_says_that_tpe_proposes_meanwhile(workspace, tmp_path):
+def test_a_message_says_that_the_search_proposes_meanwhile(workspace, tmp_path):
     root = harness.make_repository(tmp_path / "other", train_py(1.0, "FIRST = 0.1"))
     received = tmp_path / "received"
     command = f'echo "$AUTORESEARCH_EVENT $(cat)" >>{received}'
@@ -214,7 +214,7 @@ def test_a_message_says_that_tpe_proposes_meanwhile(workspace, tmp_path):
     run_loop(Workspace.open(root), agent, 2, tag="t", fallback=True, notify=command)
     _, first, *others = received.read_text().splitlines()
     assert first.startswith("paused autoresearch/t: no proposal (the quota is used up): scripted")
-    assert first.endswith("; tpe proposes meanwhile")
+    assert first.endswith("; search proposes meanwhile")
     assert not any(line.startswith("paused") for line in others)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from autoresearch_jax.agents.agent import AgentError, Proposal, Usage
-from autoresearch_jax.agents.tpe import Tpe
+from autoresearch_jax.agents.search import Search
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import compile_check
 from autoresearch_jax.jobs.environment import Environment
@@ -213,7 +213,7 @@ def test_a_program_that_is_being_trained_is_not_proposed_again(workspace):
 
 
 def test_a_search_waits_for_the_result(workspace):
-    class Counting(Tpe):
+    class Counting(Search):
         def propose(self, context):
             assert all(e.status for e in context.history)
             return super().propose(context)
@@ -428,7 +428,7 @@ class Repairing(Slow):
 CRASH = edit("FIRST = 0", "FIRST = 0.1; raise ValueError('odd')", "odd")
 
 
-@pytest.mark.parametrize("instead", ["queued", "tpe"])
+@pytest.mark.parametrize("instead", ["queued", "search"])
 def test_during_a_long_repair_something_else_is_trained(workspace, monkeypatch, instead):
     monkeypatch.setattr(back_off, "PATIENCE_SECONDS", 0.0)
     waits = instead == "queued"
@@ -450,7 +450,7 @@ def test_during_a_long_repair_something_else_is_trained(workspace, monkeypatch, 
     view = Deciding()
     run_loop(workspace, agent, 3, view, tag="t", lookahead=waits, fallback=not waits)
     e = found(workspace)
-    assert [one.agent for one in e] == ["", "slow", "slow" if waits else "tpe", "slow"]
+    assert [one.agent for one in e] == ["", "slow", "slow" if waits else "search", "slow"]
     assert (e[1].status, e[1].reason) == ("crash", "ValueError: odd")
     assert "not repaired yet: the crash is recorded, and slow continues the repair" in view.text
     assert (e[3].description, e[3].status) == ("repaired", "keep")
@@ -481,23 +481,23 @@ def test_an_agent_that_repairs_stops_with_the_loop(workspace, monkeypatch):
     run_loop(workspace, agent, 2, tag="t", lookahead=False, fallback=True)
     assert [one.status for one in found(workspace)][1] == "crash"
     troubles = [one["trouble"] for one in records(workspace, "asked")]
-    # Without patience tpe may propose before the agent has said that it is not logged in.
+    # Without patience the search may propose before the agent has said that it is not logged in.
     assert [one for one in troubles if one != "login"] == ["", "", "abandoned"]
 
 
 # ------------------------------------------------------------------------------------ troubles
 
 
-def test_while_a_quota_is_used_up_tpe_proposes(workspace, monkeypatch):
+def test_while_a_quota_is_used_up_the_search_proposes(workspace, monkeypatch):
     again = time.time() + 3600
     view = Notes()
     agent = Slow(trouble("limit", again=again))
     run_loop(workspace, agent, 2, view, tag="t", fallback=True)
-    assert [e.agent for e in found(workspace)] == ["", "tpe", "tpe"]
+    assert [e.agent for e in found(workspace)] == ["", "search", "search"]
     assert len(agent.contexts) == 1  # it was not asked again before its time
     assert "limit: no answer" in view.text
     when = time.strftime("%H:%M", time.localtime(again))
-    assert f"slow is asked again at {when}; tpe proposes meanwhile" in view.text
+    assert f"slow is asked again at {when}; search proposes meanwhile" in view.text
 
 
 def test_after_a_quota_the_agent_is_asked_again(workspace):
@@ -540,7 +540,7 @@ def test_a_missing_agent_is_reported_before_the_baseline(workspace):
     assert not workspace.state_dir("t").exists()
 
 
-def test_while_an_agent_thinks_long_tpe_proposes(workspace, monkeypatch):
+def test_while_an_agent_thinks_long_the_search_proposes(workspace, monkeypatch):
     monkeypatch.setattr(back_off, "PATIENCE_SECONDS", 0.0)
     done = threading.Event()
 
@@ -551,26 +551,26 @@ def test_while_an_agent_thinks_long_tpe_proposes(workspace, monkeypatch):
     class Watching(Notes):
         def say(self, text):
             super().say(text)
-            if re.match(r" +1 (keep|discard|crash)", text):  # tpe's has been decided
+            if re.match(r" +1 (keep|discard|crash)", text):  # the search's has been decided
                 done.set()
 
     view = Watching()
     run_loop(workspace, Slow(long), 2, view, tag="t", fallback=True)
-    assert [e.agent for e in found(workspace)] == ["", "tpe", "slow"]
-    assert "slow has no proposal yet: tpe proposes meanwhile" in view.text
+    assert [e.agent for e in found(workspace)] == ["", "search", "slow"]
+    assert "slow has no proposal yet: search proposes meanwhile" in view.text
     assert "FIRST = 0.1" in Candidates(workspace, "t").show(found(workspace)[2].commit)
-    for e, name in zip(found(workspace)[1:], ("tpe", "slow"), strict=True):
+    for e, name in zip(found(workspace)[1:], ("search", "slow"), strict=True):
         assert e.agent == name
         assert (workspace.run_dir("t", e.n) / "prompt.md").exists()
 
 
 @pytest.mark.nightly
-def test_tpe_proposes_for_one_at_a_time(workspace, monkeypatch):
+def test_the_search_proposes_for_one_at_a_time(workspace, monkeypatch):
     """The agent fails just when the accelerator has waited for long enough."""
     monkeypatch.setattr(back_off, "PATIENCE_SECONDS", 0.0)
     inside, most = [], []
 
-    class Counting(Tpe):
+    class Counting(Search):
         def propose(self, context):
             inside.append(1)
             most.append(len(inside))
@@ -591,7 +591,7 @@ def test_tpe_proposes_for_one_at_a_time(workspace, monkeypatch):
 def test_a_search_that_finds_nothing_does_not_end_an_agent_that_thinks(workspace, monkeypatch):
     monkeypatch.setattr(back_off, "PATIENCE_SECONDS", 0.0)
 
-    class Barren(Tpe):
+    class Barren(Search):
         def propose(self, context):
             raise AgentError("nothing new", "exhausted")
 
@@ -620,10 +620,10 @@ def test_a_limit_that_always_ends_at_once_pauses_longer_each_time():
     assert pauses[-1] > 60
 
 
-def test_while_an_agent_is_paused_tpe_is_not_asked_ahead(workspace):
+def test_while_an_agent_is_paused_the_search_is_not_asked_ahead(workspace):
     seen = []
 
-    class Watching(Tpe):
+    class Watching(Search):
         def propose(self, context):
             seen.append([e.status for e in context.history])
             return super().propose(context)

@@ -24,7 +24,7 @@ from autoresearch_jax.common.paths import expanded
 
 SHIPPED = Path(__file__).with_name("clients.yaml")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-RESERVED = ("tpe", "hybrid", "person")
+RESERVED = ("search", "tpe", "hybrid", "person")
 FIELDS = ("reply", "usd", "tokens", "error")  # JMESPath expressions
 
 

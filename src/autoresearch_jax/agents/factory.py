@@ -10,10 +10,12 @@ from autoresearch_jax.agents.agent import Agent, AgentError
 from autoresearch_jax.agents.client import ClientAgent, CommandAgent
 from autoresearch_jax.agents.client_specs import known
 from autoresearch_jax.agents.hybrid import Hybrid
+from autoresearch_jax.agents.search import Search
 from autoresearch_jax.agents.tpe import Tpe
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import did_you_mean
 
+BUILT_IN = {"search": Search, "tpe": Tpe}  # they need no network, and cost nothing
 ADVISORS = ("claude", "codex", "gemini", "opencode")
 
 
@@ -26,8 +28,8 @@ def make_agent(
     in the front matter of program.md. Raises UserError.
     """
     first, _, rest = name.partition(":")
-    if name == "tpe":
-        return Tpe()
+    if name in BUILT_IN:
+        return BUILT_IN[name]()
     if first == "hybrid":
         return make_hybrid(rest, writes, clients or {})
     return make_client(name, writes, clients or {})
@@ -43,8 +45,9 @@ def make_client(name: str, writes: Sequence[Path], clients: Mapping[str, Any]) -
         if re.fullmatch(r"[\w.-]+(:\S*)?", name) and shutil.which(name) is None:
             raise UserError(
                 f"--agent {name!r} is unknown. Expected a client ({', '.join(found)}; or "
-                "NAME:MODEL), a search (tpe, hybrid) or a program in PATH. `autoresearch-jax "
-                f"doctor` lists the clients{did_you_mean(first, [*found, 'tpe', 'hybrid'])}"
+                f"NAME:MODEL), a search ({', '.join(BUILT_IN)}, hybrid) or a program in PATH. "
+                "`autoresearch-jax doctor` lists the clients"
+                f"{did_you_mean(first, [*found, *BUILT_IN, 'hybrid'])}"
             )
         return CommandAgent(name, writes=writes, clients=found.values())
     if not found[first].model:
@@ -61,10 +64,10 @@ def make_hybrid(advisor: str, writes: Sequence[Path], clients: Mapping[str, Any]
     A client with a certain login takes precedence over one whose login is unknown. Raises UserError
     if no client is usable.
     """
-    if advisor.partition(":")[0] in ("tpe", "hybrid"):
+    if advisor.partition(":")[0] in (*BUILT_IN, "hybrid"):
         raise UserError(
-            f"hybrid:{advisor} does not name a client, and hybrid already includes tpe. Name the "
-            "client, as in --agent hybrid:claude, or use --agent hybrid"
+            f"hybrid:{advisor} does not name a client, and hybrid already includes a search. Name "
+            "the client, as in --agent hybrid:claude, or use --agent hybrid"
         )
     if advisor:
         return Hybrid(make_client(advisor, writes, clients))
@@ -82,5 +85,5 @@ def make_hybrid(advisor: str, writes: Sequence[Path], clients: Mapping[str, Any]
     raise UserError(
         f"hybrid found no usable client ({'; '.join(problems)}). `autoresearch-jax doctor` says "
         f"how to install one and log in. Or name another: --agent 'hybrid:COMMAND'{own}; --agent "
-        "tpe needs none."
+        "search needs none."
     )

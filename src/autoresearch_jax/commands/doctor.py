@@ -19,7 +19,7 @@ import psutil
 from autoresearch_jax.agents import client_specs, search_space
 from autoresearch_jax.agents.agent import Agent, AgentError
 from autoresearch_jax.agents.factory import make_agent
-from autoresearch_jax.agents.tpe import Tpe
+from autoresearch_jax.agents.search import Search
 from autoresearch_jax.commands import loop, presets, run
 from autoresearch_jax.commands.doctor_lines import Problem
 from autoresearch_jax.commands.doctor_sandbox import readable_text, weak_sandbox
@@ -164,7 +164,7 @@ class _Refusals:
 
     def _open(self, workspace: Workspace) -> None:
         """Open what a loop opens, and leave nothing of it."""
-        agent: Agent = Tpe()  # in place of one whose problem is listed already
+        agent: Agent = Search()  # in place of one whose problem is listed already
         chosen = self.settings
         if not self.problems:
             agent = make_agent(chosen.agent, chosen.agent_writes, chosen.agents)
@@ -348,7 +348,7 @@ def _unusable_agent(settings: LoopConfig, flag: str | None) -> Iterator[Problem]
         remedies = {"missing": known.install, "login": known.login} if known else {}
         command = remedies.get(error.kind) if isinstance(error, AgentError) else ""
         yield Problem(
-            f"{source}: {sentence(str(error))}", command or "autoresearch-jax loop --agent tpe"
+            f"{source}: {sentence(str(error))}", command or "autoresearch-jax loop --agent search"
         )
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from autoresearch_jax.agents.factory import BUILT_IN
 from autoresearch_jax.commands.doctor_lines import Problem
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
@@ -23,7 +24,7 @@ def weak_sandbox(chosen: Chosen | None) -> Iterator[Problem]:
         on = f"unset {seccomp.SWITCH}" if seccomp.SWITCH in os.environ else LIBSECCOMP
         yield Problem(f"system calls are not filtered: {why}.", on)
     if chosen is not None and chosen.level == "none":
-        way = "autoresearch-jax loop --agent tpe" if shutil.which("bwrap") else install
+        way = "autoresearch-jax loop --agent search" if shutil.which("bwrap") else install
         yield Problem(f"{chosen.warning}.", way)
     elif chosen is not None and chosen.level == "landlock" and not shutil.which("bwrap"):
         yield Problem("a sandbox by landlock restricts less than one by bwrap.", install)
@@ -35,7 +36,7 @@ def readable_text(root: Path, settings: LoopConfig) -> Iterator[Problem]:
         data = manifest.load(root)
         yield from (Problem(f"{words}.", command) for words, command in profiles.exposed(data))
         own = Path(data.validation or data.source).is_absolute() or data.source == "pydocs"
-        if not own and settings.agent != "tpe":
+        if not own and settings.agent not in BUILT_IN:
             yield Problem(
                 f"the held-out text of {data.source} is public, so {settings.agent} can download "
                 "it, and could copy some of it into train.py, where the diff shows it.",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from autoresearch_jax.agents import search_space
 from autoresearch_jax.agents.agent import Agent, AgentError
-from autoresearch_jax.agents.factory import make_agent
+from autoresearch_jax.agents.factory import BUILT_IN, make_agent
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import sentence
 from autoresearch_jax.loop import notify, stages
@@ -60,7 +60,7 @@ def run_loop(
             + (f", {done} of them started already" if done else "")
             + ". Ctrl-C finishes the running one."
         )
-        if config.max_usd is not None and not agent.priced and agent.name != "tpe":
+        if config.max_usd is not None and not agent.priced and agent.name not in BUILT_IN:
             session.view.say(
                 f"Warning: {agent.name} does not report its cost, so --max-usd has no effect."
             )
@@ -126,7 +126,7 @@ def ready(
     except AgentError as error:
         if error.kind == "abandoned":
             raise Stopped("Stopped before anything was begun.") from None
-        without = "Without it: autoresearch-jax loop --agent tpe"
+        without = "Without it: autoresearch-jax loop --agent search"
         raise UserError(f"{sentence(str(error))} {without}") from error
 
 

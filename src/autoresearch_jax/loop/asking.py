@@ -304,6 +304,7 @@ class Asking:
             prompt_path=prompt_path,
             run_dir=folder,
             search=self.config.search,
+            ideas=library.usable(session.workspace.root),
             unfit=tuple(unfit),
             committed=lambda: session.candidates.message_since(base, worktree),
             abandoned=self.gives_up,

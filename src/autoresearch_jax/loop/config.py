@@ -72,10 +72,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     agent: Text = _setting(
-        "The agent that proposes: tpe (built in), claude, codex, gemini, opencode, hybrid, or any "
-        "shell command that edits train.py; NAME:MODEL picks a model.  [default: tpe]",
+        "The agent that proposes: search or tpe (built in), claude, codex, gemini, opencode, "
+        "hybrid, or any shell command that edits train.py; NAME:MODEL picks a model.  "
+        "[default: search]",
         "NAME-OR-COMMAND",
-        default="tpe",
+        default="search",
     )
     max: Whole | None = _setting(
         "Experiments to add; a baseline is extra.  [default: until stopped]", "N"
@@ -95,7 +96,7 @@ class Settings(BaseModel):
         default=True,
     )
     fallback: bool = _setting(
-        "Whether tpe proposes while the agent does not answer.  [default: yes]", default=True
+        "Whether search proposes while the agent does not answer.  [default: yes]", default=True
     )
     policy: Literal["strict", "confirm"] = _setting(
         "What is kept: a lower score, or what is still better when measured again.  "

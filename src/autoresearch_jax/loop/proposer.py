@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from autoresearch_jax.agents import prompt
 from autoresearch_jax.agents.agent import Agent, AgentError
-from autoresearch_jax.agents.factory import make_agent
+from autoresearch_jax.agents.factory import BUILT_IN, make_agent
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import logs
 from autoresearch_jax.jobs.compile_check import Verdict
@@ -28,7 +28,7 @@ from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.system.interrupts import Abandoned
 
 LOG_BYTES = 16 << 10  # of a crashed training's log, for its agent
-SPARE = "spare"  # the place where tpe works for an agent that does not answer
+SPARE = "spare"  # the place where the search works for an agent that does not answer
 
 
 class Proposer:
@@ -46,11 +46,14 @@ class Proposer:
         self.config = session.config
         self._paused = paused
         self._pause = BackOff()
-        self._tpe = make_agent("tpe") if self.config.fallback and agent.name != "tpe" else None
-        self._barren = ""  # the commit around which tpe found nothing
+        self._search: Agent | None = None
+        if self.config.fallback and agent.name not in BUILT_IN:
+            self._search = make_agent("search")
+        self._barren = ""  # the commit around which the search found nothing
         # A search answers at once, and repeats its answer if it is asked twice.
         self._most = len(session.pool) if agent.slow else 1  # questions at a time
-        self._threads = ThreadPoolExecutor(self._most + 3, "agent")  # tpe, a repair, a late one
+        # Beside them: the search, a repair, a late one.
+        self._threads = ThreadPoolExecutor(self._most + 3, "agent")
         self._thinking: dict[str, Future[None]] = {}  # by the place where an agent works
         self._patience = 0.0  # seconds that the accelerator still waits for the agent
         self._repairing = threading.Lock()  # held by the worker that waits for a repair
@@ -177,29 +180,29 @@ class Proposer:
         return time.time() < self._pause.until
 
     def _can_fill_in(self) -> bool:
-        """Whether tpe may find a proposal in the agent's place."""
-        return self._tpe is not None and self._asking.base().commit != self._barren
+        """Whether the search may find a proposal in the agent's place."""
+        return self._search is not None and self._asking.base().commit != self._barren
 
     def _fill_in(self) -> None:
-        """Let tpe propose while the agent continues to think."""
+        """Let the search propose while the agent continues to think."""
         wanted = not self.session.experiments.queue and not self.session.interrupts.stopping()
-        if wanted and self._ask_tpe(ahead=False):
+        if wanted and self._ask_search(ahead=False):
             name = self.agent.name
-            self.session.view.say(f"     {name} has no proposal yet: tpe proposes meanwhile")
+            self.session.view.say(f"     {name} has no proposal yet: search proposes meanwhile")
 
     def _ask(self, ahead: bool = False) -> bool:
         """Start a new question; False if nobody can be asked at the moment."""
         if self._is_paused():
-            return self._ask_tpe(ahead)
+            return self._ask_search(ahead)
         self._patience = back_off.PATIENCE_SECONDS
         places = itertools.chain(["agent"], (f"agent-{n}" for n in itertools.count(1)))
         self._start(next(one for one in places if one not in self._thinking), self.agent, ahead)
         return True
 
-    def _ask_tpe(self, ahead: bool) -> bool:
-        if self._tpe is None or SPARE in self._thinking or not self._can_fill_in():
+    def _ask_search(self, ahead: bool) -> bool:
+        if self._search is None or SPARE in self._thinking or not self._can_fill_in():
             return False
-        self._start(SPARE, self._tpe, ahead)
+        self._start(SPARE, self._search, ahead)
         return True
 
     def _start(self, place: str, agent: Agent, ahead: bool) -> None:
@@ -221,7 +224,7 @@ class Proposer:
                 self._handle(agent, error)
                 if self.session.interrupts.stopping() or self._asking.out_of_money():
                     raise AgentError("the loop is stopping", "abandoned") from None
-                if agent is self._tpe or self._is_paused():
+                if agent is self._search or self._is_paused():
                     return
                 if error.kind in ("empty", "duplicate", "unfit"):
                     rejected.append(("", str(error)))
@@ -234,7 +237,7 @@ class Proposer:
         """Report a trouble and decide who is asked next. Raises UserError if that is nobody."""
         say, pause = self.session.view.say, self._pause
         say(f"     no proposal: {error}")
-        if agent is self._tpe:
+        if agent is self._search:
             self._barren = self._asking.base().commit
             if not self._is_paused():
                 return  # the agent itself can be asked
@@ -248,7 +251,7 @@ class Proposer:
                 "agent, or choose another with --agent, then run the same command again."
             )
         when = time.strftime("%H:%M", time.localtime(pause.until))
-        meanwhile = "tpe proposes meanwhile" if fills_in else "the loop waits"
+        meanwhile = "search proposes meanwhile" if fills_in else "the loop waits"
         words = f"{self.agent.name} is asked again at {when}; {meanwhile}"
         say(f"     {words}")
         if pause.announced != meanwhile:
@@ -263,7 +266,7 @@ class Proposer:
     def _can_be_repaired(self, e: Experiment) -> bool:
         repairable = e.base and not e.refused and e.repairs < self.config.repairs
         repairable = repairable and not is_disturbed_timeout(e)
-        from_agent = self.agent.repairs and e.ask is not None and e.agent != "tpe"
+        from_agent = self.agent.repairs and e.ask is not None and e.agent not in BUILT_IN
         if not (repairable and from_agent) or self._is_paused() or self._late:
             return False
         return not (self.session.interrupts.stopping() or self._repair_limit())
