@@ -31,6 +31,7 @@ import click
 from scipy import stats
 
 from autoresearch_jax.commands import setup
+from autoresearch_jax.commands.presets import PRESETS
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.console import QuietView
 from autoresearch_jax.common.errors import UserError
@@ -254,7 +255,7 @@ def workspace(folder, preset):
 @click.option("--idea", "chosen", multiple=True, type=click.Choice(NAMES), help="[default: all]")
 @click.option("--seeds", type=click.IntRange(min=2), default=5, show_default=True)
 @click.option("--tokens", type=click.IntRange(min=1), default=TOKENS, show_default=True)
-@click.option("--preset", help="Of `setup`, for another size.  [default: a small one for CPUs]")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="For another size.")
 @click.option("--pairs", is_flag=True, help="Also each two of the best.")
 @click.option("--best", type=click.IntRange(min=2), default=5, show_default=True)
 @click.option("--table", is_flag=True, help="Train nothing: show what FILE has.")
