@@ -1,5 +1,7 @@
 """Which ideas of the library experiments take, from their files."""
 
+import time
+
 from autoresearch_jax.agents import constants
 from autoresearch_jax.agents.ideas_tried import Taken
 from autoresearch_jax.commands import presets
@@ -45,6 +47,13 @@ def test_an_idea_beside_other_changes_is_found_and_a_turned_number_of_it_is_not_
     other_batch = literals.rewrite(SHIPPED, {"TOTAL_BATCH_SIZE": 2**17})
     assert of(taken, SHIPPED, other_batch) == ()
     assert of(taken, SHIPPED, "not python (") == ()
+
+
+def test_no_file_of_an_agent_takes_long():
+    both = with_ideas("attention-gate", "cosine-decay", "leaky-relu", "value-gate")
+    begun = time.process_time()
+    assert of(Taken(IDEAS), SHIPPED, both + "\n" * 200_000) == ()
+    assert time.process_time() - begun < 2
 
 
 def test_an_idea_of_the_users_own_file_is_found(tmp_path):

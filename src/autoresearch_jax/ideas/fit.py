@@ -18,6 +18,7 @@ from autoresearch_jax.ideas import merge
 from autoresearch_jax.ideas.idea import Idea
 
 Values = Mapping[str, Value]
+MOST_LINES = 10_000
 
 
 class State(StrEnum):
@@ -107,7 +108,12 @@ def fit(idea: Idea, source: str, ideas: Mapping[str, Idea]) -> Fit:
 
 
 def contains(idea: Idea, source: str, ideas: Mapping[str, Idea]) -> bool:
-    """Return whether a train.py contains an idea, with whatever values."""
+    """Return whether a train.py contains an idea, with whatever values.
+
+    A file of more than MOST_LINES is not searched: an agent could make one that takes minutes.
+    """
+    if source.count("\n") > MOST_LINES:
+        return False
     source = source.replace("\r\n", "\n")
     base = _base(idea, ideas)
     try:
