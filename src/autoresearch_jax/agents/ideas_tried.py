@@ -20,8 +20,9 @@ class Taken:
         self._code = [idea for idea in patched if self._turned[idea.id] == {}]
         # The patches on another file than the shipped one are found by lines, values included.
         self._lines = [idea for idea in patched if self._turned[idea.id] is None]
-        self._in_code: dict[str, frozenset[str]] = {}  # by Reading.rest
-        self._in_lines: dict[int, frozenset[str]] = {}  # by the hash of a file
+        # By the hash of Reading.rest, and of a file: thousands of texts would take much memory.
+        self._in_code: dict[int, frozenset[str]] = {}
+        self._in_lines: dict[int, frozenset[str]] = {}
 
     def of(
         self, reading_before: Reading, source_before: str, reading: Reading, source: str
@@ -39,13 +40,14 @@ class Taken:
         """Return the ideas in a file that are more than values of constants."""
         if not reading.values:  # it is not Python, or nothing that an idea fits
             return frozenset()
-        if reading.rest not in self._in_code:
+        code, lines = hash(reading.rest), hash(source)
+        if code not in self._in_code:
             found = (one.id for one in self._code if fit.contains(one, reading.rest, self.ideas))
-            self._in_code[reading.rest] = frozenset(found)
-        if self._lines and hash(source) not in self._in_lines:
+            self._in_code[code] = frozenset(found)
+        if self._lines and lines not in self._in_lines:
             found = (one.id for one in self._lines if fit.contains(one, source, self.ideas))
-            self._in_lines[hash(source)] = frozenset(found)
-        return self._in_code[reading.rest] | self._in_lines.get(hash(source), frozenset())
+            self._in_lines[lines] = frozenset(found)
+        return self._in_code[code] | self._in_lines.get(lines, frozenset())
 
     def _turns(self, name: str, before: Reading, after: Reading) -> bool:
         """Return whether a file has the values that an idea gives the file before."""

@@ -112,7 +112,7 @@ def ready(rows: Iterable[Row]) -> tuple[list[tuple[str, str]], list[str]]:
         idea = row.idea
         measured = f"; measured: {idea.measured}" if idea.measured != "not yet" else ""
         here = f". Here: {row.here}" if row.here else ""
-        shown.append((idea.id, clean(f"{idea.title} ({idea.claim}{measured}){here}", 240)))
+        shown.append((idea.id, clean(f"{idea.title} ({idea.claim}{measured})", 200) + here))
     return shown, [row.idea.id for row in found[LISTED:]]
 
 
