@@ -232,8 +232,8 @@ def write_tables(path, text):
 
 
 def write_measured(path, text):
-    """Write what was measured into the file of an idea, after its claim or in place of before."""
-    claim = re.compile(r"^(claim: .*\n)(measured: .*\n)?", re.MULTILINE)
+    """Write what was measured into the file of an idea, in place of what was there."""
+    claim = re.compile(r"^(claim: .*\n(?:effect: .*\n)?)(measured: .*\n)?", re.MULTILINE)
     new = claim.sub(lambda found: f'{found[1]}measured: "{text}"\n', path.read_text(), count=1)
     path.write_text(new)
 
