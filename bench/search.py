@@ -22,6 +22,7 @@ JSON, for landscape L and method M:
 """
 
 import concurrent.futures
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -44,10 +45,13 @@ TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
 from autoresearch_jax.agents.agent import Agent, Context
+from autoresearch_jax.agents.constants import read
+from autoresearch_jax.agents.ideas_tried import Taken
 from autoresearch_jax.ideas import library
 from autoresearch_jax.records.experiment import Experiment
 from bench.searchers import METHODS
 from bench.surrogate import KINDS, Landscape
+from tests import harness
 
 IDEAS = library.load()
 SOURCE = (TOP / "train.py").read_text()
@@ -76,7 +80,7 @@ class Trainer:
         self.sources: dict[str, str] = {}
         self.history: list[Experiment] = []
         self.best: Experiment | None = None
-        self.simulation = Simulation()
+        self.simulation, self.taken = Simulation(), Taken(IDEAS)
         self.truth = START
 
     def begin(self, source: str, description: str, agent: str) -> None:
@@ -84,7 +88,9 @@ class Trainer:
         n = len(self.history)
         commit, base = f"{n:040x}", self.best.commit if self.best else ""
         self.sources[commit] = source
-        self.history.append(Experiment(n, commit, base, description, agent))
+        before = self.sources.get(base, source)
+        ideas = self.taken.of(read(before), before, read(source), source)
+        self.history.append(Experiment(n, commit, base, description, agent, ideas=ideas))
 
     def end(self) -> None:
         """The outcome of the experiment that runs."""
@@ -94,9 +100,7 @@ class Trainer:
             self.best is None or outcome.val_bpb < self.best.val_bpb
         )
         status = "crash" if outcome.val_bpb is None else "keep" if kept else "discard"
-        done = Experiment(
-            e.n, e.commit, e.base, e.description, e.agent, status=status, val_bpb=outcome.val_bpb
-        )
+        done = dataclasses.replace(e, status=status, val_bpb=outcome.val_bpb)
         self.history[-1] = done
         if kept:
             self.best, self.truth = done, outcome.truth
@@ -122,17 +126,9 @@ class Trainer:
             self.simulation.refused += 1
 
     def context(self, unfit: tuple[tuple[str, str], ...]) -> Context:
-        return Context(
-            worktree=self.folder,
-            n=len(self.history),
-            seed=self.seed,
-            history=tuple(self.history),
-            source_of=self.sources.__getitem__,
-            prompt="",
-            prompt_path=self.folder / "prompt-given.md",
-            run_dir=self.folder,
-            unfit=unfit,
-            ideas=IDEAS,
+        more = {"unfit": unfit, "ideas": IDEAS}
+        return harness.simulated_context(
+            self.folder, self.history, self.sources, seed=self.seed, **more
         )
 
     def carried_over(self, source: str, base: str) -> str | None:

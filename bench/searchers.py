@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
+from autoresearch_jax.agents.drawing import anywhere, space_of
 from autoresearch_jax.agents.hybrid import Hybrid
 from autoresearch_jax.agents.search import Search
 from autoresearch_jax.agents.search_space import Range, describe
-from autoresearch_jax.agents.tpe import Known, Tpe, space_of
+from autoresearch_jax.agents.tpe import Known, Tpe
 from autoresearch_jax.common import literals
 from bench.surrogate import IDEAS
 
@@ -37,18 +38,10 @@ class Sampled(Agent):
         if self.few:
             names = dice.sample(names, dice.choices((1, 2, 3), (0.6, 0.3, 0.1))[0])
         now = {name: one.value for name, one in literals.read(source).items()}
-        changes = {name: anywhere(self._space[name], now[name], dice) for name in names}
+        axes = {name: self._space[name].axis(now[name], 1.0) for name in names}
+        changes = {name: anywhere(self._space[name], axis, dice) for name, axis in axes.items()}
         path.write_text(literals.rewrite(source, changes))
         return Proposal(describe(now, changes))
-
-
-def anywhere(one: Range, now: Any, dice: random.Random) -> Any:
-    """A value anywhere on the whole axis."""
-    axis = one.axis(now, 1.0)
-    if one.scale == "choice":
-        return dice.choice(axis.choices)
-    whole = one.scale in ("powers", "grid")
-    return one.decode((dice.randint if whole else dice.uniform)(axis.low, axis.high))
 
 
 class Advisor(Agent):

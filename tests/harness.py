@@ -5,7 +5,7 @@ import math
 import subprocess
 from pathlib import Path
 
-from autoresearch_jax.agents.agent import Agent, Proposal
+from autoresearch_jax.agents.agent import Agent, Context, Proposal
 from autoresearch_jax.commands import loop
 from autoresearch_jax.jobs import interference
 from autoresearch_jax.jobs.environment import Environment
@@ -194,3 +194,17 @@ def state(root: Path) -> dict[str, bytes]:
         for path in root.rglob("*")
         if path.is_file() and ".git" not in path.relative_to(root).parts
     }
+
+
+def simulated_context(folder, history, sources, **more):
+    """What a search gets after experiments whose files are in `sources` by commit."""
+    return Context(
+        worktree=folder,
+        n=len(history),
+        history=tuple(history),
+        source_of=sources.__getitem__,
+        prompt="",
+        prompt_path=folder / "prompt-given.md",
+        run_dir=folder,
+        **more,
+    )

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 from autoresearch_jax.agents.agent import AgentError, Context
+from autoresearch_jax.agents.constants import read
+from autoresearch_jax.agents.ideas_tried import Taken
 from autoresearch_jax.agents.search import Search, drawn
 from autoresearch_jax.agents.search_history import History
 from autoresearch_jax.common import literals
 from autoresearch_jax.ideas import fit, library
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.records.experiment import Experiment
+from tests import harness
 from tests.test_tpe import CENTRES, ENCODED, SMALL
 
 TRAIN = (Path(__file__).parents[1] / "train.py").read_text()
@@ -46,9 +49,15 @@ class Session:
         status = None if running else "crash" if score is None else "keep" if kept else "discard"
         commit = f"{n:040x}"
         self.sources[commit] = source
+        taken = self.taken(source) if base else ()
         self.history.append(
-            Experiment(n, commit, base, "x", "somebody", status=status, val_bpb=score)
+            Experiment(n, commit, base, "x", "somebody", status=status, val_bpb=score, ideas=taken)
         )
+
+    def taken(self, source: str) -> tuple[str, ...]:
+        """Return the ideas that a file takes, as a loop records them."""
+        before = self.best_source
+        return Taken(self.ideas).of(read(before), before, read(source), source)
 
     def turn(self, score: float | None, **values) -> None:
         self.add(literals.rewrite(self.best_source, values), score)
@@ -58,18 +67,9 @@ class Session:
 
     def context(self) -> Context:
         (self.folder / "train.py").write_text(self.best_source)
-        return Context(
-            worktree=self.folder,
-            n=len(self.history),
-            seed=self.seed,
-            history=tuple(self.history),
-            source_of=self.sources.__getitem__,
-            prompt="",
-            prompt_path=self.folder / "prompt.md",
-            run_dir=self.folder,
-            search=self.given,
-            unfit=self.unfit,
-            ideas=self.ideas,
+        more = {"search": self.given, "unfit": self.unfit, "ideas": self.ideas}
+        return harness.simulated_context(
+            self.folder, self.history, self.sources, seed=self.seed, **more
         )
 
     def next(self) -> tuple[str, dict]:

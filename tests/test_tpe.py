@@ -18,14 +18,16 @@ from pydantic import ValidationError
 
 from autoresearch_jax.agents.agent import AgentError, Context
 from autoresearch_jax.agents.constants import read
+from autoresearch_jax.agents.drawing import space_of
 from autoresearch_jax.agents.search_space import infer
-from autoresearch_jax.agents.tpe import Tpe, Trial, choose, space_of
+from autoresearch_jax.agents.tpe import Tpe, Trial, choose
 from autoresearch_jax.common import literals, syntax
 from autoresearch_jax.common.validation import first_fault
 from autoresearch_jax.loop import config
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.records.events import Repeated
 from autoresearch_jax.records.experiment import Experiment
+from tests import harness
 
 TRAIN = (Path(__file__).parents[1] / "train.py").read_text()
 SMALL = """# naïve – sizes
@@ -100,16 +102,8 @@ class Simulation:
 
     def context(self, seed: int | None = None) -> Context:
         (self.folder / "train.py").write_text(self.best_source)
-        return Context(
-            worktree=self.folder,
-            n=len(self.history),
-            seed=self.seed if seed is None else seed,
-            history=tuple(self.history),
-            source_of=self.sources.__getitem__,
-            prompt="",
-            prompt_path=self.folder / "prompt.md",
-            run_dir=self.folder,
-        )
+        seed = self.seed if seed is None else seed
+        return harness.simulated_context(self.folder, self.history, self.sources, seed=seed)
 
     def step(self, agent: Tpe) -> str:
         description = agent.propose(self.context()).description

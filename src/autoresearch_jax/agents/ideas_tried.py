@@ -29,12 +29,8 @@ class Taken:
     ) -> tuple[str, ...]:
         """Return the names of the ideas that the second file takes, in the library's order."""
         found = self.contained(reading, source) - self.contained(reading_before, source_before)
-        found |= self.turned(reading_before, reading)
-        return tuple(name for name in self.ideas if name in found)
-
-    def turned(self, before: Reading, after: Reading) -> frozenset[str]:
-        """Return the ideas that are values of constants alone, and that the second file takes."""
-        return frozenset(name for name in self._turned if self._turns(name, before, after))
+        turned = {name for name in self._turned if self._turns(name, reading_before, reading)}
+        return tuple(name for name in self.ideas if name in found | turned)
 
     def contained(self, reading: Reading, source: str) -> frozenset[str]:
         """Return the ideas in a file that are more than values of constants."""

@@ -1,7 +1,6 @@
 """The library of ideas, as the folder `research/` and a prompt show it to an agent."""
 
 import contextlib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -54,8 +53,8 @@ class Row:
         """The change of val_bpb to expect: as here, else as measured or stated, else 0."""
         if self.tally.mean is not None:
             return self.tally.mean
-        measured = re.match(r"[-+]\d*\.\d+", self.idea.measured)
-        return float(measured[0]) if measured else self.idea.effect or 0.0
+        measured = self.idea.measured_effect
+        return (self.idea.effect or 0.0) if measured is None else measured
 
 
 class ResearchIdeas:

@@ -1,9 +1,9 @@
 """A model of the score of a `train.py`: a Gaussian process over its constants and its code.
 
 The score is a sum of independent parts: one for each constant along its axis, one for all constants
-together, one for each idea of the library, and one for each change of code that no idea explains. A
-part that many files share is learned from all of them, so a result says something about every file
-with the same constant or the same idea.
+together, one for each idea of the library and for each group of them, and one for each change of
+code that no idea explains. A part that many files share is learned from all of them, so a result
+says something about every file with the same constant, or an idea of the same group.
 
 Sources: additive kernels, Duvenaud et al. 2011 (arXiv:1112.4394); expected improvement, Jones et
 al. 1998, over the model's mean at the best file, because scores are noisy.
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky
 from scipy.stats import norm
 
+from autoresearch_jax.agents.drawing import weight
 from autoresearch_jax.agents.search_history import File, Known
 from autoresearch_jax.agents.search_space import FIRST_STEP
-from autoresearch_jax.agents.tpe import weight
 from autoresearch_jax.common.literals import Value
 from autoresearch_jax.ideas.idea import Idea
 
@@ -67,6 +67,11 @@ def _scores(known: Known) -> Array:
     return np.array(scores, float)
 
 
+def _expected(effect: float) -> float:
+    """Return what is expected here of an effect that others stated, in typical effects."""
+    return HOLDS * effect / EFFECT
+
+
 @dataclass(frozen=True)
 class _Files:
     """N files as the model sees them."""
@@ -84,8 +89,8 @@ class _Features:
 
     def __init__(self, known: Known, ideas: Mapping[str, Idea], files: Sequence[File]) -> None:
         self._known = known
-        self._claims = {
-            name: IDEA_COST if one.effect is None else HOLDS * one.effect / EFFECT
+        self._expected = {
+            name: IDEA_COST if one.effect is None else _expected(one.effect)
             for name, one in ideas.items()
         }
         every = [known.best, *files, *(one.file for one in known.results)]
@@ -103,9 +108,9 @@ class _Features:
         places = [[self._place(name, one.values) for name in self._known.space] for one in files]
         flags = [self._code(one) for one in files]
         prior = [
-            HOLDS * (one.claim or 0.0) / EFFECT
-            + sum(self._claims[name] for name in one.ideas - best.ideas)
-            - sum(self._claims[name] for name in best.ideas - one.ideas)
+            _expected(one.claim or 0.0)
+            + sum(self._expected[name] for name in one.ideas - best.ideas)
+            - sum(self._expected[name] for name in best.ideas - one.ideas)
             for one in files
         ]
         return _Files(

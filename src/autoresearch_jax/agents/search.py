@@ -11,13 +11,12 @@ import itertools
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
 from autoresearch_jax.agents.constants import Reading, read
+from autoresearch_jax.agents.drawing import WHOLE_RANGE_AFTER, anywhere, pick, weight
 from autoresearch_jax.agents.search_history import File, History, Known
-from autoresearch_jax.agents.search_space import GivenRange, Range, describe
-from autoresearch_jax.agents.tpe import HOW_MANY, WHOLE_RANGE_AFTER, weight
+from autoresearch_jax.agents.search_space import GivenRange, describe
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.literals import Value
 from autoresearch_jax.ideas import fit
@@ -29,8 +28,8 @@ WITH_IDEA = 60  # more of them, each together with an idea
 
 
 @dataclass(frozen=True)
-class Change:
-    """A change of the best train.py."""
+class Option:
+    """A change of the best train.py that may be proposed."""
 
     values: Mapping[str, Value]
     idea: str = ""
@@ -60,18 +59,18 @@ class Search(Agent):
         """
         known = self._history.known(context)
         rng = random.Random(f"{context.seed}/{context.n}/{len(context.unfit)}")
-        steps = (Change(values) for values in known.steps)
-        for change in itertools.chain(steps, ranked(known, context.ideas, rng)):
-            source = changed(known.source, change, context.ideas)
+        steps = (Option(values) for values in known.steps)
+        for option in itertools.chain(steps, ranked(known, context.ideas, rng)):
+            source = changed(known.source, option, context.ideas)
             if source is None or not is_new(known, read(source), context.search):
                 continue
             path = context.worktree / "train.py"
             path.write_bytes(literals.encode(source, like=path.read_bytes()))
-            words = [f"idea {change.idea}"] if change.idea else []
-            words += [describe(known.best.values, change.values)] if change.values else []
+            words = [f"idea {option.idea}"] if option.idea else []
+            words += [describe(known.best.values, option.values)] if option.values else []
             return Proposal(", ".join(words))
         raise AgentError(
-            "search found nothing new around the best train.py. Change it by hand with "
+            "search found nothing new around the best train.py. Option it by hand with "
             "`autoresearch-jax run -m ...`, or use another --agent.",
             "exhausted",
         )
@@ -88,51 +87,51 @@ def is_new(known: Known, reading: Reading, given: Mapping[str, GivenRange]) -> b
     )
 
 
-def changed(source: str, change: Change, ideas: Mapping[str, Idea]) -> str | None:
+def changed(source: str, option: Option, ideas: Mapping[str, Idea]) -> str | None:
     """Return a train.py with a change, or None if the idea does not fit it."""
-    if change.idea:
-        found = fit.fit(ideas[change.idea], source, ideas)
+    if option.idea:
+        found = fit.fit(ideas[option.idea], source, ideas)
         if found.state is not State.READY:
             return None
         source = found.source
     there = read(source).values
-    return literals.rewrite(source, {k: v for k, v in change.values.items() if k in there})
+    return literals.rewrite(source, {k: v for k, v in option.values.items() if k in there})
 
 
-def ranked(known: Known, ideas: Mapping[str, Idea], rng: random.Random) -> Iterator[Change]:
+def ranked(known: Known, ideas: Mapping[str, Idea], rng: random.Random) -> Iterator[Option]:
     """Yield changes of the best file, that with the largest expected improvement first."""
     from autoresearch_jax.agents import score_model  # with scipy, which takes long to import
 
-    changes = [of_idea(ideas[name], known, ideas) for name in possible(known.best, ideas)]
-    code = [one.idea for one in changes if one.code]
-    changes += [Change(values) for values in drawn(known, rng, CANDIDATES)]
+    options = [of_idea(ideas[name], known, ideas) for name in possible(known.best, ideas)]
+    code = [one.idea for one in options if one.code]
+    options += [Option(values) for values in drawn(known, rng, CANDIDATES)]
     if code:
         combined = drawn(known, rng, WITH_IDEA)
-        changes += [Change(values, rng.choice(code), code=True) for values in combined]
-    gains = score_model.expected_improvements(known, ideas, [one.file(known) for one in changes])
-    for at in sorted(range(len(changes)), key=lambda at: -gains[at]):
-        yield changes[at]
+        options += [Option(values, rng.choice(code), code=True) for values in combined]
+    gains = score_model.expected_improvements(known, ideas, [one.file(known) for one in options])
+    for at in sorted(range(len(options)), key=lambda at: -gains[at]):
+        yield options[at]
 
 
-def of_idea(idea: Idea, known: Known, ideas: Mapping[str, Idea]) -> Change:
+def of_idea(idea: Idea, known: Known, ideas: Mapping[str, Idea]) -> Option:
     """Return an idea as a change of the best file."""
     turned, now = fit.turned(idea, ideas), known.best.values
     if not turned or not turned.keys() <= now.keys():
-        return Change({}, idea.id, code=True)
+        return Option({}, idea.id, code=True)
     values = {name: fit.moved(old, new, now[name]) for name, (old, new) in turned.items()}
-    return Change(values, idea.id, claim=None if idea.id in known.taken else idea.effect)
+    return Option(values, idea.id, claim=None if idea.id in known.taken else idea.effect)
 
 
 def possible(best: File, ideas: Mapping[str, Idea]) -> list[str]:
     """Return the ideas that a file may take, as far as that depends on other ideas."""
-    excluded = {name for own in best.ideas & ideas.keys() for name in ideas[own].excludes}
+
+    def has(other: Idea) -> bool:
+        return other.id in best.ideas
+
     return [
         name
         for name, one in ideas.items()
-        if one.patch
-        and name not in best.ideas | excluded
-        and best.ideas.isdisjoint(one.excludes)
-        and best.ideas.issuperset(one.needs)
+        if one.patch and not has(one) and fit.blocked(one, ideas, has) is None
     ]
 
 
@@ -143,21 +142,8 @@ def drawn(known: Known, rng: random.Random, count: int) -> Iterator[dict[str, Va
     found = {name: one.axis(now[name], reach) for name, one in space.items()}
     axes = {name: axis for name, axis in found.items() if axis is not None}
     for _ in range(count if axes else 0):
-        left, values = {name: weight(name) for name in axes}, dict[str, Value]()
-        for _ in range(min(len(left), rng.choices((1, 2, 3), HOW_MANY)[0])):
-            name = rng.choices(list(left), list(left.values()))[0]
-            del left[name]
-            new = anywhere(space[name], axes[name], rng)
-            if space[name].moves(now[name], new):
-                values[name] = new
+        names = pick(rng, {name: weight(name) for name in axes})
+        values = {name: anywhere(space[name], axes[name], rng) for name in names}
+        values = {name: new for name, new in values.items() if space[name].moves(now[name], new)}
         if values:
             yield values
-
-
-def anywhere(one: Range, axis: Any, rng: random.Random) -> Value:
-    """Return a value anywhere on an axis of a range."""
-    if one.scale == "choice":
-        return rng.choice(axis.choices)
-    if one.scale in ("powers", "grid"):
-        return one.decode(rng.randint(axis.low, axis.high))
-    return one.decode(rng.uniform(axis.low, axis.high))

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from autoresearch_jax.agents.agent import AgentError, Context
 from autoresearch_jax.agents.constants import Reading, read
+from autoresearch_jax.agents.drawing import space_of
 from autoresearch_jax.agents.ideas_tried import Taken
 from autoresearch_jax.agents.search_space import Range
-from autoresearch_jax.agents.tpe import space_of
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.literals import Value
 from autoresearch_jax.records.events import Status
@@ -47,7 +47,7 @@ class Known:
     space: Mapping[str, Range]  # of the constants that are searched
     results: Sequence[Result]  # the newest, oldest first
     tried: frozenset[str]  # the signatures of all files so far
-    taken: frozenset[str]  # the ideas that were tried and are values of constants alone
+    taken: frozenset[str]  # the ideas that experiments took
     steps: Sequence[Mapping[str, Value]]  # further and back from numbers that were kept, or nearly
 
 
@@ -57,7 +57,6 @@ class History:
     def __init__(self) -> None:
         self._files: dict[str, tuple[Reading, File]] = {}  # by commit
         self._taken: Taken | None = None
-        self._turned: set[str] = set()  # ideas that experiments took, and that are values alone
 
     def known(self, context: Context) -> Known:
         """Return what is known.
@@ -101,7 +100,7 @@ class History:
             space=space,
             results=[*results, *(Result(one, None) for one in refused)],
             tried=frozenset(one.signature for one in tried),
-            taken=frozenset(self._turned),
+            taken=frozenset(name for e in context.history for name in e.ideas),
             steps=list(_steps(past, now, space)),
         )
 
@@ -115,7 +114,6 @@ class History:
                 before, base = self._files[e.base]
                 new = reading.rest != before.rest and ideas == base.ideas
                 edits = base.edits | ({e.n} if new else frozenset())
-                self._turned |= self._taken.turned(before, reading)
             self._files[e.commit] = reading, File(reading.values, ideas, edits)
         return self._files[e.commit]
 

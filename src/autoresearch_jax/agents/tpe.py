@@ -6,7 +6,6 @@ depends only on the history and the seed. docs/search.md describes the search.
 """
 
 import random
-import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
 from autoresearch_jax.agents.constants import Reading, read
-from autoresearch_jax.agents.search_space import GivenRange, Range, describe, infer
+from autoresearch_jax.agents.drawing import WHOLE_RANGE_AFTER, pick, space_of, weight
+from autoresearch_jax.agents.search_space import Range, describe
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.literals import Value
 from autoresearch_jax.records.events import Status
@@ -26,18 +26,6 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 64  # draws before the search is exhausted
 GUIDED = 16  # draws with the estimator, which may repeat itself; then uniform ones
-HOW_MANY = (0.6, 0.3, 0.1)  # probabilities of changing one, two or three constants
-WHOLE_RANGE_AFTER = 30  # results, after which a step may cross the whole range
-
-# Names that affect reports, seeds or the division of work, but not what is learned.
-WITHOUT_EFFECT = re.compile(
-    r"SEED|LOG(?!IT)|PRINT|EVERY|INTERVAL|EVAL|VERBOSE|DEVICE_BATCH|MICRO_BATCH"
-)
-WEIGHTS = (  # how promising a kind of constant is; the first match counts
-    (re.compile(r"TOTAL_BATCH|MATRIX_LR|DEPTH"), 6.0),
-    (re.compile(r"LR$|RATE|ASPECT|BATCH|LAYER|WIDTH|DIM|WARMDOWN"), 2.0),
-    (re.compile(r""), 1.0),
-)
 
 
 @dataclass(frozen=True)
@@ -164,38 +152,6 @@ def trials_of(history: Sequence[Experiment], past: Mapping[str, Reading]) -> lis
     return trials
 
 
-def space_of(
-    source: str, history: Sequence[Mapping[str, Value]], given: Mapping[str, GivenRange]
-) -> dict[str, Range]:
-    """Return the ranges of the constants of a file that it uses.
-
-    A range is inferred from the first file with the constant; `history` has the constants of all
-    files so far, oldest first. Ranges in `given`, which the user set, take precedence. Raises
-    AgentError if the file is not Python.
-    """
-    try:
-        used = literals.used_names(source)
-    except literals.NOT_PYTHON as error:
-        raise AgentError(f"train.py is not Python: {error}.") from error
-    first: dict[str, Value] = {}
-    for values in history:
-        first = {**values, **first}
-    found = {}
-    for name, value in read(source).values.items():
-        one = None
-        if name.split("[")[0] not in used:
-            continue
-        if name in given:
-            one = given[name].of(name, value)
-        elif not WITHOUT_EFFECT.search(name):
-            one = infer(name, first.get(name, value))
-            if one is None or not one.holds(value):
-                one = infer(name, value)
-        if one is not None:
-            found[name] = one
-    return found
-
-
 def choose(
     rng: random.Random,
     space: Mapping[str, Range],
@@ -212,16 +168,8 @@ def choose(
         # An improvement is most likely where only one direction has been tried.
         one_sided = steps and untried
         weights[name] = weight(name) * (2 if one_sided else 1 / (1 + len(steps)))
-    chosen: list[str] = []
-    for _ in range(min(len(weights), rng.choices((1, 2, 3), HOW_MANY)[0])):
-        chosen += rng.choices(list(weights), list(weights.values()))
-        del weights[chosen[-1]]
+    chosen = pick(rng, weights)
     return [name for name in space if name in chosen]
-
-
-def weight(name: str) -> float:
-    """Return how promising a constant is, by its name."""
-    return next(one for pattern, one in WEIGHTS if pattern.search(name))
 
 
 def draw(

@@ -30,7 +30,7 @@ def of(compiled: jax.stages.Compiled, jaxpr: Any, device_kind: str = "") -> Cost
         peak_bytes=peak_bytes(compiled),
         flops=flops.products(jaxpr),
         bytes=sum(one.bytes for one in moved),
-        table=parts.table(parts.work(moved, jaxpr), parts.peaks_of(device_kind)),
+        table=parts.table([*moved, *flops.traced(jaxpr)], parts.peaks_of(device_kind)),
         largest=largest(text),
     )
 

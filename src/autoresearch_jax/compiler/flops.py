@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
+
+from autoresearch_jax.compiler.work import Work
 
 # FLOPs of matrix decompositions by the shape [..., M, N] of their operand: a product reaches many
 # times their speed, so they do not count among the products.
@@ -21,17 +22,6 @@ DECOMPOSITIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Traced:
-    """An operation of a trace, with its FLOPs over all the times that it runs."""
-
-    scope: str  # the Python scopes that it comes from
-    line: str  # as of parts.Work
-    opcode: str
-    products: float = 0.0  # FLOPs of matrix products
-    others: float = 0.0  # FLOPs of decompositions
-
-
 def products(jaxpr: Any) -> float:
     """Returns the FLOPs of the matrix products in a trace, each loop as often as it runs.
 
@@ -41,7 +31,7 @@ def products(jaxpr: Any) -> float:
     return sum(one.products for one in traced(jaxpr))
 
 
-def traced(jaxpr: Any, scope: str = "", line: str = "", times: float = 1.0) -> Iterator[Traced]:
+def traced(jaxpr: Any, scope: str = "", line: str = "", times: float = 1.0) -> Iterator[Work]:
     """Yields the products and decompositions of a trace.
 
     `scope` and `line` are those of the operation whose inner trace it is; it runs `times` times.
@@ -51,14 +41,14 @@ def traced(jaxpr: Any, scope: str = "", line: str = "", times: float = 1.0) -> I
         yield from _traced(eqn, here, _line(eqn) or line, times)
 
 
-def _traced(eqn: Any, scope: str, line: str, times: float) -> Iterator[Traced]:
+def _traced(eqn: Any, scope: str, line: str, times: float) -> Iterator[Work]:
     name, params = eqn.primitive.name, eqn.params
     if (own := _products(eqn)) is not None:
-        yield Traced(scope, line, name, products=times * own)
+        yield Work(scope=f"{scope}/{name}", line=line, opcode=name, products=times * own)
     elif name in DECOMPOSITIONS:
         shape = tuple(eqn.invars[0].aval.shape)
         own = math.prod(shape[:-2]) * DECOMPOSITIONS[name](*(1, 1, *shape)[-2:])
-        yield Traced(scope, line, name, others=times * own)
+        yield Work(scope=f"{scope}/{name}", line=line, opcode=name, others=times * own)
     elif name == "cond":  # the branch that computes most
         found = [list(traced(one, scope, line, times)) for one in _jaxprs(params)]
         yield from max(found, key=lambda branch: sum(one.products for one in branch), default=[])
@@ -88,7 +78,7 @@ def _products(eqn: Any) -> float | None:
 
 
 def _line(eqn: Any) -> str:
-    """The innermost line of train.py that an operation comes from, as of parts.Work."""
+    """The innermost line of train.py that an operation comes from, as in Work."""
     traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
     for frame in getattr(traceback, "frames", ()):
         if frame.file_name.endswith("train.py"):

@@ -16,6 +16,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from autoresearch_jax.compiler.work import Work
+
 BITS = {
     "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16,
     "s32": 32, "u32": 32, "s64": 64, "u64": 64, "f16": 16, "bf16": 16, "f32": 32, "f64": 64,
@@ -87,19 +89,6 @@ class Instruction:
 Computation = dict[str, Instruction]  # by name
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """What one instruction moves and computes, over all the times that it runs."""
-
-    scope: str
-    name: str
-    bytes: int
-    opcode: str = ""
-    others: float = 0.0  # elementwise operations, and comparisons of sorts
-    starts: int = 1
-    line: str = ""  # such as "train.py:197 in MLP.__call__"; "" if that is not known
-
-
 def shape_bytes(shape: str, *, anywhere: bool = False) -> int:
     """Returns a shape's bytes in main memory, from a text such as `bf16[16,2048]{1,0}`."""
     total = 0
@@ -144,11 +133,11 @@ class Module:
                 for name in one.called:
                     yield from self._running(self._computations[name])
 
-    def traffic(self) -> list[Traffic]:
+    def traffic(self) -> list[Work]:
         """Returns the bytes by instruction, each loop's body as often as it runs."""
         return list(self._traffic(self._entry, 1))
 
-    def _traffic(self, here: Computation, times: int) -> Iterator[Traffic]:
+    def _traffic(self, here: Computation, times: int) -> Iterator[Work]:
         for one in here.values():
             if one.opcode in FREE or one.opcode.endswith("-done"):
                 continue
@@ -157,14 +146,16 @@ class Module:
                 if moved or others:
                     origin = self._origin(here, one)
                     frame = _FRAME.search(origin.attributes)
-                    yield Traffic(
-                        origin.scope,
-                        one.name,
-                        times * moved,
-                        one.opcode if one.opcode != "fusion" else _root(self._body(one)).opcode,
-                        times * others,
-                        times * (CALLBACK_STARTS if "callback" in one.attributes else 1),
-                        self._lines.get(int(frame[1]), "") if frame else "",
+                    yield Work(
+                        scope=origin.scope,
+                        line=self._lines.get(int(frame[1]), "") if frame else "",
+                        opcode=one.opcode
+                        if one.opcode != "fusion"
+                        else _root(self._body(one)).opcode,
+                        name=one.name,
+                        others=times * others,
+                        bytes=times * moved,
+                        starts=times * (CALLBACK_STARTS if "callback" in one.attributes else 1),
                     )
                 continue
             trips = self._trips(one) if one.opcode == "while" else 1

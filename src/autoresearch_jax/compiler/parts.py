@@ -10,9 +10,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from autoresearch_jax.compiler import flops, hlo
+from autoresearch_jax.compiler.work import Work
 from autoresearch_jax.system.device_specs import TARGETS, peak_flops
 
 ROWS = 24  # of each table
@@ -41,23 +40,6 @@ class Peaks:
     known: bool  # False: these are a typical CPU's
 
 
-@dataclass(frozen=True)
-class Work:
-    """What an operation does, over all the times that it runs."""
-
-    scope: str  # the Python scopes that it comes from
-    line: str  # such as "train.py:197 in MLP.__call__"; "" if that is not known
-    opcode: str
-    products: float = 0.0  # FLOPs of matrix products
-    others: float = 0.0  # elementwise operations
-    bytes: float = 0.0
-    starts: float = 0.0
-
-    def seconds(self, peaks: Peaks) -> float:
-        arithmetic = self.products / peaks.products + self.others / peaks.others
-        return max(arithmetic, self.bytes / peaks.bandwidth) + self.starts * peaks.start_s
-
-
 def peaks_of(device_kind: str) -> Peaks:
     """Returns the peaks of a device by the name that JAX gives it."""
     products = peak_flops(device_kind)
@@ -68,16 +50,10 @@ def peaks_of(device_kind: str) -> Peaks:
     return Peaks(products, products / 30, bandwidth, 3e-6, known=True)
 
 
-def work(moved: Iterable[hlo.Traffic], jaxpr: Any) -> list[Work]:
-    """Returns what a step does, of which a module moves `moved` and `jaxpr` is the trace."""
-    found = [
-        Work(one.scope, one.line, one.opcode, 0.0, one.others, one.bytes, one.starts)
-        for one in moved
-    ]
-    for one in flops.traced(jaxpr):
-        scope = f"{one.scope}/{one.opcode}"
-        found.append(Work(scope, one.line, one.opcode, one.products, one.others))
-    return found
+def seconds(one: Work, peaks: Peaks) -> float:
+    """Returns how long an operation takes at least."""
+    arithmetic = one.products / peaks.products + one.others / peaks.others
+    return max(arithmetic, one.bytes / peaks.bandwidth) + one.starts * peaks.start_s
 
 
 def table(found: Iterable[Work], peaks: Peaks) -> list[str]:
@@ -85,13 +61,13 @@ def table(found: Iterable[Work], peaks: Peaks) -> list[str]:
     rows: dict[str, Counter[str]] = {}
     places: defaultdict[tuple[str, str], float] = defaultdict(float)
     for one in found:
-        seconds = one.seconds(peaks)
+        took = seconds(one, peaks)
         way, part = split(one.scope, one.line)
         rows.setdefault(part, Counter()).update(
-            {"all": seconds, way: seconds, "flops": one.products + one.others,
+            {"all": took, way: took, "flops": one.products + one.others,
              "bytes": one.bytes, "starts": one.starts}
         )  # fmt: skip
-        places[one.line or part, PRODUCTS.get(one.opcode, one.opcode)] += seconds
+        places[one.line or part, PRODUCTS.get(one.opcode, one.opcode)] += took
     total = sum(row["all"] for row in rows.values()) or 1.0
     words = "the device's peaks" if peaks.known else "a typical CPU's peaks"
     lines = [f"about {1000 * total:.4g} ms by {words} | share | forward | backward | GFLOP | MB"
@@ -105,8 +81,8 @@ def table(found: Iterable[Work], peaks: Peaks) -> list[str]:
         )
     lines.append("by line of train.py | operation | share")
     lines += [
-        f"{place[:LABEL_LIMIT]} | {opcode} | {100 * seconds / total:.1f}%"
-        for (place, opcode), seconds in sorted(places.items(), key=lambda item: -item[1])[:ROWS]
+        f"{place[:LABEL_LIMIT]} | {opcode} | {100 * took / total:.1f}%"
+        for (place, opcode), took in sorted(places.items(), key=lambda item: -item[1])[:ROWS]
     ]
     return [f"{LINE} | {line}" for line in lines]
 

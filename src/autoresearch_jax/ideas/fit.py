@@ -5,7 +5,7 @@ and it is recognised in a file whose values were turned since.
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, lru_cache
@@ -18,7 +18,7 @@ from autoresearch_jax.ideas import merge
 from autoresearch_jax.ideas.idea import Idea
 
 Values = Mapping[str, Value]
-MOST_LINES = 10_000
+MOST_LINES = 10_000  # of a file that is searched for ideas
 
 
 class State(StrEnum):
@@ -95,16 +95,23 @@ def fit(idea: Idea, source: str, ideas: Mapping[str, Idea]) -> Fit:
         ) from None
     if contains(idea, source, ideas):
         return Fit(State.APPLIED)
-    for other in ideas.values():
-        if other.id in idea.excludes or idea.id in other.excludes:
-            if contains(other, source, ideas):
-                return Fit(State.EXCLUDED, other.id)
-        elif other.id in idea.needs and not contains(other, source, ideas):
-            return Fit(State.NEEDS, other.id)
+    if found := blocked(idea, ideas, lambda other: contains(other, source, ideas)):
+        return found
     try:
         return Fit(State.READY, source=_merged(*_versions(idea, source, ideas), source))
     except NOT_PYTHON as error:
         return Fit(State.CONFLICTS, str(error))
+
+
+def blocked(idea: Idea, ideas: Mapping[str, Idea], has: Callable[[Idea], bool]) -> Fit | None:
+    """Return what another idea has against an idea; `has` says which ones the file contains."""
+    for other in ideas.values():
+        if other.id in idea.excludes or idea.id in other.excludes:
+            if has(other):
+                return Fit(State.EXCLUDED, other.id)
+        elif other.id in idea.needs and not has(other):
+            return Fit(State.NEEDS, other.id)
+    return None
 
 
 def contains(idea: Idea, source: str, ideas: Mapping[str, Idea]) -> bool:
@@ -115,20 +122,20 @@ def contains(idea: Idea, source: str, ideas: Mapping[str, Idea]) -> bool:
     if source.count("\n") > MOST_LINES:
         return False
     source = source.replace("\r\n", "\n")
-    base = _base(idea, ideas)
-    try:
-        patched = _patched(base, idea.patch)
-    except ValueError:  # a patch on another file than the shipped one
+    values = turned(idea, ideas)
+    if values is None:
         try:
             return bool(merge.located(idea.patch, source.split("\n"), reverse=True))
         except ValueError:
             return False
-    old, new, ours = (_values(text) for text in (base, patched, source))
-    if added := new.keys() - old.keys():
+    ours = _values(source)
+    if values:
+        return all(ours.get(name) == new for name, (_, new) in values.items())
+    base = _base(idea, ideas)
+    patched = _patched(base, idea.patch)
+    if added := _values(patched).keys() - _values(base).keys():
         return added <= ours.keys()  # its code may have changed since
     before, after, now = (with_spellings(text, like=base) for text in (base, patched, source))
-    if before == after:  # it changes values alone
-        return all(ours.get(name) == new[name] for name in new if new[name] != old[name])
     lines = set(now.split("\n"))
     if not all(lines.issuperset(edit.lines) for edit in _edits(before, after)):
         return False

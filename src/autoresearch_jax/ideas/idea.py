@@ -42,6 +42,12 @@ class Idea(Settings):
     text: str  # what it does, and why it may help
     patch: str  # "" for a warning
 
+    @property
+    def measured_effect(self) -> float | None:
+        """The measured change of val_bpb in bits per byte; None if it is not known."""
+        found = re.match(r"[-+]\d*\.\d+", self.measured)
+        return float(found[0]) if found else None
+
 
 def read(path: Path, shown: str | None = None) -> Idea:
     """Return the idea of a file, which messages call `shown`. Raises UserError."""

@@ -85,18 +85,11 @@ class Candidates:
         """
         if not commits:
             return
-        arguments = (
-            "--stdin",
-            "-p",
-            "-r",
-            "--no-color",
-            "--no-ext-diff",
-            "--no-textconv",
-            "--text",
-        )
-        shas = "".join(f"{commit}\n" for commit in commits).encode()
+        arguments = ("--no-color", "--no-ext-diff", "--no-textconv", "--text", "--", "train.py")
         found = self.workspace.git_bytes(
-            "diff-tree", "--stdin", *arguments, "--", "train.py", stdin=shas, keep_fds=self.keep_fds
+            *("diff-tree", "--stdin", "-p", "-r", *arguments),
+            stdin="".join(f"{commit}\n" for commit in commits).encode(),
+            keep_fds=self.keep_fds,
         )
         # A line of a diff begins with a sign or a word, never with a hash alone.
         parts = re.split(r"(?m)^([0-9a-f]{40,64})\n", found.decode(errors="replace"))

@@ -20,8 +20,8 @@ from autoresearch_jax.ideas.idea import Idea
 from autoresearch_jax.loop.asking import source_of
 from autoresearch_jax.repo.workspace import Workspace
 
-STYLES = {State.APPLIED: "green", State.CONFLICTS: "red", State.WARNING: "yellow"}
-WIDTHS = {"idea": 22, "state": 12, "measured": 10}  # characters
+STYLES: dict[str, str] = {State.APPLIED: "green", State.CONFLICTS: "red", State.WARNING: "yellow"}
+WIDTHS = {"idea": 22, "state": 12, "measured": 9}  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +85,12 @@ def print_table(console: Console, found: Sequence[Row]) -> None:
         table.add_column(name, width=width, overflow="fold")
     table.add_column("what it is, and its claim", ratio=1)
     for row in found:
-        idea, state = row.idea, row.fit.state if row.fit else State.WARNING
-        cells = (idea.id, row.state, idea.measured if idea.patch else "", idea.title)
+        idea, effect = row.idea, row.idea.measured_effect
+        measured = idea.measured.partition(" (")[0] if effect is None else f"{effect:+.4f}"
+        cells = (idea.id, row.state, measured if idea.patch else "", idea.title)
         *first, title = (Text(printable(cell)) for cell in cells)
         claim = Text(f" ({printable(idea.claim)})", style="dim")
-        table.add_row(*first, title + claim, style=STYLES.get(state, ""))
+        table.add_row(*first, title + claim, style=STYLES.get(row.state, ""))
     console.print(table)
     next_commands = (
         "\nRead one: autoresearch-jax ideas show IDEA\n"

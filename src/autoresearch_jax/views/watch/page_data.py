@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from autoresearch_jax.agents import prompt
 from autoresearch_jax.common.errors import GitError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs import training_log
@@ -17,7 +18,7 @@ from autoresearch_jax.views.tables import AGENT_LIMIT, EXPECTED_LIMIT
 from autoresearch_jax.views.watch import diffs
 from autoresearch_jax.views.watch.live_model import JournalReader, LiveModel, Reader
 
-PROMPT_BYTES = 600_000  # a prompt has at most 126,000 characters
+PROMPT_BYTES = 4 * prompt.LIMIT  # of a character in UTF-8: four at most
 REASON_LIMIT = 2_000  # characters
 
 
