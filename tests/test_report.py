@@ -72,6 +72,14 @@ def test_the_summary(listed):
     assert lines[1] == "val_bpb 0.997900 -> 0.992200 (0.57% lower), best: e5f6a7b"
 
 
+def test_what_was_learned_has_each_experiment_but_the_baseline(listed):
+    helped, least, vain, crashed = summary.learned(listed)[1:]
+    assert ("-0.0047" in helped, "-0.0010" in least, "+0.0118" in vain) == (True, True, True)
+    for line, entry in zip((helped, least, vain, crashed), (1, 4, 2, 3), strict=True):
+        assert listed[entry].description in line
+    assert len({helped[:20], vain[:20], crashed[:20]}) == 3
+
+
 def test_nothing_and_only_crashes_have_a_summary():
     assert summary.lines(summarize([]))[0].startswith("0 experiments")
     crash = foreign_results.Row("a", None, None, "crash", "boom")

@@ -31,12 +31,13 @@ Array = NDArray[np.float64]
 # Scores count in typical effects of a change.
 EFFECT = 0.002  # of the best score: a typical effect, before any is known
 EFFECTS_KNOWN = 3  # it weighs as much as so many results
-WORST = 4.0  # a crash, or a score that is worse, counts as this
-RUNNING = 0.5  # an experiment that is still trained counts as this
+WORST = 4.0  # above the score of its base: a crash, or a score that is worse, counts as this
+RUNNING = 0.5  # likewise: an experiment that is still trained counts as this
 IDEA_COST = 0.3  # expected of an idea whose effect nobody stated, as most do not help
 HOLDS = 0.5  # the part of a stated effect that is expected here
-# Standard deviations of the effects of an idea, of what a group of ideas shares, of other new code:
-IDEA, GROUP, EDIT = 1.0, 0.2, 1.0
+# Standard deviations of the effects of an idea, of what a group of ideas shares, and of other new
+# code, which may have any effect: it says nothing about the files without it.
+IDEA, GROUP, EDIT = 1.0, 0.2, 100.0
 LEVEL = 2.0  # the same of what all files share
 TOGETHER = 0.5  # weight of all constants together, against each alone
 FARTHEST, APART = 8.0, 3.0  # first steps: of a number from the best, between two choices
@@ -54,16 +55,21 @@ def expected_improvements(known: Known, ideas: Mapping[str, Idea], files: Sequen
 
 def _scores(known: Known) -> Array:
     """Return the results as distances from the best score, in typical effects: [N]."""
-    away = [one.val_bpb - known.val_bpb for one in known.results if one.val_bpb is not None]
     expected = EFFECT * known.val_bpb
-    logs = [math.log(max(abs(one), expected / 10)) for one in away if one]
-    mean = (EFFECTS_KNOWN * math.log(expected) + sum(logs)) / (EFFECTS_KNOWN + len(logs))
+    logs = [EFFECTS_KNOWN * math.log(expected)]
+    for one in known.results:
+        if one.val_bpb is not None and one.base_bpb not in (None, one.val_bpb):
+            logs.append(math.log(max(abs(one.val_bpb - one.base_bpb), expected / 10)))
+    unit = math.exp(sum(logs) / (EFFECTS_KNOWN + len(logs) - 1))
     scores = []
     for one in known.results:
-        if one.val_bpb is None:
-            scores.append(RUNNING if one.running else WORST)
-        else:
-            scores.append(min(WORST, (one.val_bpb - known.val_bpb) / math.exp(mean)))
+        base = known.val_bpb if one.base_bpb is None else one.base_bpb
+        change = RUNNING if one.running else WORST
+        if one.val_bpb is not None:
+            change = (one.val_bpb - base) / unit
+        if one.base_bpb is not None:  # a baseline may be far from the best of now
+            change = min(WORST, change)
+        scores.append((base - known.val_bpb) / unit + change)
     return np.array(scores, float)
 
 

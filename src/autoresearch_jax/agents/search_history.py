@@ -34,6 +34,7 @@ class Result:
 
     file: File
     val_bpb: float | None  # bits per byte, the mean of its runs; None: it crashed, or runs
+    base_bpb: float | None = None  # of the file that it changes; None: unknown
     running: bool = False
 
 
@@ -83,8 +84,9 @@ class History:
         best, score = File(now.values, taken.contained(now, source)), None
         if same:
             best, score = same[-1][1], same[-1][0].mean_bpb
+        scored = {e.commit: e.mean_bpb for e in context.history}
         results = [
-            Result(file, e.mean_bpb, e.status is None and e.val_bpb is None)
+            Result(file, e.mean_bpb, scored.get(e.base), e.status is None and e.val_bpb is None)
             for e, _, file in past[-RESULTS:]
             if e.mean_bpb is not None or e.status in (None, Status.CRASH)
         ]
