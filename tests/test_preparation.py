@@ -483,6 +483,28 @@ def test_pydocs_shards_are_deterministic_and_alike(monkeypatch, tmp_path):
     assert all(len(text) > 200 for text in texts)
 
 
+INTERRUPTED = """
+import os, signal, threading, time
+from autoresearch_jax.data.pydocs import interrupt_held_back
+signal.signal(signal.SIGINT, signal.default_int_handler)
+threading.Thread(target=time.sleep, args=(5,), daemon=True).start()
+try:
+    with interrupt_held_back():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        print("all have started")
+    print("not interrupted")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_waits_until_processes_have_started():
+    """Also if a thread that does not block the signal receives it."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert done.stdout.split("\n")[:2] == ["all have started", "interrupted"], done.stderr
+
+
 def test_ctrl_c_ends_it_with_one_message(place):
     root, home, _ = place
     process = subprocess.Popen(

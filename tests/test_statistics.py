@@ -256,7 +256,9 @@ def test_a_disturbed_training_is_repeated(workspace, crowd):
     loop(workspace, noisy(CLEAR), policy="strict", view=view)
     assert [one["n"] for one in records(workspace, "disturbed")] == [1, 1]
     assert len(trained) == 4
-    assert "training experiment 1 again, because it was disturbed: other processes" in view.text
+    assert "training experiment 1 again, because it was disturbed: other processes took 50%" in (
+        view.text
+    )
     one = history(workspace)[1]
     assert (one.status, one.disturbed, one.title) == ("keep", "", "idea 1")
 
