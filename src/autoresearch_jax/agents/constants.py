@@ -18,14 +18,14 @@ class Reading:
     rest: str  # the file with its constants zeroed: the same for files that differ in them alone
 
     @cached_property
-    def signature(self) -> str:
-        """A text that is equal for files with the same effect, as far as constants determine it.
+    def signature(self) -> tuple[str, str]:
+        """A pair that is equal for files with the same effect, as far as constants determine it.
 
         Widths that round to the same number of heads have the same effect, and so do patterns that
         name the same window for each layer.
         """
         if not self.values:
-            return self.rest
+            return "", self.rest
         values = dict(self.values)
         depth, aspect, head = (values.get(name) for name in ("DEPTH", "ASPECT_RATIO", "HEAD_DIM"))
         if (
@@ -44,7 +44,7 @@ class Reading:
                     values.pop("SHORT_WINDOW", None)
         if values.get("WARMDOWN_RATIO") == 0:
             values["FINAL_LR_FRAC"] = 1.0
-        return f"{sorted(values.items())}\n{self.rest}"
+        return str(sorted(values.items())), self.rest
 
 
 def read(source: str) -> Reading:

@@ -38,11 +38,16 @@ def space_of(
         used = literals.used_names(source)
     except literals.NOT_PYTHON as error:
         raise AgentError(f"train.py is not Python: {error}.") from error
-    first: dict[str, Value] = {}
+    now = read(source).values
+    first, missing = dict[str, Value](), set(now)
     for values in history:
-        first = {**values, **first}
+        if not missing:
+            break
+        new = missing & values.keys()
+        first |= {name: values[name] for name in new}
+        missing -= new
     found = {}
-    for name, value in read(source).values.items():
+    for name, value in now.items():
         one = None
         if name.split("[")[0] not in used:
             continue

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky
 from scipy.stats import norm
+from threadpoolctl import threadpool_limits
 
 from autoresearch_jax.agents.drawing import weight
 from autoresearch_jax.agents.search_history import File, Known
@@ -49,8 +50,10 @@ REACHES, VARIANCES, NOISES = (1.0, 2.0, 4.0), (0.3, 1.0, 3.0), (0.2, 0.5)
 def expected_improvements(known: Known, ideas: Mapping[str, Idea], files: Sequence[File]) -> Array:
     """Return by how many typical effects each file is expected to beat the best one: [N]."""
     seen = _Features(known, ideas, files)
-    model = _Model(seen.of([one.file for one in known.results]), _scores(known), seen.weights_C)
-    return model.expected_improvement(seen.of(files), seen.of([known.best]))
+    # The threads of a BLAS wait for each other, for long where trainings keep the cores busy.
+    with threadpool_limits(1):
+        model = _Model(seen.of([one.file for one in known.results]), _scores(known), seen.weights_C)
+        return model.expected_improvement(seen.of(files), seen.of([known.best]))
 
 
 def _scores(known: Known) -> Array:

@@ -70,7 +70,7 @@ class Search(Agent):
             words += [describe(known.best.values, option.values)] if option.values else []
             return Proposal(", ".join(words))
         raise AgentError(
-            "search found nothing new around the best train.py. Option it by hand with "
+            "search found nothing new around the best train.py. Change it by hand with "
             "`autoresearch-jax run -m ...`, or use another --agent.",
             "exhausted",
         )

@@ -47,7 +47,7 @@ class Known:
     val_bpb: float  # of the best
     space: Mapping[str, Range]  # of the constants that are searched
     results: Sequence[Result]  # the newest, oldest first
-    tried: frozenset[str]  # the signatures of all files so far
+    tried: frozenset[tuple[str, str]]  # the signatures of all files so far
     taken: frozenset[str]  # the ideas that experiments took
     steps: Sequence[Mapping[str, Value]]  # further and back from numbers that were kept, or nearly
 
@@ -84,12 +84,13 @@ class History:
         best, score = File(now.values, taken.contained(now, source)), None
         if same:
             best, score = same[-1][1], same[-1][0].mean_bpb
-        scored = {e.commit: e.mean_bpb for e in context.history}
-        results = [
-            Result(file, e.mean_bpb, scored.get(e.base), e.status is None and e.val_bpb is None)
-            for e, _, file in past[-RESULTS:]
-            if e.mean_bpb is not None or e.status in (None, Status.CRASH)
-        ]
+        by_commit = {e.commit: (e, reading) for e, reading, _ in past}
+        results = []
+        for e, _, file in past[-RESULTS:]:
+            mean, running = e.mean_bpb, e.status is None and e.val_bpb is None
+            if mean is not None or e.status in (None, Status.CRASH):
+                base = by_commit[e.base][0].mean_bpb if e.base in by_commit else None
+                results.append(Result(file, mean, base, running))
         scores = [one.val_bpb for one in results if one.val_bpb is not None]
         unfit = [read(text) for text, _ in context.unfit]
         values = [one.values for one in unfit if one.rest == now.rest]
@@ -103,7 +104,7 @@ class History:
             results=[*results, *(Result(one, None) for one in refused)],
             tried=frozenset(one.signature for one in tried),
             taken=frozenset(name for e in context.history for name in e.ideas),
-            steps=list(_steps(past, now, space)),
+            steps=list(_steps(past, by_commit, now, space)),
         )
 
     def _file(self, context: Context, e: Experiment) -> tuple[Reading, File]:
@@ -121,13 +122,15 @@ class History:
 
 
 def _steps(
-    past: Sequence[tuple[Experiment, Reading, File]], now: Reading, space: Mapping[str, Range]
+    past: Sequence[tuple[Experiment, Reading, File]],
+    by_commit: Mapping[str, tuple[Experiment, Reading]],
+    now: Reading,
+    space: Mapping[str, Range],
 ) -> Iterator[Mapping[str, Value]]:
     """Yield a step further and a step back from numbers that were kept, or nearly, newest first.
 
     Only an experiment that changed a single number says that this number did it.
     """
-    by_commit = {e.commit: (e, reading) for e, reading, _ in past}
     for e, reading, _ in reversed(past[-BRACKETED:]):
         if e.base not in by_commit or e.mean_bpb is None:
             continue

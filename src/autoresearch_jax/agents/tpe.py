@@ -46,7 +46,7 @@ class Known:
     current: Mapping[str, Value]  # its constants
     space: Mapping[str, Range]  # of the constants that are searched
     trials: Sequence[Trial]  # oldest first
-    tried: frozenset[str]  # the signatures of all files so far
+    tried: frozenset[tuple[str, str]]  # the signatures of all files so far
 
 
 class Tpe(Agent):

@@ -119,7 +119,8 @@ class Experiment:
     @property
     def mean_bpb(self) -> float | None:
         """The mean of `scores`: the first one alone may be a lucky one."""
-        return fmean(self.scores) if self.scores else None
+        scores = self.scores
+        return fmean(scores) if scores else None
 
 
 Disturbable = TypeVar("Disturbable", Run, Repeated)
