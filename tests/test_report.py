@@ -3,13 +3,15 @@ import csv
 import io
 import json
 import subprocess
-from pathlib import Path
 
+import matplotlib.image
+import numpy as np
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.loop import statistics
 from autoresearch_jax.records import foreign_results, journal
 from autoresearch_jax.records.costs import Costs
 from autoresearch_jax.records.events import Asked, Decided, Proposed, Status
@@ -334,7 +336,16 @@ def test_the_plot_is_drawn(tmp_path, count):
         rows.append(
             foreign_results.Row(f"{n:07x}", score, 1.0, status, "A_RATIO 0.5 -> 0.6, $x_{1$ 你好")
         )
-    path = Path(tmp_path / "progress.png")
+    path, banded = tmp_path / "progress.png", tmp_path / "banded.png"
     plot.progress(entries(rows), path)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 10_000
+    plot.progress(entries(rows), banded, noise=statistics.pooled_noise([[2.0, 2.01, 1.99]]))
+    around = _greenish(banded) - _greenish(path)
+    assert (around > 20_000) == (count > 0)
+
+
+def _greenish(path):
+    """How many pixels of a picture are of the light green of a band."""
+    red_HW, green_HW, blue_HW = 255 * np.moveaxis(matplotlib.image.imread(path)[..., :3], 2, 0)
+    return int(((green_HW - red_HW > 12) & (green_HW > blue_HW) & (red_HW > 200)).sum())

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autoresearch_jax.loop.statistics import Noise, expected_again
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.views.entries import Entry
 from autoresearch_jax.views.summary import count, largest_gains, summarize
@@ -30,10 +31,16 @@ STYLE: Any = {
 }
 
 
-def progress(listed: Sequence[Entry], path: Path, title: str = "autoresearch-jax") -> None:
+def progress(
+    listed: Sequence[Entry],
+    path: Path,
+    title: str = "autoresearch-jax",
+    noise: Noise | None = None,
+) -> None:
     """Draw val_bpb over experiments as decided: the staircase of the best, and what led to it.
 
-    Experiments far worse than the first are marked at the upper edge, and so are crashes.
+    Experiments far worse than the first are marked at the upper edge, and so are crashes. If the
+    noise of a score is known, a band shows where one more run of the best would score.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -49,7 +56,7 @@ def progress(listed: Sequence[Entry], path: Path, title: str = "autoresearch-jax
         figure.subplots_adjust(left=0.07, right=0.985, top=0.82, bottom=0.1)
         figure.text(0.07, 0.94, title, fontsize=15, fontweight="bold")
         figure.text(0.07, 0.89, _subtitle(listed), fontsize=10.5, color=SOFT)
-        _draw_chart(chart, listed)
+        _draw_chart(chart, listed, noise)
         _draw_panel(panel, listed)
         figure.savefig(path)
 
@@ -75,7 +82,7 @@ def _limits(listed: Sequence[Entry]) -> tuple[float, float]:
     return best - 0.12 * reach, highest + 0.15 * reach
 
 
-def _draw_chart(chart: Any, listed: Sequence[Entry]) -> None:
+def _draw_chart(chart: Any, listed: Sequence[Entry], noise: Noise | None) -> None:
     from matplotlib.ticker import MaxNLocator
 
     low, high = _limits(listed)
@@ -104,11 +111,18 @@ def _draw_chart(chart: Any, listed: Sequence[Entry]) -> None:
             chart.scatter(*zip(*marks[kind], strict=True), **{"zorder": 4, **style})
     if marks["keep"]:
         start = marks["keep"][0][0]
-        bests = [entry.best_so_far for entry in listed[start:]]
+        bests = [entry.best_so_far for entry in listed[start:] if entry.best_so_far is not None]
+        bests, steps = [*bests, bests[-1]], [*range(start, len(listed)), len(listed) - 0.5]
         chart.step(
-            [*range(start, len(listed)), len(listed) - 0.5], [*bests, bests[-1]],
-            where="post", color=KEPT, linewidth=2, alpha=0.55, zorder=3, label="best so far",
+            steps, bests, where="post", color=KEPT, linewidth=2, alpha=0.55, zorder=3,
+            label="best so far",
         )  # fmt: skip
+        if noise is not None:
+            around = [expected_again(best, noise) for best in bests]
+            chart.fill_between(
+                steps, *zip(*around, strict=True), step="post", color=KEPT, alpha=0.12,
+                linewidth=0, zorder=1, label="95% of its repeats",
+            )  # fmt: skip
     for x, entry in _apart(listed, high - low):
         chart.annotate(
             f"{entry.n}", (x, entry.val_bpb), xytext=(0, -8), textcoords="offset points",
