@@ -13,8 +13,10 @@ Prints a line of JSON for each seed; the step is compiled once for all of them. 
 
 import contextlib
 import gc
+import importlib
 import io
 import json
+import math
 import os
 import sys
 import zlib
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import jax
 import numpy as np
 from flax.core import scope
 
@@ -48,6 +51,10 @@ class Session:
         self.params, self.stats = params, stats
 
 
+class Costly(Exception):
+    """The step of a file takes more FLOPs a token than it may."""
+
+
 class Trainer:
     """The modules of a workspace, changed so that trainings go by tokens."""
 
@@ -55,18 +62,15 @@ class Trainer:
         os.chdir(workspace)
         sys.path.insert(0, str(workspace))
         import prepare
-        import train
         from autoresearch_jax import kit
         from autoresearch_jax.data import manifest
 
         self.prepare: Any = prepare
-        self.train, self.budget = train, budget
+        self.budget, self.most_flops = budget, math.inf
         data = manifest.load(Path(workspace), splits=("train", "val"))
         self.rows, self.held_out = (prepare.read_rows(data, name) for name in ("train", "val"))
         self.bytes = np.load(data.token_bytes_path)
         self.make_loader = prepare.make_loader
-        self.compiled = self.evaluator = None
-        train.TIME_BUDGET = budget
         kit.compile_step = self.compile_step
         kit.same_on_all_processes = lambda _: (self.tokens.taken,)
         prepare.begin = self.begin
@@ -74,12 +78,26 @@ class Trainer:
             self.make_loader(*given, **named)
         )
         by_name(scope.Scope)
+        self.load()
+
+    def load(self):
+        """Take the train.py of the workspace as it is now."""
+        sys.modules.pop("train", None)
+        sys.dont_write_bytecode = True  # which may be that of another file of the same second
+        jax.clear_caches()
+        train: Any = importlib.import_module("train")
+        train.TIME_BUDGET = self.budget
+        self.train = train
+        self.compiled = self.evaluator = None
 
     def compile_step(self, jitted_step, arguments):
-        from autoresearch_jax.compiler import cost
+        from autoresearch_jax.compiler import cost, flops
 
         if self.compiled is None:
             traced = jitted_step.trace(*arguments)
+            rows, length = arguments[2].shape
+            if flops.products(traced.jaxpr.jaxpr) > self.most_flops * rows * (length - 1):
+                raise Costly
             self.compiled = traced.lower().compile()
             self.cost = cost.of(self.compiled, traced.jaxpr.jaxpr)
         return self.compiled

@@ -75,11 +75,12 @@ class Simulation:
 class Trainer:
     """The ratchet and the journal, as far as a search sees them."""
 
-    def __init__(self, landscape: Landscape, folder: Path, seed: int) -> None:
+    def __init__(self, landscape, folder: Path, seed: int) -> None:
         self.landscape, self.folder, self.seed = landscape, folder, seed
         self.sources: dict[str, str] = {}
         self.history: list[Experiment] = []
         self.best: Experiment | None = None
+        self.bests: list[str] = []  # the best file after each trial
         self.simulation, self.taken = Simulation(), Taken(IDEAS)
         self.truth = START
 
@@ -105,6 +106,7 @@ class Trainer:
         if kept:
             self.best, self.truth = done, outcome.truth
         if e.n:
+            self.bests.append(self.sources[self.best.commit])
             self.simulation.measured.append(self.best.val_bpb)
             self.simulation.true.append(self.truth)
             self.simulation.crashes[outcome.crash] += outcome.crash != ""
@@ -148,10 +150,16 @@ def spend(kind: str, seed: int, method: str, count: int, gate: bool, pending: bo
     """The trials of one method on one landscape, from the shipped train.py."""
     landscape = Landscape(kind, seed)
     landscape.start_from(SOURCE, START)
-    agent = METHODS[method]()
+    return searched(landscape, seed, SOURCE, METHODS[method](), count, gate, pending).simulation
+
+
+def searched(
+    landscape, seed: int, first: str, agent: Agent, count: int, gate: bool, pending: bool
+) -> Trainer:
+    """The trials of an agent from a first file. A landscape says what `fits`, and can `train`."""
     with tempfile.TemporaryDirectory() as name:
         trainer = Trainer(landscape, Path(name), seed)
-        trainer.begin(SOURCE, "baseline", "")
+        trainer.begin(first, "baseline", "")
         trainer.end()
         for n in range(1, count + 1):
             ahead = None
@@ -164,7 +172,7 @@ def spend(kind: str, seed: int, method: str, count: int, gate: bool, pending: bo
             trainer.begin(*(ahead or trainer.ask(agent, gate)))
             if not pending or n == count:
                 trainer.end()
-    return trainer.simulation
+    return trainer
 
 
 def compare(
