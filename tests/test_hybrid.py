@@ -97,7 +97,7 @@ def test_a_proposal_names_its_agent_and_only_the_advisor_reads_the_state(tmp_pat
     made = []
     for n in range(1, 6):
         made.append(search.propose(question(tmp_path, n=n)))
-    assert [one.agent for one in made] == ["tpe", "model", "tpe", "tpe", "model"]
+    assert [one.agent for one in made] == ["search", "model", "search", "search", "model"]
     assert "->" in made[0].description
     assert made[1].expected == "-0.01"
     assert len(model.prompts) == 2

@@ -1,7 +1,7 @@
 """A search and a language model that take turns and share their results.
 
-The search (tpe.py) makes most proposals. The model makes the others, and its prompt contains the
-state of the search (docs/search.md).
+The search (search.py) makes most proposals. The model makes the others, and its prompt contains
+what the results say about each constant, and what the search would try next (docs/search.md).
 
 Source: Centaur (Ferreira et al. 2026, arXiv:2603.24647), where an optimizer that shared its mean,
 spread and best points with a model for 30% of the trials reached more than either alone.
@@ -9,7 +9,6 @@ spread and best points with a model for 30% of the trials reached more than eith
 
 import dataclasses
 import math
-import random
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from autoresearch_jax.agents import prompt
 from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
+from autoresearch_jax.agents.search import Search
 from autoresearch_jax.agents.search_space import Range, describe
 from autoresearch_jax.agents.tpe import Known, Tpe, Trial, study
 from autoresearch_jax.common.literals import Value
@@ -33,12 +33,12 @@ QUARTER = 0.25  # of the scores counts as good
 
 
 class Hybrid(Agent):
-    """Asks an advisor for a fraction of the proposals, and `tpe` for the others."""
+    """Asks an advisor for a fraction of the proposals, and `search` for the others."""
 
     def __init__(self, advisor: Agent, fraction: float = FRACTION) -> None:
         """`fraction`, from 0 to 1, is the advisor's share of the proposals."""
         self.advisor, self.fraction = advisor, fraction
-        self.tpe = Tpe()
+        self.search, self._tpe = Search(), Tpe()
         self.name = f"hybrid({advisor.name})"
         self.slow, self.repairs, self.priced = advisor.slow, advisor.repairs, advisor.priced
 
@@ -52,7 +52,7 @@ class Hybrid(Agent):
         """Ask the advisor or the search; if the search finds nothing new, ask the advisor."""
         if not self.advises(context.n):
             try:
-                return dataclasses.replace(self.tpe.propose(context), agent=self.tpe.name)
+                return dataclasses.replace(self.search.propose(context), agent=self.search.name)
             except AgentError as error:
                 if error.kind == "abandoned":
                     raise
@@ -70,15 +70,15 @@ class Hybrid(Agent):
     def state(self, context: Context) -> str:
         """Return the search's state as a section of a prompt, or "" if there is none."""
         try:
-            known = self.tpe.known(context)
+            known = self._tpe.known(context)
+            next_ = [words for _, words in islice(self.search.changes(context), SUGGESTIONS)]
         except AgentError:  # no constants: the advisor may have removed them
             return ""
-        ideas = self.tpe.ideas(known, random.Random(f"{context.seed}/{context.n}"))
         return prompt.render(
             "hybrid.md.j2",
             best=_best_points(known),
             constants=_constants(known),
-            suggestions=[describe(known.current, one) for one in islice(ideas, SUGGESTIONS)],
+            suggestions=next_,
         )
 
 

@@ -58,7 +58,7 @@ def expected_improvements(known: Known, ideas: Mapping[str, Idea], files: Sequen
 
 def _scores(known: Known) -> Array:
     """Return the results as distances from the best score, in typical effects: [N]."""
-    expected = EFFECT * known.val_bpb
+    expected = EFFECT * max(known.val_bpb, 1e-6)  # a score is above 0, or nearly so
     logs = [EFFECTS_KNOWN * math.log(expected)]
     for one in known.results:
         if one.val_bpb is not None and one.base_bpb not in (None, one.val_bpb):
@@ -116,6 +116,7 @@ class _Features:
         best = self._known.best
         places = [[self._place(name, one.values) for name in self._known.space] for one in files]
         flags = [self._code(one) for one in files]
+        parts = len(self._ideas) + len(self._groups) + len(self._edits)
         prior = [
             _expected(one.claim or 0.0)
             + sum(self._expected[name] for name in one.ideas - best.ideas)
@@ -123,8 +124,8 @@ class _Features:
             for one in files
         ]
         return _Files(
-            np.array(places, float).reshape(len(files), -1),
-            np.array(flags, float).reshape(len(files), -1),
+            np.array(places, float).reshape(len(files), len(self._known.space)),
+            np.array(flags, float).reshape(len(files), parts),
             np.array(prior, float),
         )
 

@@ -57,23 +57,28 @@ class Search(Agent):
             AgentError: `train.py` is not Python or has nothing to search over ("failed"), or
                 everything that was drawn has been tried ("exhausted").
         """
+        source, description = next(self.changes(context), (None, ""))
+        if source is None:
+            raise AgentError(
+                "search found nothing new around the best train.py. Change it by hand with "
+                "`autoresearch-jax run -m ...`, or use another --agent.",
+                "exhausted",
+            )
+        path = context.worktree / "train.py"
+        path.write_bytes(literals.encode(source, like=path.read_bytes()))
+        return Proposal(description)
+
+    def changes(self, context: Context) -> Iterator[tuple[str, str]]:
+        """Yield new files and what they change, the most promising first. Raises AgentError."""
         known = self._history.known(context)
         rng = random.Random(f"{context.seed}/{context.n}/{len(context.unfit)}")
         steps = (Option(values) for values in known.steps)
         for option in itertools.chain(steps, ranked(known, context.ideas, rng)):
             source = changed(known.source, option, context.ideas)
-            if source is None or not is_new(known, read(source), context.search):
-                continue
-            path = context.worktree / "train.py"
-            path.write_bytes(literals.encode(source, like=path.read_bytes()))
-            words = [f"idea {option.idea}"] if option.idea else []
-            words += [describe(known.best.values, option.values)] if option.values else []
-            return Proposal(", ".join(words))
-        raise AgentError(
-            "search found nothing new around the best train.py. Change it by hand with "
-            "`autoresearch-jax run -m ...`, or use another --agent.",
-            "exhausted",
-        )
+            if source is not None and is_new(known, read(source), context.search):
+                words = [f"idea {option.idea}"] if option.idea else []
+                words += [describe(known.best.values, option.values)] if option.values else []
+                yield source, ", ".join(words)
 
 
 def is_new(known: Known, reading: Reading, given: Mapping[str, GivenRange]) -> bool:
