@@ -3,7 +3,7 @@
     uv run bench/demo.py [--seeds 10] [--experiments 5] [--busy] [--json]
 
 Every seed has a folder and a data home of its own, as a newcomer's first run has. With `--busy`,
-another process keeps each core busy meanwhile.
+another process keeps each core busy meanwhile. What a seed showed is printed when it has ended.
 """
 
 import contextlib
@@ -71,12 +71,16 @@ def busy_cores() -> Iterator[None]:
 
 @click.command()
 @click.option("--seeds", default=10, show_default=True)
+@click.option("--first-seed", default=0, show_default=True)
 @click.option("--experiments", default=5, show_default=True)
 @click.option("--busy", is_flag=True, help="Keep each core busy meanwhile.")
 @click.option("--json", "as_json", is_flag=True)
-def main(seeds: int, experiments: int, busy: bool, as_json: bool):
+def main(seeds: int, first_seed: int, experiments: int, busy: bool, as_json: bool):
     with busy_cores() if busy else contextlib.nullcontext():
-        runs = [demo(seed, experiments) for seed in range(seeds)]
+        runs = []
+        for seed in range(first_seed, first_seed + seeds):
+            runs.append(demo(seed, experiments))
+            click.echo(json.dumps(runs[-1]), err=True)
     summary = {
         "runs": runs,
         "slowest_seconds": max(run["seconds"] for run in runs),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from autoresearch_jax.common import literals
+from bench import search_trained
 from bench.surrogate import IDEAS, KINDS, Landscape
 
 TOP = Path(__file__).parents[1]
@@ -64,3 +65,60 @@ def test_what_cannot_be_trained_crashes(changes, crash):
 
 def test_a_file_that_is_not_python_crashes():
     assert Landscape("a", 0).train(TRAIN + "\n)\n").crash == "code"
+
+
+def test_real_runs_are_compared_seed_by_seed():
+    def run(method, seed, score):
+        scores = {10: score + 0.1, 12: score}
+        more = {"measured": scores, "kept": ["x"], "crashes": 1, "refused": 2}
+        return {"method": method, "seed": seed, "scores": scores, **more}
+
+    # As they end, in any order; the seeds differ more than the methods.
+    runs = [run("search", 1, 2.5), run("tpe", 0, 2.1), run("search", 0, 2.0), run("tpe", 1, 2.61)]
+    search, tpe = search_trained.compared(runs, 12)
+    assert (search["at_10"], search["at_12"]) == (pytest.approx(2.35), pytest.approx(2.25))
+    mean, half = search["at_12_minus_tpe"]
+    assert (mean, half) == (pytest.approx(-0.105), pytest.approx(0.0635, abs=0.001))
+    assert tpe["at_12_minus_search"][0] == pytest.approx(0.105)
+    assert (search["crashes"], search["refused"]) == (2, 4)
+    lines = search_trained.table([search, tpe], 2.7, 12).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.nightly
+def test_it_trains_for_the_searches_once(tmp_path):
+    def compared():
+        size = ("--seeds", "1", "--count", "1", "--fresh", "1", "--method", "steps", "--json")
+        command = [sys.executable, TOP / "bench" / "search_trained.py", "--resume", results, *size]
+        done = subprocess.run(command, capture_output=True, check=True, text=True)
+        return json.loads(done.stdout)
+
+    results = tmp_path / "results.jsonl"
+    found = compared()
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert {row["seed"] for row in rows} == {0, search_trained.FRESH}
+    assert all(row["tokens"] == search_trained.TOKENS for row in rows if "val_bpb" in row)
+    assert found["first"] in [row.get("val_bpb") for row in rows]
+    assert compared() == found
+    assert len(results.read_text().splitlines()) == len(rows)
+
+
+@pytest.mark.nightly
+def test_what_costs_too_much_is_refused_before_it_is_trained(tmp_path):
+    program = f"""
+import os, sys
+os.environ["JAX_PLATFORMS"] = "cpu"
+sys.path.insert(0, {str(TOP)!r})
+from pathlib import Path
+from autoresearch_jax.common import literals
+from bench import ideas, search_trained
+search_trained.TOKENS = 2048
+there = search_trained.Trained(ideas.workspace(Path("w"), None), Path("results").resolve())
+files = [literals.rewrite(there.first, {{"DEPTH": depth}}) for depth in (2, 12)]
+print([there.fits(one) for one in files], there.train(files[0]).crash == "")
+print(there.train(there.first + "raise ValueError").crash)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, check=True, text=True
+    )
+    assert done.stdout.splitlines() == ["[True, False] True", "code"]

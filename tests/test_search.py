@@ -1,11 +1,15 @@
 """The search that draws ideas and constants together."""
 
+import contextlib
 import dataclasses
 import math
 import random
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autoresearch_jax.agents import score_model
 from autoresearch_jax.agents.agent import AgentError, Context
@@ -261,6 +265,43 @@ def test_whatever_python_runs_is_searched(tmp_path, source):
     assert proposed != source
     assert proposed.count(b"\r") == source.count(b"\r")
     compile(proposed, "train.py", "exec")
+
+
+NAMES = ["MATRIX_LR", "X_RATIO", "DEPTH", "TOTAL_BATCH_SIZE", "BETA", "HEAD_DIM", "WINDOW_PATTERN"]
+texts = st.dictionaries(
+    st.sampled_from(NAMES),
+    st.one_of(
+        st.integers(), st.floats(-1e300, 1e300), st.sampled_from(["SL", "", "{{ x }}", "\n"])
+    ),
+    min_size=1,
+).map(lambda values: "".join(f"{k} = {v!r}\nprint({k})\n" for k, v in values.items()))
+scores = st.one_of(st.none(), st.just(0.0), st.floats(1e-9, 1e9))
+statuses = st.sampled_from(["keep", "discard", "crash", None])
+
+
+@given(
+    st.lists(st.tuples(texts, st.integers(-1, 5), statuses, scores), min_size=1, max_size=6),
+    st.lists(texts, max_size=2),
+)
+def test_whatever_the_history_is_a_proposal_is_new(history, unfit):
+    sources, past = {}, []
+    for n, (source, base, status, score) in enumerate(history):
+        commit = f"{n:040x}"
+        sources[commit] = source
+        score = None if status == "crash" else score
+        more = {"status": status, "val_bpb": score, "ideas": ("smear",) * (n % 2)}
+        past.append(Experiment(n, commit, f"{base:040x}" if base >= 0 else "", "x", "y", **more))
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name, "train.py")
+        path.write_text(history[-1][0])
+        more = {"seed": 0, "ideas": IDEAS, "unfit": tuple((one, "too large") for one in unfit)}
+        context = harness.simulated_context(Path(name), past, sources, **more)
+        tried = [read(source).signature for source in (*sources.values(), *unfit)]
+        with contextlib.suppress(AgentError):  # nothing to search over, or nothing is left
+            Search().propose(context)
+            proposed = read(path.read_text())
+            assert proposed.values
+            assert proposed.signature not in tried
 
 
 def test_without_anything_to_search_it_says_so(tmp_path):
