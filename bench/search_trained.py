@@ -26,7 +26,7 @@ import click
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench import by_tokens, ideas
-from bench.search import TRIES, searched
+from bench.search import searched
 from bench.searchers import METHODS
 from bench.surrogate import Outcome
 
@@ -83,7 +83,6 @@ class Trained:
 @functools.cache
 def landscape(results):
     """Return the landscape of this process."""
-    os.environ["XLA_FLAGS"] = FLAGS
     folder = Path(tempfile.mkdtemp())  # for as long as the process runs
     return Trained(ideas.workspace(folder / "w", None), results)
 
@@ -111,43 +110,43 @@ def marks(count):
     return sorted({min(10, count), count})
 
 
-def compared(runs, count):
+def compared(runs, methods, count):
     """Return a row for each method: its scores, and by how much they differ from the others'."""
-    rows = []
     of = {(one["method"], one["seed"]): one for one in runs}
-    methods = list(dict.fromkeys(method for method, _ in of))
     seeds = sorted({seed for _, seed in of})
+    rows = []
     for method in methods:
-        row = {"method": method, "seeds": len(seeds), "kept": {}}
+        mine = [of[method, seed] for seed in seeds]
+        row = {"method": method, "kept": {one["seed"]: one["kept"] for one in mine}}
+        row |= {name: sum(one[name] for one in mine) for name in ("crashes", "refused")}
         for mark in marks(count):
-            mine = [of[method, seed]["scores"][mark] for seed in seeds]
-            row[f"at_{mark}"] = statistics.fmean(mine)
-            row["measured"] = statistics.fmean(of[method, s]["measured"][mark] for s in seeds)
+            for kind in ("scores", "measured"):
+                row[f"{kind}_at_{mark}"] = statistics.fmean(one[kind][mark] for one in mine)
             for other in methods:
-                theirs = [of[other, seed]["scores"][mark] for seed in seeds]
-                gains = [a - b for a, b in zip(mine, theirs, strict=True)]
-                if other != method and len(seeds) > 1:
+                pairs = [(one, of[other, one["seed"]]) for one in mine]
+                gains = [one["scores"][mark] - them["scores"][mark] for one, them in pairs]
+                if other != method and len(gains) > 1:
                     row[f"at_{mark}_minus_{other}"] = ideas.interval(gains)
-        for name in ("crashes", "refused"):
-            row[name] = sum(of[method, seed][name] for seed in seeds)
-        row["kept"] = {seed: of[method, seed]["kept"] for seed in seeds}
         rows.append(row)
     return rows
 
 
 def table(rows, first, count):
-    """Return the rows in Markdown."""
-    others = [row["method"] for row in rows]
+    """Return the rows in Markdown, each beside its difference from the others below the first."""
+    others = [row["method"] for row in rows[1:]]
+    pairs = [(mark, other) for mark in marks(count) for other in others]
     head = ["", *(f"after {mark}" for mark in marks(count))]
-    head += [f"after {mark}, minus `{other}`" for mark in marks(count) for other in others[1:]]
+    head += [f"after {mark}, minus `{other}`" for mark, other in pairs]
     head += ["crashes", "refused"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     lines += [f"| the first file | {first:.4f}" + " |" * (len(head) - 1)]
     for row in rows:
-        cells = [f"`{row['method']}`", *(f"{row[f'at_{mark}']:.4f}" for mark in marks(count))]
-        for mark in marks(count):
-            found = [row.get(f"at_{mark}_minus_{other}") for other in others[1:]]
-            cells += ["" if one is None else ideas.signed(*one) for one in found]
+        found = [row.get(f"at_{mark}_minus_{other}") for mark, other in pairs]
+        cells = [
+            f"`{row['method']}`",
+            *(f"{row[f'scores_at_{mark}']:.4f}" for mark in marks(count)),
+        ]
+        cells += ["" if one is None else ideas.signed(*one) for one in found]
         cells += [str(row["crashes"]), str(row["refused"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -162,6 +161,7 @@ def table(rows, first, count):
 @click.option("--json", "as_json", is_flag=True)
 def main(results, methods, seeds, count, fresh, as_json):
     methods = methods or ("search", "tpe", "steps")
+    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}  # before a process imports JAX
     context = multiprocessing.get_context("spawn")
     runs = []
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), context) as pool:
@@ -173,9 +173,9 @@ def main(results, methods, seeds, count, fresh, as_json):
         for job in concurrent.futures.as_completed(jobs):
             runs.append(job.result())
             click.echo(json.dumps(runs[-1]), err=True)
-    rows = compared(runs, count)
+    rows = compared(runs, methods, count)
     if as_json:
-        click.echo(json.dumps({"first": runs[0]["first"], "tries": TRIES, "methods": rows}))
+        click.echo(json.dumps({"first": runs[0]["first"], "methods": rows}))
     else:
         click.echo(table(rows, runs[0]["first"], count))
 

@@ -74,9 +74,10 @@ def test_real_runs_are_compared_seed_by_seed():
         return {"method": method, "seed": seed, "scores": scores, **more}
 
     # As they end, in any order; the seeds differ more than the methods.
-    runs = [run("search", 1, 2.5), run("tpe", 0, 2.1), run("search", 0, 2.0), run("tpe", 1, 2.61)]
-    search, tpe = search_trained.compared(runs, 12)
-    assert (search["at_10"], search["at_12"]) == (pytest.approx(2.35), pytest.approx(2.25))
+    runs = [run("tpe", 0, 2.1), run("search", 1, 2.5), run("search", 0, 2.0), run("tpe", 1, 2.61)]
+    search, tpe = search_trained.compared(runs, ["search", "tpe"], 12)
+    assert search["scores_at_10"] == pytest.approx(2.35)
+    assert search["scores_at_12"] == pytest.approx(2.25)
     mean, half = search["at_12_minus_tpe"]
     assert (mean, half) == (pytest.approx(-0.105), pytest.approx(0.0635, abs=0.001))
     assert tpe["at_12_minus_search"][0] == pytest.approx(0.105)

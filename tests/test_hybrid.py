@@ -15,6 +15,7 @@ from autoresearch_jax.agents.search_space import infer
 from autoresearch_jax.agents.tpe import Trial
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.ideas import library
 from autoresearch_jax.records.experiment import Experiment
 
 HEADING = "# What the optimizer knows"
@@ -134,6 +135,15 @@ def test_the_state_has_points_spread_importance_and_suggestions(tmp_path):
     _, _, suggestions = state.partition("What it would try next:")
     assert 2 <= suggestions.count("\n- ") <= 3
     assert "edit anything in train.py, not just constants" in " ".join(state.split())
+
+
+def test_its_search_draws_ideas_and_the_advisor_reads_which(tmp_path):
+    source = (Path(__file__).parents[1] / "train.py").read_text()
+    context = question(tmp_path, n=1, source=source)
+    context = dataclasses.replace(context, ideas=library.load())
+    search = Hybrid(Model())
+    assert "\n- idea half-batch, " in search.state(context)  # of the largest stated effect
+    assert search.propose(context).description.startswith("idea half-batch, ")
 
 
 def test_an_experiment_in_training_is_not_shown_as_a_point(tmp_path):

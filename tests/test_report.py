@@ -337,10 +337,12 @@ def test_the_plot_is_drawn(tmp_path, count):
             foreign_results.Row(f"{n:07x}", score, 1.0, status, "A_RATIO 0.5 -> 0.6, $x_{1$ 你好")
         )
     path, banded = tmp_path / "progress.png", tmp_path / "banded.png"
-    plot.progress(entries(rows), path)
+    listed = entries(rows)
+    plot.progress(listed, summarize(listed), path, "a night")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 10_000
-    plot.progress(entries(rows), banded, noise=statistics.pooled_noise([[2.0, 2.01, 1.99]]))
+    known = statistics.Claims(statistics.pooled_noise([[2.0, 2.01, 1.99]]))
+    plot.progress(listed, summarize(listed, known), banded, "a night")
     around = _greenish(banded) - _greenish(path)
     assert (around > 20_000) == (count > 0)
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from autoresearch_jax.agents.agent import AgentError, Context
 from autoresearch_jax.agents.constants import read
-from autoresearch_jax.agents.drawing import space_of
+from autoresearch_jax.agents.drawing import anywhere, space_of
 from autoresearch_jax.agents.search_space import infer
 from autoresearch_jax.agents.tpe import Tpe, Trial, choose
 from autoresearch_jax.common import literals, syntax
@@ -365,7 +365,7 @@ def test_given_ranges_apply_also_if_the_current_value_is_outside():
     for name, one in space.items():
         for reach in (0.0, 1.0):
             for _ in range(300):
-                reached[name].add(_drawn(one, values[name], reach, dice))
+                reached[name].add(anywhere(one, one.axis(values[name], reach), dice))
     assert 0.03 == min(reached["MATRIX_LR"]) < max(reached["MATRIX_LR"]) == 0.05
     assert len(reached["MATRIX_LR"]) > 8  # finer than two digits
     assert 0.4 <= min(reached["EMBEDDING_LR"]) <= max(reached["EMBEDDING_LR"]) <= 0.5
@@ -396,7 +396,7 @@ def test_missing_parts_of_a_given_range_are_inferred(line, given, scale, whole):
     ).values()
     assert (one.scale, one.whole) == (scale, whole)
     now = literals.read(line)[line.split()[0]].value
-    drawn = {type(_drawn(one, now, 1.0, random.Random(i))) for i in range(9)}
+    drawn = {type(anywhere(one, one.axis(now, 1.0), random.Random(i))) for i in range(9)}
     assert drawn == {int if whole else float}
 
 
@@ -452,12 +452,17 @@ def test_numbers_with_an_exponent_need_no_point():
     assert config.from_program("---\nagent: 1e3x\n---\n").agent == "1e3x"
 
 
-def _drawn(one, now, reach, dice):
-    axis = one.axis(now, reach)
-    if one.scale == "choice":
-        return dice.choice(axis.choices)
-    whole = one.scale in ("powers", "grid")
-    return one.decode((dice.randint if whole else dice.uniform)(axis.low, axis.high))
+def test_the_range_of_a_constant_is_that_of_its_first_value():
+    turned = SMALL.replace("MATRIX_LR = 0.04", "MATRIX_LR = 0.2")
+    assert turned != SMALL
+    history = [read(text).values for text in (SMALL, turned)]
+    assert ranges_of(turned, history)["MATRIX_LR"] == ranges_of(SMALL)["MATRIX_LR"]
+    assert ranges_of(turned)["MATRIX_LR"] != ranges_of(SMALL)["MATRIX_LR"]
+
+
+def test_other_code_is_another_experiment():
+    assert read(SMALL).signature != read(f"{SMALL}print('more')\n").signature
+    assert read("def f(): pass\n").signature != read("def g(): pass\n").signature
 
 
 def test_widths_that_round_to_the_same_heads_are_the_same_experiment():
@@ -700,11 +705,8 @@ def test_the_gain_of_new_code_is_attributed_to_the_code(tmp_path):
 
 
 def _anywhere(source: str, rng: random.Random) -> str:
-    changes = {}
-    for name, one in ranges_of(source).items():
-        axis = one.axis(literals.read(source)[name].value, 1.0)
-        at = rng.uniform(axis.low, axis.high)
-        changes[name] = one.decode(round(at) if one.scale in ("powers", "grid") else at)
+    now, space = read(source).values, ranges_of(source)
+    changes = {name: anywhere(one, one.axis(now[name], 1.0), rng) for name, one in space.items()}
     return literals.rewrite(source, changes)
 
 

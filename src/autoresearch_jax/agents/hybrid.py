@@ -71,14 +71,15 @@ class Hybrid(Agent):
         """Return the search's state as a section of a prompt, or "" if there is none."""
         try:
             known = self._tpe.known(context)
-            next_ = [words for _, words in islice(self.search.changes(context), SUGGESTIONS)]
+            changes = islice(self.search.changes(context), SUGGESTIONS)
+            suggestions = [description for _, description in changes]
         except AgentError:  # no constants: the advisor may have removed them
             return ""
         return prompt.render(
             "hybrid.md.j2",
             best=_best_points(known),
             constants=_constants(known),
-            suggestions=next_,
+            suggestions=suggestions,
         )
 
 

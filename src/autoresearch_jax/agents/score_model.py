@@ -58,7 +58,7 @@ def expected_improvements(known: Known, ideas: Mapping[str, Idea], files: Sequen
 
 def _scores(known: Known) -> Array:
     """Return the results as distances from the best score, in typical effects: [N]."""
-    expected = EFFECT * max(known.val_bpb, 1e-6)  # a score is above 0, or nearly so
+    expected = EFFECT * max(known.val_bpb, 1e-6)  # a score of 0 has no logarithm
     logs = [EFFECTS_KNOWN * math.log(expected)]
     for one in known.results:
         if one.val_bpb is not None and one.base_bpb not in (None, one.val_bpb):

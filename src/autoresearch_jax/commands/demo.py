@@ -58,7 +58,7 @@ def demo(target: Path, console: Console, view: View, *, seed: int, experiments: 
     if not model.entries:
         return
     picture = target / "progress.png"
-    plot.progress(model.entries, picture, "autoresearch-jax demo", model.summary.claims.noise)
+    plot.progress(model.entries, model.summary, picture, "autoresearch-jax demo")
     results.print_results(console, model.entries, model.summary)
     best = model.summary.best
     shown = best if best is not None and best.improved else model.entries[-1]

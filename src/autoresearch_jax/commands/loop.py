@@ -140,7 +140,7 @@ def summary(root: Path, tag: str) -> list[str]:
     if not model.entries:
         return []
     picture = root / "progress.png"
-    plot.progress(model.entries, picture, f"autoresearch/{tag}", model.summary.claims.noise)
+    plot.progress(model.entries, model.summary, picture, f"autoresearch/{tag}")
     return [*lines(model.summary), f"picture: {picture}"]
 
 

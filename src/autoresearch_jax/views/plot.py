@@ -11,7 +11,7 @@ from typing import Any
 from autoresearch_jax.loop.statistics import Noise, expected_again
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.views.entries import Entry
-from autoresearch_jax.views.summary import count, largest_gains, summarize
+from autoresearch_jax.views.summary import Summary, count, largest_gains
 
 KEPT, FAINT, CRASH, INK, SOFT, GRID = (
     "#12805c", "#a9b1ba", "#c8402f", "#1f2933", "#52606d", "#e6e9ed"
@@ -31,12 +31,7 @@ STYLE: Any = {
 }
 
 
-def progress(
-    listed: Sequence[Entry],
-    path: Path,
-    title: str = "autoresearch-jax",
-    noise: Noise | None = None,
-) -> None:
+def progress(listed: Sequence[Entry], summary: Summary, path: Path, title: str) -> None:
     """Draw val_bpb over experiments as decided: the staircase of the best, and what led to it.
 
     Experiments far worse than the first are marked at the upper edge, and so are crashes. If the
@@ -55,14 +50,13 @@ def progress(
         chart, panel = figure.subplots(1, 2, gridspec_kw=widths)
         figure.subplots_adjust(left=0.07, right=0.985, top=0.82, bottom=0.1)
         figure.text(0.07, 0.94, title, fontsize=15, fontweight="bold")
-        figure.text(0.07, 0.89, _subtitle(listed), fontsize=10.5, color=SOFT)
-        _draw_chart(chart, listed, noise)
+        figure.text(0.07, 0.89, _subtitle(summary), fontsize=10.5, color=SOFT)
+        _draw_chart(chart, listed, summary.claims.noise)
         _draw_panel(panel, listed)
         figure.savefig(path)
 
 
-def _subtitle(listed: Sequence[Entry]) -> str:
-    summary = summarize(listed)
+def _subtitle(summary: Summary) -> str:
     words = f"{count(summary.experiments, 'experiment')}, "
     words += f"{count(summary.improvements, 'kept improvement')}"
     if summary.start and summary.best and summary.best.val_bpb:

@@ -32,7 +32,7 @@ def write(reader: Reader, folder: Path, *, png: bool = False, prompts: bool = Fa
         folder.mkdir(parents=True, exist_ok=True)
         paths[0].write_text(html(reader, model, prompts=prompts), encoding="utf-8")
         for path in paths[1:]:
-            plot.progress(model.entries, path, model.title, model.summary.claims.noise)
+            plot.progress(model.entries, model.summary, path, model.title)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written: {error.strerror}. Name another folder with -o DIR."
