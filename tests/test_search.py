@@ -171,6 +171,19 @@ def test_a_kept_or_nearly_kept_number_is_moved_a_step_further_and_a_step_back(tm
     assert session.next()[1].get("MATRIX_LR") not in (0.16, back["MATRIX_LR"])
 
 
+def test_noise_around_the_best_is_not_followed_for_ever(tmp_path):
+    """Under a policy that confirms, a lower score may be discarded, and all look nearly kept."""
+    session = Session(tmp_path)
+    session.turn(1.0001, EMBEDDING_LR=0.8)
+    for n in range(2):
+        [(name, value)] = History().known(session.context()).steps[0].items()
+        assert name == "EMBEDDING_LR"
+        session.turn(1.0 + 1e-5 * n, EMBEDDING_LR=value)
+    assert not History().known(session.context()).steps
+    session.turn(0.99, EMBEDDING_LR=1.8)  # it is kept, so it is followed from there
+    assert History().known(session.context()).steps
+
+
 def test_what_says_nothing_about_one_number_is_not_followed(tmp_path):
     for n, (score, values) in enumerate(
         [

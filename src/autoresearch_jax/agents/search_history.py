@@ -1,5 +1,6 @@
 """What the built-in search knows before a proposal, from all experiments of all agents."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from autoresearch_jax.records.experiment import Experiment
 
 RESULTS = 200  # the newest experiments, which the search learns from
 BRACKETED = 12  # the newest of these, whose numbers are moved a step further and back
+STEPS = 2  # of a number, on one file
 NEARLY = 0.0002  # of a score: a number that is so little worse than its base was nearly kept
 
 
@@ -104,7 +106,7 @@ class History:
             results=[*results, *(Result(one, None) for one in refused)],
             tried=frozenset(one.signature for one in tried),
             taken=frozenset(name for e in context.history for name in e.ideas),
-            steps=list(_steps(past, by_commit, now, space)),
+            steps=list(_steps(past, by_commit, now, space, same[-1][0].commit if same else "")),
         )
 
     def _file(self, context: Context, e: Experiment) -> tuple[Reading, File]:
@@ -126,19 +128,23 @@ def _steps(
     by_commit: Mapping[str, tuple[Experiment, Reading]],
     now: Reading,
     space: Mapping[str, Range],
+    best: str,
 ) -> Iterator[Mapping[str, Value]]:
     """Yield a step further and a step back from numbers that were kept, or nearly, newest first.
 
-    Only an experiment that changed a single number says that this number did it.
+    Only an experiment that changed a single number says that this number did it. `best` is the
+    commit of the present file: after two steps of a number on it, what is nearly kept is noise.
     """
-    for e, reading, _ in reversed(past[-BRACKETED:]):
-        if e.base not in by_commit or e.mean_bpb is None:
+    newest = {e.n for e, _, _ in past[-BRACKETED:]}
+    asked = [one for one in past if one[0].base == best or one[0].n in newest]
+    alone = [(e, *found) for e, reading, _ in asked if (found := _alone(e, reading, by_commit))]
+    on_best = Counter(name for e, name, _, _ in alone if e.base == best)
+    for e, name, old, new in reversed(alone):
+        base, _ = by_commit[e.base]
+        if e.n not in newest or e.mean_bpb is None or base.mean_bpb is None:
             continue
-        base, before = by_commit[e.base]
-        names = [name for name in before.values if before.values[name] != reading.values.get(name)]
-        if before.rest != reading.rest or len(names) != 1 or base.mean_bpb is None:
+        if on_best[name] - (e.base == best) >= STEPS:
             continue
-        name, old, new = names[0], before.values[names[0]], reading.values[names[0]]
         near = e.mean_bpb - base.mean_bpb < NEARLY * base.mean_bpb
         if not (e.status == Status.KEEP or near) or name not in space:
             continue
@@ -147,3 +153,16 @@ def _steps(
         for value in space[name].bracket(old, new):
             if space[name].moves(now.values[name], value):
                 yield {name: value}
+
+
+def _alone(
+    e: Experiment, reading: Reading, by_commit: Mapping[str, tuple[Experiment, Reading]]
+) -> tuple[str, Value, Value] | None:
+    """Return the number that an experiment changed, from what to what; None if that is not all."""
+    if e.base not in by_commit:
+        return None
+    before = by_commit[e.base][1]
+    names = [name for name in before.values if before.values[name] != reading.values.get(name)]
+    if before.rest != reading.rest or len(names) != 1:
+        return None
+    return names[0], before.values[names[0]], reading.values[names[0]]
