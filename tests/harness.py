@@ -84,6 +84,7 @@ class Scripted(Agent):
     """An agent that writes the next train.py of a list, or does what the next function does."""
 
     name = "scripted"
+    lessons: tuple[str, ...] = ()  # that it writes down with each answer
 
     def __init__(self, *sources) -> None:
         self.sources = list(sources)
@@ -96,7 +97,7 @@ class Scripted(Agent):
             said = source(context)
             return said if isinstance(said, Proposal) else Proposal(said)
         (context.worktree / "train.py").write_text(source)
-        return Proposal(f"idea {context.n}")
+        return Proposal(f"idea {context.n}", lessons=self.lessons)
 
 
 class BySeries(Scripted):

@@ -299,7 +299,7 @@ def test_no_text_leaves_its_quotes(workspace, name):
             # Only as a cell of a table, or after the name of a fact.
             assert ORDER not in line or line.startswith(("| ", "- ")) or file.endswith(".csv"), file
     block = made.block()
-    assert "Lessons so far" in block
+    assert "Lessons, the most useful first" in block
     assert all(ORDER not in line for line in outside(block))
 
 

@@ -66,6 +66,7 @@ class Proposal:
     agent: str = ""  # who made it, if not the agent that was asked
     usage: Usage = Usage()
     idea: str = ""  # of the library, to be applied to the train.py that it left unchanged
+    lessons: tuple[str, ...] = ()  # that later agents should know
 
 
 @dataclass(frozen=True)

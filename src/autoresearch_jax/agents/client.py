@@ -96,8 +96,8 @@ class ClientAgent(Agent):
         (context.run_dir / ANSWER).write_text(reply.text, encoding="utf-8", errors="replace")
         description, expected, last = replies.labels(reply.text)
         description = description or context.committed() or last
-        idea = replies.idea(reply.text)
-        return Proposal(description, expected, usage=reply.usage, idea=idea)
+        idea, lessons = replies.idea(reply.text), replies.lessons(reply.text)
+        return Proposal(description, expected, usage=reply.usage, idea=idea, lessons=lessons)
 
     def _start(
         self,

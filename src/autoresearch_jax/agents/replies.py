@@ -15,6 +15,7 @@ import jmespath
 from autoresearch_jax.agents.agent import Trouble, Usage
 from autoresearch_jax.common.text import clean, without_escapes
 from autoresearch_jax.jobs import logs
+from autoresearch_jax.records.experiment import LESSON_LIMIT, LESSONS
 
 WEEK_SECONDS = 7 * 86400.0
 READ_BYTES = 16 << 20  # more than a log can have
@@ -44,6 +45,8 @@ LABEL = re.compile(
     r"^[ \t>#*_-]*(DESCRIPTION|EXPECTED)[*_]*[ \t]*:[*_]*[ \t]*(.*)$",
     re.IGNORECASE | re.MULTILINE,
 )
+# `LESSON: ...`, for lessons.md.
+LESSON = re.compile(r"^[ \t>#*_-]*LESSON[*_]*[ \t]*:[*_]*[ \t]*(.*)$", re.IGNORECASE | re.MULTILINE)
 # `IDEA: NAME`, which takes an idea of the library; "Idea: a higher rate" is no name.
 IDEA = re.compile(
     r"^[ \t>#*_-]*IDEA[*_]*[ \t]*:[ \t*_`]*([a-z0-9]+(?:-[a-z0-9]+)*)[ \t*_`.]*$",
@@ -103,13 +106,21 @@ def plain(path: Path) -> str:
 def labels(text: str) -> tuple[str, str, str]:
     """Return (description, expected, last line) of an answer; missing ones are ""."""
     found = {name.upper(): words.rstrip().removesuffix("**") for name, words in LABEL.findall(text)}
-    last = last_line(IDEA.sub("", LABEL.sub("", text)))
+    last = last_line(LESSON.sub("", IDEA.sub("", LABEL.sub("", text))))
     return clean(found.get("DESCRIPTION", "")), clean(found.get("EXPECTED", "")), last
 
 
 def idea(text: str) -> str:
     """Return the name of the idea that an answer takes, or ""."""
     return (IDEA.findall(text) or [""])[-1].lower()
+
+
+def lessons(text: str) -> tuple[str, ...]:
+    """Return the last lessons of an answer, at most as many as one may leave."""
+    found = (clean(words, LESSON_LIMIT).rstrip("*_ ") for words in LESSON.findall(text))
+    # An answer may repeat the form that the prompt shows.
+    wanted = (one for one in found if one and not (one.startswith("<") and one.endswith(">")))
+    return tuple(dict.fromkeys(wanted))[-LESSONS:]
 
 
 def last_line(text: str) -> str:

@@ -7,6 +7,7 @@ held-out text that no decision uses, seeds and paths of this machine are left ou
 """
 
 import contextlib
+import itertools
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,13 +30,13 @@ from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import GitError
 from autoresearch_jax.ideas import library
 from autoresearch_jax.jobs import training_log
+from autoresearch_jax.records import lessons
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.candidates import Candidates
 
 ANSWER = "answer.txt"  # in an experiment's folder: what its agent answered
-LESSONS = "lessons.md"  # in a tag's folder
 FULL_BEST, FULL_LAST = 50, 150  # experiments that have a file each
 ROWS = 5000  # experiments that have a line in the table
 CURVES = 12  # experiments with a loss curve
@@ -77,6 +78,13 @@ before: negative is better.
 
 | theme | experiments | kept | mean change | the last: number, values, change |
 | --- | --- | --- | --- | --- |"""
+LESSONS_HEADING = """\
+# Lessons
+
+What the user and agents wrote down, the most useful first: what the user wrote, then lessons with a
+gain. In parentheses is what was measured: the experiment, its status, and its change of val_bpb.
+
+"""
 ABOUT = {
     "results.csv": "one line for each experiment: score, change from the best before, speed",
     "speed.csv": "tokens/s, time of a step (ms), memory (GiB) and loss of the best and the last",
@@ -87,7 +95,7 @@ ABOUT = {
     "themes.md": "results by constant and by part of train.py: how often, kept, mean change",
     "ideas.md": "changes with public evidence: state in the best train.py, and what each did here",
     "ideas/": "one file for each of them, with its source and its patch",
-    "lessons.md": "what was learned so far",
+    lessons.NAME: "what the user and earlier agents wrote down, with what was measured",
     "experiments/": "one file for each of the best and the last: diff, reason, answer, numbers",
 }
 
@@ -135,7 +143,7 @@ class Research:
             speed = [",".join(row) for row in self._speed_rows(shown[: BLOCK_ROWS - 1])]
             themes = self._themes[:BLOCK_ROWS]
             ready, more_ready = research_ideas.ready(self._ideas)
-            lessons = self._lessons().splitlines()[: 2 * BLOCK_ROWS]
+            learned = self._lessons()[: 2 * BLOCK_ROWS]
         return prompt.render(
             "research.md.j2",
             cost=cost[: 1 + BLOCK_ROWS],
@@ -143,7 +151,7 @@ class Research:
             themes=themes,
             ready=ready,
             more_ready=more_ready,
-            lessons=[line for line in lessons if line.startswith("> ")],
+            lessons=learned,
         )
 
     # ----------------------------------------------------------------------------------- parts
@@ -163,7 +171,7 @@ class Research:
         yield "cost.md", self._cost_file(shown)
         yield from self._curve_files(shown)
         yield "themes.md", self._theme_file()
-        yield LESSONS, self._lessons()
+        yield lessons.NAME, LESSONS_HEADING + "".join(f"{line}\n" for line in self._lessons())
         yield "results.csv", self._results(decided, changes)
         yield from research_ideas.files(self._ideas)
         for e in full:
@@ -330,10 +338,12 @@ class Research:
             )
         return "\n".join(lines) + "\n"
 
-    def _lessons(self) -> str:
-        path = self._workspace.state_dir(self._tag) / LESSONS
-        text = files.read_part(path, LESSONS_BYTES).decode(errors="replace")
-        return "# Lessons\n\n" + (quoted(text) if text.strip() else "None is recorded yet.") + "\n"
+    def _lessons(self) -> list[str]:
+        """Return lessons.md, the most useful lines first, each quoted."""
+        state_dir = self._workspace.state_dir(self._tag)
+        found = [quoted(line) for line in lessons.ranked(lessons.read(state_dir))]
+        sizes = itertools.accumulate(len(line.encode()) + 1 for line in found)
+        return [line for line, size in zip(found, sizes, strict=True) if size <= LESSONS_BYTES]
 
 
 def _answer(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""The commands that show what happened: watch, results, show, sample, report."""
+"""The commands that show what happened: watch, results, show, lessons, sample, report."""
 
 import contextlib
 import functools
@@ -103,6 +103,36 @@ def show(experiment: str, tag: str | None) -> None:
     from autoresearch_jax.views import show as view
 
     view.show(output.console(), Workspace.open(Path.cwd()), experiment, tag)
+
+
+@click.command()
+@click.option("--edit", is_flag=True, help="Open the file in $EDITOR.")
+@tag_option
+def lessons(edit: bool, tag: str | None) -> None:
+    """Print or edit lessons.md: what agents wrote down, with what was measured.
+
+    Agents read it before each proposal, your own lines first. Lines that you change or remove stay
+    so, also while a loop runs.
+
+    \b
+    Example:
+      autoresearch-jax lessons --edit
+    """
+    from autoresearch_jax.commands import lessons as command
+    from autoresearch_jax.repo.workspace import Workspace
+
+    workspace = Workspace.open(Path.cwd())
+    if not edit:
+        click.echo(command.text(workspace, tag), nl=False)
+        return
+    path = command.path(workspace, tag)
+    try:
+        click.edit(filename=str(path))
+    except click.ClickException as error:
+        raise UserError(
+            f"{error.message.rstrip('.')}. Name another editor: EDITOR=nano autoresearch-jax "
+            f"lessons --edit. Or edit the file yourself: {path}"
+        ) from None
 
 
 @click.command(cls=Configured, settings=("isolation", "require_isolation"))

@@ -20,7 +20,10 @@ from autoresearch_jax.system.disk_errors import DISK_ERRORS
 SECTIONS = {
     "Start": (start.demo, start.setup, start.doctor),
     "Research": (research.run, research.loop, ideas.ideas),
-    "Look": (look.watch, look.results, look.show, look.sample, look.report, research.verify),
+    "Look": (
+        *(look.watch, look.results, look.show, look.lessons),
+        *(look.sample, look.report, research.verify),
+    ),
 }
 
 

@@ -132,10 +132,11 @@ class Asking:
         """
         session, begun = self.session, time.monotonic()
         trouble, reason, usage, name = "", "", Usage(), agent.name
+        lessons: tuple[str, ...] = ()
         try:
             try:
                 said = agent.repair(context) if repairs else agent.propose(context)
-                usage, name = said.usage, said.agent or name
+                usage, name, lessons = said.usage, said.agent or name, said.lessons
             finally:
                 if context.research is not None:
                     files.remove(context.research)
@@ -166,6 +167,7 @@ class Asking:
                     tokens=None if usage.tokens is None else int(min(usage.tokens, LARGEST)),
                     trouble=trouble,
                     reason=clean(reason),
+                    lessons=lessons,
                 )
             )
             session.candidates.discard(context.worktree)  # it may be large

@@ -43,6 +43,7 @@ def carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | TrainAgain | None:
     if e.status == Status.KEEP:
         prune_kept(tag)
     results_tsv.write(tag.workspace, tag.experiments, tag.view)
+    tag.write_lessons()
     tag.view.live("")
     tag.view.say(_line(e, best))
     if e.remarks:

@@ -19,7 +19,7 @@ from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.executor import Scorer
 from autoresearch_jax.jobs.job import SEED, Limits
 from autoresearch_jax.loop.config import LoopConfig
-from autoresearch_jax.records import tags
+from autoresearch_jax.records import lessons, tags
 from autoresearch_jax.records.events import Began
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.journal import Journal
@@ -102,6 +102,13 @@ class OpenTag:
     def ask_dir(self, ask: int) -> Path:
         """Return the folder of the prompt and the logs of a question to an agent."""
         return self.workspace.ask_dir(self.tag, ask)
+
+    def write_lessons(self) -> None:
+        """Add to lessons.md what the journal has learned since. Its text is in the journal."""
+        try:
+            lessons.update(self.workspace.state_dir(self.tag), self.tag, self.experiments.lessons)
+        except OSError as error:
+            self.view.say(f"Warning: lessons.md was not written: {error}. The next one is.")
 
     @property
     def audited_split(self) -> str:

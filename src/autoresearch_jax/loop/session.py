@@ -116,6 +116,7 @@ class Session(OpenTag):
             else:
                 effects.prune(self, e)
         results_tsv.write(self.workspace, self.experiments, self.view)
+        self.write_lessons()
         return self.experiments.undecided
 
     def _intended(self) -> dict[str, str]:

@@ -87,6 +87,7 @@ class Asked(Event, tag="asked", frozen=True, kw_only=True):
     tokens: int | None = None
     trouble: str = ""  # of agents.TROUBLES
     reason: str = ""
+    lessons: tuple[str, ...] = ()  # that it wrote down
 
 
 class Queued(Event, tag="drafted", frozen=True, kw_only=True):

@@ -13,6 +13,20 @@ from autoresearch_jax.records.events import Outcome, Purpose, Repeated, Status
 MOST_DISTURBED = 3  # trainings of one run; with so many disturbed runs, all count
 
 
+LESSONS, LESSON_LIMIT = 3, 300  # of an answer, and characters of each
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What an agent wrote down with an answer, and what became of that answer."""
+
+    text: str
+    n: int | None = None  # the experiment; None: the answer did not become one
+    status: Status | None = None  # of it
+    change: float | None = None  # of val_bpb, from the best before it: negative is better
+    tag: str = ""  # the tag that it was learned under, if not this one
+
+
 @dataclass(frozen=True)
 class UnusedAnswer:
     """An answer of an agent that did not become an experiment."""

@@ -9,7 +9,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.records import events
 from autoresearch_jax.records.costs import Costs
 from autoresearch_jax.records.events import Outcome, Purpose, Queued, Status
-from autoresearch_jax.records.experiment import Experiment, UnusedAnswer, is_leak
+from autoresearch_jax.records.experiment import Experiment, Lesson, UnusedAnswer, is_leak
 
 
 class Experiments:
@@ -37,13 +37,15 @@ class Experiments:
         # Experiments that the scorer refused for a leak, once for each time, since a loop began
         # with another program.md.
         self.leaks: tuple[int, ...] = ()
+        self.lessons: list[Lesson] = []  # of agents, in the order in which they were measured
         self._all: dict[int, Experiment] = {}
         self._decided: list[int] = []
         self._kept: list[int] = []
         self._by_commit: dict[str, int] = {}
         self._queue: dict[tuple[int | None, int | None], Queued] = {}
         self._asked: dict[int, events.Asked] = {}  # by their numbers
-        self._unused: dict[int, UnusedAnswer] = {}  # likewise
+        self._asks: dict[int, list[int]] = {}  # the questions that an experiment answers
+        self._unused: dict[int, UnusedAnswer] = {}  # by their numbers
         self._audited_repeats: dict[int, int] = {}  # how many there were at the last audit
         for event in history:
             self.apply(event)
@@ -134,6 +136,11 @@ class Experiments:
         found = tuple(self._unused.values())
         return [one for one in found if n is None or one.n == n]
 
+    def lessons_of(self, n: int) -> list[str]:
+        """Return what the agents of an experiment wrote down, also before it was measured."""
+        answers = (self._asked[ask] for ask in self._asks.get(n, ()) if ask in self._asked)
+        return [text for answer in answers for text in answer.lessons]
+
     def runs_since_audit(self, n: int, split: str) -> int:
         """Return how many runs of an experiment an audit has that is not recorded yet."""
         repeats = self._all[n].repeats[self._audited_repeats.get(n, 0) :]
@@ -200,6 +207,7 @@ class Experiments:
                 self._by_commit[event.commit] = event.n
                 fields = structs.asdict(event)  # an experiment's, under the same names
                 self._all[event.n] = Experiment(started=fields.pop("time"), **fields)
+                self._asks[event.n] = [] if event.ask is None else [event.ask]
             case events.Decided() if event.n in self._all:
                 self._decide(event)
             case events.Repaired() | events.Trained() | events.Scored() | events.Repeated() if (
@@ -207,6 +215,7 @@ class Experiments:
             ):
                 if isinstance(event, events.Repaired):
                     self._by_commit[event.commit] = event.n
+                    self._asks[event.n] += [] if event.ask is None else [event.ask]
                 self._all[event.n] = _changed(self._all[event.n], event)
                 if is_leak(event.reason):
                     self.leaks = (*self.leaks, event.n)
@@ -214,9 +223,12 @@ class Experiments:
     def _not_used(self, ask: int, reason: str) -> None:
         asked = self._asked.get(ask)
         if asked is not None:
+            if ask not in self._unused:
+                self.lessons += [Lesson(text) for text in asked.lessons]
             self._unused[ask] = UnusedAnswer(ask, asked.n, asked.agent, reason)
 
     def _decide(self, event: events.Decided) -> None:
+        best = self.best
         e = self._all[event.n] = replace(
             self._all[event.n],
             status=event.status,
@@ -226,6 +238,10 @@ class Experiments:
             place=len(self._decided),
         )
         self._decided.append(e.n)
+        mean, before = e.mean_bpb, best.mean_bpb if best else None
+        change = None if mean is None or before is None else mean - before
+        texts = self.lessons_of(e.n)
+        self.lessons += [Lesson(text, e.n, e.status, change) for text in texts]
         if e.status == Status.KEEP:
             self._kept.append(e.n)
         self.crashes = (*self.crashes, e) if e.status == Status.CRASH else ()

@@ -108,6 +108,9 @@ def notes(model: LiveModel) -> list[str]:
     found += (
         [f"{sentence(model.ending)} To continue: autoresearch-jax loop"] if model.failed else []
     )
+    if model.lessons:
+        known = summary.count(len(model.lessons) + model.more_lessons, "lesson")
+        found.append(f"{known}. To read them: autoresearch-jax lessons")
     found += [summary.passed_over(model.passed_over)] if model.passed_over else []
     return [typed(line) for line in found]
 

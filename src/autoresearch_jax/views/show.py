@@ -62,6 +62,8 @@ def show(console: Console, workspace: Workspace, name: str, tag: str | None = No
     for label, text, style in _facts(one, entry, experiments):
         if text:
             line(f"{label:<10}{text}", style)
+    for text in experiments.lessons_of(one.n):
+        line(f"{'lesson':<10}{clean(text, limit=1000)}")
     for path in transcripts(log.parent):
         line(f"{'answer':<10}{path}")
     for answer in experiments.unused(one.n):

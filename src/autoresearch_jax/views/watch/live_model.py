@@ -14,7 +14,7 @@ from pathlib import Path
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean, printable
 from autoresearch_jax.loop import statistics
-from autoresearch_jax.records import endings, foreign_results, journal, tags
+from autoresearch_jax.records import endings, foreign_results, journal, lessons, tags
 from autoresearch_jax.records.events import Audited, Began, Decided, Repeated
 from autoresearch_jax.records.experiment import UnusedAnswer
 from autoresearch_jax.records.experiments import Experiments
@@ -26,6 +26,7 @@ from autoresearch_jax.views.summary import Summary, summarize
 from autoresearch_jax.views.watch.running import Running, RunningExperiments
 
 UNUSED = 3  # answers that were of no use, in a live model
+LESSONS, LESSON_LIMIT = 12, 400  # in a live model, and characters of one
 WRITE_SECONDS = 1.0  # within which a program that writes a table finishes a line
 
 
@@ -48,6 +49,8 @@ class LiveModel:
     failed: bool = False  # whether it was killed, or ended with an error
     passed_over: int = 0  # lines of a results.tsv that are no experiments
     unused: tuple[UnusedAnswer, ...] = ()  # the latest answers that were of no use, oldest first
+    lessons: tuple[str, ...] = ()  # the most useful lines of lessons.md
+    more_lessons: int = 0  # lines that it has besides
 
 
 # --------------------------------------------------------------------------------- journals
@@ -86,6 +89,7 @@ class JournalReader:
             began = self.experiments.began
             lives = _lives(began, self.workspace.state_dir(self.tag) / "lock")
             running = self._running.now(self.experiments, lives) if self._running else ()
+            learned = lessons.ranked(lessons.read(self.workspace.state_dir(self.tag)))
             return LiveModel(
                 title=f"autoresearch/{self.tag}",
                 entries=self._entries,
@@ -99,6 +103,8 @@ class JournalReader:
                 unused=tuple(self.experiments.unused()[-UNUSED:]),
                 ending="" if lives else endings.words(self.experiments),
                 failed=not lives and endings.failed(self.experiments),
+                lessons=tuple(clean(line, LESSON_LIMIT) for line in learned[:LESSONS]),
+                more_lessons=len(learned[LESSONS:]),
             )
 
     @property

@@ -48,6 +48,8 @@ def of_model(model: LiveModel, start: int = 0, *, whole: bool = True) -> dict[st
         "failed": model.failed,
         "passed_over": passed_over(model.passed_over) if model.passed_over else "",
         "unused": [_unused(one) for one in model.unused],
+        "lessons": model.lessons,
+        "more_lessons": model.more_lessons,
     }
 
 
@@ -111,6 +113,7 @@ def of_experiment(reader: Reader, n: int) -> dict[str, Any] | None:
         "log": training_log.tail(log),
         "ask": one.ask if transcripts(folder) else None,
         "unused": [_unused(one) for one in experiments.unused(n)],
+        "lessons": [clean(text, REASON_LIMIT) for text in experiments.lessons_of(n)],
         "prompt": training_log.text(folder / "prompt.md", PROMPT_BYTES),
     }
 

@@ -61,6 +61,7 @@ function showDetail(found) {
   ]);
   const parts = [title, make("p", "words", found.description || "")];
   if (found.reason) parts.push(make("p", "reason", found.reason));
+  if (found.lessons?.length) parts.push(make("ul", "unused", ...found.lessons.map((text) => make("li", "", `Lesson: ${text}`))));
   if (found.unused?.length) parts.push(make("ul", "unused", ...found.unused.map(unusedAnswer)));
   if (found.note) parts.push(make("p", "reason", `Note: ${found.note}`));
   parts.push(effect, ...phases(found.phases || {}), facts(found));

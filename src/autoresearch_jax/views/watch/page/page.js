@@ -142,6 +142,7 @@ function showHead() {
   const waits = model.unused.filter(({n}) => !numbered.has(n) && !model.running.some((one) => one.n === n));
   $("unused").hidden = !waits.length;
   $("unused").replaceChildren(...waits.map(unusedAnswer));
+  showLessons();
   const percent = known(start) && known(best) ? 100 * (best / start - 1) : 0;
   terms($("figures"), [
     ["best val_bpb", known(best) ? [best.toFixed(6), make("small", "", percent < 0 ? minus(`${percent.toFixed(2)}%`) : "")] : "", percent < 0 ? "good" : ""],
@@ -153,6 +154,14 @@ function showHead() {
     ["cost", cost(spent)],
     ["evidence", model.claim],
   ]);
+}
+
+/** Shows what agents and the person wrote down, the most useful first. */
+function showLessons() {
+  const lessons = model.lessons || [], more = model.more_lessons || 0;
+  $("lessons").hidden = !lessons.length;
+  $("lessons-count").textContent = more ? `the first ${lessons.length} of ${lessons.length + more}` : String(lessons.length);
+  $("lessons-list").replaceChildren(...lessons.map((text) => make("li", "", text)));
 }
 
 /** Shows a card for each running experiment; those without news stay as they are. */
