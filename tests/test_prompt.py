@@ -19,7 +19,7 @@ BRIEF = Brief(
     program="---\nmax_usd: 5\n---\n# Goal\nDo well.\n",
     history=[KEPT],
     best=KEPT,
-    best_source="DEPTH = 8\n",
+    source="DEPTH = 8\n",
     budget_s=300.0,
 )
 END = "EXPECTED: <change of val_bpb that you expect, such as -0.002>\n"
@@ -201,7 +201,7 @@ def test_the_end_of_a_log_is_quoted():
 
 @pytest.mark.parametrize("source", ["```\n# New task\n", "`" * 100_000])
 def test_train_py_cannot_close_its_fence(source):
-    text = prompt.build(brief(best_source=source))
+    text = prompt.build(brief(source=source))
     *_, opening = re.finditer("^(`+)python$", text, re.MULTILINE)
     closing = re.compile(rf"^`{{{len(opening[1])},}} *$", re.MULTILINE)
     end = closing.search(text, opening.end())
@@ -242,7 +242,7 @@ def test_no_history_makes_a_prompt_exceed_its_bound(history, times, best, texts,
         program=program,
         history=history * times,
         best=best,
-        best_source=source,
+        source=source,
         budget_s=300.0,
         desc=desc,
         device=device,
@@ -269,7 +269,7 @@ def test_the_longest_prompt_is_within_the_bound():
             program=long,
             history=history + running,
             best=experiment,
-            best_source=long,
+            source=long,
             budget_s=300.0,
             desc=long,
             device=long,
@@ -290,7 +290,7 @@ def test_the_longest_prompt_is_within_the_bound():
 def test_the_shipped_files_fit_completely():
     template = paths.template()
     program, source = ((template / name).read_text() for name in ("program.md", "train.py"))
-    text = prompt.build(brief(program=program, best_source=source))
+    text = prompt.build(brief(program=program, source=source))
     assert front_matter.split(program)[1].strip() in text
     assert source.rstrip() in text
     assert prompt.kit_reference() in text

@@ -43,8 +43,9 @@ class Brief:
     program: str  # program.md; its front matter is for the harness and is omitted
     history: Sequence[Experiment]  # of the tag, oldest first; status None: in training
     best: Experiment
-    best_source: str  # the text of its train.py
+    source: str  # the text of the train.py that the proposal changes
     budget_s: float  # seconds of training
+    base: Experiment | None = None  # the experiment of that file, if it is not the best
     desc: str = ""  # the text of --desc
     device: str = ""  # such as "1 x NVIDIA H100 80GB HBM3"
     memory_gib: float | None = None  # what a training may use of each device
@@ -73,11 +74,12 @@ def build(brief: Brief, crash: Mapping[str, str] | None = None) -> str:
     before = decided[:-LAST]
     scored = [e for e in before if e.val_bpb is not None and e.status != Status.CRASH]
     kept = [place for place, e in enumerate(decided, 1) if e.status == Status.KEEP]
-    source = _source(brief.best_source)
+    source = _source(brief.source)
     return render(
         "prompt.md.j2",
         brief=brief,
         best=brief.best,
+        base=brief.base or brief.best,
         crash=crash,
         program=_program(brief.program),
         kit=kit_reference(),

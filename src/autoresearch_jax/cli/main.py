@@ -19,7 +19,7 @@ from autoresearch_jax.system.disk_errors import DISK_ERRORS
 
 SECTIONS = {
     "Start": (start.demo, start.setup, start.doctor),
-    "Research": (research.run, research.loop, ideas.ideas),
+    "Research": (research.run, research.loop, research.prune, ideas.ideas),
     "Look": (
         *(look.watch, look.results, look.show, look.lessons),
         *(look.sample, look.report, research.verify),

@@ -78,7 +78,7 @@ def _option(name: str) -> click.Option:
 
     field = LoopConfig.model_fields[name]
     extra: Any = field.json_schema_extra
-    flag, kind = f"--{name.replace('_', '-')}", field.annotation
+    flag, kind = extra["flag"] or f"--{name.replace('_', '-')}", field.annotation
     choice = next((one for one in (kind, *get_args(kind)) if get_origin(one) is Literal), None)
     options: dict[str, Any] = {"type": Setting(name), "metavar": extra["metavar"] or None}
     if kind is bool:
@@ -87,4 +87,6 @@ def _option(name: str) -> click.Option:
         options = {"type": click.Choice(get_args(choice))}
     elif kind == tuple[Path, ...]:
         options |= {"multiple": True, "type": click.Path(path_type=Path)}
-    return click.Option([flag], help=field.description, default=None, **options)
+    return click.Option(
+        [flag, name] if extra["flag"] else [flag], help=field.description, default=None, **options
+    )

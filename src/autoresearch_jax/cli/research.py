@@ -1,4 +1,4 @@
-"""The commands that train and score: run, loop, verify."""
+"""The commands that train and score: run, loop, prune, verify."""
 
 import json
 import sys
@@ -102,7 +102,8 @@ def _print_compiled(check: "Verdict", as_json: bool) -> None:
     cls=Configured,
     settings=(
         *("agent", "max", "max_hours", "max_usd", "repairs", "lookahead", "fallback"),
-        *("notify", "notify_on", "policy", "audit", "workers", "ray", "desc", "tag", "seed"),
+        *("notify", "notify_on", "policy", "plateau", "start", "audit", "prune", "workers", "ray"),
+        *("desc", "tag", "seed"),
         *("agent_writes", "max_memory_gb", "isolation", "require_isolation"),
     ),
 )
@@ -123,6 +124,29 @@ def loop(**flags: Any) -> None:
         result = command.run_loop(workspace, settings, tools)
     for line in command.summary(workspace.root, result.tag):
         click.echo(line)
+
+
+@click.command(
+    cls=Configured,
+    settings=("workers", "ray", "tag", "max_memory_gb", "isolation", "require_isolation"),
+)
+def prune(**flags: Any) -> None:
+    """Take kept changes out of the best that do not matter any more.
+
+    The stack of kept changes is trained without some of them, several times each. What makes it no
+    worse within the noise is taken out. The branch moves forward to what remains, one commit a
+    change, each with its effect on top of the others. An interrupted pruning continues.
+
+    \b
+    Example:
+      autoresearch-jax prune
+    """
+    from autoresearch_jax.commands import prune as command
+
+    with output.workspace(**flags) as (workspace, settings, tools):
+        lines = command.prune(workspace, settings, tools)
+    if output.is_quiet():  # otherwise the view has said them
+        click.echo("\n".join(lines))
 
 
 @click.command(cls=Configured, settings=("workers", "ray", "isolation", "require_isolation"))

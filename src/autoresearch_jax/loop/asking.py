@@ -53,7 +53,12 @@ class Asking:
         return self.closed or self.session.interrupts.abandoned()
 
     def base(self) -> Experiment:
-        """Return the start of a proposal: the best, or the baseline while it trains."""
+        """Return what a proposal changes: the best, or the baseline while it trains.
+
+        On an excursion it is another experiment.
+        """
+        if (excursion := self.session.excursion()) is not None:
+            return excursion.head
         return self.session.experiments.best or self.session.experiments[-1]
 
     def out_of_money(self) -> bool:
@@ -87,29 +92,32 @@ class Asking:
         answers (description, why); `others` is the number of agents that were asked the same.
         Raises AgentError.
         """
-        session, best = self.session, self.base()
+        session, base, excursion = self.session, self.base(), self.session.excursion()
         tries = self.config.repairs if agent.repairs else TRIES
         unfit: list[tuple[str, str]] = []
         while True:
             ask = next(self.numbers)
             n = len(session.experiments)
-            context = self.context(agent, ask, n, place, best.commit, unfit)
-            words = prompt.build(self.brief(best, rejected, others, context.research))
+            context = self.context(agent, ask, n, place, base.commit, unfit)
+            words = prompt.build(self.brief(base, rejected, others, context.research))
             context = context.with_prompt(words)
-            blob, said = self.answer(agent, context, ask, best.commit)
-            verdict = self._checked(blob, best, ask, place) if ahead else Verdict()
+            blob, said = self.answer(agent, context, ask, base.commit)
+            verdict = self._checked(blob, base, ask, place) if ahead else Verdict()
             if not verdict.refused or len(unfit) >= tries or self.out_of_money():
                 break
             source = literals.readable(session.candidates.stored(blob))
             unfit.append((source, verdict.refused))
             session.journal.append(Dropped(ask=ask, reason=clean(verdict.refused)))
             rejected = [*rejected, (said.description, verdict.refused)]
-        words = said.description or proposal_queue.changes(session, best.commit, blob)
+        words = said.description or proposal_queue.changes(session, base.commit, blob)
         said = dataclasses.replace(said, description=words)
-        self.queue(ask, best.commit, (blob, said), verdict)
+        start = None if excursion is None else excursion.start.n
+        self.queue(ask, base.commit, (blob, said), verdict, start)
 
-    def queue(self, ask: int, base: str, answer: Answer, verdict: Verdict) -> None:
-        """Record a proposal that waits for its turn."""
+    def queue(
+        self, ask: int, base: str, answer: Answer, verdict: Verdict, excursion: int | None = None
+    ) -> None:
+        """Record a proposal that waits for its turn; `excursion` is the start of its line."""
         blob, said = answer
         queued = Queued(
             ask=ask,
@@ -120,6 +128,7 @@ class Asking:
             agent=said.agent,
             refused=verdict.refused,
             compiled=dict(verdict.metrics),
+            excursion=excursion,
         )
         proposal_queue.add(self.session, queued)
 
@@ -219,12 +228,12 @@ class Asking:
             )
         return blob
 
-    def _checked(self, blob: str, best: Experiment, ask: int, place: str) -> Verdict:
+    def _checked(self, blob: str, base: Experiment, ask: int, place: str) -> Verdict:
         """Return the compile check's verdict on a proposal, where the check is trusted."""
         session = self.session
         if session.environment.target is None or not session.check_is_trusted:
             return Verdict()
-        commit = session.candidates.candidate(best.commit, blob, "For the compile check alone.\n")
+        commit = session.candidates.candidate(base.commit, blob, "For the compile check alone.\n")
         log = session.ask_dir(ask) / "gate.log"
         check = session.pool.workers[0].compile(commit, log, f"gate-ahead-{place}")
         if check is None:
@@ -238,12 +247,15 @@ class Asking:
 
     def brief(
         self,
-        best: Experiment,
+        base: Experiment,
         rejected: Sequence[tuple[str, str]] = (),
         others: int = 0,
         research: Path | None = None,
     ) -> Brief:
-        """Return the input of a prompt; `research` is the folder of what experiments have shown."""
+        """Return the input of a prompt for a change of `base`.
+
+        `research` is the folder of what experiments have shown.
+        """
         session = self.session
         path = session.workspace.root / "program.md"
         environment = session.environment
@@ -252,8 +264,9 @@ class Asking:
         return Brief(
             program=path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "",
             history=tuple(session.experiments),
-            best=best,
-            best_source=session.candidates.show(best.commit),
+            best=session.experiments.best or base,
+            base=base,
+            source=session.candidates.show(base.commit),
             budget_s=self.budget_s,
             desc=self.config.desc,
             device=f"{device.get('device count', 1)} x {device.get('device', 'unknown')}",

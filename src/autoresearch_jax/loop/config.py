@@ -59,11 +59,14 @@ Positive = Annotated[float, Field(gt=0, lt=1e15)]
 Isolation = Literal["bwrap", "landlock", "none"]
 
 
-def _setting(words: str, metavar: str = "", **field: Any) -> Any:
-    """Return a field: the help and the metavar of its flag, and pydantic's arguments."""
+def _setting(words: str, metavar: str = "", flag: str = "", **field: Any) -> Any:
+    """Return a field: help, metavar and name of its flag, and pydantic's arguments.
+
+    By default the flag has the name of the field.
+    """
     if "default_factory" not in field:
         field.setdefault("default", None)
-    return Field(description=words, json_schema_extra={"metavar": metavar}, **field)
+    return Field(description=words, json_schema_extra={"metavar": metavar, "flag": flag}, **field)
 
 
 class Settings(BaseModel):
@@ -112,6 +115,17 @@ class Settings(BaseModel):
         "K",
         default_factory=lambda found: AUDIT_RUNS if found.get("policy") == "confirm" else 0,
     )
+    plateau: Whole = _setting(
+        "Decisions without a keep, after which the loop leaves the best for a few trials.  "
+        "[default: 0, never]",
+        "N",
+        default=0,
+    )
+    prune: bool = _setting(
+        "Whether to take kept changes out again at the end that do not matter any more.  "
+        "[default: no]",
+        default=False,
+    )
     workers: Annotated[Whole, Field(ge=1)] = _setting(
         "Trainings at a time, each on its own devices.  [default: 1]", "N", default=1
     )
@@ -159,6 +173,11 @@ class LoopConfig(Settings):
         "Train on the machines of the Ray cluster at ADDRESS; auto: the cluster that this machine "
         "belongs to.",
         "ADDRESS",
+    )
+    start: Text | None = _setting(
+        "Begin at experiment N instead of the best, until something of that line is kept.",
+        "N|COMMIT",
+        "--from",
     )
     desc: str = _setting("What this session is after.", "TEXT", default="")
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = _setting(

@@ -34,6 +34,7 @@ class Decision:
     status: Status
     reason: str = ""  # why, where its score did not decide
     verdict: str = ""  # why, where its score decided
+    passed: bool = False  # compared with its base alone, what was hoped is true
     lives_on: Version | None = None
 
 
@@ -64,6 +65,10 @@ def decide(
     """
     if is_disturbed_timeout(e) and (again := _trained_again(e)):
         return again
+    if e.without:
+        return _decide_pruned(experiments, e, config)
+    if e.excursion is not None:
+        return _decide_on_excursion(experiments, e, config)
     best = experiments.best
     as_it_is = None if best is None else _as_it_is(experiments, e, best)
     failed, too_much = _failure(e), _too_much_memory(e, config.max_memory_gb)
@@ -99,6 +104,61 @@ def decide(
     return Decision(Status(found.action), verdict=found.reason, lives_on=as_it_is)
 
 
+def _decide_pruned(
+    experiments: Experiments, e: Experiment, config: LoopConfig
+) -> Decision | MeasureAgain:
+    """Decide a stack without some changes, by comparison with the stack that it is made of.
+
+    What a pruning measures on its way is not kept. At its end the last of these is carried over to
+    the best, and kept for the runs that it has had.
+    """
+    stack, best = experiments.by_commit(e.base), experiments.best
+    assert stack is not None
+    assert best is not None
+    if (failed := _failure(e)) is not None:
+        return Decision(Status.CRASH, failed)
+    if too_much := _too_much_memory(e, config.max_memory_gb):
+        return Decision(Status.DISCARD, too_much)
+    rule = statistics.prune_rule(experiments)
+    measured = e if e.of is None else experiments[e.of]
+    theirs, ours = (list(statistics.fresh(one, "val").values()) for one in (stack, measured))
+    found = rule.decide(theirs, ours)
+    if found.action in ("remeasure", "again"):
+        n = stack.n if found.action == "remeasure" else measured.n
+        return MeasureAgain(n, found.reason, Purpose.PRUNE)
+    passed = found.action == "keep"
+    ends = passed and e.of is not None
+    if ends and not _is_probed(e):
+        why = "it may be kept, and was probed as if it could not"
+        return MeasureAgain(e.n, why, Purpose.PRUNE)
+    status = Status.KEEP if ends else Status.DISCARD
+    return Decision(status, verdict=found.reason, passed=passed)
+
+
+def _decide_on_excursion(
+    experiments: Experiments, e: Experiment, config: LoopConfig
+) -> Decision | TrainAgain:
+    """Decide a trial of an excursion, by comparison with the experiment that it changes.
+
+    It is not kept itself. If it scores lower than the best, it is proposed on top of that one.
+    """
+    base, best = experiments.by_commit(e.base), experiments.best
+    assert base is not None
+    assert best is not None
+    if (failed := _failure(e)) is not None:
+        return Decision(Status.CRASH, failed)
+    if too_much := _too_much_memory(e, config.max_memory_gb):
+        return Decision(Status.DISCARD, too_much)
+    passed = _is_lower(e, base)
+    if not passed and _could_win(e, base) and (again := _trained_again(e)):
+        return again
+    words = f"{'' if passed else 'not '}better than experiment {base.n}, which it changes"
+    as_it_is = Version(e.n, best.commit) if _is_lower(e, best) else None
+    if as_it_is is not None:
+        words += f", and than the best, experiment {best.n}, on which it is proposed again"
+    return Decision(Status.DISCARD, verdict=words, passed=passed, lives_on=as_it_is)
+
+
 def _trained_again(e: Experiment) -> TrainAgain | None:
     most = e.interruptions + 1 >= MOST_DISTURBED
     return None if most else TrainAgain(e.n, e.disturbed)
@@ -125,7 +185,7 @@ def _failure(e: Experiment) -> str | None:
     if e.val_bpb is None:
         return e.reason
     for one in e.repeats:
-        if one.purpose == Purpose.DECIDE and one.score is None:
+        if one.purpose in (Purpose.DECIDE, Purpose.PRUNE) and one.score is None:
             return f"run again with another seed, it failed: {one.reason}"
     return None
 
@@ -136,7 +196,8 @@ def _is_probed(e: Experiment) -> bool:
     The scorer gives them to what scores lower than the best. If the best was measured again since,
     its mean may have risen above the score. A record without probes is of an earlier version.
     """
-    runs = (e.metrics, *(one.metrics for one in e.repeats if one.purpose == Purpose.DECIDE))
+    again = (Purpose.DECIDE, Purpose.PRUNE)
+    runs = (e.metrics, *(one.metrics for one in e.repeats if one.purpose in again))
     return "probe_pairs" not in e.metrics or any("probe_gain" in run for run in runs)
 
 
@@ -158,9 +219,14 @@ def _verdict(
     decided = [
         policy.Measured(one.scores, one.status)
         for one in experiments
-        if one.status is not None and (one.status != Status.KEEP or one.n <= base.n)
+        if (one.status == Status.KEEP and one.n <= base.n)
+        or (one.status not in (None, Status.KEEP) and _is_compared_with_the_best(one))
     ]
     return rule.decide(base.scores, e.scores, decided, lines_less, since)
+
+
+def _is_compared_with_the_best(e: Experiment) -> bool:
+    return e.excursion is None and not e.without
 
 
 def _since_last_run(experiments: Experiments, best: Experiment) -> int:

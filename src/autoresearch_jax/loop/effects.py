@@ -32,7 +32,13 @@ def carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | TrainAgain | None:
         tag.journal.append(Interfered(n=e.n, reason=found.reason))
     if not isinstance(found, Decision):
         return found
-    decided = Decided(n=e.n, status=found.status, reason=found.reason, verdict=found.verdict)
+    decided = Decided(
+        n=e.n,
+        status=found.status,
+        reason=found.reason,
+        verdict=found.verdict,
+        passed=found.passed,
+    )
     if found.lives_on is not None:
         queued = proposal_queue.carried(tag, found.lives_on)
         decided = structs.replace(decided, queued=(queued,))

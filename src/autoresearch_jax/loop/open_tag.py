@@ -18,7 +18,9 @@ from autoresearch_jax.jobs import scoring
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.executor import Scorer
 from autoresearch_jax.jobs.job import SEED, Limits
+from autoresearch_jax.loop import excursions
 from autoresearch_jax.loop.config import LoopConfig
+from autoresearch_jax.loop.excursions import Excursion
 from autoresearch_jax.records import lessons, tags
 from autoresearch_jax.records.events import Began
 from autoresearch_jax.records.experiment import Experiment
@@ -102,6 +104,12 @@ class OpenTag:
     def ask_dir(self, ask: int) -> Path:
         """Return the folder of the prompt and the logs of a question to an agent."""
         return self.workspace.ask_dir(self.tag, ask)
+
+    def excursion(self) -> Excursion | None:
+        """Return the excursion that the next proposal belongs to; None: it changes the best."""
+        start = self.config.start
+        begun = None if start is None else self.experiments.find(start)
+        return excursions.present(self.experiments, self.config.plateau, begun)
 
     def write_lessons(self) -> None:
         """Add to lessons.md what the journal has learned since. Its text is in the journal."""

@@ -155,6 +155,44 @@ class Confirm(Policy):
         return (fmean(incumbent) - fmean(candidate)) / error
 
 
+@dataclass(frozen=True)
+class Prune:
+    """Whether a stack of changes is no worse without some of them: a group-sequential t test.
+
+    After each run it asks by how many standard errors the mean without them is higher. At the bar
+    `clear` they stay; after the last of `runs` they stay at the bar `worse`, and else go. Both
+    stacks get equally many runs. bench/prune.py chose the defaults.
+    """
+
+    noise: float  # standard deviation of one run
+    df: float = math.inf  # degrees of freedom of that estimate
+    worse: float = 2.0  # standard errors of the difference
+    clear: float = 3.0  # likewise
+    runs: int = 6  # without the changes, at most
+
+    def decide(self, stack: Sequence[float], without: Sequence[float]) -> Verdict:
+        """Decide on scores: "keep" takes the changes out, "discard" leaves them."""
+        if not stack:
+            return Verdict("remeasure", "the stack has no fresh run")
+        loss = fmean(without) - fmean(stack)
+        if self.noise == 0:
+            way = f"{loss:+.6f} without noise"
+            return Verdict("discard", f"worse: {way}") if loss > 0 else Verdict("keep", way)
+        errors = loss / (self.noise * math.sqrt(1 / len(without) + 1 / len(stack)))
+        way = "higher" if errors > 0 else "lower"
+        runs = f"{len(without)} against {len(stack)} runs"
+        found = f"{way} by {abs(errors):.1f} standard errors, {runs}"
+        if errors >= quantile(self.clear, self.df):
+            return Verdict("discard", f"clearly worse without: {found}")
+        if len(stack) < min(self.runs, 1 + len(without)):
+            return Verdict("remeasure", f"the stack has {len(stack)} fresh runs")
+        if len(without) < self.runs:
+            return Verdict("again", f"not clear: {found}")
+        if errors >= quantile(self.worse, self.df):
+            return Verdict("discard", f"worse without: {found}")
+        return Verdict("keep", f"no worse without: {found}")
+
+
 def pooled(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
     """Return the standard deviation of scores within groups, and its degrees of freedom.
 

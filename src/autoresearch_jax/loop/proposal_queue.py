@@ -58,6 +58,12 @@ def take(tag: OpenTag, queued: Queued) -> Queued | None:
     """
     best = tag.experiments.best
     assert best is not None
+    if queued.excursion is not None:
+        present = tag.excursion()
+        if present is not None and present.start.n == queued.excursion:
+            best = tag.experiments.by_commit(queued.base) or best
+        else:  # something was kept since, so it is tried there
+            queued = structs.replace(queued, excursion=None)
     found, why = _on_best(tag, queued, best)
     if found is None:
         tag.view.say(f"     dropped, because {why}: {queued.description}")
@@ -104,10 +110,10 @@ def _merged(
     tag: OpenTag, queued: Queued, best: Experiment, source: bytes
 ) -> tuple[bytes | None, str]:
     """Merge a proposal's changes into the best; or return None, and why that failed."""
-    merged = tag.candidates.merge(best.commit, queued.base, source)
+    before = tag.candidates.blob(best.commit)
+    merged = tag.candidates.merge(before, tag.candidates.blob(queued.base), source)
     if merged is None:
         return None, f"it conflicts with experiment {best.n}"
-    before = tag.candidates.blob(best.commit)
     if broken := syntax.unparsable(merged) or syntax.misleading(merged, before):
         return None, f"merged with experiment {best.n} it cannot be used ({broken})"
     return merged, ""

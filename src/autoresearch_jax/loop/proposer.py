@@ -18,7 +18,7 @@ from autoresearch_jax.agents.factory import BUILT_IN, make_agent
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import logs
 from autoresearch_jax.jobs.compile_check import Verdict
-from autoresearch_jax.loop import back_off, proposal_queue
+from autoresearch_jax.loop import back_off, proposal_queue, stack
 from autoresearch_jax.loop.asking import Answer, Asking
 from autoresearch_jax.loop.back_off import PERMANENT, TRIES, BackOff
 from autoresearch_jax.loop.decision import is_disturbed_timeout
@@ -82,6 +82,7 @@ class Proposer:
         # The audit comes at the end. A policy that confirms has run the baseline often enough.
         audit = self.config.audit * (1 if self.config.policy == "confirm" else 2)
         runs = 1 + before + audit
+        runs += stack.expected_runs(self.session.experiments.kept) if self.config.prune else 0
         spent = self.session.experiments.costs.this_loop()
         spent = dataclasses.replace(spent, experiments=spent.experiments + ready)
         limit = self.config.over(spent, runs * self._asking.budget_s)
@@ -91,6 +92,12 @@ class Proposer:
         paid = limit == "max-usd" and (waiting or self._thinking)
         counted = limit == "max" and any(queued.of is not None for queued in waiting)
         return "" if paid or counted else limit
+
+    def over_hours(self) -> str:
+        """Return "max-hours" if another training would end later, else ""."""
+        spent = dataclasses.replace(self.session.experiments.costs.this_loop(), usd=0.0)
+        limit = self.config.over(dataclasses.replace(spent, experiments=0), self._asking.budget_s)
+        return limit if limit == "max-hours" else ""
 
     def think_ahead(self) -> None:
         """Let the agent think about the next experiments while trainings run.
@@ -136,6 +143,7 @@ class Proposer:
             agent=queued.agent,
             expected=queued.expected,
             ask=queued.ask,
+            excursion=queued.excursion,
             refused=queued.refused,
             metrics={"agent_seconds": round(waited, 3), **queued.compiled},
         )
@@ -322,7 +330,7 @@ class Proposer:
                 self.session.view.say(f"     experiment {e.n} is not repaired: {error}")
             return
         said = dataclasses.replace(said, description=said.description or e.description)
-        self._asking.queue(ask, e.base, (blob, said), Verdict())
+        self._asking.queue(ask, e.base, (blob, said), Verdict(), e.excursion)
         self.session.view.say(f"     experiment {e.n} is repaired, and waits: {said.description}")
 
     def _repair_limit(self, paid: bool = False) -> str:

@@ -25,6 +25,7 @@ from autoresearch_jax.loop.worker import Worker
 from autoresearch_jax.loop.worker_pool import TICK_SECONDS, Job
 from autoresearch_jax.records.events import Purpose
 from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.system.interrupts import Abandoned
 
 CRASHES = 3  # similar ones in a row, after which the best is trained again for a short time
 
@@ -38,6 +39,8 @@ def run_alone(session: Session, e: Experiment) -> Experiment:
     def run(worker: Worker) -> None:
         worker.measured(e)
         while (again := effects.carry_out(session, session.experiments[e.n])) is not None:
+            if session.interrupts.stopping():
+                raise Abandoned
             if isinstance(again, TrainAgain):
                 worker.measured(session.experiments[e.n])
                 continue

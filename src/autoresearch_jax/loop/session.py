@@ -55,6 +55,7 @@ class Session(OpenTag):
         self.candidates.refuse_unwritable(len(self.experiments))
         effects.refuse_moved(self)
         self.refuse_uncommitted()
+        self._refuse_start()
         last = self.experiments.loop
         if last is not None and last.program == self.program_sha256:
             self.stop_at_leaks()
@@ -80,6 +81,16 @@ class Session(OpenTag):
                     f"it is: ls -ld {path}"
                 )
         results_tsv.read_replaceable(self.workspace)
+
+    def _refuse_start(self) -> None:
+        """Raise UserError if the experiment to begin at does not exist, or has no score."""
+        if self.config.start is not None:
+            e = self.experiments.find(self.config.start)
+            if e.val_bpb is None or e.status is None:
+                raise UserError(
+                    f"--from {self.config.start}: experiment {e.n} has no score, so nothing can be "
+                    "compared with it. `autoresearch-jax results` lists those that have one."
+                )
 
     @property
     def program_sha256(self) -> str:
@@ -133,16 +144,29 @@ class Session(OpenTag):
         return self._record(self.workspace.head(), base="", description="baseline", agent="")
 
     def propose(
-        self, blob: str, *, description: str, agent: str, base: str | None = None, **fields: Any
+        self,
+        blob: str,
+        *,
+        description: str,
+        agent: str,
+        base: str | None = None,
+        before: Sequence[tuple[str, str]] = (),
+        message: str = "",
+        **fields: Any,
     ) -> Experiment:
         """Make a stored train.py the next experiment, on top of `base`: the best by default.
 
-        `fields` are the other fields of the record: metrics, expected, ask, of, refused.
+        Its commit says the description, or else a `message`. `before` are stored files with
+        messages, of which there is a commit each in between. `fields` are the other fields of the
+        record: metrics, expected, ask, of, refused, without.
         """
         assert self.experiments.best is not None
-        base = base or self.experiments.best.commit
+        parent = base = base or self.experiments.best.commit
         description = clean(description) or "no description"
-        commit = self._commit(len(self.experiments), blob, base, description, agent)
+        for stored, words in before:
+            parent = self.candidates.candidate(parent, stored, words)
+        words = message or description
+        commit = self._commit(len(self.experiments), blob, parent, words, agent)
         return self._record(commit, base=base, description=description, agent=agent, **fields)
 
     def repair(self, e: Experiment, blob: str, *, description: str, agent: str, ask: int) -> None:

@@ -7,10 +7,18 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import SEED
 from autoresearch_jax.loop import statistics
 from autoresearch_jax.loop.proposer import Proposer
+from autoresearch_jax.loop.pruning import Pruning, Unfinished
 from autoresearch_jax.loop.scheduler import Scheduler, run_alone
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
-from autoresearch_jax.records.events import Audited, Finished, Purpose, Repeated, Status
+from autoresearch_jax.records.events import (
+    Audited,
+    Finished,
+    Pruned,
+    Purpose,
+    Repeated,
+    Status,
+)
 from autoresearch_jax.records.experiment import Experiment
 
 
@@ -24,6 +32,9 @@ def run(session: Session, proposer: Proposer, decided: Callable[[], None]) -> st
         run_alone(session, left.pop(0))  # the baseline: the limits of the others come from it
     if session.interrupts.stopping():
         return "interrupted"
+    for e in [one for one in left if one.without]:  # a pruning decides them alone
+        left.remove(e)
+        run_alone(session, e)
     measure_baseline(session, proposer.think_ahead)
     if session.config.policy == "confirm":
         _measure_noise(session)
@@ -32,6 +43,10 @@ def run(session: Session, proposer: Proposer, decided: Callable[[], None]) -> st
     ended = Scheduler(session, proposer, decided, left).run()
     if ended == "interrupted":
         return ended
+    if session.config.prune:
+        prune(session, proposer.over_hours)
+        if session.interrupts.stopping():
+            return "interrupted"
     best, runs = session.experiments.best, session.config.audit
     last = session.experiments.audit
     audited = last is not None and best is not None and last.best == best.n
@@ -66,6 +81,29 @@ def measure_baseline(session: Session, meanwhile: Callable[[], None] = lambda: N
             f"{e.reason.rstrip('.')}. Its log: {session.log(e)}. Correct train.py, commit it, "
             "then run the same command again."
         )
+
+
+def prune(session: Session, over: Callable[[], str] = str) -> Pruned | None:
+    """Take out of the best what does not matter any more.
+
+    Returns None if nothing is kept, or if it is not finished: it was interrupted, or `over` has
+    returned a limit. Raises Abandoned, UserError.
+    """
+    if session.experiments.best == session.experiments.baseline:
+        return None
+    _measure_noise(session)
+    if session.interrupts.stopping():
+        return None
+    try:
+        found = Pruning(session, over).run()
+    except Unfinished:
+        limit = "" if session.interrupts.stopping() else f" within --{over()}"
+        session.view.say(f"Pruning was not finished{limit}. To continue it: autoresearch-jax prune")
+        return None
+    if found is not None:
+        for line in statistics.pruned_lines(found, session.experiments):
+            session.view.say(line)
+    return found
 
 
 def _measure_noise(session: Session) -> None:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import SEED
-from autoresearch_jax.loop.policy import Confirm, Strict, pooled
-from autoresearch_jax.records.events import Audited, Purpose, Scaled, Status
+from autoresearch_jax.loop.policy import Confirm, Prune, Strict, pooled
+from autoresearch_jax.records.events import Audited, Pruned, Purpose, Scaled, Status
 from autoresearch_jax.records.experiment import Experiment, Run, undisturbed
 from autoresearch_jax.records.experiments import Experiments
 
@@ -76,15 +76,17 @@ class Claims:
     best: int | None = None  # the present best; None: the baseline is
     runs: float = 1.0  # for a decision, the best's included
     drift: Drift | None = None
+    pruned: tuple[str, ...] = ()  # what the last pruning found, as lines
 
     @property
     def lines(self) -> list[str]:
-        """The noise, the runs of a decision, and the audit or a hint to make one."""
+        """The noise, the runs of a decision, a pruning, and the audit or a hint to make one."""
         said = [] if self.noise is None else [self.noise.words]
         if self.drift is not None:
             said.append(self.drift.words)
         if self.runs > 1:
             said.append(f"a decision took {self.runs:.2f} runs on average")
+        said += self.pruned
         if self.audit is not None:
             said.append(audit_words(self.audit, self.best))
         elif self.best is not None:
@@ -112,7 +114,9 @@ def claims(experiments: Experiments) -> Claims:
     kept = experiments.kept
     best = kept[-1].n if kept[1:] else None
     runs, drifted = _runs(experiments), drift(experiments)
-    return Claims(noise(experiments), experiments.audit, best, runs, drifted)
+    pruned = experiments.pruned
+    lines = () if pruned is None else tuple(pruned_lines(pruned, experiments))
+    return Claims(noise(experiments), experiments.audit, best, runs, drifted, lines)
 
 
 def noise(history: Iterable[Experiment]) -> Noise | None:
@@ -131,11 +135,12 @@ def noise(history: Iterable[Experiment]) -> Noise | None:
 def fresh(e: Experiment, split: str) -> dict[int, float]:
     """Return the scores of an experiment's fresh runs on a split, by seed.
 
-    No choice was made among baselines, so the first run of a baseline is one of them. Runs that
-    look for drift are not: they may differ by more than noise.
+    No choice was made among baselines, nor among stacks without a change, so their first runs are
+    among them. Runs that look for drift are not: they may differ by more than noise.
     """
     found = {}
-    if not e.base and split == "val" and e.val_bpb is not None:
+    chosen = bool(e.base) and not e.without
+    if not chosen and split == "val" and e.val_bpb is not None:
         found[SEED] = Run(e.val_bpb, e.metrics, e.disturbed)
     for one in e.repeats:
         counts = one.split == split and one.independent and one.purpose != Purpose.DRIFT
@@ -204,12 +209,16 @@ def gain(baseline: Sequence[float], best: Sequence[float], known: Noise) -> Gain
     The interval is that of a t test with a pooled variance: both scatter with the noise of the tag,
     which more runs than these tell.
     """
+    mean = fmean(baseline) - fmean(best)
+    half = half_width(known.sd, known.df, len(baseline), len(best))
+    return Gain(mean, mean - half, mean + half)
+
+
+def half_width(sd: float, df: float, *runs: int) -> float:
+    """Return half of the confidence interval of a difference of means of so many runs."""
     from scipy import stats
 
-    mean = fmean(baseline) - fmean(best)
-    half = float(stats.t.isf((1 - CONFIDENCE) / 2, known.df)) * known.sd
-    half *= math.sqrt(1 / len(baseline) + 1 / len(best))
-    return Gain(mean, mean - half, mean + half)
+    return float(stats.t.isf((1 - CONFIDENCE) / 2, df)) * sd * math.sqrt(sum(1 / n for n in runs))
 
 
 def expected_again(val_bpb: float, known: Noise) -> tuple[float, float]:
@@ -242,10 +251,16 @@ def policy_named(name: str, history: Iterable[Experiment]) -> Strict | Confirm:
     return Confirm(sd, df)
 
 
+def prune_rule(history: Iterable[Experiment]) -> Prune:
+    """Return the rule by which a change is taken out of the stack."""
+    return Prune(*pooled([*fresh(e, "val").values()] for e in history))
+
+
 def _runs(history: Iterable[Experiment]) -> float:
     """Return the mean number of runs for a decision; 1 before the first decision."""
     again = sum(one.purpose == Purpose.DECIDE for e in history for one in e.repeats)
-    decided = sum(bool(e.base) and e.status in (Status.KEEP, Status.DISCARD) for e in history)
+    compared = (e for e in history if e.base and not e.without)
+    decided = sum(e.status in (Status.KEEP, Status.DISCARD) for e in compared)
     return 1 + again / decided if decided else 1.0
 
 
@@ -259,6 +274,30 @@ def audit_words(one: Audited, best: int | None = None) -> str:
     if best is not None and best != one.best:
         words += f"; what was kept since then, up to experiment {best}, is not audited"
     return words
+
+
+def pruned_lines(found: Pruned, experiments: Experiments) -> list[str]:
+    """Return what a pruning found, as lines: what was taken out, and what each change does."""
+
+    def named(n: int) -> str:
+        return f"{n}: {experiments[n].description}"
+
+    several = len(found.effects) != 1
+    kept = (
+        f"{len(found.effects)} change{'s' if several else ''} still matter{'' if several else 's'}"
+    )
+    later = (
+        ""
+        if experiments.best is None or experiments.best.n == found.n
+        else (f"; what was kept since experiment {found.n} is not pruned")
+    )
+    lines = [f"pruned: {kept}, {len(found.removed)} taken out{later}"]
+    lines += [f"  taken out      {named(n)}" for n in found.removed]
+    for one in found.effects:
+        interval = f"{found.confidence:.0%} interval {one.low:+.6f} to {one.high:+.6f}"
+        others = f" (with {', '.join(map(str, one.others))}, which build on it)" * bool(one.others)
+        lines.append(f"  {one.change:+.6f} ({interval})  {named(one.n)}{others}")
+    return lines
 
 
 def scale_lines(pairs: Sequence[Scaled]) -> list[str]:

@@ -36,6 +36,7 @@ class Purpose(StrEnum):
     NOISE = "noise"
     AUDIT = "audit"
     DRIFT = "drift"  # whether the best still scores as it did; counts only beside other repeats
+    PRUNE = "prune"  # whether a stack of changes is worse without some of them
     RETRAIN = "retrain"  # as recorded, with the first run's seed: not an independent run
 
 
@@ -56,7 +57,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="step"):
 class Began(Event, tag="session", frozen=True, kw_only=True):
     """A command started. The first one of a tag records what its scores rest on."""
 
-    kind: str = ""  # "loop" | "run" | "verify"
+    kind: str = ""  # "loop" | "run" | "prune" | "verify"
     fingerprint: dict[str, Any] = {}
     head: str = ""  # commit of the checkout
     pid: int = 0
@@ -102,6 +103,7 @@ class Queued(Event, tag="drafted", frozen=True, kw_only=True):
     refused: str = ""  # why it cannot run, according to the compile check
     compiled: dict[str, float] = {}  # metrics of the compile check
     of: int | None = None  # the experiment that is carried over to another best
+    excursion: int | None = None  # as in Proposed
 
 
 class Dropped(Event, tag="dropped", frozen=True, kw_only=True):
@@ -127,6 +129,8 @@ class Proposed(Event, tag="proposed", frozen=True, kw_only=True):
     of: int | None = None
     refused: str = ""
     ideas: tuple[str, ...] = ()  # of the library that it takes (agents/ideas_tried.py)
+    without: tuple[int, ...] = ()  # kept changes that it takes out of the stack (loop/pruning.py)
+    excursion: int | None = None  # where its line left the best (loop/excursions.py)
 
 
 class Repaired(Event, tag="repaired", frozen=True, kw_only=True):
@@ -180,6 +184,7 @@ class Decided(Event, tag="decided", frozen=True, kw_only=True):
     status: Status
     reason: str = ""
     verdict: str = ""  # the reason of a policy that measures again
+    passed: bool = False  # of one that is compared with its base alone: what was hoped is true
     queued: tuple[Queued, ...] = ()  # the form in which its proposal lives on, if any
 
 
@@ -267,6 +272,27 @@ class Audited(Event, tag="audited", frozen=True, kw_only=True):
     confidence: float
     baseline_runs: int
     best_runs: int
+
+
+class Effect(msgspec.Struct, frozen=True, kw_only=True):
+    """A change that still matters: what it does on top of the others of its stack."""
+
+    n: int  # the experiment that brought it
+    others: tuple[int, ...] = ()  # that build on it, and were taken out with it
+    change: float  # of val_bpb, with it instead of without it; negative is better
+    low: float  # the confidence interval of that
+    high: float
+    runs: int  # without it
+
+
+class Pruned(Event, tag="pruned", frozen=True, kw_only=True):
+    """A pruning has ended."""
+
+    n: int  # the best by then
+    of: int  # the best before
+    removed: tuple[int, ...]  # changes that do not matter any more
+    effects: tuple[Effect, ...]  # of those that do, in the order of the stack
+    confidence: float
 
 
 class Finished(Event, tag="finished", frozen=True, kw_only=True):

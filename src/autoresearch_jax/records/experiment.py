@@ -77,17 +77,24 @@ class Experiment:
     refused: str = ""  # why it cannot run, according to the compile check before its turn
     program: str = ""  # the meaning of its train.py (syntax.meaning); "": unknown
     ideas: tuple[str, ...] = ()  # of the library that it takes
+    without: tuple[int, ...] = ()  # kept changes that it takes out of the stack
+    excursion: int | None = None  # the experiment where its line left the best
     scored: Outcome | None = None  # of the scoring; None while unscored
     repeats: tuple[Repeated, ...] = ()  # later measurements with other seeds
     verdict: str = ""  # the reason of a policy that measures again
+    passed: bool = False  # compared with its base alone, what was hoped is true
     place: int | None = None  # among the decided ones, in the order of decision
 
     @property
     def title(self) -> str:
-        """The description in a row, marked if an independent validation run was disturbed."""
+        """The description in a row.
+
+        It is marked if it is on an excursion, and if an independent validation run was disturbed.
+        """
         runs = (one for one in self.repeats if one.split == "val" and one.independent)
         disturbed = any((self.disturbed, *(one.disturbed for one in runs)))
-        return f"[disturbed] {self.description}" if disturbed else self.description
+        line = "" if self.excursion is None else f"[from {self.excursion}] "
+        return f"{line}{'[disturbed] ' if disturbed else ''}{self.description}"
 
     @property
     def leaks(self) -> bool:

@@ -28,6 +28,7 @@ class Experiments:
         # Of each command that ran experiments: its start, its last event about one, its workers.
         self.spans: list[tuple[float, float, int]] = []
         self.audit: events.Audited | None = None  # the last one
+        self.pruned: events.Pruned | None = None  # the last one
         self.scaled: dict[int, list[events.Scaled]] = {}  # by experiment
         self.restored: set[int] = set()  # the user's experiments whose command has finished
         self.next_ask = 0  # the number of the next question to an agent
@@ -185,6 +186,8 @@ class Experiments:
             case events.Audited():
                 self.audit = event
                 self._audited_repeats = {e.n: len(e.repeats) for e in self._all.values()}
+            case events.Pruned():
+                self.pruned = event
             case events.Control():
                 self.crashes = ()
             case events.Restored():
@@ -234,6 +237,7 @@ class Experiments:
             status=event.status,
             reason=event.reason,
             verdict=event.verdict,
+            passed=event.passed,
             finished=event.time,
             place=len(self._decided),
         )

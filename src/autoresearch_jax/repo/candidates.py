@@ -132,13 +132,13 @@ class Candidates:
         arguments = ("commit-tree", tree, "-p", base, "-F", "-")
         return self.git(*arguments, stdin=message.encode(errors="replace"), env=IDENTITY)
 
-    def merge(self, ours: str, base: str, theirs: bytes) -> bytes | None:
-        """Return the train.py of commit `ours` with the changes from that of `base` to `theirs`.
+    def merge(self, ours: bytes, base: bytes, theirs: bytes) -> bytes | None:
+        """Return a train.py with the changes that lead from `base` to `theirs`.
 
         Returns None if both changed the same lines. Git also refuses to merge changes of adjacent
         lines, such as constants; with a separator between each two lines it accepts them.
         """
-        versions = [self.blob(ours), self.blob(base), theirs]
+        versions = [ours, base, theirs]
         merged = self._merged(versions)
         if merged is None:
             apart = self._merged([text.replace(b"\n", SEPARATOR) for text in versions])

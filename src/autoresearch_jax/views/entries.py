@@ -20,7 +20,7 @@ PHASES = {
     "scoring": "scoring_seconds",
 }
 FIELDS = ("n", "commit", "status", "val_bpb", "change", "memory_gb", "description")
-JOURNAL_FIELDS = ("expected", "agent", "of", "started", "finished")
+JOURNAL_FIELDS = ("expected", "agent", "of", "without", "excursion", "started", "finished")
 NOTHING_YET = "no experiment is recorded here yet. To start: autoresearch-jax loop"
 
 
@@ -44,10 +44,13 @@ class Entry:
     expected: str = ""  # the effect that its agent expected
     spent: Spent = field(default_factory=Spent)
     of: int | None = None  # the experiment whose change this one carries over to another best
+    without: tuple[int, ...] = ()  # kept changes that it takes out
+    excursion: int | None = None  # the experiment where its line left the best
 
     @property
     def improved(self) -> bool:
-        return self.status == Status.KEEP and self.change is not None
+        kept = self.status == Status.KEEP and self.change is not None
+        return kept and not self.without
 
     def fields(self) -> dict[str, Any]:
         """Return what `results --json` and the page show of it; None: not known."""
@@ -84,6 +87,8 @@ def entry_of(
             "expected": clean(one.expected),
             "spent": costs.of(one.n) if costs else Spent(),
             "of": one.of,
+            "without": one.without,
+            "excursion": one.excursion,
         }
     return Entry(
         commit=clean(one.commit),

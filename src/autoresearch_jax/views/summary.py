@@ -42,12 +42,15 @@ def summarize(
     scored = [entry for entry in listed if entry.val_bpb is not None]
     kept = [entry for entry in scored if entry.status == Status.KEEP]
     improved = largest_gains(listed)
+    best = min(kept, key=lambda entry: entry.val_bpb or 0, default=None)
+    if kept and kept[-1].without:
+        best = kept[-1]  # no worse within the noise, with less
     return Summary(
         experiments=len(listed),
         improvements=len(improved),
         crashes=sum(entry.status == Status.CRASH for entry in listed),
         start=scored[0].val_bpb if scored else None,
-        best=min(kept, key=lambda entry: entry.val_bpb or 0, default=None),
+        best=best,
         top=tuple(improved[:TOP]),
         per_hour=3600 * len(listed) / seconds if seconds else None,
         seconds=seconds or None,

@@ -15,7 +15,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean, printable
 from autoresearch_jax.loop import statistics
 from autoresearch_jax.records import endings, foreign_results, journal, lessons, tags
-from autoresearch_jax.records.events import Audited, Began, Decided, Repeated
+from autoresearch_jax.records.events import Audited, Began, Decided, Pruned, Repeated
 from autoresearch_jax.records.experiment import UnusedAnswer
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.journal import Follower, JournalError
@@ -130,7 +130,7 @@ class JournalReader:
             return
         self._running.take(added)
         experiments = self.experiments
-        if any(isinstance(event, Decided | Repeated | Audited) for event in added):
+        if any(isinstance(event, Decided | Repeated | Audited | Pruned) for event in added):
             self._entries = entries(experiments.decided, experiments.costs)
             claims = statistics.claims(experiments)
             self._summary = summarize(self._entries, claims, experiments.spans)

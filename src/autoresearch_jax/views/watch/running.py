@@ -31,6 +31,7 @@ PURPOSES = {
     "noise": "for the noise",
     "audit": "for the audit",
     "drift": "for drift",
+    "prune": "to prune",
 }
 TICK_SECONDS = 0.02  # by which the clock of files may be behind
 

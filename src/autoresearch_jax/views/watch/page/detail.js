@@ -58,6 +58,8 @@ function showDetail(found) {
     ["cost", cost(found.spent)],
     ["against", numberLink(found.base)],
     ["carries over", numberLink(found.of)],
+    ["excursion from", numberLink(found.excursion)],
+    ["takes out", (found.without || []).join(", ")],
   ]);
   const parts = [title, make("p", "words", found.description || "")];
   if (found.reason) parts.push(make("p", "reason", found.reason));

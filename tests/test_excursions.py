@@ -1,0 +1,164 @@
+"""Excursions: where a loop goes on when its best has not improved for long."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from autoresearch_jax.agents.agent import Proposal
+from autoresearch_jax.cli import main
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.loop import excursions
+from autoresearch_jax.records import journal
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system.interrupts import Abandoned
+from tests import harness
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("AUTORESEARCH_LOCK_DIR", str(tmp_path / "locks"))
+    return Workspace.open(harness.make_repository(tmp_path / "w"))
+
+
+class Walker(harness.Scripted):
+    """Gives files these scores, and notes which file it was to change."""
+
+    def __init__(self, *scores):
+        super().__init__(*scores)
+        self.changed = []
+
+    def propose(self, context):
+        self.contexts.append(context)
+        path = context.worktree / "train.py"
+        self.changed.append(float(path.read_text().split("\n")[0].removeprefix("SCORE = ")))
+        path.write_text(harness.train_py(self.sources[context.n - 1]))
+        return Proposal(f"score {self.sources[context.n - 1]}")
+
+
+def loop(workspace, agent, most, **options):
+    options = {"plateau": 2, "tag": "t", **options}
+    return harness.run_loop(workspace, agent, most, **options)
+
+
+def history(workspace):
+    return journal.read(workspace.state_dir("t"))
+
+
+# A keep, two near misses, and an excursion from the nearer one: a step that is better than that,
+# one that is not, and one that is better than the best.
+SCORES = (0.9, 0.95, 0.96, 0.93, 0.94, 0.85)
+
+
+def test_after_quiet_decisions_a_line_begins_elsewhere_and_its_end_is_proposed_on_the_best(
+    workspace,
+):
+    agent = Walker(*SCORES, None, 0.86)
+    loop(workspace, agent, 6)
+    found = history(workspace)
+    assert agent.changed == [1.0, 0.9, 0.9, 0.95, 0.93, 0.93]
+    assert [e.excursion for e in found] == [None, None, None, None, 2, 2, 2, None]
+    line = [found[n] for n in (4, 5, 6)]
+    assert [(e.status, e.passed) for e in line] == [
+        ("discard", True),
+        ("discard", False),
+        ("discard", True),
+    ]
+    promoted = found[7]
+    assert (promoted.of, promoted.status, promoted.val_bpb) == (6, "keep", 0.85)
+    assert promoted.base == found[1].commit
+    assert harness.git(workspace.root, "rev-parse", "autoresearch/t") == promoted.commit
+    prompts = [(workspace.run_dir("t", n) / "prompt.md").read_text() for n in (3, 5)]
+    assert "# The best train.py: experiment 1\n" in prompts[0]
+    assert "# The train.py that you change: experiment 4, which is not the best\n" in prompts[1]
+    assert "compared with\nexperiment 4" in prompts[1]
+    # The next one changes the best again.
+    loop(workspace, agent, 1)
+    assert agent.changed[-1] == 0.85
+
+
+def test_the_views_show_the_line_of_a_trial(workspace):
+    loop(workspace, Walker(*SCORES), 6)
+    table = harness.rows(workspace.root)
+    assert table[4][4] == "[from 2] score 0.93"
+
+    def said(*words):
+        return CliRunner().invoke(main.main, ["-C", str(workspace.root), *words]).output
+
+    assert "\nline      excursion from experiment 2, " in said("show", "5")
+    row = json.loads(said("results", "--json"))[5]
+    assert row["excursion"] == 2
+    assert "better than experiment 4, which it changes, and than the best" in said("show", "6")
+
+
+@pytest.mark.parametrize("stop", range(1, 8))
+def test_an_interrupted_excursion_goes_on(workspace, monkeypatch, stop):
+    from autoresearch_jax.loop import worker
+
+    train, left = worker.Worker.train_once, [1 + stop]
+
+    def stopped(self, *arguments, **options):
+        left[0] -= 1
+        if left[0] == 0:
+            raise Abandoned
+        return train(self, *arguments, **options)
+
+    monkeypatch.setattr(worker.Worker, "train_once", stopped)
+    agent = Walker(*SCORES)
+    assert loop(workspace, agent, 6).stopped == "abandoned"
+    assert loop(workspace, agent, 6).stopped == "max"
+    found = history(workspace)
+    assert [e.excursion for e in found] == [None, None, None, None, 2, 2, 2, None]
+    assert found.best.n == 7
+
+
+def test_a_start_is_used_once_for_a_best(workspace):
+    scores = [0.9, 0.95, 0.96, *[0.97] * 20]
+    loop(workspace, Walker(*(score + n / 1000 for n, score in enumerate(scores))), 20)
+    found = history(workspace)
+    lines = [e.excursion for e in found if e.excursion is not None]
+    assert len(lines) // excursions.TRIALS >= 2
+    used = list(dict.fromkeys(lines))
+    assert used[:2] == [2, 0]  # the near miss, then what was kept before
+    assert all(lines.count(one) <= excursions.TRIALS for one in used)
+    # Between two excursions the best has its turn.
+    quiet = [e.excursion is None for e in found if e.n > 3]
+    assert sum(quiet) >= 4
+
+
+def test_without_the_setting_the_best_is_always_changed(workspace):
+    agent = Walker(*SCORES)
+    loop(workspace, agent, 6, plateau=0)
+    assert agent.changed[1:] == [0.9] * 5
+
+
+def test_a_loop_begins_at_another_experiment(workspace):
+    agent = Walker(0.9, 0.95, 0.8, None, 0.7)
+    loop(workspace, agent, 2, plateau=0)
+    loop(workspace, agent, 1, plateau=0, start="2")
+    assert agent.changed == [1.0, 0.9, 0.95]
+    found = history(workspace)
+    assert [e.excursion for e in found] == [None, None, None, 2, None]
+    assert found.best.n == 4  # once it was kept, the loop goes on from the best
+    loop(workspace, agent, 1, plateau=0, start="2")
+    assert agent.changed[-1] == 0.8
+
+
+def test_a_start_that_is_none_is_one_message(workspace):
+    agent = Walker(0.9, 0.95)
+    loop(workspace, agent, 1)
+    with pytest.raises(UserError, match="there is no experiment '7'"):
+        loop(workspace, agent, 1, start="7")
+    run = ["-C", str(workspace.root), "loop", "--help"]
+    assert "--from N|COMMIT" in CliRunner().invoke(main.main, run).output
+
+
+def test_what_waits_when_something_is_kept_is_tried_on_the_new_best(workspace):
+    agent = Walker(*SCORES)
+    agent.slow = True  # it is asked during a training
+    loop(workspace, agent, 6)
+    found = history(workspace)
+    best = [e for e in found.kept if e.n]
+    assert all(e.base == found.kept[0].commit or e.base in {b.commit for b in best} for e in best)
+    assert all(e.status is not None for e in found)
