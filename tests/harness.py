@@ -106,7 +106,7 @@ class BySeries(Scripted):
     def propose(self, context) -> Proposal:
         self.contexts.append(context)
         (context.worktree / "train.py").write_text(self.sources[context.n - 1])
-        return Proposal(f"idea {context.n}")
+        return Proposal(f"idea {context.n}", lessons=self.lessons)
 
 
 def written_score(job, *_, **__) -> Score:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from autoresearch_jax.records import journal
+from autoresearch_jax.records import journal, lessons
 from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
 from tests.faults.control import SIZE
@@ -152,6 +152,7 @@ def everything(workspace):
         "artifacts": [(workspace.run_dir("t", e.n) / "artifacts").exists() for e in found],
         "locks": [str(path) for path in git_locks(workspace)],
         "index": (workspace.common_dir / "index").read_bytes(),  # the person's
+        "lessons": lessons.read(workspace.state_dir("t")),
         "checkout": {k: v for k, v in state(workspace.root).items() if k != "results.tsv"},
     }
 

@@ -53,7 +53,9 @@ EFFECTS = (
 
 
 def repeat(workspace):
-    run_loop(workspace, BySeries(*SERIES), _most(workspace), tag="t")
+    agent = BySeries(*SERIES)
+    agent.lessons = ("a lesson",)
+    run_loop(workspace, agent, _most(workspace), tag="t")
 
 
 def confirm(workspace):

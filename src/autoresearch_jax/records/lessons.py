@@ -14,7 +14,6 @@ from autoresearch_jax.common import files
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import LESSON_LIMIT, Lesson
-from autoresearch_jax.system import locks
 
 NAME = "lessons.md"
 MOST_BYTES = 1 << 20  # of the file; a longer one is the person's, and is left alone
@@ -46,23 +45,24 @@ def read(state_dir: Path) -> str:
 def create(state_dir: Path, tag: str) -> Path:
     """Return the path of the file, which is there then. Raises OSError."""
     path = path_of(state_dir)
-    with locks.exclusive(state_dir / "lessons.lock"):
-        if not path.exists():
-            files.write_text(path, f"{_HEADING.format(tag=tag)}{_COUNT.format(0)}\n")
+    with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+        file.write(f"{_HEADING.format(tag=tag)}{_COUNT.format(0)}\n")
     return path
 
 
 def update(state_dir: Path, tag: str, known: Sequence[Lesson]) -> None:
-    """Add the lessons of the journal that the file does not have yet. Raises OSError."""
+    """Add the lessons of the journal that the file does not have yet.
+
+    Only one thread of the process that holds the tag may call it. Raises OSError.
+    """
     path = path_of(state_dir)
-    with locks.exclusive(state_dir / "lessons.lock"):
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_size > MOST_BYTES:
-                return
-        before = read(state_dir)
-        after = extended(before, tag, known)
-        if after != before:
-            files.write_text(path, after)
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > MOST_BYTES:
+            return
+    before = read(state_dir)
+    after = extended(before, tag, known)
+    if after != before:
+        files.write_text(path, after)
 
 
 def extended(text: str, tag: str, known: Sequence[Lesson]) -> str:
