@@ -143,4 +143,6 @@ def _fields(row: Entry) -> dict[str, Any]:
 
 
 def _csv_cell(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
     return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@")) else value

@@ -77,7 +77,7 @@ def _point(entry: Entry) -> dict[str, Any]:
         "agent": clean(entry.agent, AGENT_LIMIT),
         "started": None,
     }
-    return {name: value for name, value in fields.items() if value not in (None, "")}
+    return {name: value for name, value in fields.items() if value not in (None, "", ())}
 
 
 def of_experiment(reader: Reader, n: int) -> dict[str, Any] | None:
