@@ -109,10 +109,10 @@ def show(experiment: str, tag: str | None) -> None:
 @click.option("--edit", is_flag=True, help="Open the file in $EDITOR.")
 @tag_option
 def lessons(edit: bool, tag: str | None) -> None:
-    """Print or edit lessons.md: what agents wrote down, with what was measured.
+    """Print or edit lessons.md, where agents write down what they learned.
 
-    Agents read it before each proposal, your own lines first. Lines that you change or remove stay
-    so, also while a loop runs.
+    Each lesson has what was measured. Agents read the file before each proposal, your own lines
+    first. Lines that you change or remove stay so, also while a loop runs.
 
     \b
     Example:

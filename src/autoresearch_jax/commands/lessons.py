@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from autoresearch_jax.common.console import typed
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import printable
 from autoresearch_jax.records import lessons, tags
@@ -17,7 +18,7 @@ def text(workspace: Workspace, tag: str | None) -> str:
     name = _existing(workspace, tag)
     found = printable(lessons.read(workspace.state_dir(name)))
     if not found.strip():
-        return (
+        return typed(
             f"No lesson is written down under {name} yet: agents may leave some with each answer. "
             "To write your own: autoresearch-jax lessons --edit\n"
         )
