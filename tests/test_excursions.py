@@ -134,15 +134,23 @@ def test_without_the_setting_the_best_is_always_changed(workspace):
 
 
 def test_a_loop_begins_at_another_experiment(workspace):
-    agent = Walker(0.9, 0.95, 0.8, None, 0.7)
+    agent = Walker(0.9, 0.95, 0.8, None, 0.7, 0.94)
     loop(workspace, agent, 2, plateau=0)
-    loop(workspace, agent, 1, plateau=0, start="2")
-    assert agent.changed == [1.0, 0.9, 0.95]
+    loop(workspace, agent, 2, plateau=0, start="2")
+    # Once something of the line was kept, the loop went on from there.
+    assert agent.changed == [1.0, 0.9, 0.95, 0.8]
     found = history(workspace)
-    assert [e.excursion for e in found] == [None, None, None, 2, None]
-    assert found.best.n == 4  # once it was kept, the loop goes on from the best
+    assert [e.excursion for e in found] == [None, None, None, 2, None, None]
+    assert [e.n for e in found.kept] == [0, 1, 4, 5]
     loop(workspace, agent, 1, plateau=0, start="2")
-    assert agent.changed[-1] == 0.8
+    assert agent.changed[-1] == 0.95
+
+
+def test_the_best_may_be_the_start(workspace):
+    agent = Walker(0.9, 0.8, 0.7)
+    loop(workspace, agent, 1, plateau=0)
+    loop(workspace, agent, 2, plateau=0, start="1")
+    assert agent.changed == [1.0, 0.9, 0.8]
 
 
 def test_a_start_that_is_none_is_one_message(workspace):

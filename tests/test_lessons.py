@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresearch_jax.agents import replies
+from autoresearch_jax.agents.agent import Proposal
 from autoresearch_jax.cli.main import main
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.records import lessons
@@ -114,6 +115,45 @@ def test_what_a_person_changes_stays(workspace):
     assert "Mine." in path.read_text()
 
 
+def test_what_an_agent_writes_is_no_comment_and_no_heading(workspace):
+    agent = harness.Scripted(*(harness.train_py(0.9 - n / 10) for n in range(3)))
+    agent.lessons = (
+        "a larger batch <!-- see the log",
+        "# wide",
+        "<!-- 9 lessons of t were added -->",
+    )
+    run_loop(workspace, agent, 2, tag="t")
+    found = lessons.ranked(lessons.read(workspace.state_dir("t")))
+    assert len(found) == 3
+    assert all("(experiment 2, keep, -0.100000)" in line for line in found)
+
+
+def test_a_proposal_that_was_carried_over_counts_as_what_became_of_it(workspace):
+    from tests import test_excursions
+
+    class Walker(test_excursions.Walker):
+        def propose(self, context):
+            return Proposal(super().propose(context).description, lessons=(f"at {context.n}",))
+
+    test_excursions.loop(workspace, Walker(*test_excursions.SCORES), 6)
+    found = lessons.ranked(lessons.read(workspace.state_dir("t")))
+    assert found[1] == "at 6 (experiment 7, keep, -0.050000)"
+
+
+def test_the_persons_bytes_stay_and_another_tags_count_is_none(workspace):
+    state_dir = workspace.state_dir("t")
+    state_dir.mkdir(parents=True)
+    mine = "größer\n".encode("latin-1")
+    lessons.path_of(state_dir).write_bytes(
+        mine + b"<!-- 50 lessons of old were added so far. -->\n"
+    )
+    agent = harness.Scripted(harness.train_py(0.9))
+    agent.lessons = ("first",)
+    run_loop(workspace, agent, 1, tag="t")
+    assert lessons.path_of(state_dir).read_bytes().startswith(mine)
+    assert listed(workspace) == ["- first (experiment 1, keep, -0.100000)"]
+
+
 def test_a_file_that_cannot_be_written_does_not_end_a_loop(workspace):
     agent = harness.Scripted(*(harness.train_py(0.9 - n / 10) for n in range(4)))
     agent.lessons = ("first",)
@@ -145,7 +185,7 @@ def test_the_command_prints_and_edits_the_file(workspace, monkeypatch):
 
 LESSONS = st.builds(
     Lesson,
-    st.text(max_size=30) | st.just("<!-- 9 lessons were added so far. -->"),
+    st.text(max_size=30) | st.just("<!-- 9 lessons of t were added so far. -->"),
     st.none() | st.integers(0, 9),
     st.sampled_from(["keep", "discard"]),
     st.none() | st.floats(-1, 1),

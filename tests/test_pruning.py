@@ -114,6 +114,7 @@ def test_the_views_show_what_a_pruning_found(workspace):
     assert ", 5 improvements, " in listing
     assert f"best: {best.commit[:7]}" in listing
     assert "\npruned: 3 changes still matter, 2 taken out\n" in listing
+    assert history(workspace).costs.total.experiments == 5  # what --max counts
     assert "takes out 2, 3" in said("show", str(best.n))
     row = json.loads(said("results", "--json"))[best.n]
     assert row["without"] == [2, 3]
@@ -144,6 +145,7 @@ def test_an_interrupted_pruning_continues_where_it_was(workspace, monkeypatch):
     assert found.pruned.removed == (2, 3)
     programs = [(e.program, e.base) for e in found if e.without]
     assert len(programs) == len({*programs})
+    assert [e.status for e in found if e.without and e.of is not None] == ["keep"]
     # Killed between the decision and the last record, it ends without another training.
     path = workspace.state_dir("t") / "journal.jsonl"
     records = path.read_bytes().splitlines(keepends=True)
@@ -152,6 +154,81 @@ def test_an_interrupted_pruning_continues_where_it_was(workspace, monkeypatch):
     pruned(workspace)
     again = history(workspace)
     assert (again.pruned.removed, len(again)) == (found.pruned.removed, len(found))
+
+
+def test_killed_while_its_end_is_trained_it_keeps_one_end(workspace, monkeypatch):
+    """What it has measured on the best meanwhile must not change what it takes out."""
+    from autoresearch_jax.loop import worker
+
+    lucky = "SCORE = 1 - 0.1 * max(A, B) - 0.3 * C - 0.2 * A * B * C * (seed == '42')\n"
+    noise = SCORE[SCORE.index("SCORE += ") :]
+
+    def source(switches):
+        return train_py(switches).replace(SCORE, SCORE[: SCORE.index("SCORE")] + lucky + noise)
+
+    (workspace.root / "train.py").write_text(source(""))
+    harness.git(workspace.root, "commit", "-q", "-a", "-m", "Two that do the same")
+    loop(workspace, source("A"), source("AC"), source("ACB"))
+    train = worker.Worker.train_once
+
+    def killed(self, e, *arguments, **options):
+        if e.without and e.of is not None:
+            raise Abandoned
+        return train(self, e, *arguments, **options)
+
+    monkeypatch.setattr(worker.Worker, "train_once", killed)
+    with pytest.raises(UserError, match="To continue: autoresearch-jax prune"):
+        pruned(workspace)
+    monkeypatch.setattr(worker.Worker, "train_once", train)
+    assert pruned(workspace) == pruned(workspace)
+    found = history(workspace)
+    assert [e.status for e in found if e.without and e.of is not None] == ["keep"]
+    loop(workspace, harness.train_py(0.01))
+    assert history(workspace).best.val_bpb == 0.01
+
+
+def test_an_end_that_fails_once_is_made_again(workspace, monkeypatch):
+    from autoresearch_jax.loop import worker
+
+    kept_five(workspace)
+    record = worker.Worker._train
+    calls = []
+
+    def fails(self, e):
+        calls.append(e.n)
+        if e.of is not None and len([n for n in calls if n == e.n]) and not calls.count(-1):
+            calls.append(-1)
+            self.record_crash(e, "out of memory")
+            return
+        record(self, e)
+
+    monkeypatch.setattr(worker.Worker, "_train", fails)
+    with pytest.raises(UserError, match="failed when it was trained for the branch: out of memory"):
+        pruned(workspace)
+    assert history(workspace).pruned is None
+    pruned(workspace)
+    assert history(workspace).pruned.removed == (2, 3)
+
+
+def test_a_pruning_ends_at_the_hours_between_two_runs(workspace):
+    kept_five(workspace)
+    from autoresearch_jax.loop import open_session, stages
+
+    looks = []
+
+    def over():
+        looks.append(len(history(workspace)[5].repeats))
+        return "max-hours" if len(looks) > 3 else ""
+
+    view = harness.Notes()
+    config, tools = harness.setup(view, tag="t")
+    with open_session.open_session(workspace, config, tools, "prune", begun=True) as (session, _):
+        session.begin("prune")
+        assert stages.prune(session, over) is None
+    assert "Pruning was not finished within --max-hours" in view.text
+    assert looks[-1] < 6
+    pruned(workspace)
+    assert history(workspace).pruned.removed == (2, 3)
 
 
 def test_a_loop_prunes_at_its_end(workspace):
@@ -171,8 +248,9 @@ def test_a_change_on_which_others_build_goes_with_them_or_stays(workspace):
     loop(workspace, wide(1), wide(1, 2))
     pruned(workspace)
     found = history(workspace).pruned
-    # Without the first one, neither can be applied: that would be the baseline.
-    assert [(one.n, one.others) for one in found.effects] == [(2, ())]
+    # Without the first one, neither can be applied: that is the baseline.
+    assert [(one.n, one.others) for one in found.effects] == [(1, (2,)), (2, ())]
+    assert found.effects[0].change == pytest.approx(-0.1)
     assert found.removed == ()
     loop(workspace, harness.train_py(1.0, "W = [1, 2]\nX = 1\nSCORE -= 0.05 * (len(W) + X)\n"))
     pruned(workspace)

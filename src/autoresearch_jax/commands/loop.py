@@ -71,6 +71,8 @@ def run_loop(
             session.view.say(f"Before this, {last}.")
         fields = {**config.recorded(), "agent": agent.name, "workers": len(session.pool)}
         fields["program"] = session.program_sha256
+        best, first = session.experiments.best, session.experiments.loop
+        fields["best"] = first.best if continues and first else best and best.n
         session.begin("loop", continues=continues, **fields)
         notifier.started(f"started: agent {agent.name}, {limits}", last)
         before = len(session.experiments.decided)

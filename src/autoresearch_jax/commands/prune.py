@@ -25,6 +25,8 @@ def prune(workspace: Workspace, config: LoopConfig, tools: Tools) -> list[str]:
         session.begin("prune", workers=len(session.pool))
         try:
             for left in session.settle():
+                if session.interrupts.stopping():
+                    raise Abandoned
                 run_alone(session, left)
             found = stages.prune(session)
         except Abandoned:

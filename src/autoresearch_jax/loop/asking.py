@@ -92,7 +92,8 @@ class Asking:
         answers (description, why); `others` is the number of agents that were asked the same.
         Raises AgentError.
         """
-        session, base, excursion = self.session, self.base(), self.session.excursion()
+        session, excursion = self.session, self.session.excursion()
+        base = self.base() if excursion is None else excursion.head
         tries = self.config.repairs if agent.repairs else TRIES
         unfit: list[tuple[str, str]] = []
         while True:

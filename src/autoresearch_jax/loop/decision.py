@@ -127,7 +127,7 @@ def _decide_pruned(
         n = stack.n if found.action == "remeasure" else measured.n
         return MeasureAgain(n, found.reason, Purpose.PRUNE)
     passed = found.action == "keep"
-    ends = passed and e.of is not None
+    ends = passed and e.of is not None and e.base == best.commit
     if ends and not _is_probed(e):
         why = "it may be kept, and was probed as if it could not"
         return MeasureAgain(e.n, why, Purpose.PRUNE)

@@ -37,36 +37,35 @@ def present(
 ) -> Excursion | None:
     """Return the excursion that the next proposal belongs to; None: it changes the best.
 
-    `quiet` is the number of decisions after which one begins; 0: never. With `start`, the loop
-    begins there, until something of that line is kept.
+    `quiet` is the number of decisions after which one begins; 0: never. With `start`, the line
+    begins there.
     """
     best = experiments.best
     if best is None:
         return None
+    # What was proposed before the best was decided says nothing about it.
+    since = [e for e in experiments if e.n > best.n and e.started >= (best.finished or 0.0)]
+    since = [e for e in since if e.of is None and not e.without]
     if start is not None and start.n != best.n:
-        line = [e for e in experiments if e.excursion == start.n]
-        kept = {e.of for e in experiments.kept}
-        if not any(e.n in kept for e in line):
-            return Excursion(start, _head(start, line))
+        return Excursion(start, _head(start, [e for e in since if e.excursion == start.n]))
     if not quiet:
         return None
-    waited, used, line = 0, set[int](), list[Experiment]()  # since the best, or the last excursion
-    for e in experiments:
-        if e.n <= best.n or e.of is not None or e.without:
-            continue
-        if e.excursion is None:
-            waited, line = waited + (e.status is not None), []
-        elif e.excursion in used and line:
+    waited = 0  # decisions on the best since it was kept, or since the last excursion
+    lines: dict[int, list[Experiment]] = {}  # of the excursions of this best, by their starts
+    goes_on = False
+    for e in since:
+        if e.excursion is not None:
+            line = lines.setdefault(e.excursion, [])
             line.append(e)
-        else:
-            waited, line = 0, [e]
-            used.add(e.excursion)
-    if 0 < len(line) < TRIALS and line[0].excursion is not None:
-        begun = experiments[line[0].excursion]
-        return Excursion(begun, _head(begun, line))
+            waited, goes_on = 0, len(line) < TRIALS
+        elif not goes_on:  # else another worker's, which had begun before
+            waited += e.status is not None
+    if goes_on:
+        begun = experiments[[*lines][-1]]
+        return Excursion(begun, _head(begun, lines[begun.n]))
     if waited < quiet:
         return None
-    free = (e for e in starts(experiments) if e.n not in used)
+    free = (e for e in starts(experiments) if e.n not in lines)
     return next((Excursion(e, e) for e in free), None)
 
 

@@ -77,7 +77,8 @@ class Notifier:
         best = next((b.val_bpb for b in reversed(before) if b.status == Status.KEEP), None)
         if e.status == Status.KEEP and best is not None and e.val_bpb is not None:
             gain = f"val_bpb {e.val_bpb:.6f} ({e.val_bpb - best:+.6f})"
-            self.notify("best", f"experiment {e.n} is the best so far, {gain}: {e.description}")
+            what = "is the best so far" if not e.without else "is as good with fewer changes"
+            self.notify("best", f"experiment {e.n} {what}, {gain}: {e.description}")
         crashes = takewhile(lambda one: one.status == Status.CRASH, (e, *reversed(before)))
         many = self._config.crashes
         if sum(1 for _ in crashes) == many:

@@ -53,6 +53,7 @@ class OpenTag:
         self.private = self.workspace.private_dir(self.tag)
         self._seeds: dict[int, int] = {}  # the last one given out, by experiment
         self._giving_seed = threading.Lock()
+        self._start: Experiment | None = None  # where a loop begins instead of the best
         self.refuse_checked_out()
         state_dir = self.workspace.state_dir(self.tag)
         self._lock = tags.lock(state_dir / "lock", self.tag, self.view)
@@ -106,10 +107,19 @@ class OpenTag:
         return self.workspace.ask_dir(self.tag, ask)
 
     def excursion(self) -> Excursion | None:
-        """Return the excursion that the next proposal belongs to; None: it changes the best."""
-        start = self.config.start
-        begun = None if start is None else self.experiments.find(start)
-        return excursions.present(self.experiments, self.config.plateau, begun)
+        """Return the excursion that the next proposal belongs to; None: it changes the best.
+
+        A loop that begins at another experiment goes on from the best once something was kept.
+        """
+        began, best = self.experiments.loop, self.experiments.best
+        starts = self._start and began and best and began.best == best.n
+        return excursions.present(
+            self.experiments, self.config.plateau, self._start if starts else None
+        )
+
+    def begin_at(self, name: str | None) -> None:
+        """Let the line begin at the experiment of that name. Raises UserError."""
+        self._start = None if name is None else self.experiments.find(name)
 
     def write_lessons(self) -> None:
         """Add to lessons.md what the journal has learned since. Its text is in the journal."""

@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from autoresearch_jax.common import syntax
+from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.loop import policy, statistics
 from autoresearch_jax.loop.scheduler import run_alone
@@ -55,12 +56,20 @@ class Pruning:
         ended = self._experiments.pruned
         if ended is not None and ended.n == self._best.n:
             return ended
-        by_gain = [one.n for one in sorted(self._changes, key=lambda one: one.gain)]
-        minimal(by_gain, self._weak(), self._no_worse, self._closed)
-        removed = self._no_worse_than_all()
-        end = self._end(removed)
-        if end.status != Status.KEEP:  # its last training crashed, or was refused
-            end, removed = self._best, Group()
+        end = self._end_so_far()
+        if end is None:
+            by_gain = [one.n for one in sorted(self._changes, key=lambda one: one.gain)]
+            minimal(by_gain, self._weak(), self._no_worse, self._closed)
+            removed = self._no_worse_than_all()
+            end = self._end(removed)
+        else:  # the process was killed behind it
+            removed, end = Group(end.without), self._decided(end)
+        if end.status != Status.KEEP:
+            raise UserError(
+                f"Experiment {end.n}, the best without {', '.join(map(str, sorted(removed)))}, "
+                f"failed when it was trained for the branch: {end.reason or end.verdict}. Nothing "
+                "is lost. To try again: autoresearch-jax prune"
+            )
         found = Pruned(
             n=end.n,
             of=self._best.n,
@@ -118,8 +127,9 @@ class Pruning:
         rule = statistics.prune_rule(self._experiments)
         for without in reversed(self._steps):
             part = self._of(without)
-            scores = (_scores(one) for one in (self._experiments[self._best.n], part))
-            if part.n == self._best.n or rule.decide(*scores).action == "keep":
+            ours, theirs = _scores(part), _scores(self._experiments[self._best.n])
+            no_worse = bool(ours) and rule.decide(theirs, ours).action == "keep"
+            if part.n == self._best.n or no_worse:
                 return without
         return Group()
 
@@ -129,11 +139,10 @@ class Pruning:
         return self._find(meaning) or self._experiments[self._best.n]
 
     def _find(self, meaning: str, base: str | None = None) -> Experiment | None:
+        """Return the experiment of a program, on any base or a certain one, rather with a score."""
         parts = (e for e in self._experiments if e.without and e.n > self._best.n and e.of is None)
-        return next(
-            (e for e in parts if e.program == meaning and base in (None, e.base)),
-            None,
-        )
+        alike = (e for e in parts if e.program == meaning and base in (None, e.base))
+        return min(alike, key=lambda e: (not _scores(e), e.n), default=None)
 
     def _measured(self, without: Group, stack: Group) -> Experiment:
         """Return the decided experiment of a stack, compared with another."""
@@ -158,7 +167,12 @@ class Pruning:
         )
 
     def _decided(self, e: Experiment) -> Experiment:
-        return e if e.status is not None else run_alone(self._session, e)
+        """Return a decided experiment. Raises Abandoned, Unfinished, UserError."""
+        if e.status is None:
+            run_alone(self._session, e, lambda: bool(self._over()))
+        if self._experiments[e.n].status is None:
+            raise Unfinished
+        return self._experiments[e.n]
 
     def _words(self, group: Group) -> str:
         named = [one for one in self._changes if one.n in group]
@@ -168,35 +182,40 @@ class Pruning:
 
     # --------------------------------------------------------------------------------- the end
 
+    def _end_so_far(self) -> Experiment | None:
+        """Return the end that this pruning has already, unless it failed."""
+        ends = (e for e in self._experiments if e.without and e.of is not None)
+        here = (e for e in ends if e.base == self._best.commit)
+        return next((e for e in here if e.status in (None, Status.KEEP)), None)
+
     def _end(self, removed: Group) -> Experiment:
         """Return the experiment of what remains: the best, or a new one, which should be kept."""
         built, part = self._built(removed)[0], self._of(removed)
         if part.n == self._best.n:
             return part  # nothing was taken out, or nothing that has an effect
         left = [one for one in self._changes if one.n not in removed]
-        ends = [e for e in self._experiments if e.of == part.n and e.without]
-        if not ends:
-            start = "The baseline's train.py: what follows are the changes that still matter"
-            *messages, last = [start, *(f"{one.description} (experiment {one.n})" for one in left)]
-            stored = [self._session.candidates.store(source) for source in built[:-1]]
-            fields = {"before": [*zip(stored, messages, strict=True)], "message": last}
-            words = self._words(removed)
-            ends = [self._proposed(built[-1], removed, self._best, words, of=part.n, **fields)]
-        return self._decided(ends[-1])
+        start = "The baseline's train.py: what follows are the changes that still matter"
+        *messages, last = [start, *(f"{one.description} (experiment {one.n})" for one in left)]
+        stored = [self._session.candidates.store(source) for source in built[:-1]]
+        fields = {"before": [*zip(stored, messages, strict=True)], "message": last}
+        words = self._words(removed)
+        e = self._proposed(built[-1], removed, self._best, words, of=part.n, **fields)
+        return self._decided(e)
 
     def _effects(self, removed: Group) -> tuple[Effect, ...]:
         """Return what each change that remains does on top of the others."""
         stack, found = self._of(removed), list[Effect]()
         rule = statistics.prune_rule(self._experiments)
-        for one in self._changes:
-            without = None if one.n in removed else self._closed(removed | {one.n})
-            if without is None:
-                continue
-            e = self._measured(without, removed)
+        left = Group(one.n for one in self._changes) - removed
+        for one in (one for one in self._changes if one.n in left):
+            without = self._closed(removed | {one.n})
+            if without is None:  # nothing is left without it but the baseline
+                e, others = self._experiments[self._baseline.n], left - {one.n}
+            else:
+                e, others = self._measured(without, removed), without - removed - {one.n}
             ours, theirs = _scores(e), _scores(stack)
             if ours and theirs:
-                others = tuple(sorted(without - removed - {one.n}))
-                found.append(_effect(one.n, others, ours, theirs, rule))
+                found.append(_effect(one.n, tuple(sorted(others)), ours, theirs, rule))
         return tuple(found)
 
 

@@ -30,10 +30,13 @@ from autoresearch_jax.system.interrupts import Abandoned
 CRASHES = 3  # similar ones in a row, after which the best is trained again for a short time
 
 
-def run_alone(session: Session, e: Experiment) -> Experiment:
+def run_alone(
+    session: Session, e: Experiment, over: Callable[[], bool] = lambda: False
+) -> Experiment:
     """Train and decide one experiment, as far as the journal does not record that already.
 
-    Raises Abandoned, and UserError if the loop cannot continue; `e` stays undecided then.
+    Once `over` is true, it is not measured again, and stays undecided. Raises Abandoned, and
+    UserError if the loop cannot continue; it stays undecided then, too.
     """
 
     def run(worker: Worker) -> None:
@@ -41,6 +44,8 @@ def run_alone(session: Session, e: Experiment) -> Experiment:
         while (again := effects.carry_out(session, session.experiments[e.n])) is not None:
             if session.interrupts.stopping():
                 raise Abandoned
+            if over():
+                return
             if isinstance(again, TrainAgain):
                 worker.measured(session.experiments[e.n])
                 continue

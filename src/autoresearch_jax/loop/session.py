@@ -21,7 +21,7 @@ from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.loop.statistics import Noise
 from autoresearch_jax.loop.worker_pool import MakeExecutor, WorkerPool
 from autoresearch_jax.records import results_tsv
-from autoresearch_jax.records.events import Proposed, Repaired
+from autoresearch_jax.records.events import Proposed, Repaired, Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo import stale_locks
 
@@ -55,7 +55,7 @@ class Session(OpenTag):
         self.candidates.refuse_unwritable(len(self.experiments))
         effects.refuse_moved(self)
         self.refuse_uncommitted()
-        self._refuse_start()
+        self._find_start()
         last = self.experiments.loop
         if last is not None and last.program == self.program_sha256:
             self.stop_at_leaks()
@@ -82,15 +82,15 @@ class Session(OpenTag):
                 )
         results_tsv.read_replaceable(self.workspace)
 
-    def _refuse_start(self) -> None:
+    def _find_start(self) -> None:
         """Raise UserError if the experiment to begin at does not exist, or has no score."""
-        if self.config.start is not None:
-            e = self.experiments.find(self.config.start)
-            if e.val_bpb is None or e.status is None:
-                raise UserError(
-                    f"--from {self.config.start}: experiment {e.n} has no score, so nothing can be "
-                    "compared with it. `autoresearch-jax results` lists those that have one."
-                )
+        self.begin_at(self.config.start)
+        e = self._start
+        if e is not None and (e.val_bpb is None or e.status in (None, Status.CRASH)):
+            raise UserError(
+                f"--from {self.config.start}: experiment {e.n} has no score, so nothing can be "
+                "compared with it. `autoresearch-jax results` lists those that have one."
+            )
 
     @property
     def program_sha256(self) -> str:

@@ -32,9 +32,10 @@ def stack_of(kept: Sequence[Experiment]) -> list[Change]:
         if e.without:
             found = [one for one in found if one.n not in e.without]
             continue
-        assert before.mean_bpb is not None
-        assert e.mean_bpb is not None
-        gain = before.mean_bpb - e.mean_bpb
+        # Of the first runs: later ones, which a pruning makes as well, would change its order.
+        assert before.val_bpb is not None
+        assert e.val_bpb is not None
+        gain = before.val_bpb - e.val_bpb
         found.append(Change(e.n, before.commit, e.commit, gain, e.description))
     return found
 

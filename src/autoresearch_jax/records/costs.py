@@ -121,6 +121,7 @@ def _amount(event: events.Event) -> Spent | None:
         case events.Proposed():
             # A proposal that was carried over to another best is not counted again.
             counts = event.base and event.agent != PERSON and event.of is None
+            counts = counts and not event.without  # a pruning has no such limit
             return Spent(experiments=bool(counts))
         case events.Trained():
             return Spent(accelerator_s=event.metrics.get("wall_seconds", 0.0))

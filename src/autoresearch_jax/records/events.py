@@ -70,6 +70,7 @@ class Began(Event, tag="session", frozen=True, kw_only=True):
     max_hours: float | None = None
     max_usd: float | None = None
     policy: str = "strict"
+    best: int | None = None  # the number of the best, when a loop began first
     workers: int | None = None
     # From system/boot.py, to find out why a loop without an `Ended` ended:
     host: str = ""

@@ -244,7 +244,9 @@ class Experiments:
         self._decided.append(e.n)
         mean, before = e.mean_bpb, best.mean_bpb if best else None
         change = None if mean is None or before is None else mean - before
-        texts = self.lessons_of(e.n)
+        # What was learned with a proposal is worth what its last form is.
+        kept = e.status == Status.KEEP
+        texts = self.lessons_of(self.origin(e).n if kept else e.n)
         self.lessons += [Lesson(text, e.n, e.status, change) for text in texts]
         if e.status == Status.KEEP:
             self._kept.append(e.n)

@@ -24,8 +24,9 @@ _HEADING = """\
 Agents write these lines, and read them before each proposal, yours first. Edit them as you like.
 
 """
-_COUNT = "<!-- {} lessons were added so far. The next ones are added above this line. -->"
-_COUNTED = re.compile(r"^<!-- (\d{1,9}) lessons were added so far\..*-->\r?$", re.MULTILINE)
+_COUNT = "<!-- {} lessons of {} were added so far. The next ones are added above this line. -->"
+_COUNTED = r"^<!-- (\d{{1,9}}) lessons of {} were added so far\..*-->\r?$"
+_COMMENT = re.compile(r"^[ \t]*<!--.*?-->", re.DOTALL | re.MULTILINE)
 _MEASURED = re.compile(
     r"\((?:[\w.-]+, )?(?:experiment \d+, (keep|discard|crash)(?:, ([+-]\d+\.\d+))?|not measured)\)$"
 )
@@ -38,15 +39,21 @@ def path_of(state_dir: Path) -> Path:
 
 def read(state_dir: Path) -> str:
     """Return the text of the file, "" if there is none."""
-    # The person may keep it elsewhere, and leave a link here.
-    return files.read_part(path_of(state_dir).resolve(), MOST_BYTES).decode(errors="replace")
+    return _bytes(state_dir).decode(errors="replace")
+
+
+def _bytes(state_dir: Path) -> bytes:
+    with contextlib.suppress(OSError, RuntimeError):  # a link that leads to itself
+        # The person may keep it elsewhere, and leave a link here.
+        return files.read_part(path_of(state_dir).resolve(), MOST_BYTES)
+    return b""
 
 
 def create(state_dir: Path, tag: str) -> Path:
     """Return the path of the file, which is there then. Raises OSError."""
     path = path_of(state_dir)
     with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
-        file.write(f"{_HEADING.format(tag=tag)}{_COUNT.format(0)}\n")
+        file.write(f"{_HEADING.format(tag=tag)}{_COUNT.format(0, tag)}\n")
     return path
 
 
@@ -59,15 +66,16 @@ def update(state_dir: Path, tag: str, known: Sequence[Lesson]) -> None:
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size > MOST_BYTES:
             return
-    before = read(state_dir)
+    # In whatever encoding the person writes, their bytes stay.
+    before = _bytes(state_dir).decode(errors="surrogateescape")
     after = extended(before, tag, known)
     if after != before:
-        files.write_text(path, after)
+        files.write_bytes(path, after.encode(errors="surrogateescape"))
 
 
 def extended(text: str, tag: str, known: Sequence[Lesson]) -> str:
     """Return the text of the file with all lessons of the journal that it did not have."""
-    counted = _COUNTED.search(text)
+    counted = re.search(_COUNTED.format(re.escape(tag)), text, re.MULTILINE)
     done = int(counted[1]) if counted else 0  # the person may have removed the comment
     if done >= len(known):
         return text
@@ -75,11 +83,11 @@ def extended(text: str, tag: str, known: Sequence[Lesson]) -> str:
     lines = dict.fromkeys(line for line in map(line_of, known[done:]) if line not in there)
     added = "".join(f"{line}\n" for line in lines)
     if counted:
-        count = _COUNT.format(len(known))
+        count = _COUNT.format(len(known), tag)
         return f"{text[: counted.start()]}{added}{count}{text[counted.end() :]}"
     text = text or _HEADING.format(tag=tag)
     text += "" if text.endswith("\n") else "\n"
-    return f"{text}{added}{_COUNT.format(len(known))}\n"
+    return f"{text}{added}{_COUNT.format(len(known), tag)}\n"
 
 
 def line_of(one: Lesson) -> str:
@@ -87,7 +95,8 @@ def line_of(one: Lesson) -> str:
     words = "not measured" if one.n is None else f"experiment {one.n}, {one.status}"
     words = f"{one.tag}, {words}" if one.tag else words
     words += "" if one.change is None else f", {one.change:+.6f}"
-    return f"- {clean(one.text, LESSON_LIMIT)} ({words})"
+    text = clean(one.text, LESSON_LIMIT).replace("<!--", "<-").replace("-->", "->")
+    return f"- {text} ({words})"
 
 
 def ranked(text: str) -> list[str]:
@@ -114,9 +123,8 @@ def _usefulness(line: str) -> tuple[int, float]:
 
 def _lines(text: str) -> Iterator[str]:
     """Yield the lessons of a file, each on one line."""
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     heading = {*_HEADING.splitlines()}
-    for line in text.splitlines():
+    for line in _COMMENT.sub("", text).splitlines():
         words = line.strip().removeprefix("- ").strip()
-        if words and not words.startswith("#") and line not in heading:
+        if words and not line.startswith("#") and line not in heading:
             yield words

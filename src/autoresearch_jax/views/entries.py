@@ -75,7 +75,9 @@ def entry_of(
     crashed = one.status == Status.CRASH
     score = None if crashed else one.val_bpb
     # A fork may have another word than "keep" for its first row.
-    is_best = score is not None and (best is None or (one.status == Status.KEEP and score < best))
+    prunes = isinstance(one, Experiment) and bool(one.without)  # no worse within the noise
+    lower = best is None or (one.status == Status.KEEP and score is not None and score < best)
+    is_best = score is not None and (lower or (prunes and one.status == Status.KEEP))
     known: dict[str, Any] = {"n": place}
     if isinstance(one, Experiment):
         known = {

@@ -42,9 +42,9 @@ def summarize(
     scored = [entry for entry in listed if entry.val_bpb is not None]
     kept = [entry for entry in scored if entry.status == Status.KEEP]
     improved = largest_gains(listed)
-    best = min(kept, key=lambda entry: entry.val_bpb or 0, default=None)
-    if kept and kept[-1].without:
-        best = kept[-1]  # no worse within the noise, with less
+    ends = [at for at, entry in enumerate(kept) if entry.without]  # of prunings
+    left = kept[ends[-1] :] if ends else kept
+    best = min(left, key=lambda entry: entry.val_bpb or 0, default=None)
     return Summary(
         experiments=len(listed),
         improvements=len(improved),
