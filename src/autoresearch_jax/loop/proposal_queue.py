@@ -59,8 +59,7 @@ def take(tag: OpenTag, queued: Queued) -> Queued | None:
     best = tag.experiments.best
     assert best is not None
     if queued.excursion is not None:
-        present = tag.excursion()
-        if present is not None and present.start.n == queued.excursion:
+        if (best.finished or 0.0) <= queued.time:
             best = tag.experiments.by_commit(queued.base) or best
         else:  # something was kept since, so it is tried there
             queued = structs.replace(queued, excursion=None)
