@@ -19,11 +19,10 @@ from tests import harness
 from tests.harness import Notes, run_loop
 from tests.levels import STRONGEST_BY_DAY
 
-# Writes down what it found in its prompt, and lowers the score to 1 - n / 10; its fourth answer
-# changes nothing.
+# Counts the lessons in its prompt, writes their number down, and lowers the score by a tenth.
 COMMAND = (
     "n=$(grep -c '^> .* (experiment' $AUTORESEARCH_PROMPT);"
-    ' [ "$n" -lt 3 ] && sed -i "s/SCORE = .*/SCORE = 0.$((9 - n))/" train.py;'
+    ' sed -i "s/SCORE = .*/SCORE = 0.$((9 - n))/" train.py;'
     " echo '**LESSON:** round '$n; echo 'LESSON: <what you learned>'; echo DESCRIPTION: step $n"
 )
 

@@ -118,6 +118,14 @@ def test_the_views_show_what_a_pruning_found(workspace):
     assert "takes out 2, 3" in said("show", str(best.n))
     row = json.loads(said("results", "--json"))[best.n]
     assert row["without"] == [2, 3]
+    # What is kept after that may score higher than what was the best before it.
+    lowest = min(e.val_bpb for e in history(workspace).kept)
+    assert lowest < 0.777 < best.val_bpb
+    loop(workspace, harness.train_py(0.777))
+    later = history(workspace).best
+    assert later.val_bpb == 0.777
+    assert f"best: {later.commit[:7]}" in said("results")
+    assert "is not pruned" in said("results")
 
 
 def test_an_interrupted_pruning_continues_where_it_was(workspace, monkeypatch):

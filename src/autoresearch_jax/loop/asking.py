@@ -19,6 +19,7 @@ from autoresearch_jax.jobs.compile_check import Verdict
 from autoresearch_jax.jobs.job import Events
 from autoresearch_jax.loop import proposal_queue
 from autoresearch_jax.loop.back_off import TRIES
+from autoresearch_jax.loop.excursions import Excursion
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records.costs import LARGEST
 from autoresearch_jax.records.events import Asked, Dropped, Queued
@@ -57,7 +58,10 @@ class Asking:
 
         On an excursion it is another experiment.
         """
-        if (excursion := self.session.excursion()) is not None:
+        return self._base(self.session.excursion())
+
+    def _base(self, excursion: Excursion | None) -> Experiment:
+        if excursion is not None:
             return excursion.head
         return self.session.experiments.best or self.session.experiments[-1]
 
@@ -93,7 +97,7 @@ class Asking:
         Raises AgentError.
         """
         session, excursion = self.session, self.session.excursion()
-        base = self.base() if excursion is None else excursion.head
+        base = self._base(excursion)
         tries = self.config.repairs if agent.repairs else TRIES
         unfit: list[tuple[str, str]] = []
         while True:

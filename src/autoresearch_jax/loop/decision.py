@@ -34,7 +34,7 @@ class Decision:
     status: Status
     reason: str = ""  # why, where its score did not decide
     verdict: str = ""  # why, where its score decided
-    passed: bool = False  # compared with its base alone, what was hoped is true
+    passed: bool = False  # on an excursion: better than its base; in a pruning: no worse
     lives_on: Version | None = None
 
 
@@ -65,10 +65,8 @@ def decide(
     """
     if is_disturbed_timeout(e) and (again := _trained_again(e)):
         return again
-    if e.without:
-        return _decide_pruned(experiments, e, config)
-    if e.excursion is not None:
-        return _decide_on_excursion(experiments, e, config)
+    if e.without or e.excursion is not None:
+        return _decide_beside(experiments, e, config)
     best = experiments.best
     as_it_is = None if best is None else _as_it_is(experiments, e, best)
     failed, too_much = _failure(e), _too_much_memory(e, config.max_memory_gb)
@@ -104,21 +102,30 @@ def decide(
     return Decision(Status(found.action), verdict=found.reason, lives_on=as_it_is)
 
 
-def _decide_pruned(
+def _decide_beside(
     experiments: Experiments, e: Experiment, config: LoopConfig
+) -> Decision | MeasureAgain | TrainAgain:
+    """Decide an experiment that is compared with the one that it changes, wherever the best is."""
+    base, best = experiments.by_commit(e.base), experiments.best
+    assert base is not None
+    assert best is not None
+    if (failed := _failure(e)) is not None:
+        return Decision(Status.CRASH, failed)
+    if too_much := _too_much_memory(e, config.max_memory_gb):
+        return Decision(Status.DISCARD, too_much)
+    if e.without:
+        return _decide_pruned(experiments, e, base, best)
+    return _decide_on_excursion(e, base, best)
+
+
+def _decide_pruned(
+    experiments: Experiments, e: Experiment, stack: Experiment, best: Experiment
 ) -> Decision | MeasureAgain:
     """Decide a stack without some changes, by comparison with the stack that it is made of.
 
     What a pruning measures on its way is not kept. At its end the last of these is carried over to
     the best, and kept for the runs that it has had.
     """
-    stack, best = experiments.by_commit(e.base), experiments.best
-    assert stack is not None
-    assert best is not None
-    if (failed := _failure(e)) is not None:
-        return Decision(Status.CRASH, failed)
-    if too_much := _too_much_memory(e, config.max_memory_gb):
-        return Decision(Status.DISCARD, too_much)
     rule = statistics.prune_rule(experiments)
     measured = e if e.of is None else experiments[e.of]
     theirs, ours = (list(statistics.fresh(one, "val").values()) for one in (stack, measured))
@@ -136,19 +143,12 @@ def _decide_pruned(
 
 
 def _decide_on_excursion(
-    experiments: Experiments, e: Experiment, config: LoopConfig
+    e: Experiment, base: Experiment, best: Experiment
 ) -> Decision | TrainAgain:
-    """Decide a trial of an excursion, by comparison with the experiment that it changes.
+    """Decide a trial of an excursion.
 
     It is not kept itself. If it scores lower than the best, it is proposed on top of that one.
     """
-    base, best = experiments.by_commit(e.base), experiments.best
-    assert base is not None
-    assert best is not None
-    if (failed := _failure(e)) is not None:
-        return Decision(Status.CRASH, failed)
-    if too_much := _too_much_memory(e, config.max_memory_gb):
-        return Decision(Status.DISCARD, too_much)
     passed = _is_lower(e, base)
     if not passed and _could_win(e, base) and (again := _trained_again(e)):
         return again

@@ -112,10 +112,9 @@ class OpenTag:
         A loop that begins at another experiment goes on from the best once something was kept.
         """
         began, best = self.experiments.loop, self.experiments.best
-        starts = self._start and began and best and began.best == best.n
-        return excursions.present(
-            self.experiments, self.config.plateau, self._start if starts else None
-        )
+        kept = began is None or best is None or began.best != best.n
+        start = None if kept else self._start
+        return excursions.present(self.experiments, self.config.plateau, start)
 
     def begin_at(self, name: str | None) -> None:
         """Let the line begin at the experiment of that name. Raises UserError."""

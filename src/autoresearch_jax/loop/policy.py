@@ -174,8 +174,6 @@ class Prune:
         """Decide on scores: "keep" takes the changes out, "discard" leaves them."""
         if not stack:
             return Verdict("remeasure", "the stack has no fresh run")
-        if not without:
-            return Verdict("again", "without the changes there is no run")
         loss = fmean(without) - fmean(stack)
         if self.noise == 0:
             way = f"{loss:+.6f} without noise"

@@ -72,7 +72,6 @@ class Pruning:
             )
         found = Pruned(
             n=end.n,
-            of=self._best.n,
             removed=tuple(sorted(removed)),
             effects=self._effects(removed),
             confidence=statistics.CONFIDENCE,

@@ -11,14 +11,7 @@ from autoresearch_jax.loop.pruning import Pruning, Unfinished
 from autoresearch_jax.loop.scheduler import Scheduler, run_alone
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
-from autoresearch_jax.records.events import (
-    Audited,
-    Finished,
-    Pruned,
-    Purpose,
-    Repeated,
-    Status,
-)
+from autoresearch_jax.records.events import Audited, Finished, Pruned, Purpose, Repeated, Status
 from autoresearch_jax.records.experiment import Experiment
 
 

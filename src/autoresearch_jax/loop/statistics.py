@@ -282,16 +282,11 @@ def pruned_lines(found: Pruned, experiments: Experiments) -> list[str]:
     def named(n: int) -> str:
         return f"{n}: {experiments[n].description}"
 
-    several = len(found.effects) != 1
-    kept = (
-        f"{len(found.effects)} change{'s' if several else ''} still matter{'' if several else 's'}"
-    )
-    later = (
-        ""
-        if experiments.best is None or experiments.best.n == found.n
-        else (f"; what was kept since experiment {found.n} is not pruned")
-    )
-    lines = [f"pruned: {kept}, {len(found.removed)} taken out{later}"]
+    count = len(found.effects)
+    matter = "1 change still matters" if count == 1 else f"{count} changes still matter"
+    lines = [f"pruned: {matter}, {len(found.removed)} taken out"]
+    if experiments.best is not None and experiments.best.n != found.n:
+        lines[0] += f"; what was kept since experiment {found.n} is not pruned"
     lines += [f"  taken out      {named(n)}" for n in found.removed]
     for one in found.effects:
         interval = f"{found.confidence:.0%} interval {one.low:+.6f} to {one.high:+.6f}"

@@ -185,7 +185,7 @@ class Decided(Event, tag="decided", frozen=True, kw_only=True):
     status: Status
     reason: str = ""
     verdict: str = ""  # the reason of a policy that measures again
-    passed: bool = False  # of one that is compared with its base alone: what was hoped is true
+    passed: bool = False  # on an excursion: better than its base; in a pruning: no worse
     queued: tuple[Queued, ...] = ()  # the form in which its proposal lives on, if any
 
 
@@ -290,7 +290,6 @@ class Pruned(Event, tag="pruned", frozen=True, kw_only=True):
     """A pruning has ended."""
 
     n: int  # the best by then
-    of: int  # the best before
     removed: tuple[int, ...]  # changes that do not matter any more
     effects: tuple[Effect, ...]  # of those that do, in the order of the stack
     confidence: float

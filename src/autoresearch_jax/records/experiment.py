@@ -24,7 +24,6 @@ class Lesson:
     n: int | None = None  # the experiment; None: the answer did not become one
     status: Status | None = None  # of it
     change: float | None = None  # of val_bpb, from the best before it: negative is better
-    tag: str = ""  # the tag that it was learned under, if not this one
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Experiment:
     scored: Outcome | None = None  # of the scoring; None while unscored
     repeats: tuple[Repeated, ...] = ()  # later measurements with other seeds
     verdict: str = ""  # the reason of a policy that measures again
-    passed: bool = False  # compared with its base alone, what was hoped is true
+    passed: bool = False  # on an excursion: better than its base; in a pruning: no worse
     place: int | None = None  # among the decided ones, in the order of decision
 
     @property

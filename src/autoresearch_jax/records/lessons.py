@@ -28,7 +28,7 @@ _COUNT = "<!-- {} lessons of {} were added so far. The next ones are added above
 _COUNTED = r"^<!-- (\d{{1,9}}) lessons of {} were added so far\..*-->\r?$"
 _COMMENT = re.compile(r"^[ \t]*<!--.*?-->", re.DOTALL | re.MULTILINE)
 _MEASURED = re.compile(
-    r"\((?:[\w.-]+, )?(?:experiment \d+, (keep|discard|crash)(?:, ([+-]\d+\.\d+))?|not measured)\)$"
+    r"\((?:experiment \d+, (keep|discard|crash)(?:, ([+-]\d+\.\d+))?|not measured)\)$"
 )
 
 
@@ -93,7 +93,6 @@ def extended(text: str, tag: str, known: Sequence[Lesson]) -> str:
 def line_of(one: Lesson) -> str:
     """Return a lesson as a line of the file."""
     words = "not measured" if one.n is None else f"experiment {one.n}, {one.status}"
-    words = f"{one.tag}, {words}" if one.tag else words
     words += "" if one.change is None else f", {one.change:+.6f}"
     text = clean(one.text, LESSON_LIMIT).replace("<!--", "<-").replace("-->", "->")
     return f"- {text} ({words})"
@@ -105,20 +104,20 @@ def ranked(text: str) -> list[str]:
     A person's come first, then what agents learned with a gain, the largest first, then the rest,
     the newest first. A text that several lines have counts once.
     """
-    keyed = [(_usefulness(line), -at, line) for at, line in enumerate(_lines(text))]
-    keyed.sort(key=lambda one: (one[0], one[1] if one[0][0] else -one[1]))
+    own, gains, others = list[str](), list[tuple[float, str]](), list[str]()
+    for line in reversed([*_lines(text)]):
+        measured = _MEASURED.search(line)
+        if measured is None:
+            own.append(line)
+        elif measured[1] == Status.KEEP and measured[2] is not None:
+            gains.append((float(measured[2]), line))
+        else:
+            others.append(line)
+    largest_first = sorted(gains, key=lambda gain: gain[0])
     found: dict[str, str] = {}
-    for _, _, line in keyed:
+    for line in (*reversed(own), *(line for _, line in largest_first), *others):
         found.setdefault(_MEASURED.sub("", line).strip().casefold(), line)
     return list(found.values())
-
-
-def _usefulness(line: str) -> tuple[int, float]:
-    measured = _MEASURED.search(line)
-    if measured is None:
-        return 0, 0.0
-    gained = measured[1] == Status.KEEP and measured[2] is not None
-    return (1, float(measured[2])) if gained else (2, 0.0)
 
 
 def _lines(text: str) -> Iterator[str]:
