@@ -60,6 +60,14 @@ def make_workspace(root: Path, constants: str = CONSTANTS) -> Path:
     return root
 
 
+def copy_data(home: Path, to: Path) -> Path:
+    """Copy what preparation made, and no more: in a shared home, other tests make folders and
+    remove them meanwhile."""
+    for kind in ("packed", "prepared", "repeated", "tokenizers"):
+        shutil.copytree(home / kind, to / kind)
+    return to
+
+
 def environment(home: Path, **more: str) -> dict[str, str]:
     """For a child process: data in `home`, no network beyond loopback, one CPU device."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}

@@ -144,7 +144,7 @@ def test_a_sandbox_that_hides_nothing_is_not_used(workspace, monkeypatch):
 
 
 def test_data_that_was_altered_is_refused(workspace, prepared, tmp_path, monkeypatch):
-    home = shutil.copytree(prepared[1], tmp_path / "home")
+    home = data_helpers.copy_data(prepared[1], tmp_path / "home")
     monkeypatch.setenv("AUTORESEARCH_HOME", str(home))
     workspace = Workspace.open(workspace.root)
     path = manifest.load(workspace.root).split_path("train")

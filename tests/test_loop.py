@@ -748,7 +748,7 @@ def test_a_log_that_cannot_be_written_is_refused_before_the_training(workspace, 
 def test_a_tag_goes_on_with_its_own_data(workspace, prepared, tmp_path, monkeypatch):
     """The workspace has prepared another source since, and so has another workspace."""
     root, home = prepared
-    monkeypatch.setenv("AUTORESEARCH_HOME", str(shutil.copytree(home, tmp_path / "data")))
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(data_helpers.copy_data(home, tmp_path / "data")))
     for name in manifest.FROZEN:
         (workspace.root / name).write_bytes((root / name).read_bytes())
     git(workspace.root, "commit", "-qam", "The frozen files that the data was prepared with")

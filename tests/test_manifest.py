@@ -13,7 +13,7 @@ from tests import data_helpers
 def copied(prepared, tmp_path, monkeypatch):
     """A copy of prepared data to be spoilt."""
     shutil.copytree(prepared[0], tmp_path / "workspace")
-    shutil.copytree(prepared[1], tmp_path / "home")
+    data_helpers.copy_data(prepared[1], tmp_path / "home")
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     return tmp_path / "workspace"
 

@@ -695,9 +695,7 @@ def test_a_scoring_without_end_is_ended(harness_score, honest):
 
 @pytest.mark.parametrize("what", cases(["tokenizer_path", "token_bytes_path", "val"], ["val"]))
 def test_a_training_is_not_blamed_for_altered_data(harness_score, honest, prepared, tmp_path, what):
-    home = shutil.copytree(
-        prepared[1], tmp_path / "home", ignore=shutil.ignore_patterns("sample-*", "*cache*")
-    )
+    home = data_helpers.copy_data(prepared[1], tmp_path / "home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTORESEARCH_HOME", str(home))
         data = manifest.load(prepared[0])

@@ -1,7 +1,6 @@
 """What `prepare.begin` and `finish` write and print."""
 
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -41,7 +40,6 @@ STATS = {
     "peak_vram_mb": 3.0,
 }
 # What a home holds besides data; other tests that share it add and remove such folders.
-NOT_DATA = shutil.ignore_patterns("runs", "worktrees")
 
 
 @pytest.fixture
@@ -169,7 +167,7 @@ def test_two_processes_leave_what_one_does(prepared, tmp_path):
 
 
 def test_by_hand_a_run_replaces_the_one_before(prepared, tmp_path):
-    shutil.copytree(prepared[1], tmp_path / "home", ignore=NOT_DATA)
+    data_helpers.copy_data(prepared[1], tmp_path / "home")
     by_hand = tmp_path / "home" / "runs" / "by-hand"
     by_hand.mkdir(parents=True)
     (by_hand / "left over").touch()
@@ -179,7 +177,7 @@ def test_by_hand_a_run_replaces_the_one_before(prepared, tmp_path):
 
 
 def test_without_validation_data_there_is_no_score(prepared, tmp_path, monkeypatch, capsys):
-    shutil.copytree(prepared[1], tmp_path / "home", ignore=NOT_DATA)
+    data_helpers.copy_data(prepared[1], tmp_path / "home")
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     prepare = data_helpers.import_prepare(prepared[0])
     manifest.load(prepared[0]).split_path("val").unlink()
