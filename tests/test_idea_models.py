@@ -175,7 +175,7 @@ def check_causal(train, params):
     model.check_module(jax.export.deserialize(exported.serialize()))
     evaluator = Evaluator(exported, artifacts.flatten(params)[0])
     rows = tokens(seed=9, rows=32)
-    nats, sketch = evaluator(rows[:, :-1], rows[:, 1:])
+    _, sketch = evaluator(rows[:, :-1], rows[:, 1:])
     rng = np.random.default_rng(0)
-    found = probes.probe(evaluator, rows, nats, sketch, rng=rng, pairs=64)
+    found = probes.probe(evaluator, rows, sketch, rng=rng, count=64)
     assert found.noise <= probes.TOLERANCE
