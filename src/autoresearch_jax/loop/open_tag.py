@@ -68,6 +68,7 @@ class OpenTag:
 
     def close(self) -> None:
         self.view.live("")
+        self.write_lessons()  # if that failed after the last decision
         self.journal.close()
         self.candidates.keep_fds = ()
         os.close(self._lock)
