@@ -1,4 +1,4 @@
-"""Excursions: where a loop goes on when its best has not improved for long."""
+"""Excursions: `loop --from N`, where trials change another experiment than the best."""
 
 import json
 
@@ -8,7 +8,6 @@ from click.testing import CliRunner
 from autoresearch_jax.agents.agent import Proposal
 from autoresearch_jax.cli import main
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.loop import excursions
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system.interrupts import Abandoned
@@ -38,7 +37,7 @@ class Walker(harness.Scripted):
 
 
 def loop(workspace, agent, most, **options):
-    options = {"plateau": 2, "tag": "t", **options}
+    options = {"plateau": 0, "tag": "t", **options}
     return harness.run_loop(workspace, agent, most, **options)
 
 
@@ -55,11 +54,14 @@ def history(workspace):
 SCORES = (0.9, 0.95, 0.96, 0.93, 0.94, 0.85)
 
 
-def test_after_quiet_decisions_a_line_begins_elsewhere_and_its_end_is_proposed_on_the_best(
-    workspace,
-):
+def begun(workspace, agent, most, **options):
+    loop(workspace, agent, 3)
+    return loop(workspace, agent, most, start="2", **options)
+
+
+def test_a_line_begins_elsewhere_and_its_end_is_proposed_on_the_best(workspace):
     agent = Walker(*SCORES, None, 0.86)
-    loop(workspace, agent, 6)
+    begun(workspace, agent, 3)
     found = history(workspace)
     assert agent.changed == [1.0, 0.9, 0.9, 0.95, 0.93, 0.93]
     assert [e.excursion for e in found] == [None, None, None, None, 2, 2, 2, None]
@@ -83,7 +85,7 @@ def test_after_quiet_decisions_a_line_begins_elsewhere_and_its_end_is_proposed_o
 
 
 def test_the_views_show_the_line_of_a_trial(workspace):
-    loop(workspace, Walker(*SCORES), 6)
+    begun(workspace, Walker(*SCORES), 3)
     table = harness.rows(workspace.root)
     assert table[4][4] == "[from 2] score 0.93"
 
@@ -96,7 +98,7 @@ def test_the_views_show_the_line_of_a_trial(workspace):
     assert "better than experiment 4, which it changes, and than the best" in said("show", "6")
 
 
-@pytest.mark.parametrize("stop", range(1, 8))
+@pytest.mark.parametrize("stop", range(4, 8))
 def test_an_interrupted_excursion_goes_on(workspace, monkeypatch, stop):
     from autoresearch_jax.loop import worker
 
@@ -110,50 +112,30 @@ def test_an_interrupted_excursion_goes_on(workspace, monkeypatch, stop):
 
     monkeypatch.setattr(worker.Worker, "train_once", stopped)
     agent = Walker(*SCORES)
-    assert loop(workspace, agent, 6).stopped == "abandoned"
-    assert loop(workspace, agent, 6).stopped == "max"
+    assert begun(workspace, agent, 3).stopped == "abandoned"
+    assert loop(workspace, agent, 3, start="2").stopped == "max"
     found = history(workspace)
     assert [e.excursion for e in found] == [None, None, None, None, 2, 2, 2, None]
     assert found.best.n == 7
 
 
-def test_a_start_is_used_once_for_a_best(workspace):
-    scores = [0.9, 0.95, 0.96, *[0.97] * 20]
-    loop(workspace, Walker(*(score + n / 1000 for n, score in enumerate(scores))), 20)
-    found = history(workspace)
-    lines = [e.excursion for e in found if e.excursion is not None]
-    assert len(lines) // excursions.TRIALS >= 2
-    used = list(dict.fromkeys(lines))
-    assert used[:2] == [2, 0]  # the near miss, then what was kept before
-    assert all(lines.count(one) <= excursions.TRIALS for one in used)
-    # Between two excursions the best has its turn.
-    quiet = [e.excursion is None for e in found if e.n > 3]
-    assert sum(quiet) >= 4
-
-
-def test_without_the_setting_the_best_is_always_changed(workspace):
-    agent = Walker(*SCORES)
-    loop(workspace, agent, 6, plateau=0)
-    assert agent.changed[1:] == [0.9] * 5
-
-
 def test_a_loop_begins_at_another_experiment(workspace):
     agent = Walker(0.9, 0.95, 0.8, None, 0.7, 0.94)
-    loop(workspace, agent, 2, plateau=0)
-    loop(workspace, agent, 2, plateau=0, start="2")
+    loop(workspace, agent, 2)
+    loop(workspace, agent, 2, start="2")
     # Once something of the line was kept, the loop went on from there.
     assert agent.changed == [1.0, 0.9, 0.95, 0.8]
     found = history(workspace)
     assert [e.excursion for e in found] == [None, None, None, 2, None, None]
     assert [e.n for e in found.kept] == [0, 1, 4, 5]
-    loop(workspace, agent, 1, plateau=0, start="2")
+    loop(workspace, agent, 1, start="2")
     assert agent.changed[-1] == 0.95
 
 
 def test_the_best_may_be_the_start(workspace):
     agent = Walker(0.9, 0.8, 0.7)
-    loop(workspace, agent, 1, plateau=0)
-    loop(workspace, agent, 2, plateau=0, start="1")
+    loop(workspace, agent, 1)
+    loop(workspace, agent, 2, start="1")
     assert agent.changed == [1.0, 0.9, 0.8]
 
 
@@ -172,18 +154,14 @@ def test_a_start_that_is_none_is_one_message(workspace):
 def test_what_waits_when_something_is_kept_is_merged_into_the_new_best(workspace):
     agent = Walker(*SCORES, 0.84, 0.83, 0.82, 0.81)
     agent.slow = True  # it is asked during a training
-    loop(workspace, agent, 8)
+    begun(workspace, agent, 5)
     found = history(workspace)
     assert (found[7].of, found[7].status) == (6, "keep")
     used = {e.ask for e in found}
     line = [one for one in records(workspace, "drafted") if one["excursion"] is not None]
-    # Two trials of the line were asked for ahead, too, although a nearer miss came meanwhile.
-    assert [(one["excursion"], one["ask"] in used) for one in line] == [
-        (2, True),
-        (2, True),
-        (2, False),
-    ]
-    # The third was asked for while experiment 6 trained. These files differ in the same line.
+    # All trials of the line were asked for ahead.
+    assert [one["ask"] in used for one in line] == [True, True, True, False]
+    # The fourth was asked for while experiment 6 trained. These files differ in the same line.
     [dropped] = [one for one in records(workspace, "dropped") if one["ask"] == line[-1]["ask"]]
     assert dropped["reason"] == "it conflicts with experiment 7"
     assert all(e.excursion is None for e in found if e.n > 7)

@@ -134,7 +134,7 @@ def test_a_proposal_that_was_carried_over_counts_as_what_became_of_it(workspace)
         def propose(self, context):
             return Proposal(super().propose(context).description, lessons=(f"at {context.n}",))
 
-    test_excursions.loop(workspace, Walker(*test_excursions.SCORES), 6)
+    test_excursions.begun(workspace, Walker(*test_excursions.SCORES), 3)
     found = lessons.ranked(lessons.read(workspace.state_dir("t")))
     assert found[1] == "at 6 (experiment 7, keep, -0.050000)"
 

@@ -162,9 +162,10 @@ class Research:
         changes = prompt.changes(tuple(self._experiments))
         full = self._full(decided)
         self._read_changes(full)
-        self._themes = self._theme_rows(decided, changes)
+        alone = [e for e in decided if not e.combines]  # the others say nothing of one change
+        self._themes = self._theme_rows(alone, changes)
         ideas = library.usable(self._workspace.root)
-        self._ideas = self._research_ideas.rows(ideas, self._best_source(), decided, changes)
+        self._ideas = self._research_ideas.rows(ideas, self._best_source(), alone, changes)
         about = "".join(f"| {name} | {what} |\n" for name, what in ABOUT.items())
         yield "README.md", README.format(tag=self._tag) + about
         yield "speed.csv", csv_text(self._speed_rows(shown))

@@ -116,10 +116,10 @@ class Settings(BaseModel):
         default_factory=lambda found: AUDIT_RUNS if found.get("policy") == "confirm" else 0,
     )
     plateau: Whole = _setting(
-        "Decisions without a keep, after which the loop leaves the best for a few trials.  "
-        "[default: 0, never]",
+        "Decisions without a keep, after which near misses are tried together; 0: never.  "
+        "[default: 20]",
         "N",
-        default=0,
+        default=20,
     )
     prune: bool = _setting(
         "Whether to take kept changes out again at the end that do not matter any more.  "

@@ -115,7 +115,7 @@ class OpenTag:
         began, best = self.experiments.loop, self.experiments.best
         kept = began is None or best is None or began.best != best.n
         start = None if kept else self._start
-        return excursions.present(self.experiments, self.config.plateau, start)
+        return excursions.present(self.experiments, start)
 
     def begin_at(self, name: str | None) -> None:
         """Let the line begin at the experiment of that name. Raises UserError."""

@@ -83,7 +83,8 @@ def _on_best(tag: OpenTag, queued: Queued, best: Experiment) -> tuple[bytes | No
         return None, "its train.py is no longer in the repository"
     experiments = tag.experiments
     if queued.base != best.commit:
-        source, why = _merged(tag, queued, best, source)
+        ours, base = (tag.candidates.blob(one) for one in (best.commit, queued.base))
+        source, why = merged(tag, ours, base, source, best.n)
     if source is not None:
         same = experiments.same_program(syntax.meaning(source), running=True)
         family = [] if queued.of is None else experiments.family(experiments[queued.of])
@@ -105,14 +106,16 @@ def _source(tag: OpenTag, queued: Queued) -> bytes | None:
         return copy.read_bytes() if copy is not None and copy.is_file() else None
 
 
-def _merged(
-    tag: OpenTag, queued: Queued, best: Experiment, source: bytes
+def merged(
+    tag: OpenTag, ours: bytes, base: bytes, theirs: bytes, n: int
 ) -> tuple[bytes | None, str]:
-    """Merge a proposal's changes into the best; or return None, and why that failed."""
-    before = tag.candidates.blob(best.commit)
-    merged = tag.candidates.merge(before, tag.candidates.blob(queued.base), source)
-    if merged is None:
-        return None, f"it conflicts with experiment {best.n}"
-    if broken := syntax.unparsable(merged) or syntax.misleading(merged, before):
-        return None, f"merged with experiment {best.n} it cannot be used ({broken})"
-    return merged, ""
+    """Return a train.py, `ours`, with the changes from `base` to `theirs`; or None, and why.
+
+    `n` is the number of the experiment that is merged with.
+    """
+    found = tag.candidates.merge(ours, base, theirs)
+    if found is None:
+        return None, f"it conflicts with experiment {n}"
+    if broken := syntax.unparsable(found) or syntax.misleading(found, ours):
+        return None, f"merged with experiment {n} it cannot be used ({broken})"
+    return found, ""

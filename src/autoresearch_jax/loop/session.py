@@ -158,7 +158,7 @@ class Session(OpenTag):
 
         Its commit says the description, or else a `message`. `before` are stored files with
         messages, of which there is a commit each in between. `fields` are the other fields of the
-        record: metrics, expected, ask, of, refused, without.
+        record: metrics, expected, ask, of, refused, without, excursion, combines.
         """
         assert self.experiments.best is not None
         parent = base = base or self.experiments.best.commit

@@ -78,6 +78,7 @@ class Experiment:
     ideas: tuple[str, ...] = ()  # of the library that it takes
     without: tuple[int, ...] = ()  # kept changes that it takes out of the stack
     excursion: int | None = None  # the experiment where its line left the best
+    combines: tuple[int, ...] = ()  # near misses that it tries together
     scored: Outcome | None = None  # of the scoring; None while unscored
     repeats: tuple[Repeated, ...] = ()  # later measurements with other seeds
     verdict: str = ""  # the reason of a policy that measures again

@@ -20,7 +20,9 @@ PHASES = {
     "scoring": "scoring_seconds",
 }
 FIELDS = ("n", "commit", "status", "val_bpb", "change", "memory_gb", "description")
-JOURNAL_FIELDS = ("expected", "agent", "of", "without", "excursion", "started", "finished")
+JOURNAL_FIELDS = (
+    *("expected", "agent", "of", "without", "excursion", "combines", "started", "finished"),
+)
 NOTHING_YET = "no experiment is recorded here yet. To start: autoresearch-jax loop"
 
 
@@ -46,6 +48,7 @@ class Entry:
     of: int | None = None  # the experiment whose change this one carries over to another best
     without: tuple[int, ...] = ()  # kept changes that it takes out
     excursion: int | None = None  # the experiment where its line left the best
+    combines: tuple[int, ...] = ()  # near misses that it tries together
 
     @property
     def improved(self) -> bool:
@@ -91,6 +94,7 @@ def entry_of(
             "of": one.of,
             "without": one.without,
             "excursion": one.excursion,
+            "combines": one.combines,
         }
     return Entry(
         commit=clean(one.commit),

@@ -105,6 +105,8 @@ def _facts(
     yield "ideas", ", ".join(map(clean, one.ideas)), ""
     line = f"excursion from experiment {one.excursion}" if one.excursion is not None else ""
     yield "line", line and f"{line}, whose trials are compared with what they change", ""
+    for n in one.combines:
+        yield "combines", f"{n}: {experiments[n].title}", ""
     yield "carries", "" if one.of is None else f"over experiment {one.of}", ""
     yield "prune", f"takes out {', '.join(map(str, one.without))}" if one.without else "", ""
     yield "repaired", repaired, ""

@@ -59,6 +59,7 @@ function showDetail(found) {
     ["against", numberLink(found.base)],
     ["carries over", numberLink(found.of)],
     ["excursion from", numberLink(found.excursion)],
+    ["near misses", (found.combines || []).join(", ")],
     ["takes out", (found.without || []).join(", ")],
   ]);
   const parts = [title, make("p", "words", found.description || "")];
