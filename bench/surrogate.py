@@ -21,6 +21,7 @@ optima further away that pull at each other more, twice the noise, another criti
 device of half the memory, and fewer good ideas.
 """
 
+import copy
 import functools
 import math
 import random
@@ -122,7 +123,7 @@ class Landscape:
     """The trainings of one seed."""
 
     def __init__(self, kind: str, seed: int) -> None:
-        self.kind, self.name = KINDS[kind], f"{kind}/{seed}"
+        self.kind_name, self.kind, self.name = kind, KINDS[kind], f"{kind}/{seed}"
         dice = random.Random(self.name)
         draws = {name: dice.gauss(0, self.kind.shift) for name in BOWLS}
         # No further, so that the shipped file itself trains.
@@ -134,6 +135,32 @@ class Landscape:
         self._ideas = {name: self._effect(dice) for name, _, _ in IDEAS}
         self._ideas |= {name: self._effect(dice) for name in LIBRARY}
         self._offset = 0.0  # that puts the shipped file where the public log begins
+
+    def like(self, seed: int, alike: float) -> "Landscape":
+        """Another task: at 1 the best is at the same place, at -1 on the other side of the start.
+
+        Between, the optima and the effects of code are a mix with those of another seed.
+        """
+        new, other = copy.deepcopy(self), Landscape(self.kind_name, seed)
+        rest = math.sqrt(1 - alike**2)
+        new.name = f"{self.name}~{other.name}"
+        new._offset = 0.0
+        new._shift = {
+            name: max(-1.8, min(1.8, alike * one + rest * other._shift[name]))
+            for name, one in self._shift.items()
+        }
+        for name in ("_warmdown", "_floor", "_warmup"):
+            middle = {"_warmdown": 0.5, "_floor": 0.0, "_warmup": 0.0}[name]
+            mixed = alike * (getattr(self, name) - middle) + rest * (getattr(other, name) - middle)
+            setattr(new, name, max(0.0, middle + mixed))
+        new._ideas = {}
+        for name, one in self._ideas.items():
+            another = other._ideas[name]
+            if one is None or another is None:
+                new._ideas[name] = one
+            else:
+                new._ideas[name] = 0.001 + alike * (one - 0.001) + rest * (another - 0.001)
+        return new
 
     def _effect(self, dice: random.Random) -> float | None:
         if dice.random() < self.kind.good_ideas:

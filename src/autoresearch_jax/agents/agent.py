@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from autoresearch_jax.agents.outcomes import Learned
 from autoresearch_jax.agents.search_space import GivenRange
 from autoresearch_jax.ideas.idea import Idea
 from autoresearch_jax.records.experiment import Experiment
@@ -93,6 +94,7 @@ class Context:
     written: tuple[Path, ...] = ()  # what it may fill, besides the worktree
     env: Mapping[str, str] = field(default_factory=dict)  # in addition to the user's
     research: Path | None = None  # in the worktree: what the experiments have shown
+    learned: Learned | None = None  # what another tag has found
 
     def with_prompt(self, prompt: str) -> Context:
         """Return a copy with another prompt, which replaces the files of the old one."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from autoresearch_jax.agents import curves, prompt, research_ideas
 from autoresearch_jax.agents.changes import Change, Tally, change_of, named
 from autoresearch_jax.agents.curves import SPEED, Points, speed
+from autoresearch_jax.agents.outcomes import Learned
 from autoresearch_jax.agents.plain_text import (
     cell,
     csv_text,
@@ -36,6 +37,7 @@ from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.candidates import Candidates
 
+LEARNED = "another_tag.csv"
 ANSWER = "answer.txt"  # in an experiment's folder: what its agent answered
 FULL_BEST, FULL_LAST = 50, 150  # experiments that have a file each
 ROWS = 5000  # experiments that have a line in the table
@@ -83,6 +85,7 @@ LESSONS_HEADING = """\
 
 What the user and agents wrote down, the most useful first: what the user wrote, then lessons with a
 gain. In parentheses is what was measured: the experiment, its status, and its change of val_bpb.
+With `learned from`, that is an experiment of another tag.
 
 """
 ABOUT = {
@@ -95,6 +98,7 @@ ABOUT = {
     "themes.md": "results by constant and by part of train.py: how often, kept, mean change",
     "ideas.md": "changes with public evidence: state in the best train.py, and what each did here",
     "ideas/": "one file for each of them, with its source and its patch",
+    LEARNED: "if another tag was learned from: what it tried there, its gains first",
     lessons.NAME: "what the user and earlier agents wrote down, with what was measured",
     "experiments/": "one file for each of the best and the last: diff, reason, answer, numbers",
 }
@@ -103,9 +107,16 @@ ABOUT = {
 class Research:
     """The folder of one tag, kept up to date. Several threads may write it."""
 
-    def __init__(self, experiments: Experiments, candidates: Candidates, budget_s: float) -> None:
+    def __init__(
+        self,
+        experiments: Experiments,
+        candidates: Candidates,
+        budget_s: float,
+        learned: Learned | None = None,
+    ) -> None:
         self._experiments = experiments
         self._candidates = candidates
+        self._learned = learned or Learned("")
         self._workspace, self._tag = candidates.workspace, candidates.tag
         self._budget_s = budget_s
         self._lock = threading.Lock()
@@ -143,7 +154,8 @@ class Research:
             speed = [",".join(row) for row in self._speed_rows(shown[: BLOCK_ROWS - 1])]
             themes = self._themes[:BLOCK_ROWS]
             ready, more_ready = research_ideas.ready(self._ideas)
-            learned = self._lessons()[: 2 * BLOCK_ROWS]
+            lines = self._lessons()[: 2 * BLOCK_ROWS]
+            elsewhere = [row for row in self._learned.tried if row.status == Status.KEEP]
         return prompt.render(
             "research.md.j2",
             cost=cost[: 1 + BLOCK_ROWS],
@@ -151,7 +163,9 @@ class Research:
             themes=themes,
             ready=ready,
             more_ready=more_ready,
-            lessons=learned,
+            lessons=lines,
+            tag=self._learned.tag,
+            elsewhere=elsewhere[:BLOCK_ROWS],
         )
 
     # ----------------------------------------------------------------------------------- parts
@@ -173,6 +187,8 @@ class Research:
         yield from self._curve_files(shown)
         yield "themes.md", self._theme_file()
         yield lessons.NAME, LESSONS_HEADING + "".join(f"{line}\n" for line in self._lessons())
+        if self._learned.tried:
+            yield LEARNED, csv_text(self._learned_rows())
         yield "results.csv", self._results(decided, changes)
         yield from research_ideas.files(self._ideas)
         for e in full:
@@ -338,6 +354,12 @@ class Research:
                 "| " + " | ".join(cell(str(one).replace("|", "/"), 600) for one in parts) + " |"
             )
         return "\n".join(lines) + "\n"
+
+    def _learned_rows(self) -> Iterator[list[object]]:
+        yield ["n", "status", "change", "description"]
+        for row in self._learned.tried:
+            change = number(row.change, "+.6f")
+            yield [row.n, cell(row.status, 10), change, cell(row.description, 160)]
 
     def _lessons(self) -> list[str]:
         """Return lessons.md, the most useful lines first, each quoted."""

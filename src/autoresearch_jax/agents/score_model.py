@@ -5,8 +5,13 @@ together, one for each idea of the library and for each group of them, and one f
 code that no idea explains. A part that many files share is learned from all of them, so a result
 says something about every file with the same constant, or an idea of the same group.
 
+Results of another tag are those of a task that resembles this one more or less. How much is what
+explains all results best; where that is not at all, they are left out. They count less with each
+result of this tag, as a prior should (Hvarfner et al. 2022, arXiv:2204.11051).
+
 Sources: additive kernels, Duvenaud et al. 2011 (arXiv:1112.4394); expected improvement, Jones et
-al. 1998, over the model's mean at the best file, because scores are noisy.
+al. 1998, over the model's mean at the best file, because scores are noisy; one correlation between
+two tasks, Bonilla et al. 2007 ("Multi-task Gaussian Process Prediction").
 """
 
 import itertools
@@ -22,12 +27,14 @@ from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
 from autoresearch_jax.agents.drawing import weight
-from autoresearch_jax.agents.search_history import File, Known
+from autoresearch_jax.agents.outcomes import File, Result
+from autoresearch_jax.agents.search_history import Known
 from autoresearch_jax.agents.search_space import FIRST_STEP
 from autoresearch_jax.common.literals import Value
 from autoresearch_jax.ideas.idea import Idea
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 # Scores count in typical effects of a change.
 EFFECT = 0.002  # of the best score: a typical effect, before any is known
@@ -39,41 +46,62 @@ HOLDS = 0.5  # the part of a stated effect that is expected here
 # Standard deviations of the effects of an idea, of what a group of ideas shares, and of other new
 # code, which may have any effect: it says nothing about the files without it.
 IDEA, GROUP, EDIT = 1.0, 0.2, 100.0
-LEVEL = 2.0  # the same of what all files share
+LEVEL = 2.0  # the same of what all files of a tag share
 TOGETHER = 0.5  # weight of all constants together, against each alone
 FARTHEST, APART = 8.0, 3.0  # first steps: of a number from the best, between two choices
 # What fits the scores best is taken: the reach of a constant, in first steps of its axis, the
 # variance of the constants' parts, and the standard deviation of the noise.
 REACHES, VARIANCES, NOISES = (1.0, 2.0, 4.0), (0.3, 1.0, 3.0), (0.2, 0.5)
+# Likewise, the correlation of effects here and under the other tag that was learned from, where 0
+# has a higher prior probability (a difference of logarithms). It fades with each result of this
+# tag, until nothing of the other counts. bench/learn.py chose these.
+ALIKE, DOUBT, FADES = (0.9, 0.5, 0.0), 2.0, 20
 
 
 def expected_improvements(known: Known, ideas: Mapping[str, Idea], files: Sequence[File]) -> Array:
     """Return by how many typical effects each file is expected to beat the best one: [N]."""
+    left = 1 - len(known.results) / FADES
+    learned = known.learned.results if known.learned and left > 0 else ()
     seen = _Features(known, ideas, files)
     # The threads of a BLAS wait for each other, for long where trainings keep the cores busy.
     with threadpool_limits(1):
-        model = _Model(seen.of([one.file for one in known.results]), _scores(known), seen.weights_C)
+        model = _fitted(known, seen, learned, [left * one for one in ALIKE])
+        if learned and not model.alike:  # nothing of it counts, not even how far constants reach
+            model = _fitted(known, seen, (), [0.0])
         return model.expected_improvement(seen.of(files), seen.of([known.best]))
 
 
-def _scores(known: Known) -> Array:
-    """Return the results as distances from the best score, in typical effects: [N]."""
-    expected = EFFECT * max(known.val_bpb, 1e-6)  # a score of 0 has no logarithm
+def _fitted(
+    known: Known, seen: "_Features", learned: Sequence[Result], alike: Sequence[float]
+) -> "_Model":
+    """Return the model of this tag's results and another's."""
+    results = [*known.results, *learned]
+    scores_N = np.array([*_scores(known.results, known.val_bpb), *_scores(learned)], float)
+    here_N = np.arange(len(results)) < len(known.results)
+    files = seen.of([one.file for one in results])
+    return _Model(files, scores_N, here_N, seen.weights_C, alike if learned else [0.0])
+
+
+def _scores(results: Sequence[Result], best: float | None = None) -> list[float]:
+    """Return results as distances from the best score, in typical effects."""
+    if best is None:
+        best = min((one.val_bpb for one in results if one.val_bpb is not None), default=1.0)
+    expected = EFFECT * max(best, 1e-6)  # a score of 0 has no logarithm
     logs = [EFFECTS_KNOWN * math.log(expected)]
-    for one in known.results:
+    for one in results:
         if one.val_bpb is not None and one.base_bpb not in (None, one.val_bpb):
             logs.append(math.log(max(abs(one.val_bpb - one.base_bpb), expected / 10)))
     unit = math.exp(sum(logs) / (EFFECTS_KNOWN + len(logs) - 1))
     scores = []
-    for one in known.results:
-        base = known.val_bpb if one.base_bpb is None else one.base_bpb
+    for one in results:
+        base = best if one.base_bpb is None else one.base_bpb
         change = RUNNING if one.running else WORST
         if one.val_bpb is not None:
             change = (one.val_bpb - base) / unit
         if one.base_bpb is not None:  # a baseline may be far from the best of now
             change = min(WORST, change)
-        scores.append((base - known.val_bpb) / unit + change)
-    return np.array(scores, float)
+        scores.append((base - best) / unit + change)
+    return scores
 
 
 def _expected(effect: float) -> float:
@@ -102,7 +130,8 @@ class _Features:
             name: IDEA_COST if one.effect is None else _expected(one.effect)
             for name, one in ideas.items()
         }
-        every = [known.best, *files, *(one.file for one in known.results)]
+        learned = known.learned.results if known.learned else ()
+        every = [known.best, *files, *(one.file for one in (*known.results, *learned))]
         self._ideas = sorted(frozenset[str]().union(*(one.ideas for one in every)))
         self._group = {name: one.group or name for name, one in ideas.items()}
         self._groups = sorted({*self._group.values()})
@@ -156,23 +185,39 @@ class _Features:
 class _Model:
     """The Gaussian process, given scores."""
 
-    def __init__(self, files: _Files, scores_N: Array, weights_C: Array) -> None:
-        """`weights_C` has the mean 1."""
-        self._files, self._weights_C = files, weights_C
+    def __init__(
+        self,
+        files: _Files,
+        scores_N: Array,
+        here_N: Flags,
+        weights_C: Array,
+        alike: Sequence[float],
+    ) -> None:
+        """`here_N` is false for results of another tag. `weights_C` has the mean 1.
+
+        `alike` has the possible correlations of the two tags' effects.
+        """
+        self._files, self._here_N, self._weights_C = files, here_N, weights_C
         square_NNC, flags_NN = _squares(files, files), _flags(files, files)
         above_N = scores_N - files.prior_N
         found = []
         for reach in REACHES:
             constants_NN = self._constants(square_NNC, reach)
-            for variance, noise in itertools.product(VARIANCES, NOISES):
-                cov_NN = variance * constants_NN + flags_NN + noise**2 * np.eye(len(files))
+            for variance, noise, one in itertools.product(VARIANCES, NOISES, alike):
+                cov_NN = variance * constants_NN + flags_NN
+                cov_NN = self._related(cov_NN, here_N, one) + noise**2 * np.eye(len(files))
                 root_NN = cholesky(cov_NN, lower=True, overwrite_a=True, check_finite=False)
                 solved_N = cho_solve((root_NN, True), above_N, check_finite=False)
                 likely = -0.5 * above_N @ solved_N - np.log(np.diag(root_NN)).sum()
                 likely -= 0.25 * math.log(variance) ** 2  # the prior: a variance around 1
-                found.append((likely, reach, variance, root_NN, solved_N))
+                found.append((likely - DOUBT * (one > 0), reach, variance, one, root_NN, solved_N))
         best = max(found, key=lambda one: one[0])
-        _, self._reach, self._variance, self._root_NN, self._solved_N = best
+        _, self._reach, self._variance, self.alike, self._root_NN, self._solved_N = best
+
+    def _related(self, cov_NM: Array, here_M: Flags, alike: float) -> Array:
+        """Return the covariance of results of two tags, each with a level of its own: [N, M]."""
+        same_NM = self._here_N[:, None] == here_M[None, :]
+        return np.where(same_NM, cov_NM + LEVEL**2, alike * cov_NM)
 
     def expected_improvement(self, files: _Files, best: _Files) -> Array:
         """Return by how much each file is expected to beat the best one: [N]."""
@@ -186,6 +231,7 @@ class _Model:
         """Return the mean and the variance of each file's score without noise: [M], [M]."""
         shared_NM = self._variance * self._constants(_squares(self._files, files), self._reach)
         shared_NM += _flags(self._files, files)
+        shared_NM = self._related(shared_NM, np.ones(len(files), bool), self.alike)
         solved_NM = cho_solve((self._root_NN, True), shared_NM)
         own = self._variance * self._constants(np.zeros((1, 1, files.places_NC.shape[1])), 1.0)
         own_M = own[0, 0] + (files.flags_NF**2).sum(axis=1) + LEVEL**2
@@ -205,4 +251,4 @@ def _squares(one: _Files, other: _Files) -> Array:
 
 
 def _flags(one: _Files, other: _Files) -> Array:
-    return one.flags_NF @ other.flags_NF.T + LEVEL**2
+    return one.flags_NF @ other.flags_NF.T

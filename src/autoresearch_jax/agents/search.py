@@ -3,8 +3,8 @@
 Every proposal changes the best `train.py`: by an idea, by one to three constants, or by both. A
 model of the score, which knows the results of all agents, says which change is expected to improve
 it most (score_model.py). Before that, a number that improved the score, or nearly, is moved a step
-further and a step back. A proposal depends only on the history and the seed. docs/search.md
-describes the search.
+further and a step back. A proposal depends only on the history, the seed and what was learned from
+another tag. docs/search.md describes the search.
 """
 
 import itertools
@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
 from autoresearch_jax.agents.constants import Reading, read
 from autoresearch_jax.agents.drawing import WHOLE_RANGE_AFTER, anywhere, pick, weight
-from autoresearch_jax.agents.search_history import File, History, Known
+from autoresearch_jax.agents.outcomes import File
+from autoresearch_jax.agents.search_history import History, Known
 from autoresearch_jax.agents.search_space import GivenRange, describe
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.literals import Value
@@ -25,6 +26,7 @@ from autoresearch_jax.ideas.idea import Idea
 
 CANDIDATES = 400  # changes of constants that the model compares
 WITH_IDEA = 60  # more of them, each together with an idea
+LEARNED = 5  # best files of another tag, whose values are among them
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def ranked(known: Known, ideas: Mapping[str, Idea], rng: random.Random) -> Itera
     options = [of_idea(ideas[name], known, ideas) for name in possible(known.best, ideas)]
     code = [one.idea for one in options if one.code]
     options += [Option(values) for values in drawn(known, rng, CANDIDATES)]
+    options += [Option(values) for values in learned(known)]
     if code:
         combined = drawn(known, rng, WITH_IDEA)
         options += [Option(values, rng.choice(code), code=True) for values in combined]
@@ -138,6 +141,25 @@ def possible(best: File, ideas: Mapping[str, Idea]) -> list[str]:
         for name, one in ideas.items()
         if one.patch and not has(one) and fit.blocked(one, ideas, has) is None
     ]
+
+
+def learned(known: Known) -> Iterator[dict[str, Value]]:
+    """Yield the values of the best files of another tag, and those of the best one by one."""
+    results = known.learned.results if known.learned else ()
+    scored = [one for one in results if one.val_bpb is not None]
+    now, space = known.best.values, known.space
+    found: list[dict[str, Value]] = []
+    for one in sorted(scored, key=lambda one: one.val_bpb or 0.0)[:LEARNED]:
+        values = {
+            name: new
+            for name, new in one.file.values.items()
+            if name in space and space[name].allows(new) and space[name].moves(now[name], new)
+        }
+        if values and values not in found:
+            found.append(values)
+    yield from found
+    for name, new in found[0].items() if found and len(found[0]) > 1 else ():
+        yield {name: new}
 
 
 def drawn(known: Known, rng: random.Random, count: int) -> Iterator[dict[str, Value]]:

@@ -1,16 +1,18 @@
 """What the built-in search knows before a proposal, from all experiments of all agents."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from autoresearch_jax.agents.agent import AgentError, Context
 from autoresearch_jax.agents.constants import Reading, read
 from autoresearch_jax.agents.drawing import space_of
 from autoresearch_jax.agents.ideas_tried import Taken
+from autoresearch_jax.agents.outcomes import File, Learned, Result
 from autoresearch_jax.agents.search_space import Range
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.literals import Value
+from autoresearch_jax.ideas.idea import Idea
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
 
@@ -18,26 +20,6 @@ RESULTS = 200  # the newest experiments, which the search learns from
 BRACKETED = 12  # the newest of these, whose numbers are moved a step further and back
 STEPS = 2  # of a number, on one file
 NEARLY = 0.0002  # of a score: a number that is so little worse than its base was nearly kept
-
-
-@dataclass(frozen=True)
-class File:
-    """A train.py as the search sees it."""
-
-    values: Mapping[str, Value]  # its constants
-    ideas: frozenset[str] = frozenset()  # that are more than values of constants
-    edits: frozenset[int] = frozenset()  # experiments whose new code it has, if no idea explains it
-    claim: float | None = None  # the change of val_bpb that its constants had for others
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of a file."""
-
-    file: File
-    val_bpb: float | None  # bits per byte, the mean of its runs; None: it crashed, or runs
-    base_bpb: float | None = None  # of the file that it changes; None: unknown
-    running: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,14 +34,50 @@ class Known:
     tried: frozenset[tuple[str, str]]  # the signatures of all files so far
     taken: frozenset[str]  # the ideas that experiments took
     steps: Sequence[Mapping[str, Value]]  # further and back from numbers that were kept, or nearly
+    learned: Learned | None = None  # what another tag has found
+
+
+class Files:
+    """Reads the files of experiments, each once; an overnight run has thousands."""
+
+    def __init__(self, ideas: Mapping[str, Idea], edited: int = 1) -> None:
+        """`edited`: 1; -1 for another tag, whose new code differs from that of the same number."""
+        self.taken = Taken(ideas)
+        self._edited = edited
+        self._files: dict[str, tuple[Reading, File]] = {}  # by commit
+        self._edits: dict[int, frozenset[int]] = {}  # by number
+
+    def of(self, e: Experiment, source_of: Callable[[str], str]) -> tuple[Reading, File]:
+        """Return the file of an experiment, after that of its base."""
+        if e.commit not in self._files:
+            source = source_of(e.commit)
+            reading = read(source)
+            ideas, edits = self.taken.contained(reading, source), frozenset[int]()
+            if e.base in self._files:
+                before, base = self._files[e.base]
+                new = reading.rest != before.rest and ideas == base.ideas and not e.combines
+                edits = base.edits | ({self._edited * e.n} if new else frozenset())
+            edits = edits.union(*(self._edits.get(n, edits) for n in e.combines))
+            self._edits[e.n] = edits
+            self._files[e.commit] = reading, File(reading.values, ideas, edits)
+        return self._files[e.commit]
+
+
+def results_of(past: Sequence[tuple[Experiment, File]], most: int) -> Iterator[Result]:
+    """Yield what became of the newest files, oldest first, as far as it says something of them."""
+    by_commit = {e.commit: e for e, _ in past}
+    for e, file in past[-most:]:
+        mean, running = e.mean_bpb, e.status is None and e.val_bpb is None
+        if mean is not None or e.status in (None, Status.CRASH):
+            base = by_commit.get(e.base)
+            yield Result(file, mean, None if base is None else base.mean_bpb, running)
 
 
 class History:
-    """Reads the files of experiments, each once; an overnight run has thousands."""
+    """What the search knows, from what it is given for each proposal."""
 
     def __init__(self) -> None:
-        self._files: dict[str, tuple[Reading, File]] = {}  # by commit
-        self._taken: Taken | None = None
+        self._files = Files({})
 
     def known(self, context: Context) -> Known:
         """Return what is known.
@@ -71,11 +89,10 @@ class History:
             source = literals.decode((context.worktree / "train.py").read_bytes())
         except SyntaxError as error:
             raise AgentError(f"train.py is not Python: {error}.") from error
-        if self._taken is None or self._taken.ideas != context.ideas:  # a person may add some
-            self._files, self._taken = {}, Taken(context.ideas)
-        taken = self._taken
+        if self._files.taken.ideas != context.ideas:  # a person may add some
+            self._files = Files(context.ideas)
         now = read(source)
-        past = [(e, *self._file(context, e)) for e in context.history]
+        past = [(e, *self._files.of(e, context.source_of)) for e in context.history]
         space = space_of(source, [reading.values for _, reading, _ in past], context.search)
         if not space and not context.ideas:
             raise AgentError(
@@ -83,16 +100,11 @@ class History:
                 "or `search` in program.md excludes them all."
             )
         same = [(e, file) for e, reading, file in past if reading.signature == now.signature]
-        best, score = File(now.values, taken.contained(now, source)), None
+        best, score = File(now.values, self._files.taken.contained(now, source)), None
         if same:
             best, score = same[-1][1], same[-1][0].mean_bpb
         by_commit = {e.commit: (e, reading) for e, reading, _ in past}
-        results = []
-        for e, _, file in past[-RESULTS:]:
-            mean, running = e.mean_bpb, e.status is None and e.val_bpb is None
-            if mean is not None or e.status in (None, Status.CRASH):
-                base = by_commit[e.base][0].mean_bpb if e.base in by_commit else None
-                results.append(Result(file, mean, base, running))
+        results = [*results_of([(e, file) for e, _, file in past], RESULTS)]
         scores = [one.val_bpb for one in results if one.val_bpb is not None]
         unfit = [read(text) for text, _ in context.unfit]
         values = [one.values for one in unfit if one.rest == now.rest]
@@ -107,20 +119,19 @@ class History:
             tried=frozenset(one.signature for one in tried),
             taken=frozenset(name for e in context.history for name in e.ideas),
             steps=list(_steps(past, by_commit, now, space, same[-1][0].commit if same else "")),
+            learned=_known_here(context.learned, context.ideas),
         )
 
-    def _file(self, context: Context, e: Experiment) -> tuple[Reading, File]:
-        if e.commit not in self._files:
-            assert self._taken is not None
-            source = context.source_of(e.commit)
-            reading = read(source)
-            ideas, edits = self._taken.contained(reading, source), frozenset[int]()
-            if e.base in self._files:
-                before, base = self._files[e.base]
-                new = reading.rest != before.rest and ideas == base.ideas
-                edits = base.edits | ({e.n} if new else frozenset())
-            self._files[e.commit] = reading, File(reading.values, ideas, edits)
-        return self._files[e.commit]
+
+def _known_here(learned: Learned | None, ideas: Mapping[str, Idea]) -> Learned | None:
+    """Return what another tag has found without ideas that are not in the library here."""
+    if learned is None:
+        return None
+    results = [
+        replace(one, file=replace(one.file, ideas=one.file.ideas & ideas.keys()))
+        for one in learned.results
+    ]
+    return replace(learned, results=results)
 
 
 def _steps(

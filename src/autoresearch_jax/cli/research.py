@@ -103,7 +103,7 @@ def _print_compiled(check: "Verdict", as_json: bool) -> None:
     settings=(
         *("agent", "max", "max_hours", "max_usd", "repairs", "lookahead", "fallback"),
         *("notify", "notify_on", "policy", "plateau", "start", "audit", "prune", "workers", "ray"),
-        *("desc", "tag", "seed"),
+        *("desc", "tag", "learn_from", "seed"),
         *("agent_writes", "max_memory_gb", "isolation", "require_isolation"),
     ),
 )

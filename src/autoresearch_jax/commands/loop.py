@@ -12,7 +12,7 @@ from autoresearch_jax.agents.agent import Agent, AgentError
 from autoresearch_jax.agents.factory import BUILT_IN, make_agent
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import sentence
-from autoresearch_jax.loop import notify, stages
+from autoresearch_jax.loop import learning, notify, stages
 from autoresearch_jax.loop.asking import Asking
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools, open_session
@@ -70,6 +70,9 @@ def run_loop(
             last = endings.words(session.experiments, locked=True)
             session.view.say(f"Before this, {last}.")
         fields = {**config.recorded(), "agent": agent.name, "workers": len(session.pool)}
+        if session.source is not None:  # before the record, so that a kill between repeats it
+            fields["learned"] = learning.learn(session, session.source)
+            session.view.say(f"Learned from {fields['learned']}.")
         fields["program"] = session.program_sha256
         best, first = session.experiments.best, session.experiments.loop
         fields["best"] = first.best if continues and first else best and best.n

@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoresearch_jax.agents import prompt
+from autoresearch_jax.agents import outcomes, prompt
 from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal, Usage
+from autoresearch_jax.agents.outcomes import Learned
 from autoresearch_jax.agents.prompt import Brief
 from autoresearch_jax.agents.research import Research
 from autoresearch_jax.common import files, literals, syntax
@@ -41,13 +42,28 @@ class Asking:
         self.session = session
         self.config = session.config
         self.budget_s = time_budget(session.workspace.root)
-        self.research = Research(session.experiments, session.candidates, self.budget_s)
+        self.learned = self._learned()
+        self.research = Research(
+            session.experiments, session.candidates, self.budget_s, self.learned
+        )
         try:
             library.load(session.workspace.root)
         except UserError as error:
             session.view.say(f"     of the ideas only the shipped ones are used: {error}")
         self.closed = False  # whether nobody waits for an answer any more
         self.numbers = itertools.count(session.experiments.next_ask)  # of new questions
+
+    def _learned(self) -> Learned | None:
+        """Return what another tag has found."""
+        state_dir = self.session.workspace.state_dir(self.session.tag)
+        try:
+            return outcomes.read_learned(state_dir)
+        except ValueError as error:
+            self.session.view.say(
+                f"Warning: {state_dir / outcomes.NAME} cannot be read ({clean(str(error))}), so "
+                "nothing is known of another tag. Give --learn-from again, or remove the file."
+            )
+        return None
 
     def gives_up(self) -> bool:
         """Whether agents should stop thinking."""
@@ -341,6 +357,7 @@ class Asking:
             written=(*git_data, scratch),
             env=session.candidates.private_environment(worktree),
             research=research,
+            learned=self.learned,
         )
 
     def _prune(self) -> None:

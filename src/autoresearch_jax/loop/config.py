@@ -179,6 +179,9 @@ class LoopConfig(Settings):
         "N|COMMIT",
         "--from",
     )
+    learn_from: Text | None = _setting(
+        "Begin with what another tag has found, here or in another workspace.", "TAG|DIR"
+    )
     desc: str = _setting("What this session is after.", "TEXT", default="")
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = _setting(
         "Seed of the search.  [default: 0]", "N", default=0

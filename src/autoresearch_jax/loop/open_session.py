@@ -15,6 +15,7 @@ from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.executor import Scorer
 from autoresearch_jax.jobs.job import Limits
 from autoresearch_jax.jobs.local import LocalExecutor
+from autoresearch_jax.loop import learning
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker_pool import MakeExecutor
@@ -54,7 +55,9 @@ def open_session(
     with open_devices(workspace, config, tools, what) as (view, interrupts, devices):
         workspace.head()  # a repository without a commit is refused before anything is written
         found = devices.environment
-        chosen, new, why = tags.choose(workspace, config.tag, found.fingerprint)
+        source = None if config.learn_from is None else learning.find(workspace, config.learn_from)
+        fits = None if source is None else source.is_known_to
+        chosen, new, why = tags.choose(workspace, config.tag, found.fingerprint, fits)
         if new and begun:
             raise UserError(
                 f"nothing was measured here in the present environment ({why}). Name a tag with "
@@ -70,6 +73,7 @@ def open_session(
             limits=tools.limits,
             scorer=tools.scorer,
             device_locks=devices.locks,
+            source=source,
             executors=devices.executors,
         )
         try:

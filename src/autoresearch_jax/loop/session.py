@@ -17,6 +17,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.ideas import library
 from autoresearch_jax.loop import effects, statistics
+from autoresearch_jax.loop.learning import Source
 from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.loop.statistics import Noise
 from autoresearch_jax.loop.worker_pool import MakeExecutor, WorkerPool
@@ -33,6 +34,7 @@ class Session(OpenTag):
     """An open tag, and a worker for each of the executors."""
 
     executors: Sequence[MakeExecutor]
+    source: Source | None = None  # a tag to learn from
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -64,6 +64,7 @@ class Began(Event, tag="session", frozen=True, kw_only=True):
     agent: str = ""
     continues: bool = False  # whether a loop continues the sums of the last one
     desc: str = ""
+    learned: str = ""  # the tag that it learned from, and how much
     program: str = ""  # SHA-256 of program.md
     seed: int = 0
     max: int | None = None

@@ -24,6 +24,7 @@ class Experiments:
         self.began: events.Began | None = None  # the last command that started
         self.loop: events.Began | None = None  # the last loop that started
         self.ended: events.Ended | None = None  # how that one ended; None: not yet, or killed
+        self.learned = ""  # the tag that it learned from last, and how much
         self.latest = 0.0  # Unix time of the last event
         # Of each command that ran experiments: its start, its last event about one, its workers.
         self.spans: list[tuple[float, float, int]] = []
@@ -161,6 +162,7 @@ class Experiments:
             case events.Began():
                 self.first = self.first or event
                 self.began, self.crashes = event, ()
+                self.learned = event.learned or self.learned
                 if event.kind != "verify":
                     self.spans.append((event.time, event.time, event.workers or 1))
                 for e in self.undecided:

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -33,17 +33,23 @@ def existing(workspace: Workspace, tag: str | None) -> str | None:
 
 
 def choose(
-    workspace: Workspace, tag: str | None, fingerprint: dict[str, Any]
+    workspace: Workspace,
+    tag: str | None,
+    fingerprint: dict[str, Any],
+    fits: Callable[[Path], bool] | None = None,
 ) -> tuple[str, bool, str]:
     """Return the tag to use, whether it is new, and why.
 
-    Raises UserError if `tag` cannot be used.
+    Without a name it is the newest, of those whose folder `fits`. Raises UserError if `tag` cannot
+    be used.
     """
     if tag is not None:
         return check_tag(tag), _is_new(workspace, tag, fingerprint), "named by --tag"
-    newest = next((name for name in reversed(workspace.tags()) if _began(workspace, name)), None)
-    why = "the first one"
-    if newest is not None:
+    begun = [name for name in reversed(workspace.tags()) if _began(workspace, name)]
+    fitting = [name for name in begun if fits is None or fits(workspace.state_dir(name))]
+    why = "no other has learned from that tag yet" if begun else "the first one"
+    if fitting:
+        newest = fitting[0]
         other = _differences(workspace, newest, fingerprint)
         if not other:
             return newest, False, "the newest, and its fingerprint matches"

@@ -108,6 +108,8 @@ def notes(model: LiveModel) -> list[str]:
     found += (
         [f"{sentence(model.ending)} To continue: autoresearch-jax loop"] if model.failed else []
     )
+    if model.learned:
+        found.append(f"Learned from {model.learned}.")
     if model.lessons:
         known = summary.count(len(model.lessons) + model.more_lessons, "lesson")
         found.append(f"{known}. To read them: autoresearch-jax lessons")

@@ -50,6 +50,7 @@ class LiveModel:
     passed_over: int = 0  # lines of a results.tsv that are no experiments
     unused: tuple[UnusedAnswer, ...] = ()  # the latest answers that were of no use, oldest first
     lessons: tuple[str, ...] = ()  # the most useful lines of lessons.md
+    learned: str = ""  # the tag that it learned from, and how much
     more_lessons: int = 0  # lines that it has besides
 
 
@@ -104,6 +105,7 @@ class JournalReader:
                 ending="" if lives else endings.words(self.experiments),
                 failed=not lives and endings.failed(self.experiments),
                 lessons=tuple(clean(line, LESSON_LIMIT) for line in learned[:LESSONS]),
+                learned=clean(self.experiments.learned),
                 more_lessons=len(learned[LESSONS:]),
             )
 
