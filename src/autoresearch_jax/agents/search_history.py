@@ -147,7 +147,7 @@ def _steps(
     commit of the present file: after two steps of a number on it, what is nearly kept is noise.
     """
     newest = {e.n for e, _, _ in past[-BRACKETED:]}
-    asked = [one for one in past if one[0].base == best or one[0].n in newest]
+    asked = [one for one in past[-RESULTS:] if one[0].base == best or one[0].n in newest]
     alone = [(e, *found) for e, reading, _ in asked if (found := _alone(e, reading, by_commit))]
     on_best = Counter(name for e, name, _, _ in alone if e.base == best)
     for e, name, old, new in reversed(alone):
