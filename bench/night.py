@@ -45,7 +45,6 @@ import multiprocessing
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -71,6 +70,7 @@ from autoresearch_jax.loop import stack
 from autoresearch_jax.loop import statistics as loop_statistics
 from autoresearch_jax.records.events import Purpose
 from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.repo import candidates
 from bench.learn import learned_of
 from bench.prune import Session as Pruning
 from bench.search import IDEAS, SOURCE, START, interval, searched
@@ -87,7 +87,6 @@ REFUSED_S, EXPLODED_S = 30.0, 150.0
 QUIET = 20  # decisions without a keep: the default of `plateau`
 TRIES = 3  # answers that the gate may refuse
 ALIKE, EARLIER = 0.9, 80  # of the earlier night: correlation, trials
-SEPARATOR = "\n\x1f\n"
 
 
 class Thinker(Agent):
@@ -112,15 +111,9 @@ class Thinker(Agent):
 def merged(ours: str, base: str, theirs: str) -> str | None:
     """Three-way merge, as the loop's; None: a conflict."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in (("ours", ours), ("base", base), ("theirs", theirs)):
-            (Path(folder) / name).write_text(text.replace("\n", SEPARATOR))
-        done = subprocess.run(
-            ["git", "merge-file", "-p", "-q", "ours", "base", "theirs"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
-    return done.stdout.replace(SEPARATOR, "\n") if done.returncode == 0 else None
+        texts = (text.encode() for text in (ours, base, theirs))
+        found = candidates.merged(Path(folder) / "merge", *texts)
+    return None if found is None else found.decode()
 
 
 class Over(Exception):

@@ -11,11 +11,12 @@ alone, 0.0015 bits per byte on average; most lose as much.
 - `openers`: four changes lose a little alone. With each of them, eight others that lose else gain.
 - `pairs`: eight pairs, whose members lose a little alone, gain 0.0014 to 0.0028 together.
 
-`lines`, for comparison: after as many quiet decisions, four trials that start at the nearest miss
-that was no start yet, each of which changes the last that was better than what it changed.
+For comparison, after as many quiet decisions, four trials elsewhere than on the best, each of which
+changes the last that was better than what it changed. `lines` start at the nearest miss that was no
+start yet, `earlier` at the last keep before the best that was none.
 
-JSON, for each landscape, policy and noise: `greedy`, the true gain, mean; `together` and `lines`,
-the mean difference from that, seed by seed, and its 95% interval (bootstrap), as shares of it.
+JSON, for each landscape, policy and noise: `greedy`, the true gain, mean; for the other ways the
+mean difference from that, seed by seed, and its 95% interval (bootstrap), as shares of it.
 """
 
 import concurrent.futures
@@ -43,6 +44,7 @@ CHANGES = 80
 EFFECT = 0.0015  # bits per byte, mean
 CASES = (("strict", 0.0), ("strict", 0.0004), ("confirm", 0.0004))  # policies and noises
 LINE = 4  # trials
+OTHERS = ("together", "lines", "earlier")
 
 File = frozenset[int]  # the changes that it has, by number
 
@@ -108,8 +110,8 @@ class Night:
                 tag.add(together[0], combines=together[1])
         return tag.gain()
 
-    def lines(self, quiet: int) -> float:
-        """The true gain with lines of trials that start at near misses."""
+    def lines(self, quiet: int, earlier: bool) -> float:
+        """The true gain with lines of trials that start at near misses, or at earlier keeps."""
         tag, waited, used = self.tag, 0, set[int]()
         while not self.over():
             if waited < quiet:
@@ -120,6 +122,9 @@ class Night:
             here = [e for e in tag.experiments if e.base == best.commit and e.n not in used]
             near = [e for e in here if e.mean_bpb is not None and e.excursion is None]
             head = min(near, key=lambda e: e.mean_bpb or 0.0, default=None)
+            if earlier:
+                kept = tag.experiments.kept[-2::-1]
+                head = next((e for e in kept if e.n not in used), None)
             for _ in range(LINE if head else 0):
                 start = head
                 used.add(start.n)
@@ -134,13 +139,14 @@ class Night:
 
 
 def gains(case: tuple[str, str, float], seed: int, quiet: int, trainings: int) -> list[float]:
-    """What a greedy loop gains, one with near misses together, and one with lines."""
+    """What a greedy loop gains, and what the OTHERS do."""
     landscape, policy, noise = case
 
     def night() -> Night:
         return Night(landscape, seed, policy, noise, trainings)
 
-    return [night().greedy(), night().greedy(quiet), night().lines(quiet)]
+    lines = [night().lines(quiet, earlier) for earlier in (False, True)]
+    return [night().greedy(), night().greedy(quiet), *lines]
 
 
 @click.command(help=__doc__.partition("\n")[0])
@@ -158,19 +164,17 @@ def main(quiet, seeds, first_seed, trainings, as_json):
         found = list(pool.map(gains, *columns, chunksize=8))
     values = []
     table = Table(title=f"Near misses together after {quiet} quiet decisions, {seeds} seeds")
-    for column in ("landscape", "policy", "noise", "greedy", "together (95%)", "lines (95%)"):
+    for column in ("landscape", "policy", "noise", "greedy", *(f"{name} (95%)" for name in OTHERS)):
         table.add_column(column, justify="left" if column == "landscape" else "right")
     for at, (landscape, policy, noise) in enumerate(cases):
         greedy, *others = zip(*found[at * seeds : (at + 1) * seeds], strict=True)
         mean = statistics.fmean(greedy)
         row = {"landscape": landscape, "policy": policy, "noise": noise, "greedy": mean}
-        for name, theirs in zip(("together", "lines"), others, strict=True):
+        for name, theirs in zip(OTHERS, others, strict=True):
             more = [(b - a) / mean for a, b in zip(greedy, theirs, strict=True)]
             row[name] = [round(x, 4) for x in (statistics.fmean(more), *interval(more))]
         values.append(row)
-        words = [
-            "{:+.0%} ({:+.0%} to {:+.0%})".format(*row[name]) for name in ("together", "lines")
-        ]
+        words = ["{:+.0%} ({:+.0%} to {:+.0%})".format(*row[name]) for name in OTHERS]
         table.add_row(landscape, policy, f"{noise:g}", f"{mean:.4f}", *words)
     if as_json:
         click.echo(json.dumps(values))

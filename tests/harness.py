@@ -12,8 +12,10 @@ from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.job import Score
 from autoresearch_jax.loop.config import LoopConfig, resolve
 from autoresearch_jax.loop.open_session import Tools
+from autoresearch_jax.loop.worker import Worker
 from autoresearch_jax.records import events
 from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system.interrupts import Abandoned
 
 # Tests run two at a time. A training that the other test disturbs is not trained again here.
 interference.LEAST_SECONDS = math.inf
@@ -153,6 +155,19 @@ def _settings(options):
     names = LoopConfig.model_fields
     others = {name: value for name, value in options.items() if name not in names}
     return {name: value for name, value in options.items() if name in names}, others
+
+
+def abandon_at(monkeypatch, number: int) -> None:
+    """Interrupt the loop at its training of that number, from 1, as a second Ctrl-C does."""
+    train, left = Worker.train_once, [number]
+
+    def stopped(self, *arguments, **options):
+        left[0] -= 1
+        if left[0] == 0:
+            raise Abandoned
+        return train(self, *arguments, **options)
+
+    monkeypatch.setattr(Worker, "train_once", stopped)
 
 
 def alive(pid: int) -> bool:

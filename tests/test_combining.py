@@ -12,7 +12,6 @@ from autoresearch_jax.cli.main import main
 from autoresearch_jax.loop import combining
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.system.interrupts import Abandoned
 from bench import plateau
 from tests import harness
 
@@ -101,17 +100,7 @@ def test_changes_of_the_same_lines_do_not_go_together(workspace):
 
 @pytest.mark.parametrize("stop", range(5, 8))
 def test_an_interrupted_combination_goes_on(workspace, monkeypatch, stop):
-    from autoresearch_jax.loop import worker
-
-    train, left = worker.Worker.train_once, [1 + stop]
-
-    def stopped(self, *arguments, **options):
-        left[0] -= 1
-        if left[0] == 0:
-            raise Abandoned
-        return train(self, *arguments, **options)
-
-    monkeypatch.setattr(worker.Worker, "train_once", stopped)
+    harness.abandon_at(monkeypatch, 1 + stop)
     agent = Setter(*LOSSES)
     assert loop(workspace, agent, 7).stopped == "abandoned"
     assert loop(workspace, agent, 7).stopped == "max"
@@ -171,7 +160,7 @@ def test_near_misses_are_those_of_the_present_best(workspace):
 def test_it_gains_where_changes_depend_on_each_other_and_loses_little_elsewhere():
     def shares(landscape):
         pairs = [plateau.gains((landscape, "strict", 0.0), seed, 20, 150) for seed in range(20)]
-        greedy, together, _ = map(statistics.fmean, zip(*pairs, strict=True))
+        greedy, together, *_ = map(statistics.fmean, zip(*pairs, strict=True))
         return together / greedy - 1
 
     assert shares("convex") > -0.05

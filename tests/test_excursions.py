@@ -10,7 +10,6 @@ from autoresearch_jax.cli import main
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.system.interrupts import Abandoned
 from tests import harness
 
 
@@ -100,17 +99,7 @@ def test_the_views_show_the_line_of_a_trial(workspace):
 
 @pytest.mark.parametrize("stop", range(4, 8))
 def test_an_interrupted_excursion_goes_on(workspace, monkeypatch, stop):
-    from autoresearch_jax.loop import worker
-
-    train, left = worker.Worker.train_once, [1 + stop]
-
-    def stopped(self, *arguments, **options):
-        left[0] -= 1
-        if left[0] == 0:
-            raise Abandoned
-        return train(self, *arguments, **options)
-
-    monkeypatch.setattr(worker.Worker, "train_once", stopped)
+    harness.abandon_at(monkeypatch, 1 + stop)
     agent = Walker(*SCORES)
     assert begun(workspace, agent, 3).stopped == "abandoned"
     assert loop(workspace, agent, 3, start="2").stopped == "max"

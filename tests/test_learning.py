@@ -212,7 +212,7 @@ def test_the_search_follows_another_tag_where_it_is_alike_and_only_there(tmp_pat
 
 def test_an_idea_that_is_not_in_the_library_counts_for_nothing(tmp_path):
     results = [Result(File({"MATRIX_LR": 0.04}, frozenset({"their-own-idea"})), 0.9, 1.0)]
-    faster(tmp_path, Learned("one", results))
+    assert faster(tmp_path, Learned("one", results)) == faster(tmp_path, None)
 
 
 def test_values_outside_the_range_are_not_proposed(tmp_path):

@@ -3,12 +3,12 @@
 A greedy search stops where no single change helps. Two changes that each cost a little may gain
 together, and several that each gain less than the noise may gain enough. So after a number of quiet
 decisions (the setting `plateau`) the loop tries up to eight near misses of the best in one file,
-and then two halves of them, each with every second one. These are experiments like others: they
-change the best, and the policy decides. Near misses that were tried together are not used again
-for the same best.
+and then the halves of them, each with every second one, that are not single changes. These are
+experiments like others: they change the best, and the policy decides. Near misses that were tried
+together are not used again for the same best.
 
-bench/plateau.py compares this with a greedy loop, and with lines of trials that start at a near
-miss or at an earlier keep, which gained less.
+bench/plateau.py compares this with a greedy loop, with lines of trials that start at a near miss,
+which gained less, and with lines that start at an earlier keep, which gained nothing.
 
 Everything follows from the experiments: a restart goes on where the loop was.
 """

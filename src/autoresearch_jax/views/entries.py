@@ -21,7 +21,14 @@ PHASES = {
 }
 FIELDS = ("n", "commit", "status", "val_bpb", "change", "memory_gb", "description")
 JOURNAL_FIELDS = (
-    *("expected", "agent", "of", "without", "excursion", "combines", "started", "finished"),
+    "expected",
+    "agent",
+    "of",
+    "without",
+    "excursion",
+    "combines",
+    "started",
+    "finished",
 )
 NOTHING_YET = "no experiment is recorded here yet. To start: autoresearch-jax loop"
 
