@@ -57,8 +57,8 @@ class Warm(Search):
 def learned_of(trainer: Trainer) -> Learned:
     """What a night hands on, as `loop --learn-from` reads it."""
     files = Files(IDEAS, -1)
-    past = [(e, files.of(e, trainer.sources.__getitem__)[1]) for e in trainer.history]
-    return Learned("first", [*results_of(past, RESULTS)])
+    files.read(trainer.history, trainer.sources.__getitem__)
+    return Learned("first", [*results_of(trainer.history, files.files, RESULTS)])
 
 
 def compared(kind: str, seed: int) -> dict[str, tuple[list[float], list[float], list[float]]]:

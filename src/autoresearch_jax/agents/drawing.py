@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from autoresearch_jax.agents.agent import AgentError
@@ -26,7 +26,7 @@ WEIGHTS = (  # how promising a kind of constant is; the first match counts
 
 
 def space_of(
-    source: str, history: Sequence[Mapping[str, Value]], given: Mapping[str, GivenRange]
+    source: str, history: Iterable[Mapping[str, Value]], given: Mapping[str, GivenRange]
 ) -> dict[str, Range]:
     """Return the ranges of the constants of a file that it uses.
 

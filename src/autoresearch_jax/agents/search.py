@@ -168,8 +168,9 @@ def drawn(known: Known, rng: random.Random, count: int) -> Iterator[dict[str, Va
     reach = min(1.0, len(known.results) / WHOLE_RANGE_AFTER)
     found = {name: one.axis(now[name], reach) for name, one in space.items()}
     axes = {name: axis for name, axis in found.items() if axis is not None}
+    weights = {name: weight(name) for name in axes}
     for _ in range(count if axes else 0):
-        names = pick(rng, {name: weight(name) for name in axes})
+        names = pick(rng, weights)
         values = {name: anywhere(space[name], axes[name], rng) for name in names}
         values = {name: new for name, new in values.items() if space[name].moves(now[name], new)}
         if values:

@@ -1,7 +1,8 @@
 """What the built-in search knows before a proposal, from all experiments of all agents."""
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from autoresearch_jax.agents.agent import AgentError, Context
@@ -38,39 +39,49 @@ class Known:
 
 
 class Files:
-    """Reads the files of experiments, each once; an overnight run has thousands."""
+    """The files of experiments, each read once; an overnight run has thousands."""
 
     def __init__(self, ideas: Mapping[str, Idea], edited: int = 1) -> None:
         """`edited`: 1; -1 for another tag, whose new code differs from that of the same number."""
         self.taken = Taken(ideas)
+        self.readings: dict[str, Reading] = {}  # by commit
+        self.files: dict[str, File] = {}  # likewise
         self._edited = edited
-        self._files: dict[str, tuple[Reading, File]] = {}  # by commit
         self._edits: dict[int, frozenset[int]] = {}  # by number
 
-    def of(self, e: Experiment, source_of: Callable[[str], str]) -> tuple[Reading, File]:
-        """Return the file of an experiment, after that of its base."""
-        if e.commit not in self._files:
-            source = source_of(e.commit)
-            reading = read(source)
-            ideas, edits = self.taken.contained(reading, source), frozenset[int]()
-            if e.base in self._files:
-                before, base = self._files[e.base]
-                new = reading.rest != before.rest and ideas == base.ideas and not e.combines
-                edits = base.edits | ({self._edited * e.n} if new else frozenset())
-            edits = edits.union(*(self._edits.get(n, edits) for n in e.combines))
-            self._edits[e.n] = edits
-            self._files[e.commit] = reading, File(reading.values, ideas, edits)
-        return self._files[e.commit]
+    def read(self, history: Iterable[Experiment], source_of: Callable[[str], str]) -> None:
+        """Read the files of experiments that were not read yet, oldest first."""
+        for e in history:
+            if e.commit not in self.files:
+                self._read(e, source_of(e.commit))
+
+    def _read(self, e: Experiment, source: str) -> None:
+        reading = read(source)
+        ideas, edits = self.taken.contained(reading, source), frozenset[int]()
+        if e.base in self.files:
+            before, base = self.readings[e.base], self.files[e.base]
+            new = reading.rest != before.rest and ideas == base.ideas and not e.combines
+            edits = base.edits | ({self._edited * e.n} if new else frozenset())
+        edits = edits.union(*(self._edits.get(n, edits) for n in e.combines))
+        self._edits[e.n] = edits
+        self.readings[e.commit] = reading
+        self.files[e.commit] = File(reading.values, ideas, edits)
 
 
-def results_of(past: Sequence[tuple[Experiment, File]], most: int) -> Iterator[Result]:
-    """Yield what became of the newest files, oldest first, as far as it says something of them."""
-    by_commit = {e.commit: e for e, _ in past}
-    for e, file in past[-most:]:
+def results_of(
+    history: Sequence[Experiment], files: Mapping[str, File], most: int
+) -> Iterator[Result]:
+    """Yield what became of the newest files, oldest first, as far as it says something of them.
+
+    `files` has those of all experiments, by commit.
+    """
+    by_commit = {e.commit: e for e in history}
+    for e in history[-most:]:
         mean, running = e.mean_bpb, e.status is None and e.val_bpb is None
         if mean is not None or e.status in (None, Status.CRASH):
             base = by_commit.get(e.base)
-            yield Result(file, mean, None if base is None else base.mean_bpb, running)
+            base_bpb = None if base is None else base.mean_bpb
+            yield Result(files[e.commit], mean, base_bpb, running)
 
 
 class History:
@@ -91,25 +102,28 @@ class History:
             raise AgentError(f"train.py is not Python: {error}.") from error
         if self._files.taken.ideas != context.ideas:  # a person may add some
             self._files = Files(context.ideas)
+        # With thousands of experiments, an object for each would keep Python's garbage collector
+        # busy at every proposal.
+        history, files, readings = context.history, self._files.files, self._files.readings
+        self._files.read(history, context.source_of)
         now = read(source)
-        past = [(e, *self._files.of(e, context.source_of)) for e in context.history]
-        space = space_of(source, [reading.values for _, reading, _ in past], context.search)
+        space = space_of(source, (readings[e.commit].values for e in history), context.search)
         if not space and not context.ideas:
             raise AgentError(
                 "train.py has no upper-case constants (such as MATRIX_LR = 0.04) to search over, "
                 "or `search` in program.md excludes them all."
             )
-        same = [(e, file) for e, reading, file in past if reading.signature == now.signature]
-        best, score = File(now.values, self._files.taken.contained(now, source)), None
-        if same:
-            best, score = same[-1][1], same[-1][0].mean_bpb
-        by_commit = {e.commit: (e, reading) for e, reading, _ in past}
-        results = [*results_of([(e, file) for e, _, file in past], RESULTS)]
+        is_best = (e for e in reversed(history) if readings[e.commit].signature == now.signature)
+        if e := next(is_best, None):
+            best, score = files[e.commit], e.mean_bpb
+        else:
+            best, score = File(now.values, self._files.taken.contained(now, source)), None
+        results = [*results_of(history, files, RESULTS)]
         scores = [one.val_bpb for one in results if one.val_bpb is not None]
         unfit = [read(text) for text, _ in context.unfit]
         values = [one.values for one in unfit if one.rest == now.rest]
         refused = [File(one, best.ideas, best.edits) for one in values]
-        tried = [now, *unfit, *(reading for _, reading, _ in past)]
+        tried = itertools.chain([now], unfit, (readings[e.commit] for e in history))
         return Known(
             source=source,
             best=best,
@@ -117,8 +131,8 @@ class History:
             space=space,
             results=[*results, *(Result(one, None) for one in refused)],
             tried=frozenset(one.signature for one in tried),
-            taken=frozenset(name for e in context.history for name in e.ideas),
-            steps=list(_steps(past, by_commit, now, space, same[-1][0].commit if same else "")),
+            taken=frozenset(name for e in history for name in e.ideas),
+            steps=list(_steps(history, readings, now, space, e.commit if e else "")),
             learned=_known_here(context.learned, context.ideas),
         )
 
@@ -135,8 +149,8 @@ def _known_here(learned: Learned | None, ideas: Mapping[str, Idea]) -> Learned |
 
 
 def _steps(
-    past: Sequence[tuple[Experiment, Reading, File]],
-    by_commit: Mapping[str, tuple[Experiment, Reading]],
+    history: Sequence[Experiment],
+    readings: Mapping[str, Reading],
     now: Reading,
     space: Mapping[str, Range],
     best: str,
@@ -146,12 +160,14 @@ def _steps(
     Only an experiment that changed a single number says that this number did it. `best` is the
     commit of the present file: after two steps of a number on it, what is nearly kept is noise.
     """
-    newest = {e.n for e, _, _ in past[-BRACKETED:]}
-    asked = [one for one in past[-RESULTS:] if one[0].base == best or one[0].n in newest]
-    alone = [(e, *found) for e, reading, _ in asked if (found := _alone(e, reading, by_commit))]
+    by_commit = {e.commit: e for e in history}
+    newest = {e.n for e in history[-BRACKETED:]}
+    asked = [e for e in history[-RESULTS:] if e.base == best or e.n in newest]
+    asked = [e for e in asked if e.base in by_commit]
+    alone = [(e, *found) for e in asked if (found := _alone(e, readings))]
     on_best = Counter(name for e, name, _, _ in alone if e.base == best)
     for e, name, old, new in reversed(alone):
-        base, _ = by_commit[e.base]
+        base = by_commit[e.base]
         if e.n not in newest or e.mean_bpb is None or base.mean_bpb is None:
             continue
         if on_best[name] - (e.base == best) >= STEPS:
@@ -166,13 +182,9 @@ def _steps(
                 yield {name: value}
 
 
-def _alone(
-    e: Experiment, reading: Reading, by_commit: Mapping[str, tuple[Experiment, Reading]]
-) -> tuple[str, Value, Value] | None:
+def _alone(e: Experiment, readings: Mapping[str, Reading]) -> tuple[str, Value, Value] | None:
     """Return the number that an experiment changed, from what to what; None if that is not all."""
-    if e.base not in by_commit:
-        return None
-    before = by_commit[e.base][1]
+    before, reading = readings[e.base], readings[e.commit]
     names = [name for name in before.values if before.values[name] != reading.values.get(name)]
     if before.rest != reading.rest or len(names) != 1:
         return None

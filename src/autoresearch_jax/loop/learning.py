@@ -136,10 +136,12 @@ def _learned_from(source: Source, tag: OpenTag) -> Learned:
     wanted |= {n: experiments[n] for e in [*wanted.values()] for n in e.combines}
     for _, e in sorted(wanted.items()):
         try:
-            past.append((e, _bounded(files.of(e, candidates.show)[1])))
+            files.read([e], candidates.show)
         except GitError:  # its commit is gone
             continue
-    results = [*results_of(past, RESULTS)]
+        past.append(e)
+    bounded = {commit: _bounded(file) for commit, file in files.files.items()}
+    results = [*results_of(past, bounded, RESULTS)]
     if not results:
         raise UserError(
             f"--learn-from: the commits of {source.tag} are gone from {source.workspace.root}, so "
