@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import subprocess
+from dataclasses import replace
 
 import matplotlib.image
 import numpy as np
@@ -80,6 +81,8 @@ def test_what_was_learned_has_each_experiment_but_the_baseline(listed):
     for line, entry in zip((helped, least, vain, crashed), (1, 4, 2, 3), strict=True):
         assert listed[entry].description in line
     assert len({helped[:20], vain[:20], crashed[:20]}) == 3
+    listed[2] = replace(listed[2], description=f"[disturbed] {listed[2].description}")
+    assert summary.learned(listed)[3].split()[:2] == ["unclear", "[disturbed]"]
 
 
 def test_nothing_and_only_crashes_have_a_summary():

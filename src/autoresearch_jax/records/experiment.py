@@ -11,7 +11,7 @@ from autoresearch_jax.common.protocol import LEAKS
 from autoresearch_jax.records.events import Outcome, Purpose, Repeated, Status
 
 MOST_DISTURBED = 3  # trainings of one run; with so many disturbed runs, all count
-
+DISTURBED = "[disturbed] "  # in the title of an experiment
 
 LESSONS, LESSON_LIMIT = 3, 300  # of an answer, and characters of each
 
@@ -94,7 +94,7 @@ class Experiment:
         runs = (one for one in self.repeats if one.split == "val" and one.independent)
         disturbed = any((self.disturbed, *(one.disturbed for one in runs)))
         line = "" if self.excursion is None else f"[from {self.excursion}] "
-        return f"{line}{'[disturbed] ' if disturbed else ''}{self.description}"
+        return f"{line}{DISTURBED if disturbed else ''}{self.description}"
 
     @property
     def leaks(self) -> bool:

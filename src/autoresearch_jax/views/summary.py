@@ -8,6 +8,7 @@ from autoresearch_jax.common.console import typed
 from autoresearch_jax.loop.statistics import NOTHING, Claims
 from autoresearch_jax.records.costs import Spent
 from autoresearch_jax.records.events import Status
+from autoresearch_jax.records.experiment import DISTURBED
 from autoresearch_jax.views.entries import PHASES, Entry
 
 TOP = 5  # improvements that are named
@@ -72,12 +73,14 @@ def largest_gains(listed: Sequence[Entry]) -> list[Entry]:
 
 
 def learned(listed: Sequence[Entry]) -> list[str]:
-    """Return what the experiments showed: what helped, and what did not."""
+    """Return what the experiments showed: what helped, what did not, and what stays unclear."""
     helped = [f"{entry.description} ({entry.change:+.4f})" for entry in largest_gains(listed)]
     tried = [one for one in listed if one.change is not None and not one.improved]
-    vain = [f"{one.description} ({one.change:+.4f})" for one in tried]
+    lines = [f"{one.description} ({one.change:+.4f})" for one in tried]
+    unclear = [line for line in lines if DISTURBED in line]  # it may be the disturbance
+    vain = [line for line in lines if line not in unclear]
     crashed = [one.description for one in listed if one.status == Status.CRASH]
-    words = {"lowered val_bpb": helped, "did not": vain, "crashed": crashed}
+    words = {"lowered val_bpb": helped, "did not": vain, "unclear": unclear, "crashed": crashed}
     rows = [(title, each) for title, found in words.items() for each in found]
     width = max((len(title) for title, _ in rows), default=0)
     return ["What was learned:", *(f"  {title:<{width}}  {each}" for title, each in rows)]
