@@ -15,7 +15,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.loop import statistics
 from autoresearch_jax.records import foreign_results, journal
 from autoresearch_jax.records.costs import Costs
-from autoresearch_jax.records.events import Asked, Decided, Proposed, Status
+from autoresearch_jax.records.events import Asked, Decided, Effect, Proposed, Pruned, Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.journal import Journal
@@ -348,6 +348,11 @@ def test_the_plot_is_drawn(tmp_path, count):
     plot.progress(listed, summarize(listed, known), banded, "a night")
     around = _greenish(banded) - _greenish(path)
     assert (around > 20_000) == (count > 0)
+    effects = [Effect(n=one.n, change=-0.01, low=-0.02, high=-0.001, runs=1) for one in listed[::4]]
+    stack = Pruned(n=count, removed=(1,), effects=tuple(effects), confidence=0.95)
+    pruned = tmp_path / "pruned.png"
+    plot.progress(listed, summarize(listed, replace(known, stack=stack)), pruned, "a night")
+    assert (matplotlib.image.imread(pruned) != matplotlib.image.imread(banded)).any()
 
 
 def _greenish(path):

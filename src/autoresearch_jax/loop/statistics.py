@@ -77,6 +77,7 @@ class Claims:
     runs: float = 1.0  # for a decision, the best's included
     drift: Drift | None = None
     pruned: tuple[str, ...] = ()  # what the last pruning found, as lines
+    stack: Pruned | None = None  # the same
 
     @property
     def lines(self) -> list[str]:
@@ -116,7 +117,7 @@ def claims(experiments: Experiments) -> Claims:
     runs, drifted = _runs(experiments), drift(experiments)
     pruned = experiments.pruned
     lines = () if pruned is None else tuple(pruned_lines(pruned, experiments))
-    return Claims(noise(experiments), experiments.audit, best, runs, drifted, lines)
+    return Claims(noise(experiments), experiments.audit, best, runs, drifted, lines, pruned)
 
 
 def noise(history: Iterable[Experiment]) -> Noise | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch_jax.loop.statistics import Noise, expected_again
-from autoresearch_jax.records.events import Status
+from autoresearch_jax.records.events import Pruned, Status
 from autoresearch_jax.views.entries import Entry
 from autoresearch_jax.views.summary import Summary, count, largest_gains
 
@@ -17,6 +17,7 @@ KEPT, FAINT, CRASH, INK, SOFT, GRID = (
     "#12805c", "#a9b1ba", "#c8402f", "#1f2933", "#52606d", "#e6e9ed"
 )  # fmt: skip
 ARROW = "\N{RIGHTWARDS ARROW}"
+MINUS = "\N{MINUS SIGN}"
 NBSP = "\N{NO-BREAK SPACE}"
 LISTED = 14  # improvements that are named beside the chart
 LINE = 40  # characters of a description
@@ -52,7 +53,7 @@ def progress(listed: Sequence[Entry], summary: Summary, path: Path, title: str) 
         figure.text(0.07, 0.94, title, fontsize=15, fontweight="bold")
         figure.text(0.07, 0.89, _subtitle(summary), fontsize=10.5, color=SOFT)
         _draw_chart(chart, listed, summary.claims.noise)
-        _draw_panel(panel, listed)
+        _draw_panel(panel, listed, summary.claims.stack)
         figure.savefig(path)
 
 
@@ -117,6 +118,10 @@ def _draw_chart(chart: Any, listed: Sequence[Entry], noise: Noise | None) -> Non
                 steps, *zip(*around, strict=True), step="post", color=KEPT, alpha=0.12,
                 linewidth=0, zorder=1, label="95% of its repeats",
             )  # fmt: skip
+    pruning = next((x for x, entry in enumerate(listed) if entry.without), None)
+    if pruning is not None:
+        chart.axvline(pruning - 0.5, color=SOFT, linewidth=0.8, linestyle=":", zorder=1)
+        chart.text(pruning, low, " pruning", color=SOFT, fontsize=8.5, va="bottom")
     for x, entry in _apart(listed, high - low):
         chart.annotate(
             f"{entry.n}", (x, entry.val_bpb), xytext=(0, -8), textcoords="offset points",
@@ -154,23 +159,42 @@ def _apart(listed: Sequence[Entry], height: float) -> list[tuple[int, Entry]]:
     return chosen
 
 
-def _draw_panel(panel: Any, listed: Sequence[Entry]) -> None:
+def _draw_panel(panel: Any, listed: Sequence[Entry], stack: Pruned | None) -> None:
+    """List what was kept; after a pruning, what each change of the stack that remained does."""
     panel.axis("off")
-    improved = largest_gains(listed)
-    named = {entry.n for entry in improved[:LISTED]}
-    heading = f"The {LISTED} largest of {len(improved)} steps"
-    panel.text(0.06, 1.0, heading if len(improved) > LISTED else "What was kept",
-               fontweight="bold", va="top", transform=panel.transAxes)  # fmt: skip
-    row = {"va": "top", "transform": panel.transAxes, "fontsize": 9 if len(named) <= 7 else 7.8}
-    if not named:
-        panel.text(0.06, 0.93, "Nothing was better than the start yet.", color=SOFT, **row)
-    slot = min(0.1, 0.95 / max(1, len(named)))
-    for index, entry in enumerate(entry for entry in listed if entry.n in named):
+    said = {entry.n: entry.description for entry in listed}
+    if stack is None:
+        improved = largest_gains(listed)
+        named = {entry.n for entry in improved[:LISTED]}
+        shown = [(entry.n, entry.change or 0.0, "") for entry in listed if entry.n in named]
+        heading, nothing = "What was kept", "was better than the start yet"
+        if len(improved) > LISTED:
+            heading = f"The {LISTED} largest of {len(improved)} steps"
+    else:
+        strongest = sorted(stack.effects, key=lambda one: one.change)[:LISTED]
+        shown = [
+            (one.n, one.change, f"{stack.confidence:.0%}: {one.low:+.4f} to {one.high:+.4f}")
+            for one in stack.effects
+            if one in strongest
+        ]
+        heading, nothing = f"What still matters, {len(stack.removed)} taken out", "still matters"
+        if len(stack.effects) > LISTED:
+            heading = f"The {LISTED} strongest of {len(stack.effects)} that still matter"
+    panel.text(0.06, 1.0, heading, fontweight="bold", va="top", transform=panel.transAxes)
+    row = {"va": "top", "transform": panel.transAxes, "fontsize": 9 if len(shown) <= 7 else 7.8}
+    if not shown:
+        panel.text(0.06, 0.93, f"Nothing {nothing}.", color=SOFT, **row)
+    lines = 2 if stack is None else 3
+    slot = min(0.05 * lines, 0.95 / max(1, len(shown)))
+    for index, (n, change, interval) in enumerate(shown):
         y = 0.93 - index * slot
         # A line breaks between changes such as `DEPTH 8 -> 9`, never within one.
         together = rf"\1{NBSP}\2{NBSP}{ARROW}{NBSP}\3"
-        words = re.sub(r"(\S+) (\S+) -> (\S+)", together, entry.description)
-        wrapped = textwrap.wrap(words, LINE, max_lines=2, placeholder=" …")
-        panel.text(0.1, y, str(entry.n), ha="right", color=KEPT, fontweight="bold", **row)
-        panel.text(0.27, y, f"{entry.change:+.4f}".replace("-", "−"), ha="right", color=KEPT, **row)
+        words = re.sub(r"(\S+) (\S+) -> (\S+)", together, said.get(n, ""))
+        most = 1 if interval and len(shown) > 7 else 2
+        wrapped = textwrap.wrap(words, LINE, max_lines=most, placeholder=" …")
+        panel.text(0.1, y, str(n), ha="right", color=KEPT, fontweight="bold", **row)
+        panel.text(0.27, y, f"{change:+.4f}".replace("-", MINUS), ha="right", color=KEPT, **row)
         panel.text(0.3, y, "\n".join(wrapped), linespacing=1.25, **row)
+        below = "\n" * len(wrapped) + interval.replace("-", MINUS)
+        panel.text(0.3, y, below, linespacing=1.25, color=SOFT, **row)
