@@ -1,5 +1,6 @@
 """`prune`: take kept changes out of the best that do not matter any more."""
 
+from autoresearch_jax.commands import loop
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.loop import stages, statistics
 from autoresearch_jax.loop.config import LoopConfig
@@ -33,4 +34,6 @@ def prune(workspace: Workspace, config: LoopConfig, tools: Tools) -> list[str]:
             found = None
         if found is None:
             raise UserError("Stopped before the end. To continue: autoresearch-jax prune")
-        return statistics.pruned_lines(found, experiments)
+        lines = statistics.pruned_lines(found, experiments)
+        *_, picture = loop.summary(workspace.root, session.tag)
+        return [*lines, picture]
