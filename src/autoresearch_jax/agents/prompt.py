@@ -55,6 +55,7 @@ class Brief:
     # Unusable answers to this request: (description, why).
     rejected: Sequence[tuple[str, str]] = ()
     waiting: Sequence[str] = ()  # descriptions of queued proposals
+    hints: Sequence[str] = ()  # of the user, while the loop runs
     others: int = 0  # number of other agents at work on a proposal now
     folder: str = ""  # beside train.py, with what the experiments have shown (research.py)
     research: str = ""  # the same in short

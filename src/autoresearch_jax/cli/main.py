@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from autoresearch_jax.cli import ideas, look, output, research, start
+from autoresearch_jax.cli import ideas, look, output, research, start, steer
 from autoresearch_jax.common.console import spell_with, typed
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.system.disk_errors import DISK_ERRORS
@@ -20,6 +20,7 @@ from autoresearch_jax.system.disk_errors import DISK_ERRORS
 SECTIONS = {
     "Start": (start.demo, start.setup, start.doctor),
     "Research": (research.run, research.loop, research.prune, ideas.ideas),
+    "Steer": (steer.hint, steer.attempt, steer.pause, steer.resume, steer.stop),
     "Look": (
         *(look.watch, look.results, look.show, look.lessons),
         *(look.sample, look.report, research.verify),

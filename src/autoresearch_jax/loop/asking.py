@@ -1,7 +1,6 @@
 """One question to an agent: its prompt, worktree and sandbox, and what becomes of the answer."""
 
 import dataclasses
-import itertools
 import stat
 import time
 from collections.abc import Sequence
@@ -23,8 +22,9 @@ from autoresearch_jax.loop.back_off import TRIES
 from autoresearch_jax.loop.excursions import Excursion
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records.costs import LARGEST
-from autoresearch_jax.records.events import Asked, Dropped, Queued
+from autoresearch_jax.records.events import AskBegan, Asked, Dropped, Queued
 from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.requests import HINTS
 from autoresearch_jax.repo.workspace import time_budget
 from autoresearch_jax.sandbox import isolation, profiles
 
@@ -51,7 +51,6 @@ class Asking:
         except UserError as error:
             session.view.say(f"     of the ideas only the shipped ones are used: {error}")
         self.closed = False  # whether nobody waits for an answer any more
-        self.numbers = itertools.count(session.experiments.next_ask)  # of new questions
 
     def _learned(self) -> Learned | None:
         """Return what another tag has found."""
@@ -117,7 +116,7 @@ class Asking:
         tries = self.config.repairs if agent.repairs else TRIES
         unfit: list[tuple[str, str]] = []
         while True:
-            ask = next(self.numbers)
+            ask = session.new_ask()
             n = len(session.experiments)
             context = self.context(agent, ask, n, place, base.commit, unfit)
             words = prompt.build(self.brief(base, rejected, others, context.research))
@@ -163,6 +162,8 @@ class Asking:
         session, begun = self.session, time.monotonic()
         trouble, reason, usage, name = "", "", Usage(), agent.name
         lessons: tuple[str, ...] = ()
+        if agent.slow:
+            session.journal.append(AskBegan(ask=ask, n=context.n, agent=name))
         try:
             try:
                 said = agent.repair(context) if repairs else agent.propose(context)
@@ -295,6 +296,7 @@ class Asking:
             **self.config.left(session.experiments.costs.this_loop()),
             rejected=tuple(rejected),
             waiting=[one.description for one in session.experiments.queue],
+            hints=[one.text for one in session.experiments.hints.values()][-HINTS:],
             others=others,
             folder=research.name if research else "",
             research=self.research.block() if research else "",

@@ -52,7 +52,8 @@ class OpenTag:
         self.candidates = Candidates(self.workspace, self.tag)
         self.private = self.workspace.private_dir(self.tag)
         self._seeds: dict[int, int] = {}  # the last one given out, by experiment
-        self._giving_seed = threading.Lock()
+        self._giving = threading.Lock()  # held to give out a seed or a number
+        self._asks = 0  # the number of the next question to an agent
         self._start: Experiment | None = None  # where a loop begins instead of the best
         self.refuse_checked_out()
         state_dir = self.workspace.state_dir(self.tag)
@@ -107,6 +108,13 @@ class OpenTag:
         """Return the folder of the prompt and the logs of a question to an agent."""
         return self.workspace.ask_dir(self.tag, ask)
 
+    def new_ask(self) -> int:
+        """Return the number of a new question to an agent."""
+        with self._giving:
+            ask = max(self._asks, self.experiments.next_ask)
+            self._asks = ask + 1
+            return ask
+
     def excursion(self) -> Excursion | None:
         """Return the excursion that the next proposal belongs to; None: it changes the best.
 
@@ -152,7 +160,7 @@ class OpenTag:
 
     def new_seed(self, e: Experiment) -> int:
         """Return a seed that no run of an experiment has had, running ones included."""
-        with self._giving_seed:
+        with self._giving:
             known = [SEED, *(one.seed for one in self.experiments[e.n].repeats)]
             self._seeds[e.n] = 1 + max(*known, self._seeds.get(e.n, SEED))
             return self._seeds[e.n]

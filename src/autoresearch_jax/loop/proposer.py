@@ -90,7 +90,7 @@ class Proposer:
             return limit  # proposals that wait, or are thought about, are enough
         waiting = self.session.experiments.queue
         paid = limit == "max-usd" and (waiting or self._thinking)
-        counted = limit == "max" and any(queued.of is not None for queued in waiting)
+        counted = limit == "max" and any(one.of is not None or one.request for one in waiting)
         return "" if paid or counted else limit
 
     def over_hours(self) -> str:
@@ -286,7 +286,7 @@ class Proposer:
     def _repair(self, e: Experiment) -> bool:
         session, asking = self.session, self._asking
         session.view.say(f"     crashed: {e.reason}")
-        ask = next(asking.numbers)
+        ask = session.new_ask()
         log = logs.read_tail(session.log(e), LOG_BYTES)
         brief = asking.brief(asking.base())
         words = prompt.repair(brief, description=e.description, reason=e.reason, log=log)

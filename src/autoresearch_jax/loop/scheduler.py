@@ -17,7 +17,7 @@ from itertools import takewhile
 from autoresearch_jax.agents.agent import AgentError
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import Lost
-from autoresearch_jax.loop import effects, statistics
+from autoresearch_jax.loop import effects, statistics, steering
 from autoresearch_jax.loop.decision import MeasureAgain, TrainAgain
 from autoresearch_jax.loop.proposer import Proposer
 from autoresearch_jax.loop.session import Session
@@ -144,7 +144,8 @@ class Scheduler:
             self._idle += 1
         job: Job | None = None
         while not self._ends():
-            job = self._waiting() or self._new()
+            steering.wait_while_paused(self._session)
+            job = None if self._ends() else self._waiting() or self._new()
             # While others measure, there may be more: something to repeat, or to carry over.
             if job is not None or (self._limit and self._idle == self._left):
                 break

@@ -20,6 +20,7 @@ from autoresearch_jax.loop import effects, statistics
 from autoresearch_jax.loop.learning import Source
 from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.loop.statistics import Noise
+from autoresearch_jax.loop.steering import Steering
 from autoresearch_jax.loop.worker_pool import MakeExecutor, WorkerPool
 from autoresearch_jax.records import results_tsv
 from autoresearch_jax.records.events import Proposed, Repaired, Status
@@ -39,6 +40,7 @@ class Session(OpenTag):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.pool = WorkerPool(self, self.executors)
+        self._steering = Steering(self)
         self._taken = Taken({})
         self._base = "", ""  # the last commit that experiments changed, and its train.py
 
@@ -47,7 +49,12 @@ class Session(OpenTag):
         """The noise of a score under this tag, if it was measured."""
         return statistics.noise(self.experiments)
 
+    def begin(self, kind: str, **fields: Any) -> None:
+        super().begin(kind, **fields)
+        self._steering.start()
+
     def close(self) -> None:
+        self._steering.close()
         self.pool.close()
         super().close()
 

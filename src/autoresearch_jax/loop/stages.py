@@ -5,7 +5,7 @@ from functools import partial
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import SEED
-from autoresearch_jax.loop import statistics
+from autoresearch_jax.loop import statistics, steering
 from autoresearch_jax.loop.proposer import Proposer
 from autoresearch_jax.loop.pruning import Pruning, Unfinished
 from autoresearch_jax.loop.scheduler import Scheduler, run_alone
@@ -21,6 +21,9 @@ def run(session: Session, proposer: Proposer, decided: Callable[[], None]) -> st
     `decided` is called after each experiment.
     """
     left = session.settle()
+    steering.wait_while_paused(session)
+    if session.interrupts.stopping():
+        return "interrupted"
     if left and session.experiments.best is None:
         run_alone(session, left.pop(0))  # the baseline: the limits of the others come from it
     if session.interrupts.stopping():
@@ -108,6 +111,7 @@ def _measure_noise(session: Session) -> None:
     )
 
     def run(number: int, worker: Worker) -> None:
+        steering.wait_while_paused(session)
         if not session.interrupts.stopping():
             of = f"run {number} of {statistics.NOISE_RUNS}"
             session.view.say(f"     measuring the noise: the baseline again, {of}")
@@ -137,6 +141,7 @@ def audit(session: Session, runs: int) -> Audited:
         return statistics.audit_scores(experiments[n], split)
 
     def run(n: int, worker: Worker) -> None:
+        steering.wait_while_paused(session)
         repeat = worker.scored_again(experiments[n], Purpose.AUDIT, split=split)
         session.view.say(f"     audit: experiment {n} {split} {repeat.words}")
 

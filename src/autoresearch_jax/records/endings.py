@@ -31,7 +31,10 @@ def words(experiments: Experiments, *, locked: bool = False) -> str:
         return f"the loop began on {clean(began.host)}, and whether it runs is not seen from here"
     if ended is None:
         return f"the loop was killed after {_at(experiments.latest)}: {_cause(began)}"
-    reason = STOPPED.get(ended.stopped) or clean(ended.reason, REASON_LIMIT)
+    reason = STOPPED.get(ended.stopped, "")
+    if experiments.stop is not None:
+        reason = reason.replace("Ctrl-C or a signal", clean(experiments.stop.by))
+    reason = reason or clean(ended.reason, REASON_LIMIT)
     verb = "failed" if ended.stopped == "failed" else "ended"
     return f"the loop {verb} at {_at(ended.time)}: {reason}"
 

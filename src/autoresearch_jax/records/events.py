@@ -79,6 +79,25 @@ class Began(Event, tag="session", frozen=True, kw_only=True):
     oom_kills: int = 0
 
 
+class AskBegan(Event, tag="asking", frozen=True, kw_only=True):
+    """An agent is asked; `Asked` follows. Only the views use it."""
+
+    ask: int
+    n: int  # the experiment that the question is for
+    agent: str = ""
+
+
+class Steered(Event, tag="steered", frozen=True, kw_only=True):
+    """A person has asked for something from another terminal (records/requests.py)."""
+
+    request: str  # its id
+    kind: str  # of requests.Kind; what is asked for by TRY is a Queued
+    by: str
+    asked: float  # Unix time
+    text: str = ""
+    n: int | None = None
+
+
 class Asked(Event, tag="asked", frozen=True, kw_only=True):
     """An agent was asked once: the cost, and the reason if it gave no proposal."""
 
@@ -106,6 +125,8 @@ class Queued(Event, tag="drafted", frozen=True, kw_only=True):
     compiled: dict[str, float] = {}  # metrics of the compile check
     of: int | None = None  # the experiment that is carried over to another best
     excursion: int | None = None  # as in Proposed
+    request: str = ""  # the id of a person's request that it answers
+    by: str = ""  # that person
 
 
 class Dropped(Event, tag="dropped", frozen=True, kw_only=True):

@@ -7,9 +7,10 @@ from msgspec import structs
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.records import events
-from autoresearch_jax.records.costs import Costs
+from autoresearch_jax.records.costs import PERSON, Costs
 from autoresearch_jax.records.events import Outcome, Purpose, Queued, Status
 from autoresearch_jax.records.experiment import Experiment, Lesson, UnusedAnswer, is_leak
+from autoresearch_jax.records.requests import Kind
 
 
 class Experiments:
@@ -39,6 +40,10 @@ class Experiments:
         # Experiments that the scorer refused for a leak, once for each time, since a loop began
         # with another program.md.
         self.leaks: tuple[int, ...] = ()
+        self.requests: set[str] = set()  # the ids of those that were taken
+        self.hints: dict[int, events.Steered] = {}  # that agents read, by number
+        self.paused: events.Steered | None = None  # since when, and by whom
+        self.stop: events.Steered | None = None  # who has stopped the last command
         self.lessons: list[Lesson] = []  # of agents, in the order in which they were measured
         self._all: dict[int, Experiment] = {}
         self._decided: list[int] = []
@@ -46,6 +51,7 @@ class Experiments:
         self._by_commit: dict[str, int] = {}
         self._queue: dict[tuple[int | None, int | None], Queued] = {}
         self._asked: dict[int, events.Asked] = {}  # by their numbers
+        self._hints = 0  # so far
         self._asks: dict[int, list[int]] = {}  # the questions that an experiment answers
         self._unused: dict[int, UnusedAnswer] = {}  # by their numbers
         self._audited_repeats: dict[int, int] = {}  # how many there were at the last audit
@@ -88,8 +94,11 @@ class Experiments:
 
     @property
     def queue(self) -> list[Queued]:
-        """The waiting proposals: first those that were measured already, then the oldest."""
-        return sorted(self._queue.values(), key=lambda queued: queued.of is None)
+        """The waiting proposals: a person's, then those that were measured already, then others.
+
+        Of each kind the oldest comes first.
+        """
+        return sorted(self._queue.values(), key=lambda one: (one.agent != PERSON, one.of is None))
 
     def find(self, name: str) -> Experiment:
         """Return the experiment with that number or that start of a commit. Raises UserError."""
@@ -161,7 +170,7 @@ class Experiments:
         match event:
             case events.Began():
                 self.first = self.first or event
-                self.began, self.crashes = event, ()
+                self.began, self.crashes, self.stop = event, (), None
                 self.learned = event.learned or self.learned
                 if event.kind != "verify":
                     self.spans.append((event.time, event.time, event.workers or 1))
@@ -180,11 +189,19 @@ class Experiments:
                 if event.trouble not in ("", "abandoned"):
                     self._not_used(event.ask, event.reason)
             case Queued():
+                if event.ask is not None:
+                    self.next_ask = max(self.next_ask, event.ask + 1)
                 self._queue[event.ask, event.of] = event
+                self.requests |= {event.request} - {""}
+            case events.Steered():
+                self._steer(event)
             case events.Dropped():
-                self._queue.pop((event.ask, event.of), None)
+                queued = self._queue.pop((event.ask, event.of), None)
                 if event.ask is not None:
                     self._not_used(event.ask, event.reason)
+                if queued is not None and queued.request and queued.ask is not None:
+                    unused = UnusedAnswer(queued.ask, len(self), PERSON, event.reason)
+                    self._unused[queued.ask] = unused
             case events.Audited():
                 self.audit = event
                 self._audited_repeats = {e.n: len(e.repeats) for e in self._all.values()}
@@ -224,6 +241,22 @@ class Experiments:
                 self._all[event.n] = _changed(self._all[event.n], event)
                 if is_leak(event.reason):
                     self.leaks = (*self.leaks, event.n)
+
+    def _steer(self, event: events.Steered) -> None:
+        self.requests.add(event.request)
+        match event.kind:
+            case Kind.HINT:
+                self._hints += 1
+                self.hints[self._hints] = event
+            case Kind.WITHDRAW:
+                gone = [*self.hints] if event.n is None else [event.n]
+                self.hints = {n: one for n, one in self.hints.items() if n not in gone}
+            case Kind.PAUSE:
+                self.paused = event
+            case Kind.RESUME:
+                self.paused = None
+            case Kind.STOP | Kind.STOP_NOW:
+                self.stop = event
 
     def _not_used(self, ask: int, reason: str) -> None:
         asked = self._asked.get(ask)

@@ -57,6 +57,10 @@ class Interrupts:
         if self.count > 2 and number == signal.SIGINT:
             raise KeyboardInterrupt
 
+    def request(self, count: int) -> None:
+        """Act as after so many signals; from any thread."""
+        self.count = max(self.count, count)
+
     def stopping(self) -> bool:
         """Return whether to start nothing more."""
         self._announce()

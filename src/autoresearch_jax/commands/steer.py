@@ -1,0 +1,194 @@
+"""Leading a loop from another terminal: hint, stop, pause, resume, try.
+
+Each command writes a request and waits a moment for the process that has the tag, which takes it
+(loop/steering.py). Without such a process the request waits for the next loop.
+"""
+
+import time
+from pathlib import Path
+
+from autoresearch_jax.common import syntax
+from autoresearch_jax.common.console import typed
+from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.text import clean
+from autoresearch_jax.loop.asking import known, source_of
+from autoresearch_jax.records import journal, requests, tags
+from autoresearch_jax.records.experiments import Experiments
+from autoresearch_jax.records.requests import HINT_LIMIT, HINTS, Kind
+from autoresearch_jax.repo.candidates import Candidates
+from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system import locks
+
+PATIENCE_SECONDS = 0.9  # until a process has taken a request
+TICK_SECONDS = 0.02
+
+
+class Tag:
+    """A tag as a command sees it that does not have its lock."""
+
+    def __init__(self, workspace: Workspace, name: str | None) -> None:
+        """By default it is the newest. Raises UserError if nothing has run."""
+        found = tags.existing(workspace, name)
+        if found is None:
+            raise UserError("no loop has run here yet. To start one: autoresearch-jax loop")
+        self.workspace, self.name = workspace, found
+        self.folder = workspace.state_dir(found)
+
+    @property
+    def experiments(self) -> Experiments:
+        """What is recorded by now."""
+        return journal.read(self.folder)
+
+    @property
+    def holder(self) -> int | None:
+        """The process that runs experiments under the tag now; None if there is none."""
+        try:
+            locks.refuse_held(self.folder / "lock")
+        except locks.Held as held:
+            return held.pid
+        return None
+
+    def ask(self, kind: Kind, **fields: object) -> tuple[str, bool]:
+        """Write a request; return its id, and whether it was taken. Raises OSError."""
+        request = requests.new(kind, **fields)
+        path = requests.post(self.folder, request)
+        until = time.monotonic() + (0.0 if self.holder is None else PATIENCE_SECONDS)
+        while path.exists() and time.monotonic() < until:
+            time.sleep(TICK_SECONDS)
+        return request.id, not path.exists()
+
+    def when(self, taken: bool) -> str:
+        """Say when a request has its effect, unless it was taken."""
+        if taken:
+            return ""
+        if self.holder is None:
+            return " No loop runs now: the next one takes it."
+        return f" Process {self.holder} takes it as soon as it can."
+
+
+def hints(workspace: Workspace, tag: str | None) -> list[str]:
+    """Return the hints that agents get now, as lines. Raises UserError."""
+    opened = Tag(workspace, tag)
+    found = [f"{n:3}  {one.text}  ({one.by})" for n, one in opened.experiments.hints.items()]
+    found += [f"     {text}  (waits for a loop)" for text in _waiting_hints(opened.folder)]
+    return found or [typed('No hints. To give one: autoresearch-jax hint "TEXT"')]
+
+
+def _waiting_hints(folder: Path) -> list[str]:
+    waiting = (one for _, one in requests.waiting(folder) if one is not None)
+    return [clean(one.text, HINT_LIMIT) for one in waiting if one.kind == Kind.HINT]
+
+
+def hint(workspace: Workspace, tag: str | None, text: str) -> str:
+    """Give agents a hint with every prompt until it is withdrawn. Raises UserError."""
+    opened = Tag(workspace, tag)
+    if not text.strip():
+        raise UserError('the hint is empty. Write what agents should know: hint "TEXT"')
+    if len(text) > HINT_LIMIT:
+        raise UserError(
+            f"the hint has {len(text)} characters, and may have {HINT_LIMIT}: it is read with "
+            "every prompt. What is longer belongs into program.md, which is read again each time."
+        )
+    count = len(opened.experiments.hints) + len(_waiting_hints(opened.folder))
+    if count >= HINTS:
+        raise UserError(
+            f"agents get {count} hints already, which is as many as they may. Withdraw one: "
+            "autoresearch-jax hint --withdraw N (`autoresearch-jax hint` lists them)"
+        )
+    request, taken = opened.ask(Kind.HINT, text=text)
+    if not taken:
+        return f"Recorded.{opened.when(taken)}"
+    found = {one.request: n for n, one in opened.experiments.hints.items()}
+    n = found.get(request)
+    number = "" if n is None else f" It is hint {n}; to withdraw it: hint --withdraw {n}"
+    return f"Agents read it with each prompt from now on.{typed(number)}"
+
+
+def withdraw(workspace: Workspace, tag: str | None, name: str) -> str:
+    """Withdraw a hint by its number, or "all". Raises UserError."""
+    opened = Tag(workspace, tag)
+    given = opened.experiments.hints
+    if name != "all" and (not name.isdecimal() or int(name) not in given):
+        numbers = ", ".join(map(str, given)) or "there are none"
+        raise UserError(
+            f"there is no hint {name!r} to withdraw. Hints: {numbers}. To withdraw each of them: "
+            "autoresearch-jax hint --withdraw all"
+        )
+    n = None if name == "all" else int(name)
+    _, taken = opened.ask(Kind.WITHDRAW, n=n)
+    which = "All hints are" if n is None else f"Hint {n} is"
+    return f"{which} withdrawn.{opened.when(taken)}"
+
+
+def stop(workspace: Workspace, tag: str | None, *, now: bool) -> str:
+    """Stop what runs under a tag. Raises UserError if nothing does."""
+    opened = Tag(workspace, tag)
+    holder = opened.holder
+    if holder is None:
+        raise UserError(
+            f"nothing runs under {opened.name}, so there is nothing to stop. How the last loop "
+            "ended: autoresearch-jax status"
+        )
+    _, taken = opened.ask(Kind.STOP_NOW if now else Kind.STOP, pid=holder)
+    if now:
+        words = f"Process {holder} abandons what runs, and ends. The same loop trains it again."
+    else:
+        words = (
+            f"Process {holder} finishes what runs, then it ends. To abandon that as well: "
+            "autoresearch-jax stop --now"
+        )
+    return typed(words) + opened.when(taken)
+
+
+def pause(workspace: Workspace, tag: str | None) -> str:
+    """Let nothing new start under a tag. Raises UserError."""
+    opened = Tag(workspace, tag)
+    if (found := opened.experiments.paused) is not None:
+        raise UserError(
+            f"{opened.name} was paused already, by {found.by}. To go on: autoresearch-jax resume"
+        )
+    _, taken = opened.ask(Kind.PAUSE)
+    words = "Paused: what runs is finished, and nothing new starts, also after a restart"
+    return typed(f"{words}. To go on: autoresearch-jax resume.") + opened.when(taken)
+
+
+def resume(workspace: Workspace, tag: str | None) -> str:
+    """Let a paused loop go on. Raises UserError."""
+    opened = Tag(workspace, tag)
+    waits = [one for _, one in requests.waiting(opened.folder) if one and one.kind == Kind.PAUSE]
+    if opened.experiments.paused is None and not waits:
+        raise UserError(f"{opened.name} is not paused. What it does: autoresearch-jax status")
+    _, taken = opened.ask(Kind.RESUME)
+    return f"Resumed.{opened.when(taken)}"
+
+
+def attempt(workspace: Workspace, tag: str | None, path: Path, description: str) -> str:
+    """Propose a train.py before all other proposals. Raises OSError, UserError."""
+    opened = Tag(workspace, tag)
+    if not description.strip():
+        raise UserError(f'say what {path} changes: autoresearch-jax try {path} -m "..."')
+    try:
+        source = source_of(path)
+    except UserError as error:
+        raise UserError(str(error).replace("train.py", str(path), 1)) from None
+    experiments, best = opened.experiments, opened.experiments.best
+    if best is None:
+        raise UserError(
+            f"the baseline of {opened.name} is not measured yet, so nothing can be compared with "
+            "it. Try again after that: autoresearch-jax status"
+        )
+    if broken := syntax.unparsable(source):
+        raise UserError(f"{path} cannot run: {broken}. Correct it, then type the same again.")
+    if source == Candidates(workspace, opened.name).blob(best.commit):
+        raise UserError(f"{path} equals the best train.py, so there is nothing to try. Edit it.")
+    same = experiments.same_program(syntax.meaning(source), running=True)
+    if same is not None:
+        raise UserError(
+            f"{path} equals that of {known(same)}, except for comments and formatting. See it: "
+            f"autoresearch-jax show {same.n}"
+        )
+    _, taken = opened.ask(Kind.TRY, text=description, source=source, base=best.commit)
+    return (
+        f"It is the next proposal, as a change of experiment {best.n}, the best."
+        f"{opened.when(taken)}"
+    )

@@ -1,0 +1,92 @@
+"""What people ask of a running loop from other terminals: one file for each request.
+
+A command writes a request. The process that has the tag takes it: it records it in the journal,
+and then removes the file. So a request is on disk from the moment in which its command answers. A
+process that was killed in between finds it in its journal and carries it out once.
+"""
+
+import getpass
+import os
+import socket
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from autoresearch_jax.common import files
+
+MOST_BYTES = 1 << 20  # of a request, with a train.py
+HINTS, HINT_LIMIT = 8, 500  # that agents get, and characters of each
+_FOLDER = "requests"  # in the folder of a tag
+
+
+class Kind(StrEnum):
+    """What a request asks for."""
+
+    HINT = "hint"  # agents should read a text with each prompt
+    WITHDRAW = "withdraw"  # and no longer
+    STOP = "stop"  # what runs is finished, then the process ends
+    STOP_NOW = "stop now"  # what runs is abandoned as well
+    PAUSE = "pause"  # nothing new starts
+    RESUME = "resume"
+    TRY = "try"  # a train.py is the next proposal
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """A request of a person."""
+
+    id: str  # unique within a tag; later ones are greater
+    kind: Kind
+    by: str  # the user and the machine
+    asked: float  # Unix time
+    text: str = ""  # of a hint; the description of a train.py
+    n: int | None = None  # of the hint to withdraw; None: all
+    pid: int | None = None  # of the process to stop: a later one goes on
+    source: bytes = b""  # of a train.py
+    base: str = ""  # the commit that it changes
+
+
+def new(kind: Kind, **fields: object) -> Request:
+    """Return a request by this user, now."""
+    at = time.time_ns()
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number without a name
+        user = str(os.getuid())
+    values = {
+        "id": f"{at:020}-{os.getpid()}",
+        "kind": kind,
+        "by": f"{user}@{socket.gethostname()}",
+        "asked": at / 1e9,
+    }
+    return Request(**values, **fields)  # type: ignore[arg-type]
+
+
+def post(state_dir: Path, request: Request) -> Path:
+    """Write a request for the process that has the tag; return its file. Raises OSError."""
+    path = state_dir / _FOLDER / f"{request.id}.json"
+    files.write_bytes(path, msgspec.json.encode(request))
+    return path
+
+
+def waiting(state_dir: Path) -> Iterator[tuple[Path, Request | None]]:
+    """Yield the requests that nobody has taken, oldest first; None for what is none."""
+    folder = state_dir / _FOLDER
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))  # noqa: PTH208
+    except FileNotFoundError:
+        return
+    for name in names:
+        if name.startswith("."):  # being written
+            continue
+        try:
+            content = files.plain_bytes(folder / name, MOST_BYTES)
+            request = msgspec.json.decode(content, type=Request)
+        except FileNotFoundError:  # withdrawn by its command
+            continue
+        except (OSError, ValueError):
+            yield folder / name, None
+            continue
+        yield folder / name, request

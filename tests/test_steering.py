@@ -1,0 +1,293 @@
+"""Leading a loop from another terminal: real loops in processes of their own, and real commands."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from autoresearch_jax.cli import main
+from autoresearch_jax.loop.steering import Steering
+from autoresearch_jax.records import endings, journal, requests
+from autoresearch_jax.records.events import Status
+from autoresearch_jax.records.requests import Kind
+from autoresearch_jax.repo.workspace import Workspace
+from tests import harness
+from tests.harness import Notes, Scripted, run_loop, train_py
+
+TOP = Path(__file__).parents[1]
+# The agent proposes 1.1, 1.2 and so on, none of which is kept. Each training waits until there is a
+# file with its score in the folder `go`, so that a test decides what runs when it types a command.
+LOOP = """
+import itertools, sys
+from pathlib import Path
+from autoresearch_jax.repo.workspace import Workspace
+from tests import harness, test_steering
+go = Path(sys.argv[2])
+class Agent(harness.Scripted):
+    slow = True
+    def __init__(self):
+        self.numbers = itertools.count(int(sys.argv[3]))
+    def propose(self, context):
+        (go / f"prompt-{context.n}").write_text(context.prompt)
+        (context.worktree / "train.py").write_text(test_steering.waiting(go, next(self.numbers)))
+        return harness.Proposal(f"idea {context.n}")
+view = harness.Notes()
+try:
+    harness.run_loop(Workspace.open(sys.argv[1]), Agent(), 20, view, tag="t", lookahead=False)
+finally:
+    (go / "said").write_text(view.text)
+"""
+DEADLINE_SECONDS = 60.0
+
+
+def waiting(go, number):
+    wait = f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}, '{number}').exists():"
+    return train_py(1 + number / 10, f"{wait} time.sleep(0.02)")
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    return Workspace.open(harness.make_repository(tmp_path / "workspace"))
+
+
+@pytest.fixture
+def go(tmp_path):
+    (tmp_path / "go").mkdir()
+    return tmp_path / "go"
+
+
+@contextmanager
+def looping(workspace, go, first=1):
+    """A loop, whose next training waits; it is killed in the end if it still runs."""
+    known = len(experiments(workspace))
+    command = [sys.executable, "-c", LOOP, workspace.root, go, str(first)]
+    with subprocess.Popen(command, cwd=TOP) as process:
+        try:
+            until(lambda: len(experiments(workspace)) >= max(known, 2))
+            until(lambda: experiments(workspace).began.pid == process.pid)
+            yield process
+        finally:
+            process.kill()
+
+
+def until(true):
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert true()
+
+
+def experiments(workspace):
+    return journal.read(workspace.state_dir("t"))
+
+
+def decided(workspace, count):
+    until(lambda: len(experiments(workspace).decided) >= count)
+
+
+def typed(workspace, *words):
+    """Type a command; it must answer within a second."""
+    begun = time.monotonic()
+    done = CliRunner().invoke(main.main, ["-C", str(workspace.root), *words])
+    seconds = time.monotonic() - begun
+    assert done.exit_code == 0, done.output
+    assert seconds < 1.5  # of a test beside another one
+    return done.output
+
+
+def refused(workspace, *words):
+    done = CliRunner().invoke(main.main, ["-C", str(workspace.root), *words])
+    assert (done.exit_code, done.exc_info[0]) == (1, SystemExit)
+    return done.output
+
+
+def test_a_hint_is_in_every_prompt_until_it_is_withdrawn(workspace, go):
+    with looping(workspace, go) as process:
+        said = typed(workspace, "hint", "Leave the batch size alone")
+        assert "It is hint 1; to withdraw it: " in said
+        assert "hint --withdraw 1" in said
+        assert "1  Leave the batch size alone" in typed(workspace, "hint")
+        (go / "1").touch()
+        until(lambda: len(experiments(workspace)) == 3)
+        process.kill()
+    assert "- Leave the batch size alone" in (go / "prompt-2").read_text()
+    with looping(workspace, go, 5):
+        typed(workspace, "hint", "And try the gate")
+        (go / "2").touch()
+        (go / "5").touch()
+        until(lambda: (go / "prompt-4").exists())
+        assert "- Leave the batch" in (go / "prompt-3").read_text()
+        assert "- And try the gate" in (go / "prompt-4").read_text()
+        assert "Hint 1 is withdrawn." in typed(workspace, "hint", "--withdraw", "1")
+        (go / "6").touch()
+        until(lambda: (go / "prompt-5").exists())
+    assert "Leave the batch" not in (go / "prompt-5").read_text()
+    [given] = experiments(workspace).hints.values()
+    assert given.by == requests.new(Kind.HINT).by
+    assert abs(given.asked - time.time()) < 100
+
+
+def test_stop_finishes_what_runs_and_says_who_has_stopped_it(workspace, go):
+    with looping(workspace, go) as process:
+        assert f"Process {process.pid} finishes what runs" in typed(workspace, "stop")
+        (go / "1").touch()
+        assert process.wait(DEADLINE_SECONDS) == 0
+    found = experiments(workspace)
+    assert [e.status for e in found] == [Status.KEEP, Status.DISCARD]
+    words = f"it was stopped by {requests.new(Kind.STOP).by}"
+    assert endings.words(found).endswith(words)
+    assert "nothing runs under t" in refused(workspace, "stop")
+
+
+def test_stop_now_abandons_what_runs_and_the_next_loop_trains_it(workspace, go):
+    with looping(workspace, go) as process:
+        assert "abandons what runs" in typed(workspace, "stop", "--now")
+        assert process.wait(DEADLINE_SECONDS) == 0
+    assert [e.n for e in experiments(workspace).undecided] == [1]
+    with looping(workspace, go, 2):
+        (go / "1").touch()
+        decided(workspace, 2)
+
+
+def test_a_stop_does_not_reach_the_loop_that_comes_next(workspace, go):
+    run_loop(workspace, Scripted(), 0, tag="t")
+    requests.post(workspace.state_dir("t"), requests.new(Kind.STOP, pid=harness.ended_pid()))
+    run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t")
+    assert len(experiments(workspace).decided) == 2
+
+
+def test_a_paused_loop_starts_nothing_also_after_it_was_killed(workspace, go):
+    with looping(workspace, go) as process:
+        assert "nothing new starts" in typed(workspace, "pause")
+        assert "was paused already" in refused(workspace, "pause")
+        (go / "1").touch()
+        decided(workspace, 2)
+        time.sleep(0.5)
+        assert len(experiments(workspace)) == 2
+        process.kill()
+    (go / "2").touch()
+    with looping(workspace, go, 2) as process:
+        time.sleep(0.5)
+        assert len(experiments(workspace)) == 2
+        assert "Resumed." in typed(workspace, "resume")
+        decided(workspace, 3)
+        assert "is not paused" in refused(workspace, "resume")
+        typed(workspace, "pause")  # a paused loop can be stopped
+        typed(workspace, "stop")
+        (go / "3").touch()
+        assert process.wait(DEADLINE_SECONDS) == 0
+    assert "Paused by " in (go / "said").read_text()
+
+
+def test_what_a_person_tries_comes_first_and_is_decided_like_any_other(workspace, go, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(train_py(0.5))
+    with looping(workspace, go) as process:
+        said = typed(workspace, "try", str(mine), "-m", "half of it")
+        assert "It is the next proposal, as a change of experiment 0" in said
+        (go / "1").touch()
+        decided(workspace, 3)
+        assert "equals the best" in refused(workspace, "try", str(mine), "-m", "again")
+        mine.write_text("width = (")
+        assert "cannot run" in refused(workspace, "try", str(mine), "-m", "broken")
+        process.kill()
+    e = experiments(workspace)[2]
+    assert (e.agent, e.description, e.status, e.val_bpb) == (
+        "person",
+        "half of it",
+        Status.KEEP,
+        0.5,
+    )
+    assert "mine.py: No such file" not in refused(workspace, "show", "9")
+
+
+def test_what_is_tried_is_merged_into_what_was_kept_meanwhile(workspace, tmp_path):
+    run_loop(workspace, Scripted(), 0, tag="t")
+    mine = tmp_path / "mine.py"
+    mine.write_text(train_py(1.0).replace("2048.0", "1024.0"))
+    assert "the next one takes it" in typed(workspace, "try", str(mine), "-m", "less memory")
+    run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t")
+    found = experiments(workspace)
+    assert [(e.agent, e.status) for e in list(found)[1:]] == [
+        ("person", Status.DISCARD),
+        ("scripted", Status.KEEP),
+    ]
+
+
+def test_a_request_that_is_recorded_already_is_not_carried_out_again(workspace):
+    """The process was killed after it had recorded it, and before it removed the file."""
+    run_loop(workspace, Scripted(), 0, tag="t")
+    folder = workspace.state_dir("t")
+    hint = requests.new(Kind.HINT, text="once")
+    tried = requests.new(
+        Kind.TRY, text="mine", source=train_py(0.8).encode(), base=experiments(workspace)[0].commit
+    )
+    for _ in range(2):
+        for one in (hint, tried):
+            requests.post(folder, one)
+        run_loop(workspace, Scripted(), 0, tag="t")
+    found = experiments(workspace)
+    assert [one.text for one in found.hints.values()] == ["once"]
+    assert [e.description for e in found] == ["baseline", "mine"]
+    assert not [*requests.waiting(folder)]
+
+
+def test_what_is_no_request_is_named_once_and_stops_nothing(workspace):
+    run_loop(workspace, Scripted(), 0, tag="t")
+    folder = workspace.state_dir("t") / "requests"
+    folder.mkdir(exist_ok=True)
+    (folder / "1.json").write_text("{")
+    (folder / "2.json").write_text(json.dumps({"id": "2", "kind": "fly", "by": "a", "asked": 1}))
+    os.mkfifo(folder / "3.json")
+    requests.post(workspace.state_dir("t"), requests.new(Kind.HINT, text="a hint"))
+    view = Notes()
+    run_loop(workspace, Scripted(train_py(0.9)), 1, view, tag="t")
+    assert [line.count("is no request") for line in view.said].count(1) == 3
+    assert [one.text for one in experiments(workspace).hints.values()] == ["a hint"]
+
+
+def test_a_full_disk_keeps_a_request_for_later(workspace, monkeypatch):
+    run_loop(workspace, Scripted(), 0, tag="t")
+    requests.post(workspace.state_dir("t"), requests.new(Kind.HINT, text="a hint"))
+    carry_out, failures = Steering._carry_out, [OSError(28, "No space left on device")]
+
+    def failing(self, request):
+        if failures:
+            raise failures.pop()
+        carry_out(self, request)
+
+    monkeypatch.setattr(Steering, "_carry_out", failing)
+    view = Notes()
+    run_loop(workspace, Scripted(train_py(0.9)), 1, view, tag="t")
+    run_loop(workspace, Scripted(), 0, tag="t")
+    assert "cannot be taken now: [Errno 28]" in view.text
+    assert len(experiments(workspace).hints) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("hint", " "), "the hint is empty"),
+        (("hint", "x" * 501), "has 501 characters, and may have 500"),
+        (("hint", "--withdraw", "3"), "there is no hint '3'"),
+        (("resume",), "is not paused"),
+        (("stop",), "nothing runs under t"),
+        (("try", "train.py", "-m", "nothing"), "equals the best train.py"),
+        (("try", "train.py", "-m", " "), "say what train.py changes"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(workspace, words, why):
+    run_loop(workspace, Scripted(), 0, tag="t")
+    assert why in " ".join(refused(workspace, *words).split())
+
+
+def test_before_the_first_loop_there_is_nothing_to_lead(workspace):
+    for words in (("hint", "x"), ("stop",), ("pause",), ("try", "train.py", "-m", "x")):
+        assert "no loop has run here yet" in refused(workspace, *words)
