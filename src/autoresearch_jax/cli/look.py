@@ -53,6 +53,27 @@ def watch(web: bool, port: int | None, host: str | None, tag: str | None) -> Non
 
 
 @click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@tag_option
+def status(as_json: bool, tag: str | None) -> None:
+    """Say in a few lines what runs, what waits, who thinks, and how the last loop ended.
+
+    \b
+    Example:
+      autoresearch-jax status
+    """
+    import time
+
+    from autoresearch_jax.views.watch import frame, live_model, page_data
+
+    model = live_model.read(Path.cwd(), tag)
+    if as_json:
+        click.echo(page_data.encode(page_data.status(model)))
+    else:
+        click.echo("\n".join(frame.status(model, time.time())))
+
+
+@click.command()
 @click.option("--top", type=Count(1), metavar="N", help="Only the best N.")
 @click.option("--kept-only", is_flag=True, help="Only the kept experiments.")
 @click.option("--grep", "pattern", metavar="REGEX", help="Only descriptions that match.")

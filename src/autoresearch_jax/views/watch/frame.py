@@ -1,5 +1,6 @@
 """The live model as rich renderables that fit a terminal of any size."""
 
+import dataclasses
 import math
 import textwrap
 import time
@@ -71,7 +72,7 @@ def screen(model: LiveModel, width: int, height: int, now: float) -> Layout:
 
 def plain(model: LiveModel, now: float) -> list[str]:
     """Return the present state as lines of any length, for a file or a pipe."""
-    head = ", ".join(filter(None, (model.title, STATES[model.state][0])))
+    head = ", ".join(filter(None, (model.title, STATES[model.state][0], *_led(model, now))))
     found = [line_of(head)]
     found += [line_of(model.problem)] if model.problem else []
     found += [line_of(passed_over(model.passed_over))] if model.passed_over else []
@@ -85,6 +86,8 @@ def plain(model: LiveModel, now: float) -> list[str]:
 def _head(model: LiveModel, now: float) -> Table:
     state, style = STATES[model.state]
     left = line_of(model.title, "bold").append("  ").append(state, style=f"not bold {style}")
+    for words in _led(model, now):
+        left.append_text(line_of(f", {words}", "not bold yellow" if model.paused else "not bold"))
     if model.problem:
         left.append_text(line_of(f"  {model.problem}", "not bold red"))
     elif model.passed_over:
@@ -96,6 +99,26 @@ def _head(model: LiveModel, now: float) -> Table:
     head.add_column(justify="right", no_wrap=True)
     head.add_row(left, line_of(f"{time.strftime('%H:%M', time.localtime(now))}  q ends", "dim"))
     return head
+
+
+def status(model: LiveModel, now: float) -> list[str]:
+    """Return what runs, what waits and what people have asked for, as lines of any length."""
+    found = plain(dataclasses.replace(model, entries=()), now)
+    found += [f"waits: {one.description}  ({one.by})" for one in model.waiting]
+    found += [f"hint {hint}" for hint in model.hints]
+    if model.state == "idle" or not model.unused:
+        return found
+    last = model.unused[-1]
+    return [*found, f"last answer that was not used: {clean(last.agent)}: {clean(last.reason)}"]
+
+
+def _led(model: LiveModel, now: float) -> list[str]:
+    """Return who thinks, and who has paused the loop."""
+    words = [f"paused by {model.paused}"] if model.paused else []
+    return words + [
+        f"{one.agent} thinks about {one.n}, {duration(max(0.0, now - one.since))}"
+        for one in model.thinking
+    ]
 
 
 # -------------------------------------------------------------------------------- what runs

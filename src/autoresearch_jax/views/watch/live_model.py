@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean, printable
@@ -23,11 +24,20 @@ from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import locks
 from autoresearch_jax.views.entries import Entry, entries
 from autoresearch_jax.views.summary import Summary, summarize
-from autoresearch_jax.views.watch.running import Running, RunningExperiments
+from autoresearch_jax.views.tables import AGENT_LIMIT
+from autoresearch_jax.views.watch.running import Running, RunningExperiments, Thinking
 
 UNUSED = 3  # answers that were of no use, in a live model
 LESSONS, LESSON_LIMIT = 12, 400  # in a live model, and characters of one
 WRITE_SECONDS = 1.0  # within which a program that writes a table finishes a line
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A proposal that waits for its turn."""
+
+    description: str
+    by: str  # an agent or a person
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,10 @@ class LiveModel:
     ending: str = ""  # how the last loop ended, if none runs
     failed: bool = False  # whether it was killed, or ended with an error
     passed_over: int = 0  # lines of a results.tsv that are no experiments
+    thinking: tuple[Thinking, ...] = ()  # agents
+    paused: str = ""  # by whom, and since when
+    waiting: tuple[Waiting, ...] = ()  # proposals, the next one first
+    hints: tuple[str, ...] = ()  # that agents get, each with its number
     unused: tuple[UnusedAnswer, ...] = ()  # the latest answers that were of no use, oldest first
     lessons: tuple[str, ...] = ()  # the most useful lines of lessons.md
     learned: str = ""  # the tag that it learned from, and how much
@@ -101,6 +115,8 @@ class JournalReader:
                 generation=self._generation,
                 before=self._before,
                 problem=problem,
+                thinking=self._running.thinking() if self._running and lives else (),
+                **_led(self.experiments),
                 unused=tuple(self.experiments.unused()[-UNUSED:]),
                 ending="" if lives else endings.words(self.experiments),
                 failed=not lives and endings.failed(self.experiments),
@@ -149,6 +165,21 @@ class JournalReader:
             if not self._follow or _lives(self.experiments.began, lock):
                 return self.tag
         return tags.existing(self.workspace, None) or self.tag
+
+
+def _led(experiments: Experiments) -> dict[str, Any]:
+    """Return what waits, and what people have asked for."""
+    pause, at = experiments.paused, ""
+    if pause is not None:
+        at = f"{clean(pause.by)}, {time.strftime('%b %d %H:%M', time.localtime(pause.time))}"
+    return {
+        "paused": at,
+        "waiting": tuple(
+            Waiting(clean(one.description), clean(one.by or one.agent, AGENT_LIMIT))
+            for one in experiments.queue
+        ),
+        "hints": tuple(f"{n}: {clean(one.text)}" for n, one in experiments.hints.items()),
+    }
 
 
 def _state(began: Began | None, lives: bool, running: bool) -> str:

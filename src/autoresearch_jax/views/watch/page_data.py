@@ -47,9 +47,26 @@ def of_model(model: LiveModel, start: int = 0, *, whole: bool = True) -> dict[st
         "ending": model.ending,
         "failed": model.failed,
         "passed_over": passed_over(model.passed_over) if model.passed_over else "",
+        "thinking": model.thinking,
+        "paused": model.paused,
+        "waiting": model.waiting,
+        "hints": model.hints,
         "unused": [_unused(one) for one in model.unused],
         "lessons": model.lessons,
         "more_lessons": model.more_lessons,
+    }
+
+
+def status(model: LiveModel) -> dict[str, Any]:
+    """Return what `status --json` prints."""
+    names = ("summary", "points", "from", "whole", "lessons", "more_lessons", "before", "claim")
+    found = {name: value for name, value in of_model(model).items() if name not in names}
+    best = model.summary.best
+    return found | {
+        "experiments": model.summary.experiments,
+        "improvements": model.summary.improvements,
+        "best": None if best is None else best.fields(),
+        "claims": model.summary.claims.lines,
     }
 
 

@@ -10,6 +10,8 @@ from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs import training_log
 from autoresearch_jax.jobs.training_log import Progress
 from autoresearch_jax.records.events import (
+    AskBegan,
+    Asked,
     Began,
     Event,
     Interfered,
@@ -53,6 +55,16 @@ class Running:
     purpose: str = ""  # of the repeated measurement, in words
 
 
+@dataclass(frozen=True)
+class Thinking:
+    """An agent that thinks about an experiment."""
+
+    n: int
+    agent: str
+    since: float  # unix time
+    ask: int  # the number of the question
+
+
 class RunningExperiments:
     """What runs under a tag, according to its journal and the logs of its trainings."""
 
@@ -61,13 +73,18 @@ class RunningExperiments:
         # When each training began (unix time), by number and by the seed of a repeat.
         self._began: dict[tuple[int, int | None], float] = {}
         self._repeating: dict[tuple[int, int], Repeating] = {}  # by number and seed
+        self._asked: dict[int, AskBegan] = {}  # agents that have not answered, by question
 
     def take(self, added: Sequence[Event]) -> None:
         """Apply the next events of the journal."""
         for event in added:
             match event:
                 case Began():
-                    self._repeating = {}  # a process that died finished none
+                    self._repeating, self._asked = {}, {}  # a process that died finished none
+                case AskBegan():
+                    self._asked[event.ask] = event
+                case Asked():
+                    self._asked.pop(event.ask, None)
                 case Proposed() | Repaired():
                     self._began[event.n, None] = event.time
                 case Interfered():
@@ -76,6 +93,13 @@ class RunningExperiments:
                     self._repeating[event.n, event.seed] = event
                 case Repeating() | Repeated():
                     self._repeating.pop((event.n, event.seed), None)
+
+    def thinking(self) -> tuple[Thinking, ...]:
+        """Return who thinks, if the process of the last command still runs."""
+        return tuple(
+            Thinking(one.n, clean(one.agent, AGENT_LIMIT), one.time, one.ask)
+            for one in self._asked.values()
+        )
 
     def now(self, experiments: Experiments, lives: bool) -> tuple[Running, ...]:
         """Return what runs, by number; `lives`: the process of the last command still runs."""
