@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from autoresearch_jax.cli import main
+from autoresearch_jax.loop import effects
 from autoresearch_jax.loop.steering import Steering
 from autoresearch_jax.records import endings, journal, requests
 from autoresearch_jax.records.events import Status
@@ -206,17 +207,110 @@ def test_what_a_person_tries_comes_first_and_is_decided_like_any_other(workspace
     assert "mine.py: No such file" not in refused(workspace, "show", "9")
 
 
+def test_run_m_hands_its_proposal_to_a_loop_that_runs(workspace, go):
+    with looping(workspace, go) as process:
+        (workspace.root / "train.py").write_text(train_py(0.5))
+        said = typed(workspace, "run", "-m", "half of it")
+        assert said.startswith(f"A loop runs here (process {process.pid}). It is the next proposal")
+        (go / "1").touch()
+        decided(workspace, 3)
+        process.kill()
+    assert (experiments(workspace)[2].agent, experiments(workspace).best.n) == ("person", 2)
+
+
 def test_what_is_tried_is_merged_into_what_was_kept_meanwhile(workspace, tmp_path):
     run_loop(workspace, Scripted(), 0, tag="t")
     mine = tmp_path / "mine.py"
     mine.write_text(train_py(1.0).replace("2048.0", "1024.0"))
-    assert "the next one takes it" in typed(workspace, "try", str(mine), "-m", "less memory")
+    assert "It is the next" in typed(workspace, "try", str(mine), "-m", "less memory")
     run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t")
     found = experiments(workspace)
     assert [(e.agent, e.status) for e in list(found)[1:]] == [
         ("person", Status.DISCARD),
         ("scripted", Status.KEEP),
     ]
+
+
+def lines(*changed):
+    """A train.py of ten lines that may be changed alone, each of which lowers the score by 0.1."""
+    values = [f"x{at} = {0.1 * (at in changed)}" for at in range(10)]
+    source = "\n\n\n".join(values)
+    return f"{source}\nSCORE = 2 - {' - '.join(f'x{at}' for at in range(10))}\n{harness.SUMMARY}"
+
+
+@pytest.fixture
+def three_kept(tmp_path, monkeypatch):
+    """Experiments 1, 2 and 3 were kept, and 4 was not."""
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    workspace = Workspace.open(harness.make_repository(tmp_path / "workspace", lines()))
+    sources = [lines(1), lines(1, 2), lines(1, 2, 3), lines(9)]
+    run_loop(workspace, Scripted(*sources), 4, tag="t")
+    assert [e.n for e in experiments(workspace).kept] == [0, 1, 2, 3]
+    return workspace
+
+
+def tip(workspace):
+    return harness.git(workspace.root, "rev-parse", "refs/heads/autoresearch/t")
+
+
+def test_the_last_keep_is_dropped(three_kept):
+    said = typed(three_kept, "drop", "3")
+    assert said == "Experiment 3 is dropped, and the best is experiment 2 again.\n"
+    found = experiments(three_kept)
+    assert [e.n for e in found.kept] == [0, 1, 2]
+    assert tip(three_kept) == found[2].commit
+    assert [row[3] for row in harness.rows(three_kept.root)] == [
+        *("keep", "keep", "keep"),
+        *("discard", "discard"),
+    ]
+    assert not [*three_kept.root.glob("results-edited*")]
+    assert "is no longer kept" in refused(three_kept, "drop", "3")
+    assert "is a discard" in refused(three_kept, "drop", "4")
+    assert "is the baseline" in refused(three_kept, "drop", "0")
+
+
+def test_what_was_kept_after_a_dropped_keep_is_proposed_again_without_it(three_kept):
+    said = typed(three_kept, "drop", "1")
+    assert "What was kept after it is proposed again, without it: 2, 3." in said
+    assert tip(three_kept) == experiments(three_kept)[0].commit
+    view = Notes()
+    run_loop(three_kept, Scripted(lines(2, 3, 4)), 1, view, tag="t")
+    found = experiments(three_kept)
+    assert [(e.of, e.status) for e in list(found)[5:]] == [
+        (2, Status.KEEP),
+        (3, Status.KEEP),
+        (None, Status.KEEP),
+    ]
+    source = harness.git(three_kept.root, "show", "autoresearch/t:train.py")
+    assert "x1 = 0.0" in source
+    assert "x2 = 0.1" in source
+    assert found.best.mean_bpb == pytest.approx(1.7)
+    assert "taken back by" in typed(three_kept, "show", "1")
+
+
+def test_a_keep_is_dropped_while_the_loop_runs(workspace, go):
+    run_loop(workspace, Scripted(train_py(0.9)), 1, tag="t")
+    with looping(workspace, go, 2) as process:
+        until(lambda: len(experiments(workspace)) == 3)
+        typed(workspace, "drop", "1")
+        assert tip(workspace) == experiments(workspace)[0].commit
+        (go / "2").touch()
+        decided(workspace, 3)
+        process.kill()
+    assert [e.n for e in experiments(workspace).kept] == [0]
+
+
+def test_a_drop_that_was_killed_before_the_branch_moved_is_completed(three_kept, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            effects, "move_branch", lambda tag: (_ for _ in ()).throw(OSError(28, "full"))
+        )
+        typed(three_kept, "drop", "2")
+    assert tip(three_kept) == experiments(three_kept)[3].commit
+    run_loop(three_kept, Scripted(), 0, tag="t")
+    found = experiments(three_kept)
+    assert (len(found.kept), found.kept[-1].of) == (3, 3)
+    assert tip(three_kept) == found.best.commit
 
 
 def test_status_says_what_runs_and_what_waits_and_who_thinks(workspace, go, tmp_path):

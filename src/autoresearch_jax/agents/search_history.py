@@ -77,6 +77,8 @@ def results_of(
     """
     by_commit = {e.commit: e for e in history}
     for e in history[-most:]:
+        if e.taken_back:  # a person does not want it, whatever it scores
+            continue
         mean, running = e.mean_bpb, e.status is None and e.val_bpb is None
         if mean is not None or e.status in (None, Status.CRASH):
             base = by_commit.get(e.base)

@@ -42,7 +42,7 @@ def run(
     Without -m it is measured and nothing is decided; the line printed has val_bpb, peak memory in
     MB, seconds and the log's path, separated by tabs. With -m it is decided like any other
     proposal; afterwards train.py is the best one again. With --quiet the line has its number,
-    status and val_bpb.
+    status and val_bpb. While a loop runs here, -m hands train.py to the loop, as `try` does.
 
     Exits with 0 when there is a score, 1 when there is none, 2 when it ran out of time.
 
@@ -52,6 +52,7 @@ def run(
       autoresearch-jax run --compile-only --device v5e
     """
     from autoresearch_jax.commands import run as command
+    from autoresearch_jax.commands import steer
     from autoresearch_jax.records.events import Outcome, Status
 
     if compile_only and description is not None:
@@ -66,6 +67,9 @@ def run(
             found = command.measure(*opened, log_path=log_path)
             outcome, reason = found.trained.outcome, found.reason
             score, line = found.val_bpb, found.line
+        elif said := steer.attempt_here(opened[0], description):
+            click.echo(said)
+            return
         else:
             e = command.propose(*opened, description=description, log_path=log_path)
             outcome, reason = e.outcome, e.reason

@@ -1,4 +1,4 @@
-"""The commands that lead a loop from another terminal: hint, stop, pause, resume, try."""
+"""The commands that lead a loop from another terminal: hint, stop, pause, resume, try, drop."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,6 +84,24 @@ def resume(tag: str | None) -> None:
     from autoresearch_jax.commands import steer
 
     click.echo(steer.resume(_workspace(), tag))
+
+
+@click.command()
+@click.argument("experiment", metavar="N|COMMIT")
+@tag_option
+def drop(experiment: str, tag: str | None) -> None:
+    """Take back a kept experiment, for example one that you do not trust.
+
+    The branch moves to what was kept before it. What was kept later is proposed again without it,
+    and measured.
+
+    \b
+    Example:
+      autoresearch-jax drop 12
+    """
+    from autoresearch_jax.commands import steer
+
+    click.echo(steer.drop(_workspace(), tag, experiment))
 
 
 @click.command(name="try")

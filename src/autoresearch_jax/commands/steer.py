@@ -1,23 +1,29 @@
-"""Leading a loop from another terminal: hint, stop, pause, resume, try.
+"""Leading a loop from another terminal: hint, stop, pause, resume, try, drop.
 
 Each command writes a request and waits a moment for the process that has the tag, which takes it
-(loop/steering.py). Without such a process the request waits for the next loop.
+(loop/steering.py). Without such a process the command takes it itself.
 """
 
 import time
 from pathlib import Path
 
 from autoresearch_jax.common import syntax
-from autoresearch_jax.common.console import typed
+from autoresearch_jax.common.console import QuietView, typed
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
+from autoresearch_jax.jobs.environment import Environment
+from autoresearch_jax.jobs.job import Limits
 from autoresearch_jax.loop.asking import known, source_of
+from autoresearch_jax.loop.config import LoopConfig
+from autoresearch_jax.loop.open_tag import OpenTag
+from autoresearch_jax.loop.steering import Steering
 from autoresearch_jax.records import journal, requests, tags
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.requests import HINT_LIMIT, HINTS, Kind
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import locks
+from autoresearch_jax.system.interrupts import Interrupts
 
 PATIENCE_SECONDS = 0.9  # until a process has taken a request
 TICK_SECONDS = 0.02
@@ -49,21 +55,41 @@ class Tag:
         return None
 
     def ask(self, kind: Kind, **fields: object) -> tuple[str, bool]:
-        """Write a request; return its id, and whether it was taken. Raises OSError."""
+        """Write a request; return its id, and whether it was taken. Raises OSError, UserError."""
         request = requests.new(kind, **fields)
         path = requests.post(self.folder, request)
-        until = time.monotonic() + (0.0 if self.holder is None else PATIENCE_SECONDS)
+        if self.holder is None:
+            self._take()
+        until = time.monotonic() + PATIENCE_SECONDS
         while path.exists() and time.monotonic() < until:
             time.sleep(TICK_SECONDS)
         return request.id, not path.exists()
 
+    def _take(self) -> None:
+        """Take what waits, as no other process does it. Raises UserError."""
+        view = QuietView()
+        try:
+            tag = OpenTag(
+                workspace=self.workspace,
+                tag=self.name,
+                config=LoopConfig(),
+                environment=Environment({}),
+                view=view,
+                interrupts=Interrupts(view),
+                limits=Limits(),
+            )
+        except UserError:
+            if self.holder is None:
+                raise
+            return  # another process has begun meanwhile
+        try:
+            Steering(tag).take()
+        finally:
+            tag.close()
+
     def when(self, taken: bool) -> str:
         """Say when a request has its effect, unless it was taken."""
-        if taken:
-            return ""
-        if self.holder is None:
-            return " No loop runs now: the next one takes it."
-        return f" Process {self.holder} takes it as soon as it can."
+        return "" if taken else f" Process {self.holder} takes it as soon as it can."
 
 
 def hints(workspace: Workspace, tag: str | None) -> list[str]:
@@ -160,6 +186,47 @@ def resume(workspace: Workspace, tag: str | None) -> str:
         raise UserError(f"{opened.name} is not paused. What it does: autoresearch-jax status")
     _, taken = opened.ask(Kind.RESUME)
     return f"Resumed.{opened.when(taken)}"
+
+
+def drop(workspace: Workspace, tag: str | None, name: str) -> str:
+    """Take back a kept experiment. Raises OSError, UserError."""
+    opened = Tag(workspace, tag)
+    experiments = opened.experiments
+    e, kept = experiments.find(name), experiments.kept
+    if kept and e.n == kept[0].n:
+        raise UserError(
+            f"experiment {e.n} is the baseline, which everything else changes. To begin from "
+            "another train.py, commit it and start a new tag: autoresearch-jax loop --tag NEW-TAG"
+        )
+    if e.n not in [one.n for one in kept]:
+        why = "is no longer kept" if e.taken_back else f"is a {e.status or 'running experiment'}"
+        numbers = ", ".join(str(one.n) for one in kept[1:]) or "none yet"
+        raise UserError(
+            f"experiment {e.n} {why}, so there is nothing to drop. What is kept: {numbers}."
+        )
+    at = [one.n for one in kept].index(e.n)
+    later = [one for one in kept[at + 1 :] if not one.without]
+    _, taken = opened.ask(Kind.DROP, n=e.n)
+    words = f"Experiment {e.n} is dropped, and the best is experiment {kept[at - 1].n} again."
+    if later:
+        numbers = ", ".join(str(one.n) for one in later)
+        words += f" What was kept after it is proposed again, without it: {numbers}."
+    return words + opened.when(taken)
+
+
+def attempt_here(workspace: Workspace, description: str) -> str | None:
+    """Propose the checkout's train.py to the loop that runs here; None if none does.
+
+    Raises OSError, UserError.
+    """
+    if not workspace.tags():
+        return None
+    opened = Tag(workspace, None)
+    holder, began = opened.holder, opened.experiments.began
+    if holder is None or began is None or (began.kind, began.pid) != ("loop", holder):
+        return None
+    said = attempt(workspace, opened.name, workspace.root / "train.py", description)
+    return f"A loop runs here (process {holder}). {said} train.py stays as it is."
 
 
 def attempt(workspace: Workspace, tag: str | None, path: Path, description: str) -> str:

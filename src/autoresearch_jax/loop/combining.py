@@ -101,5 +101,5 @@ def due(experiments: Experiments, best: Experiment, quiet: int) -> Iterator[Sequ
                 yield [experiments[n] for n in half]
     if waited >= quiet:
         lost = [e for e in here if e.status == Status.DISCARD and not e.reason and not e.combines]
-        near = [e for e in lost if e.mean_bpb is not None and e.n not in used]
+        near = [e for e in lost if e.mean_bpb is not None and e.n not in used and not e.taken_back]
         yield sorted(near, key=lambda e: (e.mean_bpb, e.n))

@@ -294,6 +294,7 @@ def better_as_it_is(experiments: Experiments, e: Experiment, best: Experiment) -
         if (_is_lower(one, best) or _could_win(one, best))
         and one.status != Status.KEEP
         and not one.reason
+        and not experiments.holds_dropped(one)
         and one.program not in done
     ]
     return min(better, key=lambda one: (one.mean_bpb, one.n), default=None)

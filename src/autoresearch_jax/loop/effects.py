@@ -4,13 +4,15 @@ from msgspec import structs
 
 from autoresearch_jax.common import files, protocol, syntax
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs import logs
 from autoresearch_jax.loop import proposal_queue
-from autoresearch_jax.loop.decision import Decision, MeasureAgain, TrainAgain, decide
+from autoresearch_jax.loop.decision import Decision, MeasureAgain, TrainAgain, Version, decide
 from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.records import results_tsv
-from autoresearch_jax.records.events import Decided, Interfered, Status
+from autoresearch_jax.records.events import Decided, Interfered, Status, TakenBack
 from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.requests import Request
 from autoresearch_jax.repo import candidates
 
 ARTIFACTS_KEPT = 20  # kept experiments whose artifacts stay, besides baseline and best
@@ -19,10 +21,13 @@ ARTIFACTS_KEPT = 20  # kept experiments whose artifacts stay, besides baseline a
 def carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | TrainAgain | None:
     """Decide a measured experiment, or return what must be measured again before.
 
-    An experiment that is to be trained again is unmeasured then.
-
-    Only one thread at a time may call it. Raises UserError.
+    An experiment that is to be trained again is unmeasured then. Raises UserError.
     """
+    with tag.deciding:
+        return _carry_out(tag, e)
+
+
+def _carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | TrainAgain | None:
     best = tag.experiments.best
     found = decide(tag.experiments, e, tag.config, _lines_less(tag, e))
     if isinstance(found, TrainAgain):
@@ -57,6 +62,37 @@ def carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | TrainAgain | None:
     return None
 
 
+def take_back(tag: OpenTag, request: Request) -> None:
+    """Take back a kept experiment for a person: the branch moves to what was kept before it.
+
+    What was kept later is proposed again, without it. What is not kept stays as it is. Raises
+    UserError.
+    """
+    with tag.deciding:
+        kept = tag.experiments.kept
+        at = next((at for at, e in enumerate(kept) if e.n == request.n), 0)
+        if at == 0:  # another person was faster
+            return
+        e, later = kept[at], kept[at + 1 :]
+        versions = [Version(one.n, one.base) for one in later if not one.without]
+        tag.journal.append(
+            TakenBack(
+                n=e.n,
+                others=tuple(one.n for one in later),
+                was=kept[-1].commit,
+                queued=tuple(proposal_queue.carried(tag, one) for one in versions),
+                request=request.id,
+                by=clean(request.by, 80),
+                asked=request.asked,
+            )
+        )
+        move_branch(tag)
+        for one in (e, *later):
+            prune(tag, tag.experiments[one.n])
+        results_tsv.write(tag.workspace, tag.experiments, tag.view)
+        tag.view.say(f"     experiment {e.n} is taken back by {clean(request.by, 80)}: {e.title}")
+
+
 def _lines_less(tag: OpenTag, e: Experiment) -> int:
     """Return by how many lines an experiment's code is shorter than its base, if that counts."""
     if not (tag.config.less_code and e.base):
@@ -78,7 +114,8 @@ def move_branch(tag: OpenTag) -> None:
 def refuse_moved(tag: OpenTag) -> None:
     """Raise UserError if another program has moved the branch."""
     best, tip = tag.experiments.best, tag.candidates.tip()
-    if best is not None and tip not in (best.commit, best.base or None):
+    known = (best.commit, best.base or None, tag.experiments.former) if best else ()
+    if best is not None and tip not in known:
         raise UserError(candidates.moved(tag.candidates.branch, tip, best.commit))
 
 

@@ -53,6 +53,8 @@ class OpenTag:
         self.private = self.workspace.private_dir(self.tag)
         self._seeds: dict[int, int] = {}  # the last one given out, by experiment
         self._giving = threading.Lock()  # held to give out a seed or a number
+        self.busy = ""  # with what is about all kept experiments, such as a pruning
+        self.deciding = threading.RLock()  # held to decide, and to take back
         self._asks = 0  # the number of the next question to an agent
         self._start: Experiment | None = None  # where a loop begins instead of the best
         self.refuse_checked_out()

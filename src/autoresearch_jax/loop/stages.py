@@ -90,12 +90,15 @@ def prune(session: Session, over: Callable[[], str] = str) -> Pruned | None:
     _measure_noise(session)
     if session.interrupts.stopping():
         return None
+    session.busy = "pruning"
     try:
         found = Pruning(session, over).run()
     except Unfinished:
         limit = "" if session.interrupts.stopping() else f" within --{over()}"
         session.view.say(f"Pruning was not finished{limit}. To continue it: autoresearch-jax prune")
         return None
+    finally:
+        session.busy = ""
     if found is not None:
         for line in statistics.pruned_lines(found, session.experiments):
             session.view.say(line)
@@ -130,6 +133,14 @@ def audit(session: Session, runs: int) -> Audited:
     All fresh runs of the two on that text count, those of earlier audits included. The baseline is
     run again until it has as many. An interrupted audit continues. Raises Abandoned, UserError.
     """
+    session.busy = "audit"
+    try:
+        return _audit(session, runs)
+    finally:
+        session.busy = ""
+
+
+def _audit(session: Session, runs: int) -> Audited:
     experiments = session.experiments
     baseline, best = experiments.baseline, experiments.best
     assert baseline is not None

@@ -13,7 +13,7 @@ from pathlib import Path
 from autoresearch_jax.common import syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
-from autoresearch_jax.loop import proposal_queue
+from autoresearch_jax.loop import effects, proposal_queue
 from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.records import requests
 from autoresearch_jax.records.costs import PERSON
@@ -54,6 +54,9 @@ class Steering:
                 if request is None:
                     self._warn(path, "is no request")
                     continue
+                if request.kind == Kind.DROP and self._tag.busy:
+                    self._warn(path, f"waits until the {self._tag.busy} has ended")
+                    continue
                 if request.id not in self._tag.experiments.requests:
                     self._carry_out(request)
                 path.unlink(missing_ok=True)
@@ -69,6 +72,9 @@ class Steering:
         tag, by = self._tag, clean(request.by, 80)
         if request.kind == Kind.TRY:
             self._queue(request, by)
+            return
+        if request.kind == Kind.DROP:
+            effects.take_back(tag, request)
             return
         if request.kind in (Kind.STOP, Kind.STOP_NOW) and request.pid != os.getpid():
             return  # for a process that has ended meanwhile

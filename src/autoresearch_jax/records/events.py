@@ -98,6 +98,18 @@ class Steered(Event, tag="steered", frozen=True, kw_only=True):
     n: int | None = None
 
 
+class TakenBack(Event, tag="taken back", frozen=True, kw_only=True):
+    """A person has taken back a kept experiment. Written before the branch moves."""
+
+    n: int
+    others: tuple[int, ...] = ()  # kept later; their proposals live on
+    was: str  # the commit of the best until then
+    queued: tuple["Queued", ...] = ()
+    request: str
+    by: str
+    asked: float
+
+
 class Asked(Event, tag="asked", frozen=True, kw_only=True):
     """An agent was asked once: the cost, and the reason if it gave no proposal."""
 

@@ -83,6 +83,7 @@ class Experiment:
     repeats: tuple[Repeated, ...] = ()  # later measurements with other seeds
     verdict: str = ""  # the reason of a policy that measures again
     passed: bool = False  # on an excursion: better than its base; in a pruning: no worse
+    taken_back: str = ""  # why it is no longer kept
     place: int | None = None  # among the decided ones, in the order of decision
 
     @property

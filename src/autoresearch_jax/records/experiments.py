@@ -43,6 +43,7 @@ class Experiments:
         self.requests: set[str] = set()  # the ids of those that were taken
         self.hints: dict[int, events.Steered] = {}  # that agents read, by number
         self.paused: events.Steered | None = None  # since when, and by whom
+        self.former = ""  # the commit of the best before one was taken back, until the next keep
         self.stop: events.Steered | None = None  # who has stopped the last command
         self.lessons: list[Lesson] = []  # of agents, in the order in which they were measured
         self._all: dict[int, Experiment] = {}
@@ -52,6 +53,7 @@ class Experiments:
         self._queue: dict[tuple[int | None, int | None], Queued] = {}
         self._asked: dict[int, events.Asked] = {}  # by their numbers
         self._hints = 0  # so far
+        self._dropped: set[int] = set()  # experiments that a person has taken back
         self._asks: dict[int, list[int]] = {}  # the questions that an experiment answers
         self._unused: dict[int, UnusedAnswer] = {}  # by their numbers
         self._audited_repeats: dict[int, int] = {}  # how many there were at the last audit
@@ -195,6 +197,8 @@ class Experiments:
                 self.requests |= {event.request} - {""}
             case events.Steered():
                 self._steer(event)
+            case events.TakenBack():
+                self._take_back(event)
             case events.Dropped():
                 queued = self._queue.pop((event.ask, event.of), None)
                 if event.ask is not None:
@@ -258,6 +262,28 @@ class Experiments:
             case Kind.STOP | Kind.STOP_NOW:
                 self.stop = event
 
+    def _take_back(self, event: events.TakenBack) -> None:
+        self.requests.add(event.request)
+        self._dropped.add(event.n)
+        self.former = event.was
+        why = f"taken back by {event.by}"
+        for n in (event.n, *event.others):
+            self._all[n] = replace(self._all[n], status=Status.DISCARD, verdict=why, taken_back=why)
+            why = f"experiment {event.n} was taken back, and this is proposed again without it"
+        gone = {event.n, *event.others}
+        self._kept = [n for n in self._kept if n not in gone]
+        for queued in event.queued:
+            self._queue[queued.ask, queued.of] = queued
+
+    def holds_dropped(self, e: Experiment) -> bool:
+        """Whether a train.py has a change that was taken back, because it was based on it."""
+        at: Experiment | None = e
+        while at is not None:
+            if at.taken_back and at.n in self._dropped:
+                return True
+            at = self.by_commit(at.base)
+        return False
+
     def _not_used(self, ask: int, reason: str) -> None:
         asked = self._asked.get(ask)
         if asked is not None:
@@ -285,6 +311,7 @@ class Experiments:
         self.lessons += [Lesson(text, e.n, e.status, change) for text in texts]
         if e.status == Status.KEEP:
             self._kept.append(e.n)
+            self.former = ""
         self.crashes = (*self.crashes, e) if e.status == Status.CRASH else ()
         for queued in event.queued:
             self._queue[queued.ask, queued.of] = queued

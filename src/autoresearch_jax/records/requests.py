@@ -32,6 +32,7 @@ class Kind(StrEnum):
     PAUSE = "pause"  # nothing new starts
     RESUME = "resume"
     TRY = "try"  # a train.py is the next proposal
+    DROP = "drop"  # a kept experiment is taken back
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +43,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     by: str  # the user and the machine
     asked: float  # Unix time
     text: str = ""  # of a hint; the description of a train.py
-    n: int | None = None  # of the hint to withdraw; None: all
+    n: int | None = None  # of the hint to withdraw (None: all), or of the experiment to drop
     pid: int | None = None  # of the process to stop: a later one goes on
     source: bytes = b""  # of a train.py
     base: str = ""  # the commit that it changes

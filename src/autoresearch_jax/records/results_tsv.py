@@ -5,6 +5,7 @@ import errno
 import itertools
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 
 from autoresearch_jax.common import files
 from autoresearch_jax.common.console import View
@@ -42,7 +43,7 @@ def write(workspace: Workspace, history: Iterable[Experiment], view: View) -> No
         old = read_replaceable(workspace)
         if old == text.encode():
             return
-        if _holds_unknown_rows(workspace, old, text):
+        if _holds_unknown_rows(workspace, history, old, text):
             names = (path.with_name(f"results-edited-{count}.tsv") for count in itertools.count(1))
             aside = next(name for name in names if not name.exists())
             files.write_bytes(aside, old)
@@ -71,9 +72,13 @@ def read_replaceable(workspace: Workspace) -> bytes:
     return b""
 
 
-def _holds_unknown_rows(workspace: Workspace, old: bytes, text: str) -> bool:
+def _holds_unknown_rows(
+    workspace: Workspace, history: Iterable[Experiment], old: bytes, text: str
+) -> bool:
     """Whether a results.tsv has lines that no tag's journal accounts for."""
     unknown = set(old.splitlines()) - set((HEADER + text).encode().splitlines())
+    kept = (replace(e, status=Status.KEEP) for e in history if e.taken_back)
+    unknown -= {_row_text(e).rstrip("\n").encode() for e in kept}
     for tag in workspace.tags() if unknown else ():
         with contextlib.suppress(journal.JournalError):
             other = journal.read(workspace.state_dir(tag))

@@ -16,7 +16,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean, printable
 from autoresearch_jax.loop import statistics
 from autoresearch_jax.records import endings, foreign_results, journal, lessons, tags
-from autoresearch_jax.records.events import Audited, Began, Decided, Pruned, Repeated
+from autoresearch_jax.records.events import Audited, Began, Decided, Pruned, Repeated, TakenBack
 from autoresearch_jax.records.experiment import UnusedAnswer
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.journal import Follower, JournalError
@@ -82,6 +82,7 @@ class JournalReader:
         self._before = ""
         self._lock = threading.Lock()
         self._journal: Follower | None = None
+        self._taken_back = 0  # experiments that are shown in another way since
         self._generation = -1  # of the journal that the following comes from
         self._entries: list[Entry] = []
         self._summary = summarize([])
@@ -112,7 +113,7 @@ class JournalReader:
                 running=running,
                 workers=(began.workers if began else None) or 1,
                 state=_state(began, lives, bool(running)),
-                generation=self._generation,
+                generation=self._generation + self._taken_back,
                 before=self._before,
                 problem=problem,
                 thinking=self._running.thinking() if self._running and lives else (),
@@ -148,7 +149,9 @@ class JournalReader:
             return
         self._running.take(added)
         experiments = self.experiments
-        if any(isinstance(event, Decided | Repeated | Audited | Pruned) for event in added):
+        self._taken_back += sum(isinstance(event, TakenBack) for event in added)
+        changing = Decided | Repeated | Audited | Pruned | TakenBack
+        if any(isinstance(event, changing) for event in added):
             self._entries = entries(experiments.decided, experiments.costs)
             claims = statistics.claims(experiments)
             self._summary = summarize(self._entries, claims, experiments.spans)
