@@ -197,7 +197,9 @@ def faster(folder, learned, *later):
 
 def test_the_search_follows_another_tag_where_it_is_alike_and_only_there(tmp_path):
     def result(score, decay, lr=0.04):
-        return Result(File({"MATRIX_LR": lr, "WEIGHT_DECAY": decay}), score, 1.0)
+        return Result(File({"MATRIX_LR": lr, "WEIGHT_DECAY": decay}), score, 1.0, base=base)
+
+    base = File({"MATRIX_LR": 0.04, "WEIGHT_DECAY": 0.2})
 
     decays, scores = (0.2, 0.4, 0.8, 0.1, 0.05), (1.0, 1.02, 1.04, 1.02, 1.04)
     results = [result(score, decay) for decay, score in zip(decays, scores, strict=True)]

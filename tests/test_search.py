@@ -128,7 +128,7 @@ def test_it_depends_on_history_and_seed_alone(tmp_path):
     def proposals(folder: str, seed: int) -> list[str]:
         session = Session(tmp_path / folder, TRAIN, IDEAS, seed=seed)
         found = []
-        for n in range(3):
+        for n in range(6):
             found.append(session.next()[0])
             session.add(session.proposed, 1.01 + n / 100)
         return found

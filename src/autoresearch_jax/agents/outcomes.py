@@ -36,6 +36,7 @@ class Result:
     val_bpb: float | None  # bits per byte, the mean of its runs; None: it crashed, or runs
     base_bpb: float | None = None  # of the file that it changes; None: unknown
     running: bool = False
+    base: File | None = None  # that it changes; None: unknown
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""A model of the score of a `train.py`: a Gaussian process over its constants and its code.
+"""A model of what a change of `train.py` does to the score: a Gaussian process over differences.
+
+It is fitted to how much each file scored otherwise than the one that it changes. So a large gain
+says nothing of constants that have stayed as they were in all files since then.
 
 The score is a sum of independent parts: one for each constant along its axis, one for all constants
 together, one for each idea of the library and for each group of them, and one for each change of
@@ -10,14 +13,14 @@ explains all results best; where that is not at all, they are left out. They cou
 result of this tag, as a prior should (Hvarfner et al. 2022, arXiv:2204.11051).
 
 Sources: additive kernels, Duvenaud et al. 2011 (arXiv:1112.4394); expected improvement, Jones et
-al. 1998, over the model's mean at the best file, because scores are noisy; one correlation between
-two tasks, Bonilla et al. 2007 ("Multi-task Gaussian Process Prediction").
+al. 1998, over what the model expects of the best file, because scores are noisy; one correlation
+between two tasks, Bonilla et al. 2007 ("Multi-task Gaussian Process Prediction").
 """
 
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +49,6 @@ HOLDS = 0.5  # the part of a stated effect that is expected here
 # Standard deviations of the effects of an idea, of what a group of ideas shares, and of other new
 # code, which may have any effect: it says nothing about the files without it.
 IDEA, GROUP, EDIT = 1.0, 0.2, 100.0
-LEVEL = 2.0  # the same of what all files of a tag share
 TOGETHER = 0.5  # weight of all constants together, against each alone
 FARTHEST, APART = 8.0, 3.0  # first steps: of a number from the best, between two choices
 # What fits the scores best is taken: the reach of a constant, in first steps of its axis, the
@@ -68,22 +70,25 @@ def expected_improvements(known: Known, ideas: Mapping[str, Idea], files: Sequen
         model = _fitted(known, seen, learned, [left * one for one in ALIKE])
         if learned and not model.alike:  # nothing of it counts, not even how far constants reach
             model = _fitted(known, seen, (), [0.0])
-        return model.expected_improvement(seen.of(files), seen.of([known.best]))
+        return model.expected_improvement(seen.of([(one, known.best) for one in files]))
 
 
 def _fitted(
     known: Known, seen: "_Features", learned: Sequence[Result], alike: Sequence[float]
 ) -> "_Model":
     """Return the model of this tag's results and another's."""
-    results = [*known.results, *learned]
-    scores_N = np.array([*_scores(known.results, known.val_bpb), *_scores(learned)], float)
-    here_N = np.arange(len(results)) < len(known.results)
-    files = seen.of([one.file for one in results])
-    return _Model(files, scores_N, here_N, seen.weights_C, alike if learned else [0.0])
+    here = [*_changes(known.results, known.val_bpb)]
+    there = [*_changes(learned)]
+    changes = seen.of([pair for pair, _ in (*here, *there)])
+    worse_N = np.array([worse for _, worse in (*here, *there)], float)
+    here_N = np.arange(len(worse_N)) < len(here)
+    return _Model(changes, worse_N, here_N, seen.weights_C, alike if there else [0.0])
 
 
-def _scores(results: Sequence[Result], best: float | None = None) -> list[float]:
-    """Return results as distances from the best score, in typical effects."""
+def _changes(
+    results: Sequence[Result], best: float | None = None
+) -> Iterator[tuple[tuple[File, File], float]]:
+    """Yield (file, its base) and by how many typical effects it scored worse, of each result."""
     if best is None:
         best = min((one.val_bpb for one in results if one.val_bpb is not None), default=1.0)
     expected = EFFECT * max(best, 1e-6)  # a score of 0 has no logarithm
@@ -92,16 +97,15 @@ def _scores(results: Sequence[Result], best: float | None = None) -> list[float]
         if one.val_bpb is not None and one.base_bpb not in (None, one.val_bpb):
             logs.append(math.log(max(abs(one.val_bpb - one.base_bpb), expected / 10)))
     unit = math.exp(sum(logs) / (EFFECTS_KNOWN + len(logs) - 1))
-    scores = []
     for one in results:
-        base = best if one.base_bpb is None else one.base_bpb
-        change = RUNNING if one.running else WORST
+        if one.base is None:
+            continue
+        worse = RUNNING if one.running else WORST
         if one.val_bpb is not None:
-            change = (one.val_bpb - base) / unit
-        if one.base_bpb is not None:  # a baseline may be far from the best of now
-            change = min(WORST, change)
-        scores.append((base - best) / unit + change)
-    return scores
+            if one.base_bpb is None:
+                continue
+            worse = (one.val_bpb - one.base_bpb) / unit
+        yield (one.file, one.base), max(-WORST, min(WORST, worse))
 
 
 def _expected(effect: float) -> float:
@@ -110,12 +114,14 @@ def _expected(effect: float) -> float:
 
 
 @dataclass(frozen=True)
-class _Files:
-    """N files as the model sees them."""
+class _Changes:
+    """N changes of files as the model sees them. B different files are changed."""
 
     places_NC: Array  # of C constants: first steps away from the best file, on their axes
-    flags_NF: Array  # of F parts of code: their standard deviation where a file has it, else 0
-    prior_N: Array  # the expected score before any is known
+    before_BC: Array  # the same before the change
+    base_N: NDArray[np.int64]  # which of the B
+    flags_NF: Array  # of F parts of code: plus or minus their deviation where it comes or goes
+    prior_N: Array  # the expected effect before any is known
 
     def __len__(self) -> int:
         return len(self.places_NC)
@@ -131,7 +137,9 @@ class _Features:
             for name, one in ideas.items()
         }
         learned = known.learned.results if known.learned else ()
-        every = [known.best, *files, *(one.file for one in (*known.results, *learned))]
+        results = [*known.results, *learned]
+        bases = [one.base for one in results if one.base is not None]
+        every = [known.best, *files, *(one.file for one in results), *bases]
         self._ideas = sorted(frozenset[str]().union(*(one.ideas for one in every)))
         self._group = {name: one.group or name for name, one in ideas.items()}
         self._groups = sorted({*self._group.values()})
@@ -140,23 +148,28 @@ class _Features:
         weights = np.array([weight(name) for name in known.space], float)
         self.weights_C = weights / weights.mean() if len(weights) else weights
 
-    def of(self, files: Sequence[File]) -> _Files:
-        """Return what the model sees of some files."""
-        best = self._known.best
-        places = [[self._place(name, one.values) for name in self._known.space] for one in files]
-        flags = [self._code(one) for one in files]
+    def of(self, pairs: Sequence[tuple[File, File]]) -> _Changes:
+        """Return what the model sees of changes: each a file, and what it was before."""
+        numbers = {id(base): base for _, base in pairs}
+        at = {key: number for number, key in enumerate(numbers)}
+        code = [np.subtract(self._code(file), self._code(base)) for file, base in pairs]
+        prior = [self._prior(file) - self._prior(base) for file, base in pairs]
         parts = len(self._ideas) + len(self._groups) + len(self._edits)
-        prior = [
-            _expected(one.claim or 0.0)
-            + sum(self._expected[name] for name in one.ideas - best.ideas)
-            - sum(self._expected[name] for name in best.ideas - one.ideas)
-            for one in files
-        ]
-        return _Files(
-            np.array(places, float).reshape(len(files), len(self._known.space)),
-            np.array(flags, float).reshape(len(files), parts),
+        return _Changes(
+            self._places([file for file, _ in pairs]),
+            self._places([*numbers.values()]),
+            np.array([at[id(base)] for _, base in pairs], int),
+            np.array(code, float).reshape(len(pairs), parts),
             np.array(prior, float),
         )
+
+    def _places(self, files: Sequence[File]) -> Array:
+        names = [*self._known.space]
+        places = [[self._place(name, one.values) for name in names] for one in files]
+        return np.array(places, float).reshape(len(files), len(names))
+
+    def _prior(self, file: File) -> float:
+        return _expected(file.claim or 0.0) + sum(self._expected[name] for name in file.ideas)
 
     def _code(self, file: File) -> list[float]:
         """Return the parts of code that a file has, each with its standard deviation."""
@@ -183,12 +196,12 @@ class _Features:
 
 
 class _Model:
-    """The Gaussian process, given scores."""
+    """The Gaussian process, given what changes did."""
 
     def __init__(
         self,
-        files: _Files,
-        scores_N: Array,
+        changes: _Changes,
+        worse_N: Array,
         here_N: Flags,
         weights_C: Array,
         alike: Sequence[float],
@@ -197,15 +210,15 @@ class _Model:
 
         `alike` has the possible correlations of the two tags' effects.
         """
-        self._files, self._here_N, self._weights_C = files, here_N, weights_C
-        square_NNC, flags_NN = _squares(files, files), _flags(files, files)
-        above_N = scores_N - files.prior_N
+        self._changes, self._here_N, self._weights_C = changes, here_N, weights_C
+        flags_NN = changes.flags_NF @ changes.flags_NF.T
+        above_N = worse_N - changes.prior_N
         found = []
         for reach in REACHES:
-            constants_NN = self._constants(square_NNC, reach)
+            constants_NN = self._constants(changes, changes, reach)
             for variance, noise, one in itertools.product(VARIANCES, NOISES, alike):
-                cov_NN = variance * constants_NN + flags_NN
-                cov_NN = self._related(cov_NN, here_N, one) + noise**2 * np.eye(len(files))
+                cov_NN = self._related(variance * constants_NN + flags_NN, here_N, one)
+                cov_NN += noise**2 * np.eye(len(changes))
                 root_NN = cholesky(cov_NN, lower=True, overwrite_a=True, check_finite=False)
                 solved_N = cho_solve((root_NN, True), above_N, check_finite=False)
                 likely = -0.5 * above_N @ solved_N - np.log(np.diag(root_NN)).sum()
@@ -215,40 +228,46 @@ class _Model:
         _, self._reach, self._variance, self.alike, self._root_NN, self._solved_N = best
 
     def _related(self, cov_NM: Array, here_M: Flags, alike: float) -> Array:
-        """Return the covariance of results of two tags, each with a level of its own: [N, M]."""
+        """Return the covariance of what changes did under two tags: [N, M]."""
         same_NM = self._here_N[:, None] == here_M[None, :]
-        return np.where(same_NM, cov_NM + LEVEL**2, alike * cov_NM)
+        return np.where(same_NM, cov_NM, alike * cov_NM)
 
-    def expected_improvement(self, files: _Files, best: _Files) -> Array:
-        """Return by how much each file is expected to beat the best one: [N]."""
-        mean_N, variance_N = self._predict(files)
-        mean_1, _ = self._predict(best)
-        deviation_N = np.sqrt(np.maximum(variance_N, 1e-9))
-        z_N = (mean_1[0] - mean_N) / deviation_N
-        return deviation_N * (z_N * norm.cdf(z_N) + norm.pdf(z_N))
+    def expected_improvement(self, changes: _Changes) -> Array:
+        """Return by how much each change is expected to improve a score: [M]."""
+        mean_M, variance_M = self._predict(changes)
+        deviation_M = np.sqrt(np.maximum(variance_M, 1e-9))
+        z_M = -mean_M / deviation_M
+        return deviation_M * (z_M * norm.cdf(z_M) + norm.pdf(z_M))
 
-    def _predict(self, files: _Files) -> tuple[Array, Array]:
-        """Return the mean and the variance of each file's score without noise: [M], [M]."""
-        shared_NM = self._variance * self._constants(_squares(self._files, files), self._reach)
-        shared_NM += _flags(self._files, files)
-        shared_NM = self._related(shared_NM, np.ones(len(files), bool), self.alike)
+    def _predict(self, changes: _Changes) -> tuple[Array, Array]:
+        """Return the mean and the variance of what changes do, without noise: [M], [M]."""
+        shared_NM = self._variance * self._constants(self._changes, changes, self._reach)
+        shared_NM += self._changes.flags_NF @ changes.flags_NF.T
+        shared_NM = self._related(shared_NM, np.ones(len(changes), bool), self.alike)
         solved_NM = cho_solve((self._root_NN, True), shared_NM)
-        own = self._variance * self._constants(np.zeros((1, 1, files.places_NC.shape[1])), 1.0)
-        own_M = own[0, 0] + (files.flags_NF**2).sum(axis=1) + LEVEL**2
-        mean_M = files.prior_N + shared_NM.T @ self._solved_N
+        before_MC = changes.before_BC[changes.base_N]
+        square_M1C = ((changes.places_NC - before_MC) ** 2)[:, None]
+        same = self._kernel(np.zeros((1, 1, before_MC.shape[1])), self._reach)[0, 0]
+        own_M = 2 * self._variance * (same - self._kernel(square_M1C, self._reach)[:, 0])
+        own_M += (changes.flags_NF**2).sum(axis=1)
+        mean_M = changes.prior_N + shared_NM.T @ self._solved_N
         return mean_M, own_M - (shared_NM * solved_NM).sum(axis=0)
 
-    def _constants(self, square_NMC: Array, reach: float) -> Array:
-        """Return the covariance of the constants' parts: [N, M]."""
+    def _constants(self, one: _Changes, other: _Changes, reach: float) -> Array:
+        """Return the covariance of the constants' parts of changes: [N, M]."""
+
+        def between(these: Array, those: Array) -> Array:
+            return self._kernel((these[:, None, :] - those[None, :, :]) ** 2, reach)
+
+        after_NM = between(one.places_NC, other.places_NC)
+        into_NM = between(one.places_NC, other.before_BC)[:, other.base_N]
+        from_NM = between(one.before_BC, other.places_NC)[one.base_N]
+        before_NM = between(one.before_BC, other.before_BC)[one.base_N][:, other.base_N]
+        return after_NM - into_NM - from_NM + before_NM
+
+    def _kernel(self, square_NMC: Array, reach: float) -> Array:
+        """Return the covariance of files by the squared distances of their constants: [N, M]."""
         weights_C = self._weights_C
         alone_NM = np.exp(-0.5 / reach**2 * square_NMC) @ weights_C
         together_NM = np.exp(-0.5 / (2 * reach) ** 2 * (square_NMC @ np.sqrt(weights_C)))
         return (1 - TOGETHER) * 0.3 * alone_NM + TOGETHER * 2 * together_NM
-
-
-def _squares(one: _Files, other: _Files) -> Array:
-    return (one.places_NC[:, None, :] - other.places_NC[None, :, :]) ** 2
-
-
-def _flags(one: _Files, other: _Files) -> Array:
-    return one.flags_NF @ other.flags_NF.T

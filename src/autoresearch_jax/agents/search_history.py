@@ -77,13 +77,13 @@ def results_of(
     """
     by_commit = {e.commit: e for e in history}
     for e in history[-most:]:
-        if e.taken_back:  # a person does not want it, whatever it scores
-            continue
+        base = by_commit.get(e.base)
+        if e.taken_back or (base is not None and base.taken_back):
+            continue  # a person does not want it, whatever it scores
         mean, running = e.mean_bpb, e.status is None and e.val_bpb is None
         if mean is not None or e.status in (None, Status.CRASH):
-            base = by_commit.get(e.base)
             base_bpb = None if base is None else base.mean_bpb
-            yield Result(files[e.commit], mean, base_bpb, running)
+            yield Result(files[e.commit], mean, base_bpb, running, files.get(e.base))
 
 
 class History:
@@ -131,7 +131,7 @@ class History:
             best=best,
             val_bpb=min(scores, default=1.0) if score is None else score,
             space=space,
-            results=[*results, *(Result(one, None) for one in refused)],
+            results=[*results, *(Result(one, None, base=best) for one in refused)],
             tried=frozenset(one.signature for one in tried),
             taken=frozenset(name for e in history for name in e.ideas),
             steps=list(_steps(history, readings, now, space, e.commit if e else "")),
