@@ -34,7 +34,7 @@ def speed_rows(shown: Iterable[tuple[Experiment, Points]]) -> list[list[str]]:
         curve = [(at, loss) for _, at, loss in points]
         first = [str(e.n), str(e.status), number(e.mean_bpb, ".6f")]
         disturbed = "yes" if e.title != e.description else ""
-        losses = [number(_loss_at(curve, at), ".4f") for at in QUARTERS]
+        losses = [number(loss_at(curve, at), ".4f") for at in QUARTERS]
         rows.append([*first, *speed(e), disturbed, *losses])
     return rows
 
@@ -60,12 +60,12 @@ def files(
         names = [f"n{n}" + "_best" * (best is not None and n == best.n) for n in curves]
         rows: list[list[object]] = [[unit, *names]]
         for at in (end * part / GRID for part in range(GRID + 1)) if curves else ():
-            losses = (number(_loss_at(one, at), ".4f") for one in curves.values())
+            losses = (number(loss_at(one, at), ".4f") for one in curves.values())
             rows.append([f"{at:.6g}", *losses])
         yield f"curves_by_{axis}.csv", csv_text(rows)
 
 
-def _loss_at(points: Sequence[tuple[float, float]], at: float) -> float | None:
+def loss_at(points: Sequence[tuple[float, float]], at: float) -> float | None:
     """Return the loss at a place on an axis, between two points of a curve; None beyond it."""
     for (before, low), (after, high) in pairwise(points):
         if before <= at <= after:

@@ -127,6 +127,32 @@ def show(experiment: str, tag: str | None) -> None:
 
 
 @click.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@tag_option
+def compare(first: str, second: str, as_json: bool, tag: str | None) -> None:
+    """Show two experiments side by side: scores, speed, loss, constants, diff.
+
+    A and B are numbers or commits. It says whether their scores differ by more than the noise.
+
+    \b
+    Example:
+      autoresearch-jax compare 5 12
+    """
+    import json
+
+    from autoresearch_jax.repo.workspace import Workspace
+    from autoresearch_jax.views import compare as view
+
+    found = view.compare(Workspace.open(Path.cwd()), (first, second), tag)
+    if as_json:
+        click.echo(json.dumps(found.as_data()))
+    else:
+        view.show(output.console(), found)
+
+
+@click.command()
 @click.option("--edit", is_flag=True, help="Open the file in $EDITOR.")
 @tag_option
 def lessons(edit: bool, tag: str | None) -> None:

@@ -22,7 +22,7 @@ SECTIONS = {
     "Research": (research.run, research.loop, research.prune, ideas.ideas),
     "Steer": (*(steer.hint, steer.attempt, steer.drop, steer.pause, steer.resume, steer.stop),),
     "Look": (
-        *(look.watch, look.status, look.results, look.show, look.lessons),
+        *(look.watch, look.status, look.results, look.show, look.compare, look.lessons),
         *(look.sample, look.report, research.verify),
     ),
 }

@@ -74,7 +74,7 @@ def show(console: Console, workspace: Workspace, name: str, tag: str | None = No
         for key, value in table.items():
             line(f"  {key:<22}{clean(value)}")
     for place, text in enumerate(printable(diff).splitlines()):
-        line(text if place else f"\n{text}", _diff_style(text))
+        line(text if place else f"\n{text}", diff_style(text))
     if log_tail:
         line(f"\nthe last lines of {log}", "bold")
         line(log_tail, "dim")
@@ -124,7 +124,7 @@ def _facts(
         yield "seconds", f"{words}; together {sum(entry.phases.values()):.1f}", ""
 
 
-def _diff_style(line: str) -> str:
+def diff_style(line: str) -> str:
     if line.startswith(("+++", "---", "diff ", "index ")):
         return "bold"
     return {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
