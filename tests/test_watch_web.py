@@ -281,6 +281,17 @@ def test_the_page_lives(recording, port, tmp_path):
         assert driver.switch_to.active_element.text == "3"  # a new table keeps the focus
         until(driver, "return document.querySelector('.detail h2').textContent.includes('60')")
         assert driver.find_element("id", "state").text == "the agent is thinking"
+        recording.ask(61)
+        recording.steer("hint", f"a hint {HOSTILE}")
+        until(driver, "return !document.getElementById('led').hidden")
+        assert driver.find_element("id", "led").text == f"hint 1: a hint {HOSTILE}"
+        said = driver.find_element("id", "state").text
+        assert said.startswith("claude is thinking about 61 since ")
+        recording.steer("pause")
+        until(
+            driver,
+            "return document.getElementById('state').textContent.includes('paused by nora@gpu')",
+        )
         assert driver.execute_script("return window.kept") == "the same page"
         assert not driver.find_elements("css selector", ".noise[d^=M]")  # it was not measured
 

@@ -96,6 +96,16 @@ class Recording:
         self._write([*asked, proposed | {"of": of}])
         return n
 
+    def steer(self, kind: str, text: str = "") -> None:
+        """Add what a person asks for."""
+        asked = {"request": f"{time.time_ns()}", "kind": kind, "by": "nora@gpu", "asked": 1.0}
+        self._write([{"step": "steered", "text": text, "time": time.time(), **asked}])
+
+    def ask(self, n: int) -> None:
+        """Let the agent think about experiment `n`."""
+        known = {"ask": 900 + n, "n": n, "agent": "claude"}
+        self._write([{"step": "asking", "time": time.time(), **known}])
+
     def verify(self) -> None:
         """Start a `verify`, with this process as its own."""
         self.hold()

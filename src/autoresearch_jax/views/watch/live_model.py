@@ -20,6 +20,7 @@ from autoresearch_jax.records.events import Audited, Began, Decided, Pruned, Rep
 from autoresearch_jax.records.experiment import UnusedAnswer
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.journal import Follower, JournalError
+from autoresearch_jax.records.requests import HINT_LIMIT
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import locks
 from autoresearch_jax.views.entries import Entry, entries
@@ -181,7 +182,9 @@ def _led(experiments: Experiments) -> dict[str, Any]:
             Waiting(clean(one.description), clean(one.by or one.agent, AGENT_LIMIT))
             for one in experiments.queue
         ),
-        "hints": tuple(f"{n}: {clean(one.text)}" for n, one in experiments.hints.items()),
+        "hints": tuple(
+            f"{n}: {clean(one.text, HINT_LIMIT)}" for n, one in experiments.hints.items()
+        ),
     }
 
 
