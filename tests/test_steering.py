@@ -1,5 +1,6 @@
 """Leading a loop from another terminal: real loops in processes of their own, and real commands."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -10,12 +11,16 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
+from autoresearch_jax.agents.outcomes import File
+from autoresearch_jax.agents.search_history import results_of
 from autoresearch_jax.cli import main
 from autoresearch_jax.loop import effects
 from autoresearch_jax.loop.steering import Steering
-from autoresearch_jax.records import endings, journal, requests
+from autoresearch_jax.records import endings, events, journal, requests
 from autoresearch_jax.records.events import Status
+from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.requests import Kind
 from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
@@ -300,17 +305,37 @@ def test_a_keep_is_dropped_while_the_loop_runs(workspace, go):
     assert [e.n for e in experiments(workspace).kept] == [0]
 
 
-def test_a_drop_that_was_killed_before_the_branch_moved_is_completed(three_kept, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            effects, "move_branch", lambda tag: (_ for _ in ()).throw(OSError(28, "full"))
-        )
-        typed(three_kept, "drop", "2")
+def test_a_drop_that_ended_before_the_branch_moved_is_completed(three_kept):
+    def fail(tag):
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(effects, "move_branch", fail)
+        assert "nothing was done: [Errno 28]" in refused(three_kept, "drop", "3")
     assert tip(three_kept) == experiments(three_kept)[3].commit
-    run_loop(three_kept, Scripted(), 0, tag="t")
+    typed(three_kept, "drop", "2")
     found = experiments(three_kept)
-    assert (len(found.kept), found.kept[-1].of) == (3, 3)
+    assert [e.n for e in found.kept] == [0, 1]
+    assert tip(three_kept) == found[1].commit
+    run_loop(three_kept, Scripted(lines(1, 5)), 1, tag="t")
+    found = experiments(three_kept)
     assert tip(three_kept) == found.best.commit
+    assert "x2 = 0.0" in harness.git(three_kept.root, "show", "autoresearch/t:train.py")
+
+
+def test_a_dropped_change_does_not_come_back_in_another_form(three_kept):
+    """Experiment 2 on another best would have the change that was dropped."""
+    typed(three_kept, "drop", "2")
+    found = experiments(three_kept)
+    assert [found.holds_dropped(e) for e in found] == [False, False, True, True, True]
+    assert [queued.of for queued in found.queue] == [3]
+    agent = Scripted(lines(1, 4))
+    run_loop(three_kept, agent, 1, tag="t")
+    by = requests.new(Kind.DROP).by
+    assert f'"idea 2" (taken back by {by})' in agent.contexts[0].prompt
+    files = {e.commit: File({}) for e in found}
+    results = [one.val_bpb for one in results_of(tuple(found), files, 100)]
+    assert results == [pytest.approx(2.0), pytest.approx(1.9)]
 
 
 def test_status_says_what_runs_and_what_waits_and_who_thinks(workspace, go, tmp_path):
@@ -360,6 +385,102 @@ def test_a_request_that_is_recorded_already_is_not_carried_out_again(workspace):
     assert not [*requests.waiting(folder)]
 
 
+def test_a_request_says_nothing_of_the_time_of_a_loop():
+    def at(seconds, event):
+        return replace(event, time=float(seconds))
+
+    hint = events.Steered(request="1", kind="hint", by="n", asked=1.0, text="a hint")
+    found = Experiments(
+        [
+            at(1, events.Began(kind="loop", host="h", max_hours=8.0)),
+            at(2, events.Proposed(n=0, commit="c", base="")),
+            at(3600, events.Ended(stopped="interrupted")),
+            at(34_000, hint),
+            at(34_001, events.Began(kind="loop", continues=True, max_hours=8.0)),
+            at(34_002, hint),
+            at(34_003, events.Began(kind="run")),
+        ]
+    )
+    assert found.costs.this_loop().loop_s == pytest.approx(3600, abs=10)
+    assert found[0].paused == pytest.approx(34_003 - 3600)
+    assert len(found.hints) == 2
+
+
+def test_a_refused_command_leaves_nothing_behind(three_kept):
+    harness.git(three_kept.root, "switch", "-q", "autoresearch/t")
+    assert "is checked out" in refused(three_kept, "hint", "hello")
+    assert "is checked out" in refused(three_kept, "pause")
+    harness.git(three_kept.root, "switch", "-q", "main")
+    typed(three_kept, "hint", "hello")
+    found = experiments(three_kept)
+    assert (len(found.hints), found.paused) == (1, None)
+
+
+def test_a_lock_whose_process_is_not_seen_is_named_at_once(three_kept):
+    """A killed loop has left a training, or the loop runs in a container."""
+    lock = three_kept.state_dir("t") / "lock"
+    with lock.open("w") as file:
+        file.write(f"{harness.ended_pid()} \n")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "nothing was done: tag t is in use" in refused(three_kept, "hint", "hello")
+    assert not [*requests.waiting(three_kept.state_dir("t"))]
+
+
+def test_a_pause_while_an_agent_thinks_keeps_the_device_free(workspace, go):
+    (go / "think").touch()
+    command = [sys.executable, "-c", LOOP, workspace.root, go, "1"]
+    with subprocess.Popen(command, cwd=TOP) as process:
+        until(lambda: (go / "prompt-1").exists())
+        typed(workspace, "pause")
+        (go / "think").unlink()
+        until(lambda: len(experiments(workspace)) == 2)
+        time.sleep(0.5)
+        assert not (workspace.run_dir("t", 1) / "run.log").exists()
+        typed(workspace, "stop")
+        assert process.wait(DEADLINE_SECONDS) == 0
+    assert [e.n for e in experiments(workspace).undecided] == [1]
+
+
+def test_steering_survives_a_folder_that_cannot_be_read_for_a_moment(workspace, monkeypatch):
+    run_loop(workspace, Scripted(), 0, tag="t")
+    requests.post(workspace.state_dir("t"), requests.new(Kind.HINT, text="a hint"))
+    waiting_now, failures = requests.waiting, [OSError(24, "Too many open files")] * 2
+
+    def failing(folder):
+        if failures:
+            raise failures.pop()
+        return waiting_now(folder)
+
+    monkeypatch.setattr(requests, "waiting", failing)
+    view, slow = Notes(), train_py(0.9, "import time; time.sleep(1)")
+    run_loop(workspace, Scripted(slow), 1, view, tag="t")
+    assert "requests cannot be read now: [Errno 24]" in view.text
+    assert len(experiments(workspace).hints) == 1
+
+
+def test_a_crash_of_what_a_person_tries_is_not_repaired_by_an_agent(workspace, tmp_path):
+    run_loop(workspace, Scripted(), 0, tag="t")
+    mine = tmp_path / "mine.py"
+    mine.write_text("raise ValueError('mine')\n")
+    typed(workspace, "try", str(mine), "-m", "mine")
+    agent = Scripted(train_py(0.9))
+    agent.repairs = agent.slow = True
+    run_loop(workspace, agent, 1, tag="t", repairs=2)
+    assert [e.status for e in experiments(workspace)] == [Status.KEEP, Status.CRASH, Status.KEEP]
+
+
+def test_texts_that_no_file_can_hold_are_taken(workspace):
+    run_loop(workspace, Scripted(), 0, tag="t")
+    typed(workspace, "hint", "a \udcff \x1b[2J text " + "long " * 80)
+    [hint] = experiments(workspace).hints.values()
+    assert hint.text.startswith("a ? ")
+    assert "\x1b" not in hint.text
+    agent = Scripted(train_py(0.9))
+    run_loop(workspace, agent, 1, tag="t")
+    assert hint.text in agent.contexts[0].prompt
+
+
 def test_what_is_no_request_is_named_once_and_stops_nothing(workspace):
     run_loop(workspace, Scripted(), 0, tag="t")
     folder = workspace.state_dir("t") / "requests"
@@ -370,7 +491,7 @@ def test_what_is_no_request_is_named_once_and_stops_nothing(workspace):
     requests.post(workspace.state_dir("t"), requests.new(Kind.HINT, text="a hint"))
     view = Notes()
     run_loop(workspace, Scripted(train_py(0.9)), 1, view, tag="t")
-    assert [line.count("is no request") for line in view.said].count(1) == 3
+    assert [line.count("it is no request") for line in view.said].count(1) == 3
     assert [one.text for one in experiments(workspace).hints.values()] == ["a hint"]
 
 
@@ -388,7 +509,7 @@ def test_a_full_disk_keeps_a_request_for_later(workspace, monkeypatch):
     view = Notes()
     run_loop(workspace, Scripted(train_py(0.9)), 1, view, tag="t")
     run_loop(workspace, Scripted(), 0, tag="t")
-    assert "cannot be taken now: [Errno 28]" in view.text
+    assert "is not carried out now: [Errno 28]" in view.text
     assert len(experiments(workspace).hints) == 1
 
 

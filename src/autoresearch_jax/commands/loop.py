@@ -81,7 +81,8 @@ def run_loop(
         before = len(session.experiments.decided)
         with _recorded(session):
             stopped = _run(session, agent, notifier)
-            session.journal.append(Ended(stopped=stopped))
+            stop = session.experiments.stop
+            session.journal.append(Ended(stopped=stopped, by="" if stop is None else stop.by))
         notifier.ended(stopped)
         decided = len(session.experiments.decided) - before
         return LoopResult(session.tag, decided, session.experiments.best, stopped)

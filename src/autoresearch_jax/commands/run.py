@@ -271,7 +271,8 @@ def propose(
 def _waiting(session: Session, blob: str) -> Experiment | None:
     """Return the user's last experiment if its command never finished and had this train.py."""
     for e in reversed(list(session.experiments)):
-        if e.agent == PERSON and e.n not in session.experiments.restored:
+        tried = e.ask is not None  # by `try`, of which nothing is restored
+        if e.agent == PERSON and not tried and e.n not in session.experiments.restored:
             return e if session.candidates.blob_id(e.commit) == blob else None
     return None
 

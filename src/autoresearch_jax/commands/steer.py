@@ -10,7 +10,6 @@ from pathlib import Path
 from autoresearch_jax.common import syntax
 from autoresearch_jax.common.console import QuietView, typed
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.job import Limits
 from autoresearch_jax.loop.asking import known, source_of
@@ -19,10 +18,10 @@ from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.loop.steering import Steering
 from autoresearch_jax.records import journal, requests, tags
 from autoresearch_jax.records.experiments import Experiments
+from autoresearch_jax.records.journal import Follower
 from autoresearch_jax.records.requests import HINT_LIMIT, HINTS, Kind
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.system import locks
 from autoresearch_jax.system.interrupts import Interrupts
 
 PATIENCE_SECONDS = 0.9  # until a process has taken a request
@@ -39,34 +38,39 @@ class Tag:
             raise UserError("no loop has run here yet. To start one: autoresearch-jax loop")
         self.workspace, self.name = workspace, found
         self.folder = workspace.state_dir(found)
+        self._journal = Follower(journal.path_of(self.folder))
 
     @property
     def experiments(self) -> Experiments:
         """What is recorded by now."""
-        return journal.read(self.folder)
+        self._journal.read()
+        return self._journal.experiments
 
     @property
     def holder(self) -> int | None:
         """The process that runs experiments under the tag now; None if there is none."""
-        try:
-            locks.refuse_held(self.folder / "lock")
-        except locks.Held as held:
-            return held.pid
-        return None
+        return tags.holder(self.folder)
 
     def ask(self, kind: Kind, **fields: object) -> tuple[str, bool]:
-        """Write a request; return its id, and whether it was taken. Raises OSError, UserError."""
+        """Write a request; return its id, and whether it was taken.
+
+        If it was not, a living process will take it. Raises OSError and UserError, and nothing is
+        asked then.
+        """
         request = requests.new(kind, **fields)
         path = requests.post(self.folder, request)
-        if self.holder is None:
-            self._take()
-        until = time.monotonic() + PATIENCE_SECONDS
+        problem = "" if self.holder is not None else self._take(path)
+        until = time.monotonic() + PATIENCE_SECONDS  # a process may not be seen from here
         while path.exists() and time.monotonic() < until:
             time.sleep(TICK_SECONDS)
-        return request.id, not path.exists()
+        taken = not path.exists()
+        if not taken and self.holder is None:
+            path.unlink(missing_ok=True)
+            raise UserError(f"nothing was done: {problem or 'the loop has just ended'}")
+        return request.id, taken
 
-    def _take(self) -> None:
-        """Take what waits, as no other process does it. Raises UserError."""
+    def _take(self, path: Path) -> str:
+        """Take a request, as no other process does it; return why that failed, or ""."""
         view = QuietView()
         try:
             tag = OpenTag(
@@ -77,13 +81,15 @@ class Tag:
                 view=view,
                 interrupts=Interrupts(view),
                 limits=Limits(),
+                patience=0.0,
+                what=tags.STEERING,
             )
-        except UserError:
-            if self.holder is None:
-                raise
-            return  # another process has begun meanwhile
+        except UserError as error:
+            return str(error)
         try:
-            Steering(tag).take()
+            steering = Steering(tag)
+            steering.take()
+            return steering.problems.get(path.name, "")
         finally:
             tag.close()
 
@@ -91,18 +97,21 @@ class Tag:
         """Say when a request has its effect, unless it was taken."""
         return "" if taken else f" Process {self.holder} takes it as soon as it can."
 
+    @property
+    def other(self) -> str:
+        """The command that runs now, if it is not a loop and so knows no pause."""
+        began = self.experiments.began
+        holder = self.holder
+        if holder is None or began is None or began.pid != holder or began.kind == "loop":
+            return ""
+        return f" What runs now (`{began.kind}`, process {holder}) goes on; the next loop waits."
+
 
 def hints(workspace: Workspace, tag: str | None) -> list[str]:
     """Return the hints that agents get now, as lines. Raises UserError."""
     opened = Tag(workspace, tag)
     found = [f"{n:3}  {one.text}  ({one.by})" for n, one in opened.experiments.hints.items()]
-    found += [f"     {text}  (waits for a loop)" for text in _waiting_hints(opened.folder)]
     return found or [typed('No hints. To give one: autoresearch-jax hint "TEXT"')]
-
-
-def _waiting_hints(folder: Path) -> list[str]:
-    waiting = (one for _, one in requests.waiting(folder) if one is not None)
-    return [clean(one.text, HINT_LIMIT) for one in waiting if one.kind == Kind.HINT]
 
 
 def hint(workspace: Workspace, tag: str | None, text: str) -> str:
@@ -115,7 +124,7 @@ def hint(workspace: Workspace, tag: str | None, text: str) -> str:
             f"the hint has {len(text)} characters, and may have {HINT_LIMIT}: it is read with "
             "every prompt. What is longer belongs into program.md, which is read again each time."
         )
-    count = len(opened.experiments.hints) + len(_waiting_hints(opened.folder))
+    count = len(opened.experiments.hints)
     if count >= HINTS:
         raise UserError(
             f"agents get {count} hints already, which is as many as they may. Withdraw one: "
@@ -123,10 +132,11 @@ def hint(workspace: Workspace, tag: str | None, text: str) -> str:
         )
     request, taken = opened.ask(Kind.HINT, text=text)
     if not taken:
-        return f"Recorded.{opened.when(taken)}"
+        return f"Written down.{opened.when(taken)}"
     found = {one.request: n for n, one in opened.experiments.hints.items()}
     n = found.get(request)
-    number = "" if n is None else f" It is hint {n}; to withdraw it: hint --withdraw {n}"
+    command = f"autoresearch-jax hint --withdraw {n}"
+    number = "" if n is None else f" It is hint {n}; to withdraw it: {command}"
     return f"Agents read it with each prompt from now on.{typed(number)}"
 
 
@@ -175,14 +185,14 @@ def pause(workspace: Workspace, tag: str | None) -> str:
         )
     _, taken = opened.ask(Kind.PAUSE)
     words = "Paused: what runs is finished, and nothing new starts, also after a restart"
-    return typed(f"{words}. To go on: autoresearch-jax resume.") + opened.when(taken)
+    words = typed(f"{words}. To go on: autoresearch-jax resume.")
+    return words + opened.other + opened.when(taken)
 
 
 def resume(workspace: Workspace, tag: str | None) -> str:
     """Let a paused loop go on. Raises UserError."""
     opened = Tag(workspace, tag)
-    waits = [one for _, one in requests.waiting(opened.folder) if one and one.kind == Kind.PAUSE]
-    if opened.experiments.paused is None and not waits:
+    if opened.experiments.paused is None:
         raise UserError(f"{opened.name} is not paused. What it does: autoresearch-jax status")
     _, taken = opened.ask(Kind.RESUME)
     return f"Resumed.{opened.when(taken)}"
@@ -205,8 +215,18 @@ def drop(workspace: Workspace, tag: str | None, name: str) -> str:
             f"experiment {e.n} {why}, so there is nothing to drop. What is kept: {numbers}."
         )
     at = [one.n for one in kept].index(e.n)
+    if pruned := [one.n for one in kept[at + 1 :] if e.n in one.without]:
+        raise UserError(
+            f"experiment {e.n} is not in the best any more: the pruning that ended as experiment "
+            f"{pruned[0]} has taken it out."
+        )
     later = [one for one in kept[at + 1 :] if not one.without]
     _, taken = opened.ask(Kind.DROP, n=e.n)
+    if not taken:
+        return (
+            f"Process {opened.holder} drops experiment {e.n} as soon as it can: a pruning or an "
+            "audit ends first."
+        )
     words = f"Experiment {e.n} is dropped, and the best is experiment {kept[at - 1].n} again."
     if later:
         numbers = ", ".join(str(one.n) for one in later)
@@ -255,7 +275,7 @@ def attempt(workspace: Workspace, tag: str | None, path: Path, description: str)
             f"autoresearch-jax show {same.n}"
         )
     _, taken = opened.ask(Kind.TRY, text=description, source=source, base=best.commit)
-    return (
-        f"It is the next proposal, as a change of experiment {best.n}, the best."
-        f"{opened.when(taken)}"
-    )
+    words = f"It is the next proposal, as a change of experiment {best.n}, the best."
+    if opened.holder is None:
+        words += typed(" No loop runs now. To start one: autoresearch-jax loop")
+    return words + opened.when(taken)

@@ -31,8 +31,8 @@ CANDIDATES = 3 * MOST  # of which they are taken, as some change the same lines
 def propose(session: Session) -> Experiment | None:
     """Make near misses together the next experiment, if their turn has come."""
     best = session.experiments.best
-    # What was measured already and scored lower than the best goes first.
-    carried = any(one.of is not None for one in session.experiments.queue)
+    # A person's proposal goes first, and what was measured already and scored lower than the best.
+    carried = any(one.request or one.of is not None for one in session.experiments.queue)
     if best is None or carried or session.excursion() is not None:
         return None
     for near in due(session.experiments, best, session.config.plateau):

@@ -115,7 +115,7 @@ def _decide_beside(
         return Decision(Status.DISCARD, too_much)
     if e.without:
         return _decide_pruned(experiments, e, base, best)
-    return _decide_on_excursion(e, base, best)
+    return _decide_on_excursion(experiments, e, base, best)
 
 
 def _decide_pruned(
@@ -143,7 +143,7 @@ def _decide_pruned(
 
 
 def _decide_on_excursion(
-    e: Experiment, base: Experiment, best: Experiment
+    experiments: Experiments, e: Experiment, base: Experiment, best: Experiment
 ) -> Decision | TrainAgain:
     """Decide a trial of an excursion.
 
@@ -153,7 +153,8 @@ def _decide_on_excursion(
     if not passed and _could_win(e, base) and (again := _trained_again(e)):
         return again
     words = f"{'' if passed else 'not '}better than experiment {base.n}, which it changes"
-    as_it_is = Version(e.n, best.commit) if _is_lower(e, best) else None
+    lower = _is_lower(e, best) and not experiments.holds_dropped(e)
+    as_it_is = Version(e.n, best.commit) if lower else None
     if as_it_is is not None:
         words += f", and than the best, experiment {best.n}, on which it is proposed again"
     return Decision(Status.DISCARD, verdict=words, passed=passed, lives_on=as_it_is)

@@ -18,6 +18,10 @@ from autoresearch_jax.repo import candidates
 ARTIFACTS_KEPT = 20  # kept experiments whose artifacts stay, besides baseline and best
 
 
+class Busy(UserError):
+    """Something that is about all kept experiments runs, such as a pruning."""
+
+
 def carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | TrainAgain | None:
     """Decide a measured experiment, or return what must be measured again before.
 
@@ -65,32 +69,36 @@ def _carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | TrainAgain | None:
 def take_back(tag: OpenTag, request: Request) -> None:
     """Take back a kept experiment for a person: the branch moves to what was kept before it.
 
-    What was kept later is proposed again, without it. What is not kept stays as it is. Raises
-    UserError.
+    What was kept later is proposed again, without it. What is not kept stays as it is. The same
+    request completes what was interrupted. Raises Busy, OSError, UserError.
     """
     with tag.deciding:
+        if tag.busy:
+            raise Busy(f"it waits until the {tag.busy} has ended")
         kept = tag.experiments.kept
-        at = next((at for at, e in enumerate(kept) if e.n == request.n), 0)
-        if at == 0:  # another person was faster
+        if not kept:
             return
+        at = next((at for at, e in enumerate(kept) if e.n == request.n), 0)
         e, later = kept[at], kept[at + 1 :]
-        versions = [Version(one.n, one.base) for one in later if not one.without]
-        tag.journal.append(
-            TakenBack(
-                n=e.n,
-                others=tuple(one.n for one in later),
-                was=kept[-1].commit,
-                queued=tuple(proposal_queue.carried(tag, one) for one in versions),
-                request=request.id,
-                by=clean(request.by, 80),
-                asked=request.asked,
+        pruned = any(e.n in one.without for one in later)
+        if at and not pruned and request.id not in tag.experiments.requests:
+            versions = [Version(one.n, one.base) for one in later if not one.without]
+            tag.journal.append(
+                TakenBack(
+                    n=e.n,
+                    others=tuple(one.n for one in later),
+                    queued=tuple(proposal_queue.carried(tag, one) for one in versions),
+                    request=request.id,
+                    by=clean(request.by, 80),
+                    asked=request.asked,
+                )
             )
-        )
+            tag.view.say(f"     {clean(request.by, 80)} drops experiment {e.n}: {e.description}")
         move_branch(tag)
-        for one in (e, *later):
-            prune(tag, tag.experiments[one.n])
+        for one in tag.experiments:
+            if one.taken_back:
+                prune(tag, one)
         results_tsv.write(tag.workspace, tag.experiments, tag.view)
-        tag.view.say(f"     experiment {e.n} is taken back by {clean(request.by, 80)}: {e.title}")
 
 
 def _lines_less(tag: OpenTag, e: Experiment) -> int:
@@ -114,8 +122,10 @@ def move_branch(tag: OpenTag) -> None:
 def refuse_moved(tag: OpenTag) -> None:
     """Raise UserError if another program has moved the branch."""
     best, tip = tag.experiments.best, tag.candidates.tip()
-    known = (best.commit, best.base or None, tag.experiments.former) if best else ()
-    if best is not None and tip not in known:
+    if best is None or tip in (best.commit, best.base or None):
+        return
+    at = None if tip is None else tag.experiments.by_commit(tip)
+    if at is None or not at.taken_back:  # the process was killed before it moved the branch
         raise UserError(candidates.moved(tag.candidates.branch, tip, best.commit))
 
 

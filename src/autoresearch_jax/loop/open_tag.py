@@ -7,6 +7,7 @@ happens next is recorded in `journal` before it is done.
 import math
 import os
 import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,16 @@ from autoresearch_jax.loop import excursions
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.excursions import Excursion
 from autoresearch_jax.records import lessons, tags
-from autoresearch_jax.records.events import Began
+from autoresearch_jax.records.events import Began, Steered
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.journal import Journal
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import boot
-from autoresearch_jax.system.interrupts import Interrupts
+from autoresearch_jax.system.interrupts import Abandoned, Interrupts
+from autoresearch_jax.system.locks import HANDOVER_SECONDS
+
+PAUSE_SECONDS = 0.2  # between two looks whether a pause has ended
 
 
 @dataclass(kw_only=True, eq=False)
@@ -47,6 +51,8 @@ class OpenTag:
     limits: Limits  # of a baseline; candidates get theirs from what the baseline took
     scorer: Scorer = scoring.score
     device_locks: tuple[int, ...] = ()
+    patience: float = HANDOVER_SECONDS  # until the processes of a killed loop have ended
+    what: str = ""  # in the lock's file
 
     def __post_init__(self) -> None:
         self.candidates = Candidates(self.workspace, self.tag)
@@ -54,12 +60,14 @@ class OpenTag:
         self._seeds: dict[int, int] = {}  # the last one given out, by experiment
         self._giving = threading.Lock()  # held to give out a seed or a number
         self.busy = ""  # with what is about all kept experiments, such as a pruning
+        self.failed = False  # a worker cannot continue, so nothing new begins
+        self._announced: Steered | None = None  # the pause that was announced
         self.deciding = threading.RLock()  # held to decide, and to take back
         self._asks = 0  # the number of the next question to an agent
         self._start: Experiment | None = None  # where a loop begins instead of the best
         self.refuse_checked_out()
         state_dir = self.workspace.state_dir(self.tag)
-        self._lock = tags.lock(state_dir / "lock", self.tag, self.view)
+        self._lock = tags.lock(state_dir / "lock", self.tag, self.view, self.patience, self.what)
         self.keep_fds = (self._lock, *self.device_locks)  # child processes inherit these locks
         self.candidates.keep_fds = self.keep_fds
         try:
@@ -117,15 +125,38 @@ class OpenTag:
             self._asks = ask + 1
             return ask
 
+    def is_paused(self) -> bool:
+        """Whether a person has paused the loop, which says so once. Other commands go on."""
+        began, pause = self.experiments.began, self.experiments.paused
+        if pause is None or began is None or began.kind != "loop":
+            return False
+        if pause != self._announced:
+            self._announced, at = pause, time.strftime("%H:%M", time.localtime(pause.time))
+            self.view.say(f"Paused by {pause.by} at {at}. To go on: autoresearch-jax resume")
+        self.view.live(f"paused by {pause.by}")
+        return True
+
+    def wait_while_paused(self) -> None:
+        """Wait before a training begins. Raises Abandoned if the loop ends meanwhile."""
+        while self.is_paused():
+            if self.failed or self.interrupts.stopping():
+                raise Abandoned
+            time.sleep(PAUSE_SECONDS)
+
     def excursion(self) -> Excursion | None:
         """Return the excursion that the next proposal belongs to; None: it changes the best.
 
         A loop that begins at another experiment goes on from the best once something was kept.
         """
         began, best = self.experiments.loop, self.experiments.best
-        kept = began is None or best is None or began.best != best.n
+        kept = began is None or best is None or self._has_kept_since(began, best)
         start = None if kept else self._start
         return excursions.present(self.experiments, start)
+
+    def _has_kept_since(self, began: Began, best: Experiment) -> bool:
+        """Whether the best was kept since a loop began; not if that one's was taken back."""
+        dropped = began.best is not None and self.experiments[began.best].taken_back != ""
+        return best.n != began.best and not (dropped and best.n < (began.best or 0))
 
     def begin_at(self, name: str | None) -> None:
         """Let the line begin at the experiment of that name. Raises UserError."""

@@ -23,6 +23,7 @@ from autoresearch_jax.loop.asking import Answer, Asking
 from autoresearch_jax.loop.back_off import PERMANENT, TRIES, BackOff
 from autoresearch_jax.loop.decision import is_disturbed_timeout
 from autoresearch_jax.loop.session import Session
+from autoresearch_jax.records.costs import PERSON
 from autoresearch_jax.records.events import Queued
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.system.interrupts import Abandoned
@@ -111,7 +112,7 @@ class Proposer:
             return
         while True:
             waiting = self.session.experiments.queue
-            new = len(self._thinking) + sum(one.of is None for one in waiting)
+            new = len(self._thinking) + sum(one.of is None and not one.request for one in waiting)
             full = len(self._thinking) + len(waiting) >= self._most
             if full or self.over(before=1, ready=new) or not self._ask(ahead=True):
                 return
@@ -278,7 +279,8 @@ class Proposer:
     def _can_be_repaired(self, e: Experiment) -> bool:
         repairable = e.base and not e.refused and e.repairs < self.config.repairs
         repairable = repairable and not is_disturbed_timeout(e)
-        from_agent = self.agent.repairs and e.ask is not None and e.agent not in BUILT_IN
+        others = (*BUILT_IN, PERSON)
+        from_agent = self.agent.repairs and e.ask is not None and e.agent not in others
         if not (repairable and from_agent) or self._is_paused() or self._late:
             return False
         return not (self.session.interrupts.stopping() or self._repair_limit())

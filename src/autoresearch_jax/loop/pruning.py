@@ -16,7 +16,7 @@ from typing import Any
 from autoresearch_jax.common import syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
-from autoresearch_jax.loop import policy, statistics, steering
+from autoresearch_jax.loop import policy, statistics
 from autoresearch_jax.loop.scheduler import run_alone
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.stack import Group, minimal, stack_of
@@ -154,7 +154,6 @@ class Pruning:
     def _proposed(
         self, source: bytes, without: Group, base: Experiment, words: str, **fields: Any
     ) -> Experiment:
-        steering.wait_while_paused(self._session)
         if self._session.interrupts.stopping() or self._over():
             raise Unfinished
         return self._session.propose(

@@ -17,7 +17,7 @@ from itertools import takewhile
 from autoresearch_jax.agents.agent import AgentError
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import Lost
-from autoresearch_jax.loop import effects, statistics, steering
+from autoresearch_jax.loop import effects, statistics
 from autoresearch_jax.loop.decision import MeasureAgain, TrainAgain
 from autoresearch_jax.loop.proposer import Proposer
 from autoresearch_jax.loop.session import Session
@@ -128,7 +128,7 @@ class Scheduler:
         except _Retired:
             pass
         except BaseException:
-            self._failed = True
+            self._failed = self._session.failed = True
             self._proposer.give_up()
             raise
 
@@ -144,8 +144,10 @@ class Scheduler:
             self._idle += 1
         job: Job | None = None
         while not self._ends():
-            steering.wait_while_paused(self._session)
-            job = None if self._ends() else self._waiting() or self._new()
+            if self._session.is_paused():
+                time.sleep(TICK_SECONDS)
+                continue
+            job = self._waiting() or self._new()
             # While others measure, there may be more: something to repeat, or to carry over.
             if job is not None or (self._limit and self._idle == self._left):
                 break
@@ -167,6 +169,7 @@ class Scheduler:
                 if undecided or (best is not None and again.n == best.n):
                     self._again.add(again.n)
                     return partial(self._repeat, again)
+                self._decide()  # what waited for it may be compared with another best now
             return partial(self._measure, self._queue.pop(0)) if self._queue else None
 
     def _new(self) -> Job | None:
@@ -214,8 +217,11 @@ class Scheduler:
         except UserError as error:
             if self._queued_again(n, error, partial(self._wanted.append, again)):
                 return
-            if e.status is not None:  # without the best nothing can be compared
+            best = self._session.experiments.best
+            if best is not None and n == best.n:  # without the best nothing can be compared
                 raise UserError(str(error)) from None
+            if e.status is not None:  # it was taken back meanwhile
+                return
             worker.record_repeat_crash(e, str(error))
         finally:
             with self._lock:

@@ -125,7 +125,8 @@ class Session(OpenTag):
         """Carry out what an earlier process recorded; return the undecided. Raises UserError."""
         self.refuse_checked_out()
         stale_locks.clear(self.candidates, self._intended())
-        effects.move_branch(self)
+        with self.deciding:
+            effects.move_branch(self)
         effects.prune_kept(self)
         for e in self.experiments:
             if e.status is None:

@@ -5,7 +5,7 @@ from functools import partial
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import SEED
-from autoresearch_jax.loop import statistics, steering
+from autoresearch_jax.loop import statistics
 from autoresearch_jax.loop.proposer import Proposer
 from autoresearch_jax.loop.pruning import Pruning, Unfinished
 from autoresearch_jax.loop.scheduler import Scheduler, run_alone
@@ -21,9 +21,6 @@ def run(session: Session, proposer: Proposer, decided: Callable[[], None]) -> st
     `decided` is called after each experiment.
     """
     left = session.settle()
-    steering.wait_while_paused(session)
-    if session.interrupts.stopping():
-        return "interrupted"
     if left and session.experiments.best is None:
         run_alone(session, left.pop(0))  # the baseline: the limits of the others come from it
     if session.interrupts.stopping():
@@ -90,7 +87,8 @@ def prune(session: Session, over: Callable[[], str] = str) -> Pruned | None:
     _measure_noise(session)
     if session.interrupts.stopping():
         return None
-    session.busy = "pruning"
+    with session.deciding:
+        session.busy = "pruning"
     try:
         found = Pruning(session, over).run()
     except Unfinished:
@@ -114,7 +112,6 @@ def _measure_noise(session: Session) -> None:
     )
 
     def run(number: int, worker: Worker) -> None:
-        steering.wait_while_paused(session)
         if not session.interrupts.stopping():
             of = f"run {number} of {statistics.NOISE_RUNS}"
             session.view.say(f"     measuring the noise: the baseline again, {of}")
@@ -133,7 +130,8 @@ def audit(session: Session, runs: int) -> Audited:
     All fresh runs of the two on that text count, those of earlier audits included. The baseline is
     run again until it has as many. An interrupted audit continues. Raises Abandoned, UserError.
     """
-    session.busy = "audit"
+    with session.deciding:
+        session.busy = "audit"
     try:
         return _audit(session, runs)
     finally:
@@ -152,7 +150,6 @@ def _audit(session: Session, runs: int) -> Audited:
         return statistics.audit_scores(experiments[n], split)
 
     def run(n: int, worker: Worker) -> None:
-        steering.wait_while_paused(session)
         repeat = worker.scored_again(experiments[n], Purpose.AUDIT, split=split)
         session.view.say(f"     audit: experiment {n} {split} {repeat.words}")
 

@@ -169,12 +169,12 @@ def drift(history: Iterable[Experiment]) -> Drift | None:
     The first run of an experiment that was kept for its score does not count. Disturbed runs do not
     count either.
     """
-    from scipy import stats
-
     history, found = list(history), None
     known = noise(history)
     if known is None:
         return None
+    from scipy import stats  # takes a second
+
     for e in history:
         first = None if e.base or e.disturbed else e.val_bpb
         earlier = [] if first is None else [first]

@@ -7,11 +7,11 @@ same hints, is paused or not, and has the same proposals in its queue.
 
 import os
 import threading
-import time
 from pathlib import Path
 
+import psutil
+
 from autoresearch_jax.common import syntax
-from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.loop import effects, proposal_queue
 from autoresearch_jax.loop.open_tag import OpenTag
@@ -21,6 +21,7 @@ from autoresearch_jax.records.events import Queued, Steered
 from autoresearch_jax.records.requests import Kind, Request
 
 LOOK_SECONDS = 0.2  # between two looks for requests
+CLOCK_SECONDS = 0.1  # by which the start of a process may seem later than it was
 
 
 class Steering:
@@ -29,8 +30,9 @@ class Steering:
     def __init__(self, tag: OpenTag) -> None:
         self._tag = tag
         self._folder = tag.workspace.state_dir(tag.tag)
+        self._began = psutil.Process().create_time() - CLOCK_SECONDS
         self._closed = threading.Event()
-        self._warned: set[str] = set()
+        self.problems: dict[str, str] = {}  # why a request was not taken, by the file's name
         self._thread = threading.Thread(target=self._look, name="steering", daemon=True)
 
     def start(self) -> None:
@@ -49,34 +51,38 @@ class Steering:
 
     def take(self) -> None:
         """Take all requests that wait. What cannot be taken now stays for later."""
-        for path, request in requests.waiting(self._folder):
+        try:
+            waiting = [*requests.waiting(self._folder)]
+        except OSError as error:
+            self._warn(self._folder, f"requests cannot be read now: {error}")
+            return
+        for path, request in waiting:
             try:
                 if request is None:
-                    self._warn(path, "is no request")
+                    self._warn(path, "it is no request")
                     continue
-                if request.kind == Kind.DROP and self._tag.busy:
-                    self._warn(path, f"waits until the {self._tag.busy} has ended")
-                    continue
-                if request.id not in self._tag.experiments.requests:
-                    self._carry_out(request)
+                self._carry_out(request)
                 path.unlink(missing_ok=True)
-            except (OSError, UserError) as error:
-                self._warn(path, f"cannot be taken now: {error}")
+            except Exception as error:  # the loop goes on, and so does steering
+                self._warn(path, str(error))
 
     def _warn(self, path: Path, why: str) -> None:
-        if path.name not in self._warned:
-            self._warned.add(path.name)
-            self._tag.view.say(f"Warning: {path} {why}")
+        if path.name not in self.problems:
+            self._tag.view.say(f"Warning: {path} is not carried out now: {why}")
+        self.problems[path.name] = why
 
     def _carry_out(self, request: Request) -> None:
         tag, by = self._tag, clean(request.by, 80)
+        if request.kind == Kind.DROP:  # it completes what was interrupted
+            effects.take_back(tag, request)
+            return
+        if request.id in tag.experiments.requests:
+            return
         if request.kind == Kind.TRY:
             self._queue(request, by)
             return
-        if request.kind == Kind.DROP:
-            effects.take_back(tag, request)
-            return
-        if request.kind in (Kind.STOP, Kind.STOP_NOW) and request.pid != os.getpid():
+        ours = request.pid == os.getpid() and request.asked >= self._began
+        if request.kind in (Kind.STOP, Kind.STOP_NOW) and not ours:
             return  # for a process that has ended meanwhile
         text = clean(request.text, requests.HINT_LIMIT)
         tag.journal.append(
@@ -123,16 +129,3 @@ class Steering:
         )
         proposal_queue.add(tag, queued)
         tag.view.say(f"     {by} proposes next: {queued.description}")
-
-
-def wait_while_paused(tag: OpenTag) -> None:
-    """Wait until nobody has paused the loop, or until it is stopped. Other commands go on."""
-    said, began = None, tag.experiments.began
-    if began is None or began.kind != "loop":
-        return
-    while (pause := tag.experiments.paused) is not None and not tag.interrupts.stopping():
-        if said != pause:
-            said, since = pause, time.strftime("%H:%M", time.localtime(pause.time))
-            tag.view.say(f"Paused by {pause.by} at {since}. To go on: autoresearch-jax resume")
-        tag.view.live(f"paused by {pause.by}")
-        time.sleep(LOOK_SECONDS)

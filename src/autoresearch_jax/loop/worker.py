@@ -57,6 +57,7 @@ class Worker:
         """Train and score an experiment, unless the journal already records that."""
         waits = e.outcome == Outcome.OK and e.scored is None  # for its score
         if e.outcome is None or (waits and scoring.seal(self.tag.artifacts(e)) != e.left):
+            self.tag.wait_while_paused()
             self._train(e)
             e = self.tag.experiments[e.n]
         if e.outcome == Outcome.OK and e.scored is None:
@@ -97,6 +98,7 @@ class Worker:
         repeat. Raises Abandoned, UserError.
         """
         tag = self.tag
+        tag.wait_while_paused()
         seed = tag.new_seed(e) if seed is None else seed
         log = tag.workspace.repeat_log(tag.tag, e.n, seed)
         artifacts = log.with_suffix("")

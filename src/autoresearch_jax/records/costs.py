@@ -97,7 +97,9 @@ class Costs:
         if isinstance(event, events.Began):
             amount = Spent(loop_s=self._last - self._opened)
             self._opened = self._last = event.time if event.kind == "loop" else 0.0
-        elif self._opened and not isinstance(event, events.Verified | events.Restored):
+        elif self._opened and not (
+            isinstance(event, events.Verified | events.Restored) or events.is_from_a_person(event)
+        ):
             self._last = max(self._last, event.time)
         if amount is not None:
             self._loop += amount

@@ -32,8 +32,8 @@ def words(experiments: Experiments, *, locked: bool = False) -> str:
     if ended is None:
         return f"the loop was killed after {_at(experiments.latest)}: {_cause(began)}"
     reason = STOPPED.get(ended.stopped, "")
-    if experiments.stop is not None:
-        reason = reason.replace("Ctrl-C or a signal", clean(experiments.stop.by))
+    if ended.by:
+        reason = reason.replace("Ctrl-C or a signal", clean(ended.by))
     reason = reason or clean(ended.reason, REASON_LIMIT)
     verb = "failed" if ended.stopped == "failed" else "ended"
     return f"the loop {verb} at {_at(ended.time)}: {reason}"

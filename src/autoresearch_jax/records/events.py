@@ -103,11 +103,15 @@ class TakenBack(Event, tag="taken back", frozen=True, kw_only=True):
 
     n: int
     others: tuple[int, ...] = ()  # kept later; their proposals live on
-    was: str  # the commit of the best until then
     queued: tuple["Queued", ...] = ()
     request: str
     by: str
     asked: float
+
+
+def is_from_a_person(event: Event) -> bool:
+    """Whether an event may be recorded while no loop runs, so that it says nothing of its time."""
+    return isinstance(event, Steered | TakenBack) or (isinstance(event, Queued) and event.by != "")
 
 
 class Asked(Event, tag="asked", frozen=True, kw_only=True):
@@ -339,6 +343,7 @@ class Ended(Event, tag="ended", frozen=True, kw_only=True):
 
     stopped: str  # as in commands.loop.LoopResult, or "failed"
     reason: str = ""  # the error of one that failed
+    by: str = ""  # the person who stopped it from another terminal
 
 
 class Restored(Event, tag="restored", frozen=True, kw_only=True):

@@ -43,7 +43,6 @@ class Experiments:
         self.requests: set[str] = set()  # the ids of those that were taken
         self.hints: dict[int, events.Steered] = {}  # that agents read, by number
         self.paused: events.Steered | None = None  # since when, and by whom
-        self.former = ""  # the commit of the best before one was taken back, until the next keep
         self.stop: events.Steered | None = None  # who has stopped the last command
         self.lessons: list[Lesson] = []  # of agents, in the order in which they were measured
         self._all: dict[int, Experiment] = {}
@@ -53,7 +52,7 @@ class Experiments:
         self._queue: dict[tuple[int | None, int | None], Queued] = {}
         self._asked: dict[int, events.Asked] = {}  # by their numbers
         self._hints = 0  # so far
-        self._dropped: set[int] = set()  # experiments that a person has taken back
+        self._dropped: set[int] = set()  # the origins of what a person has taken back
         self._asks: dict[int, list[int]] = {}  # the questions that an experiment answers
         self._unused: dict[int, UnusedAnswer] = {}  # by their numbers
         self._audited_repeats: dict[int, int] = {}  # how many there were at the last audit
@@ -165,7 +164,9 @@ class Experiments:
     def apply(self, event: events.Event) -> None:
         """Apply the next event of the journal."""
         self.costs.add(event)
-        before, self.latest = self.latest, max(self.latest, event.time)
+        before = self.latest
+        if not events.is_from_a_person(event):
+            self.latest = max(before, event.time)
         if isinstance(event, events.Proposed | events.Trained | events.Decided) and self.spans:
             began, until, workers = self.spans[-1]
             self.spans[-1] = (began, max(until, event.time), workers)
@@ -251,7 +252,7 @@ class Experiments:
         match event.kind:
             case Kind.HINT:
                 self._hints += 1
-                self.hints[self._hints] = event
+                self.hints = {**self.hints, self._hints: event}  # others read it meanwhile
             case Kind.WITHDRAW:
                 gone = [*self.hints] if event.n is None else [event.n]
                 self.hints = {n: one for n, one in self.hints.items() if n not in gone}
@@ -264,22 +265,34 @@ class Experiments:
 
     def _take_back(self, event: events.TakenBack) -> None:
         self.requests.add(event.request)
-        self._dropped.add(event.n)
-        self.former = event.was
+        self._dropped.add(self.origin(self._all[event.n]).n)
         why = f"taken back by {event.by}"
         for n in (event.n, *event.others):
             self._all[n] = replace(self._all[n], status=Status.DISCARD, verdict=why, taken_back=why)
             why = f"experiment {event.n} was taken back, and this is proposed again without it"
         gone = {event.n, *event.others}
         self._kept = [n for n in self._kept if n not in gone]
+        self.lessons = [
+            replace(one, status=Status.DISCARD) if one.n in gone else one for one in self.lessons
+        ]
+        if self.audit is not None and self.audit.best in gone:
+            self.audit = None
+        if self.pruned is not None and self.pruned.n in gone:
+            self.pruned = None
+        for key in [key for key in self._queue if key[1] is not None and self._is_dropped(key[1])]:
+            del self._queue[key]
         for queued in event.queued:
             self._queue[queued.ask, queued.of] = queued
 
+    def _is_dropped(self, n: int) -> bool:
+        """Whether an experiment measures a proposal that was taken back, on any best."""
+        return self.origin(self._all[n]).n in self._dropped
+
     def holds_dropped(self, e: Experiment) -> bool:
-        """Whether a train.py has a change that was taken back, because it was based on it."""
-        at: Experiment | None = e
+        """Whether a train.py has a change that was taken back, its own or one of its bases."""
+        at: Experiment | None = e if self._dropped else None
         while at is not None:
-            if at.taken_back and at.n in self._dropped:
+            if self._is_dropped(at.n):
                 return True
             at = self.by_commit(at.base)
         return False
@@ -311,7 +324,6 @@ class Experiments:
         self.lessons += [Lesson(text, e.n, e.status, change) for text in texts]
         if e.status == Status.KEEP:
             self._kept.append(e.n)
-            self.former = ""
         self.crashes = (*self.crashes, e) if e.status == Status.CRASH else ()
         for queued in event.queued:
             self._queue[queued.ask, queued.of] = queued

@@ -56,13 +56,19 @@ def new(kind: Kind, **fields: object) -> Request:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container may run as a number without a name
         user = str(os.getuid())
+    plain = {name: _plain(one) for name, one in fields.items() if isinstance(one, str)}
     values = {
         "id": f"{at:020}-{os.getpid()}",
         "kind": kind,
-        "by": f"{user}@{socket.gethostname()}",
+        "by": _plain(f"{user}@{socket.gethostname()}"),
         "asked": at / 1e9,
     }
-    return Request(**values, **fields)  # type: ignore[arg-type]
+    return Request(**{**fields, **plain, **values})  # type: ignore[arg-type]
+
+
+def _plain(text: str) -> str:
+    """Return a text that can be encoded: a terminal may send anything."""
+    return text.encode(errors="replace").decode()
 
 
 def post(state_dir: Path, request: Request) -> Path:
@@ -87,7 +93,7 @@ def waiting(state_dir: Path) -> Iterator[tuple[Path, Request | None]]:
             request = msgspec.json.decode(content, type=Request)
         except FileNotFoundError:  # withdrawn by its command
             continue
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             yield folder / name, None
             continue
         yield folder / name, request

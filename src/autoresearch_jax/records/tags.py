@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
@@ -15,6 +16,7 @@ from autoresearch_jax.records.events import Began
 from autoresearch_jax.repo.workspace import Workspace, check_tag
 from autoresearch_jax.system import locks
 
+STEERING, STEERING_SECONDS = "steering", 10.0  # in the lock of a command that is soon over
 MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 
 
@@ -117,20 +119,40 @@ def _taken(workspace: Workspace, tag: str) -> bool:
     return bool(workspace.git("for-each-ref", "--count=1", *patterns))
 
 
-def lock(path: Path, tag: str, view: View) -> int:
+def lock(
+    path: Path, tag: str, view: View, wait: float = locks.HANDOVER_SECONDS, what: str = ""
+) -> int:
     """Take the tag's lock and return its file descriptor. Raises UserError naming the holder.
 
-    Trainings and git commands inherit it, so nothing of a killed loop runs once it is taken.
+    Trainings and git commands inherit it, so nothing of a killed loop runs once it is taken. It
+    waits up to `wait` seconds for those, and a moment for a command that steers.
     """
     words = "waiting until the training of the killed loop has ended"
+    until = time.monotonic() + STEERING_SECONDS
     with _naming_holder(tag):
-        return locks.hold(path, "", waiting=lambda: view.live(words))
+        while True:
+            try:
+                return locks.hold(path, what, wait=wait, waiting=lambda: view.live(words))
+            except locks.Held as held:
+                if held.what != STEERING or time.monotonic() > until:
+                    raise
+                time.sleep(locks.RETRY_SECONDS)
+
+
+def holder(state_dir: Path) -> int | None:
+    """Return the living process that runs experiments under a tag; None if there is none."""
+    try:
+        locks.refuse_held(state_dir / "lock")
+    except locks.Held as held:
+        return None if held.what == STEERING else held.pid
+    return None
 
 
 def refuse_held(workspace: Workspace, tag: str) -> None:
     """Raise UserError if a living process holds the tag. Call it before anything slow."""
-    with _naming_holder(tag):
-        locks.refuse_held(workspace.state_dir(tag) / "lock")
+    if holder(workspace.state_dir(tag)) is not None:
+        with _naming_holder(tag):
+            locks.refuse_held(workspace.state_dir(tag) / "lock")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The commits of a tag: a branch that only moves forward, and refs for all other candidates.
+"""The commits of a tag: a branch for what is kept, and refs for all other candidates.
 
 Only git's plumbing commands are used. None of them touches the user's checkout, index or HEAD.
 """
