@@ -351,7 +351,9 @@ def test_the_plot_is_drawn(tmp_path, count):
     effects = [Effect(n=one.n, change=-0.01, low=-0.02, high=-0.001, runs=1) for one in listed[::4]]
     stack = Pruned(n=count, removed=(1,), effects=tuple(effects), confidence=0.95)
     pruned = tmp_path / "pruned.png"
-    plot.progress(listed, summarize(listed, replace(known, stack=stack)), pruned, "a night")
+    plot.progress(
+        listed, summarize(listed, replace(known, stack=stack, best=count)), pruned, "a night"
+    )
     assert (matplotlib.image.imread(pruned) != matplotlib.image.imread(banded)).any()
 
 

@@ -34,6 +34,6 @@ def prune(workspace: Workspace, config: LoopConfig, tools: Tools) -> list[str]:
             found = None
         if found is None:
             raise UserError("Stopped before the end. To continue: autoresearch-jax prune")
-        lines = statistics.pruned_lines(found, experiments)
         *_, picture = loop.summary(workspace.root, session.tag)
-        return [*lines, picture]
+        session.view.say(picture)
+        return statistics.pruned_lines(found, experiments)

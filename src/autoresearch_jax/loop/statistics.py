@@ -226,6 +226,8 @@ def expected_again(val_bpb: float, known: Noise) -> tuple[float, float]:
     """Return where the score of one more run lies in 95 of 100 cases, if only noise differs."""
     from scipy import stats
 
+    if known.sd == 0:
+        return val_bpb, val_bpb
     low, high = stats.t.interval(CONFIDENCE, known.df, val_bpb, known.sd * math.sqrt(2))
     return float(low), float(high)
 
