@@ -32,8 +32,9 @@ night is over when the next training would end later, with time left for audit a
 JSON: for each lever `gain`, the true gain of the best over the baseline, bits per byte; `per_hour`;
 `more`, `low` and `high`, its difference from what it is added to, seed by seed, and the 95%
 interval (bootstrap); `experiments`; `keeps`; `overclaim`, what the night says that it gained minus
-`gain`: the audit's, or the difference of scores. `gain_vs_original`: the gain of a first night by
-that of `original`, and `..._low`, `..._high`; `gain_vs_original_with`: the same with a lever more.
+`gain`: the audit's, or the difference of scores. `gain_vs_original`: the gain of a night with all
+of LEVERS and `memory`, by that of `original`, and `..._low`, `..._high`;
+`gain_vs_original_by_lever`: the same of each night, that of a first one under `audit`.
 `false_claims`: nights whose audit says that there is a gain, by its interval, where there is none;
 `audit_covers`: the share of audits whose 95% interval holds the true gain, of `audits`.
 """
@@ -399,8 +400,8 @@ def main(kind, seeds, first_seed, hours, as_json):
             table.add_section()
     key = "gain_vs_original"
     ratios = {name: ratio(gains[name], gains["original"]) for name in NAMES}
-    values[key], values[f"{key}_low"], values[f"{key}_high"] = ratios[LEVERS[-1]]
-    values[f"{key}_with"] = {name: ratios[name] for name in ALONE}
+    values[key], values[f"{key}_low"], values[f"{key}_high"] = ratios["memory"]
+    values[f"{key}_by_lever"] = ratios
     audits = [night for one in found for night in one if night["audited"]]
     values["false_claims"] = sum(night["false"] for night in audits)
     values["audits"] = len(audits)

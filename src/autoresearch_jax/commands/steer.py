@@ -184,9 +184,8 @@ def pause(workspace: Workspace, tag: str | None) -> str:
             f"{opened.name} was paused already, by {found.by}. To go on: autoresearch-jax resume"
         )
     _, taken = opened.ask(Kind.PAUSE)
-    words = "Paused: what runs is finished, and nothing new starts, also after a restart"
-    words = typed(f"{words}. To go on: autoresearch-jax resume.")
-    return words + opened.other + opened.when(taken)
+    words = "Paused: what runs is finished, and nothing new starts, also after a restart."
+    return words + opened.other + opened.when(taken) + typed(" To go on: autoresearch-jax resume")
 
 
 def resume(workspace: Workspace, tag: str | None) -> str:

@@ -213,6 +213,6 @@ def quantile(errors: float, df: float) -> float:
     """Return the quantile of Student's t that is as probable as `errors` of a normal deviate."""
     if math.isinf(df):
         return errors
-    from scipy import stats  # takes a second: not for --help
+    from scipy import special  # scipy.stats would take a second to import
 
-    return float(stats.t.isf(stats.norm.sf(errors), df))
+    return -float(special.stdtrit(df, special.ndtr(-errors)))

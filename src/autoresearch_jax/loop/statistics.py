@@ -173,8 +173,7 @@ def drift(history: Iterable[Experiment]) -> Drift | None:
     known = noise(history)
     if known is None:
         return None
-    from scipy import stats  # takes a second
-
+    width = _t_quantile(DRIFT_CONFIDENCE, known.df)
     for e in history:
         first = None if e.base or e.disturbed else e.val_bpb
         earlier = [] if first is None else [first]
@@ -184,7 +183,7 @@ def drift(history: Iterable[Experiment]) -> Drift | None:
             if one.purpose == Purpose.DRIFT and earlier:
                 change = one.val_bpb - fmean(earlier)
                 error = known.sd * math.sqrt(1 + 1 / len(earlier))
-                half = float(stats.t.isf((1 - DRIFT_CONFIDENCE) / 2, known.df)) * error
+                half = width * error
                 if abs(change) > half:
                     found = Drift(e.n, one.seed, change, change - half, change + half)
             earlier.append(one.val_bpb)
@@ -197,11 +196,19 @@ def pooled_noise(repeats: Iterable[Sequence[float]]) -> Noise:
     The interval is that of the chi-squared distribution, for normal noise. At least one commit must
     have two scores.
     """
-    from scipy import stats  # takes a second: not for --help
+    from scipy import special  # scipy.stats would take a second to import
 
     sd, df = pooled(repeats)
-    lower, upper = stats.chi2.interval(CONFIDENCE, df)
+    tail = (1 - CONFIDENCE) / 2
+    lower, upper = (float(special.chdtri(df, one)) for one in (1 - tail, tail))
     return Noise(sd, df, sd * math.sqrt(df / upper), sd * math.sqrt(df / lower))
+
+
+def _t_quantile(confidence: float, df: float) -> float:
+    """Return half of the interval of that probability of Student's t."""
+    from scipy import special
+
+    return -float(special.stdtrit(df, (1 - confidence) / 2))
 
 
 def gain(baseline: Sequence[float], best: Sequence[float], known: Noise) -> Gain:
@@ -217,19 +224,13 @@ def gain(baseline: Sequence[float], best: Sequence[float], known: Noise) -> Gain
 
 def half_width(sd: float, df: float, *runs: int) -> float:
     """Return half of the confidence interval of a difference of means of so many runs."""
-    from scipy import stats
-
-    return float(stats.t.isf((1 - CONFIDENCE) / 2, df)) * sd * math.sqrt(sum(1 / n for n in runs))
+    return _t_quantile(CONFIDENCE, df) * sd * math.sqrt(sum(1 / n for n in runs))
 
 
 def expected_again(val_bpb: float, known: Noise) -> tuple[float, float]:
     """Return where the score of one more run lies in 95 of 100 cases, if only noise differs."""
-    from scipy import stats
-
-    if known.sd == 0:
-        return val_bpb, val_bpb
-    low, high = stats.t.interval(CONFIDENCE, known.df, val_bpb, known.sd * math.sqrt(2))
-    return float(low), float(high)
+    half = _t_quantile(CONFIDENCE, known.df) * known.sd * math.sqrt(2)
+    return val_bpb - half, val_bpb + half
 
 
 def policy_named(name: str, history: Iterable[Experiment]) -> Strict | Confirm:
@@ -341,7 +342,7 @@ def _trend(pairs: Sequence[Scaled], of: str) -> list[str]:
     if len(pairs) < 3:
         return [f"{words}, from one run of each: not decided"]
     error = 0.0 if math.isnan(fit.stderr) else fit.stderr  # NaN: all gains are alike
-    half = float(stats.t.isf((1 - CONFIDENCE) / 2, len(pairs) - 2)) * error
+    half = _t_quantile(CONFIDENCE, len(pairs) - 2) * error
     low, high = round(fit.slope - half, 6), round(fit.slope + half, 6)  # as they are printed
     verdict = "the gain grows" if high < 0 else "the gain shrinks" if low > 0 else "not decided"
     return [f"{words} ({CONFIDENCE:.0%} interval {low:+.6f} to {high:+.6f}): {verdict}"]

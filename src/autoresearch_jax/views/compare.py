@@ -22,7 +22,7 @@ from autoresearch_jax.views.entries import NOTHING_YET, phases
 from autoresearch_jax.views.show import diff_style
 from autoresearch_jax.views.tables import plain_lines, shown_text
 
-PARTS = (25, 50, 75, 100)  # percent of the budget
+PARTS = (25, 50, 75)  # percent of the budget
 CELL = 40  # characters
 METRICS = {
     "num_steps": ("steps", ",.0f"),
@@ -36,7 +36,7 @@ class Row:
     """A property of two experiments; None: not known."""
 
     name: str
-    values: tuple[Any, Any]
+    values: tuple[Any, ...]  # two
     form: str = ""  # of a number
 
     @property
@@ -133,9 +133,11 @@ def _results(workspace: Workspace, tag: str, pair: tuple[Experiment, Experiment]
     for key, (name, form) in METRICS.items():
         yield Row(name, (first.metrics.get(key), second.metrics.get(key)), form)
     yield row("tokens/s", _tokens_per_s, ",.0f")
+    one, other = (_curve(workspace, tag, e) for e in pair)
     for part in PARTS:
-        losses = [_loss_at(workspace, tag, e, part) for e in pair]
-        yield Row(f"loss at {part}%", (losses[0], losses[1]), ".4f")
+        losses = curves.loss_at(one, part), curves.loss_at(other, part)
+        yield Row(f"loss at {part}%", losses, ".4f")
+    yield Row("loss at the end", tuple(_last(curve) for curve in (one, other)), ".4f")
     seconds = [phases(e) for e in pair]
     for name in dict.fromkeys(name for found in seconds for name in found):
         yield Row(f"{name}, s", (seconds[0].get(name), seconds[1].get(name)), ".1f")
@@ -146,9 +148,13 @@ def _tokens_per_s(e: Experiment) -> float | None:
     return 1e6 * tokens / seconds if seconds and tokens else None
 
 
-def _loss_at(workspace: Workspace, tag: str, e: Experiment, percent: int) -> float | None:
+def _curve(workspace: Workspace, tag: str, e: Experiment) -> training_log.Curve:
     log = workspace.run_dir(tag, e.n) / "run.log"
-    return curves.loss_at(training_log.progress(training_log.both_ends(log)).curve, percent)
+    return training_log.curve(training_log.both_ends(log))
+
+
+def _last(curve: training_log.Curve) -> float | None:
+    return curve[-1][1] if curve else None
 
 
 def _constants(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Row]:
