@@ -57,7 +57,7 @@ REACHES, VARIANCES, NOISES = (1.0, 2.0, 4.0), (0.3, 1.0, 3.0), (0.2, 0.5)
 # Likewise, the correlation of effects here and under the other tag that was learned from, where 0
 # has a higher prior probability (a difference of logarithms). It fades with each result of this
 # tag, until nothing of the other counts. bench/learn.py chose these.
-ALIKE, DOUBT, FADES = (0.9, 0.5, 0.0), 2.0, 20
+ALIKE, DOUBT, FADES = (0.9, 0.5, 0.0), 3.0, 20
 
 
 def expected_improvements(known: Known, ideas: Mapping[str, Idea], files: Sequence[File]) -> Array:
