@@ -1,6 +1,7 @@
 """`loop --learn-from`: what another tag has found helps or misleads, and counts for no score."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -213,8 +214,10 @@ def test_the_search_follows_another_tag_where_it_is_alike_and_only_there(tmp_pat
 
 
 def test_an_idea_that_is_not_in_the_library_counts_for_nothing(tmp_path):
-    results = [Result(File({"MATRIX_LR": 0.04}, frozenset({"their-own-idea"})), 0.9, 1.0)]
-    assert faster(tmp_path, Learned("one", results)) == faster(tmp_path, None)
+    theirs, base = frozenset({"their-own-idea"}), File({"MATRIX_LR": 0.04})
+    for file, before in ((replace(base, ideas=theirs), base), (base, replace(base, ideas=theirs))):
+        learned = Learned("one", [Result(file, 0.9, 1.0, base=before)])
+        assert faster(tmp_path, learned) == faster(tmp_path, None)
 
 
 def test_values_outside_the_range_are_not_proposed(tmp_path):

@@ -143,8 +143,12 @@ def _known_here(learned: Learned | None, ideas: Mapping[str, Idea]) -> Learned |
     """Return what another tag has found without ideas that are not in the library here."""
     if learned is None:
         return None
+
+    def here(file: File) -> File:
+        return replace(file, ideas=file.ideas & ideas.keys())
+
     results = [
-        replace(one, file=replace(one.file, ideas=one.file.ideas & ideas.keys()))
+        replace(one, file=here(one.file), base=None if one.base is None else here(one.base))
         for one in learned.results
     ]
     return replace(learned, results=results)
