@@ -3,6 +3,7 @@
 import json
 import math
 import subprocess
+import time
 from pathlib import Path
 
 from autoresearch_jax.agents.agent import Agent, Context, Proposal
@@ -19,6 +20,8 @@ from autoresearch_jax.system.interrupts import Abandoned
 
 # Tests run two at a time. A training that the other test disturbs is not trained again here.
 interference.LEAST_SECONDS = math.inf
+
+DEADLINE_SECONDS = 60.0  # of what a test waits for
 
 DEVICE = {"frozen files": "f", "device": "cpu", "device count": 1, "JAX": "0"}
 
@@ -168,6 +171,14 @@ def abandon_at(monkeypatch, number: int) -> None:
         return train(self, *arguments, **options)
 
     monkeypatch.setattr(Worker, "train_once", stopped)
+
+
+def until(true) -> None:
+    """Wait until something is true."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert true()
 
 
 def alive(pid: int) -> bool:

@@ -18,7 +18,7 @@ from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import boot
 from autoresearch_jax.views.watch import live_model, page_data
 from tests import harness
-from tests.harness import Notes, Scripted, run_loop, train_py
+from tests.harness import Notes, Scripted, run_loop, train_py, until
 
 TOP = Path(__file__).parents[1]
 LOOP = """
@@ -30,20 +30,12 @@ harness.run_loop(
     Workspace.open(sys.argv[1]), harness.Scripted(slow), 5, tag="t", notify=sys.argv[2]
 )
 """
-DEADLINE_SECONDS = 60.0
 
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     return Workspace.open(harness.make_repository(tmp_path / "workspace"))
-
-
-def until(true):
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert true()
 
 
 def model_of(workspace):

@@ -352,7 +352,7 @@ def test_the_plot_is_drawn(tmp_path, count):
     stack = Pruned(n=count, removed=(1,), effects=tuple(effects), confidence=0.95)
     pruned = tmp_path / "pruned.png"
     plot.progress(
-        listed, summarize(listed, replace(known, stack=stack, best=count)), pruned, "a night"
+        listed, summarize(listed, replace(known, pruned=stack, best=count)), pruned, "a night"
     )
     assert (matplotlib.image.imread(pruned) != matplotlib.image.imread(banded)).any()
 

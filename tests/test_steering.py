@@ -24,7 +24,7 @@ from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.requests import Kind
 from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
-from tests.harness import Notes, Scripted, run_loop, train_py
+from tests.harness import DEADLINE_SECONDS, Notes, Scripted, run_loop, train_py, until
 
 TOP = Path(__file__).parents[1]
 # The agent proposes 1.1, 1.2 and so on, none of which is kept. Each training waits until there is a
@@ -51,7 +51,6 @@ try:
 finally:
     (go / "said").write_text(view.text)
 """
-DEADLINE_SECONDS = 60.0
 
 
 def waiting(go, number):
@@ -83,13 +82,6 @@ def looping(workspace, go, first=1):
             yield process
         finally:
             process.kill()
-
-
-def until(true):
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert true()
 
 
 def experiments(workspace):
@@ -209,7 +201,7 @@ def test_what_a_person_tries_comes_first_and_is_decided_like_any_other(workspace
         Status.KEEP,
         0.5,
     )
-    assert "mine.py: No such file" not in refused(workspace, "show", "9")
+    assert "agent     person" in typed(workspace, "show", "2")
 
 
 def test_run_m_hands_its_proposal_to_a_loop_that_runs(workspace, go):

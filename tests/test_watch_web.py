@@ -283,8 +283,8 @@ def test_the_page_lives(recording, port, tmp_path):
         assert driver.find_element("id", "state").text == "the agent is thinking"
         recording.ask(61)
         recording.steer("hint", f"a hint {HOSTILE}")
-        until(driver, "return !document.getElementById('led').hidden")
-        assert driver.find_element("id", "led").text == f"hint 1: a hint {HOSTILE}"
+        until(driver, "return !document.getElementById('waiting').hidden")
+        assert driver.find_element("id", "waiting").text == f"hint 1: a hint {HOSTILE}"
         said = driver.find_element("id", "state").text
         assert said.startswith("claude is thinking about 61 since ")
         recording.steer("pause")

@@ -12,12 +12,18 @@ GRID = 50  # intervals of a curve
 QUARTERS = (25, 50, 75)  # percent of the budget
 
 
+def tokens_per_s(e: Experiment) -> float | None:
+    """Return how many tokens a second an experiment was trained on; None: not known."""
+    seconds, tokens = (e.metrics.get(key) for key in ("training_seconds", "total_tokens_M"))
+    return 1e6 * tokens / seconds if seconds and tokens else None
+
+
 def speed(e: Experiment) -> list[str]:
     """Return the cells of SPEED; "" for what is not known."""
     get, seconds = e.metrics.get, e.metrics.get("training_seconds", 0.0)
-    steps, tokens = get("num_steps", 0.0), get("total_tokens_M", 0.0)
+    steps = get("num_steps", 0.0)
     return [
-        number(1e6 * tokens / seconds if seconds and tokens else None, ".0f"),
+        number(tokens_per_s(e), ".0f"),
         number(1000 * seconds / steps if seconds and steps else None, ".1f"),
         number(get("mfu_percent"), ".1f"),
         number(e.memory_gb, ".2f"),

@@ -20,7 +20,7 @@ from autoresearch_jax.system.disk_errors import DISK_ERRORS
 SECTIONS = {
     "Start": (start.demo, start.setup, start.doctor),
     "Research": (research.run, research.loop, research.prune, ideas.ideas),
-    "Steer": (*(steer.hint, steer.attempt, steer.drop, steer.pause, steer.resume, steer.stop),),
+    "Steer": (steer.hint, steer.attempt, steer.drop, steer.pause, steer.resume, steer.stop),
     "Look": (
         *(look.watch, look.status, look.results, look.show, look.compare, look.lessons),
         *(look.sample, look.report, research.verify),

@@ -230,7 +230,7 @@ def drop(workspace: Workspace, tag: str | None, name: str) -> str:
     if later:
         numbers = ", ".join(str(one.n) for one in later)
         words += f" What was kept after it is proposed again, without it: {numbers}."
-    return words + opened.when(taken)
+    return words
 
 
 def attempt_here(workspace: Workspace, description: str) -> str | None:

@@ -18,10 +18,6 @@ from autoresearch_jax.repo import candidates
 ARTIFACTS_KEPT = 20  # kept experiments whose artifacts stay, besides baseline and best
 
 
-class Busy(UserError):
-    """Something that is about all kept experiments runs, such as a pruning."""
-
-
 def carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | TrainAgain | None:
     """Decide a measured experiment, or return what must be measured again before.
 
@@ -70,11 +66,12 @@ def take_back(tag: OpenTag, request: Request) -> None:
     """Take back a kept experiment for a person: the branch moves to what was kept before it.
 
     What was kept later is proposed again, without it. What is not kept stays as it is. The same
-    request completes what was interrupted. Raises Busy, OSError, UserError.
+    request completes what was interrupted. Raises OSError, UserError: also during a pruning or an
+    audit.
     """
     with tag.deciding:
         if tag.busy:
-            raise Busy(f"it waits until the {tag.busy} has ended")
+            raise UserError(f"it waits until the {tag.busy} has ended")
         kept = tag.experiments.kept
         if not kept:
             return

@@ -8,6 +8,8 @@ import math
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,16 @@ class OpenTag:
     def ask_dir(self, ask: int) -> Path:
         """Return the folder of the prompt and the logs of a question to an agent."""
         return self.workspace.ask_dir(self.tag, ask)
+
+    @contextmanager
+    def occupied(self, what: str) -> Iterator[None]:
+        """Let no kept experiment be taken back meanwhile."""
+        with self.deciding:
+            self.busy = what
+        try:
+            yield
+        finally:
+            self.busy = ""
 
     def new_ask(self) -> int:
         """Return the number of a new question to an agent."""

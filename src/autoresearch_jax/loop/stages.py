@@ -87,16 +87,13 @@ def prune(session: Session, over: Callable[[], str] = str) -> Pruned | None:
     _measure_noise(session)
     if session.interrupts.stopping():
         return None
-    with session.deciding:
-        session.busy = "pruning"
     try:
-        found = Pruning(session, over).run()
+        with session.occupied("pruning"):
+            found = Pruning(session, over).run()
     except Unfinished:
         limit = "" if session.interrupts.stopping() else f" within --{over()}"
         session.view.say(f"Pruning was not finished{limit}. To continue it: autoresearch-jax prune")
         return None
-    finally:
-        session.busy = ""
     if found is not None:
         for line in statistics.pruned_lines(found, session.experiments):
             session.view.say(line)
@@ -130,12 +127,8 @@ def audit(session: Session, runs: int) -> Audited:
     All fresh runs of the two on that text count, those of earlier audits included. The baseline is
     run again until it has as many. An interrupted audit continues. Raises Abandoned, UserError.
     """
-    with session.deciding:
-        session.busy = "audit"
-    try:
+    with session.occupied("audit"):
         return _audit(session, runs)
-    finally:
-        session.busy = ""
 
 
 def _audit(session: Session, runs: int) -> Audited:

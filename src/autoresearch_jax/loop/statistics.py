@@ -76,8 +76,8 @@ class Claims:
     best: int | None = None  # the present best; None: the baseline is
     runs: float = 1.0  # for a decision, the best's included
     drift: Drift | None = None
-    pruned: tuple[str, ...] = ()  # what the last pruning found, as lines
-    stack: Pruned | None = None  # the same
+    pruned: Pruned | None = None  # what the last pruning found
+    pruned_lines: tuple[str, ...] = ()  # the same, with what each change is
 
     @property
     def lines(self) -> list[str]:
@@ -87,7 +87,7 @@ class Claims:
             said.append(self.drift.words)
         if self.runs > 1:
             said.append(f"a decision took {self.runs:.2f} runs on average")
-        said += self.pruned
+        said += self.pruned_lines
         if self.audit is not None:
             said.append(audit_words(self.audit, self.best))
         elif self.best is not None:
@@ -117,7 +117,7 @@ def claims(experiments: Experiments) -> Claims:
     runs, drifted = _runs(experiments), drift(experiments)
     pruned = experiments.pruned
     lines = () if pruned is None else tuple(pruned_lines(pruned, experiments))
-    return Claims(noise(experiments), experiments.audit, best, runs, drifted, lines, pruned)
+    return Claims(noise(experiments), experiments.audit, best, runs, drifted, pruned, lines)
 
 
 def noise(history: Iterable[Experiment]) -> Noise | None:

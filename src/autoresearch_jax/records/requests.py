@@ -86,8 +86,6 @@ def waiting(state_dir: Path) -> Iterator[tuple[Path, Request | None]]:
     except FileNotFoundError:
         return
     for name in names:
-        if name.startswith("."):  # being written
-            continue
         try:
             content = files.plain_bytes(folder / name, MOST_BYTES)
             request = msgspec.json.decode(content, type=Request)

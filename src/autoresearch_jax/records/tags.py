@@ -141,18 +141,23 @@ def lock(
 
 def holder(state_dir: Path) -> int | None:
     """Return the living process that runs experiments under a tag; None if there is none."""
-    try:
-        locks.refuse_held(state_dir / "lock")
-    except locks.Held as held:
-        return None if held.what == STEERING else held.pid
-    return None
+    held = _held(state_dir)
+    return None if held is None else held.pid
 
 
 def refuse_held(workspace: Workspace, tag: str) -> None:
     """Raise UserError if a living process holds the tag. Call it before anything slow."""
-    if holder(workspace.state_dir(tag)) is not None:
-        with _naming_holder(tag):
-            locks.refuse_held(workspace.state_dir(tag) / "lock")
+    with _naming_holder(tag):
+        if held := _held(workspace.state_dir(tag)):
+            raise held
+
+
+def _held(state_dir: Path) -> locks.Held | None:
+    try:
+        locks.refuse_held(state_dir / "lock")
+    except locks.Held as held:
+        return None if held.what == STEERING else held
+    return None
 
 
 @contextlib.contextmanager

@@ -13,16 +13,14 @@ from autoresearch_jax.common.errors import GitError, UserError
 from autoresearch_jax.common.text import clean, printable
 from autoresearch_jax.jobs import training_log
 from autoresearch_jax.loop import statistics
-from autoresearch_jax.records import journal, tags
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.views.entries import NOTHING_YET, phases
+from autoresearch_jax.views.entries import phases, recorded
 from autoresearch_jax.views.show import diff_style
 from autoresearch_jax.views.tables import plain_lines, shown_text
 
-PARTS = (25, 50, 75)  # percent of the budget
 CELL = 40  # characters
 METRICS = {
     "num_steps": ("steps", ",.0f"),
@@ -91,10 +89,7 @@ class Comparison:
 
 def compare(workspace: Workspace, names: tuple[str, str], tag: str | None = None) -> Comparison:
     """Compare two experiments. Raises UserError if there is no such one."""
-    tag = tags.existing(workspace, tag)
-    if tag is None:
-        raise UserError(NOTHING_YET)
-    experiments = journal.read(workspace.state_dir(tag))
+    tag, experiments = recorded(workspace, tag)
     first, second = (experiments.find(name) for name in names)
     if first.n == second.n:
         raise UserError(
@@ -132,20 +127,15 @@ def _results(workspace: Workspace, tag: str, pair: tuple[Experiment, Experiment]
     yield row("memory, GiB", lambda e: e.memory_gb, ".2f")
     for key, (name, form) in METRICS.items():
         yield Row(name, (first.metrics.get(key), second.metrics.get(key)), form)
-    yield row("tokens/s", _tokens_per_s, ",.0f")
+    yield row("tokens/s", curves.tokens_per_s, ",.0f")
     one, other = (_curve(workspace, tag, e) for e in pair)
-    for part in PARTS:
+    for part in curves.QUARTERS:
         losses = curves.loss_at(one, part), curves.loss_at(other, part)
         yield Row(f"loss at {part}%", losses, ".4f")
     yield Row("loss at the end", tuple(_last(curve) for curve in (one, other)), ".4f")
     seconds = [phases(e) for e in pair]
     for name in dict.fromkeys(name for found in seconds for name in found):
         yield Row(f"{name}, s", (seconds[0].get(name), seconds[1].get(name)), ".1f")
-
-
-def _tokens_per_s(e: Experiment) -> float | None:
-    seconds, tokens = (e.metrics.get(key) for key in ("training_seconds", "total_tokens_M"))
-    return 1e6 * tokens / seconds if seconds and tokens else None
 
 
 def _curve(workspace: Workspace, tag: str, e: Experiment) -> training_log.Curve:

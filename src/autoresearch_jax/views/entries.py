@@ -5,11 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
+from autoresearch_jax.records import journal, tags
 from autoresearch_jax.records.costs import Costs, Spent
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.foreign_results import Row
+from autoresearch_jax.repo.workspace import Workspace
 
 # The phases of an experiment in their order, each with the metric that holds its seconds.
 PHASES = {
@@ -31,6 +35,14 @@ JOURNAL_FIELDS = (
     "finished",
 )
 NOTHING_YET = "no experiment is recorded here yet. To start: autoresearch-jax loop"
+
+
+def recorded(workspace: Workspace, tag: str | None) -> tuple[str, Experiments]:
+    """Return a tag, by default the newest one, and what happened under it. Raises UserError."""
+    found = tags.existing(workspace, tag)
+    if found is None:
+        raise UserError(NOTHING_YET)
+    return found, journal.read(workspace.state_dir(found))
 
 
 @dataclass(frozen=True)

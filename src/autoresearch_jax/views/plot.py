@@ -53,7 +53,7 @@ def progress(listed: Sequence[Entry], summary: Summary, path: Path, title: str) 
         figure.text(0.07, 0.94, title, fontsize=15, fontweight="bold")
         figure.text(0.07, 0.89, _subtitle(summary), fontsize=10.5, color=SOFT)
         _draw_chart(chart, listed, summary.claims.noise)
-        stack = summary.claims.stack
+        stack = summary.claims.pruned
         whole = stack is not None and stack.n == summary.claims.best  # nothing was kept since
         _draw_panel(panel, listed, stack if whole else None)
         figure.savefig(path)

@@ -9,16 +9,15 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from autoresearch_jax.agents import constants
-from autoresearch_jax.common.errors import GitError, UserError
+from autoresearch_jax.common.errors import GitError
 from autoresearch_jax.jobs import training_log
 from autoresearch_jax.loop import statistics
 from autoresearch_jax.loop.statistics import Noise
-from autoresearch_jax.records import journal, tags
 from autoresearch_jax.records.events import Audited, Pruned
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.views.entries import NOTHING_YET, Entry, entries, entry_of
+from autoresearch_jax.views.entries import Entry, entries, entry_of, recorded
 
 CONSTANT = "train."  # before the name of a constant of train.py, in the table
 # The columns of the table before the constants.
@@ -166,10 +165,7 @@ class Records:
 def read(path: str | os.PathLike[str], tag: str | None) -> Records:
     """Return the records of a tag, as `autoresearch_jax.open` does. Raises UserError."""
     workspace = Workspace.open(Path(path))
-    found = tags.existing(workspace, tag)
-    if found is None:
-        raise UserError(NOTHING_YET)
-    experiments = journal.read(workspace.state_dir(found))
+    found, experiments = recorded(workspace, tag)
     listed = entries(experiments.decided, experiments.costs)
     return Records(
         root=workspace.root,

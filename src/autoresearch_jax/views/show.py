@@ -4,20 +4,18 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean, printable, sentence
 from autoresearch_jax.jobs import training_log
 from autoresearch_jax.loop import statistics
-from autoresearch_jax.records import journal, tags
 from autoresearch_jax.records.experiment import Experiment, UnusedAnswer
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.views.entries import (
-    NOTHING_YET,
     Entry,
     entries,
     entry_of,
+    recorded,
     rests_on,
     transcripts,
 )
@@ -34,10 +32,7 @@ def show(console: Console, workspace: Workspace, name: str, tag: str | None = No
     Raises:
         UserError: there is no such experiment.
     """
-    tag = tags.existing(workspace, tag)
-    if tag is None:
-        raise UserError(NOTHING_YET)
-    experiments = journal.read(workspace.state_dir(tag))
+    tag, experiments = recorded(workspace, tag)
     if name == str(len(experiments)) and (unused := experiments.unused(int(name))):
         console.print(
             f"experiment {name} of {tag} is not proposed yet", style="bold", highlight=False

@@ -72,7 +72,7 @@ def screen(model: LiveModel, width: int, height: int, now: float) -> Layout:
 
 def plain(model: LiveModel, now: float) -> list[str]:
     """Return the present state as lines of any length, for a file or a pipe."""
-    head = ", ".join(filter(None, (model.title, STATES[model.state][0], *_led(model, now))))
+    head = ", ".join(filter(None, (model.title, STATES[model.state][0], *_who(model, now))))
     found = [line_of(head)]
     found += [line_of(model.problem)] if model.problem else []
     found += [line_of(passed_over(model.passed_over))] if model.passed_over else []
@@ -86,7 +86,7 @@ def plain(model: LiveModel, now: float) -> list[str]:
 def _head(model: LiveModel, now: float) -> Table:
     state, style = STATES[model.state]
     left = line_of(model.title, "bold").append("  ").append(state, style=f"not bold {style}")
-    for words in _led(model, now):
+    for words in _who(model, now):
         left.append_text(line_of(f", {words}", "not bold yellow" if model.paused else "not bold"))
     if model.problem:
         left.append_text(line_of(f"  {model.problem}", "not bold red"))
@@ -112,7 +112,7 @@ def status(model: LiveModel, now: float) -> list[str]:
     return [*found, f"last answer that was not used: {clean(last.agent)}: {clean(last.reason)}"]
 
 
-def _led(model: LiveModel, now: float) -> list[str]:
+def _who(model: LiveModel, now: float) -> list[str]:
     """Return who thinks, and who has paused the loop."""
     words = [f"paused by {model.paused}"] if model.paused else []
     return words + [

@@ -118,7 +118,7 @@ class JournalReader:
                 before=self._before,
                 problem=problem,
                 thinking=self._running.thinking() if self._running and lives else (),
-                **_led(self.experiments),
+                **_asked_for(self.experiments),
                 unused=tuple(self.experiments.unused()[-UNUSED:]),
                 ending="" if lives else endings.words(self.experiments),
                 failed=not lives and endings.failed(self.experiments),
@@ -171,7 +171,7 @@ class JournalReader:
         return tags.existing(self.workspace, None) or self.tag
 
 
-def _led(experiments: Experiments) -> dict[str, Any]:
+def _asked_for(experiments: Experiments) -> dict[str, Any]:
     """Return what waits, and what people have asked for."""
     pause, at = experiments.paused, ""
     if pause is not None:

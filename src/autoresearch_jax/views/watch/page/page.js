@@ -133,7 +133,7 @@ function showHead() {
   $("title").textContent = model.title;
   $("before").textContent = model.before ? `new; to see the one before: autoresearch-jax watch --web --tag ${model.before}` : "";
   setState(model.state);
-  if (!isReport()) showLed();
+  if (!isReport()) showWaiting();
   if (isReport()) $("state").textContent = `as of ${new Date(1000 * model.now).toLocaleString()}`;
   if (model.state === "idle" && model.ending && !isReport()) $("state").textContent = model.ending;
   if (model.passed_over) $("state").textContent += `; ${model.passed_over}`;
@@ -160,15 +160,15 @@ function showHead() {
 const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString([], {hour: "2-digit", minute: "2-digit"});
 
 /** Shows who thinks, what waits, and what people have asked for. */
-function showLed() {
+function showWaiting() {
   const {thinking = [], waiting = [], hints = [], paused, state} = model;
   const thinks = thinking.map(({agent, n, since}) => `${agent} is thinking about ${n} since ${clock(since)}`);
   const words = [...(state === "thinking" && thinks.length ? [] : [STATES[state] || state]), ...thinks];
   if (paused) words.push(`paused by ${paused}`);
   $("state").textContent = words.join(", ");
-  const led = [...waiting.map(({description, by}) => ["waits", `${description} (${by})`]), ...hints.map((hint) => ["hint", hint])];
-  $("led").hidden = !led.length;
-  $("led").replaceChildren(...led.map(([kind, text]) => make("li", "", make("b", "", kind), " ", text)));
+  const rows = [...waiting.map(({description, by}) => ["waits", `${description} (${by})`]), ...hints.map((hint) => ["hint", hint])];
+  $("waiting").hidden = !rows.length;
+  $("waiting").replaceChildren(...rows.map(([kind, text]) => make("li", "", make("b", "", kind), " ", text)));
 }
 
 /** Shows what agents and the person wrote down, the most useful first. */
