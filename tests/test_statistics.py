@@ -504,7 +504,8 @@ def test_drift_is_what_noise_does_not_explain():
 
     def found(score):
         best = kept(1, 0.88, repeat(0.9, "decide"), repeat(score, "drift", seed=44))
-        return statistics.drift([kept(0, 1.0, *noise, base=""), best])
+        history = [kept(0, 1.0, *noise, base=""), best]
+        return statistics.drift(history, statistics.noise(history))
 
     assert found(0.903) is None
     slower = found(0.92)

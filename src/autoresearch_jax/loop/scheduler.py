@@ -74,7 +74,8 @@ def _measure_again(session: Session, again: MeasureAgain, worker: Worker) -> Non
         session.view.say(f"Warning: experiment {e.n} failed when it was run again: {found.reason}")
         return
     session.view.say(f"     it scores {found.words} ({found.score - before:+.6f})")
-    last = statistics.drift(session.experiments)
+    known = statistics.noise(session.experiments)
+    last = statistics.drift(session.experiments, known)
     if last is not None and (last.n, last.seed) == (found.n, found.seed):
         session.view.say(f"Warning: {last.words}")
 

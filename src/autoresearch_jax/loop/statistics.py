@@ -114,10 +114,11 @@ def claims(experiments: Experiments) -> Claims:
     """Return what may be said of a tag's gain."""
     kept = experiments.kept
     best = kept[-1].n if kept[1:] else None
-    runs, drifted = _runs(experiments), drift(experiments)
+    known = noise(experiments)
+    runs, drifted = _runs(experiments), drift(experiments, known)
     pruned = experiments.pruned
     lines = () if pruned is None else tuple(pruned_lines(pruned, experiments))
-    return Claims(noise(experiments), experiments.audit, best, runs, drifted, pruned, lines)
+    return Claims(known, experiments.audit, best, runs, drifted, pruned, lines)
 
 
 def noise(history: Iterable[Experiment]) -> Noise | None:
@@ -141,6 +142,8 @@ def fresh(e: Experiment, split: str) -> dict[int, float]:
     """
     found = {}
     chosen = bool(e.base) and not e.without
+    if chosen and not e.repeats:  # as most of thousands, which a view reads at each decision
+        return {}
     if not chosen and split == "val" and e.val_bpb is not None:
         found[SEED] = Run(e.val_bpb, e.metrics, e.disturbed)
     for one in e.repeats:
@@ -163,14 +166,13 @@ def audit_scores(e: Experiment, split: str) -> list[float]:
     return [one.score for one in scored if one.score is not None]
 
 
-def drift(history: Iterable[Experiment]) -> Drift | None:
+def drift(history: Iterable[Experiment], known: Noise | None) -> Drift | None:
     """Return the last drift: a DRIFT run that scored otherwise than earlier runs of its experiment.
 
-    The first run of an experiment that was kept for its score does not count. Disturbed runs do not
-    count either.
+    `known` is the noise of the same experiments. The first run of an experiment that was kept for
+    its score does not count. Disturbed runs do not count either.
     """
-    history, found = list(history), None
-    known = noise(history)
+    found = None
     if known is None:
         return None
     width = _t_quantile(DRIFT_CONFIDENCE, known.df)

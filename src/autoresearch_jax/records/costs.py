@@ -41,6 +41,7 @@ class Costs:
         self.total = Spent()
         # By experiment, then by the question to an agent; None: the experiment's other costs.
         self._of: defaultdict[int, dict[int | None, Spent]] = defaultdict(dict)
+        self._sums: dict[int, Spent] = {}  # of `_of`, as far as they were asked for
         self._asked_for: dict[int, int] = {}  # the experiment of each question
         self._loop: Spent | None = None  # of the unfinished loop, since it began first
         self._limits: events.Began | None = None  # the limits that it began with
@@ -48,8 +49,10 @@ class Costs:
 
     def of(self, n: int) -> Spent:
         """Return the costs of an experiment, including answers that gave nothing."""
-        # Another thread may add some meanwhile.
-        return sum(tuple(self._of.get(n, {}).values()), Spent())
+        found = self._sums.get(n)
+        if found is None:  # another thread may add some meanwhile
+            found = self._sums[n] = sum(tuple(self._of.get(n, {}).values()), Spent())
+        return found
 
     def continues(self, limits: Mapping[str, float | None]) -> bool:
         """Whether a loop with these limits continues the last one and its sums."""
@@ -78,12 +81,14 @@ class Costs:
             self._asked_for[ask] = event.n
         assert isinstance(event, _COSTLY)
         costs = self._of[event.n]
+        self._sums.pop(event.n, None)
         costs[ask] = costs.get(ask, Spent()) + amount
         if isinstance(event, events.Proposed) and event.ask is not None:
             # Only now is it known which experiment the answer is for.
             guessed = self._asked_for.get(event.ask, event.n)
             if guessed != event.n:
                 costs[event.ask] = self._of[guessed].pop(event.ask)
+                self._sums.pop(guessed, None)
                 self._asked_for[event.ask] = event.n
 
     def _add_to_loop(self, event: events.Event, amount: Spent | None) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from autoresearch_jax.common.errors import UserError
@@ -27,6 +26,7 @@ FIELDS = ("n", "commit", "status", "val_bpb", "change", "memory_gb", "descriptio
 JOURNAL_FIELDS = (
     "expected",
     "agent",
+    "base",
     "of",
     "without",
     "excursion",
@@ -34,6 +34,7 @@ JOURNAL_FIELDS = (
     "started",
     "finished",
 )
+NO_NUMBERS: Mapping[str, int] = {}
 NOTHING_YET = "no experiment is recorded here yet. To start: autoresearch-jax loop"
 
 
@@ -64,6 +65,7 @@ class Entry:
     agent: str = ""
     expected: str = ""  # the effect that its agent expected
     spent: Spent = field(default_factory=Spent)
+    base: int | None = None  # the experiment that it changes
     of: int | None = None  # the experiment whose change this one carries over to another best
     without: tuple[int, ...] = ()  # kept changes that it takes out
     excursion: int | None = None  # the experiment where its line left the best
@@ -81,19 +83,46 @@ class Entry:
 
 def entries(found: Iterable[Experiment | Row], costs: Costs | None = None) -> list[Entry]:
     """Return decided experiments in this order, each compared with the best kept before it."""
-    best: float | None = None
-    listed = []
-    for place, one in enumerate(found):
-        entry = entry_of(one, place, best, costs)
-        best = entry.best_so_far
-        listed.append(entry)
-    return listed
+    return Listing().updated(found, costs)
+
+
+class Listing:
+    """Entries of a record that grows: only what has changed is made again."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[Experiment | Row, Entry]] = []
+
+    def updated(self, found: Iterable[Experiment | Row], costs: Costs | None = None) -> list[Entry]:
+        """Return decided experiments in this order, each compared with the best before it."""
+        old, made, numbers, best = self._made, [], dict[str, int](), None
+        unchanged = True  # so far: each entry depends on the best before it
+        for place, one in enumerate(found):
+            was, entry = old[place] if place < len(old) else (None, None)
+            if not (unchanged and one is was and entry and _is_spent(entry, costs)):
+                unchanged, entry = False, entry_of(one, place, best, costs, numbers)
+            made.append((one, entry))
+            numbers[one.commit], best = entry.n, entry.best_so_far
+        self._made = made
+        return [entry for _, entry in made]
+
+
+def _is_spent(entry: Entry, costs: Costs | None) -> bool:
+    """Return whether an entry has the present costs of its experiment."""
+    return costs is None or entry.spent is costs.of(entry.n)
 
 
 def entry_of(
-    one: Experiment | Row, place: int = 0, best: float | None = None, costs: Costs | None = None
+    one: Experiment | Row,
+    place: int = 0,
+    best: float | None = None,
+    costs: Costs | None = None,
+    numbers: Mapping[str, int] = NO_NUMBERS,
 ) -> Entry:
-    """Return one experiment; `place` numbers a row, `best` is the lowest score kept before it."""
+    """Return one experiment.
+
+    `place` numbers a row, `best` is the lowest score kept before it, `numbers` are those of earlier
+    experiments by their commits.
+    """
     crashed = one.status == Status.CRASH
     score = None if crashed else one.val_bpb
     # A fork may have another word than "keep" for its first row.
@@ -110,6 +139,7 @@ def entry_of(
             "agent": clean(one.agent),
             "expected": clean(one.expected),
             "spent": costs.of(one.n) if costs else Spent(),
+            "base": numbers.get(one.base),
             "of": one.of,
             "without": one.without,
             "excursion": one.excursion,
@@ -125,12 +155,6 @@ def entry_of(
         description=clean(one.title if isinstance(one, Experiment) else one.description),
         **known,
     )
-
-
-def transcripts(folder: Path) -> list[Path]:
-    """Return the files with what an agent printed, in the folder of an experiment or a question."""
-    paths = (folder / name for name in ("agent.out", "agent.err"))
-    return [path for path in paths if path.is_file() and path.stat().st_size]
 
 
 def phases(one: Experiment) -> dict[str, float]:

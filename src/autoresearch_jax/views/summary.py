@@ -37,8 +37,12 @@ def summarize(
     listed: Sequence[Entry],
     claims: Claims = NOTHING,
     spans: Sequence[tuple[float, float, int]] = (),
+    spent: Spent | None = None,
 ) -> Summary:
-    """Return the numbers of all experiments; `spans` are those of `Experiments`."""
+    """Return the numbers of all experiments.
+
+    `spans` are those of `Experiments`; `spent` is what they cost, where that is known.
+    """
     seconds = sum(until - began for began, until, _ in spans)
     scored = [entry for entry in listed if entry.val_bpb is not None]
     kept = [entry for entry in scored if entry.status == Status.KEEP]
@@ -62,7 +66,7 @@ def summarize(
             for name in (*PHASES, "harness")
             if (found := [entry.phases[name] for entry in listed if name in entry.phases])
         },
-        spent=sum((entry.spent for entry in listed), Spent()),
+        spent=sum((e.spent for e in listed), Spent()) if spent is None else spent,
         claims=claims,
     )
 
