@@ -11,13 +11,13 @@ from autoresearch_jax.records.experiment import Experiment, UnusedAnswer
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.views import transcript
 from autoresearch_jax.views.entries import (
     Entry,
     entries,
     entry_of,
     recorded,
     rests_on,
-    transcripts,
 )
 from autoresearch_jax.views.summary import cost_words, count
 from autoresearch_jax.views.tables import STYLES
@@ -59,8 +59,6 @@ def show(console: Console, workspace: Workspace, name: str, tag: str | None = No
             line(f"{label:<10}{text}", style)
     for text in experiments.lessons_of(one.n):
         line(f"{'lesson':<10}{clean(text, limit=1000)}")
-    for path in transcripts(log.parent):
-        line(f"{'answer':<10}{path}")
     for answer in experiments.unused(one.n):
         line(f"{'unused':<10}{_unused_words(workspace, tag, answer)}")
     for title, table in (("numbers", numbers), ("rests on", rests_on(one))):
@@ -70,6 +68,9 @@ def show(console: Console, workspace: Workspace, name: str, tag: str | None = No
             line(f"  {key:<22}{clean(value)}")
     for place, text in enumerate(printable(diff).splitlines()):
         line(text if place else f"\n{text}", diff_style(text))
+    for path in transcript.files(log.parent):
+        line(f"\nthe last lines of its agent, in {path}", "bold")
+        line("\n".join(transcript.read(path).splitlines()[-LOG_LINES:]), "dim")
     if log_tail:
         line(f"\nthe last lines of {log}", "bold")
         line(log_tail, "dim")
@@ -78,7 +79,7 @@ def show(console: Console, workspace: Workspace, name: str, tag: str | None = No
 def _unused_words(workspace: Workspace, tag: str, answer: UnusedAnswer) -> str:
     """Return why an answer was of no use, and where its transcript is."""
     words = f"an answer of {clean(answer.agent)}: {sentence(clean(answer.reason, limit=1000))}"
-    paths = transcripts(workspace.ask_dir(tag, answer.ask))
+    paths = transcript.files(workspace.ask_dir(tag, answer.ask))
     return f"{words} Its transcript: {paths[0]}" if paths else words
 
 

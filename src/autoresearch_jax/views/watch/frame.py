@@ -147,6 +147,9 @@ def _now_lines(model: LiveModel, width: int, now: float, room: float) -> list[Te
     if model.state == "thinking":
         n = max((entry.n for entry in model.entries), default=-1) + 1
         waits = [line_of(f"experiment {n}", "bold"), line_of("  waits for a proposal of the agent")]
+        waits += [
+            line_of(f"  {one.agent}: {one.said}", "dim") for one in model.thinking if one.said
+        ]
         return waits + [
             line_of(f"  not used: {clean(one.agent)}: {clean(one.reason)}", "not bold yellow")
             for one in model.unused[-2:]

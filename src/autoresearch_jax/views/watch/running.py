@@ -25,6 +25,7 @@ from autoresearch_jax.records.events import (
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.views import transcript
 from autoresearch_jax.views.tables import AGENT_LIMIT, EXPECTED_LIMIT
 
 # Why an experiment is measured again, in words.
@@ -63,6 +64,7 @@ class Thinking:
     agent: str
     since: float  # unix time
     ask: int  # the number of the question
+    said: str = ""  # the last line that it has printed
 
 
 class RunningExperiments:
@@ -97,7 +99,13 @@ class RunningExperiments:
     def thinking(self) -> tuple[Thinking, ...]:
         """Return who thinks, if the process of the last command still runs."""
         return tuple(
-            Thinking(one.n, clean(one.agent, AGENT_LIMIT), one.time, one.ask)
+            Thinking(
+                one.n,
+                clean(one.agent, AGENT_LIMIT),
+                one.time,
+                one.ask,
+                transcript.last_line(self._workspace.ask_dir(self._tag, one.ask)),
+            )
             for one in self._asked.values()
         )
 
