@@ -70,7 +70,7 @@ def test_the_noise_says_whether_scores_differ(tmp_path, monkeypatch, other, word
 
 
 def test_what_cannot_be_compared_is_refused(workspace):
-    for names, words in ((("0", "0"), "are the same experiment"), (("0", "7"), "numbers go from")):
+    for names, words in ((("0", "0"), "name the same experiment"), (("0", "7"), "numbers go from")):
         done = typed(workspace, *names)
         assert done.exit_code == 1
         assert words in done.output

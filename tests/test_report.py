@@ -21,6 +21,7 @@ from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.journal import Journal
 from autoresearch_jax.views import plot, results, summary
 from autoresearch_jax.views.entries import entries, phases, rests_on
+from autoresearch_jax.views.rows import as_csv, as_json
 from autoresearch_jax.views.show import show
 from autoresearch_jax.views.summary import summarize
 from autoresearch_jax.views.watch import live_model
@@ -289,8 +290,8 @@ def test_a_carried_over_experiment_names_its_origin(recording):
         ):
             record.append(event)
     assert "\ncarries   over experiment 1\n" in printed(show, recording, "2")
-    rows = json.loads(results.as_json(live_model.read(recording.root).entries))
-    assert [row["of"] for row in rows] == [None, None, 1]
+    found = json.loads(as_json(live_model.read(recording.root).entries))
+    assert [row["of"] for row in found] == [None, None, 1]
 
 
 def test_an_isolation_that_counts_as_none_is_explained():
@@ -313,11 +314,11 @@ def test_unknown_costs_are_null_and_only_tables_cut_texts():
     for n, usd, tokens in ((0, None, None), (1, 0.0, None), (2, 0.5, 7)):
         costs.add(Asked(ask=n, n=n, usd=usd, tokens=tokens))
     listed = entries(found, costs)
-    rows = json.loads(results.as_json(listed))
-    assert [(row["usd"], row["tokens"]) for row in rows] == [(None, None), (0.0, None), (0.5, 7)]
-    table = list(csv.DictReader(io.StringIO(results.as_csv(listed))))
+    data = json.loads(as_json(listed))
+    assert [(row["usd"], row["tokens"]) for row in data] == [(None, None), (0.0, None), (0.5, 7)]
+    table = list(csv.DictReader(io.StringIO(as_csv(listed))))
     assert [row["usd"] for row in table] == ["", "0.0", "0.5"]
-    assert [(row["agent"], row["expected"]) for row in rows] == [("a" * 50, words)] * 3
+    assert [(row["agent"], row["expected"]) for row in data] == [("a" * 50, words)] * 3
     assert f"{'a' * 29}…     —" in printed(results.print_results, listed, summarize(listed), True)
     assert "e" * 39 + "…" in printed(results.print_results, listed, summarize(listed))
 

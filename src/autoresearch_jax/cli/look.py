@@ -95,6 +95,7 @@ def results(
       autoresearch-jax results --kept-only --sort gain
     """
     from autoresearch_jax.views import results as view
+    from autoresearch_jax.views import rows as text
     from autoresearch_jax.views.entries import NOTHING_YET
     from autoresearch_jax.views.watch import live_model
 
@@ -105,7 +106,7 @@ def results(
         raise UserError(NOTHING_YET)
     rows = view.select(model.entries, by_gain=sort == "gain", **filters)
     if as_json or as_csv:
-        click.echo(view.as_json(rows) if as_json else view.as_csv(rows), nl=False)
+        click.echo(text.as_json(rows) if as_json else text.as_csv(rows), nl=False)
     else:
         view.print_results(output.console(), rows, model.summary, ledger, view.notes(model))
 
@@ -127,12 +128,11 @@ def show(experiment: str, tag: str | None) -> None:
 
 
 @click.command()
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
+@click.argument("names", metavar="A B...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @tag_option
-def compare(first: str, second: str, as_json: bool, tag: str | None) -> None:
-    """Show two experiments side by side: scores, speed, loss, constants, diff.
+def compare(names: tuple[str, ...], as_json: bool, tag: str | None) -> None:
+    """Show experiments side by side: scores, speed, loss, constants, and the diff of two.
 
     A and B are numbers or commits. It says whether their scores differ by more than the noise.
 
@@ -145,7 +145,7 @@ def compare(first: str, second: str, as_json: bool, tag: str | None) -> None:
     from autoresearch_jax.repo.workspace import Workspace
     from autoresearch_jax.views import compare as view
 
-    found = view.compare(Workspace.open(Path.cwd()), (first, second), tag)
+    found = view.compare(Workspace.open(Path.cwd()), names, tag)
     if as_json:
         click.echo(json.dumps(found.as_data()))
     else:

@@ -1,6 +1,6 @@
-"""`compare`: two experiments side by side."""
+"""`compare`: experiments side by side."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from autoresearch_jax.views.show import diff_style
 from autoresearch_jax.views.tables import plain_lines, shown_text
 
 CELL = 40  # characters
+MOST = 6  # experiments at a time
 METRICS = {
     "num_steps": ("steps", ",.0f"),
     "mfu_percent": ("MFU, %", ".1f"),
@@ -31,28 +32,35 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A property of two experiments; None: not known."""
+    """A property of some experiments; None: not known."""
 
     name: str
-    values: tuple[Any, ...]  # two
+    values: tuple[Any, ...]  # in the order of the experiments
     form: str = ""  # of a number
 
     @property
+    def is_known(self) -> bool:
+        """Whether any of the values is known."""
+        return any(value is not None for value in self.values)
+
+    @property
     def difference(self) -> float | None:
-        """The second value minus the first, if both are numbers."""
-        first, second = self.values
+        """The second of two values minus the first, if both are numbers."""
+        first, second, *others = self.values
         numbers = isinstance(first, int | float) and isinstance(second, int | float)
-        return second - first if numbers and not isinstance(first, bool) else None
+        return second - first if numbers and not others and not isinstance(first, bool) else None
 
     @property
     def cells(self) -> list[str]:
-        """Name, values and difference, as texts."""
+        """The values as texts, and the difference of two."""
         found = [self._text(value) for value in self.values]
+        if len(found) != 2:
+            return found
         change = self.difference
         if change is None or self.form == "":
-            return [self.name, *found, ""]
+            return [*found, ""]
         sign = f"{change:+{self.form}}"
-        return [self.name, *found, "" if float(sign.replace(",", "")) == 0 else sign]
+        return [*found, "" if float(sign.replace(",", "")) == 0 else sign]
 
     def _text(self, value: Any) -> str:
         if value is None:
@@ -62,14 +70,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two experiments of a tag."""
+    """Some experiments of a tag; all others are compared with the first."""
 
     tag: str
-    pair: tuple[Experiment, Experiment]
+    experiments: tuple[Experiment, ...]  # two at least
     rows: tuple[Row, ...]  # their results
     constants: tuple[Row, ...]  # those of train.py that differ
-    verdict: str  # what the noise says of the difference of their scores
-    diff: str  # of their train.py
+    verdicts: tuple[str, ...]  # what the noise says of the differences of their scores
+    diff: str  # of the train.py of two; "" for more
 
     def as_data(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -79,46 +87,57 @@ class Comparison:
 
         return {
             "tag": self.tag,
-            "n": [e.n for e in self.pair],
+            "n": [e.n for e in self.experiments],
             "results": data(self.rows),
             "constants": data(self.constants),
-            "verdict": self.verdict,
+            "verdict": "\n".join(self.verdicts),
             "diff": self.diff,
         }
 
 
-def compare(workspace: Workspace, names: tuple[str, str], tag: str | None = None) -> Comparison:
-    """Compare two experiments. Raises UserError if there is no such one."""
+def compare(workspace: Workspace, names: Sequence[str], tag: str | None = None) -> Comparison:
+    """Compare experiments, as `compared` does."""
     tag, experiments = recorded(workspace, tag)
-    first, second = (experiments.find(name) for name in names)
-    if first.n == second.n:
+    return compared(Candidates(workspace, tag), experiments, names)
+
+
+def compared(candidates: Candidates, experiments: Experiments, names: Sequence[str]) -> Comparison:
+    """Compare experiments of a tag, by their numbers or commits.
+
+    Raises:
+        UserError: there is no such experiment, or one of them is named twice.
+    """
+    found = tuple(experiments.find(name) for name in names)
+    numbers = [e.n for e in found]
+    if len({*numbers}) < len(numbers):
         raise UserError(
-            f"{' and '.join(names)} are the same experiment. Name two: `autoresearch-jax results` "
-            "lists them."
+            f"{' and '.join(names)} name the same experiment. Name each once: `autoresearch-jax "
+            "results` lists them."
         )
-    candidates = Candidates(workspace, tag)
-    try:
-        sources = [candidates.show(e.commit) for e in (first, second)]
-        diff = candidates.diff(first.commit, second.commit)
-    except GitError as error:
+    if not 2 <= len(found) <= MOST:
         raise UserError(
-            f"the commits of experiments {first.n} and {second.n} cannot be read: {error}"
-        ) from None
+            f"{len(found)} experiments cannot be compared. Name two, or at most {MOST}: "
+            "`autoresearch-jax results` lists them."
+        )
+    try:
+        sources = [candidates.show(e.commit) for e in found]
+        diff = candidates.diff(found[0].commit, found[1].commit) if len(found) == 2 else ""
+    except GitError as error:
+        listed = ", ".join(map(str, numbers))
+        raise UserError(f"the commits of experiments {listed} cannot be read: {error}") from None
     return Comparison(
-        tag,
-        (first, second),
-        tuple(_results(workspace, tag, (first, second))),
-        tuple(_constants(*(constants.read(source).values for source in sources))),
-        _verdict(experiments, first, second),
+        candidates.tag,
+        found,
+        tuple(row for row in _results(candidates.workspace, candidates.tag, found) if row.is_known),
+        tuple(_constants([constants.read(source).values for source in sources])),
+        tuple(_verdicts(experiments, *found)),
         diff,
     )
 
 
-def _results(workspace: Workspace, tag: str, pair: tuple[Experiment, Experiment]) -> Iterator[Row]:
-    first, second = pair
-
-    def row(name: str, value: Any, form: str = "") -> Row:
-        return Row(name, (value(first), value(second)), form)
+def _results(workspace: Workspace, tag: str, found: Sequence[Experiment]) -> Iterator[Row]:
+    def row(name: str, value: Callable[[Experiment], Any], form: str = "") -> Row:
+        return Row(name, tuple(value(e) for e in found), form)
 
     yield row("description", lambda e: e.title)
     yield row("status", lambda e: str(e.status or "undecided"))
@@ -126,16 +145,15 @@ def _results(workspace: Workspace, tag: str, pair: tuple[Experiment, Experiment]
     yield row("runs", lambda e: len(e.runs), "d")
     yield row("memory, GiB", lambda e: e.memory_gb, ".2f")
     for key, (name, form) in METRICS.items():
-        yield Row(name, (first.metrics.get(key), second.metrics.get(key)), form)
+        yield Row(name, tuple(e.metrics.get(key) for e in found), form)
     yield row("tokens/s", curves.tokens_per_s, ",.0f")
-    one, other = (_curve(workspace, tag, e) for e in pair)
+    losses = [_curve(workspace, tag, e) for e in found]
     for part in curves.QUARTERS:
-        losses = curves.loss_at(one, part), curves.loss_at(other, part)
-        yield Row(f"loss at {part}%", losses, ".4f")
-    yield Row("loss at the end", tuple(_last(curve) for curve in (one, other)), ".4f")
-    seconds = [phases(e) for e in pair]
-    for name in dict.fromkeys(name for found in seconds for name in found):
-        yield Row(f"{name}, s", (seconds[0].get(name), seconds[1].get(name)), ".1f")
+        yield Row(f"loss at {part}%", tuple(curves.loss_at(one, part) for one in losses), ".4f")
+    yield Row("loss at the end", tuple(_last(one) for one in losses), ".4f")
+    seconds = [phases(e) for e in found]
+    for name in dict.fromkeys(name for one in seconds for name in one):
+        yield Row(f"{name}, s", tuple(one.get(name) for one in seconds), ".1f")
 
 
 def _curve(workspace: Workspace, tag: str, e: Experiment) -> training_log.Curve:
@@ -147,11 +165,17 @@ def _last(curve: training_log.Curve) -> float | None:
     return curve[-1][1] if curve else None
 
 
-def _constants(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Row]:
-    for name in dict.fromkeys((*first, *second)):
-        pair = first.get(name), second.get(name)
-        if pair[0] != pair[1]:
-            yield Row(name, pair)
+def _constants(found: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    for name in dict.fromkeys(name for values in found for name in values):
+        row = tuple(values.get(name) for values in found)
+        if any(value != row[0] for value in row):
+            yield Row(name, row)
+
+
+def _verdicts(experiments: Experiments, first: Experiment, *others: Experiment) -> Iterator[str]:
+    for e in others:
+        if words := _verdict(experiments, first, e):
+            yield words if len(others) == 1 else f"{e.n} against {first.n}: {words}"
 
 
 def _verdict(experiments: Experiments, first: Experiment, second: Experiment) -> str:
@@ -174,23 +198,24 @@ def _verdict(experiments: Experiments, first: Experiment, second: Experiment) ->
 
 def show(console: Console, found: Comparison) -> None:
     """Print a comparison."""
-    first, second = found.pair
+    numbers = [str(e.n) for e in found.experiments]
 
     def line(text: str, style: str = "") -> None:
         console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
-    line(f"experiments {first.n} and {second.n} of {found.tag}", "bold")
-    if found.verdict:
-        line(found.verdict)
+    line(f"experiments {', '.join(numbers[:-1])} and {numbers[-1]} of {found.tag}", "bold")
+    for verdict in found.verdicts:
+        line(verdict)
+    last = ["difference"] if len(numbers) == 2 else []
     for title, rows in (("", found.rows), ("constants", found.constants)):
         if not rows:
             continue
         line("")
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        for at, name in enumerate((title, str(first.n), str(second.n), "difference")):
+        for at, name in enumerate((title, *numbers, *last)):
             table.add_column(name, justify="left" if at == 0 else "right", no_wrap=at == 0)
         for row in rows:
-            table.add_row(*(Text(shown_text(cell)) for cell in row.cells))
+            table.add_row(*(Text(shown_text(cell)) for cell in (row.name, *row.cells)))
         if console.is_terminal:
             console.print(table)
         else:

@@ -1,11 +1,7 @@
-"""`results`: every experiment as a table, as JSON or as CSV, with a summary."""
+"""`results`: every experiment as a table, with a summary."""
 
-import csv
-import io
-import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -15,7 +11,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean, sentence
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.views import summary, tables
-from autoresearch_jax.views.entries import PHASES, Entry
+from autoresearch_jax.views.entries import Entry
 from autoresearch_jax.views.summary import Summary
 from autoresearch_jax.views.watch.live_model import LiveModel
 
@@ -115,36 +111,3 @@ def notes(model: LiveModel) -> list[str]:
         found.append(f"{known}. To read them: autoresearch-jax lessons")
     found += [summary.passed_over(model.passed_over)] if model.passed_over else []
     return [typed(line) for line in found]
-
-
-def as_json(rows: Sequence[Entry]) -> str:
-    """Return the rows as a list of JSON objects; null: not known."""
-    return json.dumps([_fields(row) for row in rows], indent=1, allow_nan=False) + "\n"
-
-
-def as_csv(rows: Sequence[Entry]) -> str:
-    """Return the rows as CSV with a header. A "'" before a text keeps it from being a formula."""
-    table = [{name: _csv_cell(value) for name, value in _fields(row).items()} for row in rows]
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(table[0]) if table else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return file.getvalue()
-
-
-def _fields(row: Entry) -> dict[str, Any]:
-    return {
-        **row.fields(),
-        "usd": row.spent.usd if row.spent.priced else None,
-        "tokens": row.spent.tokens or None,
-        **{
-            f"{name.replace('-', '')}_seconds": row.phases.get(name)
-            for name in (*PHASES, "harness")
-        },
-    }
-
-
-def _csv_cell(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@")) else value
