@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from autoresearch_jax.cli import main
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.views.watch import live_model, report_file
+from autoresearch_jax.views.watch import live_model, report_file, web
 from tests import harness, watch_helpers
 from tests.watch_helpers import HOSTILE, TAG, Recording, until
 
@@ -47,7 +47,7 @@ def test_one_file_holds_everything_and_runs_nothing_else(recording, tmp_path):
     allowed = set(re.findall(r"'sha256-([^']+)'", policy))
     inlined = re.findall(r"<(?:style|script)>(.*?)</(?:style|script)>", text, re.DOTALL)
     hashes = {base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in inlined}
-    assert len(inlined) == 5
+    assert len(inlined) == 1 + len(web.SCRIPTS)
     assert allowed == hashes
     assert "unsafe" not in policy
     assert "default-src 'none'" in policy
@@ -58,7 +58,7 @@ def test_no_text_of_an_agent_gets_out_of_its_block(recording, tmp_path):
     assert HOSTILE not in text
     assert "<img" not in text
     found = blocks(text)
-    assert set(found) == {"model", *(f"experiment-{n}" for n in range(30))}
+    assert set(found) == {"model", "insights-data", *(f"experiment-{n}" for n in range(30))}
     assert found["experiment-6"]["reason"] == f"it broke: {HOSTILE}"
     assert len(found["model"]["points"]) == 30
     assert len(found["experiment-1"]["curve"]) == 101

@@ -46,6 +46,7 @@ def test_the_page_and_its_parts(still):
     status, headers, text = get(still, "/")
     assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
     names = re.findall(r'(?:href|src)="([^"#:]+)"', text)
+    names.remove("results.csv")
     assert names == [web.STYLE, *web.SCRIPTS]
     for name in names:
         status, found, body = get(still, f"/{name}")
@@ -286,7 +287,7 @@ def test_the_page_lives(recording, port, tmp_path):
         until(driver, "return !document.getElementById('waiting').hidden")
         assert driver.find_element("id", "waiting").text == f"hint 1: a hint {HOSTILE}"
         said = driver.find_element("id", "state").text
-        assert said.startswith("claude is thinking about 61 since ")
+        assert re.match(r"claude is thinking about 61, \d", said)
         recording.steer("pause")
         until(
             driver,
@@ -467,7 +468,7 @@ def test_the_page_switches_to_the_tag_that_a_loop_begins(recording, tmp_path):
         recording.live()
         recording.propose("the baseline")
         until(driver, "return document.getElementById('title').textContent.includes('nov2')")
-        assert "--tag nov1" in driver.find_element("id", "before").text
+        assert driver.find_element("id", "before").text == "new; the one before: nov1"
         assert "nov2" in driver.find_element("id", "said").get_attribute("textContent")
         assert driver.find_element("id", "rows-title").text == "No experiment is decided yet"
         assert driver.find_element("id", "detail").text == ""

@@ -232,10 +232,10 @@ def get(port: int, path: str, **headers: str) -> tuple[int, dict[str, str], str]
 
 
 @contextlib.contextmanager
-def received(port: int) -> Iterator[Iterator[dict[str, Any]]]:
+def received(port: int, query: str = "") -> Iterator[Iterator[dict[str, Any]]]:
     """Yield the data of the stream of events, one after the other."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("GET", "/events")
+    connection.request("GET", f"/events{query}")
     answer = connection.getresponse()
 
     def events() -> Iterator[dict[str, Any]]:

@@ -21,9 +21,11 @@ from autoresearch_jax.records.experiment import UnusedAnswer
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.journal import Follower, JournalError
 from autoresearch_jax.records.requests import HINT_LIMIT
+from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import locks
-from autoresearch_jax.views.entries import Entry, entries
+from autoresearch_jax.views.entries import Entry, Listing, entries
+from autoresearch_jax.views.insights import Insights
 from autoresearch_jax.views.summary import Summary, summarize
 from autoresearch_jax.views.tables import AGENT_LIMIT
 from autoresearch_jax.views.watch.running import Running, RunningExperiments, Thinking
@@ -54,6 +56,7 @@ class LiveModel:
     # "interrupted": an experiment is undecided, but no loop runs; "idle"; "table": a results.tsv
     state: str = "idle"
     generation: int = 0  # changes when another record replaces the one that was shown
+    tags: tuple[str, ...] = ()  # of the workspace
     before: str = ""  # the tag that was shown until a loop began this one
     problem: str = ""  # why the record cannot be read now
     ending: str = ""  # how the last loop ended, if none runs
@@ -85,9 +88,10 @@ class JournalReader:
         self._journal: Follower | None = None
         self._taken_back = 0  # experiments that are shown in another way since
         self._generation = -1  # of the journal that the following comes from
-        self._entries: list[Entry] = []
+        self._listing, self._entries = Listing(), list[Entry]()
         self._summary = summarize([])
         self._running: RunningExperiments | None = None
+        self.insights: Insights | None = None  # of the tag
 
     def read(self) -> LiveModel:
         """Return what is known by now."""
@@ -115,6 +119,7 @@ class JournalReader:
                 workers=(began.workers if began else None) or 1,
                 state=_state(began, lives, bool(running)),
                 generation=self._generation + self._taken_back,
+                tags=tuple(sorted(self.workspace.tags())),
                 before=self._before,
                 problem=problem,
                 thinking=self._running.thinking() if self._running and lives else (),
@@ -144,8 +149,9 @@ class JournalReader:
         added = self._journal.read()
         if self._running is None or self._journal.generation != self._generation:
             self._generation = self._journal.generation
-            self._entries, self._summary = [], summarize([])
+            self._listing, self._entries, self._summary = Listing(), [], summarize([])
             self._running = RunningExperiments(self.workspace, tag)
+            self.insights = Insights(Candidates(self.workspace, tag))
         if not added:
             return
         self._running.take(added)
@@ -153,9 +159,10 @@ class JournalReader:
         self._taken_back += sum(isinstance(event, TakenBack) for event in added)
         changing = Decided | Repeated | Audited | Pruned | TakenBack
         if any(isinstance(event, changing) for event in added):
-            self._entries = entries(experiments.decided, experiments.costs)
+            self._entries = self._listing.updated(experiments.decided, experiments.costs)
             claims = statistics.claims(experiments)
-            self._summary = summarize(self._entries, claims, experiments.spans)
+            spent = experiments.costs.total
+            self._summary = summarize(self._entries, claims, experiments.spans, spent)
         # The total includes what is not decided yet.
         self._summary = dataclasses.replace(self._summary, spent=experiments.costs.total)
 

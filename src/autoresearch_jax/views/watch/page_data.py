@@ -1,18 +1,21 @@
 """What the page and a report show, as JSON."""
 
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from autoresearch_jax.agents import prompt
-from autoresearch_jax.common.errors import GitError
+from autoresearch_jax.common.errors import GitError, UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs import training_log
 from autoresearch_jax.records.experiment import UnusedAnswer
+from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.views.entries import Entry, entry_of, rests_on, transcripts
+from autoresearch_jax.views import compare, insights, transcript
+from autoresearch_jax.views.entries import Entry, entry_of, rests_on
 from autoresearch_jax.views.summary import passed_over
 from autoresearch_jax.views.tables import AGENT_LIMIT, EXPECTED_LIMIT
 from autoresearch_jax.views.watch import diffs
@@ -20,6 +23,10 @@ from autoresearch_jax.views.watch.live_model import JournalReader, LiveModel, Re
 
 PROMPT_BYTES = 4 * prompt.LIMIT  # of a character in UTF-8: four at most
 REASON_LIMIT = 2_000  # characters
+# What a live model has for the page alone.
+PAGE_ONLY = frozenset(
+    ("summary", "points", "from", "whole", "lessons", "more_lessons", "before", "claim", "tags")
+)
 
 
 def encode(data: Any) -> str:
@@ -51,6 +58,7 @@ def of_model(model: LiveModel, start: int = 0, *, whole: bool = True) -> dict[st
         "paused": model.paused,
         "waiting": model.waiting,
         "hints": model.hints,
+        "tags": model.tags,
         "unused": [_unused(one) for one in model.unused],
         "lessons": model.lessons,
         "more_lessons": model.more_lessons,
@@ -59,8 +67,7 @@ def of_model(model: LiveModel, start: int = 0, *, whole: bool = True) -> dict[st
 
 def status(model: LiveModel) -> dict[str, Any]:
     """Return what `status --json` prints."""
-    names = ("summary", "points", "from", "whole", "lessons", "more_lessons", "before", "claim")
-    found = {name: value for name, value in of_model(model).items() if name not in names}
+    found = {name: value for name, value in of_model(model).items() if name not in PAGE_ONLY}
     best = model.summary.best
     return found | {
         "experiments": model.summary.experiments,
@@ -81,9 +88,39 @@ def of_answer(reader: Reader, ask: int) -> str | None:
         return None
     workspace, tag = reader.workspace, reader.tag
     used = (workspace.run_dir(tag, one.n) for one in reader.experiments if one.ask == ask)
-    paths = transcripts(next(used, workspace.ask_dir(tag, ask)))
-    texts = (f"{path.name}\n\n{training_log.text(path, PROMPT_BYTES)}" for path in paths)
-    return "\n\n".join(texts) or None
+    paths = transcript.files(next(used, workspace.ask_dir(tag, ask)))
+    return "\n\n".join(map(transcript.read, paths)) or None
+
+
+def of_insights(reader: Reader) -> dict[str, Any] | None:
+    """Return what constants and ideas did to the score; None for a results.tsv."""
+    if not isinstance(reader, JournalReader) or reader.insights is None:
+        return None
+    reader.read()
+    return insights.as_data(reader.insights, reader.experiments)
+
+
+def of_comparison(reader: Reader, numbers: Sequence[str]) -> dict[str, Any] | None:
+    """Return some experiments side by side; None if there is no such one."""
+    if not isinstance(reader, JournalReader) or reader.tag is None:
+        return None
+    reader.read()
+    candidates = Candidates(reader.workspace, reader.tag)
+    try:
+        found = compare.compared(candidates, reader.experiments, numbers)
+    except UserError:
+        return None
+
+    def cells(rows: Sequence[compare.Row]) -> list[tuple[str, list[str]]]:
+        return [(row.name, row.cells) for row in rows]
+
+    return {
+        "n": [e.n for e in found.experiments],
+        "results": cells(found.rows),
+        "constants": cells(found.constants),
+        "verdicts": found.verdicts,
+        "diff": _diff(found.diff) if found.diff else None,
+    }
 
 
 def _point(entry: Entry) -> dict[str, Any]:
@@ -102,12 +139,49 @@ def of_experiment(reader: Reader, n: int) -> dict[str, Any] | None:
     listed = reader.read().entries  # the experiment may be new
     if not isinstance(reader, JournalReader) or reader.tag is None:
         return listed[n].fields() if 0 <= n < len(listed) else None
-    experiments, workspace, tag = reader.experiments, reader.workspace, reader.tag
+    experiments = reader.experiments
     if not 0 <= n < len(experiments):
         return None
     one = experiments[n]
     decided = next((entry for entry in listed if entry.n == n), None)
     entry = decided or entry_of(one, costs=experiments.costs)
+    try:
+        candidates = Candidates(reader.workspace, reader.tag)
+        diff = _diff(candidates.diff(one.base, one.commit)) if one.base else None
+    except GitError as error:  # the repository was moved, or its objects are gone
+        diff = {"lines": [], "cut": False, "problem": clean(str(error), REASON_LIMIT)}
+    return _in_full(reader.workspace, reader.tag, experiments, entry) | {"diff": diff}
+
+
+def of_experiments(reader: Reader) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number of each decided experiment with all that is known of it.
+
+    One git process reads all diffs: a process for each would take a minute for 2,000 experiments.
+    """
+    listed = reader.read().entries
+    if not isinstance(reader, JournalReader) or reader.tag is None:
+        yield from ((entry.n, entry.fields()) for entry in listed)
+        return
+    experiments, workspace, tag = reader.experiments, reader.workspace, reader.tag
+    commits = [experiments[entry.n].commit for entry in listed if experiments[entry.n].base]
+    try:
+        changes = dict(Candidates(workspace, tag).diffs(commits))
+        problem = "The commit is gone."
+    except GitError as error:
+        changes, problem = {}, clean(str(error), REASON_LIMIT)
+    missing = {"lines": [], "cut": False, "problem": problem}
+    for entry in listed:
+        one = experiments[entry.n]
+        known = _diff(changes[one.commit]) if one.commit in changes else missing
+        diff = known if one.base else None
+        yield entry.n, _in_full(workspace, tag, experiments, entry) | {"diff": diff}
+
+
+def _in_full(
+    workspace: Workspace, tag: str, experiments: Experiments, entry: Entry
+) -> dict[str, Any]:
+    """Return all that is known of an experiment besides its diff."""
+    n, one = entry.n, experiments[entry.n]
     base = experiments.by_commit(one.base)
     folder = workspace.run_dir(tag, n)
     log = training_log.both_ends(folder / "run.log")
@@ -116,6 +190,7 @@ def of_experiment(reader: Reader, n: int) -> dict[str, Any] | None:
         **entry.fields(),
         "status": one.status,
         "reason": clean(one.reason, REASON_LIMIT),
+        "verdict": clean(one.verdict, REASON_LIMIT),
         "note": clean(one.remarks, REASON_LIMIT),
         "memory_gb": one.memory_gb,  # also of a crash
         "repairs": one.repairs,
@@ -124,20 +199,16 @@ def of_experiment(reader: Reader, n: int) -> dict[str, Any] | None:
         "base": base.n if base else None,
         "phases": entry.phases,
         "spent": entry.spent,
-        "diff": _diff(workspace, tag, one.base, one.commit) if one.base else None,
         "curve": training_log.curve(log),
         "base_curve": training_log.curve(base_log),
         "log": training_log.tail(log),
-        "ask": one.ask if transcripts(folder) else None,
+        "ask": one.ask if transcript.files(folder) else None,
         "unused": [_unused(one) for one in experiments.unused(n)],
         "lessons": [clean(text, REASON_LIMIT) for text in experiments.lessons_of(n)],
         "prompt": training_log.text(folder / "prompt.md", PROMPT_BYTES),
     }
 
 
-def _diff(workspace: Workspace, tag: str, base: str, commit: str) -> dict[str, Any]:
-    try:
-        lines, cut = diffs.lines(Candidates(workspace, tag).diff(base, commit))
-    except GitError as error:  # the repository was moved, or its objects are gone
-        return {"lines": [], "cut": False, "problem": clean(str(error), REASON_LIMIT)}
+def _diff(text: str) -> dict[str, Any]:
+    lines, cut = diffs.lines(text)
     return {"lines": lines, "cut": cut, "problem": ""}

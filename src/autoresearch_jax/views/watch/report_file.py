@@ -12,6 +12,7 @@ from pathlib import Path
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.views import plot
 from autoresearch_jax.views.entries import NOTHING_YET
+from autoresearch_jax.views.rows import as_csv
 from autoresearch_jax.views.watch import page_data
 from autoresearch_jax.views.watch.live_model import LiveModel, Reader
 from autoresearch_jax.views.watch.web import PAGE, SCRIPTS, STYLE, page
@@ -23,7 +24,7 @@ def write(reader: Reader, folder: Path, *, png: bool = False, prompts: bool = Fa
     `prompts`: include the prompts of agents. Raises UserError if nothing is recorded yet, or if
     the folder cannot be written.
     """
-    model = dataclasses.replace(reader.read(), running=(), state="idle")
+    model = dataclasses.replace(reader.read(), running=(), state="idle", tags=())
     if model.problem or not model.entries:
         raise UserError(model.problem or NOTHING_YET)
     paths = [folder / "report.html", folder / "progress.svg"]
@@ -44,17 +45,20 @@ def html(reader: Reader, model: LiveModel, *, prompts: bool = False) -> str:
     """Return the page with its style, its code and its data."""
     style, *code = ((PAGE / name).read_text(encoding="utf-8") for name in (STYLE, *SCRIPTS))
     blocks = [("model", page_data.of_model(model))]
-    for entry in model.entries:
-        found = page_data.of_experiment(reader, entry.n) or {}
+    if (found := page_data.of_insights(reader)) is not None:
+        blocks.append(("insights-data", found))
+    for n, found in page_data.of_experiments(reader):
         if not prompts:
             found.pop("prompt", None)
-        blocks.append((f"experiment-{entry.n}", found))
+        blocks.append((f"experiment-{n}", found))
     policy = (
         f"default-src 'none'; script-src {' '.join(map(_hash, code))}; "
         f"style-src {_hash(style)}; img-src data:; base-uri 'none'; form-action 'none'"
     )
     scripts = dict(zip(SCRIPTS, code, strict=True))
-    return page(style=style, scripts=scripts, blocks=blocks, policy=policy)
+    table = base64.b64encode(as_csv(model.entries).encode()).decode()
+    csv = f"data:text/csv;base64,{table}"
+    return page(style=style, scripts=scripts, blocks=blocks, policy=policy, csv=csv)
 
 
 def _hash(text: str) -> str:

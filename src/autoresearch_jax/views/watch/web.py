@@ -20,19 +20,21 @@ import uvicorn
 from jinja2 import Environment, FileSystemLoader
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.views.rows import as_csv
 from autoresearch_jax.views.watch import page_data
-from autoresearch_jax.views.watch.live_model import LiveModel, Reader
+from autoresearch_jax.views.watch.live_model import JournalReader, LiveModel, Reader
 
 PORT = 8787
 PAGE = Path(__file__).parent / "page"
 STYLE = "page.css"
-SCRIPTS = ("charts.js", "detail.js", "table.js", "page.js")
+SCRIPTS = ("charts.js", "detail.js", "compare.js", "table.js", "insights.js", "page.js")
 LOOK_SECONDS = 0.5  # between two reads of the journal
 ALIVE_SECONDS = 15.0  # between two events of a stream at most; page.js waits for 40
 DIGITS = 9  # of an experiment's number, at most
@@ -81,26 +83,42 @@ def make_app(reader: Reader, token: str | None = None) -> ASGIApp:
         kind = "text/css" if name == STYLE else "text/javascript"
         return Response((PAGE / name).read_bytes(), media_type=kind)
 
+    readers = Readers(reader)
+
     def experiment(request: Request) -> Response:
         n = request.path_params["n"]
-        found = page_data.of_experiment(reader, int(n)) if _is_number(n) else None
-        if found is None:
-            return _not_found()
-        return Response(page_data.encode(found), media_type="application/json")
+        return _json(
+            page_data.of_experiment(readers.of(request), int(n)) if _is_number(n) else None
+        )
 
     def answer(request: Request) -> Response:
         ask = request.path_params["ask"]
-        found = page_data.of_answer(reader, int(ask)) if _is_number(ask) else None
+        found = page_data.of_answer(readers.of(request), int(ask)) if _is_number(ask) else None
         return _not_found() if found is None else PlainTextResponse(found)
 
+    def comparison(request: Request) -> Response:
+        numbers = request.path_params["numbers"].split(",")
+        known = all(map(_is_number, numbers))
+        return _json(page_data.of_comparison(readers.of(request), numbers) if known else None)
+
+    def insights(request: Request) -> Response:
+        return _json(page_data.of_insights(readers.of(request)))
+
+    def table(request: Request) -> Response:
+        rows = readers.of(request).read().entries
+        return Response(as_csv(rows), media_type="text/csv")
+
     def events(request: Request) -> Response:
-        return StreamingResponse(_events(reader), media_type="text/event-stream")
+        return StreamingResponse(_events(readers.of(request)), media_type="text/event-stream")
 
     routes = [
         Route("/", index),
         Route("/events", events),
         Route("/experiment/{n}", experiment),
         Route("/answer/{ask}", answer),
+        Route("/compare/{numbers}", comparison),
+        Route("/insights", insights),
+        Route("/results.csv", table),
         Route("/{name}", file),
     ]
     app = Starlette(routes=routes)
@@ -111,6 +129,30 @@ def make_app(reader: Reader, token: str | None = None) -> ASGIApp:
         await (answer or app)(scope, receive, send)
 
     return guarded
+
+
+class Readers:
+    """The readers of the tags that pages ask for, each opened once."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._default, self._others = reader, dict[str, Reader]()
+
+    def of(self, request: Request) -> Reader:
+        """Return the reader of the `tag` that a request names. Raises HTTPException."""
+        tag, default = request.query_params.get("tag", ""), self._default
+        if not tag:
+            return default
+        if not isinstance(default, JournalReader) or tag not in default.workspace.tags():
+            raise HTTPException(404)
+        if tag not in self._others:
+            self._others[tag] = JournalReader(default.workspace, tag, follow=False)
+        return self._others[tag]
+
+
+def _json(found: Any) -> Response:
+    if found is None:
+        return _not_found()
+    return Response(page_data.encode(found), media_type="application/json")
 
 
 def _is_number(text: str) -> bool:

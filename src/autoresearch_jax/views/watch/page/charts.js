@@ -167,11 +167,19 @@ class Staircase {
     return draw("path", {class: "pending", d: lines.join("")});
   }
 
+  /** Rings an experiment, with lines to what it was based on, and to what was based on it. */
   choose(n) {
     this.chosen = n;
     this.ring?.remove();
-    const at = this.marks.find(({point}) => point.n === n);
-    if (at) this.ring = this.svg.appendChild(draw("circle", {class: "chosen", cx: at.x, cy: at.y, r: 9}));
+    const places = new Map(this.marks.map((mark) => [mark.point.n, mark])), at = places.get(n);
+    if (!at) return;
+    const chain = ancestors(at.point).map((point) => places.get(point.n)).filter(Boolean);
+    const based = this.marks.filter(({point}) => point.base === n);
+    const origin = places.get(at.point.of);
+    const spokes = [...based, ...(origin ? [origin] : [])].map(({x, y}) => through([[at.x, at.y], [x, y]])).join("");
+    this.ring = this.svg.appendChild(draw("g", {},
+      draw("path", {class: "spokes", d: spokes}), draw("path", {class: "chain", d: through([...chain, at].map(({x, y}) => [x, y]))}),
+      draw("circle", {class: "chosen", cx: at.x, cy: at.y, r: 9})));
   }
 
   near(event) {
@@ -198,34 +206,46 @@ function kindOf(point) {
   return point.status === "keep" ? "keep" : "discard";
 }
 
+const FEW = 12;  // scores that are all shown, except those that are a tenth worse than the first
+
 /** The scores between which the steps of the best fill the chart, whatever the failures scored. */
 function limits(points) {
   const scores = points.map((point) => point.val_bpb).filter(known);
   if (!scores.length) return [0, 1];
   const first = scores[0], best = Math.min(...scores), worst = Math.max(...scores);
-  const reach = Math.max(first - best, 0.25 * (Math.min(worst, 1.3 * first) - best), 1e-4 * first);
-  const high = Math.max(...scores.filter((score) => score <= first + 0.5 * reach));
+  const reach = Math.max(first - best, 0.25 * (Math.min(worst, 1.3 * first) - best), 1e-3 * first);
+  const worse = scores.length < FEW ? 0.1 * first : 0.5 * reach;
+  const high = Math.max(...scores.filter((score) => score <= first + worse));
   return [best - 0.12 * reach, high + 0.15 * reach];
 }
 
-/** Training loss over the budget, beside that of the experiment that it was proposed against. */
-function drawLoss(place, own, other, names) {
-  const small = !names;  // a spark line has a known size, and no axes
-  const [width, height] = small ? SPARK : [place.clientWidth, place.clientHeight];
-  if (!width || !own.length) { place.replaceChildren(); return; }
+/** Training losses over the budget. A curve is its class, its name and its points; a spark line is small. */
+function drawLoss(place, curves, small = false) {
+  const [width, height] = small ? SPARK : [place.clientWidth, place.clientHeight];  // a spark line has no axes
+  const shown = curves.filter(([, , points]) => points.length), all = shown.flatMap(([, , points]) => points);
+  if (!width || !shown.length) { place.replaceChildren(); return; }
   const left = small ? 0 : 44, right = width - (small ? 4 : 8), top = small ? 4 : 8, bottom = height - (small ? 4 : 30);
   // The fall of the first steps would flatten the rest.
-  const late = [...own, ...other].filter(([percent]) => percent >= 10);
-  const losses = (late.length > 3 ? late : [...own, ...other]).map(([, loss]) => loss);
+  const late = all.filter(([percent]) => percent >= 10);
+  const losses = (late.length > 3 ? late : all).map(([, loss]) => loss);
   const low = Math.min(...losses), high = Math.max(...losses), room = 0.06 * (high - low) || 0.01;
   const x = (percent) => left + (right - left) * Math.min(100, percent) / 100;
   const y = (loss) => bottom - (bottom - top) * (loss - low + room) / (high - low + 2 * room);
-  const line = (curve) => through(curve.map(([percent, loss]) => [x(percent), y(loss)]));
+  const line = (points) => through(points.map(([percent, loss]) => [x(percent), y(loss)]));
   const text = (at, below, words, more = {}) => draw("text", {x: at, y: below, "text-anchor": "end", ...more}, words);
   const axes = small ? [] : [...grid(ticks(low, high, 4), left, right, y),
     ...[0, 25, 50, 75, 100].map((percent) => text(x(percent), bottom + 15, `${percent}%`, percent < 100 ? {"text-anchor": "middle"} : {})),
-    text(right - 4, top + 6, names[0], {class: "own-name"}), text(right - 4, top + 21, other.length ? names[1] : "")];
+    ...shown.map(([kind, name], at) => text(right - 4, top + 6 + 15 * at, name, {class: `curve-name ${kind}`}))];
   const pane = {class: "pane", x: 0, y: top, width, height: bottom - top, viewBox: `0 ${top} ${width} ${bottom - top}`};
   place.replaceChildren(draw("svg", {"aria-hidden": "true"}, ...axes, draw("svg", pane,
-    draw("path", {class: "other", d: line(other)}), draw("path", {class: "own", d: line(own)}))));
+    ...shown.toReversed().map(([kind, , points]) => draw("path", {class: `curve ${kind}`, d: line(points)})))));
+}
+
+/** The same as a table, for who cannot see the curves. */
+function lossTable(curves) {
+  const at = (points, percent) => fixed(points.findLast(([one]) => one <= percent)?.[1], 4);
+  const cells = (name, words) => words.map((one) => make(name, "", one));
+  const rows = [25, 50, 75, 100].map((percent) => make("tr", "", ...cells("th", [`${percent}%`]), ...cells("td", curves.map(([, , points]) => at(points, percent)))));
+  return make("table", "sr", make("caption", "", "Training loss by the share of the budget"),
+    make("tr", "", ...cells("th", ["budget", ...curves.map(([, name]) => name)])), ...rows);
 }

@@ -13,6 +13,9 @@ function make(name, className, ...children) {
   return made;
 }
 
+/** Text as it was printed, in a box that scrolls. */
+const block = (text) => Object.assign(make("pre", "", text), {tabIndex: 0});
+
 const isReport = () => document.body.dataset.report !== undefined;
 const known = (value) => value !== null && value !== undefined;
 const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1).replace(/\.$/, "")}.`;
@@ -62,21 +65,24 @@ function showDetail(found) {
     ["near misses", (found.combines || []).join(", ")],
     ["takes out", (found.without || []).join(", ")],
   ]);
-  const parts = [title, make("p", "words", found.description || "")];
+  const parts = [make("label", "pick", picker(found.n), " compare"), title, make("p", "words", found.description || "")];
   if (found.reason) parts.push(make("p", "reason", found.reason));
   if (found.lessons?.length) parts.push(make("ul", "unused", ...found.lessons.map((text) => make("li", "", `Lesson: ${text}`))));
   if (found.unused?.length) parts.push(make("ul", "unused", ...found.unused.map(unusedAnswer)));
+  if (found.verdict) parts.push(make("p", "note", sentence(found.verdict)));
   if (found.note) parts.push(make("p", "reason", `Note: ${found.note}`));
   parts.push(effect, ...phases(found.phases || {}), facts(found));
-  const loss = make("figure", "loss");
-  if (found.curve?.length) parts.push(section("loss", "Training loss", lossWords(found), loss));
+  const loss = make("figure", "loss"), curves = [["own", `${found.n}`, found.curve || []], ["other", `${found.base}, the best before`, found.base_curve || []]];
+  if (found.curve?.length) parts.push(section("loss", "Training loss", lossWords(found), loss, lossTable(curves.filter(([, , points]) => points.length))));
   if (found.diff) parts.push(section("diff", "train.py", diffWords(found.diff), ...diff(found.diff)));
-  if (found.log) parts.push(section("log", "Log", "its last lines", make("pre", "", found.log)));
-  if (found.prompt) parts.push(section("prompt", "Prompt", `${count(found.prompt.length)} characters`, make("pre", "", found.prompt)));
+  const point = numbered.get(found.n);
+  if (point && model.points.some((one) => known(one.base))) parts.push(section("lineage", "Lineage", lineageWords(point), ...lineage(point)));
+  if (known(found.ask) && !isReport()) parts.push(answerOf(found.ask));
+  if (found.log) parts.push(section("log", "Log", "its last lines", block(found.log)));
+  if (found.prompt) parts.push(section("prompt", "Prompt", `${count(found.prompt.length)} characters`, block(found.prompt)));
   if (found.numbers) parts.push(section("numbers", "Numbers", "and what they rest on", numbers({...found.numbers, ...found.facts, commit: found.commit})));
   $("detail").replaceChildren(...parts);
-  const names = [`${found.n}`, `${found.base}, the best before`];
-  const sketch = () => { if (found.curve?.length) drawLoss(loss, found.curve, found.base_curve || [], names); };
+  const sketch = () => drawLoss(loss, curves);
   loss.parentElement?.addEventListener("toggle", sketch);
   sketch();
   view.sketch = sketch;
@@ -86,7 +92,7 @@ function showDetail(found) {
 function transcript(ask) {
   if (isReport() || !known(ask)) return null;
   const link = make("a", "", "transcript");
-  link.href = `answer/${ask}`;
+  link.href = address(`answer/${ask}`);
   return link;
 }
 
@@ -121,7 +127,6 @@ function facts(found) {
   terms(list, [
     ["by", found.agent],
     ["answers", spent.asked ? `${spent.asked} in ${duration(spent.agent_s)}` : ""],
-    ["its answer", transcript(found.ask)],
     ["tokens", spent.tokens && spent.usd ? count(spent.tokens) : ""],
     ["accelerator", spent.accelerator_s ? duration(spent.accelerator_s) : ""],
     ["repaired", !found.repairs ? "" : found.repairs === 1 ? "once" : `${found.repairs} times`],
@@ -151,6 +156,54 @@ function diffWords(found) {
   if (found.problem) return "";
   const number = (kind) => found.lines.filter(([one]) => one === kind).length;
   return `+${number("+")} −${number("-")}${found.cut ? ", cut" : ""}`;
+}
+
+/** What an agent printed, loaded once the part is open. */
+function answerOf(ask) {
+  const text = block(""), made = section("answer", "Answer", "of its agent", text);
+  const load = async () => {
+    if (!made.open || text.textContent) return;
+    try { text.textContent = await said(ask); } catch { text.textContent = "The server is away."; }
+  };
+  made.addEventListener("toggle", load);
+  load();
+  return made;
+}
+
+// -------------------------------------------------------------------------------------- lineage
+
+const BASED = 24;  // experiments that are named
+
+/** What an experiment was based on, the baseline first. */
+function ancestors(point) {
+  const found = [];
+  for (let one = numbered.get(point.base); one && found.length < model.points.length; one = numbered.get(one.base)) found.unshift(one);
+  return found;
+}
+
+const basedOn = (point) => model.points.filter(({base}) => base === point.n);
+
+function lineageWords(point) {
+  const steps = ancestors(point).length, based = basedOn(point).length;
+  return `${steps === 1 ? "1 step" : `${steps} steps`} from the baseline, ${based || "nothing"} based on it`;
+}
+
+/** What became of a point besides its status: how it came about, and whether it was taken out. */
+function relations({n, of, excursion, without = [], combines = []}) {
+  const removed = model.summary.claims?.pruned?.removed || [];
+  return [known(of) ? `carries over ${of}` : "", known(excursion) ? `on an excursion from ${excursion}` : "",
+    combines.length ? `combines ${listed(combines)}` : "", without.length ? `takes out ${listed(without)}` : "",
+    removed.includes(n) ? "taken out by a pruning" : ""].filter(Boolean);
+}
+
+function lineage(point) {
+  const entry = (one) => make("li", one === point ? "here" : "", numberLink(one.n, ""), ` ${one.description || ""} `,
+    make("small", "", [WORDS[one.status] || one.status, change(one.change), ...relations(one)].filter(Boolean).join(", ")));
+  const based = basedOn(point), kept = based.filter(({status}) => status === "keep").length;
+  const links = based.slice(0, BASED).flatMap(({n}) => [" ", numberLink(n, "")]);
+  const more = based.length > BASED ? ` and ${based.length - BASED} more` : "";
+  return [make("ol", "line", ...[...ancestors(point), point].map(entry)),
+    ...(based.length ? [make("p", "note", `Based on it (${kept} kept):`, ...links, more)] : [])];
 }
 
 const KINDS = {"+": "plus", "-": "minus", "@": "at", " ": ""};

@@ -13,7 +13,11 @@ const LEGEND = {keep: "kept", discard: "discarded", beyond: "worse than shown", 
 const model = {points: [], summary: {}, running: [], state: "idle"};
 let numbered = new Map();  // the points, by the numbers of their experiments
 const cards = new Map();  // of the running experiments
-const view = {chosen: null, follows: true, show: "", words: "", rows: ROWS, open: {loss: true, diff: true}};
+const talks = new Map();  // of the agents that think, by their questions
+const view = {
+  chosen: null, follows: true, show: "", words: "", rows: ROWS, sort: {by: "place", falls: true}, open: {loss: true, diff: true, compared: true},
+};
+const tag = new URLSearchParams(location.search).get("tag");  // that the person has chosen; null: the newest
 const chart = new Staircase($("chart"), (point) => choose(point.n));
 
 // ----------------------------------------------------------------------------------- events
@@ -28,7 +32,7 @@ function take(news) {
     point.place = model.points.push(point) - 1;
     numbered.set(point.n, point);
   }
-  Object.assign(model, {...news, points: model.points});
+  Object.assign(model, {...news, points: model.points, ahead: news.now - Date.now() / 1000});
   if (whole) {
     cards.clear();
     $("running").replaceChildren();
@@ -46,6 +50,7 @@ function take(news) {
   showHead();
   showRunning();
   if (turned) turn(news);
+  if (whole || decided.length) showInsights();
   if (!whole && decided.length) $("said").textContent = inWords(decided.at(-1));
   follow(decided, whole);
 }
@@ -56,6 +61,8 @@ function turn(news) {
   chart.choose(null);
   history.replaceState(null, "", location.pathname);
   $("detail").replaceChildren();
+  $("insights-body").replaceChildren();
+  choosePicked([]);
   if (news.before) $("said").textContent = `A loop has begun ${news.title}.`;
 }
 
@@ -89,7 +96,7 @@ const line = {source: null, heard: 0, broken: "lost"};  // heard: milliseconds; 
 /** Listens to the server; a connection that fails, or is silent for too long, is opened again. */
 function listen() {
   line.source?.close();
-  const source = line.source = new EventSource("events");
+  const source = line.source = new EventSource(address("events"));
   const hear = () => { line.heard = Date.now(); };
   hear();
   source.addEventListener("model", (event) => {
@@ -131,9 +138,10 @@ function showHead() {
   const {summary} = model, {spent, start} = summary, best = summary.best?.val_bpb;
   document.title = known(best) ? `${best.toFixed(4)} · ${model.title}` : model.title;
   $("title").textContent = model.title;
-  $("before").textContent = model.before ? `new; to see the one before: autoresearch-jax watch --web --tag ${model.before}` : "";
+  showTags();
   setState(model.state);
   if (!isReport()) showWaiting();
+  showAgents();
   if (isReport()) $("state").textContent = `as of ${new Date(1000 * model.now).toLocaleString()}`;
   if (model.state === "idle" && model.ending && !isReport()) $("state").textContent = model.ending;
   if (model.passed_over) $("state").textContent += `; ${model.passed_over}`;
@@ -144,6 +152,9 @@ function showHead() {
   $("unused").hidden = !waits.length;
   $("unused").replaceChildren(...waits.map(unusedAnswer));
   showLessons();
+  $("insights").hidden = isReport() ? !$("insights-data") : model.state === "table" || !model.points.length;
+  if (!isReport()) $("csv").href = address("results.csv");
+  $("csv").download = `${(model.title || "results").split("/").at(-1)}.csv`;
   const percent = known(start) && known(best) ? 100 * (best / start - 1) : 0;
   terms($("figures"), [
     ["best val_bpb", known(best) ? [best.toFixed(6), make("small", "", percent < 0 ? minus(`${percent.toFixed(2)}%`) : "")] : "", percent < 0 ? "good" : ""],
@@ -157,18 +168,48 @@ function showHead() {
   ]);
 }
 
-const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString([], {hour: "2-digit", minute: "2-digit"});
+/** Links to the other tags; a tag that has just begun points to the one before. */
+function showTags() {
+  const others = (model.tags || []).filter((one) => model.title !== `autoresearch/${one}`);
+  const to = (name, words) => Object.assign(make("a", "", words), {href: name ? `?tag=${encodeURIComponent(name)}` : "./"});
+  $("before").replaceChildren(...(model.before ? ["new; the one before: ", to(model.before, model.before)] : []));
+  $("tags").hidden = isReport() || (!others.length && tag === null);
+  $("tags-list").replaceChildren(...(tag === null ? [] : [to("", "the newest")]), ...others.map((one) => to(one, one)));
+}
 
 /** Shows who thinks, what waits, and what people have asked for. */
 function showWaiting() {
   const {thinking = [], waiting = [], hints = [], paused, state} = model;
-  const thinks = thinking.map(({agent, n, since}) => `${agent} is thinking about ${n} since ${clock(since)}`);
+  const thinks = thinking.map(({agent, n, since}) => `${agent} is thinking about ${n}, ${duration(Math.max(0, Math.round(now() - since)))}`);
   const words = [...(state === "thinking" && thinks.length ? [] : [STATES[state] || state]), ...thinks];
   if (paused) words.push(`paused by ${paused}`);
   $("state").textContent = words.join(", ");
   const rows = [...waiting.map(({description, by}) => ["waits", `${description} (${by})`]), ...hints.map((hint) => ["hint", hint])];
   $("waiting").hidden = !rows.length;
   $("waiting").replaceChildren(...rows.map(([kind, text]) => make("li", "", make("b", "", kind), " ", text)));
+}
+
+const now = () => Date.now() / 1000 + model.ahead;  // by the server's clock
+
+/** Shows what each agent that thinks has printed last, and all of it if the person opens it. */
+function showAgents() {
+  const {thinking = []} = model, place = $("agents");
+  place.hidden = !thinking.some(({said}) => said);
+  for (const [ask, card] of talks) if (!thinking.some((one) => one.ask === ask)) { card.remove(); talks.delete(ask); }
+  for (const {ask, agent, n, said: last} of thinking) {
+    if (!talks.has(ask)) talks.set(ask, place.appendChild(make("details", "talk", make("summary", ""), block(""))));
+    talks.get(ask).firstChild.replaceChildren(make("b", "", `${agent} on ${n}`), " ", make("span", "", last));
+  }
+}
+
+/** Reads on in what agents print, where that is open. */
+async function readTalks() {
+  for (const [ask, card] of talks) {
+    if (!card.open) continue;
+    const text = card.lastChild, atEnd = text.scrollTop + text.clientHeight >= text.scrollHeight - 4;
+    try { text.textContent = await said(ask); } catch { return; /* the server is away */ }
+    if (atEnd) text.scrollTop = text.scrollHeight;
+  }
 }
 
 /** Shows what agents and the person wrote down, the most useful first. */
@@ -222,7 +263,7 @@ function fill(card, running) {
   ]);
   const name = make("p", "now", make("b", "", phase), " ", make("span", "", running.description));
   card.replaceChildren(make("div", "what", name, make("div", "track", done), facts), curve);
-  drawLoss(curve, progress.curve, card.base || []);
+  drawLoss(curve, [["own", "", progress.curve], ["other", "", card.base || []]], true);
 }
 
 /** Loads the curve of the experiment that a running one was proposed against; tries again if that fails. */
@@ -236,12 +277,26 @@ async function loadBase(card, n) {
 
 // ----------------------------------------------------------------------------- one experiment
 
+/** The address of something of the tag that is shown. */
+const address = (path) => (tag === null ? path : `${path}?tag=${encodeURIComponent(tag)}`);
+
+/** Returns what the server answers; null if there is no such thing. */
+async function fetched(path) {
+  const answer = await fetch(address(path));
+  return answer.ok ? answer.json() : null;
+}
+
+/** Returns what an agent has printed by now. */
+async function said(ask) {
+  const answer = await fetch(address(`answer/${ask}`));
+  return answer.ok ? answer.text() : "";
+}
+
 /** Returns all about an experiment, from this file or from the server. */
 async function detail(n) {
   const within = $(`experiment-${n}`);
   if (within || isReport()) return within && JSON.parse(within.textContent);
-  const answer = await fetch(`experiment/${n}`);
-  return answer.ok ? answer.json() : null;
+  return fetched(`experiment/${n}`);
 }
 
 /** Shows what the person chose. */
@@ -316,7 +371,7 @@ window.addEventListener("hashchange", () => {
   show(Number(location.hash.slice(1)));
   revealDetail();
 });
-window.addEventListener("resize", () => view.sketch?.());
+window.addEventListener("resize", () => { view.sketch?.(); view.curves?.(); });
 
 // ------------------------------------------------------------------------------------ start
 
@@ -332,5 +387,7 @@ if ($("model")) {
 } else {
   listen();
   setInterval(check, 5e3);
+  setInterval(() => { if (model.thinking?.length) showWaiting(); }, 1e3);
+  setInterval(readTalks, 2e3);
   for (const name of ["online", "visibilitychange"]) window.addEventListener(name, check);
 }
