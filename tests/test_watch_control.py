@@ -24,7 +24,7 @@ from autoresearch_jax.views.watch import live_model
 from autoresearch_jax.views.watch.control import BODY_BYTES, Control
 from tests import harness, watch_helpers
 from tests.harness import DEADLINE_SECONDS, Scripted, run_loop
-from tests.test_steering import decided, experiments, lines, looping
+from tests.test_steering import experiments, lines, looping
 from tests.watch_helpers import TAG, Recording, get, until
 
 TOKEN = "a-token"
@@ -126,15 +126,14 @@ def test_the_page_leads_a_running_loop(workspace, go):
             "Experiment 2 is dropped, and the best is experiment 1 again.",
         )
         assert by in experiments(workspace)[2].taken_back
-        assert page.asks("stop")[0] == 200
-        (go / "1").touch()
+        status, said = page.asks("stop")
+        assert (status, said.split(", ")[0]) == (200, f"Process {process.pid} finishes what runs")
+        assert process.poll() is None
+        status, said = page.asks("stop-now")
+        assert (status, said.split(", ")[0]) == (200, f"Process {process.pid} abandons what runs")
         assert process.wait(DEADLINE_SECONDS) == 0
         assert page.asks("stop")[0] == 409
-    (go / "2").touch()
-    with leading(workspace) as page, looping(workspace, go, 2) as process:
-        decided(workspace, 5)
-        assert page.asks("stop-now")[0] == 200
-        assert process.wait(DEADLINE_SECONDS) == 0
+    assert [e.n for e in experiments(workspace).undecided] == [3]
 
 
 def test_what_makes_no_sense_says_so(still):

@@ -6,7 +6,6 @@ to reading. To lead takes a secret that the printed link has after its `#`: no b
 part, and control.js keeps it where only pages of the same scheme, host and port can read it.
 """
 
-import asyncio
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -52,7 +51,6 @@ class Control:
 
 def route(control: Control, reader: Reader) -> Route:
     """Return the route by which the page asks for an action."""
-    turn = asyncio.Lock()  # two orders at once would take the lock of the tag from each other
 
     async def act(request: Request) -> Response:
         if why := forged(request, control.secret):
@@ -74,8 +72,7 @@ def route(control: Control, reader: Reader) -> Route:
             return PlainTextResponse(words, status_code=409)
         via = f"page at {request.client.host if request.client else 'an unknown address'}"
         try:
-            async with turn:
-                said = await run_in_threadpool(action, order, via)
+            said = await run_in_threadpool(action, order, via)
         except UserError as error:
             return PlainTextResponse(f"{error}\n", status_code=409)
         except OSError as error:
@@ -88,7 +85,8 @@ def route(control: Control, reader: Reader) -> Route:
 def forged(request: Request, secret: str) -> str:
     """Return why a request may come from elsewhere than the page; "" if it may not.
 
-    The secret alone decides that. The rest refuses what another page sends even with the secret.
+    The secret alone decides that. The rest refuses what another page sends even with the secret,
+    and what a browser sends without asking first whether it may, which this server never grants.
     """
     headers = request.headers
     host = headers.get("host", "")
@@ -96,7 +94,7 @@ def forged(request: Request, secret: str) -> str:
         return "Only the page itself may ask for this: the Origin is another."
     if headers.get("sec-fetch-site", "same-origin") != "same-origin":  # not sent to all addresses
         return "Only the page itself may ask for this: another page has sent it."
-    if headers.get("content-type") != "application/json":  # of another origin: asks for leave first
+    if headers.get("content-type") != "application/json":  # else no preflight
         return "Only the page itself may ask for this: it sends application/json."
     if not is_same(headers.get(HEADER, ""), secret):
         return "This page may only read. To lead, open the link that `watch` printed last."
