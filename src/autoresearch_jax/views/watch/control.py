@@ -49,8 +49,8 @@ class Control:
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
 
-def route(control: Control, reader: Reader) -> Route:
-    """Return the route by which the page asks for an action."""
+def route(control: Control, reader_of: Callable[[Request], Reader]) -> Route:
+    """Return the route by which the page asks for an action on what its reader shows."""
 
     async def act(request: Request) -> Response:
         if why := forged(request, control.secret):
@@ -66,6 +66,7 @@ def route(control: Control, reader: Reader) -> Route:
             order = msgspec.json.decode(body, type=Order)
         except (ValueError, RecursionError):
             return PlainTextResponse("This is no order.\n", status_code=400)
+        reader = reader_of(request)
         shown = reader.tag if isinstance(reader, JournalReader) else None
         if order.tag != shown:  # a newer one has begun, which the person had not seen
             words = f"Nothing was done to {order.tag}: the page now shows {shown}.\n"

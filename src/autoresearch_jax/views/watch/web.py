@@ -111,7 +111,7 @@ def make_app(
         Route("/events", events),
         Route("/experiment/{n}", experiment),
         Route("/answer/{ask}", answer),
-        *([] if leads is None else [control.route(leads, reader)]),
+        *([] if leads is None else [control.route(leads, lambda _: reader)]),
         Route("/{name}", file),
     ]
     app = Starlette(routes=routes)

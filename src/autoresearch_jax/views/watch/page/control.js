@@ -31,7 +31,7 @@ async function ask(action, order) {
     const headers = {"Content-Type": "application/json", "X-Autoresearch-Control": leading.secret};
     const answer = await fetch(`control/${action}`, {method: "POST", headers, body: JSON.stringify(order)});
     [good, said] = [answer.ok, (await answer.text()).trim()];
-  } catch { said = "no answer came from the server, so it is not known whether that was done. Look at what the page shows"; }
+  } catch { said = "no answer came from the server, so it is not known whether that was done. Look at what the page shows."; }
   say(good, said);
   setBusy(false);
   return good;
@@ -41,7 +41,7 @@ async function ask(action, order) {
 function say(good, said) {
   const place = $(good ? "answer" : "refusal");
   $(good ? "refusal" : "answer").textContent = "";
-  place.textContent = sentence(said);
+  place.textContent = `${said.charAt(0).toUpperCase()}${said.slice(1)}`;  // a command at its end stays as it is typed
   place.scrollIntoView({block: "nearest"});
 }
 
