@@ -6,6 +6,7 @@ Each command writes a request and waits a moment for the process that has the ta
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoresearch_jax.common import syntax
 from autoresearch_jax.common.console import QuietView, typed
@@ -23,7 +24,9 @@ from autoresearch_jax.records.requests import HINT_LIMIT, HINTS, Kind
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system.interrupts import Interrupts
-from autoresearch_jax.views.watch.control import Actions, Order
+
+if TYPE_CHECKING:
+    from autoresearch_jax.views.watch.control import Actions, Order
 
 PATIENCE_SECONDS = 0.9  # until a process has taken a request
 TICK_SECONDS = 0.02
@@ -283,10 +286,10 @@ def attempt_source(opened: Tag, path: str, source: bytes, description: str) -> s
     return words + opened.when(taken)
 
 
-def on_page(workspace: Workspace) -> Actions:
+def on_page(workspace: Workspace) -> "Actions":
     """Return what the page of `watch --web --control` may ask for, by name."""
 
-    def opened(order: Order, via: str) -> Tag:
+    def opened(order: "Order", via: str) -> Tag:
         return Tag(workspace, order.tag, via)
 
     return {
