@@ -158,7 +158,7 @@ def test_options_that_exclude_each_other_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for arguments, message in (
         (["results", "--json", "--csv"], "Choose one of --ledger, --json and --csv."),
-        (["watch", "--port", "1"], "--port and --host go with --web"),
+        (["watch", "--port", "1"], "--port, --host and --control go with --web"),
     ):
         done = CliRunner().invoke(main.main, arguments)
         assert done.exit_code == 2

@@ -206,10 +206,12 @@ def log_text(n: int, percent: float = 100.0) -> str:
 
 
 @contextlib.contextmanager
-def serving(reader: Reader, token: str | None = None, port: int = 0) -> Iterator[int]:
-    """Run the page's server in a thread, and yield its port."""
+def serving(
+    reader: Reader, token: str | None = None, port: int = 0, **options: Any
+) -> Iterator[int]:
+    """Run the page's server in a thread, and yield its port. `options` are those of the app."""
     with web.listen("127.0.0.1", port) as listening:
-        server = web.make_server(web.make_app(reader, token))
+        server = web.make_server(web.make_app(reader, token, **{"local": token is None} | options))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
@@ -232,10 +234,10 @@ def get(port: int, path: str, **headers: str) -> tuple[int, dict[str, str], str]
 
 
 @contextlib.contextmanager
-def received(port: int, query: str = "") -> Iterator[Iterator[dict[str, Any]]]:
+def received(port: int, query: str = "", **headers: str) -> Iterator[Iterator[dict[str, Any]]]:
     """Yield the data of the stream of events, one after the other."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("GET", f"/events{query}")
+    connection.request("GET", f"/events{query}", headers=headers)
     answer = connection.getresponse()
 
     def events() -> Iterator[dict[str, Any]]:

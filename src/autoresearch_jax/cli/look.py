@@ -3,13 +3,17 @@
 import contextlib
 import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from autoresearch_jax.cli import output
 from autoresearch_jax.cli.options import Configured, Count, Finite, tag_option
 from autoresearch_jax.common.errors import UserError
+
+if TYPE_CHECKING:
+    from autoresearch_jax.views.watch.control import Actions
+    from autoresearch_jax.views.watch.live_model import Reader
 
 
 @click.command()
@@ -19,12 +23,15 @@ from autoresearch_jax.common.errors import UserError
 @click.option("--host", metavar="ADDRESS", help=(
     "Address to serve the page on. Beyond this machine it is unencrypted, and open to anyone with "
     "the printed link; ssh -L is safer.  [default: 127.0.0.1]"))  # fmt: skip
+@click.option("--control", is_flag=True, help=(
+    "Let the page lead the loop, too: hint, try, drop, pause, stop. Whoever has the printed link "
+    "can do that."))  # fmt: skip
 @click.option("--tag", help="Only this tag.  [default: the newest, and later a newer one]")
-def watch(web: bool, port: int | None, host: str | None, tag: str | None) -> None:
+def watch(web: bool, port: int | None, host: str | None, control: bool, tag: str | None) -> None:
     """Watch a loop as it runs: in this terminal until q, or as a page.
 
-    It only reads, so start and end it at any time. It also shows the results.tsv of the original
-    or its forks. In a pipe it prints the present state once.
+    Without --control it only reads, so start and end it at any time. It also shows the results.tsv
+    of the original or its forks. In a pipe it prints the present state once.
 
     \b
     Example:
@@ -33,8 +40,8 @@ def watch(web: bool, port: int | None, host: str | None, tag: str | None) -> Non
     """
     from autoresearch_jax.views.watch import live_model
 
-    if not web and (port is not None or host is not None):
-        raise click.UsageError("--port and --host go with --web.")
+    if not web and (port is not None or host is not None or control):
+        raise click.UsageError("--port, --host and --control go with --web.")
     reader = live_model.open_reader(Path.cwd(), tag, follow=True)
     if not web:
         from autoresearch_jax.views.watch import screen
@@ -43,13 +50,35 @@ def watch(web: bool, port: int | None, host: str | None, tag: str | None) -> Non
         return
     from autoresearch_jax.views.watch import web as page
 
+    host = host or "127.0.0.1"
+    actions = _actions(reader) if control else None
+    if control and not page.is_loopback(host):
+        click.echo(
+            "Warning: the connection is not encrypted. Who can read it can lead the loop, and have "
+            "it run a train.py. Safer: --host 127.0.0.1 and ssh -L (docs/watching.md).",
+            err=True,
+        )
     with contextlib.suppress(KeyboardInterrupt):
         page.serve(
             reader,
             lambda link: click.echo(f"{link}  (Ctrl-C ends it)"),
-            host=host or "127.0.0.1",
+            host=host,
             port=page.PORT if port is None else port,
+            actions=actions,
         )
+
+
+def _actions(reader: "Reader") -> "Actions":
+    """Return what the page may ask for. Raises UserError if a table is all there is."""
+    from autoresearch_jax.commands import steer
+    from autoresearch_jax.views.watch.live_model import JournalReader
+
+    if not isinstance(reader, JournalReader):
+        raise UserError(
+            "--control leads a loop, and here is only a results.tsv. To watch that: "
+            "autoresearch-jax watch --web"
+        )
+    return steer.on_page(reader.workspace)
 
 
 @click.command()

@@ -8,7 +8,7 @@ import click
 from autoresearch_jax.cli.options import tag_option
 
 if TYPE_CHECKING:
-    from autoresearch_jax.repo.workspace import Workspace
+    from autoresearch_jax.commands.steer import Tag
 
 
 @click.command()
@@ -29,13 +29,13 @@ def hint(text: str | None, withdraw: str | None, tag: str | None) -> None:
 
     if text is not None and withdraw is not None:
         raise click.UsageError("TEXT and --withdraw exclude each other. Choose one.")
-    workspace = _workspace()
+    opened = _opened(tag)
     if text is not None:
-        click.echo(steer.hint(workspace, tag, text))
+        click.echo(steer.hint(opened, text))
     elif withdraw is not None:
-        click.echo(steer.withdraw(workspace, tag, withdraw))
+        click.echo(steer.withdraw(opened, withdraw))
     else:
-        click.echo("\n".join(steer.hints(workspace, tag)))
+        click.echo("\n".join(steer.hints(opened)))
 
 
 @click.command()
@@ -52,7 +52,7 @@ def stop(now: bool, tag: str | None) -> None:
     """
     from autoresearch_jax.commands import steer
 
-    click.echo(steer.stop(_workspace(), tag, now=now))
+    click.echo(steer.stop(_opened(tag), now=now))
 
 
 @click.command()
@@ -69,7 +69,7 @@ def pause(tag: str | None) -> None:
     """
     from autoresearch_jax.commands import steer
 
-    click.echo(steer.pause(_workspace(), tag))
+    click.echo(steer.pause(_opened(tag)))
 
 
 @click.command()
@@ -83,7 +83,7 @@ def resume(tag: str | None) -> None:
     """
     from autoresearch_jax.commands import steer
 
-    click.echo(steer.resume(_workspace(), tag))
+    click.echo(steer.resume(_opened(tag)))
 
 
 @click.command()
@@ -101,7 +101,7 @@ def drop(experiment: str, tag: str | None) -> None:
     """
     from autoresearch_jax.commands import steer
 
-    click.echo(steer.drop(_workspace(), tag, experiment))
+    click.echo(steer.drop(_opened(tag), experiment))
 
 
 @click.command(name="try")
@@ -121,10 +121,11 @@ def attempt(file: Path, description: str, tag: str | None) -> None:
     """
     from autoresearch_jax.commands import steer
 
-    click.echo(steer.attempt(_workspace(), tag, file, description))
+    click.echo(steer.attempt(_opened(tag), file, description))
 
 
-def _workspace() -> "Workspace":
+def _opened(tag: str | None) -> "Tag":
+    from autoresearch_jax.commands.steer import Tag
     from autoresearch_jax.repo.workspace import Workspace
 
-    return Workspace.open(Path.cwd())
+    return Tag(Workspace.open(Path.cwd()), tag)

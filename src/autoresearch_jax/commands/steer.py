@@ -1,4 +1,4 @@
-"""Leading a loop from another terminal: hint, stop, pause, resume, try, drop.
+"""Leading a loop from another terminal or the page: hint, stop, pause, resume, try, drop.
 
 Each command writes a request and waits a moment for the process that has the tag, which takes it
 (loop/steering.py). Without such a process the command takes it itself.
@@ -6,13 +6,14 @@ Each command writes a request and waits a moment for the process that has the ta
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoresearch_jax.common import syntax
 from autoresearch_jax.common.console import QuietView, typed
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.job import Limits
-from autoresearch_jax.loop.asking import known, source_of
+from autoresearch_jax.loop.asking import SOURCE_BYTES, known, source_of
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.loop.steering import Steering
@@ -24,6 +25,9 @@ from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system.interrupts import Interrupts
 
+if TYPE_CHECKING:
+    from autoresearch_jax.views.watch.control import Actions, Order
+
 PATIENCE_SECONDS = 0.9  # until a process has taken a request
 TICK_SECONDS = 0.02
 
@@ -31,12 +35,15 @@ TICK_SECONDS = 0.02
 class Tag:
     """A tag as a command sees it that does not have its lock."""
 
-    def __init__(self, workspace: Workspace, name: str | None) -> None:
-        """By default it is the newest. Raises UserError if nothing has run."""
+    def __init__(self, workspace: Workspace, name: str | None, via: str = "") -> None:
+        """By default it is the newest. Raises UserError if nothing has run.
+
+        `via` is recorded with each request: where it was made if not in a terminal.
+        """
         found = tags.existing(workspace, name)
         if found is None:
             raise UserError("no loop has run here yet. To start one: autoresearch-jax loop")
-        self.workspace, self.name = workspace, found
+        self.workspace, self.name, self.via = workspace, found, via
         self.folder = workspace.state_dir(found)
         self._journal = Follower(journal.path_of(self.folder))
 
@@ -57,7 +64,7 @@ class Tag:
         If it was not, a living process will take it. Raises OSError and UserError, and nothing is
         asked then.
         """
-        request = requests.new(kind, **fields)
+        request = requests.new(kind, self.via, **fields)
         path = requests.post(self.folder, request)
         problem = "" if self.holder is not None else self._take(path)
         until = time.monotonic() + PATIENCE_SECONDS  # a process may not be seen from here
@@ -107,16 +114,14 @@ class Tag:
         return f" What runs now (`{began.kind}`, process {holder}) goes on; the next loop waits."
 
 
-def hints(workspace: Workspace, tag: str | None) -> list[str]:
+def hints(opened: Tag) -> list[str]:
     """Return the hints that agents get now, as lines. Raises UserError."""
-    opened = Tag(workspace, tag)
     found = [f"{n:3}  {one.text}  ({one.by})" for n, one in opened.experiments.hints.items()]
     return found or [typed('No hints. To give one: autoresearch-jax hint "TEXT"')]
 
 
-def hint(workspace: Workspace, tag: str | None, text: str) -> str:
+def hint(opened: Tag, text: str) -> str:
     """Give agents a hint with every prompt until it is withdrawn. Raises UserError."""
-    opened = Tag(workspace, tag)
     if not text.strip():
         raise UserError('the hint is empty. Write what agents should know: hint "TEXT"')
     if len(text) > HINT_LIMIT:
@@ -140,9 +145,8 @@ def hint(workspace: Workspace, tag: str | None, text: str) -> str:
     return f"Agents read it with each prompt from now on.{typed(number)}"
 
 
-def withdraw(workspace: Workspace, tag: str | None, name: str) -> str:
+def withdraw(opened: Tag, name: str) -> str:
     """Withdraw a hint by its number, or "all". Raises UserError."""
-    opened = Tag(workspace, tag)
     given = opened.experiments.hints
     if name != "all" and (not name.isdecimal() or int(name) not in given):
         numbers = ", ".join(map(str, given)) or "there are none"
@@ -156,9 +160,8 @@ def withdraw(workspace: Workspace, tag: str | None, name: str) -> str:
     return f"{which} withdrawn.{opened.when(taken)}"
 
 
-def stop(workspace: Workspace, tag: str | None, *, now: bool) -> str:
+def stop(opened: Tag, *, now: bool) -> str:
     """Stop what runs under a tag. Raises UserError if nothing does."""
-    opened = Tag(workspace, tag)
     holder = opened.holder
     if holder is None:
         raise UserError(
@@ -176,9 +179,8 @@ def stop(workspace: Workspace, tag: str | None, *, now: bool) -> str:
     return typed(words) + opened.when(taken)
 
 
-def pause(workspace: Workspace, tag: str | None) -> str:
+def pause(opened: Tag) -> str:
     """Let nothing new start under a tag. Raises UserError."""
-    opened = Tag(workspace, tag)
     if (found := opened.experiments.paused) is not None:
         raise UserError(
             f"{opened.name} was paused already, by {found.by}. To go on: autoresearch-jax resume"
@@ -188,18 +190,16 @@ def pause(workspace: Workspace, tag: str | None) -> str:
     return words + opened.other + opened.when(taken) + typed(" To go on: autoresearch-jax resume")
 
 
-def resume(workspace: Workspace, tag: str | None) -> str:
+def resume(opened: Tag) -> str:
     """Let a paused loop go on. Raises UserError."""
-    opened = Tag(workspace, tag)
     if opened.experiments.paused is None:
         raise UserError(f"{opened.name} is not paused. What it does: autoresearch-jax status")
     _, taken = opened.ask(Kind.RESUME)
     return f"Resumed.{opened.when(taken)}"
 
 
-def drop(workspace: Workspace, tag: str | None, name: str) -> str:
+def drop(opened: Tag, name: str) -> str:
     """Take back a kept experiment. Raises OSError, UserError."""
-    opened = Tag(workspace, tag)
     experiments = opened.experiments
     e, kept = experiments.find(name), experiments.kept
     if kept and e.n == kept[0].n:
@@ -244,19 +244,25 @@ def attempt_here(workspace: Workspace, description: str) -> str | None:
     holder, began = opened.holder, opened.experiments.began
     if holder is None or began is None or (began.kind, began.pid) != ("loop", holder):
         return None
-    said = attempt(workspace, opened.name, workspace.root / "train.py", description)
+    said = attempt(opened, workspace.root / "train.py", description)
     return f"A loop runs here (process {holder}). {said} train.py stays as it is."
 
 
-def attempt(workspace: Workspace, tag: str | None, path: Path, description: str) -> str:
+def attempt(opened: Tag, path: Path, description: str) -> str:
     """Propose a train.py before all other proposals. Raises OSError, UserError."""
-    opened = Tag(workspace, tag)
-    if not description.strip():
-        raise UserError(f'say what {path} changes: autoresearch-jax try {path} -m "..."')
     try:
         source = source_of(path)
     except UserError as error:
         raise UserError(str(error).replace("train.py", str(path), 1)) from None
+    return attempt_source(opened, str(path), source, description)
+
+
+def attempt_source(opened: Tag, path: str, source: bytes, description: str) -> str:
+    """Do the same with the content of a file; `path` is only named. Raises OSError, UserError."""
+    if not description.strip():
+        raise UserError(f'say what {path} changes: autoresearch-jax try {path} -m "..."')
+    if len(source) > SOURCE_BYTES:
+        raise UserError(f"{path} has {len(source)} bytes, more than the {SOURCE_BYTES} allowed.")
     experiments, best = opened.experiments, opened.experiments.best
     if best is None:
         raise UserError(
@@ -264,8 +270,8 @@ def attempt(workspace: Workspace, tag: str | None, path: Path, description: str)
             "it. Try again after that: autoresearch-jax status"
         )
     if broken := syntax.unparsable(source):
-        raise UserError(f"{path} cannot run: {broken}. Correct it, then type the same again.")
-    if source == Candidates(workspace, opened.name).blob(best.commit):
+        raise UserError(f"{path} cannot run: {broken}. Correct it, then try it again.")
+    if source == Candidates(opened.workspace, opened.name).blob(best.commit):
         raise UserError(f"{path} equals the best train.py, so there is nothing to try. Edit it.")
     same = experiments.same_program(syntax.meaning(source), running=True)
     if same is not None:
@@ -278,3 +284,23 @@ def attempt(workspace: Workspace, tag: str | None, path: Path, description: str)
     if opened.holder is None:
         words += typed(" No loop runs now. To start one: autoresearch-jax loop")
     return words + opened.when(taken)
+
+
+def on_page(workspace: Workspace) -> "Actions":
+    """Return what the page of `watch --web --control` may ask for, by name."""
+
+    def opened(order: "Order", via: str) -> Tag:
+        return Tag(workspace, order.tag, via)
+
+    return {
+        "hint": lambda order, via: hint(opened(order, via), order.text),
+        "withdraw": lambda order, via: withdraw(opened(order, via), str(order.n)),
+        "pause": lambda order, via: pause(opened(order, via)),
+        "resume": lambda order, via: resume(opened(order, via)),
+        "stop": lambda order, via: stop(opened(order, via), now=False),
+        "stop-now": lambda order, via: stop(opened(order, via), now=True),
+        "drop": lambda order, via: drop(opened(order, via), str(order.n)),
+        "try": lambda order, via: attempt_source(
+            opened(order, via), order.name, order.source, order.text
+        ),
+    }

@@ -40,7 +40,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str  # unique within a tag; later ones are greater
     kind: Kind
-    by: str  # the user and the machine
+    by: str  # the user and the machine, and where else than in a terminal they asked
     asked: float  # Unix time
     text: str = ""  # of a hint; the description of a train.py
     n: int | None = None  # of the hint to withdraw (None: all), or of the experiment to drop
@@ -49,8 +49,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     base: str = ""  # the commit that it changes
 
 
-def new(kind: Kind, **fields: object) -> Request:
-    """Return a request by this user, now."""
+def new(kind: Kind, via: str = "", **fields: object) -> Request:
+    """Return a request by this user, now; `via` says where it was made if not in a terminal."""
     at = time.time_ns()
     try:
         user = getpass.getuser()
@@ -60,7 +60,7 @@ def new(kind: Kind, **fields: object) -> Request:
     values = {
         "id": f"{at:020}-{os.getpid()}",
         "kind": kind,
-        "by": _plain(f"{user}@{socket.gethostname()}"),
+        "by": _plain(", ".join(filter(None, (f"{user}@{socket.gethostname()}", via)))),
         "asked": at / 1e9,
     }
     return Request(**{**fields, **plain, **values})  # type: ignore[arg-type]

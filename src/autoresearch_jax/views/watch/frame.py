@@ -105,7 +105,7 @@ def status(model: LiveModel, now: float) -> list[str]:
     """Return what runs, what waits and what people have asked for, as lines of any length."""
     found = plain(dataclasses.replace(model, entries=()), now)
     found += [f"waits: {one.description}  ({one.by})" for one in model.waiting]
-    found += [f"hint {hint}" for hint in model.hints]
+    found += [f"hint {one.n}: {one.text}" for one in model.hints]
     if model.state == "idle" or not model.unused:
         return found
     last = model.unused[-1]

@@ -44,6 +44,15 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class Hint:
+    """A text of a person that agents get with each prompt."""
+
+    n: int
+    text: str
+    by: str
+
+
+@dataclass(frozen=True)
 class LiveModel:
     """What happened under a tag, at one moment."""
 
@@ -57,6 +66,7 @@ class LiveModel:
     state: str = "idle"
     generation: int = 0  # changes when another record replaces the one that was shown
     tags: tuple[str, ...] = ()  # of the workspace
+    tag: str = ""  # "": nothing has run, or it is a results.tsv
     before: str = ""  # the tag that was shown until a loop began this one
     problem: str = ""  # why the record cannot be read now
     ending: str = ""  # how the last loop ended, if none runs
@@ -65,7 +75,7 @@ class LiveModel:
     thinking: tuple[Thinking, ...] = ()  # agents
     paused: str = ""  # by whom, and since when
     waiting: tuple[Waiting, ...] = ()  # proposals, the next one first
-    hints: tuple[str, ...] = ()  # that agents get, each with its number
+    hints: tuple[Hint, ...] = ()  # that agents get
     unused: tuple[UnusedAnswer, ...] = ()  # the latest answers that were of no use, oldest first
     lessons: tuple[str, ...] = ()  # the most useful lines of lessons.md
     learned: str = ""  # the tag that it learned from, and how much
@@ -120,6 +130,7 @@ class JournalReader:
                 state=_state(began, lives, bool(running)),
                 generation=self._generation + self._taken_back,
                 tags=tuple(sorted(self.workspace.tags())),
+                tag=self.tag,
                 before=self._before,
                 problem=problem,
                 thinking=self._running.thinking() if self._running and lives else (),
@@ -190,7 +201,8 @@ def _asked_for(experiments: Experiments) -> dict[str, Any]:
             for one in experiments.queue
         ),
         "hints": tuple(
-            f"{n}: {clean(one.text, HINT_LIMIT)}" for n, one in experiments.hints.items()
+            Hint(n, clean(one.text, HINT_LIMIT), clean(one.by))
+            for n, one in experiments.hints.items()
         ),
     }
 

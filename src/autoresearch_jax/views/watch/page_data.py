@@ -41,6 +41,7 @@ def of_model(model: LiveModel, start: int = 0, *, whole: bool = True) -> dict[st
     """
     return {
         "title": model.title,
+        "tag": model.tag,
         "before": model.before,
         "now": time.time(),
         "from": start,

@@ -1,4 +1,6 @@
-"""The page in the browser: a small server that only reads, and sends the page what is new.
+"""The page in the browser: a small server that sends the page what is new.
+
+It only reads. With `watch --web --control` the page can also lead a loop (control.py).
 
 Starlette and uvicorn, and not `http.server`: an open page keeps a stream of events, which costs
 them no thread, and they parse requests as strictly as a server in a network must.
@@ -28,7 +30,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.views.rows import as_csv
-from autoresearch_jax.views.watch import page_data
+from autoresearch_jax.views.watch import control, page_data
+from autoresearch_jax.views.watch.control import Actions, Control, is_same
 from autoresearch_jax.views.watch.live_model import JournalReader, LiveModel, Reader
 
 PORT = 8787
@@ -58,29 +61,36 @@ def page(**values: Any) -> str:
     """Return the page, which loads its style and code unless `style` and `scripts` hold them.
 
     `scripts` is the code by name, `blocks` are names and data of JSON, `policy` is a
-    Content-Security-Policy.
+    Content-Security-Policy. `partial` is a file with what else the page shows.
     """
     return TEMPLATES.get_template("index.html").render(
         {"scripts": dict.fromkeys(SCRIPTS, "")} | values
     )
 
 
-def make_app(reader: Reader, token: str | None = None) -> ASGIApp:
+def make_app(
+    reader: Reader, token: str | None = None, *, local: bool = True, leads: Control | None = None
+) -> ASGIApp:
     """Return the server's application.
 
-    With a `token` every request must have it, as a cookie that the printed link sets. Without one
-    a request must name this machine as its `Host`: otherwise another site could reach the page
-    through a name that it lets point to 127.0.0.1.
+    With a `token` every request must have it, as a cookie that the printed link sets. If it is
+    `local` a request must name this machine as its `Host`: otherwise another site could reach the
+    page through a name that it lets point to 127.0.0.1. With `leads` the page leads a loop.
     """
+    # page.js begins to receive events, so it is the last.
+    scripts = SCRIPTS if leads is None else (*SCRIPTS[:-1], control.SCRIPT, SCRIPTS[-1])
+    files = (STYLE, *scripts) if leads is None else (STYLE, *scripts, control.STYLE)
 
     def index(request: Request) -> Response:
-        return Response(page(), media_type="text/html")
+        partial = None if leads is None else control.PARTIAL
+        text = page(scripts=dict.fromkeys(scripts, ""), partial=partial)
+        return Response(text, media_type="text/html")
 
     def file(request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in (STYLE, *SCRIPTS):
+        if name not in files:
             return _not_found()
-        kind = "text/css" if name == STYLE else "text/javascript"
+        kind = "text/css" if name.endswith(".css") else "text/javascript"
         return Response((PAGE / name).read_bytes(), media_type=kind)
 
     readers = Readers(reader)
@@ -119,13 +129,16 @@ def make_app(reader: Reader, token: str | None = None) -> ASGIApp:
         Route("/compare/{numbers}", comparison),
         Route("/insights", insights),
         Route("/results.csv", table),
+        *([] if leads is None else [control.route(leads, readers.of)]),
         Route("/{name}", file),
     ]
     app = Starlette(routes=routes)
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
-        answer = _check_host(request) if token is None else _check_token(request, token)
+        answer = _check_host(request) if local else None
+        if answer is None and token is not None:
+            answer = _check_token(request, token, strict=leads is not None)
         await (answer or app)(scope, receive, send)
 
     return guarded
@@ -184,29 +197,30 @@ async def _events(reader: Reader) -> AsyncIterator[str]:
 def _check_host(request: Request) -> Response | None:
     """Return the refusal of a request whose `Host` is another machine."""
     host = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:]+)(:\d+)?", request.headers.get("host", ""))
-    if host and _is_loopback(host[1].strip("[]")):
+    if host and is_loopback(host[1].strip("[]")):
         return None
     return PlainTextResponse("This page is for this machine only.\n", status_code=421)
 
 
-def _check_token(request: Request, token: str) -> Response | None:
-    """Return the answer to the printed link, or the refusal of a request without the token."""
+def _check_token(request: Request, token: str, *, strict: bool) -> Response | None:
+    """Return the answer to the printed link, or the refusal of a request without the token.
+
+    A `strict` cookie does not admit a page that another page has opened.
+    """
     name = f"autoresearch-{request.scope['server'][1]}"  # cookies are not kept apart by port
-    if _is_same(request.query_params.get("token", ""), token):
+    if is_same(request.query_params.get("token", ""), token):
         answer = RedirectResponse("/", status_code=303)  # keeps it out of the browser's history
-        answer.set_cookie(name, token, httponly=True, samesite="lax")
+        answer.set_cookie(name, token, httponly=True, samesite="strict" if strict else "lax")
         return answer
-    if _is_same(request.cookies.get(name, ""), token):
+    if is_same(request.cookies.get(name, ""), token):
         return None
     words = "Open the link that `autoresearch-jax watch` printed: it contains a token.\n"
+    words += "If you have clicked on it, copy it into the address bar.\n" if strict else ""
     return PlainTextResponse(words, status_code=401)
 
 
-def _is_same(given: str, token: str) -> bool:
-    return secrets.compare_digest(given.encode(errors="replace"), token.encode())
-
-
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, so that no other reaches it."""
     try:
         return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -222,14 +236,21 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = PORT,
+    actions: Actions | None = None,
 ) -> None:
-    """Serve the page until Ctrl-C; port 0 takes any free one. Raises UserError."""
+    """Serve the page until Ctrl-C; port 0 takes any free one. Raises UserError.
+
+    With `actions` the page leads a loop by them.
+    """
+    local, leads = is_loopback(host), None if actions is None else Control(actions)
     with listen(host, port) as listening:
-        token = None if _is_loopback(host) else secrets.token_urlsafe(24)
+        token = None if local and leads is None else secrets.token_urlsafe(24)
         reader.read()  # before a page waits for it
+        secret = "" if leads is None else f"#control={leads.secret}"
         for link in links(host, listening.getsockname()[1], token):
-            say(link)
-        make_server(make_app(reader, token)).run(sockets=[listening])
+            say(f"{link}{secret}")
+        app = make_app(reader, token, local=local, leads=leads)
+        make_server(app).run(sockets=[listening])
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
@@ -278,6 +299,6 @@ def links(host: str, port: int, token: str | None) -> list[str]:
 
         nets = psutil.net_if_addrs().values()
         found = [one.address for net in nets for one in net if one.family == socket.AF_INET]
-        hosts = sorted(found, key=_is_loopback)
+        hosts = sorted(found, key=is_loopback)
     query = "" if token is None else f"?token={token}"
     return [f"http://{f'[{one}]' if ':' in one else one}:{port}/{query}" for one in hosts]

@@ -86,6 +86,7 @@ function showDetail(found) {
   loss.parentElement?.addEventListener("toggle", sketch);
   sketch();
   view.sketch = sketch;
+  document.dispatchEvent(new CustomEvent("detail", {detail: found}));
 }
 
 /** A link to what an agent printed, or null. */

@@ -53,6 +53,7 @@ function take(news) {
   if (whole || decided.length) showInsights();
   if (!whole && decided.length) $("said").textContent = inWords(decided.at(-1));
   follow(decided, whole);
+  document.dispatchEvent(new Event("model"));
 }
 
 /** Forgets what was chosen under another tag. */
@@ -184,7 +185,8 @@ function showWaiting() {
   const words = [...(state === "thinking" && thinks.length ? [] : [STATES[state] || state]), ...thinks];
   if (paused) words.push(`paused by ${paused}`);
   $("state").textContent = words.join(", ");
-  const rows = [...waiting.map(({description, by}) => ["waits", `${description} (${by})`]), ...hints.map((hint) => ["hint", hint])];
+  const given = $("control") ? [] : hints;  // that section shows them
+  const rows = [...waiting.map(({description, by}) => ["waits", `${description} (${by})`]), ...given.map(({n, text}) => ["hint", `${n}: ${text}`])];
   $("waiting").hidden = !rows.length;
   $("waiting").replaceChildren(...rows.map(([kind, text]) => make("li", "", make("b", "", kind), " ", text)));
 }
@@ -345,7 +347,7 @@ $("chart").addEventListener("keydown", (event) => {
 
 document.addEventListener("keydown", (event) => {
   const search = $("search"), typing = event.target === search;
-  if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey) { event.preventDefault(); search.focus(); }
+  if (event.key === "/" && !event.target.isContentEditable && !event.ctrlKey && !event.metaKey) { event.preventDefault(); search.focus(); }
   if (typing && event.key === "Enter") { event.preventDefault(); $("rows").querySelector("a")?.focus(); }
   if (typing && event.key === "Escape") { search.textContent = ""; filter(); $("chart").focus(); }
 });
