@@ -29,6 +29,7 @@ SITE = TOP / "build" / "site"
 MARKDOWN = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bench/README.md", "docs/*.md")
 PICTURES = ("docs/*.png", "docs/*.svg")
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
+BADGE = re.compile(r"^\[!\[.*\]\(\.\./\.\./actions/.*\n", re.MULTILINE)  # only GitHub has it
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".md": "markdown", ".j2": "jinja"}
 
 
@@ -49,7 +50,8 @@ def collect() -> None:
             write(f"{file.relative_to(TOP)}.md", shown(file))
             return f"{link[1]}.md"
 
-        write(str(page.relative_to(TOP)), LINK.sub(target, page.read_text()))
+        text = BADGE.sub("", page.read_text())
+        write(str(page.relative_to(TOP)), LINK.sub(target, text))
     for picture in pictures:
         shutil.copy(picture, PAGES / picture.relative_to(TOP))
     write("reference/commands.md", commands())
