@@ -278,6 +278,15 @@ def own(folder, text, name="mine.md"):
     return library.load(folder)
 
 
+def test_the_idea_of_the_guide_to_porting_makes_the_change_of_its_example(tmp_path):
+    guide = (paths.template() / "docs" / "porting.md").read_text()
+    ideas = own(tmp_path, guide.split("````markdown\n")[1].split("````")[0], "head-scale.md")
+    source = fit.apply(ideas["head-scale"], SHIPPED, ideas)
+    example = [line[1:] for line in guide.splitlines() if line.startswith("+     ")][2:4]
+    assert [line for line in source.splitlines() if line not in SHIPPED.splitlines()] == example
+    assert len(source.splitlines()) == len(SHIPPED.splitlines()) + 2
+
+
 def test_a_persons_ideas_are_listed_with_the_others(tmp_path):
     (tmp_path / "ideas").mkdir()
     (tmp_path / "ideas" / "README.md").write_text("about them")

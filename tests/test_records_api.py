@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 import autoresearch_jax
+from autoresearch_jax.common import paths
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.repo.workspace import Workspace
 from tests import harness
@@ -56,6 +57,18 @@ def test_the_table_has_a_row_for_each_experiment_and_a_column_for_each_constant(
     assert table.schema.field("train.RATE").type == pa.float64()
     assert columns["started"][0].tzinfo is not None
     assert columns["finished"][0] > columns["started"][0]
+
+
+def test_one_night_is_read_in_twenty_lines(workspace, capsys):
+    page = (paths.template() / "docs" / "python.md").read_text()
+    code = page.partition("## One night in twenty lines")[2].split("```")[1].removeprefix("python")
+    assert len([line for line in code.splitlines() if line]) <= 20
+    exec(code.replace('"research"', repr(str(workspace.root))), {})
+    baseline, kept, agent, *diff = capsys.readouterr().out.splitlines()
+    assert baseline == "   0  1.000000 bpb, 3.0000 nats in training  baseline"
+    assert kept.startswith("   1  0.900000 bpb, ")
+    assert "'n_count': " in agent
+    assert "+RATE = 0.2" in diff
 
 
 def test_where_nothing_has_run_it_says_so(tmp_path, monkeypatch):
