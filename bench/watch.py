@@ -81,7 +81,9 @@ def of_report(folder: Path, experiments: int) -> dict[str, float]:
     for n in range(experiments):
         recording.log(n)
     begun = time.perf_counter()
-    path, _ = report_file.write(live_model.open_reader(recording.workspace.root), folder / "report")
+    path, *_ = report_file.write(
+        live_model.open_reader(recording.workspace.root), folder / "report"
+    )
     found = {"report_s": time.perf_counter() - begun, "report_mb": path.stat().st_size / 2**20}
     with watch_helpers.browser(folder) as driver:
         return found | {"report_view_s": first_view(driver, path.as_uri(), experiments)}

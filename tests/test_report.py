@@ -5,21 +5,18 @@ import json
 import subprocess
 from dataclasses import replace
 
-import matplotlib.image
-import numpy as np
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.loop import statistics
 from autoresearch_jax.records import foreign_results, journal
 from autoresearch_jax.records.costs import Costs
-from autoresearch_jax.records.events import Asked, Decided, Effect, Proposed, Pruned, Status
+from autoresearch_jax.records.events import Asked, Decided, Proposed, Status
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.journal import Journal
-from autoresearch_jax.views import plot, results, summary
+from autoresearch_jax.views import results, summary
 from autoresearch_jax.views.entries import entries, phases, rests_on
 from autoresearch_jax.views.rows import as_csv, as_json
 from autoresearch_jax.views.show import show
@@ -326,39 +323,3 @@ def test_unknown_costs_are_null_and_only_tables_cut_texts():
 def test_show_refuses_an_unknown_experiment(recording):
     with pytest.raises(UserError, match="numbers go from 0 to 1"):
         printed(show, recording, "7")
-
-
-# -------------------------------------------------------------------------------- picture
-
-
-@pytest.mark.parametrize("count", [0, 200])
-def test_the_plot_is_drawn(tmp_path, count):
-    rows = []
-    for n in range(count):
-        status = ("keep", "discard", "crash", "discard")[n % 4]
-        score = None if status == "crash" else 2.0 - n / 1000 + (status == "discard") * n
-        rows.append(
-            foreign_results.Row(f"{n:07x}", score, 1.0, status, "A_RATIO 0.5 -> 0.6, $x_{1$ 你好")
-        )
-    path, banded = tmp_path / "progress.png", tmp_path / "banded.png"
-    listed = entries(rows)
-    plot.progress(listed, summarize(listed), path, "a night")
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert path.stat().st_size > 10_000
-    known = statistics.Claims(statistics.pooled_noise([[2.0, 2.01, 1.99]]))
-    plot.progress(listed, summarize(listed, known), banded, "a night")
-    around = _greenish(banded) - _greenish(path)
-    assert (around > 20_000) == (count > 0)
-    effects = [Effect(n=one.n, change=-0.01, low=-0.02, high=-0.001, runs=1) for one in listed[::4]]
-    stack = Pruned(n=count, removed=(1,), effects=tuple(effects), confidence=0.95)
-    pruned = tmp_path / "pruned.png"
-    plot.progress(
-        listed, summarize(listed, replace(known, pruned=stack, best=count)), pruned, "a night"
-    )
-    assert (matplotlib.image.imread(pruned) != matplotlib.image.imread(banded)).any()
-
-
-def _greenish(path):
-    """How many pixels of a picture are of the light green of a band."""
-    red_HW, green_HW, blue_HW = 255 * np.moveaxis(matplotlib.image.imread(path)[..., :3], 2, 0)
-    return int(((green_HW - red_HW > 12) & (green_HW > blue_HW) & (red_HW > 200)).sum())

@@ -38,9 +38,10 @@ def blocks(page):
 
 
 def test_one_file_holds_everything_and_runs_nothing_else(recording, tmp_path):
-    page, picture = written(recording, tmp_path / "a" / "b")
+    page, words, picture = written(recording, tmp_path / "a" / "b")
     text = page.read_text()
-    assert (page.name, picture.name) == ("report.html", "progress.svg")
+    names = ("report.html", "report.md", "progress.svg")
+    assert (page.name, words.name, picture.name) == names
     assert picture.read_text().lstrip().startswith("<?xml")
     assert re.findall(r'\b(?:src|href)="(?!data:|#)[^"]*"', text) == []
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', text)[1]
@@ -56,9 +57,10 @@ def test_one_file_holds_everything_and_runs_nothing_else(recording, tmp_path):
 def test_no_text_of_an_agent_gets_out_of_its_block(recording, tmp_path):
     text = written(recording, tmp_path)[0].read_text()
     assert HOSTILE not in text
-    assert "<img" not in text
+    assert "<img src=x" not in text
     found = blocks(text)
-    assert set(found) == {"model", "insights-data", *(f"experiment-{n}" for n in range(30))}
+    names = {"made-from", "model", "insights-data"}
+    assert set(found) == names | {f"experiment-{n}" for n in range(30)}
     assert found["experiment-6"]["reason"] == f"it broke: {HOSTILE}"
     assert len(found["model"]["points"]) == 30
     assert len(found["experiment-1"]["curve"]) == 101
@@ -68,8 +70,9 @@ def test_prompts_and_a_png_are_written_only_if_wanted(recording, tmp_path):
     assert "prompt" not in blocks(written(recording, tmp_path)[0].read_text())["experiment-1"]
     paths = written(recording, tmp_path, prompts=True, png=True)
     assert blocks(paths[0].read_text())["experiment-1"]["prompt"] == f"# Prompt {HOSTILE}"
-    assert [path.name for path in paths] == ["report.html", "progress.svg", "progress.png"]
-    assert paths[2].read_bytes().startswith(b"\x89PNG")
+    names = ["report.html", "report.md", "progress.svg", "progress.png"]
+    assert [path.name for path in paths] == names
+    assert paths[3].read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_empty_tag_and_an_unwritable_folder_are_refused(recording, tmp_path):
@@ -86,7 +89,7 @@ def test_the_command_prints_the_paths_that_it_wrote(recording, tmp_path, monkeyp
     done = CliRunner().invoke(main.main, ["report", "-o", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert done.output.split() == [str(tmp_path / "out" / name) for name in
-                                   ("report.html", "progress.svg")]  # fmt: skip
+                                   ("report.html", "report.md", "progress.svg")]  # fmt: skip
 
 
 @pytest.mark.browser
@@ -107,6 +110,33 @@ def test_it_opens_without_a_server(recording, tmp_path):
     elsewhere = {url for url in asked if not url.startswith("file:")}
     assert f"http://127.0.0.1:{port}/page.css" in elsewhere
     assert {url for url in elsewhere if not url.startswith(f"http://127.0.0.1:{port}/")} == set()
+
+
+@pytest.mark.browser
+def test_the_story_comes_first_and_its_numbers_lead_to_experiments(recording, tmp_path):
+    page = written(recording, tmp_path / "out")[0]
+    shown = "return [...document.querySelectorAll(arguments[0])].every(e => e.offsetHeight > 0)"
+    for width, dark in ((1280, False), (390, True)):
+        with watch_helpers.browser(tmp_path, width, 800, dark) as driver:
+            driver.get(page.as_uri())
+            until(driver, f"return {watch_helpers.marks()} === 30")
+            top = "return document.querySelector('.story').getBoundingClientRect().top"
+            assert driver.execute_script(top) < 100
+            assert driver.execute_script("return document.images[0].naturalWidth") > 500
+            assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+            fact = driver.find_element("css selector", ".story table a[href='#21']")
+            driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", fact)
+            fact.click()
+            until(
+                driver,
+                "return document.querySelector('.detail h2').textContent.trim().startsWith('21')",
+            )
+            until(driver, "const box = document.querySelector('.detail').getBoundingClientRect();"
+                          "return box.top < innerHeight && box.bottom > 0")  # fmt: skip
+            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+            assert driver.execute_script(shown, ".story, .story section")
+            assert not driver.execute_script(shown, "main")
+            assert driver.get_log("browser") == []
 
 
 # ----------------------------------------------------------------------------------- results

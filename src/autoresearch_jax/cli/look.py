@@ -257,18 +257,29 @@ def sample(
 @click.option("--png", is_flag=True, help="Also write the picture as progress.png.")
 @click.option("--prompts", is_flag=True, help=(
     "Include the prompts of agents, which contain program.md."))  # fmt: skip
+@click.option("--check", is_flag=True, help=(
+    "Only compare the report in DIR with the records; fail if they differ."))  # fmt: skip
 @tag_option
-def report(folder: Path, png: bool, prompts: bool, tag: str | None) -> None:
-    """Write one page with everything, to share, and its picture.
+def report(folder: Path, png: bool, prompts: bool, check: bool, tag: str | None) -> None:
+    """Tell what happened as a story of two minutes, with everything below it, to share.
 
-    report.html needs neither network nor server; progress.svg is the picture alone.
+    report.html needs neither network nor server; report.md is the story for a pull request or a
+    mail; progress.svg is the picture alone. Each number has its record.
 
     \b
     Example:
       autoresearch-jax report -o ../report --png
+      autoresearch-jax report -o ../report --check
     """
-    from autoresearch_jax.views.watch import live_model, report_file
+    from autoresearch_jax.views.watch import live_model, report_check, report_file
 
-    reader = live_model.open_reader(Path.cwd(), tag)
-    for path in report_file.write(reader, folder, png=png, prompts=prompts):
-        click.echo(str(path.absolute()))  # with -C it is not in the user's folder
+    if not check:
+        reader = live_model.open_reader(Path.cwd(), tag)
+        for path in report_file.write(reader, folder, png=png, prompts=prompts):
+            click.echo(str(path.absolute()))  # with -C it is not in the user's folder
+        return
+    if png or prompts or tag is not None:
+        raise click.UsageError("--check takes -o DIR alone: the report itself says the rest.")
+    if found := report_check.check(Path.cwd(), folder):
+        raise UserError(report_check.message(folder, found))
+    click.echo(f"{folder} says what the records say.")

@@ -71,8 +71,9 @@ def first(state_dir: Path) -> Event | None:
 class Follower:
     """Reads the events of a journal that another process appends to, each event once."""
 
-    def __init__(self, path: Path, generation: int = 0) -> None:
-        self.path = path
+    def __init__(self, path: Path, generation: int = 0, until: int | None = None) -> None:
+        """`until`: read only so many bytes from the start."""
+        self.path, self._until = path, until
         self.experiments = Experiments()
         self.generation = generation  # changes when the journal was replaced
         self._lines = 0
@@ -101,7 +102,7 @@ class Follower:
 
     def _read(self, file: BinaryIO) -> list[Event]:
         file.seek(self.bytes_read)
-        data = file.read()
+        data = file.read(-1 if self._until is None else self._until - self.bytes_read)
         # The text after the last line end is being written, or its writer was killed. Nobody has
         # acted on it, because an append returns only after fsync.
         whole = data[: data.rfind(b"\n") + 1]

@@ -88,11 +88,14 @@ class LiveModel:
 class JournalReader:
     """Reads a tag. Without one it waits for the first; with `follow` also for newer ones."""
 
-    def __init__(self, workspace: Workspace, tag: str | None, *, follow: bool) -> None:
-        self.workspace = workspace
+    def __init__(
+        self, workspace: Workspace, tag: str | None, *, follow: bool, until: int | None = None
+    ) -> None:
+        """`until`: read only so many bytes of the journal."""
+        self.workspace, self._until = workspace, until
         self.tag = tag
         self._follow = follow
-        self._table = TableReader(workspace.root / "results.tsv")  # read until there is a tag
+        self.table = TableReader(workspace.root / "results.tsv")  # read until there is a tag
         self._before = ""
         self._lock = threading.Lock()
         self._journal: Follower | None = None
@@ -112,7 +115,7 @@ class JournalReader:
             except (JournalError, OSError) as error:
                 problem = printable(str(error))
             if self.tag is None:
-                model = self._table.read()
+                model = self.table.read()
                 self._generation = model.generation
                 if not model.entries:  # a results.tsv is not expected yet
                     return dataclasses.replace(model, state="idle", problem=problem)
@@ -148,6 +151,11 @@ class JournalReader:
         """Return all experiments of the tag, as of the last `read`."""
         return self._journal.experiments if self._journal else Experiments()
 
+    @property
+    def bytes_read(self) -> int:
+        """Return how many bytes of the journal are known, as of the last `read`."""
+        return self._journal.bytes_read if self._journal else 0
+
     def _catch_up(self) -> None:
         tag = self._tag_to_read()
         if tag is None:
@@ -156,7 +164,7 @@ class JournalReader:
             self._before = self.tag if self._journal and self.tag else ""
             self.tag = tag
             path = journal.path_of(self.workspace.state_dir(tag))
-            self._journal = Follower(path, self._generation + 1)
+            self._journal = Follower(path, self._generation + 1, self._until)
         added = self._journal.read()
         if self._running is None or self._journal.generation != self._generation:
             self._generation = self._journal.generation
