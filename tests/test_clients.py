@@ -25,6 +25,7 @@ from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.sandbox import isolation
 from autoresearch_jax.sandbox.isolation import Sandbox
+from autoresearch_jax.views import transcript
 from tests import harness
 from tests.harness import git, lines, run_loop
 from tests.levels import STRONGEST, at
@@ -196,6 +197,10 @@ def test_a_client_edits_train_py_and_reports_the_cost(login, context, name, leve
         proposal = one.propose(here)
     assert (here.worktree / "train.py").read_text().startswith("SCORE = 0.5\n")
     assert (proposal.description, proposal.expected) == ("halve the score", "-0.5")
+    said = transcript.read(here.run_dir / "agent.out")
+    assert "I halved it." in said.splitlines()
+    assert "train.py" in said  # its tool calls
+    assert not any(line.startswith("{") for line in said.splitlines())
     assert proposal.usage.tokens >= 330  # three answers, and further requests
     assert (proposal.usage.usd or 0) > 0 or not one.priced
     assert one.priced == (name in ("claude", "opencode"))
