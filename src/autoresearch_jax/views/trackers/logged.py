@@ -11,7 +11,7 @@ from autoresearch_jax.common.errors import GitError
 from autoresearch_jax.common.text import clean, printable
 from autoresearch_jax.records.costs import Spent
 from autoresearch_jax.records.experiment import Experiment
-from autoresearch_jax.views.entries import Entry
+from autoresearch_jax.views.entries import PHASES, Entry
 from autoresearch_jax.views.records import Records
 
 PROJECT = "autoresearch"
@@ -147,7 +147,7 @@ def _plain(value: object) -> Value:
 
 
 def _numbers(e: Experiment, entry: Entry) -> dict[str, float]:
-    scored = entry.val_bpb is not None
+    scored, shown = entry.val_bpb is not None, ("val_bpb", *PHASES.values())
     found = {
         "val_bpb": entry.val_bpb,
         "mean_bpb": e.mean_bpb if scored else None,
@@ -156,7 +156,7 @@ def _numbers(e: Experiment, entry: Entry) -> dict[str, float]:
         "memory_gb": entry.memory_gb,
         **{f"seconds/{phase}": seconds for phase, seconds in entry.phases.items()},
         **_cost(entry.spent),
-        **{f"metrics/{name}": value for name, value in e.metrics.items() if name != "val_bpb"},
+        **{f"metrics/{name}": value for name, value in e.metrics.items() if name not in shown},
     }
     return _finite(found)
 

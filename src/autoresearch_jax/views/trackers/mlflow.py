@@ -12,6 +12,7 @@ from typing import Any
 from autoresearch_jax.views.trackers.logged import PROJECT, UNDECIDED, Logged
 
 ID = "autoresearch.id"  # the tag that finds a run again: MLflow chooses its own ids
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # else it shows traces of agents
 NAME = re.compile(r"[^\w./: -]+")  # what a name must not have, such as in BETAS[0]
 MOST_METRICS, MOST_PARAMS = 1000, 100  # in a request
 
@@ -86,7 +87,7 @@ class MLflow:
             name = f"{PROJECT}/{tag}"
             found = self._client.get_experiment_by_name(name)
             if found is None:
-                made = self._client.create_experiment(name, artifact_location=self._artifacts)
+                made = self._client.create_experiment(name, self._artifacts, KIND)
                 self._known[tag] = (made, {})
             else:
                 self._known[tag] = (found.experiment_id, self._runs(found.experiment_id))

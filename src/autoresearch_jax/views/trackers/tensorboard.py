@@ -1,16 +1,20 @@
 """Event files of TensorBoard, written by its own package, which needs no TensorFlow.
 
-A run is a folder with one file that is never changed: a newer one takes its place.
+A run is a folder with one file; when the run has changed, another one takes its place.
 """
 
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax.views.trackers.logged import Logged
+from autoresearch_jax.views.trackers.logged import UNDECIDED, Logged
 
 FILE_VERSION = "brain.Event:2"  # the format of the records
+FILE = "events.out.tfevents."  # then the number of the file
+EMPTY = 10  # files that remain without content
+STATUS = {"crash": "FAILURE", UNDECIDED: "RUNNING"}
 
 
 class TensorBoard:
@@ -26,17 +30,20 @@ class TensorBoard:
 
         folder = self._folder / run.path
         folder.mkdir(parents=True, exist_ok=True)
-        old = sorted(folder.glob("events.out.tfevents.*"))
-        # TensorBoard reads files in the order of their names.
-        number = int(old[-1].name.rpartition(".")[2]) + 1 if old else 0
-        made = folder / f"being-written-{number}"
+        old = sorted(folder.glob(f"{FILE}*"))
+        number = int(old[-1].name.removeprefix(FILE)) + 1 if old else 0
+        made = folder / "being-written"
         with made.open("wb") as file:
             writer = RecordWriter(file)
             for event in _events(run):
                 writer.write(event.SerializeToString())
-        made.rename(folder / f"events.out.tfevents.{number:010d}")
-        for path in old:
-            path.unlink(missing_ok=True)
+        made.rename(folder / f"{FILE}{number:010d}")
+        # A TensorBoard that is open reads files in the order of their names, and never leaves one
+        # that is gone.
+        for path in old[:-EMPTY]:
+            path.unlink()
+        for path in old[-EMPTY:]:
+            os.truncate(path, 0)
 
 
 def _events(run: Logged) -> Iterator[Any]:
@@ -84,16 +91,16 @@ def _texts(run: Logged) -> Iterator[Any]:
 
 
 def _hparams(run: Logged) -> Iterator[Any]:
-    """Yield what the tab HPARAMS shows of an experiment: its constants."""
+    """Yield what the tab HPARAMS shows of an experiment: its status and its constants."""
     from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.hparams import api_pb2, metadata
+    from tensorboard.plugins.hparams import metadata
     from tensorboard.plugins.hparams.plugin_data_pb2 import (
         HParamsPluginData,
         SessionEndInfo,
         SessionStartInfo,
     )
 
-    if not run.constants:
+    if not run.status:
         return
     start = SessionStartInfo(group_name=run.path, start_time_secs=run.started)
     for name, value in {
@@ -107,8 +114,8 @@ def _hparams(run: Logged) -> Iterator[Any]:
             start.hparams[name].bool_value = value
         else:
             start.hparams[name].number_value = value
-    ended = api_pb2.STATUS_FAILURE if run.status == "crash" else api_pb2.STATUS_SUCCESS
-    end = SessionEndInfo(status=ended, end_time_secs=run.finished or run.started)
+    ended = STATUS.get(run.status, "SUCCESS")
+    end = SessionEndInfo(status=f"STATUS_{ended}", end_time_secs=run.finished or run.started)
     for tag, data in (
         (metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start)),
         (metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end)),
