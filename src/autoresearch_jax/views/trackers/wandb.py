@@ -51,6 +51,7 @@ class WandB:
             settings=wandb.Settings(
                 console="off",
                 silent=True,
+                host="",
                 disable_code=True,
                 disable_git=True,
                 x_disable_meta=True,
