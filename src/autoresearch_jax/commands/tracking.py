@@ -52,18 +52,20 @@ def tracking(
         except OSError as error:
             view.say(f"Warning: --track {name}: it cannot be started ({error}). {_later(name)}")
             continue
-        threading.Thread(target=_report, args=(process, view), name=name, daemon=True).start()
-        started[name] = process
+        reporter = threading.Thread(target=_report, args=(process, view), name=name, daemon=True)
+        reporter.start()
+        started[name] = process, reporter
     try:
         yield
     finally:
-        for process in started.values():
+        for process, _ in started.values():
             assert process.stdin is not None
             with contextlib.suppress(OSError):
                 process.stdin.close()
         until = time.monotonic() + CLOSE_SECONDS
-        for name, process in started.items():
+        for name, (process, reporter) in started.items():
             _end(name, process, view, lambda: abandoned() or time.monotonic() > until)
+            reporter.join(TICK_SECONDS)  # a process that the library has left may hold the pipe
 
 
 def _start(workspace: "Workspace", tag: str, name: str) -> Process:

@@ -1,5 +1,6 @@
 """Exports the runs of a tag to a tracker, each once, and again when it has changed."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -64,7 +65,7 @@ class Exporter:
                     error, failed = error or problem, failed + 1
                     continue
                 with self._done.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps([run.id, run.digest]) + "\n")
+                    file.write("\n" + json.dumps([run.id, run.digest]))
                 written, failed = written + 1, 0
         if error is not None:
             raise error
@@ -72,6 +73,9 @@ class Exporter:
 
     def _read_done(self) -> dict[str, str]:
         """Return the digest of each run as it was exported last, by its id."""
-        # The last line is empty, or its writer was killed.
-        *whole, _ = self._done.read_text(encoding="utf-8").split("\n")
-        return dict(map(json.loads, whole))
+        done = {}
+        for line in self._done.read_text(encoding="utf-8").split("\n"):
+            with contextlib.suppress(ValueError):  # the first one is empty; a kill may tear one
+                name, digest = json.loads(line)
+                done[name] = digest
+        return done

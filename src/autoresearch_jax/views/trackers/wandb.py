@@ -42,6 +42,7 @@ class WandB:
             group=run.tag,
             notes=run.description,
             tags=[run.status] if run.status else [],
+            allow_val_change=True,
             config={**run.facts, "status": run.status, "constants": dict(run.constants)},
             dir=self._folder,
             mode=self._mode,
