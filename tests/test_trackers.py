@@ -115,8 +115,7 @@ def in_wandb(folder):
         for one in records:
             summary |= one["summary"]["update"] if one["type"] == "summary" else {}
         settings, diff = run["config"]["update"], path / "files" / "train.diff"
-        n = run["run_id"].split("-")[1]
-        name = n if n == "all" else f"{int(n):04d}"
+        name = name_of(run["run_id"])
         assert name not in found
         found[name] = Seen(
             settings["status"],
@@ -128,44 +127,66 @@ def in_wandb(folder):
     return found
 
 
-def in_mlflow(folder):
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    (experiment,) = [e for e in client.search_experiments() if e.name == "autoresearch/t"]
-    found = {}
-    for run in client.search_runs([experiment.experiment_id]):
-        name, data = run.info.run_id, run.data
-        n = data.tags["autoresearch.id"].split("-")[1]
-        n = n if n == "all" else f"{int(n):04d}"
-        assert n not in found
-        files = [one.path for one in client.list_artifacts(name)]
-        diff = Path(client.download_artifacts(name, files[0])).read_text() if files else ""
-        series = {
-            key: [(x.step, x.value) for x in client.get_metric_history(name, key)]
+MLFLOW = """
+import json, sys
+from pathlib import Path
+from mlflow import MlflowClient
+client = MlflowClient(sys.argv[1])
+experiment = client.get_experiment_by_name("autoresearch/t")
+found = []
+for run in client.search_runs([experiment.experiment_id]):
+    files = [one.path for one in client.list_artifacts(run.info.run_id)]
+    found.append({
+        "tags": run.data.tags,
+        "params": run.data.params,
+        "diff": "".join(
+            Path(client.download_artifacts(run.info.run_id, path)).read_text() for path in files
+        ),
+        **{
+            key: [(x.step, x.value) for x in client.get_metric_history(run.info.run_id, key)]
             for key in ("val_bpb", "loss")
-        }
-        values = [value for _, value in series["val_bpb"]]
-        rate = data.params.get("RATE", "")
-        found[n] = Seen(data.tags["status"], values, series["loss"], diff, rate)
+        },
+    })
+print(json.dumps(found))
+"""
+TRACKIO = """
+import json, trackio
+from trackio.sqlite_storage import SQLiteStorage as storage
+print(json.dumps([
+    (run.config, storage.get_logs(run.project, run.name, run_id=run.id))
+    for run in trackio.Api().runs("autoresearch-t")
+]))
+"""
+
+
+def printed(code, *arguments, **variables):
+    """What a reader prints as JSON, in a process of its own: libraries warn, and keep settings."""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=os.environ | variables)
+    return json.loads(done.stdout)
+
+
+def in_mlflow(folder):
+    found = {}
+    for run in printed(MLFLOW, f"sqlite:///{folder}/mlflow.db"):
+        name = name_of(run["tags"]["autoresearch.id"])
+        assert name not in found
+        found[name] = Seen(
+            run["tags"]["status"],
+            [value for _, value in run["val_bpb"]],
+            [(step, value) for step, value in run["loss"]],
+            run["diff"],
+            run["params"].get("RATE", ""),
+        )
     return found
 
 
 def in_trackio(folder):
-    """In a process of its own: the library reads the folder's name when it is imported."""
-    code = (
-        "import json, trackio\nfrom trackio.sqlite_storage import SQLiteStorage as storage\n"
-        "print(json.dumps([(r.config, storage.get_logs(r.project, r.name, run_id=r.id)) "
-        "for r in trackio.Api().runs('autoresearch-t')]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True,
-                          env=os.environ | {"TRACKIO_DIR": str(folder)})  # fmt: skip
     found = {}
-    for settings, rows in json.loads(done.stdout):
-        n = settings["id"].split("-")[1]
-        n = n if n == "all" else f"{int(n):04d}"
-        assert n not in found
-        found[n] = Seen(
+    for settings, rows in printed(TRACKIO, TRACKIO_DIR=str(folder)):
+        name = name_of(settings["id"])
+        assert name not in found
+        found[name] = Seen(
             settings["status"],
             [row["val_bpb"] for row in rows if "val_bpb" in row],
             [(row["step"], row["loss"]) for row in rows if "loss" in row],
@@ -173,6 +194,12 @@ def in_trackio(folder):
             str(settings.get("RATE", "")),
         )
     return found
+
+
+def name_of(identity):
+    """The name of a run's folder in TensorBoard, from its id."""
+    n = identity.split("-")[1]
+    return n if n == "all" else f"{int(n):04d}"
 
 
 READERS = dict(zip(TRACKERS, (in_tensorboard, in_wandb, in_mlflow, in_trackio), strict=True))
