@@ -250,7 +250,7 @@ def report(folder: Path, png: bool, prompts: bool, tag: str | None) -> None:
     "tensorboard, wandb, mlflow or trackio; may be repeated."))  # fmt: skip
 @click.option("-o", "--output", "folder", metavar="DIR",
               type=click.Path(file_okay=False, path_type=Path),
-              help="Folder to write to.  [default: one in the tag's state]")  # fmt: skip
+              help="Write to DIR/TRACKER.  [default: in the tag's state]")  # fmt: skip
 @tag_option
 def export(names: tuple[str, ...], folder: Path | None, tag: str | None) -> None:
     """Write every experiment for experiment trackers: scores, curves, constants, diffs, costs.

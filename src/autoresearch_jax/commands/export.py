@@ -52,7 +52,8 @@ def export(
     tag, experiments = recorded(workspace, tag)
     found = records.of_experiments(workspace, tag, experiments)
     for name in names:
-        exporter = Exporter(name, folder or folder_of(workspace, tag, name))
+        # One would take another's database for its own.
+        exporter = Exporter(name, folder / name if folder else folder_of(workspace, tag, name))
         busy = partial(waiting, f"waiting for another process that exports to {name}")
         try:
             written = exporter.export(found, busy)
