@@ -1,4 +1,4 @@
-"""The commands that show what happened: watch, results, show, lessons, sample, report."""
+"""The commands that show what happened: watch, results, show, sample, report and others."""
 
 import contextlib
 import functools
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoresearch_jax.cli import output
-from autoresearch_jax.cli.options import Configured, Count, Finite, tag_option
+from autoresearch_jax.cli.options import TRACKERS, Configured, Count, Finite, tag_option
 from autoresearch_jax.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -283,3 +283,29 @@ def report(folder: Path, png: bool, prompts: bool, check: bool, tag: str | None)
     if found := report_check.check(Path.cwd(), folder):
         raise UserError(report_check.message(folder, found))
     click.echo(f"{folder} says what the records say.")
+
+
+@click.command()
+@click.option("--to", "names", required=True, metavar="TRACKER", **TRACKERS, help=(
+    "tensorboard, wandb, mlflow or trackio; may be repeated."))  # fmt: skip
+@click.option("-o", "--output", "folder", metavar="DIR",
+              type=click.Path(file_okay=False, path_type=Path),
+              help="Write to DIR/TRACKER.  [default: in the tag's state]")  # fmt: skip
+@tag_option
+def export(names: tuple[str, ...], folder: Path | None, tag: str | None) -> None:
+    """Write every experiment for experiment trackers: scores, curves, constants, diffs, costs.
+
+    An experiment that was exported already is written again only if it has changed. `loop --track`
+    does the same while a loop runs.
+
+    \b
+    Example:
+      autoresearch-jax export --to tensorboard
+    """
+    from autoresearch_jax.commands import export as command
+    from autoresearch_jax.repo.workspace import Workspace
+
+    workspace = Workspace.open(Path.cwd())
+    with output.view() as view:
+        for line in command.export(workspace, tag, names, folder, view.live):
+            click.echo(line)

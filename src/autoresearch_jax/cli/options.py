@@ -73,6 +73,15 @@ class Configured(click.Command):
         return [_option(name) for name in self._names]
 
 
+def _joined(_: click.Context, __: click.Parameter, given: tuple[tuple[str, ...], ...]) -> Any:
+    """Return the names of a flag that may be repeated; None: it was not given."""
+    return tuple(dict.fromkeys(name for names in given for name in names)) or None
+
+
+# Of a flag that names trackers.
+TRACKERS: dict[str, Any] = {"multiple": True, "type": Setting("track"), "callback": _joined}
+
+
 def _option(name: str) -> click.Option:
     from autoresearch_jax.loop.config import LoopConfig
 
@@ -87,6 +96,8 @@ def _option(name: str) -> click.Option:
         options = {"type": click.Choice(get_args(choice))}
     elif kind == tuple[Path, ...]:
         options |= {"multiple": True, "type": click.Path(path_type=Path)}
+    elif name == "track":
+        options |= TRACKERS
     return click.Option(
         [flag, name] if extra["flag"] else [flag], help=field.description, default=None, **options
     )

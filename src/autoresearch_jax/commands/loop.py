@@ -10,6 +10,8 @@ from pathlib import Path
 from autoresearch_jax.agents import search_space
 from autoresearch_jax.agents.agent import Agent, AgentError
 from autoresearch_jax.agents.factory import BUILT_IN, make_agent
+from autoresearch_jax.commands.export import refuse_missing
+from autoresearch_jax.commands.tracking import tracking
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import sentence
 from autoresearch_jax.loop import learning, notify, stages
@@ -50,6 +52,7 @@ def run_loop(
     with (
         ready(workspace, config, tools, agent) as (session, why),
         notify.Notifier(session, config) as notifier,
+        tracking(workspace, session.tag, config.track, session.view, session.interrupts.abandoned),
     ):
         costs = session.experiments.costs
         continues = costs.continues(config.limits)
@@ -122,6 +125,7 @@ def ready(
     `doctor` calls it, too: everything that a loop needs to start is checked here, and nothing is
     recorded. Raises UserError.
     """
+    refuse_missing(config.track, "loop --track")
     try:
         agent.check()  # before the examination, which takes long
         with open_session(workspace, config, tools, f"loop --agent {agent.name}") as found:

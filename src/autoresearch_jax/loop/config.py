@@ -30,6 +30,7 @@ from autoresearch_jax.records.costs import Spent
 
 EVENTS = ("best", "crashes", "done", "paused")
 CRASHES = re.compile("crashes=([1-9][0-9]{0,8})")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")  # each also the name of an extra
 
 
 def _runs(value: int) -> int:
@@ -51,6 +52,16 @@ def _events(value: object) -> object:
     if sum(one.startswith("crashes") for one in found) > 1:
         raise ValueError("should have crashes once")
     return found
+
+
+def _trackers(value: object) -> object:
+    """Return the trackers of a list, in which a comma may separate them."""
+    listed = [value] if isinstance(value, str) else value
+    if isinstance(listed, list | tuple) and all(isinstance(one, str) for one in listed):
+        names = [name.strip() for one in listed for name in one.split(",")]
+        if {*names} <= {*TRACKERS}:
+            return tuple(dict.fromkeys(names))
+    raise ValueError(f"should list some of {','.join(TRACKERS)}")
 
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -142,6 +153,11 @@ class Settings(BaseModel):
         "[default: all]",
         "EVENTS",
         default=EVENTS,
+    )
+    track: Annotated[tuple[str, ...], BeforeValidator(_trackers)] = _setting(
+        f"Export meanwhile to {', '.join(TRACKERS[:-1])} or {TRACKERS[-1]}; may be repeated.",
+        "TRACKER",
+        default=(),
     )
     search: dict[str, GivenRange] = _setting(
         "Ranges of the constants that a search may change.", default_factory=dict

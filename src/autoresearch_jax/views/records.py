@@ -15,6 +15,7 @@ from autoresearch_jax.loop import statistics
 from autoresearch_jax.loop.statistics import Noise
 from autoresearch_jax.records.events import Audited, Pruned
 from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.views.entries import Entry, entries, entry_of, recorded
@@ -67,7 +68,7 @@ class Records:
     noise: Noise | None  # of a score; None: not measured
     audit: Audited | None  # the last one
     pruned: Pruned | None  # likewise
-    _entries: Mapping[int, Entry]
+    entries: Mapping[int, Entry]  # of decided ones: compared with the best before, phases, costs
     _candidates: Candidates
 
     def __len__(self) -> int:
@@ -126,7 +127,7 @@ class Records:
         return table
 
     def _row(self, e: Experiment) -> dict[str, Any]:
-        entry = self._entries.get(e.n) or entry_of(e)
+        entry = self.entries.get(e.n) or entry_of(e)
         tokens = e.metrics.get("total_tokens_M")
         return {
             "n": e.n,
@@ -165,18 +166,22 @@ class Records:
 def read(path: str | os.PathLike[str], tag: str | None) -> Records:
     """Return the records of a tag, as `autoresearch_jax.open` does. Raises UserError."""
     workspace = Workspace.open(Path(path))
-    found, experiments = recorded(workspace, tag)
+    return of_experiments(workspace, *recorded(workspace, tag))
+
+
+def of_experiments(workspace: Workspace, tag: str, experiments: Experiments) -> Records:
+    """Return the records of what has happened under a tag by now."""
     listed = entries(experiments.decided, experiments.costs)
     return Records(
         root=workspace.root,
-        tag=found,
+        tag=tag,
         experiments=tuple(experiments),
         best=experiments.best,
         noise=statistics.noise(experiments),
         audit=experiments.audit,
         pruned=experiments.pruned,
-        _entries={entry.n: entry for entry in listed},
-        _candidates=Candidates(workspace, found),
+        entries={entry.n: entry for entry in listed},
+        _candidates=Candidates(workspace, tag),
     )
 
 
