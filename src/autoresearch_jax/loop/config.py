@@ -143,6 +143,10 @@ class Settings(BaseModel):
         "EVENTS",
         default=EVENTS,
     )
+    notify_digest: Literal["hour", "night"] | None = _setting(
+        "Send one message an hour, or one at the end of the loop, with what happened and the "
+        "picture, instead of one for each best and for the end.",
+    )
     search: dict[str, GivenRange] = _setting(
         "Ranges of the constants that a search may change.", default_factory=dict
     )
