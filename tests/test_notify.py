@@ -17,9 +17,9 @@ from click.testing import CliRunner
 
 from autoresearch_jax.agents.agent import AgentError
 from autoresearch_jax.cli import main
-from autoresearch_jax.commands import loop
+from autoresearch_jax.commands import loop, notify
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.loop import config, notify, sending
+from autoresearch_jax.loop import config, sending
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import Workspace

@@ -10,11 +10,12 @@ from pathlib import Path
 from autoresearch_jax.agents import search_space
 from autoresearch_jax.agents.agent import Agent, AgentError
 from autoresearch_jax.agents.factory import BUILT_IN, make_agent
+from autoresearch_jax.commands import notify
 from autoresearch_jax.commands.export import refuse_missing
 from autoresearch_jax.commands.tracking import tracking
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import sentence
-from autoresearch_jax.loop import learning, notify, stages
+from autoresearch_jax.loop import learning, stages
 from autoresearch_jax.loop.asking import Asking
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools, open_session

@@ -154,6 +154,10 @@ class Settings(BaseModel):
         "EVENTS",
         default=EVENTS,
     )
+    notify_digest: Literal["hour", "night"] | None = _setting(
+        "Send one message an hour, or one at the end of the loop, with what happened and the "
+        "picture, instead of one for each best and for the end.",
+    )
     track: Annotated[tuple[str, ...], BeforeValidator(_trackers)] = _setting(
         f"Export meanwhile to {', '.join(TRACKERS[:-1])} or {TRACKERS[-1]}; may be repeated.",
         "TRACKER",

@@ -21,6 +21,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.system import process
 
+TEXT_LIMIT = 600  # characters of the text of an event
 COMMAND_SECONDS = 30.0
 ANSWER_SECONDS = 10.0  # for a web address to answer
 MARK = re.compile(r"[@<]|\](?=\()")  # the first character of a mention or a link
@@ -53,15 +54,18 @@ def recipient(text: str) -> str:
     return text
 
 
-def send(to: str, event: str, text: str) -> None:
-    """Send a text, and wait until it has arrived. Raises Unsent."""
+def send(to: str, event: str, text: str, picture: Path | None = None) -> None:
+    """Send a text, and wait until it has arrived. Raises Unsent.
+
+    The picture, a PNG, goes along where the service takes one. A command finds it by a variable.
+    """
     if SCHEME.match(to) is None:
-        _run(to, event, text)
+        _run(to, event, text, picture)
         return
     # Discord and Mattermost read marks even in plain text.
     text = MARK.sub(rf"\g<0>{APART}", text)
     if (service := _service(to)) is not None:
-        _notify(to, service, text)
+        _notify(to, service, text, picture)
     else:
         _post(to, html.escape(text, quote=False))
 
@@ -73,15 +77,25 @@ def _service(address: str) -> Any:
     return Apprise.instantiate(address)
 
 
-def _notify(address: str, service: Any, text: str) -> None:
-    from apprise import Apprise, NotifyFormat
+def _fitting(text: str, limit: int) -> str:
+    """Return as many whole lines as fit into a service's messages, at least a part of the first."""
+    if len(text) <= limit:
+        return text
+    return text[:limit].rpartition("\n")[0] or clean(text, limit)
+
+
+def _notify(address: str, service: Any, text: str, picture: Path | None) -> None:
+    from apprise import Apprise, NotifyFormat, OverflowMode
     from apprise.logger import LogCapture
 
     escaping = Apprise(service)  # the service by itself would not escape every text
+    if service.overflow_mode == OverflowMode.UPSTREAM:  # else the person has chosen what happens
+        text = _fitting(text, service.body_maxlen)
+    attach = str(picture) if picture is not None and service.attachment_support else None
 
     with LogCapture(level=logging.WARNING, fmt="%(message)s") as said:
         try:
-            if escaping.notify(body=text, body_format=NotifyFormat.TEXT):
+            if escaping.notify(body=text, body_format=NotifyFormat.TEXT, attach=attach):
                 return
         except Exception as error:  # of one of a hundred plugins; its words may hold the address
             why = type(error).__name__
@@ -113,16 +127,19 @@ def _post(address: str, text: str) -> None:
         raise Unsent(f"{host} answered {status}")
 
 
-def _run(command: str, event: str, text: str) -> None:
+def _run(command: str, event: str, text: str, picture: Path | None) -> None:
     """Pass the text as standard input and as a variable, so that the shell runs nothing of it."""
     with tempfile.TemporaryDirectory(prefix="autoresearch-notify-") as folder:
         stdin, stdout = Path(folder) / "text", Path(folder) / "said"
         stdin.write_text(f"{text}\n", encoding="utf-8")
+        told = {"AUTORESEARCH_EVENT": event, "AUTORESEARCH_TEXT": text}
+        if picture is not None:
+            told["AUTORESEARCH_PICTURE"] = str(picture)
         try:
             running = process.Running(
                 ["/bin/sh", "-c", command],
                 cwd=Path.cwd(),
-                env={**os.environ, "AUTORESEARCH_EVENT": event, "AUTORESEARCH_TEXT": text},
+                env={**os.environ, **told},
                 stdin=stdin,
                 stdout=stdout,
             )

@@ -1,6 +1,7 @@
 """Sends notifications about a loop to a person.
 
-A thread beside the loop sends the texts, so sending never delays or ends the loop.
+A thread beside the loop sends the texts of single events, and a process beside it (watcher.py)
+sends digests, so sending never delays or ends the loop.
 """
 
 import threading
@@ -10,20 +11,21 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Self
 
+from autoresearch_jax.commands import watcher
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
-from autoresearch_jax.loop import watcher
 from autoresearch_jax.loop.config import LoopConfig
-from autoresearch_jax.loop.sending import Unsent, send
+from autoresearch_jax.loop.sending import TEXT_LIMIT, Unsent, send
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.views import digest
 
 HURRY_SECONDS = 10.0  # after the end of a loop; then only the last text is still sent
 CLOSE_SECONDS = 75.0  # that the end waits: for these 10, a running command and the last text
 TICK_SECONDS = 0.2  # between two checks for an interrupt
 WAITING = 20  # texts that may wait; beyond that the oldest is dropped
-TEXT_LIMIT = 600  # characters
+TOLD = {"best", "done"}  # events that a digest tells, so they are not sent by themselves
 
 
 class Notifier:
@@ -39,6 +41,7 @@ class Notifier:
         self._changed = threading.Condition()  # guards the texts and the time of closing
         self._closed: float | None = None
         self._watcher: watcher.Watcher | None = None
+        self._relay = threading.Thread(target=self._pass_on, name="watcher", daemon=True)
         self._thread = threading.Thread(target=self._work, name="notify", daemon=True)
         if config.notify:
             self._thread.start()
@@ -47,7 +50,7 @@ class Notifier:
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if error is not None and not isinstance(error, KeyboardInterrupt):
+        if error is not None and not isinstance(error, KeyboardInterrupt) and not self._digests:
             why = str(error) if isinstance(error, UserError) else repr(error)
             self.notify("paused", f"the loop has stopped: {why}")
         self.close()
@@ -56,15 +59,34 @@ class Notifier:
         """Send a text that shows whether texts arrive, whatever events the person wants.
 
         `last` says how the loop before this one failed, if it did. From now on a process stands by
-        that sends how this loop ended, should it be killed.
+        that sends the digests, or how this loop ended, should it be killed.
         """
         if self._config.notify:
             workspace, tag = self._session.workspace, self._session.tag
             try:
+                state = workspace.state_dir(tag)
+                if self._config.notify_digest and digest.read(state) is None:
+                    digest.write(state, digest.everything(self._session.experiments))
                 self._watcher = watcher.start(workspace, tag, self._config)
+                self._relay.start()
             except OSError as error:
-                self._report("failed", f"if the loop is killed, nothing is sent ({error})")
+                self._report("failed", f"no digest is sent, nor that the loop is killed ({error})")
+            if self._digests:
+                self._wanted -= TOLD
             self._queue("started", f"{words}. Before this, {last}" if last else words)
+
+    @property
+    def _digests(self) -> bool:
+        return self._watcher is not None and self._config.notify_digest is not None
+
+    def _pass_on(self) -> None:
+        """Report what the watcher could not send, until it ends."""
+        assert self._watcher is not None
+        assert self._watcher.stdout is not None
+        with self._watcher.stdout as said:
+            for line in said:
+                self._report("failed", clean(line.decode(errors="replace"), TEXT_LIMIT))
+        self._watcher.wait()
 
     def decided(self) -> None:
         """Notify of the experiments that were decided since the last call."""
@@ -110,19 +132,25 @@ class Notifier:
 
     def close(self) -> None:
         """Wait for the texts that are still to be sent, at most CLOSE_SECONDS."""
-        # An abandoned loop waits for no text, so the process that outlives it sends the last one.
-        if self._watcher is not None and not self._session.interrupts.abandoned():
-            watcher.dismiss(self._watcher)
-        if not self._thread.is_alive():
+        if not self._config.notify:
             return
+        abandoned = self._session.interrupts.abandoned
+        waits_for = [self._thread]
+        # An abandoned loop waits for no text, so the process that outlives it sends the last one.
+        if self._watcher is not None and self._watcher.stdin is not None and not abandoned():
+            if not self._digests:
+                self._watcher.kill()  # the loop sends its own texts until its end
+            self._watcher.stdin.close()
+            waits_for.append(self._relay)
         self._session.view.live("sending the last notification")
         with self._changed:
             self._closed = time.monotonic()
             self._changed.notify()
-        while self._thread.is_alive() and time.monotonic() - self._closed < CLOSE_SECONDS:
-            self._thread.join(TICK_SECONDS)
-            if self._session.interrupts.abandoned():
-                return
+        for one in waits_for:
+            while one.is_alive():
+                one.join(TICK_SECONDS)
+                if abandoned() or time.monotonic() - self._closed >= CLOSE_SECONDS:
+                    return
 
     def _work(self) -> None:
         while (found := self._next()) is not None:
