@@ -12,16 +12,16 @@ from autoresearch_jax.common.console import QuietView, typed
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.job import Limits
-from autoresearch_jax.loop.asking import known, source_of
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.loop.steering import Steering
 from autoresearch_jax.records import journal, requests, tags
+from autoresearch_jax.records.experiment import known
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.journal import Follower
 from autoresearch_jax.records.requests import HINT_LIMIT, HINTS, Kind
 from autoresearch_jax.repo.candidates import Candidates
-from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.repo.workspace import Workspace, source_of
 from autoresearch_jax.system.interrupts import Interrupts
 
 PATIENCE_SECONDS = 0.9  # until a process has taken a request
