@@ -361,7 +361,7 @@ def test_a_drop_that_ended_before_the_branch_moved_is_completed(three_kept):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(effects, "move_branch", fail)
-        assert "nothing was done: [Errno 28]" in refused(three_kept, "drop", "3")
+        assert "waits for the next loop: The disk is full" in refused(three_kept, "drop", "3")
     assert tip(three_kept) == experiments(three_kept)[3].commit
     typed(three_kept, "drop", "2")
     found = experiments(three_kept)
@@ -542,6 +542,58 @@ def test_what_is_no_request_is_named_once_and_stops_nothing(workspace):
     run_loop(workspace, Scripted(train_py(0.9)), 1, view, tag="t")
     assert [line.count("it is no request") for line in view.said].count(1) == 3
     assert [one.text for one in experiments(workspace).hints.values()] == ["a hint"]
+
+
+def test_what_a_killed_command_has_left_is_removed(workspace):
+    run_loop(workspace, Scripted(), 0, tag="t")
+    folder = workspace.state_dir("t") / "requests"
+    for name, age in ((".1.json.new", 2 * requests.LEFT_SECONDS), (".2.json.new", 0)):
+        (folder / name).write_text("{")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    run_loop(workspace, Scripted(), 0, tag="t")
+    assert [path.name for path in folder.iterdir()] == [".2.json.new"]  # it may be being written
+
+
+def test_the_loop_can_read_what_another_user_asks_for(workspace):
+    run_loop(workspace, Scripted(), 0, tag="t")
+    request, umask = requests.new(Kind.HINT, text="a hint"), os.umask(0o077)
+    try:
+        requests.post(workspace.state_dir("t"), request)
+    finally:
+        os.umask(umask)
+    assert requests.path_of(workspace.state_dir("t"), request).stat().st_mode & 0o777 == 0o644
+
+
+def test_a_try_that_fails_again_and_again_fills_no_disk(workspace, monkeypatch):
+    run_loop(workspace, Scripted(), 0, tag="t")
+    base = experiments(workspace)[0].commit
+    tried = requests.new(Kind.TRY, text="mine", source=train_py(0.8).encode(), base=base)
+    requests.post(workspace.state_dir("t"), tried)
+    append, failures = journal.Journal.append, [OSError(28, "No space left on device")] * 3
+
+    def failing(self, event):
+        if isinstance(event, events.Queued) and event.request and failures:
+            raise failures.pop()
+        append(self, event)
+
+    monkeypatch.setattr(journal.Journal, "append", failing)
+    slow = train_py(1.5, "import time; time.sleep(1)")
+    run_loop(workspace, Scripted(slow), 1, tag="t")
+    assert sorted(e.agent for e in experiments(workspace)) == ["", "person", "scripted"]
+    assert not failures
+    assert not [*workspace.ask_dir("t", 0).parent.iterdir()]
+
+
+def test_a_disk_that_cannot_be_written_is_one_message(workspace, monkeypatch):
+    run_loop(workspace, Scripted(), 0, tag="t")
+
+    def read_only(path, *_, **__):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(requests.files, "write_bytes", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    said = refused(workspace, "hint", "hello")
+    assert said.startswith("Error: nothing was done: The disk is read-only")
 
 
 def test_a_full_disk_keeps_a_request_for_later(workspace, monkeypatch):
