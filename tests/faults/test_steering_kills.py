@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
-from autoresearch_jax.records import journal
+from autoresearch_jax.records import journal, requests
+from autoresearch_jax.records.requests import Kind
 from tests.faults import steered
 from tests.faults.control import FAIL_FROM_THEN_ON, FAIL_ONCE, KILL_ALL, KILL_THE_LOOP
 from tests.faults.lab import Request, Steer, each, everything, in_every_way, in_turn, steps
@@ -100,12 +102,13 @@ def state(workspace):
 
 def completed(lab, workspace):
     """Let the loop go on to its end; return why it does not, or ""."""
-    for left in (workspace.state_dir("t") / "requests").glob(".*"):
+    folder = workspace.state_dir("t")
+    for left in (folder / "requests").glob(".*"):
         os.utime(left, (0, 0))  # what a killed command has left is removed later
-    if journal.read(workspace.state_dir("t")).paused is not None:
-        reply = lab.steer(workspace, Steer(("resume",), by=steered.LATER, loop=False))
-        if reply.exit != 0:
-            return f"then {reply}"
+    waiting = [request for _, request in requests.waiting(folder)]
+    if journal.read(folder).paused is not None or any(one.kind == Kind.PAUSE for one in waiting):
+        by = f"{steered.LATER}@here"
+        requests.post(folder, structs.replace(requests.new(Kind.RESUME), by=by))
     if steps(workspace).count("finished") < 2:  # one of them is of the loop before
         reply = lab.run(workspace, Request("stepwise"))
         if reply.ended != "done":
