@@ -98,19 +98,26 @@ class Falling:
         return Score("ok", "", {"val_bpb": score, "probe_noise": 0.0})
 
 
-def score_of(n: int) -> float:
-    return 2.0 - n / 10_000 if n % KEPT == 0 else 3.0
+def score_of(n: int, every: int = KEPT) -> float:
+    return 2.0 - n / 10_000 if n % every == 0 else 3.0
 
 
 def make_history(root: Path, count: int) -> Workspace:
-    """A workspace with so many decided experiments, as a loop leaves them: loose, and a journal.
-
-    They are written in one go, since the loop itself would take minutes.
-    """
+    """A workspace with so many decided experiments."""
     source = LEAVE + (TOP / "train.py").read_text()
     workspace = Workspace.open(harness.make_repository(root, source))
-    if count == 0:
-        return workspace
+    if count:
+        add_history(workspace, count)
+    return workspace
+
+
+def add_history(workspace: Workspace, count: int, every: int = KEPT) -> None:
+    """Let so many experiments be decided, as a loop leaves them: loose, and a journal.
+
+    They are written in one go, since the loop itself would take minutes. Every so many of them is
+    kept. A baseline that was measured already is the first of them.
+    """
+    source = (workspace.root / "train.py").read_text()
     dice = random.Random(0)
     lines = [b"feature done\n"]
     places = sorted((literals.read(source)[name] for name in SEARCHED), key=lambda one: -one.start)
@@ -126,7 +133,7 @@ def make_history(root: Path, count: int) -> Workspace:
             b"from %s\n" % (b":%d" % best if best else head.encode()),
             b"M 100644 inline train.py\ndata %d\n%s\n" % (len(text), text),
         ]
-        best = n if n % KEPT == 0 else best
+        best = n if n % every == 0 else best
     if best:
         lines.append(b"reset refs/heads/autoresearch/%s\nfrom :%d\n\n" % (TAG.encode(), best))
     lines.append(b"done\n")
@@ -138,17 +145,21 @@ def make_history(root: Path, count: int) -> Workspace:
     refs = f"refs/autoresearch/{TAG}/"
     listed = workspace.git("for-each-ref", "--format=%(objectname) %(refname)", refs).splitlines()
     commits = {int(name.removeprefix(refs)): commit for commit, name in map(str.split, listed)}
-    write_journal(workspace, [commits[n] for n in range(count)])
-    return workspace
+    write_journal(workspace, [commits[n] for n in range(count)], every)
 
 
-def write_journal(workspace: Workspace, commits: list[str]) -> None:
+def write_journal(workspace: Workspace, commits: list[str], every: int) -> None:
+    path = journal.path_of(workspace.state_dir(TAG))
+    before = path.read_bytes() if path.exists() else b""
     begun = {"step": "session", "kind": "loop", "fingerprint": harness.DEVICE, "continues": False}
     records = [begun | {"agent": "x", "max": None, "time": 0.0}]
     provenance = {f"what it rests on {i}": "0" * 64 for i in range(8)}
     best = ""
     for n, commit in enumerate(commits):
-        at, kept = 300.0 * n, n % KEPT == 0
+        at, kept = 300.0 * n, n % every == 0
+        if before and n == 0:
+            best = commit
+            continue
         text = f"MATRIX_LR 0.04 -> {0.04 + n}"
         metrics = {"peak_vram_mb": 2048.0, "startup_seconds": 1.0, "training_seconds": 300.0}
         records += [
@@ -158,7 +169,7 @@ def write_journal(workspace: Workspace, commits: list[str]) -> None:
             {"step": "trained", "n": n, "outcome": "ok", "reason": "", "metrics": metrics,
              "note": "", "left": "0" * 64, "provenance": provenance, "time": at},
             {"step": "scored", "n": n, "outcome": "ok", "reason": "",
-             "metrics": {"val_bpb": score_of(n), "probe_noise": 0.0}, "time": at},
+             "metrics": {"val_bpb": score_of(n, every), "probe_noise": 0.0}, "time": at},
             {"step": "decided", "n": n, "status": "keep" if kept else "discard", "reason": "",
              "time": at},
         ]  # fmt: skip
@@ -167,8 +178,8 @@ def write_journal(workspace: Workspace, commits: list[str]) -> None:
         run_dir.mkdir(parents=True)
         for name in ("run.log", "prompt.md"):
             (run_dir / name).write_text("x\n")
-    path = journal.path_of(workspace.state_dir(TAG))
-    path.write_bytes(b"".join(journal.seal(harness.event(**one)) for one in records))
+    made = records[1:] if before else records
+    path.write_bytes(before + b"".join(journal.seal(harness.event(**one)) for one in made))
 
 
 def measure_loop(behind: int, count: int) -> dict:

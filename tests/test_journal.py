@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from autoresearch_jax.common import files
 from autoresearch_jax.common.text import DESCRIPTION_LIMIT, clean
 from autoresearch_jax.records import foreign_results, journal, results_tsv
-from autoresearch_jax.records.events import Began, Outcome, Trained, Unknown
+from autoresearch_jax.records.events import Began, Outcome, Steered, Trained, Unknown
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.foreign_results import Row
 from autoresearch_jax.records.journal import Journal, JournalError
@@ -402,3 +402,18 @@ def test_a_tag_of_version_0_1_0_goes_on(tmp_path, monkeypatch):
     assert (after[9].status, after[9].val_bpb, after[9].base) == ("keep", 1.5, before.best.commit)
     assert harness.git(root, "rev-parse", "autoresearch/nov29") == after[9].commit
     assert harness.rows(root)[-1][3] == "keep"
+
+
+def test_a_follower_of_some_steps_reads_those_alone(tmp_path):
+    """Commands that steer need few of the events, and the others are not even decoded."""
+    asked = {"step": "steered", "kind": "hint", "by": "n", "asked": 1.0, "text": "a hint"}
+    write(tmp_path, [*steps(), asked | {"request": "1"}])
+    path = journal.path_of(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b'"baseline"', b'"damaged!"'))
+    follower = journal.Follower(path, steps=("session", "steered"))
+    assert [type(one) for one in follower.read()] == [Began, Steered]
+    assert [one.text for one in follower.experiments.hints.values()] == ["a hint"]
+    with path.open("ab") as file:
+        file.write(journal.seal(event(**asked, request="2")).replace(b"a hint", b"another"))
+    with pytest.raises(JournalError, match="line 7 is damaged"):
+        follower.read()

@@ -1,6 +1,7 @@
 """Locks between real processes: which one has a lock, which one waits, which one is refused."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -84,6 +85,17 @@ def test_processes_of_a_killed_holder_are_waited_for_even_while_it_is_a_zombie(t
         os.close(locks.hold(path, "mine", waiting=lambda: waited.append(1)))
         assert time.monotonic() - begun > 0.2
     assert waited
+
+
+def test_a_lock_whose_file_cannot_be_written_is_not_taken(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space left"):
+            locks.hold(tmp_path / "lock", "a command")
+    os.close(locks.hold(tmp_path / "lock", "another", wait=0.0))
 
 
 def test_the_wait_for_a_dead_holder_has_a_limit(tmp_path):

@@ -18,7 +18,7 @@ from autoresearch_jax.agents.search_history import results_of
 from autoresearch_jax.cli import main
 from autoresearch_jax.loop import effects
 from autoresearch_jax.loop.steering import Steering
-from autoresearch_jax.records import endings, events, journal, requests
+from autoresearch_jax.records import costs, endings, events, journal, requests
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.requests import Kind
@@ -30,7 +30,7 @@ TOP = Path(__file__).parents[1]
 # The agent proposes 1.1, 1.2 and so on, none of which is kept. Each training waits until there is a
 # file with its score in the folder `go`, so that a test decides what runs when it types a command.
 LOOP = """
-import itertools, sys, time
+import itertools, json, sys, time
 from pathlib import Path
 from autoresearch_jax.repo.workspace import Workspace
 from tests import harness, test_steering
@@ -46,8 +46,9 @@ class Agent(harness.Scripted):
         (context.worktree / "train.py").write_text(test_steering.waiting(go, next(self.numbers)))
         return harness.Proposal(f"idea {context.n}")
 view = harness.Notes()
+options = {"max": 20, "lookahead": False} | json.loads(sys.argv[4])
 try:
-    harness.run_loop(Workspace.open(sys.argv[1]), Agent(), 20, view, tag="t", lookahead=False)
+    harness.run_loop(Workspace.open(sys.argv[1]), Agent(), view=view, tag="t", **options)
 finally:
     (go / "said").write_text(view.text)
 """
@@ -70,12 +71,16 @@ def go(tmp_path):
     return tmp_path / "go"
 
 
+def started(workspace, go, first=1, **options):
+    words = [str(first), json.dumps(options)]
+    return subprocess.Popen([sys.executable, "-c", LOOP, workspace.root, go, *words], cwd=TOP)
+
+
 @contextmanager
-def looping(workspace, go, first=1):
+def looping(workspace, go, first=1, **options):
     """A loop, whose next training waits; it is killed in the end if it still runs."""
     known = len(experiments(workspace))
-    command = [sys.executable, "-c", LOOP, workspace.root, go, str(first)]
-    with subprocess.Popen(command, cwd=TOP) as process:
+    with started(workspace, go, first, **options) as process:
         try:
             until(lambda: len(experiments(workspace)) >= max(known, 2))
             until(lambda: experiments(workspace).began.pid == process.pid)
@@ -180,6 +185,59 @@ def test_a_paused_loop_starts_nothing_also_after_it_was_killed(workspace, go):
         (go / "3").touch()
         assert process.wait(DEADLINE_SECONDS) == 0
     assert "Paused by " in (go / "said").read_text()
+
+
+def test_a_paused_loop_ends_at_its_limit_of_experiments(workspace, go):
+    with looping(workspace, go, max=1) as process:
+        typed(workspace, "pause")
+        (go / "1").touch()
+        assert process.wait(DEADLINE_SECONDS) == 0
+    assert endings.words(experiments(workspace)).endswith("it reached --max")
+
+
+def test_a_paused_loop_ends_when_its_hours_are_over(workspace, monkeypatch):
+    ahead = [0.0]
+
+    class Clock(Notes):
+        """Two hours pass as soon as the loop waits."""
+
+        def say(self, text):
+            super().say(text)
+            ahead[0] += 7200 * text.startswith("Paused by")
+
+    monkeypatch.setattr(costs.time, "time", lambda now=time.time: now() + ahead[0])
+    harness.abandon_at(monkeypatch, 1)
+    options = {"tag": "t", "max_hours": 1.0}
+
+    def run(agent):
+        result = run_loop(workspace, agent, None, Clock(), **options)
+        return result.stopped, [e.n for e in experiments(workspace).undecided]
+
+    assert run(Scripted())[0] == "abandoned"
+    typed(workspace, "pause")
+    assert run(Scripted()) == ("max-hours", [0])  # before the baseline is trained
+    typed(workspace, "resume")
+    run_loop(workspace, Scripted(), 0, tag="t")
+    typed(workspace, "pause")
+    assert run(Scripted()) == ("max-hours", [])  # before anything is proposed
+    typed(workspace, "resume")
+
+    def pauses(context):
+        typed(workspace, "pause")
+        (context.worktree / "train.py").write_text(train_py(0.9))
+        return "an idea"
+
+    assert run(Scripted(pauses)) == ("max-hours", [1])  # before it is trained
+
+
+def test_hours_end_a_loop_also_if_more_experiments_than_max_are_allowed(workspace, tmp_path):
+    """A person's proposal does not count for --max, and takes time."""
+    run_loop(workspace, Scripted(), 0, tag="t")
+    mine = tmp_path / "mine.py"
+    mine.write_text(train_py(0.5))
+    typed(workspace, "try", str(mine), "-m", "half of it")
+    result = run_loop(workspace, Scripted(), 0, tag="t", max_hours=0.5 / 3600)
+    assert (result.stopped, result.decided) == ("max-hours", 0)
 
 
 def test_what_a_person_tries_comes_first_and_is_decided_like_any_other(workspace, go, tmp_path):
@@ -303,7 +361,7 @@ def test_a_drop_that_ended_before_the_branch_moved_is_completed(three_kept):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(effects, "move_branch", fail)
-        assert "nothing was done: [Errno 28]" in refused(three_kept, "drop", "3")
+        assert "waits for the next loop: The disk is full" in refused(three_kept, "drop", "3")
     assert tip(three_kept) == experiments(three_kept)[3].commit
     typed(three_kept, "drop", "2")
     found = experiments(three_kept)
@@ -421,8 +479,7 @@ def test_a_lock_whose_process_is_not_seen_is_named_at_once(three_kept):
 
 def test_a_pause_while_an_agent_thinks_keeps_the_device_free(workspace, go):
     (go / "think").touch()
-    command = [sys.executable, "-c", LOOP, workspace.root, go, "1"]
-    with subprocess.Popen(command, cwd=TOP) as process:
+    with started(workspace, go) as process:
         until(lambda: (go / "prompt-1").exists())
         typed(workspace, "pause")
         (go / "think").unlink()
@@ -485,6 +542,58 @@ def test_what_is_no_request_is_named_once_and_stops_nothing(workspace):
     run_loop(workspace, Scripted(train_py(0.9)), 1, view, tag="t")
     assert [line.count("it is no request") for line in view.said].count(1) == 3
     assert [one.text for one in experiments(workspace).hints.values()] == ["a hint"]
+
+
+def test_what_a_killed_command_has_left_is_removed(workspace):
+    run_loop(workspace, Scripted(), 0, tag="t")
+    folder = workspace.state_dir("t") / "requests"
+    for name, age in ((".1.json.new", 2 * requests.LEFT_SECONDS), (".2.json.new", 0)):
+        (folder / name).write_text("{")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    run_loop(workspace, Scripted(), 0, tag="t")
+    assert [path.name for path in folder.iterdir()] == [".2.json.new"]  # it may be being written
+
+
+def test_the_loop_can_read_what_another_user_asks_for(workspace):
+    run_loop(workspace, Scripted(), 0, tag="t")
+    request, umask = requests.new(Kind.HINT, text="a hint"), os.umask(0o077)
+    try:
+        requests.post(workspace.state_dir("t"), request)
+    finally:
+        os.umask(umask)
+    assert requests.path_of(workspace.state_dir("t"), request).stat().st_mode & 0o777 == 0o644
+
+
+def test_a_try_that_fails_again_and_again_fills_no_disk(workspace, monkeypatch):
+    run_loop(workspace, Scripted(), 0, tag="t")
+    base = experiments(workspace)[0].commit
+    tried = requests.new(Kind.TRY, text="mine", source=train_py(0.8).encode(), base=base)
+    requests.post(workspace.state_dir("t"), tried)
+    append, failures = journal.Journal.append, [OSError(28, "No space left on device")] * 3
+
+    def failing(self, event):
+        if isinstance(event, events.Queued) and event.request and failures:
+            raise failures.pop()
+        append(self, event)
+
+    monkeypatch.setattr(journal.Journal, "append", failing)
+    slow = train_py(1.5, "import time; time.sleep(1)")
+    run_loop(workspace, Scripted(slow), 1, tag="t")
+    assert sorted(e.agent for e in experiments(workspace)) == ["", "person", "scripted"]
+    assert not failures
+    assert not [*workspace.ask_dir("t", 0).parent.iterdir()]
+
+
+def test_a_disk_that_cannot_be_written_is_one_message(workspace, monkeypatch):
+    run_loop(workspace, Scripted(), 0, tag="t")
+
+    def read_only(path, *_, **__):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(requests.files, "write_bytes", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    said = refused(workspace, "hint", "hello")
+    assert said.startswith("Error: nothing was done: The disk is read-only")
 
 
 def test_a_full_disk_keeps_a_request_for_later(workspace, monkeypatch):

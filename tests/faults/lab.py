@@ -11,6 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from autoresearch_jax.records import journal, lessons
 from autoresearch_jax.repo.workspace import Workspace
@@ -34,6 +35,32 @@ class Request:
     env: dict[str, str] = field(default_factory=dict)
     kill_after_s: float | None = None
     kill_git: bool = False  # with it, then
+
+
+@dataclass(frozen=True)
+class Steer:
+    """A command that is typed while a loop trains, or while none runs, and a fault or kill."""
+
+    words: tuple[str, ...]  # of the command; without any, nothing is typed
+    by: str = "somebody"
+    first: tuple[tuple[str, ...], ...] = ()  # commands before it
+    loop: bool = True
+    target: str = "command"  # whose calls are counted: "command" or "loop"
+    both: bool = False  # the loop is killed as well, once the command has ended
+    fault: dict[str, int] = field(default_factory=dict)  # of Control.arm
+
+
+@dataclass(frozen=True)
+class Steered:
+    """What became of a command that steers, and of the loop."""
+
+    exit: int | None  # None: it was killed
+    said: str
+    trace: str  # an exception that no command should show
+    ended: str  # the loop: "done", "killed", "none" or an exception
+    events: int  # calls that shim.c counted
+    fired: int
+    what: str
 
 
 @dataclass(frozen=True)
@@ -99,12 +126,19 @@ class Lab:
 
     def run(self, workspace: Workspace, request: Request) -> Reply:
         """Run a command in a process that ends as the request says, or by itself."""
+        return Reply(**self._asked(workspace, request))
+
+    def steer(self, workspace: Workspace, request: Steer) -> Steered:
+        """Type a command in a process of its own, while a loop trains."""
+        return Steered(**self._asked(workspace, request))
+
+    def _asked(self, workspace: Workspace, request: Request | Steer) -> dict[str, Any]:
         server = self.servers.get()
         try:
             asked = asdict(request) | {"root": str(workspace.root)}
             server.stdin.write(json.dumps(asked) + "\n")
             server.stdin.flush()
-            return Reply(**json.loads(server.stdout.readline()))
+            return json.loads(server.stdout.readline())
         finally:
             self.servers.put(server)
 
@@ -119,6 +153,15 @@ def each(function, points):
     """Call the function for each point, on all servers at a time, and return the results."""
     with ThreadPoolExecutor(SERVERS) as threads:
         return list(threads.map(function, points))
+
+
+def in_turn(kinds, calls):
+    """Return one fault for each call, with one kind after the other."""
+    return [(of, kind, n) for kind, (of, n) in zip(itertools.cycle(kinds), calls)]
+
+
+def in_every_way(kinds, calls):
+    return [(of, kind, n) for of, n in calls for kind in kinds]
 
 
 def steps(workspace):

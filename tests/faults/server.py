@@ -30,7 +30,7 @@ from autoresearch_jax.loop import effects
 from autoresearch_jax.records.journal import Journal
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
-from tests.faults import instant
+from tests.faults import instant, steered
 from tests.faults.control import Control
 from tests.harness import SERIES, BySeries, run_loop, setup, train_py
 
@@ -115,6 +115,7 @@ COMMANDS = {
     "many": many,
     "one worker": functools.partial(several, 1),
     "two workers": functools.partial(several, 2),
+    "stepwise": steered.stepwise,
 }
 
 
@@ -159,13 +160,17 @@ def with_no_faults(control):
     return wrap
 
 
-def child(request, control, done):
-    root = Path(request["root"])
+def surroundings(root: Path) -> None:
     os.environ["AUTORESEARCH_HOME"] = str(root.parent / "home")
     os.environ["AUTORESEARCH_LOCK_DIR"] = str(root.parent / "locks")
     os.environ["TMPDIR"] = str(root.parent / "temporary")
-    os.environ |= request["env"]
     tempfile.tempdir = None
+
+
+def child(request, control, done):
+    root = Path(request["root"])
+    surroundings(root)
+    os.environ |= request["env"]
     count_effects(request["kill"] or ("never", 0), done)
     instant.install(with_no_faults(control))
     control.arm(root.parent, os.getpid(), **(request["fault"] or {}))
@@ -216,7 +221,12 @@ def main():
     # A lock for each core would make the number of writes that of the machine.
     os.sched_getaffinity = lambda _: {0}
     for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line), control)), flush=True)
+        request = json.loads(line)
+        steers = "words" in request
+        found = (
+            steered.answer(request, control, surroundings) if steers else answer(request, control)
+        )
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

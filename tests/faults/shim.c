@@ -1,7 +1,7 @@
 /* Preloaded into the loop and all it starts: makes one write to a disk fail, or kills there.
  *
  * Counted are the calls that change a regular file or a folder below a given one, over all
- * processes. What to do at the n-th stands in a file that all of them map (FAULTS_CONTROL); its
+ * processes of a group. What to do at the n-th stands in a file that all of them map (FAULTS_CONTROL); its
  * layout is that of Control in lab.py. Calls that the C library makes itself are not seen. */
 
 #define _GNU_SOURCE
@@ -48,6 +48,10 @@ __attribute__((constructor)) static void begin(void) {
     close(file);
     if (found != MAP_FAILED)
         control = found;
+}
+
+static int counts(void) {
+    return control && control->armed && getpgrp() == control->loop;
 }
 
 static int below(const char *path) {
@@ -100,7 +104,7 @@ static int handle_fails(const char *call, int handle, int needs_room) {
     char name[PATH_MAX];
     struct stat status;
     int before = errno;
-    if (!control || !control->armed || fstat(handle, &status) ||
+    if (!counts() || fstat(handle, &status) ||
         !(S_ISREG(status.st_mode) || S_ISDIR(status.st_mode)) || !handle_name(handle, name) ||
         !below(name)) {
         errno = before;
@@ -113,7 +117,7 @@ static int handle_fails(const char *call, int handle, int needs_room) {
 static int path_fails(const char *call, int folder, const char *path, int needs_room) {
     char name[PATH_MAX];
     int before = errno;
-    if (!control || !control->armed || !path_name(folder, path, name) || !below(name)) {
+    if (!counts() || !path_name(folder, path, name) || !below(name)) {
         errno = before;
         return 0;
     }

@@ -6,7 +6,6 @@ the loop is killed at each.
 """
 
 import errno
-import itertools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.faults.control import FAIL_FROM_THEN_ON, FAIL_ONCE, KILL_ALL, KILL_THE_LOOP
-from tests.faults.lab import Request, complaint, each, everything
+from tests.faults.lab import Request, complaint, each, everything, in_every_way, in_turn
 from tests.harness import SERIES
 
 FAULTS = {
@@ -69,15 +68,6 @@ def check(lab, point):
     found = complaint(lab, workspace, stage.expected, where)
     shutil.rmtree(workspace.root.parent)
     return f"{found} (at first: {reply.words})" if found else ""
-
-
-def in_turn(kinds, calls):
-    """Return one fault for each call, with one kind after the other."""
-    return [(stage, kind, n) for kind, (stage, n) in zip(itertools.cycle(kinds), calls)]
-
-
-def in_every_way(kinds, calls):
-    return [(stage, kind, n) for stage, n in calls for kind in kinds]
 
 
 @pytest.mark.timeout(3600)  # a busy machine is not a defect

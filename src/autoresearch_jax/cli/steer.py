@@ -61,7 +61,7 @@ def pause(tag: str | None) -> None:
     """Let a loop start nothing new, for example while you need the device.
 
     What runs is finished first. The loop stays paused, also if it is started again, until resume.
-    --max-hours goes on counting.
+    --max-hours goes on counting, and a limit ends a paused loop as any other.
 
     \b
     Example:

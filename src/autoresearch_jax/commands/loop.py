@@ -98,6 +98,9 @@ def _run(session: Session, agent: Agent, notifier: notify.Notifier) -> str:
     try:
         return stages.run(session, proposer, notifier.decided)
     except Abandoned:
+        hours = "" if session.interrupts.stopping() else proposer.over_hours()
+        if hours:  # they were over while it was paused
+            return hours
         session.view.say("Stopped during an experiment. Run the same command to continue it.")
         return "abandoned"
     finally:

@@ -19,7 +19,6 @@ from autoresearch_jax.jobs.executor import Context
 from autoresearch_jax.jobs.job import CompileJob, Events, Score, ScoreJob, TrainJob, TrainResult
 from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.jobs.logs import read_tail
-from autoresearch_jax.loop.asking import known, source_of
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools, open_devices, open_session
 from autoresearch_jax.loop.scheduler import run_alone
@@ -27,8 +26,8 @@ from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.stages import measure_baseline
 from autoresearch_jax.records.costs import PERSON
 from autoresearch_jax.records.events import Outcome, Restored
-from autoresearch_jax.records.experiment import Experiment
-from autoresearch_jax.repo.workspace import FILES, Workspace, time_budget
+from autoresearch_jax.records.experiment import Experiment, known
+from autoresearch_jax.repo.workspace import FILES, Workspace, source_of, time_budget
 from autoresearch_jax.system import device_specs, locks
 from autoresearch_jax.system.disk_errors import disk_errors
 from autoresearch_jax.system.interrupts import Abandoned, Interrupts

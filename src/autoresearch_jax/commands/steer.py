@@ -4,6 +4,7 @@ Each command writes a request and waits a moment for the process that has the ta
 (loop/steering.py). Without such a process the command takes it itself.
 """
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,25 +12,23 @@ from typing import TYPE_CHECKING
 from autoresearch_jax.common import syntax
 from autoresearch_jax.common.console import QuietView, typed
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.jobs.environment import Environment
-from autoresearch_jax.jobs.job import Limits
-from autoresearch_jax.loop.asking import SOURCE_BYTES, known, source_of
-from autoresearch_jax.loop.config import LoopConfig
-from autoresearch_jax.loop.open_tag import OpenTag
-from autoresearch_jax.loop.steering import Steering
 from autoresearch_jax.records import journal, requests, tags
+from autoresearch_jax.records.experiment import known
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.records.journal import Follower
-from autoresearch_jax.records.requests import HINT_LIMIT, HINTS, Kind
+from autoresearch_jax.records.requests import HINT_LIMIT, HINTS, Kind, Request
 from autoresearch_jax.repo.candidates import Candidates
-from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.system.interrupts import Interrupts
+from autoresearch_jax.repo.workspace import SOURCE_BYTES, Workspace, source_of
+from autoresearch_jax.system.disk_errors import disk_errors
 
 if TYPE_CHECKING:
     from autoresearch_jax.views.watch.control import Actions, Order
 
 PATIENCE_SECONDS = 0.9  # until a process has taken a request
 TICK_SECONDS = 0.02
+# The events that a command needs: of 10,000 experiments all take most of a second to read.
+ASKED = ("session", "steered")  # hints, pauses, and what runs
+MEASURED = (*ASKED, "drafted", "proposed", "repaired", "scored", "decided", "taken back")
 
 
 class Tag:
@@ -45,13 +44,20 @@ class Tag:
             raise UserError("no loop has run here yet. To start one: autoresearch-jax loop")
         self.workspace, self.name, self.via = workspace, found, via
         self.folder = workspace.state_dir(found)
-        self._journal = Follower(journal.path_of(self.folder))
+        self._asked = Follower(journal.path_of(self.folder), steps=ASKED)
 
     @property
     def experiments(self) -> Experiments:
-        """What is recorded by now."""
-        self._journal.read()
-        return self._journal.experiments
+        """What is recorded by now of hints, pauses and what runs."""
+        self._asked.read()
+        return self._asked.experiments
+
+    @property
+    def measured(self) -> Experiments:
+        """The same, with all experiments and their scores."""
+        found = Follower(journal.path_of(self.folder), steps=MEASURED)
+        found.read()
+        return found.experiments
 
     @property
     def holder(self) -> int | None:
@@ -61,42 +67,71 @@ class Tag:
     def ask(self, kind: Kind, **fields: object) -> tuple[str, bool]:
         """Write a request; return its id, and whether it was taken.
 
-        If it was not, a living process will take it. Raises OSError and UserError, and nothing is
-        asked then.
+        If it was not, a living process will take it. Raises UserError, which says whether anything
+        was done.
         """
         request = requests.new(kind, self.via, **fields)
-        path = requests.post(self.folder, request)
-        problem = "" if self.holder is not None else self._take(path)
-        until = time.monotonic() + PATIENCE_SECONDS  # a process may not be seen from here
-        while path.exists() and time.monotonic() < until:
-            time.sleep(TICK_SECONDS)
-        taken = not path.exists()
-        if not taken and self.holder is None:
+        path = requests.path_of(self.folder, request)
+        problem = self._bring(path, request)
+        waits = path.exists()
+        if waits and not problem and self.holder is not None:
+            return request.id, False
+        with contextlib.suppress(OSError):  # a disk that cannot be written has nothing to remove
             path.unlink(missing_ok=True)
-            raise UserError(f"nothing was done: {problem or 'the loop has just ended'}")
-        return request.id, taken
-
-    def _take(self, path: Path) -> str:
-        """Take a request, as no other process does it; return why that failed, or ""."""
-        view = QuietView()
-        try:
-            tag = OpenTag(
-                workspace=self.workspace,
-                tag=self.name,
-                config=LoopConfig(),
-                environment=Environment({}),
-                view=view,
-                interrupts=Interrupts(view),
-                limits=Limits(),
-                patience=0.0,
-                what=tags.STEERING,
+        # A process that was killed, or a disk that failed, may have come as far as the journal.
+        if request.id not in self.experiments.requests:
+            raise UserError(f"nothing was done: {problem or 'what it is for has ended meanwhile'}")
+        if waits and kind == Kind.DROP:
+            raise UserError(
+                f"experiment {request.n} is recorded as dropped, and the branch or results.tsv "
+                f"waits for the next loop: {problem}"
             )
+        return request.id, True
+
+    def _bring(self, path: Path, request: Request) -> str:
+        """Write a request, and wait until it is taken; return what prevents that, or ""."""
+        problem, until = "", time.monotonic() + PATIENCE_SECONDS
+        try:
+            with disk_errors():
+                requests.post(self.folder, request)
         except UserError as error:
             return str(error)
+        while path.exists() and time.monotonic() < until:
+            if self.holder is None:  # or a process that is not seen from here
+                try:
+                    with disk_errors():
+                        self._take(path)
+                except UserError as error:
+                    problem = str(error)
+            else:
+                problem = ""
+            time.sleep(TICK_SECONDS)
+        return problem
+
+    def _take(self, path: Path) -> None:
+        """Take a request, as no other process does it. Raises OSError, UserError."""
+        # They take half a second to import, which a command does not need while a loop runs.
+        from autoresearch_jax.jobs.environment import Environment
+        from autoresearch_jax.jobs.job import Limits
+        from autoresearch_jax.loop.config import LoopConfig
+        from autoresearch_jax.loop.open_tag import OpenTag
+        from autoresearch_jax.loop.steering import Steering
+        from autoresearch_jax.system.interrupts import Interrupts
+
+        view = QuietView()
+        tag = OpenTag(
+            workspace=self.workspace,
+            tag=self.name,
+            config=LoopConfig(),
+            environment=Environment({}),
+            view=view,
+            interrupts=Interrupts(view),
+            limits=Limits(),
+            patience=0.0,
+            what=tags.STEERING,
+        )
         try:
-            steering = Steering(tag)
-            steering.take()
-            return steering.problems.get(path.name, "")
+            Steering(tag).take(path)
         finally:
             tag.close()
 
@@ -168,7 +203,12 @@ def stop(opened: Tag, *, now: bool) -> str:
             f"nothing runs under {opened.name}, so there is nothing to stop. How the last loop "
             "ended: autoresearch-jax status"
         )
-    _, taken = opened.ask(Kind.STOP_NOW if now else Kind.STOP, pid=holder)
+    try:
+        _, taken = opened.ask(Kind.STOP_NOW if now else Kind.STOP, pid=holder)
+    except UserError as error:
+        if opened.holder != holder:
+            raise UserError(f"process {holder} has just ended, so nothing was stopped.") from None
+        raise UserError(f"{error} A signal stops it without writing: kill {holder}") from None
     if now:
         words = f"Process {holder} abandons what runs, and ends. The same loop trains it again."
     else:
@@ -200,7 +240,7 @@ def resume(opened: Tag) -> str:
 
 def drop(opened: Tag, name: str) -> str:
     """Take back a kept experiment. Raises OSError, UserError."""
-    experiments = opened.experiments
+    experiments = opened.measured
     e, kept = experiments.find(name), experiments.kept
     if kept and e.n == kept[0].n:
         raise UserError(
@@ -263,7 +303,8 @@ def attempt_source(opened: Tag, path: str, source: bytes, description: str) -> s
         raise UserError(f'say what {path} changes: autoresearch-jax try {path} -m "..."')
     if len(source) > SOURCE_BYTES:
         raise UserError(f"{path} has {len(source)} bytes, more than the {SOURCE_BYTES} allowed.")
-    experiments, best = opened.experiments, opened.experiments.best
+    experiments = opened.measured
+    best = experiments.best
     if best is None:
         raise UserError(
             f"the baseline of {opened.name} is not measured yet, so nothing can be compared with "

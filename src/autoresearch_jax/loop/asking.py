@@ -1,7 +1,6 @@
 """One question to an agent: its prompt, worktree and sandbox, and what becomes of the answer."""
 
 import dataclasses
-import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +22,11 @@ from autoresearch_jax.loop.excursions import Excursion
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.records.costs import LARGEST
 from autoresearch_jax.records.events import AskBegan, Asked, Dropped, Queued
-from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.experiment import Experiment, known
 from autoresearch_jax.records.requests import HINTS
-from autoresearch_jax.repo.workspace import time_budget
+from autoresearch_jax.repo.workspace import source_of, time_budget
 from autoresearch_jax.sandbox import isolation, profiles
 
-SOURCE_BYTES = 256 << 10  # largest train.py: it leaves no room for parameters
 EXPECTED_LIMIT = 80  # characters
 ASKS_KEPT = 20  # folders of questions that led to no proposal
 
@@ -369,26 +367,3 @@ class Asking:
         asks = sorted(int(name) for name in names if name.isdecimal())
         for ask in asks[:-ASKS_KEPT]:
             files.remove(self.session.ask_dir(ask))
-
-
-def known(e: Experiment) -> str:
-    """Return a few words about an experiment and its result."""
-    if e.status is None:
-        return f"experiment {e.n} (being trained: {e.description})"
-    score = "no score" if e.val_bpb is None else f"val_bpb {e.val_bpb:.6f}"
-    return f"experiment {e.n} ({e.status}, {score}: {e.description})"
-
-
-def source_of(path: Path) -> bytes:
-    """Return the bytes of a train.py. Raises UserError unless it is a small plain file."""
-    try:
-        status = path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError("train.py was deleted.") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError("train.py is a link or something else, but should be a plain file.")
-    if status.st_size > SOURCE_BYTES:
-        raise UserError(
-            f"train.py has {status.st_size} bytes, more than the {SOURCE_BYTES} allowed."
-        )
-    return path.read_bytes()

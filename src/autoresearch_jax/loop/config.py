@@ -227,11 +227,14 @@ class LoopConfig(Settings):
         return {**self.limits, **self.model_dump(include={"desc", "seed", "policy"})}
 
     def over(self, spent: Spent, next_s: float = 0.0) -> str:
-        """Return the limit that forbids one more experiment of `next_s` seconds; "" if none."""
-        if self.max is not None and spent.experiments >= self.max:
-            return "max"
+        """Return the limit that forbids one more experiment of `next_s` seconds; "" if none.
+
+        Hours come first: what begins beyond other limits needs time as well.
+        """
         if self.max_hours is not None and spent.loop_s + next_s > 3600 * self.max_hours:
             return "max-hours"
+        if self.max is not None and spent.experiments >= self.max:
+            return "max"
         if self.max_usd is not None and spent.usd >= self.max_usd:
             return "max-usd"
         return ""

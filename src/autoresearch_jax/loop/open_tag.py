@@ -151,7 +151,8 @@ class OpenTag:
     def wait_while_paused(self) -> None:
         """Wait before a training begins. Raises Abandoned if the loop ends meanwhile."""
         while self.is_paused():
-            if self.failed or self.interrupts.stopping():
+            hours = self.config.over(self.experiments.costs.this_loop()) == "max-hours"
+            if hours or self.failed or self.interrupts.stopping():
                 raise Abandoned
             time.sleep(PAUSE_SECONDS)
 

@@ -96,9 +96,8 @@ class Proposer:
 
     def over_hours(self) -> str:
         """Return "max-hours" if another training and the audit would end later, else ""."""
-        spent = dataclasses.replace(self.session.experiments.costs.this_loop(), usd=0.0)
         next_s = (1 + self.config.audit) * self._asking.budget_s
-        limit = self.config.over(dataclasses.replace(spent, experiments=0), next_s)
+        limit = self.config.over(self.session.experiments.costs.this_loop(), next_s)
         return limit if limit == "max-hours" else ""
 
     def think_ahead(self) -> None:

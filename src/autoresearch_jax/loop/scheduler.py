@@ -145,19 +145,24 @@ class Scheduler:
             self._idle += 1
         job: Job | None = None
         while not self._ends():
-            if self._session.is_paused():
-                time.sleep(TICK_SECONDS)
-                continue
-            job = self._waiting() or self._new()
-            # While others measure, there may be more: something to repeat, or to carry over.
-            if job is not None or (self._limit and self._idle == self._left):
+            paused = self._session.is_paused()
+            job = (None if paused else self._waiting()) or self._new(paused)
+            if job is not None or self._is_over(paused):
                 break
-            if self._limit:
+            if paused or self._limit:
                 time.sleep(TICK_SECONDS)
         with self._lock:
             self._idle -= 1
             self._left -= job is None
         return job
+
+    def _is_over(self, paused: bool) -> bool:
+        """Whether a limit was reached and nothing is left that it allows."""
+        # While others measure, there may be more: something to repeat, or to carry over.
+        if not self._limit or self._idle < self._left:
+            return False
+        left = bool(self._queue or self._wanted)
+        return not left or (paused and bool(self._proposer.over_hours()))
 
     def _waiting(self) -> Job | None:
         """Return a job that needs no proposal."""
@@ -173,19 +178,26 @@ class Scheduler:
                 self._decide()  # what waited for it may be compared with another best now
             return partial(self._measure, self._queue.pop(0)) if self._queue else None
 
-    def _new(self) -> Job | None:
-        """Return a job for a new proposal; None if another worker waits for one, or at a limit."""
+    def _new(self, paused: bool) -> Job | None:
+        """Return a job for a new proposal.
+
+        Returns None if another worker waits for one, at a limit, and while the loop is paused.
+        """
         if not self._asking.acquire(timeout=TICK_SECONDS):
             return None
         try:
             self._limit = self._proposer.over()
-            if self._limit:
+            if self._limit or paused:
                 return None
             e = self._proposer.take()
             if self._ends():  # the loop was stopped while an agent thought; its proposal is kept
                 self._session.view.say(
                     f"Stopped. Run the same command to train experiment {e.n}: {e.description}"
                 )
+                return None
+            if self._session.is_paused():  # likewise; it waits for its turn
+                with self._lock:
+                    self._queue.append(e.n)
                 return None
             self._proposer.think_ahead()
             return partial(self._measure, e.n)

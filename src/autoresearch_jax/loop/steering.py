@@ -32,11 +32,13 @@ class Steering:
         self._folder = tag.workspace.state_dir(tag.tag)
         self._began = psutil.Process().create_time() - CLOCK_SECONDS
         self._closed = threading.Event()
-        self.problems: dict[str, str] = {}  # why a request was not taken, by the file's name
+        self._warned: set[str] = set()  # the names of files that could not be taken
+        self._asks: dict[str, int] = {}  # by request: one that fails again needs no other folder
         self._thread = threading.Thread(target=self._look, name="steering", daemon=True)
 
     def start(self) -> None:
         """Begin. What was asked while no command ran is taken before this returns."""
+        requests.prepare(self._folder)
         self.take()
         self._thread.start()
 
@@ -49,11 +51,16 @@ class Steering:
         while not self._closed.wait(LOOK_SECONDS):
             self.take()
 
-    def take(self) -> None:
-        """Take all requests that wait. What cannot be taken now stays for later."""
+    def take(self, asked: Path | None = None) -> None:
+        """Take all requests that wait. What cannot be taken now stays for later.
+
+        Raises any exception by which the request in the file `asked` cannot be taken.
+        """
         try:
             waiting = [*requests.waiting(self._folder)]
         except OSError as error:
+            if asked is not None:
+                raise
             self._warn(self._folder, f"requests cannot be read now: {error}")
             return
         for path, request in waiting:
@@ -64,12 +71,14 @@ class Steering:
                 self._carry_out(request)
                 path.unlink(missing_ok=True)
             except Exception as error:  # the loop goes on, and so does steering
+                if path == asked:
+                    raise
                 self._warn(path, str(error))
 
     def _warn(self, path: Path, why: str) -> None:
-        if path.name not in self.problems:
+        if path.name not in self._warned:
+            self._warned.add(path.name)
             self._tag.view.say(f"Warning: {path} is not carried out now: {why}")
-        self.problems[path.name] = why
 
     def _carry_out(self, request: Request) -> None:
         tag, by = self._tag, clean(request.by, 80)
@@ -118,8 +127,10 @@ class Steering:
         if broken := syntax.unparsable(request.source):
             tag.view.say(f"     {by} proposes a train.py that cannot run: {broken}")
             return
+        if request.id not in self._asks:
+            self._asks[request.id] = tag.new_ask()
         queued = Queued(
-            ask=tag.new_ask(),
+            ask=self._asks[request.id],
             blob=tag.candidates.store(request.source),
             base=request.base,
             description=clean(request.text) or "no description",

@@ -154,6 +154,24 @@ def undisturbed(runs: list[Disturbable]) -> list[Disturbable]:
     return quiet if quiet and len(runs) - len(quiet) < MOST_DISTURBED else runs
 
 
+def known(e: Experiment) -> str:
+    """Return a few words about an experiment and its result."""
+    if e.status is None:
+        return f"experiment {e.n} (being trained: {e.description})"
+    score = "no score" if e.val_bpb is None else f"val_bpb {e.val_bpb:.6f}"
+    return f"experiment {e.n} ({e.status}, {score}: {e.description})"
+
+
+def changed(e: Experiment, **fields: Any) -> Experiment:
+    """Return an experiment with other values of some fields.
+
+    It takes a fifth of the time of `dataclasses.replace`, and a long journal needs it often.
+    """
+    made = object.__new__(Experiment)
+    made.__dict__.update(e.__dict__, **fields)
+    return made
+
+
 def is_leak(reason: str) -> bool:
     """Return whether a scorer's reason says that a model sees what it should predict."""
     return not {*LEAKS}.isdisjoint(reason.split(": "))

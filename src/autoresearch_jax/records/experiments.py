@@ -9,7 +9,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.records import events
 from autoresearch_jax.records.costs import PERSON, Costs
 from autoresearch_jax.records.events import Outcome, Purpose, Queued, Status
-from autoresearch_jax.records.experiment import Experiment, Lesson, UnusedAnswer, is_leak
+from autoresearch_jax.records.experiment import Experiment, Lesson, UnusedAnswer, changed, is_leak
 from autoresearch_jax.records.requests import Kind
 
 
@@ -179,7 +179,7 @@ class Experiments:
                     self.spans.append((event.time, event.time, event.workers or 1))
                 for e in self.undecided:
                     paused = e.paused + max(0.0, event.time - before)
-                    self._all[e.n] = replace(e, paused=paused)
+                    self._all[e.n] = changed(e, paused=paused)
                 if event.kind == "loop":
                     if self.loop is None or self.loop.program != event.program:
                         self.leaks = ()
@@ -221,7 +221,7 @@ class Experiments:
             case events.Interfered(seed=None) if event.n in self._all:
                 e = self._all[event.n]
                 proposing = {k: v for k, v in e.metrics.items() if k == "agent_seconds"}
-                self._all[event.n] = replace(
+                self._all[event.n] = changed(
                     e,
                     interruptions=e.interruptions + 1,
                     metrics=e.metrics if e.outcome is None else proposing,
@@ -268,7 +268,7 @@ class Experiments:
         self._dropped.add(self.origin(self._all[event.n]).n)
         why = f"taken back by {event.by}"
         for n in (event.n, *event.others):
-            self._all[n] = replace(self._all[n], status=Status.DISCARD, verdict=why, taken_back=why)
+            self._all[n] = changed(self._all[n], status=Status.DISCARD, verdict=why, taken_back=why)
             why = f"experiment {event.n} was taken back, and this is proposed again without it"
         gone = {event.n, *event.others}
         self._kept = [n for n in self._kept if n not in gone]
@@ -306,7 +306,7 @@ class Experiments:
 
     def _decide(self, event: events.Decided) -> None:
         best = self.best
-        e = self._all[event.n] = replace(
+        e = self._all[event.n] = changed(
             self._all[event.n],
             status=event.status,
             reason=event.reason,
@@ -334,7 +334,7 @@ def _changed(
 ) -> Experiment:
     match event:
         case events.Repaired():
-            return replace(
+            return changed(
                 e,
                 commit=event.commit,
                 program=event.program,
@@ -354,7 +354,7 @@ def _changed(
         case events.Trained():
             metrics = e.metrics | event.metrics
             peak_mb = metrics.get("peak_vram_mb")
-            return replace(
+            return changed(
                 e,
                 outcome=event.outcome,
                 reason=event.reason,
@@ -368,7 +368,7 @@ def _changed(
                 val_bpb=None,
             )
         case events.Scored():
-            return replace(
+            return changed(
                 e,
                 scored=event.outcome,
                 reason=event.reason,
@@ -376,4 +376,4 @@ def _changed(
                 val_bpb=event.metrics.get("val_bpb") if event.outcome == Outcome.OK else None,
             )
         case events.Repeated():
-            return replace(e, repeats=(*e.repeats, event))
+            return changed(e, repeats=(*e.repeats, event))

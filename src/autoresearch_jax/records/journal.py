@@ -10,7 +10,7 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,15 +65,25 @@ def first(state_dir: Path) -> Event | None:
             line = file.readline()
     except FileNotFoundError:
         return None
-    return next(_unsealed(path, line, 1)) if line.endswith(b"\n") else None
+    return next(_unsealed(path, [line[:-1]], 1)) if line.endswith(b"\n") else None
 
 
 class Follower:
-    """Reads the events of a journal that another process appends to, each event once."""
+    """Reads the events of a journal that another process appends to, each event once.
 
-    def __init__(self, path: Path, generation: int = 0, until: int | None = None) -> None:
-        """`until`: read only so many bytes from the start."""
+    With `steps` it reads those events alone, which takes hundredths of a second where a long
+    journal takes one. With `until` it reads only so many bytes from the start.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        generation: int = 0,
+        until: int | None = None,
+        steps: Iterable[str] = (),
+    ) -> None:
         self.path, self._until = path, until
+        self._begins = tuple(b'{"step": "%s"' % step.encode() for step in steps)
         self.experiments = Experiments()
         self.generation = generation  # changes when the journal was replaced
         self._lines = 0
@@ -106,9 +116,10 @@ class Follower:
         # The text after the last line end is being written, or its writer was killed. Nobody has
         # acted on it, because an append returns only after fsync.
         whole = data[: data.rfind(b"\n") + 1]
-        added = list(_unsealed(self.path, whole, self._lines + 1))
+        lines = whole.split(b"\n")[:-1]
+        added = list(_unsealed(self.path, lines, self._lines + 1, self._begins))
         self.bytes_read += len(whole)
-        self._lines += len(added)
+        self._lines += len(lines)
         for event in added:
             self.experiments.apply(event)
         return added
@@ -119,9 +130,16 @@ class Follower:
         self._lines, self.bytes_read, self._file = 0, 0, file
 
 
-def _unsealed(path: Path, lines: bytes, number: int) -> Iterator[Event]:
-    """Yield the events of whole lines, of which the first has that number. Raises JournalError."""
-    for at, line in enumerate(lines.split(b"\n")[:-1], start=number):
+def _unsealed(
+    path: Path, lines: Sequence[bytes], first: int, begins: tuple[bytes, ...] = ()
+) -> Iterator[Event]:
+    """Yield the events of lines, of which the first has that number. Raises JournalError.
+
+    With `begins` they are those of the lines that begin with one of these.
+    """
+    for at, line in enumerate(lines, start=first):
+        if begins and not line.startswith(begins):
+            continue
         try:
             yield unseal(line)
         except ValueError as error:

@@ -5,6 +5,7 @@ and then removes the file. So a request is on disk from the moment in which its 
 process that was killed in between finds it in its journal and carries it out once.
 """
 
+import contextlib
 import getpass
 import os
 import socket
@@ -19,6 +20,7 @@ from autoresearch_jax.common import files
 
 MOST_BYTES = 1 << 20  # of a request, with a train.py
 HINTS, HINT_LIMIT = 8, 500  # that agents get, and characters of each
+LEFT_SECONDS = 60.0  # after which a request that is not written to its end never will be
 _FOLDER = "requests"  # in the folder of a tag
 
 
@@ -71,11 +73,30 @@ def _plain(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def post(state_dir: Path, request: Request) -> Path:
-    """Write a request for the process that has the tag; return its file. Raises OSError."""
-    path = state_dir / _FOLDER / f"{request.id}.json"
+def path_of(state_dir: Path, request: Request) -> Path:
+    """Return the file of a request, which is there until it is taken."""
+    return state_dir / _FOLDER / f"{request.id}.json"
+
+
+def post(state_dir: Path, request: Request) -> None:
+    """Write a request for the process that has the tag. Raises OSError; it may be written then."""
+    path = path_of(state_dir, request)
     files.write_bytes(path, msgspec.json.encode(request))
-    return path
+    with contextlib.suppress(FileNotFoundError):  # it is taken already
+        path.chmod(0o644)  # whatever the umask: the loop may be another user's
+
+
+def prepare(state_dir: Path) -> None:
+    """Make the folder for requests, and remove what commands left that were killed in between.
+
+    It belongs to the user of the loop then, who removes what other users have written.
+    """
+    folder = state_dir / _FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob(".*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.lstat().st_mtime > LEFT_SECONDS:
+                path.unlink()
 
 
 def waiting(state_dir: Path) -> Iterator[tuple[Path, Request | None]]:

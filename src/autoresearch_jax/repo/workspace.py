@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,7 @@ from autoresearch_jax.data import manifest
 from autoresearch_jax.repo import git
 
 FILES = ("train.py", *manifest.FROZEN)
+SOURCE_BYTES = 256 << 10  # largest train.py: it leaves no room for parameters
 
 
 @dataclass(eq=False)
@@ -135,6 +137,21 @@ def time_budget(folder: Path) -> float:
             f"{folder / 'constants.py'} sets no TIME_BUDGET. Add a line: TIME_BUDGET = 300"
         )
     return float(budget)
+
+
+def source_of(path: Path) -> bytes:
+    """Return the bytes of a train.py. Raises UserError unless it is a small plain file."""
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError("train.py was deleted.") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError("train.py is a link or something else, but should be a plain file.")
+    if status.st_size > SOURCE_BYTES:
+        raise UserError(
+            f"train.py has {status.st_size} bytes, more than the {SOURCE_BYTES} allowed."
+        )
+    return path.read_bytes()
 
 
 def check_tag(tag: str) -> str:

@@ -75,11 +75,16 @@ def hold(
             os.close(handle)
             raise
         else:
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 if os.path.samestat(os.fstat(handle), path.lstat()):
                     os.ftruncate(handle, 0)
                     os.pwrite(handle, f"{os.getpid()} {what}".strip().encode() + b"\n", 0)
                     return handle
+            except FileNotFoundError:
+                pass
+            except BaseException:  # such as a full disk
+                os.close(handle)
+                raise
             os.close(handle)  # the file was removed meanwhile, and another one may be there now
 
 

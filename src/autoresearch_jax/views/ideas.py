@@ -17,8 +17,7 @@ from autoresearch_jax.common.text import printable
 from autoresearch_jax.ideas import library
 from autoresearch_jax.ideas.fit import Fit, State, fit
 from autoresearch_jax.ideas.idea import Idea
-from autoresearch_jax.loop.asking import source_of
-from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.repo.workspace import Workspace, source_of
 
 STYLES: dict[str, str] = {State.APPLIED: "green", State.CONFLICTS: "red", State.WARNING: "yellow"}
 WIDTHS = {"idea": 22, "state": 12, "measured": 9}  # characters

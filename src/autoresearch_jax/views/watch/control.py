@@ -17,7 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.loop.asking import SOURCE_BYTES
+from autoresearch_jax.repo.workspace import SOURCE_BYTES
 from autoresearch_jax.views.watch.live_model import JournalReader, Reader
 
 PARTIAL = "control.html"
