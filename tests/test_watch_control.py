@@ -16,10 +16,9 @@ from dataclasses import dataclass
 import pytest
 
 from autoresearch_jax.commands import steer
-from autoresearch_jax.loop.asking import SOURCE_BYTES
 from autoresearch_jax.records import requests
 from autoresearch_jax.records.requests import Kind
-from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.repo.workspace import SOURCE_BYTES, Workspace
 from autoresearch_jax.views.watch import live_model
 from autoresearch_jax.views.watch.control import BODY_BYTES, Control
 from tests import harness, watch_helpers

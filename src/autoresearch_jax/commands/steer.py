@@ -79,7 +79,8 @@ class Tag:
         with contextlib.suppress(OSError):  # a disk that cannot be written has nothing to remove
             path.unlink(missing_ok=True)
         # A process that was killed, or a disk that failed, may have come as far as the journal.
-        if request.id not in self.experiments.requests:
+        recorded = self.measured if kind in (Kind.TRY, Kind.DROP) else self.experiments
+        if request.id not in recorded.requests:
             raise UserError(f"nothing was done: {problem or 'what it is for has ended meanwhile'}")
         if waits and kind == Kind.DROP:
             raise UserError(
