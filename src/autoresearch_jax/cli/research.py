@@ -107,7 +107,8 @@ def _print_compiled(check: "Verdict", as_json: bool) -> None:
     settings=(
         *("agent", "max", "max_hours", "max_usd", "repairs", "lookahead", "fallback"),
         *("notify", "notify_on", "notify_digest", "track", "policy", "plateau", "start", "audit"),
-        *("prune", "workers", "ray", "desc", "tag", "learn_from", "seed"),
+        *("prune", "workers", "ray"),
+        *("desc", "tag", "learn_from", "seed"),
         *("agent_writes", "max_memory_gb", "isolation", "require_isolation"),
     ),
 )
