@@ -160,10 +160,6 @@ def in_turn(kinds, calls):
     return [(of, kind, n) for kind, (of, n) in zip(itertools.cycle(kinds), calls)]
 
 
-def in_every_way(kinds, calls):
-    return [(of, kind, n) for of, n in calls for kind in kinds]
-
-
 def steps(workspace):
     return [record["step"] for record in lines(workspace.state_dir("t"))]
 

@@ -23,6 +23,7 @@ from autoresearch_jax.jobs.job import TrainResult
 from autoresearch_jax.records import journal, requests
 from autoresearch_jax.repo.workspace import Workspace
 from tests.faults import instant
+from tests.faults.control import FAIL_FROM_THEN_ON
 from tests.harness import BySeries, run_loop
 
 TRAINING = 3  # the experiment during which a command is typed
@@ -147,7 +148,7 @@ def answer(request, control, surroundings):
     said = command.begin().result(KILLED)
     if request["both"] and looping is not None:
         looping.kill()
-    if looping is not None and not request["fault"].get("error"):
+    if looping is not None and request["fault"].get("action") != FAIL_FROM_THEN_ON:
         if "--now" in request["words"]:
             _until(lambda: not looping.alive or target is command)
         _until(lambda: not looping.alive or not [*requests.waiting(folder)])

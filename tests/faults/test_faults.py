@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.faults.control import FAIL_FROM_THEN_ON, FAIL_ONCE, KILL_ALL, KILL_THE_LOOP
-from tests.faults.lab import Request, complaint, each, everything, in_every_way, in_turn
+from tests.faults.lab import Request, complaint, each, everything, in_turn
 from tests.harness import SERIES
 
 FAULTS = {
@@ -68,6 +68,10 @@ def check(lab, point):
     found = complaint(lab, workspace, stage.expected, where)
     shutil.rmtree(workspace.root.parent)
     return f"{found} (at first: {reply.words})" if found else ""
+
+
+def in_every_way(kinds, calls):
+    return [(stage, kind, n) for stage, n in calls for kind in kinds]
 
 
 @pytest.mark.timeout(3600)  # a busy machine is not a defect

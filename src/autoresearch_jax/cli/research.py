@@ -51,14 +51,16 @@ def run(
       autoresearch-jax run -m "warm down over the last 70%"
       autoresearch-jax run --compile-only --device v5e
     """
-    from autoresearch_jax.commands import run as command
-    from autoresearch_jax.commands import steer
-    from autoresearch_jax.records.events import Outcome, Status
-
     if compile_only and description is not None:
         raise click.UsageError("--compile-only trains nothing, so it takes no -m.")
     if not compile_only and (device is not None or devices != 1 or as_json):
         raise click.UsageError("--device, --devices and --json go with --compile-only.")
+    if description is not None and (said := _handed_over(description)):
+        click.echo(said)
+        return
+    from autoresearch_jax.commands import run as command
+    from autoresearch_jax.records.events import Outcome, Status
+
     outcome: Outcome | None
     with output.workspace(**flags) as opened:
         if compile_only:
@@ -67,9 +69,6 @@ def run(
             found = command.measure(*opened, log_path=log_path)
             outcome, reason = found.trained.outcome, found.reason
             score, line = found.val_bpb, found.line
-        elif said := steer.attempt_here(opened[0], description):
-            click.echo(said)
-            return
         else:
             e = command.propose(*opened, description=description, log_path=log_path)
             outcome, reason = e.outcome, e.reason
@@ -85,6 +84,14 @@ def run(
             click.echo(f"Error: no val_bpb: {why}. See {log_path}", err=True)
     if score is None:
         sys.exit(2 if outcome == Outcome.TIMEOUT else 1)
+
+
+def _handed_over(description: str) -> str | None:
+    """Hand train.py to the loop that runs here, before anything slow is imported; None: no loop."""
+    from autoresearch_jax.commands import steer
+    from autoresearch_jax.repo.workspace import Workspace
+
+    return steer.attempt_here(Workspace.open(Path.cwd()), description)
 
 
 def _print_compiled(check: "Verdict", as_json: bool) -> None:
