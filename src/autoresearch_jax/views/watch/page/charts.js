@@ -10,6 +10,7 @@ const MARKS = {  // paths around a point; shapes differ as well as colours; the 
 };
 const SPARK = [240, 58];  // pixels, as in page.css
 const NEAR = 30;  // pixels from a mark within which a click means it
+const SPOKES = 300;  // lines to what was based on an experiment, at most
 const NUMBERED = 14;  // kept experiments with their number under them, at most
 
 /** An SVG element with attributes and children. */
@@ -75,7 +76,8 @@ class Staircase {
     this.height = this.place.clientHeight;
     if (!this.width) return;
     this.setScales();
-    this.marks = this.points.flatMap((point) => this.mark(point));
+    this.marks = this.points.map((point) => this.mark(point)).filter(Boolean);
+    this.places = new Map(this.marks.map((mark) => [mark.point.n, mark]));
     this.svg = draw("svg", {"aria-hidden": "true"}, ...this.axes(), ...this.stairs(), ...this.symbols(), this.pending(), ...this.numbers());
     this.place.replaceChildren(this.svg, this.tip);
     this.choose(this.chosen);
@@ -117,22 +119,21 @@ class Staircase {
       ...columns.map(([x, below, text]) => draw("text", {x, y: bottom + below, "text-anchor": "middle"}, text))];
   }
 
-  /** Where and how a point is drawn: an array, empty for one without a place on the axis. */
+  /** Where and how a point is drawn; null for one without a place on the axis. */
   mark(point) {
     const value = this.value(point);
-    if (value === null) return [];
+    if (value === null) return null;
     const kind = kindOf(point) === "discard" && point.val_bpb > this.high ? "beyond" : kindOf(point);
     const atTop = kind === "beyond" || kind === "crash";
-    return [{x: this.x(value), y: atTop ? this.inner.top : this.y(point.val_bpb), kind, point}];
+    return {x: this.x(value), y: atTop ? this.inner.top : this.y(point.val_bpb), kind, point};
   }
 
   /** The marks, as one path for each kind. */
   symbols() {
-    return Object.entries(MARKS).map(([kind, shape]) => {
-      const starts = this.marks.filter((mark) => mark.kind === kind)
-        .map(({x, y}) => `M${(x / this.size).toFixed(1)} ${(y / this.size).toFixed(1)}${shape}`);
-      return draw("path", {class: `marks ${kind}`, d: starts.join(""), transform: `scale(${this.size})`});
-    });
+    const paths = Object.fromEntries(Object.keys(MARKS).map((kind) => [kind, ""]));
+    const tenths = (value) => Math.round(10 * value / this.size) / 10;  // of thousands, toFixed takes most of the time
+    for (const {x, y, kind} of this.marks) paths[kind] += `M${tenths(x)} ${tenths(y)}${MARKS[kind]}`;
+    return Object.entries(paths).map(([kind, d]) => draw("path", {class: `marks ${kind}`, d, transform: `scale(${this.size})`}));
   }
 
   /** The best so far, with a band of the noise around it. */
@@ -171,10 +172,10 @@ class Staircase {
   choose(n) {
     this.chosen = n;
     this.ring?.remove();
-    const places = new Map(this.marks.map((mark) => [mark.point.n, mark])), at = places.get(n);
+    const {places} = this, at = places?.get(n);
     if (!at) return;
     const chain = ancestors(at.point).map((point) => places.get(point.n)).filter(Boolean);
-    const based = this.marks.filter(({point}) => point.base === n);
+    const based = this.marks.filter(({point}) => point.base === n).slice(-SPOKES);
     const origin = places.get(at.point.of);
     const spokes = [...based, ...(origin ? [origin] : [])].map(({x, y}) => through([[at.x, at.y], [x, y]])).join("");
     this.ring = this.svg.appendChild(draw("g", {},
