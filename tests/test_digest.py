@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresearch_jax.cli import main
-from autoresearch_jax.commands import loop, notify, watcher
+from autoresearch_jax.commands import loop, notify, watchdog
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import unsafe
 from autoresearch_jax.loop import config, sending
@@ -146,7 +146,7 @@ def test_a_web_address_gets_the_text_alone(server, picture):
 
 
 def test_each_hour_says_what_is_new_and_nothing_if_nothing_is(workspace, server, monkeypatch):
-    monkeypatch.setitem(watcher.PERIODS, "hour", 0.3)
+    monkeypatch.setitem(watchdog.PERIODS, "hour", 0.3)
 
     def after(messages, source):
         def propose(context):
@@ -194,7 +194,7 @@ def test_what_could_not_be_sent_is_in_the_next_digest(workspace, server):
 
 
 def test_a_service_that_hangs_delays_a_loop_by_a_limited_time(workspace, server, monkeypatch):
-    monkeypatch.setattr(watcher, "SENDING_SECONDS", 3.0)
+    monkeypatch.setattr(watchdog, "SENDING_SECONDS", 3.0)
     monkeypatch.setattr(notify, "CLOSE_SECONDS", 30.0)
     server.hangs.set()
     view = Notes()

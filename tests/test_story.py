@@ -19,9 +19,9 @@ from autoresearch_jax.records import journal
 from autoresearch_jax.records.events import Audited, Effect, Pruned, Status
 from autoresearch_jax.records.experiment import Lesson
 from autoresearch_jax.repo.candidates import Candidates
-from autoresearch_jax.views import story, story_markdown, story_themes
+from autoresearch_jax.views import story, story_markdown
 from autoresearch_jax.views.entries import Entry
-from autoresearch_jax.views.story_parts import Scores, Source, Story
+from autoresearch_jax.views.story_parts import Scores, Story, StoryData
 from autoresearch_jax.views.summary import summarize
 from autoresearch_jax.views.watch import live_model, report_check, report_file, web
 from autoresearch_jax.views.watch.report_file import HTML, MARKDOWN, SVG
@@ -75,7 +75,7 @@ def table(folder, *rows):
     """Tell the story of a results.tsv."""
     lines = ["commit\tval_bpb\tmemory_gb\tstatus\tdescription", *("\t".join(row) for row in rows)]
     (folder / "results.tsv").write_text("\n".join([*lines, ""]))
-    return told(live_model.read(folder), Source())
+    return told(live_model.read(folder), StoryData())
 
 
 def told(model, source) -> Story:
@@ -113,7 +113,7 @@ def test_a_longer_night_takes_no_longer(tmp_path):
     recording = Recording(tmp_path / "w", 600)
     reader = live_model.open_reader(recording.workspace.root)
     model = reader.read()
-    source = story_themes.source_of(reader.experiments, Candidates(recording.workspace, TAG))
+    source = story_data.story_data(reader.experiments, Candidates(recording.workspace, TAG))
     longer = markdown(told(model, source))
     assert len(longer.split()) <= 450
     assert "smaller improvements" in longer
@@ -125,7 +125,7 @@ def test_a_longer_night_takes_no_longer(tmp_path):
         ([("a", "1.0", "1", "keep", "start")], "Nothing was better than the baseline", "fell"),
         ([("a", "0", "0", "crash", "OOM")], "No experiment has a score yet", "better"),
         ([("a", "1.0", "1", "keep", "start"), ("b", "0.9", "1", "keep", "wider")],
-         "val_bpb fell from 1.0000 to 0.9000, as the experiments scored it. That is not audited",
+         "val_bpb fell from 1.0000 to 0.9000, as single runs scored it. That is not audited",
          "Audited"),
         ([("a", "1.0", "1", "keep", "start"), ("b", "1.1", "1", "discard", "wider")],
          "Nothing was better than the baseline: val_bpb is 1.0000", "fell"),
@@ -146,7 +146,7 @@ def test_it_claims_no_more_than_an_audit_does(night):
         known = Audited(**{key: value for key, value in (AUDIT | audit).items() if key != "step"})
         claims = replace(model.summary.claims, audit=known, best=best)
         changed = replace(model, summary=replace(model.summary, claims=claims))
-        return markdown(told(changed, Source(tag=TAG)))
+        return markdown(told(changed, StoryData(tag=TAG)))
 
     assert "no gain" not in said()
     assert "not audited" not in said()
@@ -159,17 +159,17 @@ def test_a_gain_that_no_audit_has_measured_is_called_so(night):
     model = live_model.read(night.workspace.root)
     claims = replace(model.summary.claims, audit=None)
     changed = replace(model, summary=replace(model.summary, claims=claims))
-    text = markdown(told(changed, Source(tag=TAG)))
-    assert "val_bpb fell from 1.00000 to 0.98853, as the experiments scored it. That is not" in text
+    text = markdown(told(changed, StoryData(tag=TAG)))
+    assert "val_bpb fell from 1.00000 to 0.98853, as single runs scored it. That is not" in text
     assert "To measure the gain again: `autoresearch-jax verify --audit 3`." in text
 
 
 def test_what_was_kept_after_a_pruning_is_told_beside_it(night):
     model = live_model.read(night.workspace.root)
-    before = markdown(told(model, Source(tag=TAG)))
+    before = markdown(told(model, StoryData(tag=TAG)))
     claims = replace(model.summary.claims, best=90)
     changed = replace(model, summary=replace(model.summary, claims=claims))
-    after = markdown(told(changed, Source(tag=TAG)))
+    after = markdown(told(changed, StoryData(tag=TAG)))
     assert "## What was kept" not in before
     assert "## What was kept" in after
     assert "What was kept since experiment 84 is not pruned." in after
@@ -356,7 +356,7 @@ def written_by_others(words) -> Story:
               clean(words), agent=clean(words))
         for n, status in enumerate(["keep", "keep", "crash"])
     ]  # fmt: skip
-    source = Source(
+    source = StoryData(
         tag=TAG,
         themes={1: [clean(words)]},
         lessons=[Lesson(words, 1, Status.KEEP, -0.01)],

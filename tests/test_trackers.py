@@ -407,7 +407,7 @@ def test_a_tracker_that_fails_is_one_warning(workspace):
     first, *last = [line for line in view.said if line.startswith("Warning")]
     assert first.startswith("Warning: --track tensorboard cannot be written: [Errno 20]"), first
     assert last == [
-        "Warning: --track tensorboard: not everything is exported. To export what is missing: "
+        "Warning: --track tensorboard: some experiments were not exported. To export what is missing: "
         "autoresearch-jax export --to tensorboard"
     ]
     (folder / "t").unlink()
@@ -428,7 +428,7 @@ def test_a_tracker_that_hangs_delays_nothing_but_the_end(workspace, monkeypatch)
     assert (result.stopped, results_of(workspace)[-1]) == ("max", (2, "keep", 0.98))
     assert done.read_bytes() == before
     assert took < tracking.ORPHAN_SECONDS / 10
-    assert "Warning: --track tensorboard: not everything is exported." in view.text
+    assert "Warning: --track tensorboard: some experiments were not exported." in view.text
     assert "3 runs written" in typed(workspace, "export", "--to", "tensorboard")
 
 

@@ -140,7 +140,7 @@ def test_what_makes_no_sense_says_so(still):
     large = base64.b64encode(b"#" * (SOURCE_BYTES + 1)).decode()
     for action, order, why in (
         ("hint", {"text": " "}, "the hint is empty"),
-        ("drop", {}, "None"),
+        ("drop", {}, "the request names no number"),
         ("drop", {"n": 0}, "is the baseline"),
         ("drop", {"n": 10**30}, "there is no experiment"),
         ("try", {"text": "mine", "name": "a.py", "source": large}, "a.py has 262145 bytes"),
@@ -470,7 +470,7 @@ def press(driver, name):
     driver.find_element("id", name).click()
 
 
-def said(driver, words, place="answer"):
+def said(driver, words, place="outcome"):
     shows = "return document.getElementById(arguments[0]).textContent.includes(arguments[1])"
     until(driver, shows, place, words)
 
@@ -604,4 +604,4 @@ def test_a_page_without_the_secret_says_how_to_lead(still, tmp_path):
         until(driver, "return document.getElementById('pause').offsetHeight > 0")
         until(driver, "return model.tag")
         press(driver, "pause")
-        said(driver, "This page may only read.", "refusal")
+        said(driver, "This page can only read.", "refusal")

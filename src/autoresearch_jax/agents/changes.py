@@ -1,14 +1,17 @@
 """What experiments change in train.py (constants, classes, functions), and what that brought."""
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from autoresearch_jax.agents.plain_text import number
+from autoresearch_jax.common.errors import GitError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.repo.candidates import Candidates
 
 VALUE_LIMIT = 60  # characters
 _CONSTANT = re.compile(r"([-+])(_?[A-Z][A-Z0-9_]*)(?::[^=]+)? = (.+?)\s*(?:#.*)?$")
@@ -51,6 +54,15 @@ def change_of(diff: str) -> Change:
         if one.get("-") != one.get("+")
     ]
     return Change(diff, tuple(constants[:24]), tuple(list(parts)[:12]))
+
+
+def changes_of(candidates: Candidates, commits: Sequence[str]) -> dict[str, Change]:
+    """Return what commits change in train.py; nothing of those that git cannot read any more."""
+    found = {}
+    with contextlib.suppress(GitError):
+        for commit, diff in candidates.diffs(commits):
+            found[commit] = change_of(diff)
+    return found
 
 
 def named(description: str) -> tuple[str, ...]:

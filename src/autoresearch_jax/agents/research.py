@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoresearch_jax.agents import curves, prompt, research_ideas
-from autoresearch_jax.agents.changes import Change, Tally, change_of, named
+from autoresearch_jax.agents.changes import Change, Tally, changes_of, named
 from autoresearch_jax.agents.curves import SPEED, Points, speed
 from autoresearch_jax.agents.outcomes import Learned
 from autoresearch_jax.agents.plain_text import (
@@ -228,10 +228,8 @@ class Research:
     def _read_changes(self, wanted: Iterable[Experiment]) -> None:
         new = [e.commit for e in wanted if e.base and e.commit not in self._changes]
         self._changes |= dict.fromkeys(new, Change())
-        with contextlib.suppress(GitError):  # the user may have removed commits
-            for commit, diff in self._candidates.diffs(new):
-                made = change_of(diff)
-                self._changes[commit] = replace(made, diff=cut(made.diff, DIFF_BYTES))
+        for commit, made in changes_of(self._candidates, new).items():
+            self._changes[commit] = replace(made, diff=cut(made.diff, DIFF_BYTES))
 
     def _results(self, decided: Sequence[Experiment], changes: Mapping[int, float]) -> str:
         older = (e for e in decided[:-ROWS] if e.status == Status.KEEP)

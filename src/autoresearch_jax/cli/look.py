@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     "Address to serve the page on. Beyond this machine it is unencrypted, and open to anyone with "
     "the printed link; ssh -L is safer.  [default: 127.0.0.1]"))  # fmt: skip
 @click.option("--control", is_flag=True, help=(
-    "Let the page lead the loop, too: hint, try, drop, pause, stop. Whoever has the printed link "
+    "Let the page steer the loop, too: hint, try, drop, pause, stop. Anyone with the printed link "
     "can do that."))  # fmt: skip
 @click.option("--tag", help="Only this tag.  [default: the newest, and later a newer one]")
 def watch(web: bool, port: int | None, host: str | None, control: bool, tag: str | None) -> None:
@@ -54,8 +54,8 @@ def watch(web: bool, port: int | None, host: str | None, control: bool, tag: str
     actions = _actions(reader) if control else None
     if control and not page.is_loopback(host):
         click.echo(
-            "Warning: the connection is not encrypted. Who can read it can lead the loop, and have "
-            "it run a train.py. Safer: --host 127.0.0.1 and ssh -L (docs/watching.md).",
+            "Warning: the connection is not encrypted. Anyone who can read it can steer the loop, "
+            "and run a train.py. Safer: --host 127.0.0.1 and ssh -L (docs/watching.md).",
             err=True,
         )
     with contextlib.suppress(KeyboardInterrupt):
@@ -75,7 +75,7 @@ def _actions(reader: "Reader") -> "Actions":
 
     if not isinstance(reader, JournalReader):
         raise UserError(
-            "--control leads a loop, and here is only a results.tsv. To watch that: "
+            "--control steers a loop, but there is only a results.tsv here. To watch it: "
             "autoresearch-jax watch --web"
         )
     return steer.on_page(reader.workspace)
@@ -279,7 +279,7 @@ def report(folder: Path, png: bool, prompts: bool, check: bool, tag: str | None)
             click.echo(str(path.absolute()))  # with -C it is not in the user's folder
         return
     if png or prompts or tag is not None:
-        raise click.UsageError("--check takes -o DIR alone: the report itself says the rest.")
+        raise click.UsageError("--check takes only -o DIR: the report says what it was made from.")
     if found := report_check.check(Path.cwd(), folder):
         raise UserError(report_check.message(folder, found))
     click.echo(f"{folder} says what the records say.")

@@ -1,1 +1,1 @@
-"""What the verbs of the command line do: `demo`, `setup`, `doctor` and the others."""
+"""What the verbs of the command line do, and the processes that run beside a loop."""

@@ -2,7 +2,7 @@
 
     python -m autoresearch_jax.commands.digest
 
-`watcher.py` starts it with a line of JSON as standard input. It prints why nothing could be sent,
+`watchdog.py` starts it with a line of JSON as standard input. It prints why nothing could be sent,
 and only what was sent counts as told.
 """
 

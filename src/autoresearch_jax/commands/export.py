@@ -46,13 +46,14 @@ def export(
     """
     from autoresearch_jax.views import records
     from autoresearch_jax.views.entries import recorded
+    from autoresearch_jax.views.summary import count
     from autoresearch_jax.views.trackers.exporting import Exporter
 
     refuse_missing(names, "export --to")
     tag, experiments = recorded(workspace, tag)
     found = records.of_experiments(workspace, tag, experiments)
     for name in names:
-        # One would take another's database for its own.
+        # Trackio takes every database in its folder for a project, so each tracker has its own.
         exporter = Exporter(name, folder / name if folder else folder_of(workspace, tag, name))
         busy = partial(waiting, f"waiting for another process that exports to {name}")
         try:
@@ -60,5 +61,5 @@ def export(
         except Exception as error:
             again = "The same command continues with what is missing."
             raise UserError(f"{unwritten(name, error)} {again}") from error
-        count = f"{written} runs written" if written else "nothing new"
-        yield f"{name}: {count}. To see them: {exporter.tracker.look}"
+        written_words = f"{count(written, 'run')} written" if written else "nothing new"
+        yield f"{name}: {written_words}. To see them: {exporter.tracker.look}"

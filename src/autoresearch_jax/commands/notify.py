@@ -1,6 +1,6 @@
 """Sends notifications about a loop to a person.
 
-A thread beside the loop sends the texts of single events, and a process beside it (watcher.py)
+A thread beside the loop sends the texts of single events, and a process beside it (watchdog.py)
 sends digests, so sending never delays or ends the loop.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Self
 
-from autoresearch_jax.commands import watcher
+from autoresearch_jax.commands import watchdog
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.loop.config import LoopConfig
@@ -40,8 +40,8 @@ class Notifier:
         self._texts: deque[tuple[str, str]] = deque(maxlen=WAITING)
         self._changed = threading.Condition()  # guards the texts and the time of closing
         self._closed: float | None = None
-        self._watcher: watcher.Watcher | None = None
-        self._relay = threading.Thread(target=self._pass_on, name="watcher", daemon=True)
+        self._watchdog: watchdog.Watchdog | None = None
+        self._relay = threading.Thread(target=self._pass_on, name="watchdog", daemon=True)
         self._thread = threading.Thread(target=self._work, name="notify", daemon=True)
         if config.notify:
             self._thread.start()
@@ -67,7 +67,7 @@ class Notifier:
                 state = workspace.state_dir(tag)
                 if self._config.notify_digest and digest.read(state) is None:
                     digest.write(state, digest.everything(self._session.experiments))
-                self._watcher = watcher.start(workspace, tag, self._config)
+                self._watchdog = watchdog.start(workspace, tag, self._config)
                 self._relay.start()
             except OSError as error:
                 self._report("failed", f"no digest is sent, nor that the loop is killed ({error})")
@@ -77,16 +77,16 @@ class Notifier:
 
     @property
     def _digests(self) -> bool:
-        return self._watcher is not None and self._config.notify_digest is not None
+        return self._watchdog is not None and self._config.notify_digest is not None
 
     def _pass_on(self) -> None:
-        """Report what the watcher could not send, until it ends."""
-        assert self._watcher is not None
-        assert self._watcher.stdout is not None
-        with self._watcher.stdout as said:
+        """Report what the watchdog could not send, until it ends."""
+        assert self._watchdog is not None
+        assert self._watchdog.stdout is not None
+        with self._watchdog.stdout as said:
             for line in said:
                 self._report("failed", clean(line.decode(errors="replace"), TEXT_LIMIT))
-        self._watcher.wait()
+        self._watchdog.wait()
 
     def decided(self) -> None:
         """Notify of the experiments that were decided since the last call."""
@@ -113,7 +113,7 @@ class Notifier:
         self.decided()
         best = self._session.experiments.best
         score = f", best val_bpb {best.val_bpb:.6f}" if best and best.val_bpb else ""
-        if not self._session.interrupts.abandoned():  # else the watcher says so
+        if not self._session.interrupts.abandoned():  # else the watchdog says so
             self.notify("done", f"done ({stopped}): {self._seen} experiments{score}")
 
     def notify(self, event: str, text: str) -> None:
@@ -137,10 +137,10 @@ class Notifier:
         abandoned = self._session.interrupts.abandoned
         waits_for = [self._thread]
         # An abandoned loop waits for no text, so the process that outlives it sends the last one.
-        if self._watcher is not None and self._watcher.stdin is not None and not abandoned():
+        if self._watchdog is not None and self._watchdog.stdin is not None and not abandoned():
             if not self._digests:
-                self._watcher.kill()  # the loop sends its own texts until its end
-            self._watcher.stdin.close()
+                self._watchdog.kill()  # the loop sends its own texts until its end
+            self._watchdog.stdin.close()
             waits_for.append(self._relay)
         self._session.view.live("sending the last notification")
         with self._changed:

@@ -6,6 +6,8 @@ Each command writes a request and waits a moment for the process that has the ta
 
 import contextlib
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,11 +83,13 @@ class Tag:
         # A process that was killed, or a disk that failed, may have come as far as the journal.
         recorded = self.measured if kind in (Kind.TRY, Kind.DROP) else self.experiments
         if request.id not in recorded.requests:
-            raise UserError(f"nothing was done: {problem or 'what it is for has ended meanwhile'}")
+            raise UserError(
+                f"nothing was done: {problem or 'the process that it was for has ended'}"
+            )
         if waits and kind == Kind.DROP:
             raise UserError(
-                f"experiment {request.n} is recorded as dropped, and the branch or results.tsv "
-                f"waits for the next loop: {problem}"
+                f"experiment {request.n} is recorded as dropped, but the branch or results.tsv "
+                f"could not be updated, which the next loop does: {problem}"
             )
         return request.id, True
 
@@ -163,7 +167,7 @@ def hint(opened: Tag, text: str) -> str:
     if len(text) > HINT_LIMIT:
         raise UserError(
             f"the hint has {len(text)} characters, and may have {HINT_LIMIT}: it is read with "
-            "every prompt. What is longer belongs into program.md, which is read again each time."
+            "every prompt. Put longer text into program.md, which is read again each time."
         )
     count = len(opened.experiments.hints)
     if count >= HINTS:
@@ -299,7 +303,10 @@ def attempt(opened: Tag, path: Path, description: str) -> str:
 
 
 def attempt_source(opened: Tag, path: str, source: bytes, description: str) -> str:
-    """Do the same with the content of a file; `path` is only named. Raises OSError, UserError."""
+    """Propose a train.py by its content; `path` is only named in messages.
+
+    Raises OSError, UserError.
+    """
     if not description.strip():
         raise UserError(f'say what {path} changes: autoresearch-jax try {path} -m "..."')
     if len(source) > SOURCE_BYTES:
@@ -330,19 +337,24 @@ def attempt_source(opened: Tag, path: str, source: bytes, description: str) -> s
 
 def on_page(workspace: Workspace) -> "Actions":
     """Return what the page of `watch --web --control` may ask for, by name."""
-
-    def opened(order: "Order", via: str) -> Tag:
-        return Tag(workspace, order.tag, via)
-
-    return {
-        "hint": lambda order, via: hint(opened(order, via), order.text),
-        "withdraw": lambda order, via: withdraw(opened(order, via), str(order.n)),
-        "pause": lambda order, via: pause(opened(order, via)),
-        "resume": lambda order, via: resume(opened(order, via)),
-        "stop": lambda order, via: stop(opened(order, via), now=False),
-        "stop-now": lambda order, via: stop(opened(order, via), now=True),
-        "drop": lambda order, via: drop(opened(order, via), str(order.n)),
-        "try": lambda order, via: attempt_source(
-            opened(order, via), order.name, order.source, order.text
-        ),
+    verbs: dict[str, Callable[[Tag, Order], str]] = {
+        "hint": lambda tag, order: hint(tag, order.text),
+        "withdraw": lambda tag, order: withdraw(tag, _number(order)),
+        "pause": lambda tag, _: pause(tag),
+        "resume": lambda tag, _: resume(tag),
+        "stop": lambda tag, _: stop(tag, now=False),
+        "stop-now": lambda tag, _: stop(tag, now=True),
+        "drop": lambda tag, order: drop(tag, _number(order)),
+        "try": lambda tag, order: attempt_source(tag, order.name, order.source, order.text),
     }
+
+    def carried_out(name: str, order: "Order", via: str) -> str:
+        return verbs[name](Tag(workspace, order.tag, via), order)
+
+    return {name: partial(carried_out, name) for name in verbs}
+
+
+def _number(order: "Order") -> str:
+    if order.n is None:
+        raise UserError("the request names no number, so nothing was done")
+    return str(order.n)

@@ -107,7 +107,7 @@ def _end(name: str, process: Process, view: "View", enough: Callable[[], bool]) 
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     if process.returncode:
-        view.say(f"Warning: --track {name}: not everything is exported. {_later(name)}")
+        view.say(f"Warning: --track {name}: some experiments were not exported. {_later(name)}")
 
 
 def _later(name: str) -> str:
@@ -175,7 +175,7 @@ def _follow(spec: dict[str, Any], over: threading.Event, tell: Callable[[str], N
             retry = time.monotonic() + RETRY_SECONDS
             exporter = Exporter(name, Path(spec["folder"]))
             if not warned:
-                again = "This is reported once; the loop continues, and tries it again."
+                again = "The loop continues, and this is tried again every minute."
                 tell(f"Warning: --track {unwritten(name, error)} {again}")
             warned = True
         if last:

@@ -58,8 +58,12 @@ def write(state_dir: Path, covered: Covered) -> None:
 def text(model: LiveModel, experiments: Experiments, told: Covered, ending: str = "") -> str:
     """Return the digest of what is new since the last one; `ending`: how the loop has ended."""
     new = model.entries[told.decided :]
-    lines = [ending, _counts(new, told.time), _best(experiments, told)]
-    lines[0] = f"{model.title}: {ending or lines.pop(1)}"
+    counts = _counts(new, told.time)
+    lines = [
+        f"{model.title}: {ending or counts}",
+        counts if ending else "",
+        _best(experiments, told),
+    ]
     improved = largest_gains(new)
     lines += [f"kept {_named(one)}" for one in improved[:KEPT]]
     if improved[KEPT:]:
@@ -108,6 +112,6 @@ def _now(model: LiveModel) -> str:
         for one in model.running[:RUNNING]
     ]
     if model.running[RUNNING:]:
-        found.append(f"{count(len(model.running[RUNNING:]), 'more experiment')}")
+        found.append(count(len(model.running[RUNNING:]), "more experiment"))
     found += [f"{one.agent} thinks about {one.n}" for one in model.thinking]
     return f"now: {'; '.join(found)}" if found else ""

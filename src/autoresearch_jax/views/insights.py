@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from autoresearch_jax.agents.changes import Change, change_of
+from autoresearch_jax.agents.changes import Change, changes_of
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.literals import Value
 from autoresearch_jax.loop import statistics
@@ -21,7 +21,7 @@ from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.candidates import Candidates
 
-NEWEST = 2000  # experiments that are looked at: to read their diffs takes a second a thousand
+NEWEST = 2000  # experiments that are looked at, because reading a diff takes time
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Effect:
+class Influence:
     """What experiments with one thing in common did to the score."""
 
     name: str  # of a constant or an idea
@@ -46,7 +46,7 @@ class Effect:
     importance: float | None  # the size of a typical effect beyond the noise, bits per byte
 
 
-def effects(tried: Mapping[str, Sequence[Tried]], known: Noise | None) -> list[Effect]:
+def influences(tried: Mapping[str, Sequence[Tried]], known: Noise | None) -> list[Influence]:
     """Return what each thing did, the most important first.
 
     The importance is the root of the mean squared effect less what the noise of two scores adds to
@@ -63,7 +63,7 @@ def effects(tried: Mapping[str, Sequence[Tried]], known: Noise | None) -> list[E
             importance = math.sqrt(max(0.0, fmean(one**2 for one in sizes) - noise))
         if sizes and known is not None:
             half = statistics.half_width(known.sd, known.df, len(sizes), len(sizes))
-        found.append(Effect(name, these, mean, half, importance))
+        found.append(Influence(name, these, mean, half, importance))
     return sorted(found, key=lambda one: (-(one.importance or 0.0), -len(one.tried), one.name))
 
 
@@ -74,7 +74,7 @@ class Insights:
         self._candidates = candidates
         self._changes: dict[str, Change] = {}  # by commit
 
-    def constants(self, experiments: Experiments) -> list[Effect]:
+    def constants(self, experiments: Experiments) -> list[Influence]:
         """Return what each constant of train.py did where it was changed alone."""
         tried = defaultdict[str, list[Tried]](list)
         for e in self._compared(experiments):
@@ -83,15 +83,15 @@ class Insights:
                 name, words = change.constants[0]
                 old, _, new = words.partition(" -> ")
                 tried[name].append(_tried(experiments, e, _value(old), _value(new)))
-        return effects(tried, statistics.noise(experiments))
+        return influences(tried, statistics.noise(experiments))
 
-    def ideas(self, experiments: Experiments) -> list[Effect]:
+    def ideas(self, experiments: Experiments) -> list[Influence]:
         """Return what each idea of the library did where it was tried alone."""
         tried = defaultdict[str, list[Tried]](list)
         for e in self._compared(experiments):
             if len(e.ideas) == 1:
                 tried[e.ideas[0]].append(_tried(experiments, e))
-        return effects(tried, statistics.noise(experiments))
+        return influences(tried, statistics.noise(experiments))
 
     def _compared(self, experiments: Experiments) -> list[Experiment]:
         """Return the newest experiments that change another, after reading what they change."""
@@ -101,9 +101,7 @@ class Insights:
 
     def _read(self, commits: Iterable[str]) -> None:
         new = [commit for commit in commits if commit not in self._changes]
-        self._changes |= dict.fromkeys(new, Change())
-        for commit, diff in self._candidates.diffs(new):
-            self._changes[commit] = change_of(diff)
+        self._changes |= dict.fromkeys(new, Change()) | changes_of(self._candidates, new)
 
 
 def _value(text: str) -> Value:

@@ -21,8 +21,8 @@ from autoresearch_jax.views.story_parts import (
     Piece,
     Scores,
     Section,
-    Source,
     Story,
+    StoryData,
     Table,
     command,
     counted,
@@ -40,10 +40,10 @@ ROWS, AGENTS, LESSONS, VAIN, NUMBERS = 6, 3, 4, 3, 8
 WORDS = 90  # characters of a description, a lesson or a reason
 
 
-def tell(title: str, listed: Sequence[Entry], summary: Summary, source: Source) -> Story:
+def tell(title: str, listed: Sequence[Entry], summary: Summary, data: StoryData) -> Story:
     """Return the story of the experiments of a tag or of a results.tsv."""
     scores = Scores.of(summary.claims.noise)
-    return _Teller(listed, summary, source, scores, themes(listed, source)).story(title)
+    return _Teller(listed, summary, data, scores, themes(listed, data)).story(title)
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class _Teller:
 
     listed: Sequence[Entry]
     summary: Summary
-    source: Source
+    data: StoryData
     scores: Scores
     themes: Sequence[Theme]
 
     def story(self, title: str) -> Story:
         stack = self.summary.claims.pruned
-        sections = [Section("The night", tuple(self.night())), self.tried()]
+        sections = [Section("The run", tuple(self.overview())), self.tried()]
         if stack is not None:
             sections.append(self.pruned(stack))
         if stack is None or stack.n != self.summary.claims.best:
@@ -87,8 +87,8 @@ class _Teller:
             return line("Nothing was better than the baseline: val_bpb is ", before, ".")
         after = self.scores.score(best.val_bpb, best.n)
         return line(
-            "val_bpb fell from ", before, " to ", after, ", as the experiments scored it. That is "
-            "not audited: the lowest of many noisy scores is too low by luck.",
+            "val_bpb fell from ", before, " to ", after, ", as single runs scored it. That is not "
+            "audited, and the lowest of many noisy scores is partly luck.",
         )  # fmt: skip
 
     def audited(self, one: Audited) -> Line:
@@ -116,7 +116,7 @@ class _Teller:
 
     # --------------------------------------------------------------------------------- sections
 
-    def night(self) -> Iterator[Line]:
+    def overview(self) -> Iterator[Line]:
         found = self.summary
         words = line(counted(found.experiments, "experiment"))
         if found.seconds is not None:
@@ -131,8 +131,8 @@ class _Teller:
         for number, noun in (
             (found.crashes, "crash"),
             (disturbed, "disturbed experiment"),
-            (self.source.unused, "unused answer"),
-            (self.source.taken_back, "experiment taken back"),
+            (self.data.unused, "unused answer"),
+            (self.data.taken_back, "dropped experiment"),
         ):
             words += line(", ", counted(number, noun)) if number else ()
         yield words + line(".")
@@ -143,8 +143,8 @@ class _Teller:
                 for agent, number in sorted(by.items(), key=lambda item: (-item[1], item[0]))
             ]
             yield line("Proposed by ") + listing(agents, AGENTS, "agent") + line(".")
-        if self.source.learned:
-            yield line("It began with what another tag found: ", quote(self.source.learned), ".")
+        if self.data.learned:
+            yield line("It began with what another tag found: ", quote(self.data.learned), ".")
 
     def tried(self) -> Section:
         """Return the themes of the experiments, those with the most that was kept first."""
@@ -206,7 +206,7 @@ class _Teller:
         lines += _besides(len(stack.effects) - ROWS, "weaker change")
         if stack.removed:
             removed = _numbers(stack.removed)
-            lines.append(line("Taken out, because val_bpb is no worse without: ") + removed
+            lines.append(line("Taken out, because val_bpb is no worse without them: ") + removed
                          + line("."))  # fmt: skip
         if self.summary.claims.best != stack.n:
             lines.append(line("What was kept since experiment ", of(stack.n), " is not pruned."))
@@ -215,8 +215,8 @@ class _Teller:
 
     def learned(self) -> Iterator[Line]:
         """Yield lessons of agents, the themes that brought nothing, and why experiments crashed."""
-        yield from map(self.lesson, self.source.lessons[:LESSONS])
-        if (more := len(self.source.lessons) - LESSONS) > 0:
+        yield from map(self.lesson, self.data.lessons[:LESSONS])
+        if (more := len(self.data.lessons) - LESSONS) > 0:
             lessons = command("autoresearch-jax lessons")
             yield line(counted(more, "more lesson"), ": ", lessons, ".")
         vain = sorted((one for one in self.themes if not one.kept), key=lambda one: -len(one.tried))
@@ -226,11 +226,11 @@ class _Teller:
                      " tried)")
                 for one in vain
             ]  # fmt: skip
-            yield line("Nothing was kept of ") + listing(found, VAIN, "more theme") + line(".")
+            yield line("Nothing was kept from ") + listing(found, VAIN, "more theme") + line(".")
         crashed = [one for one in self.listed if one.status == Status.CRASH]
         if crashed:
             last = crashed[-1]
-            reason = clean(self.source.reasons.get(last.n, "") or last.description, WORDS)
+            reason = clean(self.data.reasons.get(last.n, "") or last.description, WORDS)
             yield line("The last crash was experiment ", of(last.n), ": ", quote(reason), ".")
 
     def lesson(self, one: Lesson) -> Line:
@@ -263,13 +263,13 @@ class _Teller:
             yield listing(found, len(found), "") + line(".")
 
     def measured(self) -> Iterator[Line]:
-        claims, best, tag = self.summary.claims, self.summary.best, self.source.tag
+        claims, best, tag = self.summary.claims, self.summary.best, self.data.tag
         if not tag:
             yield line("This is from a results.tsv alone, which has no noise, cost or audit.")
             return
         facts = [
             line(f"{name} ", fact(value, f"{WHOLE}: {name}"))
-            for name, value in self.source.facts.items()
+            for name, value in self.data.facts.items()
         ]
         if facts:
             yield line("The scores rest on: ") + listing(facts, len(facts), "") + line(".")
@@ -308,8 +308,7 @@ class _Teller:
 
 def _besides(more: int, noun: str) -> list[Line]:
     """Return a line about what a table does not show, if there is more."""
-    return [line("Besides, there ", "is " if more == 1 else "are ", counted(more, noun), ".")
-            ] * (more > 0)  # fmt: skip
+    return [line("Not shown: ", counted(more, noun), ".")] if more > 0 else []
 
 
 def _numbers(numbers: Sequence[int]) -> Line:

@@ -55,7 +55,7 @@ class Story:
 
 
 @dataclass(frozen=True)
-class Source:
+class StoryData:
     """What a story needs of the records besides a live model; all empty for a results.tsv."""
 
     tag: str = ""

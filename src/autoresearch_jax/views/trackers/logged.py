@@ -112,7 +112,7 @@ def _facts(e: Experiment) -> dict[str, str]:
         "expected": e.expected,
         "ideas": ", ".join(e.ideas),
         "reason": e.reason,
-        "decision": e.verdict,
+        "decision": "taken back" if e.taken_back else e.verdict,  # not by whom, on which machine
         "remarks": e.remarks,
         "scores": ", ".join(f"{score:.6f}" for score in e.scores),
         "carries over": "" if e.of is None else str(e.of),

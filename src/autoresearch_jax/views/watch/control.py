@@ -65,7 +65,7 @@ def route(control: Control, reader_of: Callable[[Request], Reader]) -> Route:
         try:
             order = msgspec.json.decode(body, type=Order)
         except (ValueError, RecursionError):
-            return PlainTextResponse("This is no order.\n", status_code=400)
+            return PlainTextResponse("The request is malformed.\n", status_code=400)
         reader = reader_of(request)
         shown = reader.tag if isinstance(reader, JournalReader) else None
         if order.tag != shown:  # a newer one has begun, which the person had not seen
@@ -92,13 +92,13 @@ def forged(request: Request, secret: str) -> str:
     headers = request.headers
     host = headers.get("host", "")
     if headers.get("origin") not in (f"http://{host}", f"https://{host}"):  # a proxy may encrypt
-        return "Only the page itself may ask for this: the Origin is another."
+        return "Refused: the Origin is not that of this page."
     if headers.get("sec-fetch-site", "same-origin") != "same-origin":  # not sent to all addresses
-        return "Only the page itself may ask for this: another page has sent it."
+        return "Refused: another page has sent it."
     if headers.get("content-type") != "application/json":  # else no preflight
-        return "Only the page itself may ask for this: it sends application/json."
+        return "Refused: the Content-Type must be application/json."
     if not is_same(headers.get(HEADER, ""), secret):
-        return "This page may only read. To lead, open the link that `watch` printed last."
+        return "This page can only read. To steer, open the link that `watch` printed last."
     return ""
 
 

@@ -20,10 +20,10 @@ import msgspec
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.candidates import Candidates
-from autoresearch_jax.views import plot, story, story_markdown, story_themes
+from autoresearch_jax.views import plot, story, story_data, story_markdown
 from autoresearch_jax.views.entries import NOTHING_YET
 from autoresearch_jax.views.rows import as_csv
-from autoresearch_jax.views.story_parts import Source, Story
+from autoresearch_jax.views.story_parts import Story, StoryData
 from autoresearch_jax.views.watch import page_data
 from autoresearch_jax.views.watch.live_model import JournalReader, LiveModel, Reader
 from autoresearch_jax.views.watch.web import PAGE, SCRIPTS, STYLE, page
@@ -88,7 +88,7 @@ def write_again(reader: Reader, folder: Path, made_from: MadeFrom, *, png: bool)
         # A loop may add to the journal meanwhile.
         reader = JournalReader(reader.workspace, reader.tag, follow=False, until=made_from.bytes)
     model = dataclasses.replace(reader.read(), running=(), state="idle", tags=())
-    told = story.tell(model.title, model.entries, model.summary, _source(reader))
+    told = story.tell(model.title, model.entries, model.summary, _data(reader))
     paths = [folder / name for name in (HTML, MARKDOWN, SVG, PNG)[: 4 if png else 3]]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,10 +106,10 @@ def write_again(reader: Reader, folder: Path, made_from: MadeFrom, *, png: bool)
     return paths
 
 
-def _source(reader: Reader) -> Source:
+def _data(reader: Reader) -> StoryData:
     if not isinstance(reader, JournalReader) or reader.tag is None:
-        return Source()
-    return story_themes.source_of(reader.experiments, Candidates(reader.workspace, reader.tag))
+        return StoryData()
+    return story_data.story_data(reader.experiments, Candidates(reader.workspace, reader.tag))
 
 
 def html(reader: Reader, model: LiveModel, made_from: MadeFrom, told: Story, picture: str) -> str:

@@ -52,7 +52,7 @@ async function showComparison() {
   } catch { /* the server is away: what is shown stays */ return; }
   if (picked !== these || model.title !== title) return;
   const figure = make("figure", "loss"), curves = found.map((one, at) => [`line-${at}`, String(these[at]), one?.curve || []]);
-  const parts = (sides?.verdicts || []).map((words) => make("p", "words", words.replace(/-(?=\d)/g, "−")));
+  const parts = (sides?.verdicts || []).map((words) => make("p", "words", minus(words)));
   if (curves.some(([, , curve]) => curve.length)) parts.push(figure, lossTable(curves));
   if (sides?.diff) parts.push(section("compared", "train.py", `from ${these[0]} to ${these[1]}, ${diffWords(sides.diff)}`, ...diff(sides.diff)));
   if (isReport()) parts.push(make("p", "note", `Constants and the difference of two files: autoresearch-jax compare ${these.join(" ")}`));
@@ -81,8 +81,5 @@ function sideBySide(title, numbers, rows) {
   const head = make("tr", "", cell("th", "col", title), ...numbers.map((n, at) => cell("th", "col", make("span", `key line-${at}`), numberLink(n, ""))),
     wide ? cell("th", "col", "difference") : null);
   const body = rows.map(([name, cells]) => make("tr", "", cell("th", "row", name), ...cells.map((text) => cell("td", "", text))));
-  const table = make("table", "sides", make("thead", "", head), make("tbody", "", ...body));
-  const box = make("div", "scroll", table);
-  Object.assign(box, {tabIndex: 0, role: "region", ariaLabel: title});  // it scrolls on a phone
-  return box;
+  return scrolls("scroll", title, make("table", "sides", make("thead", "", head), make("tbody", "", ...body)));
 }

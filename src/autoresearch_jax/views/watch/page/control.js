@@ -1,5 +1,5 @@
 "use strict";
-// What `watch --web --control` adds to the page: it leads the loop.
+// What `watch --web --control` adds to the page: it steers the loop.
 
 const ALIVE = ["running", "thinking", "verifying"];  // states in which a process can be stopped
 const QUESTIONS = {
@@ -39,8 +39,8 @@ async function ask(action, order) {
 
 /** Shows an answer where a screen reader reads it out, also if the person pressed a button further down. */
 function say(good, said) {
-  const place = $(good ? "answer" : "refusal");
-  $(good ? "refusal" : "answer").textContent = "";
+  const place = $(good ? "outcome" : "refusal");
+  $(good ? "refusal" : "outcome").textContent = "";
   place.textContent = `${said.charAt(0).toUpperCase()}${said.slice(1)}`;  // a command at its end stays as it is typed
   place.scrollIntoView({block: "nearest"});
 }

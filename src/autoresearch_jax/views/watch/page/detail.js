@@ -16,10 +16,13 @@ function make(name, className, ...children) {
 /** Text as it was printed, in a box that scrolls. */
 const block = (text) => Object.assign(make("pre", "", text), {tabIndex: 0});
 
+/** A box that scrolls, and so takes the focus. */
+const scrolls = (className, label, child) => Object.assign(make("div", className, child), {tabIndex: 0, role: "region", ariaLabel: label});
+
 const isReport = () => document.body.dataset.report !== undefined;
 const known = (value) => value !== null && value !== undefined;
 const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1).replace(/\.$/, "")}.`;
-const minus = (text) => text.replace("-", "−");
+const minus = (text) => text.replace(/-(?=[\d.])/g, "−");
 // Numbers as text; "" if they are not known.
 const fixed = (value, digits, unit = "") => (known(value) ? `${value.toFixed(digits)}${unit}` : "");
 const count = (value) => (known(value) ? Math.round(value).toLocaleString("en") : "");
@@ -218,11 +221,7 @@ function diff(found) {
     const numbers = kind === "@" ? [] : [make("i", "", String(now ?? old)), `${kind} `];
     code.append(make("div", KINDS[kind], ...numbers, ...spans));
   }
-  const box = make("div", "diff", code);
-  box.tabIndex = 0;  // it scrolls
-  box.setAttribute("role", "region");
-  box.setAttribute("aria-label", "What it changed in train.py");
-  return [box, ...(found.cut ? [make("p", "note", "The rest is left out here: autoresearch-jax show prints all.")] : [])];
+  return [scrolls("diff", "What it changed in train.py", code), ...(found.cut ? [make("p", "note", "The rest is left out here: autoresearch-jax show prints all.")] : [])];
 }
 
 function numbers(pairs) {

@@ -47,7 +47,8 @@ function constantChart({name, tried, importance}, noise) {
 /** From where to where the axis of effects goes: all but those far worse than the others. */
 function span(sizes, noise) {
   const order = [...sizes].sort((a, b) => a - b), width = 2 * (noise?.sd || 0) || 1e-4;
-  const least = Math.min(order[0] ?? 0, -width), most = Math.max(Math.min(order.at(-1) ?? 0, 3 * (order[Math.floor(0.75 * order.length)] || 0), 1e9), width, -least / 2);
+  const least = Math.min(order[0] ?? 0, -width), worst = order.at(-1) ?? 0, usual = order[Math.floor(0.75 * order.length)] ?? 0;
+  const most = Math.max(Math.min(worst, 3 * usual), width, -least / 2);
   const room = 0.08 * (most - least);
   return [least - room, most + room];
 }
@@ -63,9 +64,8 @@ function effectTable(kind, effects) {
     return make("tr", "", name, make("td", "", String(one.tried.length)), make("td", "", String(one.tried.filter(({kept}) => kept).length)),
       make("td", one.mean < 0 ? "number good" : "number", effectWords(one)), make("td", "", fixed(one.importance, 4)), make("td", "text", ...links.slice(0, -1)));
   });
-  const box = make("div", "scroll", make("table", "sides", make("thead", "", make("tr", "", ...head)), make("tbody", "", ...rows)));
-  Object.assign(box, {tabIndex: 0, role: "region", ariaLabel: `Effects of each ${kind}`});
-  return box;
+  const table = make("table", "sides", make("thead", "", make("tr", "", ...head)), make("tbody", "", ...rows));
+  return scrolls("scroll", `Effects of each ${kind}`, table);
 }
 
 $("insights").addEventListener("toggle", showInsights);

@@ -1,6 +1,6 @@
 """Sends what a loop cannot send itself: digests, and the news that it was killed or abandoned.
 
-    python -m autoresearch_jax.commands.watcher
+    python -m autoresearch_jax.commands.watchdog
 
 It is a process that outlives the loop. Its standard input is one line of JSON, and ends with the
 loop. What it could not send, and why, is printed for the loop. It waits all night, so the work is
@@ -24,10 +24,10 @@ if TYPE_CHECKING:  # importing them takes memory all night
 PERIODS = {"hour": 3600.0}  # seconds between two digests; at night there is only the last one
 SENDING_SECONDS = 60.0  # that one message may take, its picture included
 
-Watcher = subprocess.Popen[bytes]
+Watchdog = subprocess.Popen[bytes]
 
 
-def start(workspace: "Workspace", tag: str, config: "LoopConfig") -> Watcher:
+def start(workspace: "Workspace", tag: str, config: "LoopConfig") -> Watchdog:
     """Start to watch this process, a loop of that tag. Raises OSError."""
     command = [sys.executable, "-P", "-m", __name__]
     pipe, null = subprocess.PIPE, subprocess.DEVNULL
