@@ -19,7 +19,7 @@ from autoresearch_jax.records import journal
 from autoresearch_jax.records.events import Audited, Effect, Pruned, Status
 from autoresearch_jax.records.experiment import Lesson
 from autoresearch_jax.repo.candidates import Candidates
-from autoresearch_jax.views import story, story_markdown
+from autoresearch_jax.views import story, story_data, story_markdown
 from autoresearch_jax.views.entries import Entry
 from autoresearch_jax.views.story_parts import Scores, Story, StoryData
 from autoresearch_jax.views.summary import summarize

@@ -407,8 +407,8 @@ def test_a_tracker_that_fails_is_one_warning(workspace):
     first, *last = [line for line in view.said if line.startswith("Warning")]
     assert first.startswith("Warning: --track tensorboard cannot be written: [Errno 20]"), first
     assert last == [
-        "Warning: --track tensorboard: some experiments were not exported. To export what is missing: "
-        "autoresearch-jax export --to tensorboard"
+        "Warning: --track tensorboard: some experiments were not exported. To export what is "
+        "missing: autoresearch-jax export --to tensorboard"
     ]
     (folder / "t").unlink()
     assert "4 runs written" in typed(workspace, "export", "--to", "tensorboard")
