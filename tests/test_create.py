@@ -414,3 +414,11 @@ def test_the_demo_refuses_a_workspace_of_another_size(tmp_path):
     setup.setup(tmp_path / "w", VIEW, skip_data=True)
     with pytest.raises(UserError, match="another size"):
         demo.demo(tmp_path / "w", Console(), VIEW, seed=0, experiments=1)
+
+
+def test_a_workspace_has_every_extra_of_the_project(tmp_path):
+    ours = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    made = tomllib.loads(setup.pyproject(tmp_path / "w", tmp_path))["project"]
+    extras = made["optional-dependencies"]
+    assert extras.keys() == ours["optional-dependencies"].keys()
+    assert all(words == [f"autoresearch-jax[{name}]"] for name, words in extras.items())

@@ -361,7 +361,7 @@ def test_a_drop_that_ended_before_the_branch_moved_is_completed(three_kept):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(effects, "move_branch", fail)
-        assert "waits for the next loop: The disk is full" in refused(three_kept, "drop", "3")
+        assert "which the next loop does: The disk is full" in refused(three_kept, "drop", "3")
     assert tip(three_kept) == experiments(three_kept)[3].commit
     typed(three_kept, "drop", "2")
     found = experiments(three_kept)

@@ -100,7 +100,7 @@ def test_a_night_is_told_in_two_minutes(texts):
         "4 kept improvements, 14 crashes, 1 unused answer.",
         "| 21 | -0.00500 | -0.00700 to -0.00300 | ",
         "together with 84, on top of it",
-        "Taken out, because val_bpb is no worse without: 42.",
+        "Taken out, because val_bpb is no worse without them: 42.",
         "6.20 dollars, 104,000 tokens, 100 answers of agents",
         "`it broke: <img",
         "2 more lessons",
@@ -298,7 +298,10 @@ def test_the_command_checks_a_report_also_when_the_loop_has_gone_on(tmp_path, mo
     assert checked("--check").exit_code == 0
     recording.add()  # later experiments say nothing against it
     recording.live()  # nor does a loop that runs
-    assert checked("--check").output == f"{tmp_path / 'r'} says what the records say.\n"
+    assert (
+        checked("--check").output
+        == f"{tmp_path / 'r'} says what the records said when it was written.\n"
+    )
     path = tmp_path / "r" / MARKDOWN
     path.write_text(path.read_text().replace("8 experiments", "9 experiments"))
     done = checked("--check")

@@ -9,6 +9,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -315,7 +316,8 @@ def test_a_tensorboard_that_is_open_sees_what_has_changed(decided, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     exported(decided, "tensorboard", tmp_path)
-    opened = EventAccumulator(str(tmp_path / "tensorboard" / "t" / "all")).Reload()
+    (tag,) = (tmp_path / "tensorboard").glob("t-*")
+    opened = EventAccumulator(str(tag / "all")).Reload()
     assert [x.value for x in opened.Scalars("best_bpb")][-1] == pytest.approx(0.8)
     typed(decided, "drop", "4")
     exported(decided, "tensorboard", tmp_path)
@@ -326,7 +328,7 @@ def test_a_tensorboard_that_is_open_sees_what_has_changed(decided, tmp_path):
 
 def test_texts_of_an_agent_stay_texts(decided, tmp_path):
     exported(decided, "tensorboard", tmp_path)
-    (path,) = (tmp_path / "tensorboard" / "t" / "0004").iterdir()
+    (path,) = (tmp_path / "tensorboard").glob("t-*/0004/*")
     for found in (b"\x1b[31m", "\u202e".encode(), b"red\x07"):
         assert found not in path.read_bytes()
     description = autoresearch_jax.open(decided.root)[4].description
@@ -398,9 +400,11 @@ def results_of(workspace):
 
 
 def test_a_tracker_that_fails_is_one_warning(workspace):
+    run_loop(workspace, steady(), 0, tag="t", track=("tensorboard",))
     folder = workspace.state_dir("t") / "trackers" / "tensorboard"
-    folder.mkdir(parents=True)
-    (folder / "t").write_text("where the folders of runs should be")
+    (runs,) = folder.glob("t-*")
+    shutil.rmtree(runs)
+    runs.write_text("where the folders of runs should be")
     view = Notes()
     result = run_loop(workspace, steady(), 2, view, tag="t", track=("tensorboard",))
     assert (result.stopped, result.best.val_bpb) == ("max", 0.98)
@@ -410,8 +414,8 @@ def test_a_tracker_that_fails_is_one_warning(workspace):
         "Warning: --track tensorboard: some experiments were not exported. To export what is "
         "missing: autoresearch-jax export --to tensorboard"
     ]
-    (folder / "t").unlink()
-    assert "4 runs written" in typed(workspace, "export", "--to", "tensorboard")
+    runs.unlink()
+    assert "3 runs written" in typed(workspace, "export", "--to", "tensorboard")
 
 
 def test_a_tracker_that_hangs_delays_nothing_but_the_end(workspace, monkeypatch):

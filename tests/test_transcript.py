@@ -41,7 +41,7 @@ OPENCODE = [
 @pytest.mark.parametrize(
     ("events", "lines"),
     [
-        (CLAUDE, ["I raise it.", "> Edit {'file_path': 'train.py'}"]),
+        (CLAUDE, ["I raise it.", "> Edit {'file_path': 'train.py'}", "updated"]),
         (CODEX, ["> cat train.py", "LR = 1", "I raise it."]),
         (GEMINI, ["> replace {'file_path': 'train.py'}", "updated", "I raise it."]),
         (OPENCODE, ["> edit {'filePath': 'train.py'}", "updated", "I raise it."]),

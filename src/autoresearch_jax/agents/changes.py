@@ -27,8 +27,21 @@ class Change:
     parts: tuple[str, ...] = ()  # classes and functions
 
     @property
+    def is_constant(self) -> bool:
+        """Whether it changes one constant and no other line of code."""
+        lines = [one for one in self.diff.splitlines() if one[:1] in ("+", "-")]
+        code = [one for one in lines if not one.startswith(("+++", "---")) and _is_code(one[1:])]
+        sides = [one[0] for one in code if _CONSTANT.match(one)]
+        alone = len(self.constants) == 1 and not self.parts
+        return alone and len(sides) == len(code) and len(sides) == len({*sides})
+
+    @property
     def themes(self) -> tuple[str, ...]:
         return (*(f"constant {name}" for name, _ in self.constants), *self.parts)
+
+
+def _is_code(line: str) -> bool:
+    return bool(line.strip()) and not line.lstrip().startswith("#")
 
 
 def change_of(diff: str) -> Change:

@@ -209,9 +209,14 @@ class ClientAgent(Agent):
             raise AgentError("abandoned", "abandoned")
         return clean(replies.plain(log), 300).rstrip("."), ended.returncode
 
+    def _words(self, path: Path) -> str:
+        """Return what it printed besides events, which may quote anything: errors alone count."""
+        text = replies.plain(path)
+        return replies.without_events(text) if self.client.output == "json-lines" else text
+
     def _failure(self, returncode: int, reply: Reply, out: Path, err: Path) -> AgentError:
         """Return what went wrong, in the client's words if there are any."""
-        tails = [replies.plain(path)[-TAIL:] for path in (err, out)]
+        tails = [self._words(path)[-TAIL:] for path in (err, out)]
         said = reply.error[-TAIL:] or "\n".join(tails)
         missing = returncode == 127  # a shell's exit code for a command that it does not find
         kind = "missing" if missing else replies.kind_of(said, self.client.troubles)

@@ -1,5 +1,6 @@
 """Answers of clients: the description of a proposal, its cost, and failures."""
 
+import contextlib
 import json
 import re
 import time
@@ -101,6 +102,18 @@ def read(output: str, fields: Mapping[str, str], out: Path, err: Path) -> Reply:
 def plain(path: Path) -> str:
     """Return the end of a file as text without terminal codes."""
     return without_escapes(logs.read_tail(path)).replace("\r", "\n")
+
+
+def without_events(text: str) -> str:
+    """Return a text without lines of JSON, except those of errors."""
+
+    def counts(line: str) -> bool:
+        with contextlib.suppress(ValueError, RecursionError):
+            event = json.loads(line)
+            return not isinstance(event, dict) or "error" in str(event.get("type", ""))
+        return True
+
+    return "\n".join(line for line in text.splitlines() if counts(line))
 
 
 def labels(text: str) -> tuple[str, str, str]:

@@ -282,7 +282,7 @@ def report(folder: Path, png: bool, prompts: bool, check: bool, tag: str | None)
         raise click.UsageError("--check takes only -o DIR: the report says what it was made from.")
     if found := report_check.check(Path.cwd(), folder):
         raise UserError(report_check.message(folder, found))
-    click.echo(f"{folder} says what the records say.")
+    click.echo(f"{folder} says what the records said when it was written.")
 
 
 @click.command()

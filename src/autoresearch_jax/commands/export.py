@@ -1,6 +1,7 @@
 """`export`: write what happened under a tag for experiment trackers."""
 
 import importlib.util
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,9 @@ def folder_of(workspace: Workspace, tag: str, name: str) -> Path:
 
 def unwritten(name: str, error: Exception) -> str:
     """Return a sentence that says why a tracker's library could not write a run."""
-    return sentence(f"{name} cannot be written: {clean(str(error) or repr(error), ERROR_LIMIT)}")
+    # An address may hold a password.
+    words = re.sub(r"://[^/\s]*@", "://", str(error) or repr(error))
+    return sentence(f"{name} cannot be written: {clean(words, ERROR_LIMIT)}")
 
 
 def export(

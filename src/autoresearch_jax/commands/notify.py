@@ -50,7 +50,13 @@ class Notifier:
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if error is not None and not isinstance(error, KeyboardInterrupt) and not self._digests:
+        if (
+            error is not None
+            and not isinstance(error, KeyboardInterrupt)
+            and not (
+                self._digests and self._session.experiments.ended  # else no digest knows the reason
+            )
+        ):
             why = str(error) if isinstance(error, UserError) else repr(error)
             self.notify("paused", f"the loop has stopped: {why}")
         self.close()
@@ -71,13 +77,12 @@ class Notifier:
                 self._relay.start()
             except OSError as error:
                 self._report("failed", f"no digest is sent, nor that the loop is killed ({error})")
-            if self._digests:
-                self._wanted -= TOLD
             self._queue("started", f"{words}. Before this, {last}" if last else words)
 
     @property
     def _digests(self) -> bool:
-        return self._watchdog is not None and self._config.notify_digest is not None
+        lives = self._watchdog is not None and self._watchdog.poll() is None
+        return lives and self._config.notify_digest is not None
 
     def _pass_on(self) -> None:
         """Report what the watchdog could not send, until it ends."""
@@ -86,7 +91,9 @@ class Notifier:
         with self._watchdog.stdout as said:
             for line in said:
                 self._report("failed", clean(line.decode(errors="replace"), TEXT_LIMIT))
-        self._watchdog.wait()
+        if self._watchdog.wait() and self._closed is None:
+            why = "the process that sends digests has ended, so single events are sent"
+            self._report("ended", why)
 
     def decided(self) -> None:
         """Notify of the experiments that were decided since the last call."""
@@ -118,7 +125,8 @@ class Notifier:
 
     def notify(self, event: str, text: str) -> None:
         """Send a text soon, if the person wants this event."""
-        if self._config.notify and event in self._wanted:
+        wanted = self._wanted - TOLD if self._digests else self._wanted
+        if self._config.notify and event in wanted:
             self._queue(event, text)
 
     def _queue(self, event: str, text: str) -> None:

@@ -81,8 +81,7 @@ class Tag:
         with contextlib.suppress(OSError):  # a disk that cannot be written has nothing to remove
             path.unlink(missing_ok=True)
         # A process that was killed, or a disk that failed, may have come as far as the journal.
-        recorded = self.measured if kind in (Kind.TRY, Kind.DROP) else self.experiments
-        if request.id not in recorded.requests:
+        if not self._has(request):
             raise UserError(
                 f"nothing was done: {problem or 'the process that it was for has ended'}"
             )
@@ -92,6 +91,12 @@ class Tag:
                 f"could not be updated, which the next loop does: {problem}"
             )
         return request.id, True
+
+    def _has(self, request: Request) -> bool:
+        """Whether the journal has a request, in a line that is whole."""
+        data = journal.path_of(self.folder).read_bytes()
+        _, found, rest = data.partition(f'"{request.id}"'.encode())
+        return bool(found) and b"\n" in rest
 
     def _bring(self, path: Path, request: Request) -> str:
         """Write a request, and wait until it is taken; return what prevents that, or ""."""

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,7 +170,7 @@ def _follow(spec: dict[str, Any], over: threading.Event, tell: Callable[[str], N
                 exporter.export(records.of_experiments(workspace, tag, follower.experiments))
                 behind = False
         except Exception as error:
-            traceback.print_exc()
+            print(unwritten(name, error), file=sys.stderr)
             retry = time.monotonic() + RETRY_SECONDS
             exporter = Exporter(name, Path(spec["folder"]))
             if not warned:

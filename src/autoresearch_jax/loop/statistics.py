@@ -224,7 +224,7 @@ def gain(baseline: Sequence[float], best: Sequence[float], known: Noise) -> Gain
     return Gain(mean, mean - half, mean + half)
 
 
-def half_width(sd: float, df: float, *runs: int) -> float:
+def half_width(sd: float, df: float, *runs: float) -> float:
     """Return half of the confidence interval of a difference of means of so many runs."""
     return _t_quantile(CONFIDENCE, df) * sd * math.sqrt(sum(1 / n for n in runs))
 

@@ -81,15 +81,15 @@ class Costs:
             self._asked_for[ask] = event.n
         assert isinstance(event, _COSTLY)
         costs = self._of[event.n]
-        self._sums.pop(event.n, None)
         costs[ask] = costs.get(ask, Spent()) + amount
         if isinstance(event, events.Proposed) and event.ask is not None:
             # Only now is it known which experiment the answer is for.
             guessed = self._asked_for.get(event.ask, event.n)
             if guessed != event.n:
                 costs[event.ask] = self._of[guessed].pop(event.ask)
-                self._sums.pop(guessed, None)
                 self._asked_for[event.ask] = event.n
+                self._sums.pop(guessed, None)
+        self._sums.pop(event.n, None)
 
     def _add_to_loop(self, event: events.Event, amount: Spent | None) -> None:
         if isinstance(event, events.Finished):

@@ -12,6 +12,8 @@ from autoresearch_jax.records.events import Outcome, Purpose, Queued, Status
 from autoresearch_jax.records.experiment import Experiment, Lesson, UnusedAnswer, changed, is_leak
 from autoresearch_jax.records.requests import Kind
 
+DIGITS = 9  # of the number of an experiment, at most
+
 
 class Experiments:
     """The experiments of a tag by number, including the undecided ones.
@@ -103,7 +105,8 @@ class Experiments:
 
     def find(self, name: str) -> Experiment:
         """Return the experiment with that number or that start of a commit. Raises UserError."""
-        by_number = [one for one in self if name.isdecimal() and one.n == int(name)]
+        number = int(name) if name.isdecimal() and len(name) <= DIGITS else None
+        by_number = [one for one in self if one.n == number]
         by_commit = [one for one in self if len(name) >= 4 and one.commit.startswith(name.lower())]
         found = by_number or by_commit
         if len(found) == 1:

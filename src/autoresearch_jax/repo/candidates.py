@@ -82,8 +82,9 @@ class Candidates:
     def diffs(self, commits: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Yield each commit with its change of train.py as a unified diff, by one git process.
 
-        Text that is not UTF-8 has U+FFFD for what cannot be decoded.
+        Text that is not UTF-8 has U+FFFD for what cannot be decoded. What is gone is left out.
         """
+        commits = self._there(commits)
         if not commits:
             return
         arguments = ("--no-color", "--no-ext-diff", "--no-textconv", "--text", "--", "train.py")
@@ -95,6 +96,17 @@ class Candidates:
         # A line of a diff begins with a sign or a word, never with a hash alone.
         parts = re.split(r"(?m)^([0-9a-f]{40,64})\n", found.decode(errors="replace"))
         yield from zip(parts[1::2], parts[2::2], strict=True)
+
+    def _there(self, commits: Sequence[str]) -> list[str]:
+        """Return the commits of which git has train.py and the one before it."""
+        if not commits:
+            return []
+        names = "".join(f"{one}:train.py\n{one}^:train.py\n" for one in commits)
+        kinds = self.workspace.git_bytes(
+            "cat-file", "--batch-check=%(objecttype)", stdin=names.encode(), keep_fds=self.keep_fds
+        ).split(b"\n")
+        pairs = zip(commits, kinds[::2], kinds[1::2], strict=False)
+        return [one for one, *both in pairs if both == [b"blob", b"blob"]]
 
     def lines_changed(self, base: str, blob: str) -> tuple[str, str]:
         """Return how many lines a stored train.py adds to that of `base`, and how many it drops."""

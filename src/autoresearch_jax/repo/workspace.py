@@ -105,7 +105,7 @@ class Workspace(Place):
     def tags(self) -> list[str]:
         """Return the tags with records; the one used last comes last."""
         paths = (self.common_dir / "autoresearch").glob("*/journal.jsonl")
-        found = [(path.stat(), path.parent.name) for path in paths]
+        found = [(path.stat(), path.parent.name) for path in paths if is_tag(path.parent.name)]
         return [name for _, name in sorted((f.st_mtime_ns, name) for f, name in found if f.st_size)]
 
     def state_dir(self, tag: str) -> Path:
@@ -154,10 +154,17 @@ def source_of(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def check_tag(tag: str) -> str:
-    """Return the tag if it is valid for a branch, a folder and a ref. Raises UserError."""
+def is_tag(tag: str) -> bool:
+    """Return whether a tag is valid for a branch, a folder and a ref."""
     plain = re.fullmatch(r"[A-Za-z0-9._-]{1,100}", tag)
-    if not plain or tag.startswith(("-", ".")) or ".." in tag or tag.endswith((".", ".lock")):
+    return plain is not None and not (
+        tag.startswith(("-", ".")) or ".." in tag or tag.endswith((".", ".lock"))
+    )
+
+
+def check_tag(tag: str) -> str:
+    """Return the tag if it is valid. Raises UserError."""
+    if not is_tag(tag):
         raise UserError(
             f"{tag[:100]!r} is not a valid tag. A tag has up to 100 letters, digits, '.', '_' and "
             "'-', starts with a letter, digit or '_', and has no '..', '.' or '.lock' at its end. "

@@ -5,15 +5,18 @@ is better. Experiments that change one thing alone count; a mixture says nothing
 """
 
 import math
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from autoresearch_jax.agents.changes import Change, changes_of
+from autoresearch_jax.agents.changes import Change, change_of, changes_of
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.literals import Value
+from autoresearch_jax.ideas import library
 from autoresearch_jax.loop import statistics
 from autoresearch_jax.loop.statistics import Noise
 from autoresearch_jax.records.events import Status
@@ -33,6 +36,9 @@ class Tried:
     effect: float | None  # bits per byte; None: it crashed
     old: Value | None = None  # of a constant; None: it was not there
     new: Value | None = None
+    base: int | None = None  # the experiment that it changes
+    runs: int = 1  # that its score is the mean of
+    base_runs: int = 1
 
 
 @dataclass(frozen=True)
@@ -55,16 +61,31 @@ def influences(tried: Mapping[str, Sequence[Tried]], known: Noise | None) -> lis
     """
     found = []
     for name, these in tried.items():
-        sizes = [one.effect for one in these if one.effect is not None]
+        scored = [one for one in these if one.effect is not None]
+        sizes = [one.effect for one in scored if one.effect is not None]
         mean = half = importance = None
         if sizes:
             mean = fmean(sizes)
-            noise = 0.0 if known is None else 2 * known.sd**2
+            variance = fmean(1 / one.runs + 1 / one.base_runs for one in scored)
+            noise = 0.0 if known is None else variance * known.sd**2
             importance = math.sqrt(max(0.0, fmean(one**2 for one in sizes) - noise))
         if sizes and known is not None:
-            half = statistics.half_width(known.sd, known.df, len(sizes), len(sizes))
+            half = statistics.half_width(known.sd, known.df, 1 / _spread(scored))
         found.append(Influence(name, these, mean, half, importance))
     return sorted(found, key=lambda one: (-(one.importance or 0.0), -len(one.tried), one.name))
+
+
+def _spread(scored: Sequence[Tried]) -> float:
+    """Return the variance of a mean effect, in that of one run's score.
+
+    Experiments that change the same one share its noise, which their mean does not lessen.
+    """
+    weights, runs = defaultdict[int | None, float](float), dict[int | None, int]()
+    for one in scored:
+        weights[one.n] += 1 / len(scored)
+        weights[one.base] -= 1 / len(scored)
+        runs |= {one.n: one.runs, one.base: one.base_runs}
+    return sum(weight**2 / runs[n] for n, weight in weights.items())
 
 
 class Insights:
@@ -73,13 +94,22 @@ class Insights:
     def __init__(self, candidates: Candidates) -> None:
         self._candidates = candidates
         self._changes: dict[str, Change] = {}  # by commit
+        self._lock = threading.Lock()
+
+    @cached_property
+    def _own(self) -> Mapping[str, frozenset[str]]:
+        """The constants that each idea of the library changes."""
+        ideas = library.usable(self._candidates.workspace.root).values()
+        return {
+            one.id: frozenset(name for name, _ in change_of(one.patch).constants) for one in ideas
+        }
 
     def constants(self, experiments: Experiments) -> list[Influence]:
         """Return what each constant of train.py did where it was changed alone."""
         tried = defaultdict[str, list[Tried]](list)
         for e in self._compared(experiments):
-            change = self._changes[e.commit]
-            if len(change.constants) == 1 and not change.parts and not e.ideas:
+            change = self._changes.get(e.commit, Change())
+            if change.is_constant and not e.ideas:
                 name, words = change.constants[0]
                 old, _, new = words.partition(" -> ")
                 tried[name].append(_tried(experiments, e, _value(old), _value(new)))
@@ -89,9 +119,14 @@ class Insights:
         """Return what each idea of the library did where it was tried alone."""
         tried = defaultdict[str, list[Tried]](list)
         for e in self._compared(experiments):
-            if len(e.ideas) == 1:
+            change = self._changes.get(e.commit)
+            if len(e.ideas) == 1 and change is not None and self._alone(change, e.ideas[0]):
                 tried[e.ideas[0]].append(_tried(experiments, e))
         return influences(tried, statistics.noise(experiments))
+
+    def _alone(self, change: Change, idea: str) -> bool:
+        """Return whether an experiment changes no constant besides those of its idea."""
+        return {name for name, _ in change.constants} <= self._own.get(idea, frozenset())
 
     def _compared(self, experiments: Experiments) -> list[Experiment]:
         """Return the newest experiments that change another, after reading what they change."""
@@ -100,8 +135,9 @@ class Insights:
         return found
 
     def _read(self, commits: Iterable[str]) -> None:
-        new = [commit for commit in commits if commit not in self._changes]
-        self._changes |= dict.fromkeys(new, Change()) | changes_of(self._candidates, new)
+        with self._lock:  # several threads ask
+            new = [commit for commit in commits if commit not in self._changes]
+            self._changes |= changes_of(self._candidates, new)
 
 
 def _value(text: str) -> Value:
@@ -120,7 +156,9 @@ def _tried(
     before = None if base is None else base.mean_bpb
     score = None if e.status == Status.CRASH else e.mean_bpb
     effect = None if score is None or before is None else score - before
-    return Tried(e.n, e.status == Status.KEEP, effect, old, new)
+    runs, base_runs = len(e.runs) or 1, len(base.runs) or 1 if base else 1
+    kept = e.status == Status.KEEP
+    return Tried(e.n, kept, effect, old, new, base.n if base else None, runs, base_runs)
 
 
 def as_data(insights: Insights, experiments: Experiments) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Most clients print events as lines of JSON, each in its own way. Their texts, to
 results of these stand under few names, so what has such a name is shown, and the rest is not.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from autoresearch_jax.common.text import clean, printable
 from autoresearch_jax.jobs import logs, training_log
 
-BYTES, LAST_BYTES = 1 << 18, 1 << 15  # of a file: for all of it, and for its last line
+BYTES = 1 << 18  # of a file: its end
 LINE_LIMIT = 200  # characters of the last line
 CALL_LIMIT, RESULT_LIMIT = 300, 2_000  # characters of a tool call, and of its result
 TEXTS = ("thinking", "text", "result", "response")  # what the model writes
@@ -28,14 +29,17 @@ def files(folder: Path) -> list[Path]:
     return [path for path in paths if path.is_file() and path.stat().st_size]
 
 
-def read(path: Path, size: int = BYTES) -> str:
+def read(path: Path) -> str:
     """Return what a client has printed by now, safe to show; the end of a long file."""
-    return readable(training_log.text(path, size, from_end=True))
+    text = training_log.text(path, BYTES, from_end=True)
+    if path.stat().st_size > BYTES and text.rstrip().endswith("}"):  # it begins within an event
+        text = text.partition("\n")[2]
+    return readable(text) or text
 
 
 def last_line(folder: Path) -> str:
     """Return the last line that an agent has printed by now; "" for none."""
-    lines = (logs.last_of(read(path, LAST_BYTES)) for path in files(folder))
+    lines = (logs.last_of(read(path)) for path in files(folder))
     return clean(next(filter(None, lines), ""), LINE_LIMIT)
 
 
@@ -43,13 +47,21 @@ def readable(printed: str) -> str:
     """Return lines of JSON as the texts in them, and other lines as they are."""
     found: list[str] = []
     for line in printed.splitlines():
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            event = None
-        texts = [*_texts(event)] if isinstance(event, dict) else [line]
-        found += [text for text in texts if text not in found[-2:]]  # a summary repeats the last
+        texts = _of_event(line)
+        if texts is None:
+            found.append(line)
+        else:  # a summary repeats the last
+            found += [text for text in texts if text not in found[-2:]]
     return "\n".join(found)
+
+
+def _of_event(line: str) -> list[str] | None:
+    """Return the texts of a line of JSON; None for any other line."""
+    with contextlib.suppress(ValueError, RecursionError):
+        event = json.loads(line)
+        if isinstance(event, dict):
+            return [*_texts(event)]
+    return None
 
 
 def _texts(event: Any, tool: str = "") -> Iterator[str]:
@@ -57,8 +69,10 @@ def _texts(event: Any, tool: str = "") -> Iterator[str]:
     if isinstance(event, list):
         for one in event:
             yield from _texts(one, tool)
-    if not isinstance(event, dict) or event.get("type") == "system" or event.get("role") == "user":
-        return  # what the harness said
+    if not isinstance(event, dict) or event.get("type") == "system":
+        return
+    if event.get("role") == "user" and _is_text(event.get("content")):
+        return  # the prompt
     tool = next((event[name] for name in TOOLS if _is_text(event.get(name))), tool)
     for name, value in event.items():
         if name in TEXTS and _is_text(value):

@@ -43,6 +43,7 @@ class Exporter:
     def __init__(self, name: str, folder: Path) -> None:
         """`folder` also takes the runs, if they stay on this machine."""
         folder = folder.absolute()
+        self._name, self._folder = name, folder
         self.tracker = TRACKERS[name](folder)
         target = hashlib.sha256(self.tracker.target.encode(errors="replace")).hexdigest()[:12]
         self._done = folder / f"exported-{name}-{target}.jsonl"
@@ -55,6 +56,8 @@ class Exporter:
         """
         written, failed, error = 0, 0, None
         with locks.exclusive(self._done, waiting):
+            # Another process may have written runs since this one looked which there are.
+            self.tracker = TRACKERS[self._name](self._folder)
             done = self._read_done()
             for run in pending(records):
                 if done.get(run.id) == run.digest or failed == FAILURES:

@@ -36,7 +36,7 @@ class Logged:
     """A run of a tracker. Its texts are safe to print, and its numbers are finite."""
 
     id: str  # the same at every export; letters, digits, ".", "_" and "-"
-    path: str  # among all runs, such as "nov30/0012"
+    path: str  # among all runs, such as "nov30-1f2e3d4c/0012"
     name: str
     tag: str
     status: str  # of an experiment, or UNDECIDED; "" for the tag
@@ -75,6 +75,11 @@ def pending(records: Records) -> Iterator[Pending]:
         yield Pending(name, digest, partial(_tag, records, name))
 
 
+def _folder(tag: str, name: str) -> str:
+    """Return the folder of a tag's runs: other workspaces have the same tags, which are days."""
+    return f"{tag}-{name.rpartition('-')[2]}"
+
+
 def _digest(*shown: object) -> str:
     return hashlib.sha256(repr(shown).encode(errors="replace")).hexdigest()[:16]
 
@@ -83,7 +88,7 @@ def _experiment(records: Records, e: Experiment, name: str) -> Logged:
     description = clean(e.title) or "no description"
     run = Logged(
         id=name,
-        path=f"{records.tag}/{e.n:04d}",
+        path=f"{_folder(records.tag, name)}/{e.n:04d}",
         name=f"{e.n} {description}",
         tag=records.tag,
         status=str(e.status or UNDECIDED),
@@ -199,7 +204,7 @@ def _tag(records: Records, name: str) -> Logged:
     best = records.best
     return Logged(
         id=name,
-        path=f"{records.tag}/all",
+        path=f"{_folder(records.tag, name)}/all",
         name=f"all of {records.tag}",
         tag=records.tag,
         status="",

@@ -21,7 +21,7 @@ class Trackio:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # it would look up the user's name
         self.target = os.environ.setdefault("TRACKIO_DIR", str(folder))
         self.look = f"TRACKIO_DIR={shlex.quote(self.target)} trackio show"
-        self._known: dict[str, dict[str, str]] = {}  # by project: the name of each run, by its id
+        self._known: dict[str, dict[str, str]] = {}  # by project: Trackio's id of each run, by ours
 
     def write(self, run: Logged) -> None:
         with contextlib.redirect_stdout(io.StringIO()):  # it announces each run
@@ -32,11 +32,11 @@ class Trackio:
 
         project = f"{PROJECT}-{run.tag}"
         if project not in self._known:
-            configs = ((one.name, one.config or {}) for one in _runs(project))
-            self._known[project] = {str(found.get("id")): name for name, found in configs}
+            configs = ((one.id, one.config or {}) for one in _runs(project))
+            self._known[project] = {str(found.get("id")): there for there, found in configs}
         if old := self._known[project].pop(run.id, None):
             for one in _runs(project):
-                if one.name == old:
+                if one.id == old:
                     one.delete()
         made = trackio.init(
             project=project,
@@ -55,7 +55,7 @@ class Trackio:
             last["diff"] = trackio.Markdown(block)
         made.log(last or {"experiment": run.at}, step=max([run.at, *(r.step for r in run.rows)]))
         trackio.finish()
-        self._known[project][run.id] = run.name
+        self._known[project][run.id] = made.id
 
 
 def _runs(project: str) -> list[Any]:

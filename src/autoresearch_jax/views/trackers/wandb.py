@@ -23,7 +23,8 @@ class WandB:
         self._folder = folder
         self._project = os.environ.get("WANDB_PROJECT") or PROJECT
         self._mode: Any = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
-        self.target = f"{self._mode} {self._project} {folder}"
+        given = (os.environ.get(name) for name in ("WANDB_BASE_URL", "WANDB_ENTITY"))
+        self.target = f"{self._mode} {self._project} {folder} {[*given]}"
         self.look = f"wandb leet {shlex.quote(str(folder / 'wandb'))}"
         if self._mode == "online":
             self.look = f"the project {self._project} of your account"

@@ -95,9 +95,9 @@ def of_answer(reader: Reader, ask: int) -> str | None:
 
 def of_insights(reader: Reader) -> dict[str, Any] | None:
     """Return what constants and ideas did to the score; None for a results.tsv."""
+    reader.read()
     if not isinstance(reader, JournalReader) or reader.insights is None:
         return None
-    reader.read()
     return insights.as_data(reader.insights, reader.experiments)
 
 

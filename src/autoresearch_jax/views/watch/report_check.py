@@ -62,8 +62,9 @@ def message(folder: Path, found: list[str]) -> str:
     """Return where a report differs, in words."""
     lines = [f"  {one}" for one in found[:SHOWN]]
     lines += [f"  and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    png = " --png" if (folder / PNG).exists() else ""
     return "\n".join(
-        [f"{folder} is not what the records say:", *lines, f"{WRITE_AGAIN} -o {folder}"]
+        [f"{folder} is not what the records say:", *lines, f"{WRITE_AGAIN} -o {folder}{png}"]
     )
 
 
@@ -133,7 +134,7 @@ def _of_data(where: str, said: Any, right: Any) -> Iterator[str]:
     elif isinstance(said, list) and isinstance(right, list) and len(said) == len(right):
         for at, (one, other) in enumerate(zip(said, right, strict=True)):
             yield from _of_data(f"{where}[{at}]", one, other)
-    elif said != right:
+    elif said != right or isinstance(said, bool) != isinstance(right, bool):
         shown = [clean(json.dumps(one), AROUND) for one in (said, right)]
         yield f"{where}: it says {shown[0]}, and the records say {shown[1]}"
 

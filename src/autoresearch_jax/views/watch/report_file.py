@@ -31,9 +31,7 @@ from autoresearch_jax.views.watch.web import PAGE, SCRIPTS, STYLE, page
 HTML, MARKDOWN, SVG, PNG = "report.html", "report.md", "progress.svg", "progress.png"
 VERSION = importlib.metadata.version("autoresearch-jax")
 MADE_FROM = "made-from"  # the block with a `MadeFrom`
-# What else a page says of the moment in which it is made: it is no record, or may be edited.
-OF_THE_MOMENT = ("ending", "failed", "thinking", "paused", "waiting", "hints", "lessons",
-                 "more_lessons")  # fmt: skip
+OF_THE_MOMENT = ("lessons", "more_lessons")  # which a person may edit
 
 
 class MadeFrom(msgspec.Struct, frozen=True):
@@ -87,7 +85,11 @@ def write_again(reader: Reader, folder: Path, made_from: MadeFrom, *, png: bool)
     if isinstance(reader, JournalReader) and reader.tag is not None:
         # A loop may add to the journal meanwhile.
         reader = JournalReader(reader.workspace, reader.tag, follow=False, until=made_from.bytes)
-    model = dataclasses.replace(reader.read(), running=(), state="idle", tags=())
+    # A report is shared, and what is of the moment follows from no record.
+    model = dataclasses.replace(
+        reader.read(), running=(), state="idle", tags=(), ending="", failed=False, thinking=(),
+        paused="", waiting=(), hints=(),
+    )  # fmt: skip
     told = story.tell(model.title, model.entries, model.summary, _data(reader))
     paths = [folder / name for name in (HTML, MARKDOWN, SVG, PNG)[: 4 if png else 3]]
     try:

@@ -48,17 +48,18 @@ async function showComparison() {
   let found = [], sides = null;
   try {
     found = await Promise.all(these.map(detail));
-    sides = isReport() ? inReport(found) : await fetched(`compare/${these}`);
+    sides = (isReport() ? null : await fetched(`compare/${these}`)) ?? inReport(found);
   } catch { /* the server is away: what is shown stays */ return; }
   if (picked !== these || model.title !== title) return;
   const figure = make("figure", "loss"), curves = found.map((one, at) => [`line-${at}`, String(these[at]), one?.curve || []]);
   const parts = (sides?.verdicts || []).map((words) => make("p", "words", minus(words)));
   if (curves.some(([, , curve]) => curve.length)) parts.push(figure, lossTable(curves));
   if (sides?.diff) parts.push(section("compared", "train.py", `from ${these[0]} to ${these[1]}, ${diffWords(sides.diff)}`, ...diff(sides.diff)));
-  if (isReport()) parts.push(make("p", "note", `Constants and the difference of two files: autoresearch-jax compare ${these.join(" ")}`));
+  if (isReport()) parts.push(make("p", "note", `What the noise says, speed, constants and the diff: autoresearch-jax compare ${these.join(" ")}`));
   const tables = sides ? [sideBySide("Results", sides.n, sides.results)] : [];
   if (sides?.constants?.length) tables.push(sideBySide("Constants", sides.n, sides.constants));
   place.replaceChildren(bar, make("div", "halves", make("div", "", ...parts), make("div", "", ...tables)));
+  $("said").textContent = `Experiments ${listed(these)} are compared above the chart.`;
   view.curves = () => drawLoss(figure, curves);
   view.curves();
 }

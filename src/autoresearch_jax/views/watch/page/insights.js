@@ -12,7 +12,7 @@ async function showInsights() {
   if (!found || model.title !== title) return;
   const {constants, ideas, noise, left_out: left} = found, parts = [];
   const words = "An effect is the score of an experiment minus that of the experiment that it changes; negative is better. "
-    + "Only experiments that change one thing alone count. The size is that of a typical effect beyond the noise of a score.";
+    + "Only experiments that change one thing alone count. The size is that of a typical effect beyond the noise; the band is where noise alone puts 95% of effects.";
   parts.push(make("p", "note", words, left ? ` The oldest ${count(left)} experiments are left out.` : ""));
   if (!constants.length && !ideas.length) parts.push(make("p", "", "No experiment has changed one thing alone yet."));
   if (constants.length) parts.push(make("h3", "", "Constants"), make("div", "small-charts", ...constants.slice(0, SHOWN).map((one) => constantChart(one, noise))), effectTable("constant", constants));
@@ -35,7 +35,8 @@ function constantChart({name, tried, importance}, noise) {
   const y = (effect) => bottom - (bottom - top) * (Math.min(most, effect) - least) / (most - least);
   const text = (at, words, anchor) => draw("text", {x: at, y: bottom + 16, "text-anchor": anchor}, words);
   const ends = numbers ? [[Math.min(...values), "start"], [Math.max(...values), "end"]] : [[kinds[0], "start"], [kinds.at(-1), "end"]];
-  const band = known(noise?.sd) ? [draw("rect", {class: "noise", x: left, width: right - left, y: y(2 * noise.sd), height: y(-2 * noise.sd) - y(2 * noise.sd)})] : [];
+  const reach = 2 * Math.SQRT2 * (noise?.sd || 0);  // two deviations of a difference of two scores
+  const band = known(noise?.sd) ? [draw("rect", {class: "noise", x: left, width: right - left, y: y(reach), height: y(-reach) - y(reach)})] : [];
   const marks = ["discard", "keep"].map((kind) => draw("path", {class: kind, d: points.filter(({kept}) => kept === (kind === "keep"))
     .map((one) => `M${x(one.new).toFixed(1)} ${y(one.effect).toFixed(1)}${MARKS.discard}`).join("")}));
   const axes = points.length ? [...grid(ticks(least, most, 3), left, right, y), ...(ends[0][0] === ends[1][0] ? [text((left + right) / 2, short(ends[0][0]), "middle")]
@@ -46,14 +47,14 @@ function constantChart({name, tried, importance}, noise) {
 
 /** From where to where the axis of effects goes: all but those far worse than the others. */
 function span(sizes, noise) {
-  const order = [...sizes].sort((a, b) => a - b), width = 2 * (noise?.sd || 0) || 1e-4;
+  const order = [...sizes].sort((a, b) => a - b), width = 2 * Math.SQRT2 * (noise?.sd || 0) || 1e-4;
   const least = Math.min(order[0] ?? 0, -width), worst = order.at(-1) ?? 0, usual = order[Math.floor(0.75 * order.length)] ?? 0;
   const most = Math.max(Math.min(worst, 3 * usual), width, -least / 2);
   const room = 0.08 * (most - least);
   return [least - room, most + room];
 }
 
-const short = (value) => (typeof value === "number" ? String(Number(value.toPrecision(3))) : String(value).slice(0, 14));
+const short = (value) => (typeof value === "number" ? String(Number.isInteger(value) ? value : Number(value.toPrecision(3))) : String(value).slice(0, 14));
 
 /** The effects as a table, which is also what a screen reader has instead of the charts. */
 function effectTable(kind, effects) {

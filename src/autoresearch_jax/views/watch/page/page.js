@@ -6,7 +6,7 @@ const RETRY = 3e3;  // milliseconds
 const STATES = {
   running: "running", thinking: "the agent is thinking", verifying: "verify is running", idle: "no loop is running",
   interrupted: "interrupted: the same loop command continues", lost: "connection lost, trying again", table: "from results.tsv",
-  refused: "this link has expired: open the one that was printed last",
+  gone: "there is no such tag here any more", refused: "this link has expired: open the one that was printed last",
 };
 const LEGEND = {keep: "kept", discard: "discarded", beyond: "worse than shown", crash: "crashed"};
 
@@ -115,8 +115,8 @@ function listen() {
 
 async function retry() {
   try {
-    const answer = await fetch("page.css", {method: "HEAD"});
-    line.broken = answer.status === 401 ? "refused" : "lost";
+    const answer = await fetch(address("results.csv"), {method: "HEAD"});
+    line.broken = {401: "refused", 404: "gone"}[answer.status] || "lost";
   } catch { line.broken = "lost"; }
   listen();
 }
@@ -141,8 +141,7 @@ function showHead() {
   $("title").textContent = model.title;
   showTags();
   setState(model.state);
-  if (!isReport()) showWaiting();
-  showAgents();
+  if (!isReport()) { showWaiting(); showAgents(); }
   if (isReport()) $("state").textContent = `as of ${new Date(1000 * model.now).toLocaleString()}`;
   if (model.state === "idle" && model.ending && !isReport()) $("state").textContent = model.ending;
   if (model.passed_over) $("state").textContent += `; ${model.passed_over}`;
@@ -172,10 +171,13 @@ function showHead() {
 /** Links to the other tags; a tag that has just begun points to the one before. */
 function showTags() {
   const others = (model.tags || []).filter((one) => model.title !== `autoresearch/${one}`);
+  const now = JSON.stringify([others, model.before]);
+  if (now === view.tags) return;  // a link keeps the focus
+  view.tags = now;
   const to = (name, words) => Object.assign(make("a", "", words), {href: name ? `?tag=${encodeURIComponent(name)}` : "./"});
   $("before").replaceChildren(...(model.before ? ["new; the one before: ", to(model.before, model.before)] : []));
   $("tags").hidden = isReport() || (!others.length && tag === null);
-  $("tags-list").replaceChildren(...(tag === null ? [] : [to("", "the newest")]), ...others.map((one) => to(one, one)));
+  $("tags-list").replaceChildren(...(tag === null ? [] : [to("", "the one shown first")]), ...others.map((one) => to(one, one)));
 }
 
 /** Shows who thinks, what waits, and what people have asked for. */
@@ -315,9 +317,10 @@ async function show(n) {
   const values = {min: 0, max: last, now: point?.place ?? model.points.length, text: point ? inWords(point) : ""};
   for (const [name, value] of Object.entries(values)) $("chart").setAttribute(`aria-value${name}`, value);
   for (const one of $("rows").children) one.toggleAttribute("aria-current", Number(one.dataset.n) === n);
+  const turn = view.turn = (view.turn || 0) + 1;
   let found = null, away = false;
   try { found = await detail(n); } catch { away = true; /* the server is away: what is known is shown */ }
-  if (view.chosen !== n || title !== model.title) return;
+  if (view.turn !== turn || title !== model.title) return;
   if (found || point) showDetail(found || point);
   else if (!away) $("detail").replaceChildren(make("p", "note", `There is no experiment ${n} here.`));
 }
@@ -354,7 +357,7 @@ document.addEventListener("keydown", (event) => {
 
 $("rows").addEventListener("click", (event) => {
   const at = event.target.closest("tr");
-  if (!at || event.target.closest("a")) return;
+  if (!at || event.target.closest("a, .pick")) return;
   choose(Number(at.dataset.n));
   revealDetail();
 });
@@ -389,7 +392,7 @@ if ($("model")) {
 } else {
   listen();
   setInterval(check, 5e3);
-  setInterval(() => { if (model.thinking?.length) showWaiting(); }, 1e3);
+  setInterval(() => { if (model.thinking?.length && $("state").dataset.state === model.state) showWaiting(); }, 1e3);
   setInterval(readTalks, 2e3);
   for (const name of ["online", "visibilitychange"]) window.addEventListener(name, check);
 }

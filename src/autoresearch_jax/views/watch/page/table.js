@@ -5,7 +5,7 @@ const ROWS = 60;  // more of the table at a time
 // What a column sorts by. Larger values come first in the first two, smaller ones in the others.
 const SORTS = {
   place: (point) => point.place, status: (point) => ["crash", "discard", "keep"].indexOf(kindOf(point)),
-  val_bpb: (point) => point.val_bpb, change: (point) => point.change, expected: (point) => point.expected,
+  val_bpb: (point) => point.val_bpb, change: (point) => point.change, expected: (point) => parseFloat((point.expected || "").replace("−", "-")) || null,
   memory_gb: (point) => point.memory_gb, description: (point) => point.description,
 };
 const FALLING = ["place", "status"];
