@@ -131,7 +131,7 @@ def test_bash_completes_options(tmp_path):
         ["bash", "--norc", "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stderr == ""
-    assert done.stdout.split() == ["--notify", "--notify-on"]
+    assert done.stdout.split() == ["--notify", "--notify-on", "--notify-digest"]
 
 
 # --------------------------------------------------------------------------------- documents
