@@ -1,4 +1,4 @@
-"""The commands that lead a loop from another terminal: hint, stop, pause, resume, try, drop."""
+"""The commands that steer a loop from another terminal: hint, stop, pause, resume, try, drop."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from autoresearch_jax.cli.options import tag_option
+from autoresearch_jax.common.errors import UserError
 
 if TYPE_CHECKING:
     from autoresearch_jax.commands.steer import Tag
@@ -105,7 +106,7 @@ def drop(experiment: str, tag: str | None) -> None:
 
 
 @click.command(name="try")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("-m", "description", metavar="DESCRIPTION", required=True,
               help="What FILE changes.")  # fmt: skip
 @tag_option
@@ -121,6 +122,9 @@ def attempt(file: Path, description: str, tag: str | None) -> None:
     """
     from autoresearch_jax.commands import steer
 
+    if not file.is_file():
+        where = "With -C DIR, it is looked for in DIR."
+        raise UserError(f"there is no file {file.absolute()}. {where}")
     click.echo(steer.attempt(_opened(tag), file, description))
 
 

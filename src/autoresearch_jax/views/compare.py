@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autoresearch_jax.agents import constants, curves
+from autoresearch_jax.common.console import typed
 from autoresearch_jax.common.errors import GitError, UserError
 from autoresearch_jax.common.text import clean, printable
 from autoresearch_jax.jobs import training_log
@@ -205,7 +206,7 @@ def show(console: Console, found: Comparison) -> None:
 
     line(f"experiments {', '.join(numbers[:-1])} and {numbers[-1]} of {found.tag}", "bold")
     for verdict in found.verdicts:
-        line(verdict)
+        line(typed(verdict))
     last = ["difference"] if len(numbers) == 2 else []
     for title, rows in (("", found.rows), ("constants", found.constants)):
         if not rows:
