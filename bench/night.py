@@ -71,7 +71,7 @@ from autoresearch_jax.loop import stack
 from autoresearch_jax.loop import statistics as loop_statistics
 from autoresearch_jax.records.events import Purpose
 from autoresearch_jax.records.experiment import Experiment
-from autoresearch_jax.repo import candidates
+from autoresearch_jax.repo import merging
 from bench.learn import learned_of
 from bench.prune import Session as Pruning
 from bench.search import IDEAS, SOURCE, START, interval, searched
@@ -113,7 +113,7 @@ def merged(ours: str, base: str, theirs: str) -> str | None:
     """Three-way merge, as the loop's; None: a conflict."""
     with tempfile.TemporaryDirectory() as folder:
         texts = (text.encode() for text in (ours, base, theirs))
-        found = candidates.merged(Path(folder) / "merge", *texts)
+        found = merging.merged(Path(folder) / "merge", *texts)
     return None if found is None else found.decode()
 
 

@@ -8,13 +8,13 @@ import errno
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from autoresearch_jax.common import files, literals
 from autoresearch_jax.common.errors import GitError, UserError
-from autoresearch_jax.repo import git
+from autoresearch_jax.repo.merging import merged
 from autoresearch_jax.repo.workspace import Workspace, check_tag
 
 # commit-tree fails without an identity, and the user's would claim that they wrote the commit.
@@ -24,7 +24,6 @@ IDENTITY = {
     for what, value in (("NAME", "autoresearch-jax"), ("EMAIL", "autoresearch-jax@localhost"))
 }
 
-SEPARATOR = b"\n\x01\n"  # replaces line ends for a merge; no program contains such a line
 HEAD_BYTES = 1000  # of an agent's HEAD; the name of any branch is shorter
 COMMIT_BYTES = 1 << 16  # of an agent's commit; a longer one is not read
 ADDED_FILES = 10_000  # of an agent that are named; with more, none is
@@ -321,38 +320,6 @@ class Candidates:
         kind, _, message = stored.partition(b"\n\n")
         subject = message.lstrip().partition(b"\n\n")[0] if kind.startswith(b"commit ") else b""
         return " ".join(subject.decode(errors="replace").split())
-
-
-def merged(folder: Path, ours: bytes, base: bytes, theirs: bytes, **options: Any) -> bytes | None:
-    """Return a file, `ours`, with the changes that lead from `base` to `theirs`.
-
-    Returns None if both changed the same lines. Git also refuses to merge changes of adjacent
-    lines, such as constants; with a separator between each two lines it accepts them. `folder` is
-    made for the merge, and removed; the options are those of `git.run`.
-    """
-    versions = [ours, base, theirs]
-    found = _merged_lines(folder, versions, options)
-    if found is None:
-        versions = [text.replace(b"\n", SEPARATOR) for text in versions]
-        apart = _merged_lines(folder, versions, options)
-        found = None if apart is None else apart.replace(SEPARATOR, b"\n")
-    return found
-
-
-def _merged_lines(folder: Path, versions: list[bytes], options: Mapping[str, Any]) -> bytes | None:
-    """Return git's merge of (ours, base, theirs), or None if there is a conflict."""
-    files.remove(folder)
-    folder.mkdir(parents=True)
-    names = ("ours", "base", "theirs")
-    for name, text in zip(names, versions, strict=True):
-        (folder / name).write_bytes(text)
-    try:
-        git.output(folder, "merge-file", "--quiet", *names, **options)
-        return (folder / "ours").read_bytes()
-    except GitError:  # its exit code is the number of conflicts
-        return None
-    finally:
-        files.remove(folder)
 
 
 def _status(path: Path) -> Status:
