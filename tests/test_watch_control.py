@@ -72,7 +72,7 @@ def leading(workspace, tag="t", **options):
     reader = live_model.open_reader(workspace.root, **options)
     reader.read()
     control = Control(steer.on_page(workspace))
-    with watch_helpers.serving(reader, TOKEN, leads=control, local=True) as port:
+    with watch_helpers.serving(reader, TOKEN, steers=control, local=True) as port:
         yield Page(port, control.secret, tag)
 
 

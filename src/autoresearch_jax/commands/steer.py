@@ -1,4 +1,4 @@
-"""Leading a loop from another terminal or the page: hint, stop, pause, resume, try, drop.
+"""Steering a loop from another terminal or the page: hint, stop, pause, resume, try, drop.
 
 Each command writes a request and waits a moment for the process that has the tag, which takes it
 (loop/steering.py). Without such a process the command takes it itself.

@@ -1,8 +1,8 @@
-"""The requests by which the page of `watch --web --control` leads a loop.
+"""The requests by which the page of `watch --web --control` steers a loop.
 
 A browser sends the cookie of a page also with requests of other servers on the same machine, since
 cookies are not kept apart by port, and such a server is sent the cookie. So the cookie only admits
-to reading. To lead takes a secret that the printed link has after its `#`: no browser sends that
+to reading. Steering takes a secret that the printed link has after its `#`: no browser sends that
 part, and control.js keeps it where only pages of the same scheme, host and port can read it.
 """
 

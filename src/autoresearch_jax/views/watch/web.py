@@ -1,6 +1,6 @@
 """The page in the browser: a small server that sends the page what is new.
 
-It only reads. With `watch --web --control` the page can also lead a loop (control.py).
+It only reads. With `watch --web --control` the page can also steer a loop (control.py).
 
 Starlette and uvicorn, and not `http.server`: an open page keeps a stream of events, which costs
 them no thread, and they parse requests as strictly as a server in a network must.
@@ -69,20 +69,20 @@ def page(**values: Any) -> str:
 
 
 def make_app(
-    reader: Reader, token: str | None = None, *, local: bool = True, leads: Control | None = None
+    reader: Reader, token: str | None = None, *, local: bool = True, steers: Control | None = None
 ) -> ASGIApp:
     """Return the server's application.
 
     With a `token` every request must have it, as a cookie that the printed link sets. If it is
     `local` a request must name this machine as its `Host`: otherwise another site could reach the
-    page through a name that it lets point to 127.0.0.1. With `leads` the page leads a loop.
+    page through a name that it lets point to 127.0.0.1. With `steers` the page steers a loop.
     """
     # page.js begins to receive events, so it is the last.
-    scripts = SCRIPTS if leads is None else (*SCRIPTS[:-1], control.SCRIPT, SCRIPTS[-1])
-    files = (STYLE, *scripts) if leads is None else (STYLE, *scripts, control.STYLE)
+    scripts = SCRIPTS if steers is None else (*SCRIPTS[:-1], control.SCRIPT, SCRIPTS[-1])
+    files = (STYLE, *scripts) if steers is None else (STYLE, *scripts, control.STYLE)
 
     def index(request: Request) -> Response:
-        partial = None if leads is None else control.PARTIAL
+        partial = None if steers is None else control.PARTIAL
         text = page(scripts=dict.fromkeys(scripts, ""), partial=partial)
         return Response(text, media_type="text/html")
 
@@ -129,7 +129,7 @@ def make_app(
         Route("/compare/{numbers}", comparison),
         Route("/insights", insights),
         Route("/results.csv", table),
-        *([] if leads is None else [control.route(leads, readers.of)]),
+        *([] if steers is None else [control.route(steers, readers.of)]),
         Route("/{name}", file),
     ]
     app = Starlette(routes=routes)
@@ -138,7 +138,7 @@ def make_app(
         request = Request(scope)
         answer = _check_host(request) if local else None
         if answer is None and token is not None:
-            answer = _check_token(request, token, strict=leads is not None)
+            answer = _check_token(request, token, strict=steers is not None)
         await (answer or app)(scope, receive, send)
 
     return guarded
@@ -240,16 +240,16 @@ def serve(
 ) -> None:
     """Serve the page until Ctrl-C; port 0 takes any free one. Raises UserError.
 
-    With `actions` the page leads a loop by them.
+    With `actions` the page steers a loop by them.
     """
-    local, leads = is_loopback(host), None if actions is None else Control(actions)
+    local, steers = is_loopback(host), None if actions is None else Control(actions)
     with listen(host, port) as listening:
-        token = None if local and leads is None else secrets.token_urlsafe(24)
+        token = None if local and steers is None else secrets.token_urlsafe(24)
         reader.read()  # before a page waits for it
-        secret = "" if leads is None else f"#control={leads.secret}"
+        secret = "" if steers is None else f"#control={steers.secret}"
         for link in links(host, listening.getsockname()[1], token):
             say(f"{link}{secret}")
-        app = make_app(reader, token, local=local, leads=leads)
+        app = make_app(reader, token, local=local, steers=steers)
         make_server(app).run(sockets=[listening])
 
 
