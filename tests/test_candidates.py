@@ -39,6 +39,20 @@ def test_lines_that_end_with_a_carriage_return_alone_are_compared(workspace, can
     assert "\n A = 1\n-B = 1\n+B = 2\n" in candidates.diff(old, new)
 
 
+def test_many_files_are_shown_as_each_of_them_is(workspace, candidates, monkeypatch):
+    monkeypatch.setattr("autoresearch_jax.repo.candidates.SHOWN", 2)
+    (workspace.root / ".gitattributes").write_text("train.py text eol=crlf\n")
+    sources = (b"A = 1\n", b"B = 1 \xff", b"", b"C = 1\nblob 3\nx missing\n\n", b"D = 2\r\n")
+    base = workspace.head()
+    commits = [candidates.candidate(base, candidates.store(one), "x\n") for one in sources]
+    shown = [*candidates.shown(commits)]
+    assert shown == [candidates.show(one) for one in commits]
+    assert shown[0] == "A = 1\r\n"  # as a checkout has it
+    assert [*candidates.shown([])] == []
+    with pytest.raises(GitError, match=f"git does not have {'0' * 40}"):
+        [*candidates.shown([commits[0], "0" * 40])]
+
+
 def test_a_candidate_differs_in_train_py_alone(workspace, candidates):
     (workspace.root / "train.py").chmod(0o755)
     (workspace.root / "folder").mkdir()

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -494,7 +495,7 @@ def test_a_run_that_is_scored_on_both_texts_counts_once():
 
 def test_the_policy_learns_the_noise_from_every_repeat():
     baseline = kept(0, 1.0, *[repeat(1.0 + 0.01 * n, "noise", seed=43 + n) for n in range(4)])
-    again = dataclasses.replace(kept(1, 0.9, repeat(0.92, "decide")), status="discard")
+    again = msgspec.structs.replace(kept(1, 0.9, repeat(0.92, "decide")), status="discard")
     assert statistics.policy_named("confirm", [baseline]).df == 4
     assert statistics.policy_named("confirm", [baseline, again]).df == 5
 

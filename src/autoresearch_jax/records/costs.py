@@ -3,8 +3,8 @@
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from operator import add, attrgetter
+
+import msgspec
 
 from autoresearch_jax.records import events
 
@@ -12,9 +12,12 @@ LARGEST = 1e15  # dollars or tokens that one answer can cost: more is an error o
 PERSON = "person"  # the agent of `run -m`
 
 
-@dataclass(frozen=True)
-class Spent:
-    """Sums over some events of a journal."""
+class Spent(msgspec.Struct, frozen=True, gc=False):
+    """Sums over some events of a journal.
+
+    A long journal takes some 100,000 of them, which a struct makes in a fifth of the time of a
+    frozen dataclass.
+    """
 
     experiments: int = 0  # proposed, without the baseline and those of `run -m`
     asked: int = 0  # questions to agents
@@ -27,11 +30,17 @@ class Spent:
     loop_s: float = 0.0  # seconds that loops ran
 
     def __add__(self, other: "Spent") -> "Spent":
-        return Spent(*map(add, _values(self), _values(other)))
-
-
-# A journal of 10,000 experiments takes some 100,000 sums.
-_values = attrgetter(*(one.name for one in fields(Spent)))
+        return Spent(
+            self.experiments + other.experiments,
+            self.asked + other.asked,
+            self.usd + other.usd,
+            self.tokens + other.tokens,
+            self.priced + other.priced,
+            self.unpriced + other.unpriced,
+            self.agent_s + other.agent_s,
+            self.accelerator_s + other.accelerator_s,
+            self.loop_s + other.loop_s,
+        )
 
 
 class Costs:
@@ -64,7 +73,7 @@ class Costs:
         if self._loop is None:
             return Spent()
         until = time.time() if self._opened else self._last
-        return replace(self._loop, loop_s=self._loop.loop_s + until - self._opened)
+        return msgspec.structs.replace(self._loop, loop_s=self._loop.loop_s + until - self._opened)
 
     def add(self, event: events.Event) -> None:
         """Apply the next event of the journal."""
@@ -81,7 +90,7 @@ class Costs:
             self._asked_for[ask] = event.n
         assert isinstance(event, _COSTLY)
         costs = self._of[event.n]
-        costs[ask] = costs.get(ask, Spent()) + amount
+        costs[ask] = costs[ask] + amount if ask in costs else amount
         if isinstance(event, events.Proposed) and event.ask is not None:
             # Only now is it known which experiment the answer is for.
             guessed = self._asked_for.get(event.ask, event.n)
@@ -103,13 +112,14 @@ class Costs:
             amount = Spent(loop_s=self._last - self._opened)
             self._opened = self._last = event.time if event.kind == "loop" else 0.0
         elif self._opened and not (
-            isinstance(event, events.Verified | events.Restored) or events.is_from_a_person(event)
+            isinstance(event, _BESIDE_LOOPS) or events.is_from_a_person(event)
         ):
             self._last = max(self._last, event.time)
         if amount is not None:
             self._loop += amount
 
 
+_BESIDE_LOOPS = (events.Verified, events.Restored)
 _COSTLY = events.Asked | events.Proposed | events.Trained | events.Scored | events.Repeated
 
 

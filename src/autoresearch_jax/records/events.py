@@ -48,7 +48,9 @@ class Phase(StrEnum):
     GIVEN_UP = "given up"
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="step"):
+# Without `gc`, Python's garbage collector does not look at the thousands of a long journal, which
+# are in no cycle.
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="step", gc=False):
     """One line of a journal."""
 
     time: float = 0.0  # Unix time of the record
@@ -111,7 +113,9 @@ class TakenBack(Event, tag="taken back", frozen=True, kw_only=True):
 
 def is_from_a_person(event: Event) -> bool:
     """Whether an event may be recorded while no loop runs, so that it says nothing of its time."""
-    return isinstance(event, Steered | TakenBack) or (isinstance(event, Queued) and event.by != "")
+    if isinstance(event, Queued):
+        return event.by != ""
+    return isinstance(event, (Steered, TakenBack))  # a union would be made anew at each call
 
 
 class Asked(Event, tag="asked", frozen=True, kw_only=True):

@@ -1,10 +1,12 @@
 """One experiment, as the journal records it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
+
+import msgspec
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.protocol import LEAKS
@@ -44,9 +46,11 @@ class Run(NamedTuple):
     disturbed: str  # what disturbed it, or ""
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """One experiment, as the journal records it."""
+class Experiment(msgspec.Struct, frozen=True, gc=False):
+    """One experiment, as the journal records it.
+
+    It is a struct, since a long journal makes some 40,000 of them, each from the one before.
+    """
 
     n: int  # 0 is the baseline
     commit: str  # full hash
@@ -61,8 +65,8 @@ class Experiment:
     repairs: int = 0  # how often its agent has repaired it after a crash
     was: str = ""  # full hash of the attempt before the last repair
     repair_ask: int | None = None  # the question that the last repair answers
-    metrics: dict[str, float] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)  # what its score rests on
+    metrics: dict[str, float] = {}
+    provenance: dict[str, Any] = {}  # what its score rests on
     note: str = ""  # something that the user should look at
     started: float = 0.0  # Unix time
     finished: float | None = None  # Unix time
@@ -136,6 +140,8 @@ class Experiment:
     @property
     def scores(self) -> list[float]:
         """The scores of `runs`."""
+        if not self.repeats:  # as of most, and each decision asks all
+            return [] if self.val_bpb is None else [self.val_bpb]
         return [one.score for one in self.runs]
 
     @property
@@ -160,16 +166,6 @@ def known(e: Experiment) -> str:
         return f"experiment {e.n} (being trained: {e.description})"
     score = "no score" if e.val_bpb is None else f"val_bpb {e.val_bpb:.6f}"
     return f"experiment {e.n} ({e.status}, {score}: {e.description})"
-
-
-def changed(e: Experiment, **fields: Any) -> Experiment:
-    """Return an experiment with other values of some fields.
-
-    It takes a fifth of the time of `dataclasses.replace`, and a long journal needs it often.
-    """
-    made = object.__new__(Experiment)
-    made.__dict__.update(e.__dict__, **fields)
-    return made
 
 
 def is_leak(reason: str) -> bool:

@@ -9,10 +9,11 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.records import events
 from autoresearch_jax.records.costs import PERSON, Costs
 from autoresearch_jax.records.events import Outcome, Purpose, Queued, Status
-from autoresearch_jax.records.experiment import Experiment, Lesson, UnusedAnswer, changed, is_leak
+from autoresearch_jax.records.experiment import Experiment, Lesson, UnusedAnswer, is_leak
 from autoresearch_jax.records.requests import Kind
 
 DIGITS = 9  # of the number of an experiment, at most
+_SPANNING = (events.Proposed, events.Trained, events.Decided)  # the events in a span
 
 
 class Experiments:
@@ -170,25 +171,28 @@ class Experiments:
         before = self.latest
         if not events.is_from_a_person(event):
             self.latest = max(before, event.time)
-        if isinstance(event, events.Proposed | events.Trained | events.Decided) and self.spans:
+        if isinstance(event, _SPANNING) and self.spans:
             began, until, workers = self.spans[-1]
             self.spans[-1] = (began, max(until, event.time), workers)
         match event:
-            case events.Began():
-                self.first = self.first or event
-                self.began, self.crashes, self.stop = event, (), None
-                self.learned = event.learned or self.learned
-                if event.kind != "verify":
-                    self.spans.append((event.time, event.time, event.workers or 1))
-                for e in self.undecided:
-                    paused = e.paused + max(0.0, event.time - before)
-                    self._all[e.n] = changed(e, paused=paused)
-                if event.kind == "loop":
-                    if self.loop is None or self.loop.program != event.program:
-                        self.leaks = ()
-                    self.loop, self.ended = event, None
-            case events.Ended():
-                self.ended = event
+            # A match tries its cases in this order, so the most frequent come first.
+            case events.Trained() | events.Scored() | events.Repeated() | events.Repaired() if (
+                event.n in self._all
+            ):
+                if isinstance(event, events.Repaired):
+                    self._by_commit[event.commit] = event.n
+                    self._asks[event.n] += [] if event.ask is None else [event.ask]
+                self._all[event.n] = _changed(self._all[event.n], event)
+                if is_leak(event.reason):
+                    self.leaks = (*self.leaks, event.n)
+            case events.Decided() if event.n in self._all:
+                self._decide(event)
+            case events.Proposed():
+                self._queue.pop((event.ask, event.of), None)
+                self._by_commit[event.commit] = event.n
+                fields = structs.asdict(event)  # an experiment's, under the same names
+                self._all[event.n] = Experiment(started=fields.pop("time"), **fields)
+                self._asks[event.n] = [] if event.ask is None else [event.ask]
             case events.Asked():
                 self.next_ask = max(self.next_ask, event.ask + 1)
                 self._asked[event.ask] = event
@@ -199,6 +203,21 @@ class Experiments:
                     self.next_ask = max(self.next_ask, event.ask + 1)
                 self._queue[event.ask, event.of] = event
                 self.requests |= {event.request} - {""}
+            case events.Began():
+                self.first = self.first or event
+                self.began, self.crashes, self.stop = event, (), None
+                self.learned = event.learned or self.learned
+                if event.kind != "verify":
+                    self.spans.append((event.time, event.time, event.workers or 1))
+                for e in self.undecided:
+                    paused = e.paused + max(0.0, event.time - before)
+                    self._all[e.n] = structs.replace(e, paused=paused)
+                if event.kind == "loop":
+                    if self.loop is None or self.loop.program != event.program:
+                        self.leaks = ()
+                    self.loop, self.ended = event, None
+            case events.Ended():
+                self.ended = event
             case events.Steered():
                 self._steer(event)
             case events.TakenBack():
@@ -224,7 +243,7 @@ class Experiments:
             case events.Interfered(seed=None) if event.n in self._all:
                 e = self._all[event.n]
                 proposing = {k: v for k, v in e.metrics.items() if k == "agent_seconds"}
-                self._all[event.n] = changed(
+                self._all[event.n] = structs.replace(
                     e,
                     interruptions=e.interruptions + 1,
                     metrics=e.metrics if e.outcome is None else proposing,
@@ -232,23 +251,6 @@ class Experiments:
                     scored=None,
                     val_bpb=None,
                 )
-            case events.Proposed():
-                self._queue.pop((event.ask, event.of), None)
-                self._by_commit[event.commit] = event.n
-                fields = structs.asdict(event)  # an experiment's, under the same names
-                self._all[event.n] = Experiment(started=fields.pop("time"), **fields)
-                self._asks[event.n] = [] if event.ask is None else [event.ask]
-            case events.Decided() if event.n in self._all:
-                self._decide(event)
-            case events.Repaired() | events.Trained() | events.Scored() | events.Repeated() if (
-                event.n in self._all
-            ):
-                if isinstance(event, events.Repaired):
-                    self._by_commit[event.commit] = event.n
-                    self._asks[event.n] += [] if event.ask is None else [event.ask]
-                self._all[event.n] = _changed(self._all[event.n], event)
-                if is_leak(event.reason):
-                    self.leaks = (*self.leaks, event.n)
 
     def _steer(self, event: events.Steered) -> None:
         self.requests.add(event.request)
@@ -271,7 +273,9 @@ class Experiments:
         self._dropped.add(self.origin(self._all[event.n]).n)
         why = f"taken back by {event.by}"
         for n in (event.n, *event.others):
-            self._all[n] = changed(self._all[n], status=Status.DISCARD, verdict=why, taken_back=why)
+            self._all[n] = structs.replace(
+                self._all[n], status=Status.DISCARD, verdict=why, taken_back=why
+            )
             why = f"experiment {event.n} was taken back, and this is proposed again without it"
         gone = {event.n, *event.others}
         self._kept = [n for n in self._kept if n not in gone]
@@ -309,7 +313,7 @@ class Experiments:
 
     def _decide(self, event: events.Decided) -> None:
         best = self.best
-        e = self._all[event.n] = changed(
+        e = self._all[event.n] = structs.replace(
             self._all[event.n],
             status=event.status,
             reason=event.reason,
@@ -319,12 +323,12 @@ class Experiments:
             place=len(self._decided),
         )
         self._decided.append(e.n)
-        mean, before = e.mean_bpb, best.mean_bpb if best else None
-        change = None if mean is None or before is None else mean - before
         # What was learned with a proposal is worth what its last form is.
         kept = e.status == Status.KEEP
-        texts = self.lessons_of(self.origin(e).n if kept else e.n)
-        self.lessons += [Lesson(text, e.n, e.status, change) for text in texts]
+        if texts := self.lessons_of(self.origin(e).n if kept else e.n):
+            mean, before = e.mean_bpb, best.mean_bpb if best else None
+            change = None if mean is None or before is None else mean - before
+            self.lessons += [Lesson(text, e.n, e.status, change) for text in texts]
         if e.status == Status.KEEP:
             self._kept.append(e.n)
         self.crashes = (*self.crashes, e) if e.status == Status.CRASH else ()
@@ -337,7 +341,7 @@ def _changed(
 ) -> Experiment:
     match event:
         case events.Repaired():
-            return changed(
+            return structs.replace(
                 e,
                 commit=event.commit,
                 program=event.program,
@@ -357,7 +361,7 @@ def _changed(
         case events.Trained():
             metrics = e.metrics | event.metrics
             peak_mb = metrics.get("peak_vram_mb")
-            return changed(
+            return structs.replace(
                 e,
                 outcome=event.outcome,
                 reason=event.reason,
@@ -371,7 +375,7 @@ def _changed(
                 val_bpb=None,
             )
         case events.Scored():
-            return changed(
+            return structs.replace(
                 e,
                 scored=event.outcome,
                 reason=event.reason,
@@ -379,4 +383,4 @@ def _changed(
                 val_bpb=event.metrics.get("val_bpb") if event.outcome == Outcome.OK else None,
             )
         case events.Repeated():
-            return changed(e, repeats=(*e.repeats, event))
+            return structs.replace(e, repeats=(*e.repeats, event))

@@ -5,7 +5,8 @@ import errno
 import itertools
 import os
 from collections.abc import Iterable
-from dataclasses import replace
+
+from msgspec import structs
 
 from autoresearch_jax.common import files
 from autoresearch_jax.common.console import View
@@ -77,7 +78,7 @@ def _holds_unknown_rows(
 ) -> bool:
     """Whether a results.tsv has lines that no tag's journal accounts for."""
     unknown = set(old.splitlines()) - set((HEADER + text).encode().splitlines())
-    kept = (replace(e, status=Status.KEEP) for e in history if e.taken_back)
+    kept = (structs.replace(e, status=Status.KEEP) for e in history if e.taken_back)
     unknown -= {_row_text(e).rstrip("\n").encode() for e in kept}
     for tag in workspace.tags() if unknown else ():
         with contextlib.suppress(journal.JournalError):

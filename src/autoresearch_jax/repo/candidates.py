@@ -14,6 +14,8 @@ from typing import Any
 
 from autoresearch_jax.common import files, literals
 from autoresearch_jax.common.errors import GitError, UserError
+from autoresearch_jax.common.text import clean
+from autoresearch_jax.repo import git
 from autoresearch_jax.repo.merging import merged
 from autoresearch_jax.repo.workspace import Workspace, check_tag
 
@@ -27,6 +29,7 @@ IDENTITY = {
 HEAD_BYTES = 1000  # of an agent's HEAD; the name of any branch is shorter
 COMMIT_BYTES = 1 << 16  # of an agent's commit; a longer one is not read
 ADDED_FILES = 10_000  # of an agent that are named; with more, none is
+SHOWN = 500  # files that one git process prints
 COMPARED = 100  # tracked files with another time whose content is compared
 PATTERNS = (".gitignore", ".gitattributes")
 
@@ -54,6 +57,21 @@ class Candidates:
     def show(self, commit: str) -> str:
         """Return the text of train.py in a commit. Raises GitError."""
         return literals.readable(self.blob(commit))
+
+    def shown(self, commits: Sequence[str]) -> Iterator[str]:
+        """Yield the texts of train.py in commits, by few git processes. Raises GitError."""
+        for at in range(0, len(commits), SHOWN):
+            names = [f"{commit}:train.py" for commit in commits[at : at + SHOWN]]
+            # A name that git does not know ends each text: a filter may have changed its length.
+            end = os.urandom(16).hex()
+            asked = "".join(f"{name} train.py\n{end} train.py\n" for name in names).encode()
+            batch = ("cat-file", "--batch", "--filters")
+            found = self.workspace.git_bytes(*batch, stdin=asked, keep_fds=self.keep_fds)
+            for name, text in zip(names, found.split(f"{end} missing\n".encode()), strict=False):
+                header, _, content = text.partition(b"\n")
+                if b" blob " not in header:
+                    raise GitError(f"git does not have {name}: {clean(git.text(header))}")
+                yield literals.readable(content[:-1])
 
     def blob(self, commit: str, path: str = "train.py") -> bytes:
         """Return the bytes of a file in a commit, as a checkout contains them. Raises GitError."""
@@ -196,6 +214,10 @@ class Candidates:
             raise UserError(moved(self.branch, self.tip(), new)) from None
 
     # ------------------------------------------------------------------------- worktrees
+
+    def tree(self, commit: str) -> str:
+        """Return git's hash of all files of the commit."""
+        return self.git("rev-parse", f"{commit}^{{tree}}")
 
     def export(self, commit: str, folder: Path) -> None:
         """Make `folder` contain the files of the commit and nothing else, not even a .git.

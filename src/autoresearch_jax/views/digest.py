@@ -5,7 +5,7 @@ The most important line comes first, because a service with short messages gets 
 
 import time
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -75,7 +75,8 @@ def text(model: LiveModel, experiments: Experiments, told: Covered, ending: str 
     audit = experiments.audit
     if ending and audit is not None and model.summary.claims.best == audit.best:
         lines.append(audit_words(audit, audit.best))
-    spent = zip(astuple(experiments.costs.total), astuple(told.spent), strict=True)
+    both = (msgspec.structs.astuple(one) for one in (experiments.costs.total, told.spent))
+    spent = zip(*both, strict=True)
     cost = cost_words(Spent(*(now - before for now, before in spent)))
     lines += [f"cost: {cost}" if cost else "", "" if ending else _now(model)]
     return "\n".join(filter(None, lines))

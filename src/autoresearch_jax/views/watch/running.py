@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoresearch_jax.common import protocol
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs import training_log
 from autoresearch_jax.jobs.training_log import Progress
@@ -41,7 +42,7 @@ TICK_SECONDS = 0.02  # by which the clock of files may be behind
 
 @dataclass(frozen=True)
 class Running:
-    """An experiment that is undecided, or that is measured again."""
+    """An experiment that is undecided or measured again, or one that starts up ahead of time."""
 
     n: int
     description: str
@@ -122,6 +123,8 @@ class RunningExperiments:
             self._first_run(experiments, one, resumed) for one in undecided if one.n not in repeated
         ]
         found += [self._repeat(experiments, event) for event in repeating]
+        if lives and began and experiments.queue and [one.phase for one in found] == ["scoring"]:
+            found += self._following(experiments, began.time)
         return tuple(sorted(found, key=lambda one: (one.n, one.seed or 0)))
 
     def _first_run(self, experiments: Experiments, one: Experiment, resumed: float) -> Running:
@@ -133,6 +136,31 @@ class RunningExperiments:
             # The log of an earlier attempt, or of a process that died, is not this one's progress.
             phase, since = "training", max(self._began.get((one.n, None), 0.0), resumed)
         return _running(experiments, one, phase, one.started, _progress(log, since))
+
+    def _following(self, experiments: Experiments, since: float) -> list[Running]:
+        """Return the training that starts up beside a scoring, if there is one, as a list."""
+        n, queued = len(experiments), experiments.queue[0]
+        held = self._workspace.run_dir(self._tag, n) / "artifacts" / protocol.HELD
+        try:
+            started = held.lstat().st_mtime
+        except OSError:
+            return []
+        if started < since - TICK_SECONDS:  # of a process that died
+            return []
+        base = experiments.by_commit(queued.base)
+        return [
+            Running(
+                n=n,
+                description=clean(queued.description),
+                expected=clean(queued.expected, EXPECTED_LIMIT),
+                agent=clean(queued.agent, AGENT_LIMIT),
+                base=None if base is None else base.n,
+                of=queued.of,
+                phase="starting",
+                started=started,
+                progress=Progress(),
+            )
+        ]
 
     def _repeat(self, experiments: Experiments, event: Repeating) -> Running:
         log = self._workspace.repeat_log(self._tag, event.n, event.seed)
