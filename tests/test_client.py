@@ -57,7 +57,7 @@ def context(tmp_path):
     prompt = tmp_path / "prompt.md"
     prompt.write_text("Make {model} 'better'.\n$HOME")
     return Context(
-        worktree=tmp_path / "worktree", n=1, seed=0, history=(), source_of=str,
+        worktree=tmp_path / "worktree", n=1, seed=0, history=(), sources_of=list,
         prompt=prompt.read_text(), prompt_path=prompt, run_dir=tmp_path / "run",
     )  # fmt: skip
 

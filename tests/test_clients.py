@@ -146,7 +146,7 @@ def context(tmp_path):
             network=True,
         )
         return Context(
-            worktree=worktree, n=1, seed=0, history=(), source_of=str,
+            worktree=worktree, n=1, seed=0, history=(), sources_of=list,
             prompt=prompt.read_text(), prompt_path=prompt, run_dir=tmp_path / "run",
             level=level, sandbox=sandbox,
         )  # fmt: skip

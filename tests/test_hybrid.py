@@ -59,7 +59,7 @@ def question(folder: Path, history=(), sources=None, n=None, source=SOURCE) -> C
         n=len(history) if n is None else n,
         seed=0,
         history=tuple(history),
-        source_of=(sources or {}).__getitem__,
+        sources_of=lambda commits: [(sources or {})[one] for one in commits],
         prompt="PROGRAM",
         prompt_path=folder / "given.md",
         run_dir=folder,

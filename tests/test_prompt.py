@@ -7,6 +7,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from autoresearch_jax.agents import prompt
 from autoresearch_jax.agents.prompt import Brief
@@ -14,7 +15,7 @@ from autoresearch_jax.common import front_matter, paths
 from autoresearch_jax.records.experiment import Experiment
 
 KEPT = Experiment(0, "a" * 40, "", "baseline", "tpe", status="keep", val_bpb=1.0, memory_gb=40.0)
-TRIED = dataclasses.replace(KEPT, n=1, base="a" * 40, status="discard", val_bpb=1.01)
+TRIED = structs.replace(KEPT, n=1, base="a" * 40, status="discard", val_bpb=1.01)
 BRIEF = Brief(
     program="---\nmax_usd: 5\n---\n# Goal\nDo well.\n",
     history=[KEPT],
@@ -90,12 +91,12 @@ def test_unknown_limits_are_omitted():
 
 
 def test_the_line_of_an_experiment_has_expectation_and_result():
-    better = dataclasses.replace(
+    better = structs.replace(
         TRIED, n=2, status="keep", val_bpb=0.99, expected="-0.002", description="DEPTH 8 -> 9"
     )
-    worse = dataclasses.replace(TRIED, n=3, val_bpb=0.995, repairs=1, metrics={"num_steps": 953.0})
-    full = dataclasses.replace(TRIED, n=4, val_bpb=0.9, reason="it takes 90 GiB")
-    crash = dataclasses.replace(TRIED, n=5, status="crash", val_bpb=None, reason="TypeError: x")
+    worse = structs.replace(TRIED, n=3, val_bpb=0.995, repairs=1, metrics={"num_steps": 953.0})
+    full = structs.replace(TRIED, n=4, val_bpb=0.9, reason="it takes 90 GiB")
+    crash = structs.replace(TRIED, n=5, status="crash", val_bpb=None, reason="TypeError: x")
     text = prompt.build(brief(better, worse, full, crash))
     assert '- 0 keep 1.000000, 40.0 GiB: "baseline"\n' in text
     assert (
@@ -112,8 +113,8 @@ def test_the_line_of_an_experiment_has_expectation_and_result():
 
 
 def test_a_long_history_is_reduced_to_the_best_and_the_last():
-    tried = [dataclasses.replace(TRIED, n=n, val_bpb=2 - n / 1000) for n in range(1, 401)]
-    tried[6] = dataclasses.replace(tried[6], val_bpb=1.001)
+    tried = [structs.replace(TRIED, n=n, val_bpb=2 - n / 1000) for n in range(1, 401)]
+    tried[6] = structs.replace(tried[6], val_bpb=1.001)
     text = prompt.build(brief(*tried))
     shown = [int(n) for n in re.findall(r"^- (\d+) discard", text, re.MULTILINE)]
     assert shown[0] == 7
@@ -123,7 +124,7 @@ def test_a_long_history_is_reduced_to_the_best_and_the_last():
 
 
 def test_a_running_experiment_is_listed_without_a_result():
-    running = dataclasses.replace(
+    running = structs.replace(
         TRIED, n=7, status=None, val_bpb=None, description="HEAD_DIM 128 -> 64", expected="-0.001"
     )
     text = prompt.build(brief(running))
@@ -134,7 +135,7 @@ def test_a_running_experiment_is_listed_without_a_result():
 
 
 def test_after_many_experiments_without_a_gain_the_prompt_asks_for_another_direction():
-    tried = [dataclasses.replace(TRIED, n=n) for n in range(1, 1 + prompt.STAGNATION)]
+    tried = [structs.replace(TRIED, n=n) for n in range(1, 1 + prompt.STAGNATION)]
     assert f"The last {prompt.STAGNATION} brought no gain" in prompt.build(brief(*tried))
     assert "brought no gain" not in prompt.build(brief(*tried[1:]))
 
@@ -167,11 +168,11 @@ def test_text_of_experiments_stays_quoted(name):
     words = HOSTILE[name]
     bad = {"description": words, "reason": words, "expected": words}
     history = [
-        dataclasses.replace(TRIED, n=1, **bad),
-        dataclasses.replace(TRIED, n=2, status="crash", val_bpb=None, **bad),
-        dataclasses.replace(TRIED, n=3, status=None, val_bpb=None, **bad),
+        structs.replace(TRIED, n=1, **bad),
+        structs.replace(TRIED, n=2, status="crash", val_bpb=None, **bad),
+        structs.replace(TRIED, n=3, status=None, val_bpb=None, **bad),
     ]
-    best = dataclasses.replace(KEPT, **bad)
+    best = structs.replace(KEPT, **bad)
     given = brief(*history, best=best, rejected=[(words, words)] * 9)
     proposal = prompt.build(given)
     repair = prompt.repair(given, description=words, reason=words, log=words)
@@ -258,12 +259,10 @@ def test_no_history_makes_a_prompt_exceed_its_bound(history, times, best, texts,
 
 def test_the_longest_prompt_is_within_the_bound():
     long = "long words " * 100_000
-    experiment = dataclasses.replace(
-        TRIED, description=long, expected=long, reason=long, repairs=99
-    )
-    history = [dataclasses.replace(experiment, n=n) for n in range(10_000, 10_300)]
-    history += [dataclasses.replace(experiment, status="crash"), experiment]
-    running = [dataclasses.replace(experiment, status=None)] * 9
+    experiment = structs.replace(TRIED, description=long, expected=long, reason=long, repairs=99)
+    history = [structs.replace(experiment, n=n) for n in range(10_000, 10_300)]
+    history += [structs.replace(experiment, status="crash"), experiment]
+    running = [structs.replace(experiment, status=None)] * 9
     text = prompt.build(
         Brief(
             program=long,

@@ -11,11 +11,13 @@ import time
 import warnings
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from autoresearch_jax.agents import constants, tpe
 from autoresearch_jax.agents.agent import AgentError, Context
 from autoresearch_jax.agents.constants import read
 from autoresearch_jax.agents.drawing import anywhere, space_of
@@ -142,6 +144,35 @@ def sources(draw):
         text += f"{name}{equals}{spelling}  # {draw(comments)}{end}"
         expected[name] = value
     return text + f"def f():{end}    C0 = 3{end}", expected
+
+
+@given(sources(), st.data())
+def test_a_file_like_an_earlier_one_is_read_as_if_it_were_parsed(made, data):
+    """Whatever stands in place of a constant, and whatever else has changed."""
+    source, _ = made
+    plain = st.sampled_from(
+        ["1", "-2.5", "1e-05", "7e3", "007", "1_0", "1.", "0x1e", "1j", "1if", ""]
+    )
+    for _ in range(4):
+        assert read(source) == parsed(source)
+        known = list(literals.read(source).values())
+        text = source.encode()
+        for one in reversed(known):
+            if data.draw(st.booleans()):
+                new = data.draw(plain | values.map(repr)).encode(errors="replace")
+                text = text[: one.start] + new + text[one.end :]
+        if data.draw(st.booleans()):
+            at = data.draw(st.integers(0, len(text)))
+            text = (
+                text[:at] + data.draw(st.sampled_from([b"0", b".", b"-", b"e1", b"#"])) + text[at:]
+            )
+        new = text.decode(errors="ignore")
+        assert read(new) == parsed(new)
+
+
+def parsed(source: str) -> constants.Reading:
+    found = constants._parsed(source, source.encode())
+    return constants.Reading({name: value for name, _, value in found.constants}, found.code)
 
 
 @given(sources(), values, st.data())
@@ -603,6 +634,29 @@ def test_it_learns_from_every_result(tmp_path):
     assert sum(0.05 < rate < 0.16 for rate in drawn) >= 9
 
 
+def test_of_a_very_long_history_it_learns_from_the_newest_results(tmp_path, monkeypatch):
+    simulation = Simulation(tmp_path, 3)
+    for _ in range(40):
+        simulation.step(Tpe())
+
+    def proposals(better: slice) -> list[str]:
+        """Proposals on the best file, with better scores of some experiments."""
+        before = simulation.history.copy()
+        for e in before[better]:
+            if e.val_bpb is not None:
+                simulation.history[e.n] = msgspec.structs.replace(e, val_bpb=1 / e.val_bpb)
+        found = [Tpe().propose(simulation.context(seed)).description for seed in range(6)]
+        simulation.history[:] = before
+        return found
+
+    monkeypatch.setattr(tpe, "TRIALS", 20)
+    old, new = slice(1, 15), slice(-15, -1)
+    assert proposals(old) == proposals(slice(0))
+    assert proposals(new) != proposals(slice(0))
+    monkeypatch.undo()
+    assert proposals(old) != proposals(slice(0))
+
+
 def test_it_beats_random_sampling(tmp_path):
     searched, sampled = [], []
     for seed in range(4):
@@ -669,7 +723,7 @@ def test_an_experiment_that_was_run_again_counts_by_its_mean(tmp_path):
     again = Repeated(
         n=0, seed=43, purpose="noise", split="val", outcome="ok", metrics={"val_bpb": 1.2}
     )
-    recorded = dataclasses.replace(simulation.history[0], repeats=(again,))
+    recorded = msgspec.structs.replace(simulation.history[0], repeats=(again,))
     simulation.history = [recorded]
     (trial,) = agent.known(simulation.context()).trials
     assert trial.val_bpb == pytest.approx((recorded.val_bpb + 1.2) / 2)

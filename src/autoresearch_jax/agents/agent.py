@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -78,7 +78,7 @@ class Context:
     n: int  # the number that the proposal will have
     seed: int
     history: tuple[Experiment, ...]  # of the tag, oldest first; only decided ones have a status
-    source_of: Callable[[str], str]  # commit -> the text of its train.py
+    sources_of: Callable[[Sequence[str]], Iterable[str]]  # commits -> the texts of their train.py
     prompt: str  # the whole prompt, including program.md
     prompt_path: Path  # the same as a file, outside .git
     run_dir: Path  # for the agent's own logs
@@ -95,6 +95,7 @@ class Context:
     env: Mapping[str, str] = field(default_factory=dict)  # in addition to the user's
     research: Path | None = None  # in the worktree: what the experiments have shown
     learned: Learned | None = None  # what another tag has found
+    files_read: Path | None = None  # where a search may keep what it has read of the files
 
     def with_prompt(self, prompt: str) -> Context:
         """Return a copy with another prompt, which replaces the files of the old one."""
@@ -110,6 +111,7 @@ class Agent(ABC):
     slow: bool = False  # whether to ask it during a training, because it takes long
     repairs: bool = False  # whether it can repair a train.py that crashed
     priced: bool = True  # whether it reports the cost of an answer
+    prompted: bool = True  # whether it reads a prompt
 
     def check(self) -> None:
         """Check without a request whether it is usable. Raises AgentError (missing, login)."""

@@ -3,9 +3,12 @@
 Who proposed it does not matter, nor whether its description names an idea.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 from autoresearch_jax.agents.constants import Reading
+from autoresearch_jax.common import literals
+from autoresearch_jax.common.literals import Value
 from autoresearch_jax.ideas import fit
 from autoresearch_jax.ideas.idea import Idea
 
@@ -15,14 +18,23 @@ class Taken:
 
     def __init__(self, ideas: Mapping[str, Idea]) -> None:
         self.ideas = ideas
-        patched = [idea for idea in ideas.values() if idea.patch]
-        self._turned = {idea.id: fit.turned(idea, ideas) for idea in patched}
-        self._code = [idea for idea in patched if self._turned[idea.id] == {}]
-        # The patches on another file than the shipped one are found by lines, values included.
-        self._lines = [idea for idea in patched if self._turned[idea.id] is None]
-        # By the hash of Reading.rest, and of a file: thousands of texts would take much memory.
-        self._in_code: dict[int, frozenset[str]] = {}
-        self._in_lines: dict[int, frozenset[str]] = {}
+        self._in_code: dict[str, frozenset[str]] = {}  # by Reading.code
+        self._in_lines: dict[int, frozenset[str]] = {}  # by the hash of a file
+
+    @cached_property
+    def _turned(self) -> Mapping[str, Mapping[str, tuple[Value, Value]] | None]:
+        """The constants that each idea turns (`fit.turned`), for which it parses all of them."""
+        patched = (idea for idea in self.ideas.values() if idea.patch)
+        return {idea.id: fit.turned(idea, self.ideas) for idea in patched}
+
+    @cached_property
+    def _code(self) -> Sequence[Idea]:
+        return [self.ideas[name] for name, turned in self._turned.items() if turned == {}]
+
+    @cached_property
+    def _lines(self) -> Sequence[Idea]:
+        """The patches on another file than the shipped one, found by lines, values included."""
+        return [self.ideas[name] for name, turned in self._turned.items() if turned is None]
 
     def of(
         self, reading_before: Reading, source_before: str, reading: Reading, source: str
@@ -36,9 +48,10 @@ class Taken:
         """Return the ideas in a file that are more than values of constants."""
         if not reading.values:  # it is not Python, or nothing that an idea fits
             return frozenset()
-        code, lines = hash(reading.rest), hash(source)
+        code, lines = reading.code, hash(source)
         if code not in self._in_code:
-            found = (one.id for one in self._code if fit.contains(one, reading.rest, self.ideas))
+            zeroed = literals.rewrite(source, dict.fromkeys(reading.values, 0))
+            found = (one.id for one in self._code if fit.contains(one, zeroed, self.ideas))
             self._in_code[code] = frozenset(found)
         if self._lines and lines not in self._in_lines:
             found = (one.id for one in self._lines if fit.contains(one, source, self.ideas))

@@ -22,7 +22,7 @@ from autoresearch_jax.common.text import clean, without_escapes
 from autoresearch_jax.records.events import Status
 from autoresearch_jax.records.experiment import Experiment
 
-LIMIT = 126_000  # characters of any prompt, however long the history: these and 44,000 for the rest
+LIMIT = 128_000  # characters of any prompt, however long the history: these and 46,000 for the rest
 PROGRAM_LIMIT = 32_000
 SOURCE_LIMIT = 50_000
 DESC_LIMIT = 2_000  # of --desc

@@ -48,6 +48,7 @@ class Search(Agent):
     """Proposes ideas and changes of constants (see the module)."""
 
     name = "search"
+    prompted = False
 
     def __init__(self) -> None:
         self._history = History()

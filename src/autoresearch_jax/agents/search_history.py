@@ -2,13 +2,13 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from autoresearch_jax.agents.agent import AgentError, Context
-from autoresearch_jax.agents.constants import Reading, read
+from autoresearch_jax.agents.constants import Reading, Signature, read
 from autoresearch_jax.agents.drawing import space_of
-from autoresearch_jax.agents.ideas_tried import Taken
+from autoresearch_jax.agents.files_read import Files
 from autoresearch_jax.agents.outcomes import File, Learned, Result
 from autoresearch_jax.agents.search_space import Range
 from autoresearch_jax.common import literals
@@ -32,40 +32,10 @@ class Known:
     val_bpb: float  # of the best
     space: Mapping[str, Range]  # of the constants that are searched
     results: Sequence[Result]  # the newest, oldest first
-    tried: frozenset[tuple[str, str]]  # the signatures of all files so far
+    tried: frozenset[Signature]  # of all files so far
     taken: frozenset[str]  # the ideas that experiments took
     steps: Sequence[Mapping[str, Value]]  # further and back from numbers that were kept, or nearly
     learned: Learned | None = None  # what another tag has found
-
-
-class Files:
-    """The files of experiments, each read once; an overnight run has thousands."""
-
-    def __init__(self, ideas: Mapping[str, Idea], edited: int = 1) -> None:
-        """`edited`: 1; -1 for another tag, whose new code differs from that of the same number."""
-        self.taken = Taken(ideas)
-        self.readings: dict[str, Reading] = {}  # by commit
-        self.files: dict[str, File] = {}  # likewise
-        self._edited = edited
-        self._edits: dict[int, frozenset[int]] = {}  # by number
-
-    def read(self, history: Iterable[Experiment], source_of: Callable[[str], str]) -> None:
-        """Read the files of experiments that were not read yet, oldest first."""
-        for e in history:
-            if e.commit not in self.files:
-                self._read(e, source_of(e.commit))
-
-    def _read(self, e: Experiment, source: str) -> None:
-        reading = read(source)
-        ideas, edits = self.taken.contained(reading, source), frozenset[int]()
-        if e.base in self.files:
-            before, base = self.readings[e.base], self.files[e.base]
-            new = reading.rest != before.rest and ideas == base.ideas and not e.combines
-            edits = base.edits | ({self._edited * e.n} if new else frozenset())
-        edits = edits.union(*(self._edits.get(n, edits) for n in e.combines))
-        self._edits[e.n] = edits
-        self.readings[e.commit] = reading
-        self.files[e.commit] = File(reading.values, ideas, edits)
 
 
 def results_of(
@@ -102,12 +72,10 @@ class History:
             source = literals.decode((context.worktree / "train.py").read_bytes())
         except SyntaxError as error:
             raise AgentError(f"train.py is not Python: {error}.") from error
-        if self._files.taken.ideas != context.ideas:  # a person may add some
-            self._files = Files(context.ideas)
+        self._files = self._files.of(context)
         # With thousands of experiments, an object for each would keep Python's garbage collector
         # busy at every proposal.
         history, files, readings = context.history, self._files.files, self._files.readings
-        self._files.read(history, context.source_of)
         now = read(source)
         space = space_of(source, (readings[e.commit].values for e in history), context.search)
         if not space and not context.ideas:
@@ -123,7 +91,7 @@ class History:
         results = [*results_of(history, files, RESULTS)]
         scores = [one.val_bpb for one in results if one.val_bpb is not None]
         unfit = [read(text) for text, _ in context.unfit]
-        values = [one.values for one in unfit if one.rest == now.rest]
+        values = [one.values for one in unfit if one.code == now.code]
         refused = [File(one, best.ideas, best.edits) for one in values]
         tried = itertools.chain([now], unfit, (readings[e.commit] for e in history))
         return Known(
@@ -192,6 +160,6 @@ def _alone(e: Experiment, readings: Mapping[str, Reading]) -> tuple[str, Value, 
     """Return the number that an experiment changed, from what to what; None if that is not all."""
     before, reading = readings[e.base], readings[e.commit]
     names = [name for name in before.values if before.values[name] != reading.values.get(name)]
-    if before.rest != reading.rest or len(names) != 1:
+    if before.code != reading.code or len(names) != 1:
         return None
     return names[0], before.values[names[0]], reading.values[names[0]]

@@ -1,8 +1,8 @@
-"""The built-in search over the constants of `train.py`, guided by all earlier results.
+"""The built-in search over the constants of `train.py`, guided by earlier results.
 
 Each proposal changes one to three constants of the best `train.py`. Their values come from optuna's
-tree-structured Parzen estimator, which is rebuilt from the history for every proposal: a proposal
-depends only on the history and the seed. docs/search.md describes the search.
+tree-structured Parzen estimator, which is rebuilt from the newest results for every proposal: a
+proposal depends only on the history and the seed. docs/search.md describes the search.
 """
 
 import random
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
-from autoresearch_jax.agents.constants import Reading, read
+from autoresearch_jax.agents.constants import Reading, Signature, read
 from autoresearch_jax.agents.drawing import WHOLE_RANGE_AFTER, pick, space_of, weight
+from autoresearch_jax.agents.files_read import Files
 from autoresearch_jax.agents.search_space import Range, describe
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.literals import Value
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
 
 ATTEMPTS = 64  # draws before the search is exhausted
+TRIALS = 1000  # the newest, which the estimator learns from; with all, it takes ever longer
 GUIDED = 16  # draws with the estimator, which may repeat itself; then uniform ones
 
 
@@ -46,16 +48,17 @@ class Known:
     current: Mapping[str, Value]  # its constants
     space: Mapping[str, Range]  # of the constants that are searched
     trials: Sequence[Trial]  # oldest first
-    tried: frozenset[tuple[str, str]]  # the signatures of all files so far
+    tried: frozenset[Signature]  # of all files so far
 
 
 class Tpe(Agent):
     """Proposes changes of constants (see the module)."""
 
     name = "tpe"
+    prompted = False
 
     def __init__(self) -> None:
-        self._read: dict[str, Reading] = {}  # by commit; an overnight run has thousands of files
+        self._files = Files({})
 
     def propose(self, context: Context) -> Proposal:
         """Rewrite `train.py` in the worktree; the description is `NAME old -> new, ...`.
@@ -83,10 +86,8 @@ class Tpe(Agent):
             source = literals.decode((context.worktree / "train.py").read_bytes())
         except SyntaxError as error:
             raise AgentError(f"train.py is not Python: {error}.") from error
-        for e in context.history:
-            if e.commit not in self._read:
-                self._read[e.commit] = read(context.source_of(e.commit))
-        past = {e.commit: self._read[e.commit] for e in context.history}
+        self._files = self._files.of(context)
+        past = {e.commit: self._files.readings[e.commit] for e in context.history}
         now = read(source)
         unfit = [read(text) for text, _ in context.unfit]
         first = [past[e.commit].values for e in context.history]
@@ -101,17 +102,17 @@ class Tpe(Agent):
             current=now.values,
             space=space,
             trials=trials_of(context.history, past)
-            + [Trial(one.values, None) for one in unfit if one.rest == now.rest],
+            + [Trial(one.values, None) for one in unfit if one.code == now.code],
             tried=frozenset(one.signature for one in (now, *past.values(), *unfit)),
         )
 
     def ideas(self, known: Known, rng: random.Random) -> Iterator[dict[str, Value]]:
         """Yield distinct new values for a few constants, until ATTEMPTS draws are used up."""
-        tried = set(known.tried)
+        tried, newest = set(known.tried), known.trials[-TRIALS:]
         for attempt in range(ATTEMPTS):
-            names = choose(rng, known.space, known.current, known.trials)
-            reach = min(1.0, len(known.trials) / WHOLE_RANGE_AFTER + attempt / ATTEMPTS)
-            trials = known.trials if attempt < GUIDED else ()
+            names = choose(rng, known.space, known.current, newest)
+            reach = min(1.0, len(newest) / WHOLE_RANGE_AFTER + attempt / ATTEMPTS)
+            trials = newest if attempt < GUIDED else ()
             space = {name: known.space[name] for name in names}
             changes = draw(rng, space, known.current, trials, reach)
             signature = read(literals.rewrite(known.source, changes)).signature
@@ -133,8 +134,8 @@ def trials_of(history: Sequence[Experiment], past: Mapping[str, Reading]) -> lis
     gains: dict[str, float] = {}  # by code, in bits per byte
     trials = []
     for e in history:
-        code, base = past[e.commit].rest, base_of.get(e.base)
-        before = code if base is None else past[base.commit].rest
+        code, base = past[e.commit].code, base_of.get(e.base)
+        before = code if base is None else past[base.commit].code
         # A discard with a reason, such as memory, is as bad as a crash.
         if e.status == Status.CRASH or (e.status and e.reason):
             if code == before:
@@ -179,7 +180,7 @@ def draw(
     trials: Sequence[Trial],
     reach: float,
 ) -> dict[str, Value]:
-    """Draw new values from the estimator over all earlier results, or uniformly without any.
+    """Draw new values from the estimator over the given results, or uniformly without any.
 
     Constants whose new value is too close to the old one are omitted.
     """

@@ -64,7 +64,7 @@ TPUS = (
     _tpu("v5e-1", "1 chip of 16 GB", 32, V5E, 1, 15),
     _tpu("v5e-8", "8 chips of 16 GB", 32, V5E, 8, 15),
     _tpu("v5p-8", "4 chips of 95 GB", 64, V5P, 4, 90),
-    _tpu("v6e-1", "1 chip of 32 GB", 64, V6E, 1, 30),
+    _tpu("v6e-1", "1 chip of 32 GB", 16, V6E, 1, 30),
     _tpu("v6e-8", "8 chips of 32 GB", 32, V6E, 8, 30),
 )
 SMALL = {"ASPECT_RATIO": 64, "HEAD_DIM": 64, "DEVICE_BATCH_SIZE": 32}

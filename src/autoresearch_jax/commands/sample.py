@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -156,8 +155,9 @@ def _data(workspace: Workspace, frozen: Path, pinned: str | None, e: Experiment)
 def _run(launch: Launch, spec: Path, e: Experiment, reader: "Reader") -> None:
     """Run the sampler until it has ended. Raises UserError, KeyboardInterrupt."""
     log = spec.with_name("log")
-    argv = [sys.executable, "-I", "-m", "autoresearch_jax.sampler", str(spec)]
-    running = launch.start(argv, cwd=spec.parent / "frozen", log=log, memory_bytes=reader_memory())
+    arguments = ["-I", "-m", "autoresearch_jax.sampler", str(spec)]
+    frozen = spec.parent / "frozen"
+    running = launch.start(arguments, cwd=frozen, log=log, memory_bytes=reader_memory())
     # Without a limit: the person sees what comes, and may end it.
     ended = running.wait(limit_s=math.inf, abandoned=lambda: reader.closed)
     returncode = launch.returncode(ended)

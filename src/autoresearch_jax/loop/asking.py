@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoresearch_jax.agents import outcomes, prompt
+from autoresearch_jax.agents import files_read, outcomes, prompt
 from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal, Usage
 from autoresearch_jax.agents.outcomes import Learned
 from autoresearch_jax.agents.prompt import Brief
@@ -117,8 +117,9 @@ class Asking:
             ask = session.new_ask()
             n = len(session.experiments)
             context = self.context(agent, ask, n, place, base.commit, unfit)
-            words = prompt.build(self.brief(base, rejected, others, context.research))
-            context = context.with_prompt(words)
+            if agent.prompted:
+                words = prompt.build(self.brief(base, rejected, others, context.research))
+                context = context.with_prompt(words)
             blob, said = self.answer(agent, context, ask, base.commit)
             verdict = self._checked(blob, base, ask, place) if ahead else Verdict()
             if not verdict.refused or len(unfit) >= tries or self.out_of_money():
@@ -335,7 +336,7 @@ class Asking:
             n=n,
             seed=self.config.seed,
             history=tuple(session.experiments),
-            source_of=session.candidates.show,
+            sources_of=session.candidates.shown,
             prompt="",
             prompt_path=prompt_path,
             run_dir=folder,
@@ -358,6 +359,7 @@ class Asking:
             env=session.candidates.private_environment(worktree),
             research=research,
             learned=self.learned,
+            files_read=session.workspace.state_dir(session.tag) / files_read.NAME,
         )
 
     def _prune(self) -> None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoresearch_jax.agents import outcomes
+from autoresearch_jax.agents.files_read import Files
 from autoresearch_jax.agents.outcomes import File, Learned, Tried
-from autoresearch_jax.agents.search_history import Files, results_of
+from autoresearch_jax.agents.search_history import results_of
 from autoresearch_jax.common.errors import GitError, UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.ideas import library
@@ -136,7 +137,7 @@ def _learned_from(source: Source, tag: OpenTag) -> Learned:
     wanted |= {n: experiments[n] for e in [*wanted.values()] for n in e.combines}
     for _, e in sorted(wanted.items()):
         try:
-            files.read([e], candidates.show)
+            files.read([e], candidates.shown)
         except GitError:  # its commit is gone
             continue
         past.append(e)

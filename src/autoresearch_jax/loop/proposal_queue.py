@@ -43,7 +43,7 @@ def changes(tag: OpenTag, base: str, blob: str) -> str:
     """Describe what a train.py changes, for an agent that did not describe it."""
     old = constants.read(tag.candidates.show(base))
     new = constants.read(literals.readable(tag.candidates.stored(blob)))
-    if old.rest == new.rest:
+    if old.code == new.code:
         changed = {name: v for name, v in new.values.items() if v != old.values[name]}
         if changed:
             return search_space.describe(old.values, changed)

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
+from msgspec import structs
+
 from autoresearch_jax.agents import prompt
 from autoresearch_jax.agents.agent import Agent, AgentError
 from autoresearch_jax.agents.factory import BUILT_IN, make_agent
@@ -85,7 +87,7 @@ class Proposer:
         runs = 1 + before + audit
         runs += stack.expected_runs(self.session.experiments.kept) if self.config.prune else 0
         spent = self.session.experiments.costs.this_loop()
-        spent = dataclasses.replace(spent, experiments=spent.experiments + ready)
+        spent = structs.replace(spent, experiments=spent.experiments + ready)
         limit = self.config.over(spent, runs * self._asking.budget_s)
         if before:
             return limit  # proposals that wait, or are thought about, are enough
@@ -104,10 +106,13 @@ class Proposer:
         """Let the agent think about the next experiments while trainings run.
 
         A search answers at once, and knows more when the training has ended. So it is asked ahead
-        only where the compile check can examine its proposals meanwhile.
+        only where the compile check can examine its proposals meanwhile, or they can start up
+        while that training is scored.
         """
-        slow = self.agent.slow and not self._is_paused()
-        if not self.config.lookahead or not (slow or self.session.environment.target is not None):
+        slow, environment = self.agent.slow and not self._is_paused(), self.session.environment
+        starts_ahead = environment.starts_ahead and len(self.session.pool) == 1
+        useful = slow or environment.target is not None or starts_ahead
+        if not self.config.lookahead or not useful:
             return
         while True:
             waiting = self.session.experiments.queue
@@ -341,6 +346,6 @@ class Proposer:
     def _repair_limit(self, paid: bool = False) -> str:
         """Return the limit that forbids another training of an experiment; "" if none does."""
         spent = self.session.experiments.costs.this_loop()
-        spent = dataclasses.replace(spent, usd=0.0 if paid else spent.usd)
+        spent = structs.replace(spent, usd=0.0 if paid else spent.usd)
         config = self.config.model_copy(update={"max": None})
         return config.over(spent, self._asking.budget_s)
