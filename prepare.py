@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from autoresearch_jax.common import files, paths, protocol
+from autoresearch_jax.common import paths, protocol
 from autoresearch_jax.common.errors import UserError
 
 # Tokens decide what a score means. So their code is imported here, where nothing calls it: a tag's
@@ -345,10 +345,9 @@ def begin(logits_fn: LogitsFn, params: Any) -> "Session":
     run_dir = _run_dir()
     exported = artifacts.export(logits_fn, params, (rows_per_device(), MAX_SEQ_LEN), VOCAB_SIZE)
     if jax.process_index() == 0:
-        files.write_bytes(run_dir / protocol.EXPORTED, bytes(exported.serialize()))
-    flat, _ = artifacts.flatten(params)
-    budget_s = artifacts.budget_left(TIME_BUDGET)
-    return Session(logits_fn, artifacts.abstract(flat), run_dir, data, budget_s)
+        artifacts.start_clock(run_dir, exported)
+    abstract = artifacts.abstract(artifacts.flatten(params)[0])
+    return Session(logits_fn, abstract, run_dir, data, artifacts.budget_left(TIME_BUDGET))
 
 
 class Session:

@@ -44,6 +44,7 @@ RESID_LAMBDA = 1.0  # initial factor of the residual stream, before each layer
 X0_LAMBDA = 0.1  # initial factor of the token embedding, which is added there
 ACTIVATION_DTYPE = "bfloat16"  # of activations and products; parameters are float32
 REMAT = "none"  # or "layer", which the gradient computes again: half the memory, slower
+FUSED = False  # kernels of kit that fuse more, on GPUs; not yet measured on one
 
 # Optimization
 TOTAL_BATCH_SIZE = 2**19  # tokens an optimizer step sees
@@ -80,6 +81,7 @@ class GPTConfig:
     dtype: str  # of activations
     platform: str  # of the devices it is compiled for, as kit.platform: picks attention's kernel
     remat: str = "none"  # what the gradient computes again
+    fused: bool = False  # whether kit's fused kernels are used
 
     @property
     def head_dim(self) -> int:
@@ -107,6 +109,7 @@ def model_config(platform: str) -> GPTConfig:
         dtype=kit.supported(ACTIVATION_DTYPE, platform),
         platform=platform,
         remat=REMAT,
+        fused=FUSED and platform == "gpu",
     )
 
 
@@ -163,14 +166,11 @@ class CausalSelfAttention(nn.Module):
         w_DX = jnp.concatenate([self.c_q, self.c_k, self.c_v], axis=1).astype(c.dtype)
         w_DNH = w_DX.reshape(c.n_embd, -1, c.head_dim)
         qkv_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, w_DNH)
-        q_BTNH, k_BTKH, v_BTKH = jnp.split(qkv_BTNH, [c.n_head, c.n_head + c.n_kv_head], axis=2)
+        q_BTNH, k_BTKH, v_BTKH = kit.split_heads(qkv_BTNH, tables, c.n_head, c.platform, c.fused)
         if ve_BTD is not None:
             # Value residual (ResFormer): a gate of zero weights lets it through unchanged.
             gate_BTK = 2 * nn.sigmoid(product(x_BTD[..., : self.GATE_CHANNELS], self.ve_gate))
             v_BTKH += gate_BTK[..., None] * ve_BTD.reshape(v_BTKH.shape)
-        q_BTNH, k_BTKH = (
-            kit.rotate_and_normalize(x, *tables, c.platform) for x in (q_BTNH, k_BTKH)
-        )
         window = c.windows[self.layer]
         y_BTNH = kit.attention(q_BTNH, k_BTKH, v_BTKH, window=window, platform=c.platform)
         w_NHD = self.c_proj.astype(c.dtype).reshape(c.n_head, c.head_dim, c.n_embd)
@@ -188,7 +188,7 @@ class MLP(nn.Module):
         self.c_proj = self.param("c_proj", nn.initializers.zeros, (4 * width, width))
 
     def __call__(self, x_BTD):
-        return product(kit.squared_relu(product(x_BTD, self.c_fc)), self.c_proj)
+        return kit.mlp(x_BTD, self.c_fc, self.c_proj, self.config.fused)
 
 
 class Block(nn.Module):
@@ -200,8 +200,10 @@ class Block(nn.Module):
         self.mlp = MLP(self.config)
 
     def __call__(self, x_BTD, ve_BTD, tables):
-        x_BTD += self.attn(kit.rms_norm(x_BTD), ve_BTD, tables)
-        return x_BTD + self.mlp(kit.rms_norm(x_BTD))
+        x_BTD, norm_BTD = kit.residual_and_norm(x_BTD, self.config.fused)
+        x_BTD += self.attn(norm_BTD, ve_BTD, tables)
+        x_BTD, norm_BTD = kit.residual_and_norm(x_BTD, self.config.fused)
+        return x_BTD + self.mlp(norm_BTD)
 
 
 class GPT(nn.Module):
@@ -229,13 +231,13 @@ class GPT(nn.Module):
         """What the head reads: x_BTD."""
         c = self.config
         tables = rotary_tables(c, tokens_BT.shape[1])
-        # Looked up in float32, so that gradients of a token seen often add up in float32.
-        x0_BTD = x_BTD = kit.rms_norm(self.wte[tokens_BT].astype(c.dtype))
+        look_up = functools.partial(kit.look_up, dtype=c.dtype, platform=c.platform)
+        x0_BTD = x_BTD = kit.rms_norm(look_up(self.wte, tokens_BT))
         resid, skip = (s.astype(c.dtype) for s in (self.resid_lambdas, self.x0_lambdas))
         for i, block in enumerate(self.h):
             x_BTD = resid[i] * x_BTD + skip[i] * x0_BTD
             table_VD = self.value_embeds.get(str(i))
-            ve_BTD = None if table_VD is None else table_VD[tokens_BT].astype(c.dtype)
+            ve_BTD = None if table_VD is None else look_up(table_VD, tokens_BT)
             x_BTD = block(x_BTD, ve_BTD, tables)
         return kit.rms_norm(x_BTD)
 
@@ -245,8 +247,8 @@ class GPT(nn.Module):
 
     def loss(self, tokens_BT, targets_BT):
         """Mean cross-entropy of the logits in nats."""
-        x_BTD, platform = self.features(tokens_BT), self.config.platform
-        return kit.cross_entropy(x_BTD, self.lm_head, targets_BT, softcap, platform)
+        x_BTD, c = self.features(tokens_BT), self.config
+        return kit.cross_entropy(x_BTD, self.lm_head, targets_BT, softcap, c.platform, c.fused)
 
 
 def flops_per_token(config: GPTConfig, params) -> int:
@@ -566,9 +568,8 @@ def main():
     peak = kit.peak_flops(devices[0].device_kind)
     peak = None if peak is None else peak * len(devices)
 
-    session = prepare.begin(
-        lambda params, tokens_BT: GPT(config).apply({"params": params}, tokens_BT), params
-    )
+    scored = GPT(dataclasses.replace(config, fused=False))  # in operations that any scorer knows
+    session = prepare.begin(lambda params, tokens: scored.apply({"params": params}, tokens), params)
     budget = min(TIME_BUDGET, session.budget_s)
     line = kit.ProgressLine(budget, TOTAL_BATCH_SIZE, token_flops, peak)
     gc.collect()

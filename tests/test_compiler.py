@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 import train
 from autoresearch_jax import kit
@@ -71,7 +71,8 @@ HloModule jit_step, is_scheduled=true
   %i = s32[] get-tuple-element(%arg), index=0
   %x = f32[8]{0} get-tuple-element(%arg), index=1
   %table = f32[100,8]{1,0} get-tuple-element(%arg), index=2
-  %row = f32[8]{0} fusion(%table, %i, %x), calls=%fused, metadata={op_name="jit(s)/h_3/attn/add"}
+  %row = f32[8]{0} fusion(%table, %i, %x), calls=%fused, metadata={op_name="jit(s)/h_3/attn/add"}, \
+backend_config={"window_config":{"estimated_cycles":"7"}}
   ROOT %out = (s32[], f32[8]{0}, f32[100,8]{1,0}) tuple(%i, %row, %table)
 }
 
@@ -110,6 +111,8 @@ def test_traffic_of_a_module():
         "less": 5 * (4 + 4 + 1),
         "scatter": 2 * row,
     }
+    cycles = {one.name: one.cycles for one in hlo.Module(MODULE).traffic()}
+    assert cycles == dict.fromkeys(moved, 0) | {"row": 5 * 7}
     scopes = {one.name: one.scope for one in hlo.Module(MODULE).traffic()}
     assert scopes["row"].endswith("h_3/attn/add")
     assert scopes["copy-start"].endswith("pallas_call")  # what it is copied for
@@ -193,7 +196,7 @@ def test_traffic_of_a_real_loop():
 
 
 def traced_flops(function, *arguments):
-    return flops.products(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return flops.products(jax.make_jaxpr(function)(*arguments))
 
 
 def test_flops_of_products_in_loops_branches_and_custom_gradients():
@@ -233,26 +236,39 @@ def test_flops_of_the_model_are_those_of_its_formula():
 
 
 def test_flops_of_attention_kernels():
-    """Splash computes whole blocks, of those that a window touches; cuDNN what is seen."""
-    q = jnp.ones((2, 512, 1, 128))
+    """Splash computes whole blocks, of those that a window touches."""
 
-    def splash(window):
-        return traced_flops(lambda q: splash_attention(q, q, q, window=window, interpret=True), q)
+    def splash(T, window):
+        def forward_and_backward(q):
+            return jax.vjp(lambda q: splash_attention(q, q, q, window=window), q)[1](q)
 
-    whole = 2 * 2 * 2 * 512 * 512 * 128
-    assert splash(512) == whole  # one block of 512
-    aval = SimpleNamespace(aval=SimpleNamespace(shape=(2, 512, 1, 128)))
+        return traced_flops(forward_and_backward, jnp.ones((2, T, 1, 128)))
 
-    def cudnn(name, window):
-        params = {"layout": 0, "sliding_window_length": window}
-        eqn = SimpleNamespace(
-            primitive=SimpleNamespace(name=name), params=params, invars=[aval, aval, aval]
-        )
-        return flops.products(SimpleNamespace(eqns=[eqn]))
+    block = 2 * 2 * 512 * 512 * 128  # one product: two forward, seven backward
+    about = functools.partial(pytest.approx, rel=1e-3)  # a small product is beside the kernels
+    assert splash(512, 512) == about(9 * block)
+    # Of 16 blocks, or forward 4 larger ones, those on and below the diagonal.
+    assert splash(2048, 2048) == about((2 * 3 * 4 + 7 * 10) * block)
+    assert splash(2048, 1024) == about((2 * 3 * 4 + 7 * 9) * block)
 
-    seen = sum(min(t + 1, 129) for t in range(512))
-    assert cudnn("dot_product_attention_fwd", 129) == 2 * 2 * 2 * 128 * seen
-    assert cudnn("dot_product_attention_bwd", None) == 5 * 2 * 2 * 128 * 512 * 513 / 2
+
+@pytest.mark.parametrize("window", [0, 128, 511, 512])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_flops_of_cudnns_attention(monkeypatch, window, kv_heads):
+    """Two products forward and five backward, of what each query sees, in a real trace."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
+    B, T, N, H = 2, 512, 4, 64
+    q = jnp.ones((B, T, N, H), "bfloat16")
+    k = jnp.ones((B, T, kv_heads, H), "bfloat16")
+
+    def attend(q, k, v):
+        return kit.attention(q, k, v, window=window, platform="gpu").astype("float32").sum()
+
+    seen = sum(min(t, window) + 1 for t in range(T))  # by all queries of a row
+    product = 2 * B * N * H * seen
+    assert traced_flops(attend, q, k, k) == 2 * product
+    gradient = jax.value_and_grad(attend, (0, 1, 2))
+    assert traced_flops(gradient, q, k, k) == (2 + 5) * product
 
 
 @pytest.mark.parametrize(
@@ -290,12 +306,16 @@ def test_compile_step_says_what_a_step_needs(capsys):
     step = kit.compile_step(jax.jit(squared), SQUARE)
     assert float(step(jnp.ones((512, 512)))[0, 0]) == 512.0
     assert "A step needs 2.0 MiB of a device's memory, of " in capsys.readouterr().out
+    kit.devices.wait_for_steps()
 
 
 def test_compile_step_refuses_what_does_not_fit(monkeypatch):
     monkeypatch.setenv(protocol.MEMORY_LIMIT, "0.0005")
     with pytest.raises(memory.NotEnoughMemory) as caught:
-        kit.compile_step(jax.jit(squared), SQUARE)
+        kit.compile_step(jax.jit(squared), SQUARE).wait()
+    with pytest.raises(memory.NotEnoughMemory):
+        kit.devices.wait_for_steps()  # as prepare.begin does
+    kit.devices.wait_for_steps()  # nothing is left
     said = str(caught.value)
     assert "a step needs 2.0 MiB of a device, 1.5 MiB more than the 0.5 MiB it may use" in said
     assert "Largest arrays: f32[512,512], 1.0 MiB" in said
@@ -367,14 +387,14 @@ def answer_of(folder, out, **spec):
 
 PLANTED = {  # in one part of train.py: what is written there instead, and its line in the table
     "product": (
-        "        return product(kit.squared_relu(product(x_BTD, self.c_fc)), self.c_proj)",
+        "        return kit.mlp(x_BTD, self.c_fc, self.c_proj, self.config.fused)",
         "        w_DX = jnp.ones((x_BTD.shape[-1], 65536), x_BTD.dtype)\n"
         "        x_BTD += 1e-9 * jnp.tanh(x_BTD @ w_DX) @ w_DX.T  # PLANTED",
         "MLP (h/mlp)",
     ),
     "sort": (
-        "        x_BTD, platform = self.features(tokens_BT), self.config.platform",
-        "        x_BTD, platform = self.features(tokens_BT), self.config.platform\n"
+        "        x_BTD, c = self.features(tokens_BT), self.config",
+        "        x_BTD, c = self.features(tokens_BT), self.config\n"
         "        x_BTD += 1e-9 * jnp.sort(x_BTD @ self.lm_head)[..., :1]  # PLANTED",
         "head and loss (GPT.loss)",
     ),

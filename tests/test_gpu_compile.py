@@ -1,6 +1,7 @@
 """The step at full default size compiled for an H100, on a machine without a GPU."""
 
 import importlib.util
+import json
 import re
 
 import pytest
@@ -79,6 +80,17 @@ def test_the_default_step_fits(dump, device_batch, peak_gib, capsys):
         print(f"\nh100 {device_batch}", {name: round(row[name], 2) for name in shown})
     assert 0 < row["peak_gib"] < peak_gib
     assert row["bytes_per_token"] < 1.4e6
+
+
+def test_the_fused_step_moves_less_and_keeps_its_sums_in_registers():
+    """The MLP's products apply the activation, and the row kernels compile. None ran on a GPU."""
+    arguments = ("--target", "h100", "--device-batch", "128", "--fused")
+    text = bench_rows.printed("compiled.py", *arguments)
+    row = json.loads(text.splitlines()[-1])
+    assert 0 < row["bytes_per_token"] < 1.085e6
+    assert row["flops_per_token"] == pytest.approx(224.5e6, rel=1e-3)
+    assert 0 < row["peak_gib"] < 27
+    assert re.findall(r"(\d+) bytes spill stores", text) == ["0", "0"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,6 +19,8 @@ from autoresearch_jax.ideas.merge import Edit
 from tests import harness
 
 SHIPPED = (paths.template() / "train.py").read_text()
+MLP = "kit.mlp(x_BTD, self.c_fc, self.c_proj, self.config.fused)"
+SILU = "product(nn.silu(product(x_BTD, self.c_fc)), self.c_proj)"
 IDEAS = library.load()
 NAMES = [name for name, idea in IDEAS.items() if idea.patch]
 
@@ -209,7 +211,7 @@ def test_each_two_ideas_give_one_file_in_either_order():
 
 def test_an_idea_is_carried_to_a_file_that_changed_beside_it():
     source = SHIPPED.replace("\n# Optimization\n", "\nNEW = 3  # of mine\n\n# Optimization\n")
-    source = source.replace("kit.squared_relu(", "nn.silu(")
+    source = source.replace(MLP, SILU)
     source = literals.rewrite(source, {"MATRIX_LR": 0.03, "SOFTCAP": 20.0, "DEPTH": 6})
     found = fit.apply(IDEAS["smear"], source, IDEAS)
     values = {name: one.value for name, one in literals.read(found).items()}
@@ -240,7 +242,11 @@ def test_what_an_idea_makes_of_a_constant_that_was_changed(idea, constant, befor
         ("swiglu", SHIPPED, "is a warning"),
         ("trigram-table", SHIPPED, "needs bigram-table.*ideas apply bigram-table"),
         ("warm-down-sqrt", applied(["warm-down-power"]), "exclude each other"),
-        ("leaky-relu", SHIPPED.replace("kit.squared_relu(", "nn.silu("), "both change the line"),
+        (
+            "leaky-relu",
+            SHIPPED.replace(MLP, SILU),
+            "both change the line",
+        ),
         ("backout", SHIPPED.replace("\nSOFTCAP", "\nBACKOUT_FRAC = 0.2\nSOFTCAP"), "adds it"),
         ("smear", "def f(:\n", "is not Python.*git checkout train.py"),
         ("smear", "x = 1\n", "both change"),

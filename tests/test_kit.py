@@ -266,6 +266,24 @@ def test_own_gradients_are_those_of_jax(name, scale):
     np.testing.assert_allclose(dx, dx_plain, rtol=2e-5, atol=2e-6 * size)
 
 
+def test_rows_of_a_table_and_their_gradient_are_those_of_jax():
+    """Tokens seen often: the gradient adds up in float32 what comes in bfloat16."""
+    table_VD = jax.random.normal(jax.random.key(0), (5, 16))
+    tokens_BT = jax.random.randint(jax.random.key(1), (4, 64), 0, 5)
+    dy_BTD = jax.random.normal(jax.random.key(2), (4, 64, 16)).astype("bfloat16")
+
+    def value_and_gradient(f):
+        y, pullback = jax.vjp(f, table_VD)
+        return y, *pullback(dy_BTD)
+
+    plain = value_and_gradient(lambda table: table[tokens_BT].astype("bfloat16"))
+    for platform in ("tpu", "gpu"):
+        ours = value_and_gradient(lambda t, on=platform: kit.look_up(t, tokens_BT, "bfloat16", on))
+        for a, b in zip(ours, plain, strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("name", ["rms_norm", "squared_relu"])
 def test_a_gradient_stores_only_the_result(name):
     """Compiled, in bfloat16: one array is stored between two products, not two."""

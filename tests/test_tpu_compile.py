@@ -39,11 +39,19 @@ def test_the_default_step_compiles_and_fits(target, devices, memory_gib, capsys)
     assert done.returncode == 0, done.stderr[-2000:]
     row = json.loads(done.stdout.splitlines()[-1])
     with capsys.disabled():
-        shown = ("peak_gib", "flops_per_token", "bytes_per_token", "roofline_tokens_per_s")
+        shown = (
+            "peak_gib",
+            "flops_per_token",
+            "bytes_per_token",
+            "roofline_tokens_per_s",
+            "expected_mfu_percent",
+        )
         print(f"\n{target} x {devices}", {name: round(row[name], 2) for name in shown})
     assert row["devices"] == devices
     assert 0 < row["peak_gib"] < memory_gib
     assert row["bytes_per_token"] < 1.2e6
+    assert 0 < row["expected_tokens_per_s"] < row["roofline_tokens_per_s"]
+    assert 0 < row["expected_mfu_percent"] < 100
 
 
 @pytest.mark.parametrize("name", NAMES)

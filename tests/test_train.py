@@ -291,7 +291,7 @@ def test_vectors_of_a_layer_go_to_adam(tmp_path):
         f'        self.{name} = self.param("{name}", nn.initializers.{init}, (width,))\n'
         for name, init in (("gain", "ones"), ("bias", "zeros"))
     )
-    product = "        return product(kit.squared_relu(product(x_BTD, self.c_fc)), self.c_proj)\n"
+    product = "        return kit.mlp(x_BTD, self.c_fc, self.c_proj, self.config.fused)\n"
     used = (
         "        x_BTD = x_BTD * self.gain.astype(x_BTD.dtype) + self.bias.astype(x_BTD.dtype)\n"
         f"{product}"

@@ -16,7 +16,7 @@ import jax
 
 from autoresearch_jax.compiler import cost, memory
 from autoresearch_jax.compiler import devices as targets
-from autoresearch_jax.system.device_specs import TARGETS, peak_flops
+from autoresearch_jax.system.device_specs import TARGETS, Tpu, peak_flops
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def answer_to(spec: dict[str, Any]) -> dict[str, Any]:
     has = target.memory_gib * 2**30 if target else memory.device_memory(found[0])
     limit = memory.smaller(has, spec["memory_gib"])
     kind = found[0].device_kind
-    step = cost.of(compiled, traced.jaxpr.jaxpr, kind)
+    step = cost.of(compiled, traced.jaxpr, kind)
     tokens = tokens_of(abstract_args) / len(found)
     answer = {
         "target": spec["target"] or found[0].platform,
@@ -79,6 +79,10 @@ def answer_to(spec: dict[str, Any]) -> dict[str, Any]:
         seconds_of = {"flops": step.flops / peak, "bytes": step.bytes / target.bandwidth}
         answer["roofline_bound"] = max(seconds_of, key=lambda name: seconds_of[name])
         answer["roofline_tokens_per_s"] = tokens * len(found) / max(seconds_of.values())
+    if tokens and peak and step.cycles and isinstance(chip := target and target.chip, Tpu):
+        # Operations one after the other, and kernels, which have no estimate, at the peak.
+        expected_s = step.cycles / (chip.clock_ghz * 1e9) + step.kernel_flops / peak
+        answer["expected_tokens_per_s"] = tokens * len(found) / expected_s
     try:
         memory.check(step.peak_bytes, limit, step.largest)
     except memory.NotEnoughMemory as error:

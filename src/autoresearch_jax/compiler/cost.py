@@ -18,6 +18,8 @@ class Cost:
     peak_bytes: int  # arguments, results and temporaries at once
     flops: float  # of products and attention
     bytes: int  # read from and written to main memory
+    cycles: int  # by the estimate of a TPU's compiler, which has none for Pallas kernels
+    kernel_flops: float  # of these kernels
     table: list[str]  # where the time goes (parts.py)
     largest: list[str]  # the largest temporaries, as "bf16[128,2048,2048], 1.0 GiB, of GPT/h/mlp"
 
@@ -26,11 +28,14 @@ def of(compiled: jax.stages.Compiled, jaxpr: Any, device_kind: str = "") -> Cost
     """Returns the cost on a device of a compiled step whose trace is `jaxpr`."""
     text = compiled.as_text() or ""
     moved = hlo.Module(text).traffic()
+    traced = list(flops.traced(jaxpr))
     return Cost(
         peak_bytes=peak_bytes(compiled),
-        flops=flops.products(jaxpr),
+        flops=sum(one.products for one in traced),
         bytes=sum(one.bytes for one in moved),
-        table=parts.table([*moved, *flops.traced(jaxpr)], parts.peaks_of(device_kind)),
+        cycles=sum(one.cycles for one in moved),
+        kernel_flops=sum(one.products for one in traced if "splash" in one.scope),
+        table=parts.table([*moved, *traced], parts.peaks_of(device_kind)),
         largest=largest(text),
     )
 

@@ -1,10 +1,15 @@
 """Computes FLOPs from the trace of a training step."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+from jax.extend import core
+
 from autoresearch_jax.compiler.work import Work
+
+Constants = Mapping[Any, Any]  # values by the variables of a trace
 
 # FLOPs of matrix decompositions by the shape [..., M, N] of their operand: a product reaches many
 # times their speed, so they do not count among the products.
@@ -21,27 +26,40 @@ DECOMPOSITIONS = {
     "fft": lambda m, n: 5.0 * m * n * math.log2(max(2, n)),
 }
 
+# Pallas kernels that are mapped over multiprocessors. How often their loops run is not in the
+# trace, so they count what they say of themselves.
+MAPPED = frozenset(["mpmd_map", "core_map"])
 
-def products(jaxpr: Any) -> float:
+
+def products(closed: Any) -> float:
     """Returns the FLOPs of the matrix products in a trace, each loop as often as it runs.
 
     Attention kernels count what they compute, without the masked parts that they skip; a `while`
     of unknown length counts once.
     """
-    return sum(one.products for one in traced(jaxpr))
+    return sum(one.products for one in traced(closed))
 
 
-def traced(jaxpr: Any, scope: str = "", line: str = "", times: float = 1.0) -> Iterator[Work]:
-    """Yields the products and decompositions of a trace.
+def traced(closed: Any) -> Iterator[Work]:
+    """Yields the products and decompositions of a trace, a `ClosedJaxpr`."""
+    constants = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    return _inside(closed.jaxpr, constants, "", "", 1.0)
 
-    `scope` and `line` are those of the operation whose inner trace it is; it runs `times` times.
+
+def _inside(
+    jaxpr: Any, constants: Constants, scope: str, line: str, times: float
+) -> Iterator[Work]:
+    """Yields those of an inner trace.
+
+    `constants` are the known values of its variables; `scope` and `line` are those of the operation
+    whose inner trace it is; it runs `times` times.
     """
     for eqn in jaxpr.eqns:
         here = f"{scope}/{eqn.source_info.name_stack}" if hasattr(eqn, "source_info") else scope
-        yield from _traced(eqn, here, _line(eqn) or line, times)
+        yield from _traced(eqn, constants, here, _line(eqn) or line, times)
 
 
-def _traced(eqn: Any, scope: str, line: str, times: float) -> Iterator[Work]:
+def _traced(eqn: Any, constants: Constants, scope: str, line: str, times: float) -> Iterator[Work]:
     name, params = eqn.primitive.name, eqn.params
     if (own := _products(eqn)) is not None:
         yield Work(scope=f"{scope}/{name}", line=line, opcode=name, products=times * own)
@@ -50,15 +68,36 @@ def _traced(eqn: Any, scope: str, line: str, times: float) -> Iterator[Work]:
         own = math.prod(shape[:-2]) * DECOMPOSITIONS[name](*(1, 1, *shape)[-2:])
         yield Work(scope=f"{scope}/{name}", line=line, opcode=name, others=times * own)
     elif name == "cond":  # the branch that computes most
-        found = [list(traced(one, scope, line, times)) for one in _jaxprs(params)]
+        found = [list(_inside(one, {}, scope, line, times)) for one in _jaxprs(params)]
         yield from max(found, key=lambda branch: sum(one.products for one in branch), default=[])
     else:
         if name == "pallas_call":
-            times *= math.prod(map(int, params["grid_mapping"].grid))
+            steps = math.prod(map(int, params["grid_mapping"].grid))
+            times *= steps * _share_that_runs(eqn, constants)
         elif name == "scan":
             times *= params["length"]
         for one in _jaxprs(params):
-            yield from traced(one, scope, line, times)
+            alike = len(one.invars) == len(eqn.invars)
+            pairs = zip(one.invars, eqn.invars, strict=True) if alike else ()
+            known = {
+                inner: constants[outer]
+                for inner, outer in pairs
+                if isinstance(outer, core.Var) and outer in constants
+            }
+            yield from _inside(one, known, scope, line, times)
+
+
+def _share_that_runs(eqn: Any, constants: Constants) -> float:
+    """The share of a kernel's steps that compute: splash skips the blocks that its mask hides.
+
+    Its second operand says of each block whether the mask hides it (0), hides a part, or nothing.
+    """
+    if "splash" not in str(eqn.params.get("name") or eqn.params.get("name_and_src_info")):
+        return 1.0
+    blocks = eqn.invars[1]
+    if not isinstance(blocks, core.Var) or blocks not in constants:
+        return 1.0
+    return float(np.mean(np.asarray(constants[blocks]) > 0))
 
 
 def _products(eqn: Any) -> float | None:
@@ -72,8 +111,10 @@ def _products(eqn: Any) -> float | None:
         kernel = eqn.invars[1].aval.shape
         outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
         return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / outputs
-    if name.startswith("dot_product_attention"):  # cuDNN's
-        return _cudnn_flops(eqn, products=2 if name.endswith("fwd") else 5)
+    if name.startswith("dot_product_attention"):  # cuDNN's; its names go on after fwd and bwd
+        return _cudnn_flops(eqn, products=2 if "_fwd" in name else 5)
+    if name in MAPPED and params.get("cost_estimate"):
+        return float(params["cost_estimate"].flops)
     return None
 
 

@@ -49,6 +49,7 @@ _TABLE = re.compile(r"^(FileNames|FunctionNames|FileLocations|StackFrames)$")
 _ROW = re.compile(r"^(\d+) (.*)$")
 _NUMBERS = re.compile(r"(\w+)=(\d+)")
 _WINDOW = re.compile(r"window=\{size=([\dx]+)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _SORTED = re.compile(r"dimensions=\{(\d+)")
 # Elementwise operations that one element takes; others take one, and those that move data none.
 WEIGHTS = {
@@ -143,7 +144,8 @@ class Module:
                 continue
             if one.opcode not in CALLS:
                 moved, others = self._moved(here, one), self._others(here, one)
-                if moved or others:
+                cycles = _CYCLES.search(one.attributes)
+                if moved or others or cycles:
                     origin = self._origin(here, one)
                     frame = _FRAME.search(origin.attributes)
                     yield Work(
@@ -155,6 +157,7 @@ class Module:
                         name=one.name,
                         others=times * others,
                         bytes=times * moved,
+                        cycles=times * int(cycles[1]) if cycles else 0,
                         starts=times * (CALLBACK_STARTS if "callback" in one.attributes else 1),
                     )
                 continue

@@ -15,3 +15,4 @@ class Work:
     others: float = 0.0  # FLOPs of decompositions, elementwise operations, comparisons of sorts
     bytes: int = 0  # read from and written to main memory
     starts: int = 0  # of kernels
+    cycles: int = 0  # by the estimate of a TPU's compiler

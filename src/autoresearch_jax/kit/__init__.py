@@ -33,11 +33,15 @@ from autoresearch_jax.kit.devices import peak_memory_mb as peak_memory_mb  # noq
 from autoresearch_jax.kit.devices import platform as platform  # noqa: E402
 from autoresearch_jax.kit.devices import same_on_all_processes as same_on_all_processes  # noqa: E402
 from autoresearch_jax.kit.devices import supported as supported  # noqa: E402
+from autoresearch_jax.kit.elementwise import look_up as look_up  # noqa: E402
+from autoresearch_jax.kit.elementwise import residual_and_norm as residual_and_norm  # noqa: E402
 from autoresearch_jax.kit.elementwise import rms_norm as rms_norm  # noqa: E402
 from autoresearch_jax.kit.elementwise import (  # noqa: E402
     rotate_and_normalize as rotate_and_normalize,
 )
+from autoresearch_jax.kit.elementwise import split_heads as split_heads  # noqa: E402
 from autoresearch_jax.kit.elementwise import squared_relu as squared_relu  # noqa: E402
+from autoresearch_jax.kit.fused_mlp import mlp as mlp  # noqa: E402
 from autoresearch_jax.kit.loss import cross_entropy as cross_entropy  # noqa: E402
 from autoresearch_jax.kit.loss import logits as logits  # noqa: E402
 from autoresearch_jax.kit.loss import softcap as softcap  # noqa: E402

@@ -14,7 +14,7 @@ import psutil
 from jax.experimental import multihost_utils
 
 from autoresearch_jax.common import files, protocol
-from autoresearch_jax.kit.devices import same_on_all_processes
+from autoresearch_jax.kit.devices import same_on_all_processes, wait_for_steps
 
 # Custom calls that jax.export does not guarantee for other versions of JAX. Here the version is the
 # same on both sides.
@@ -23,6 +23,7 @@ KERNELS = (
     *("__gpu$xla.gpu.triton", "triton_kernel_call"),
 )
 
+HELD_SECONDS = 0.02  # between two looks whether a run is still held
 # What a training reports.
 STATS = {
     *("training_seconds", "total_tokens", "num_steps", "num_params", "depth"),
@@ -56,7 +57,10 @@ def export(
 ) -> jax.export.Exported:
     """Export `logits_fn` as f(flat, tokens): `flat` from `flatten`, `tokens` int32 tokens_shape.
 
+    Returns once all that `kit.compile_step` has started is compiled, as the clock starts next.
+
     Raises:
+        NotEnoughMemory: as `kit.compile_step` says.
         ValueError: it is bound to several devices, or its logits are not [*tokens_shape, V] with V
             at least vocab_size.
     """
@@ -80,7 +84,19 @@ def export(
             f"logits_fn returns shape {shape} for tokens of shape {tokens_shape}, and must "
             f"return {(*tokens_shape, vocab_size)}"
         )
+    wait_for_steps()  # here, since the prepare.py of an older workspace writes the export next
     return exported
+
+
+def start_clock(folder: Path, exported: jax.export.Exported) -> None:
+    """Write the export into the folder of a run: when it appears, the harness starts its clock.
+
+    As long as the harness holds the run, since the one before is being scored, it waits first.
+    """
+    content = bytes(exported.serialize())
+    while (folder / protocol.HELD).exists():
+        time.sleep(HELD_SECONDS)
+    files.write_bytes(folder / protocol.EXPORTED, content)
 
 
 def save_arrays(folder: Path, flat: dict[str, Any]) -> None:

@@ -6,12 +6,13 @@ Shapes: B batch, T positions, N query heads, K key and value heads, H head size.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from autoresearch_jax.kit.devices import OLD_GPU
 
 _SPLASH_LANES = 128  # a TPU register's width: splash works on heads that are a multiple of it
-_SPLASH_BLOCK = 512  # positions a tile holds; compiles for v4 to v6e, not yet tuned on one
+# Positions that a tile holds, the best for v5e and v6e by their compiler's schedule
+# (bench/splash.py): larger tiles save starts, but compute more of what the mask hides.
+_SPLASH_FORWARD, _SPLASH_BLOCK = 1024, 512
 _BLOCK = 128  # the least number of queries in a block
 _BLOCKS = 8  # the largest number of blocks, because each is compiled separately
 
@@ -101,6 +102,10 @@ def blocked_attention(
     return jnp.swapaxes(y_BNTH, 1, 2)
 
 
+def _tile(length: int, most: int) -> int:
+    return next(b for b in range(min(length, most), 0, -_SPLASH_LANES) if length % b == 0)
+
+
 def splash_attention(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
@@ -110,15 +115,20 @@ def splash_attention(
     interpret: bool = False,
 ) -> jax.Array:
     """Return `attention` by JAX's own Pallas kernel; `interpret` runs it on any platform."""
+    # Only TPUs need it, and it takes 0.15 s of a CPU to import.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
     T, N = q_BTNH.shape[1:3]
     local = window < T
     mask = splash.LocalMask((T, T), (window, 0), 0) if local else splash.CausalMask((T, T))
-    block = next(b for b in range(min(T, _SPLASH_BLOCK), 0, -_SPLASH_LANES) if T % b == 0)
+    forward = _tile(T, _SPLASH_FORWARD)
+    block = _tile(T, _SPLASH_BLOCK)  # of the backward pass
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([mask] * N),
         block_sizes=splash.BlockSizes(
-            block_q=block,
-            block_kv=block,
+            block_q=forward,
+            block_kv=forward,
+            block_kv_compute=_tile(forward, _SPLASH_BLOCK),
             block_q_dkv=block,
             block_kv_dkv=block,
             block_q_dq=block,

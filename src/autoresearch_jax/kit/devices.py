@@ -6,6 +6,7 @@ import re
 import resource
 import sys
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -65,19 +66,56 @@ def peak_memory_mb() -> float:
     return resident / 2**20 if sys.platform == "darwin" else resident / 2**10
 
 
-def compile_step(jitted_step: Any, abstract_args: Iterable[Any]) -> jax.stages.Compiled:
-    """Compile a step, check that it fits the device's memory, and print what it needs.
+class Step:
+    """A step that is being compiled; calling it waits for that and runs it."""
 
-    On a CPU, where no compile check runs, it also prints where the time goes, by an estimate.
+    def __init__(self, compiled: Future[jax.stages.Compiled]) -> None:
+        self._compiled = compiled
+
+    def wait(self) -> jax.stages.Compiled:
+        """Wait for its compilation. Raises NotEnoughMemory as `compile_step` says."""
+        return self._compiled.result()
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.wait()(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.wait(), name)  # of the compiled step, such as its cost
+
+
+_steps: list[Step] = []  # for which nobody has waited yet
+
+
+def compile_step(jitted_step: Any, abstract_args: Iterable[Any]) -> Step:
+    """Start to compile a step, check that it fits the device's memory, and print what it needs.
+
+    It is compiled beside what comes next, such as the initial parameters. `prepare.begin` waits for
+    it before the clock starts. On a CPU, where no compile check runs, it also prints where the time
+    goes, by an estimate.
 
     Raises:
       NotEnoughMemory: it needs more than the device has, or than `--max-memory-gb` allows; the
-        message names the largest arrays.
+        message names the largest arrays. `prepare.begin` or the first call raises it.
     """
+    traced = jitted_step.trace(*abstract_args)
+    lowered = traced.lower()  # in this thread, which may be in a context of JAX's
+    step = Step(ThreadPoolExecutor(1).submit(_compile, traced, lowered))
+    _steps.append(step)
+    return step
+
+
+def wait_for_steps() -> None:
+    """Wait for all that `compile_step` has started. Raises NotEnoughMemory."""
+    while _steps:
+        _steps.pop().wait()
+
+
+def _compile(traced: jax.stages.Traced, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     from autoresearch_jax.compiler import cost, memory  # not part of a scoring
 
-    traced = jitted_step.trace(*abstract_args)
-    compiled = traced.lower().compile()
+    compiled = lowered.compile()
     device = next(iter(jax.tree.leaves(compiled.input_shardings)[0].device_set))
     peak, limit = cost.peak_bytes(compiled), memory.device_memory(device)
     has = f", of {memory.size(limit)} that it may use" if limit else ""
@@ -86,7 +124,7 @@ def compile_step(jitted_step: Any, abstract_args: Iterable[Any]) -> jax.stages.C
         memory.check(peak, limit, cost.largest(compiled.as_text() or ""))
     if device.platform == "cpu":
         with contextlib.suppress(Exception):  # nothing that trains depends on it
-            print("\n".join(cost.of(compiled, traced.jaxpr.jaxpr).table))
+            print("\n".join(cost.of(compiled, traced.jaxpr).table))
     return compiled
 
 

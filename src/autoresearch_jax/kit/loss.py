@@ -70,13 +70,14 @@ def _product(x_ND: jax.Array, w_DV: jax.Array, stored: DTypeLike) -> jax.Array:
     return jnp.dot(x_ND, w_DV, preferred_element_type=stored)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def cross_entropy(
     x_BTD: jax.Array,
     w_DV: jax.Array,
     targets_BT: jax.Array,
     cap: Callable[[jax.Array], jax.Array],
     platform: str,
+    fused: bool = False,
 ) -> jax.Array:
     """Return the mean cross-entropy, in nats, of `logits(x, w, cap)` against the targets.
 
@@ -87,11 +88,12 @@ def cross_entropy(
       cap: as in `logits`. It must not decrease, nor capture no parameters, and must be the same
         function object in each call.
       platform: `kit.platform` of the devices it is compiled for: a chunk's size depends on it.
+      fused: use a kernel for GPUs that reads the logits once, `row_kernels.nats_and_gradient`.
 
     Returns:
       A float32 scalar. Differentiable in `x_BTD` and `w_DV`.
     """
-    return _forward(x_BTD, w_DV, targets_BT, cap, platform)[0]
+    return _forward(x_BTD, w_DV, targets_BT, cap, platform, fused)[0]
 
 
 def _largest(cap: Callable[[jax.Array], jax.Array]) -> float:
@@ -100,7 +102,7 @@ def _largest(cap: Callable[[jax.Array], jax.Array]) -> float:
         return float(cap(jnp.float32(jnp.inf)))
 
 
-def _forward(x_BTD, w_DV, targets_BT, cap, platform):
+def _forward(x_BTD, w_DV, targets_BT, cap, platform, fused):
     B, T, D = x_BTD.shape
     tokens = B * T
     most = CHUNK_TOKENS.get(platform, DEFAULT_CHUNK_TOKENS)
@@ -113,8 +115,7 @@ def _forward(x_BTD, w_DV, targets_BT, cap, platform):
     # Logits with a low bound do not need a pass for their maximum.
     bounded = _largest(cap) < EXPONENT_LIMIT
 
-    def body(dw_DV, inputs):
-        x_ND, targets_N = inputs
+    def passes(x_ND, targets_N):
         raw_NV = _product(x_ND, w_cast_DV, x_BTD.dtype if on_gpu else jnp.float32)
         if on_gpu:
             raw_NV = jax.lax.optimization_barrier(raw_NV)  # XLA would store float32
@@ -134,7 +135,18 @@ def _forward(x_BTD, w_DV, targets_BT, cap, platform):
         nats = jnp.sum(jnp.log(sum_N1) + top_N1 - cap(target_N1.astype(jnp.float32)))
         is_target_NV = jnp.arange(w_DV.shape[1])[None, :] == targets_N[:, None]
         dcapped_NV = (jnp.exp(capped_NV - top_N1) * (1 / sum_N1) - is_target_NV) / tokens
-        dlogits_NV = pullback(dcapped_NV)[0].astype(x_BTD.dtype)
+        return nats, pullback(dcapped_NV)[0].astype(x_BTD.dtype)
+
+    def one_pass(x_ND, targets_N):
+        from autoresearch_jax.kit import row_kernels
+
+        raw_NV = _product(x_ND, w_cast_DV, x_BTD.dtype)
+        nats_N, dlogits_NV = row_kernels.nats_and_gradient(raw_NV, targets_N, cap, tokens)
+        return jnp.sum(nats_N), dlogits_NV
+
+    def body(dw_DV, inputs):
+        x_ND, targets_N = inputs
+        nats, dlogits_NV = (one_pass if fused else passes)(x_ND, targets_N)
         dx_ND = jnp.dot(dlogits_NV, w_cast_DV.T)
         dw_DV += jnp.dot(x_ND.T, dlogits_NV, preferred_element_type=jnp.float32)
         return dw_DV, (nats, dx_ND)
@@ -145,8 +157,8 @@ def _forward(x_BTD, w_DV, targets_BT, cap, platform):
     return jnp.sum(nats_C) / tokens, (dx_CND.reshape(B, T, D), dw_DV.astype(w_DV.dtype))
 
 
-def _backward(cap, platform, gradients, cotangent):
-    del cap, platform
+def _backward(cap, platform, fused, gradients, cotangent):
+    del cap, platform, fused
     dx_BTD, dw_DV = gradients
     return (cotangent.astype(dx_BTD.dtype) * dx_BTD, cotangent * dw_DV, None)
 

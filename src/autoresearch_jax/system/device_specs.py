@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tpu:
-    """What libtpu must know."""
+    """What libtpu must know, and how to read its estimates."""
 
     hosts: dict[int, tuple[str, str]]  # chips of one host: its topology, and what it is
+    clock_ghz: float  # at which its matrix units reach the peak
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Target:
         return "tpu" if isinstance(self.chip, Tpu) else "cuda"
 
 
-V5E = Tpu({4: ("v5e:2x2", "v5litepod-4"), 8: ("v5e:2x4", "v5litepod-8")})
-V6E = Tpu({4: ("v6e:2x2", "v6e-4"), 8: ("v6e:2x4", "v6e-8")})
+V5E = Tpu({4: ("v5e:2x2", "v5litepod-4"), 8: ("v5e:2x4", "v5litepod-8")}, 1.5)
+V6E = Tpu({4: ("v6e:2x2", "v6e-4"), 8: ("v6e:2x4", "v6e-8")}, 1.75)
 HOPPER = Gpu((9, 0), 132, 233472, 50 << 20, 1.98, threads=2048)
 AMPERE = Gpu((8, 0), 108, 167936, 40 << 20, 1.41, threads=2048)
 L4 = Gpu((8, 9), 58, 102400, 48 << 20, 2.04)
@@ -54,9 +55,9 @@ RTX3060_LAPTOP = Gpu((8, 6), 30, 102400, 3 << 20, 1.7)
 T4 = Gpu((7, 5), 40, 65536, 4 << 20, 1.59, threads=1024)
 GTX1660 = Gpu((7, 5), 22, 65536, 3 << 19, 1.79, threads=1024)
 TARGETS = {
-    "v4": Target("TPU v4", 275.0, 32, 1.228e12, Tpu({4: ("v4:2x2x1", "v4-8")})),
+    "v4": Target("TPU v4", 275.0, 32, 1.228e12, Tpu({4: ("v4:2x2x1", "v4-8")}, 1.05)),
     "v5e": Target("TPU v5 lite", 197.0, 15.75, 0.819e12, V5E),
-    "v5p": Target("TPU v5p?", 459.0, 95, 2.765e12, Tpu({4: ("v5p:2x2x1", "v5p-8")})),
+    "v5p": Target("TPU v5p?", 459.0, 95, 2.765e12, Tpu({4: ("v5p:2x2x1", "v5p-8")}, 1.75)),
     "v6e": Target("TPU v6 lite", 918.0, 31.25, 1.64e12, V6E),
     "h200": Target("H200", 989.5, 139.8, 4.8e12, HOPPER),
     "h100": Target("H100", 989.5, 79.1, 3.352e12, HOPPER),
