@@ -12,16 +12,21 @@ ROOT = Path(__file__).parents[1]
 
 def last(script: str, *arguments: str, flags: str = "") -> dict:
     """The last row of `bench/<script> ... --json`; `flags` are XLA's."""
+    return json.loads(printed(script, *arguments, flags=flags).splitlines()[-1])
+
+
+def printed(script: str, *arguments: str, flags: str = "") -> str:
+    """What `bench/<script> ... --json` prints, with what the assembler says of Mosaic kernels."""
     done = subprocess.run(
         [sys.executable, f"bench/{script}", *arguments, "--json"],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags},
+        env={**os.environ, "XLA_FLAGS": flags, "MOSAIC_GPU_DUMP_PTXAS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
 
 
 def compiled(folder: Path, train_py: str, target: str, **constants: object) -> dict:

@@ -229,7 +229,7 @@ def simulated_context(folder, history, sources, **more):
         worktree=folder,
         n=len(history),
         history=tuple(history),
-        source_of=sources.__getitem__,
+        sources_of=lambda commits: [sources[one] for one in commits],
         prompt="",
         prompt_path=folder / "prompt-given.md",
         run_dir=folder,

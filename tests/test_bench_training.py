@@ -24,6 +24,7 @@ TINY_JOB = {
     "attention": "torch",
     "dtype": "float32",
     "seconds": 0.0,
+    "fused": False,
     "seq_len": 32,
     "vocab_size": 64,
     "constants": {

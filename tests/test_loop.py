@@ -183,7 +183,7 @@ def test_an_agent_knows_the_history_and_the_present_program(workspace):
     assert [c.n for c in agent.contexts] == [1, 2, 3]
     assert [len(c.history) for c in agent.contexts] == [1, 2, 3]
     assert third.seed == 5
-    assert third.source_of(third.history[1].commit) == train_py(0.9)
+    assert [*third.sources_of([third.history[1].commit])] == [train_py(0.9)]
     assert "Make it better." in second.prompt
     assert "Now make it smaller." in third.prompt
     assert "only widths" in third.prompt

@@ -201,7 +201,8 @@ def test_a_machine_trains_and_scores(look, ground, tmp_path):
         "note(cores=len(os.sched_getaffinity(0)), "
         f"seen=tried(lambda: os.listdir({str(kept.parent)!r})))"
     )
-    *news, done = machine.train(train_job(look, lab.train_py(begun=begun)))
+    train = lab.train_py(begun=begun, trained="time.sleep(0.5)")  # else it ends before it is seen
+    *news, done = machine.train(train_job(look, train))
     assert isinstance(done, Trained)
     assert done.result.outcome == "ok", done.result
     assert done.score.outcome == "ok", done.score_log

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from autoresearch_jax.jobs import scoring
 from autoresearch_jax.jobs.job import Limits, ScoreJob
 from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.kit import artifacts
-from autoresearch_jax.sandbox import isolation
+from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.sandbox.isolation import Sandbox
 from autoresearch_jax.scorer import model, probes
 from tests import data_helpers
@@ -216,9 +217,33 @@ def test_it_imports_what_is_fingerprinted_and_nothing_else(score, left, frozen):
     ]
     assert sorted(covered) == sorted(ours)
     assert "train" not in modules
+    assert not [name for name in modules if "splash" in name]  # only a TPU's training needs it
     assert not [file for file in modules.values() if file.startswith(str(left))]
     assert modules["prepare"] == str(frozen / "prepare.py")
     assert modules["constants"] == str(frozen / "constants.py")
+
+
+FAULTS = """
+import ctypes, resource
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+ctypes.memset(libc.malloc(ctypes.c_size_t(64 << 20)), 1, 64 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.is_file() or "[never]" in HUGE_PAGES.read_text(),
+    reason="this system has no transparent huge pages",
+)
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked for them")
+def test_its_large_arrays_are_in_huge_pages(tmp_path):
+    variables = profiles.scorer_environment(tmp_path, tmp_path / "cache")
+    command = [sys.executable, "-I", "-c", FAULTS]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 8_000  # of 16,384 pages; the system may lack a few huge ones
 
 
 # ----------------------------------------------------------------------------------- the refusals

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 import psutil
 import pytest
 
+from autoresearch_jax import kit
 from autoresearch_jax.common import protocol
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
@@ -203,6 +204,23 @@ def test_begin_needs_data(prepared, tmp_path, monkeypatch):
     with pytest.raises(manifest.DataError, match=r"is not in .* any more"):
         prepare.begin(lookup, table())
     assert not list(tmp_path.iterdir())
+
+
+def test_the_clock_does_not_start_before_the_step_is_compiled(prepare, run_dir, monkeypatch):
+    """It starts when the export appears (jobs/training.py)."""
+    compile_it, exports = jax.stages.Lowered.compile, []
+
+    def slowly(lowered):
+        time.sleep(2)
+        exports.append((run_dir / protocol.EXPORTED).exists())
+        return compile_it(lowered)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", slowly)
+    step = kit.compile_step(jax.jit(jnp.sum), (jax.ShapeDtypeStruct((4,), jnp.float32),))
+    prepare.begin(lookup, table())
+    assert exports == [False]
+    assert (run_dir / protocol.EXPORTED).exists()
+    assert step(jnp.ones(4)) == 4
 
 
 def test_logits_of_a_wrong_shape(prepare, run_dir):

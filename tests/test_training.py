@@ -41,28 +41,32 @@ LIMITS = Limits()
 
 
 @pytest.fixture
-def train(tmp_path):
-    """Runs a source as train.py."""
+def prepare(tmp_path):
+    """Returns the job and the launch of a source as train.py."""
     folder, artifacts, scratch = (tmp_path / name for name in ("train", "artifacts", "scratch"))
     folder.mkdir()
     artifacts.mkdir()
     isolation.fresh(scratch)
 
-    def run(source, budget_s=20.0, limits=LIMITS, disk_bytes=None, **events):
+    def of(source, budget_s=20.0, limits=LIMITS):
         (folder / "train.py").write_text(textwrap.dedent(source))
         own = profiles.training_environment(
             tmp_path / "home", artifacts, tmp_path / "cache", seed="7", data=None
         )
-        return training.train(
-            TrainJob(folder, artifacts, tmp_path / "run.log", "a test", budget_s, limits),
-            Launch(
-                "none",
-                isolation.Sandbox(scratch),
-                isolation.environment(os.environ, scratch) | own,
-            ),
-            Events(**events),
-            disk_bytes=disk_bytes,
-        )
+        job = TrainJob(folder, artifacts, tmp_path / "run.log", "a test", budget_s, limits)
+        variables = isolation.environment(os.environ, scratch) | own
+        return job, Launch("none", isolation.Sandbox(scratch), variables)
+
+    return of
+
+
+@pytest.fixture
+def train(prepare):
+    """Runs a source as train.py."""
+
+    def run(source, budget_s=20.0, limits=LIMITS, disk_bytes=None, **events):
+        job, launch = prepare(source, budget_s, limits)
+        return training.train(job, launch, Events(**events), disk_bytes=disk_bytes)
 
     return run
 
@@ -101,6 +105,52 @@ def test_its_summary_is_read_and_its_seconds_are_measured(train):
     assert result.metrics["peak_vram_mb"] == 2048.0
     assert "val_bpb" not in result.metrics  # it is not believed
     assert result.seconds == result.metrics["wall_seconds"] > 0
+
+
+WAITS = """
+import os, pathlib, time
+left = pathlib.Path(os.environ["AUTORESEARCH_RUN_DIR"])
+(left / "ready").touch()
+while (left / "held").exists():
+    time.sleep(0.01)
+(left / "exported.bin").touch()
+(left / "stopped").touch()
+"""
+
+
+def test_a_held_one_begins_its_budget_when_it_is_let(prepare):
+    job, launch = prepare(WAITS)
+    held = training.Training(job, launch, held=True)
+    wait_for(job.artifacts / "ready")
+    time.sleep(0.3)
+    assert held.can_begin()
+    assert not held.has_begun
+    held.let_begin()
+    result = held.wait()
+    assert result.outcome == "ok"
+    # The wait was no time of its own, and none of its budget.
+    assert result.metrics["startup_ahead_seconds"] >= 0.3
+    assert result.metrics["training_seconds"] < 0.3
+    assert result.seconds < result.metrics["startup_ahead_seconds"] + 5
+    assert 0 <= result.metrics["startup_seconds"] <= result.seconds
+
+
+def test_a_start_up_with_its_wait_takes_no_more_than_it_may(prepare):
+    job, launch = prepare(WAITS, limits=Limits(startup_s=0.5))
+    held = training.Training(job, launch, held=True)
+    wait_for(job.artifacts / "ready")
+    time.sleep(0.5)
+    assert not held.can_begin()
+    held.process.end()
+
+
+def test_a_held_one_that_does_not_wait_cannot_begin(prepare):
+    job, launch = prepare(in_phases(0, 60, 0))
+    held = training.Training(job, launch, held=True)
+    wait_for(job.artifacts / "exported.bin")
+    assert held.has_begun
+    assert not held.can_begin()
+    held.process.end()
 
 
 def test_its_environment_is_clean(train, tmp_path, monkeypatch):

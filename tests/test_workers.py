@@ -115,7 +115,7 @@ def idea(description, hold="", then=lambda: None, **values):
 
 def path_of(context, name):
     """A file beside the workspace."""
-    return context.source_of.__self__.workspace.root.parent / name
+    return context.sources_of.__self__.workspace.root.parent / name
 
 
 def when_waiting(workspace, name, count, let=None):

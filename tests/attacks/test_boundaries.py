@@ -15,7 +15,7 @@ import pytest
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
 from autoresearch_jax.sandbox import seccomp
-from autoresearch_jax.system import installed
+from autoresearch_jax.system import bytecode, installed
 from tests import harness, levels
 from tests.attacks import channels, lab
 from tests.attacks.lab import train_py
@@ -148,6 +148,7 @@ KEPT_WHOLE = (
     "parameters of the best",
     "scorer's cache",
     "packages",
+    "bytecode",
 )
 
 
@@ -211,6 +212,7 @@ def places(ground: lab.Ground) -> dict[str, Path]:
         "parameters of the best": best / "exported.bin",
         "scorer's cache": ground.home / "scorer-cache" / "planted",
         "packages": Path(site.getsitepackages()[0]) / f"{MARK}.py",
+        "bytecode": next(bytecode.folder().rglob("autoresearch_jax/scorer/model.*.pyc")),
     }
 
 
@@ -388,15 +390,20 @@ def test_without_a_sandbox_a_journal_that_was_written_to_ends_the_loop(template,
 
 
 @pytest.mark.nightly
-def test_without_a_sandbox_an_installed_package_ends_the_loop(template, tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["packages", "bytecode"])
+def test_without_a_sandbox_an_installed_package_ends_the_loop(
+    template, tmp_path, monkeypatch, where
+):
     ground = template.copy(tmp_path / "ground")
     before, rows = ground.history, harness.rows(ground.root)
     packages = tmp_path / "packages"  # in place of the real ones, which others use meanwhile
-    packages.mkdir()
-    (packages / "package.py").touch()
+    for folder in (packages, tmp_path / "bytecode"):
+        folder.mkdir()
+        (folder / "package.py").touch()
     monkeypatch.setattr(installed, "__file__", str(packages / "system" / "installed.py"))
     monkeypatch.setattr(installed, "sys", SimpleNamespace(path=[str(packages)], argv=sys.argv))
-    train = train_py(last=f"Path({str(packages)!r}, 'planted.py').write_text('x = 1')")
+    monkeypatch.setattr(bytecode, "folder", lambda: tmp_path / "bytecode")
+    train = train_py(last=f"Path({str(tmp_path / where)!r}, 'planted.py').write_text('x = 1')")
     with pytest.raises(UserError, match=r"changed installed packages \(\S+/planted\.py"):
         ground.loop(train, level="none", watched=True)
     lab.check_the_past(ground, before, rows)

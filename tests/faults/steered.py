@@ -148,7 +148,9 @@ def answer(request, control, surroundings):
     said = command.begin().result(KILLED)
     if request["both"] and looping is not None:
         looping.kill()
-    if looping is not None and request["fault"].get("action") != FAIL_FROM_THEN_ON:
+    if looping is not None and request["fault"].get("action") == FAIL_FROM_THEN_ON:
+        _until(lambda: control.fired or not looping.alive or target is command)
+    elif looping is not None:
         if "--now" in request["words"]:
             _until(lambda: not looping.alive or target is command)
         _until(lambda: not looping.alive or not [*requests.waiting(folder)])

@@ -1,5 +1,7 @@
 """Names shared by the harness and the programs that it starts: files, exit codes, variables."""
 
+# The harness's file in the folder of a run: as long as it exists, `begin` does not return.
+HELD = "held"  # empty; the training before is still being scored
 # The files that a training writes into the folder of its run, in this order.
 EXPORTED = "exported.bin"  # before its clock starts: the model as a function
 STOPPED = "stopped"  # empty; marks the end of its clock

@@ -7,7 +7,6 @@ so its sandbox is a training's, and its answer is only advice.
 
 import importlib.util
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,8 +69,8 @@ class CompileCheck:
             "constants": {},
             "out": str(self._out),
         }
-        argv = [sys.executable, "-m", "autoresearch_jax.compiler", json.dumps(spec)]
-        self._running = launch.start(argv, cwd=job.folder, log=job.log)
+        arguments = ["-m", "autoresearch_jax.compiler", json.dumps(spec)]
+        self._running = launch.start(arguments, cwd=job.folder, log=job.log)
 
     def refused(self) -> str:
         """Returns why the candidate cannot run, as far as that is known by now."""
@@ -137,6 +136,10 @@ def lines(cost: Mapping[str, Any]) -> list[str]:
     if "roofline_tokens_per_s" in cost:
         most, bound = cost["roofline_tokens_per_s"], cost["roofline_bound"]
         said["roofline"] = f"at most {most:,.0f} tokens/s, by its {bound}; a device reaches less"
+    if "expected_tokens_per_s" in cost:
+        said["the compiler expects"] = (
+            f"{cost['expected_tokens_per_s']:,.0f} tokens/s, with attention at the device's peak"
+        )
     width = max(map(len, said)) + 2
     return [f"{name:{width}}{value}" for name, value in said.items()] + _table(cost["table"])
 

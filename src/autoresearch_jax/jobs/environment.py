@@ -17,7 +17,7 @@ from autoresearch_jax.jobs import scoring
 from autoresearch_jax.repo.workspace import Place
 from autoresearch_jax.sandbox import isolation, profiles, seccomp
 from autoresearch_jax.sandbox.isolation import Sandbox
-from autoresearch_jax.system import device_probe, device_specs, tpu
+from autoresearch_jax.system import bytecode, device_probe, device_specs, tpu
 
 REBUILT = ("pydocs",)  # sources whose held-out text a training can rebuild
 
@@ -52,6 +52,11 @@ class Environment:
         if self.platform == "tpu" or wish == "0":
             return False
         return self.platform in ("gpu", "cuda") or wish == "1"
+
+    @property
+    def starts_ahead(self) -> bool:
+        """Whether the next training of a single worker starts up beside a score."""
+        return self.scores_early and not self.watched
 
     @property
     def data_fingerprint(self) -> str | None:
@@ -154,6 +159,7 @@ def probe(
 
     `overrides` are variables for JAX, such as JAX_PLATFORMS. Raises UserError.
     """
+    bytecode.prepare()
     found: list[device_probe.Device] = []
 
     def trial(level: str) -> str:

@@ -49,7 +49,7 @@ class Executor(Protocol):
         ...
 
     def end_early(self) -> None:
-        """Ends a scoring that was started early and is not needed."""
+        """Ends what was started early and is not needed: a scoring, a training that follows."""
         ...
 
     def bind_thread(self) -> None:

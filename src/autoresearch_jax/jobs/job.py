@@ -70,6 +70,12 @@ class TrainJob:
     seed: int = SEED
     scored_next: bool = False  # on the validation split: an executor may start the scorer early
     also_written: tuple[Path, ...] = ()  # folders that count towards its disk use
+    tree: str = ""  # git's hash of the folder's files; "": they are not those of a commit
+
+    @property
+    def key(self) -> tuple[str, Path, int]:
+        """Two jobs with the same key, and a tree, are the same training."""
+        return self.tree, self.artifacts, self.seed
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,9 @@ class ScoreJob:
     title: str
     limits: Limits = Limits()
     split: str = "val"
+    # A training that probably follows: an executor may start it, and let it begin once `train`
+    # gets a job with the same key.
+    following: TrainJob | None = None
 
     @property
     def key(self) -> tuple[Path, str]:

@@ -1,13 +1,14 @@
 """Starts the process of a job in its sandbox, with its variables and locks."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch_jax.sandbox import isolation
 from autoresearch_jax.sandbox.isolation import Sandbox
-from autoresearch_jax.system import process
+from autoresearch_jax.system import bytecode, process
 
 LEAST_MEMORY = 8 << 30  # bytes; a scorer on two cores allocates 0.3 GB before it computes
 
@@ -28,14 +29,15 @@ class Launch:
 
     def start(
         self,
-        argv: Sequence[str],
+        arguments: Sequence[str],
         *,
         cwd: Path,
         log: Path,
         stdin: Path | None = Path("/dev/null"),
         memory_bytes: int | None = None,
     ) -> process.Running:
-        """Starts a command; see `process.Running`."""
+        """Starts this Python with these arguments; see `process.Running`."""
+        argv = [sys.executable, *bytecode.options(), *arguments]
         return process.Running(
             isolation.wrap(self.level, argv, self.sandbox),
             cwd=cwd,

@@ -6,7 +6,6 @@ import math
 import os
 import re
 import stat
-import sys
 import time
 from pathlib import Path
 
@@ -39,6 +38,7 @@ CODE = (
     "kit/attention.py",
     "kit/devices.py",
     "kit/elementwise.py",
+    "kit/fused_mlp.py",
     "kit/loss.py",
     "kit/progress.py",
     "scorer/__init__.py",
@@ -130,11 +130,11 @@ class Scoring:
             "early": early,
             "out": str(self._out),
         }
-        argv = [sys.executable, "-I", "-m", "autoresearch_jax.scorer", json.dumps(spec)]
+        arguments = ["-I", "-m", "autoresearch_jax.scorer", json.dumps(spec)]
         self._begun = time.monotonic()
         stdin = None if early else Path("/dev/null")
         self.process = launch.start(
-            argv, cwd=job.frozen, log=job.log, stdin=stdin, memory_bytes=reader_memory()
+            arguments, cwd=job.frozen, log=job.log, stdin=stdin, memory_bytes=reader_memory()
         )
 
     def go(self) -> None:

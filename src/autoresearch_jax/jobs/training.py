@@ -6,7 +6,6 @@ import math
 import os
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -48,54 +47,101 @@ def train(
     `job.artifacts` is an existing empty folder. It may write `disk_bytes` in total; None: as
     DiskUse. Raises UserError if it cannot be started or cannot be ended.
     """
-    if not (job.folder / "train.py").is_file():
-        raise UserError(f"{job.folder} has no train.py.")
-    written = (*launch.sandbox.writable, launch.sandbox.scratch, *job.also_written)
-    clock, disk = Clock(job), DiskUse(written, disk_bytes)
-    monitor = interference.Monitor() if monitor is None else monitor
-    exported = False
+    return Training(job, launch, disk_bytes=disk_bytes).wait(events, monitor=monitor)
 
-    with contextlib.ExitStack() as monitored:
 
-        def tick() -> str:
-            nonlocal exported
-            events.live(logs.last_line(job.log))
-            over = clock.look() or disk.look()
-            if over or not clock.training:
-                monitored.close()
-            elif not exported:
-                exported = True
-                monitored.enter_context(monitor)
-                events.exported()
-            return over
+class Training:
+    """A training that was started. The caller must `wait` for it, or end its `process`."""
 
-        running = launch.start([sys.executable, "train.py"], cwd=job.folder, log=job.log)
-        monitor.pids = running.pids
-        # The clock has the limits.
-        ended = running.wait(limit_s=math.inf, abandoned=events.abandoned, tick=tick)
-    over = clock.look() or disk.look(last=True)
-    returncode = launch.returncode(ended)
-    tail = logs.read_tail(job.log)
-    if ended.why == "abandoned":
-        outcome, reason = Outcome.ABANDONED, "abandoned"
-    elif over:  # also if it ended by itself since the last check
-        outcome, reason = Outcome.TIMEOUT, over
-    else:
-        outcome, reason = judge(returncode, tail)
-    reported, dropped = read_summary(job.artifacts / protocol.SUMMARY)
-    metrics = reported | clock.seconds() | monitor.metrics
-    if lost := _LOST.findall(tail):
-        metrics["lost_percent"] = float(lost[-1])
-    metrics["wall_seconds"] = round(ended.seconds, 3)
-    return TrainResult(
-        outcome,
-        clean(reason, logs.REASON_LIMIT),
-        metrics,
-        job.log,
-        signal=max(0, -returncode),
-        note="; ".join(filter(None, (clock.note(), dropped))),
-        words=monitor.words,
-    )
+    def __init__(
+        self, job: TrainJob, launch: Launch, *, held: bool = False, disk_bytes: int | None = None
+    ) -> None:
+        """One that is `held` waits in `prepare.begin`: call `let_begin` before `wait`.
+
+        Raises UserError as `train` does.
+        """
+        if not (job.folder / "train.py").is_file():
+            raise UserError(f"{job.folder} has no train.py.")
+        self.job = job
+        self._launch = launch
+        self._held = job.artifacts / protocol.HELD
+        self._ahead_s: float | None = None  # of start-up, when it was let begin
+        if held:
+            self._held.touch()
+        written = (*launch.sandbox.writable, launch.sandbox.scratch, *job.also_written)
+        self._clock, self._disk = Clock(job), DiskUse(written, disk_bytes)
+        self.process = launch.start(["train.py"], cwd=job.folder, log=job.log)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has begun its budget, whether it was to wait or not."""
+        self._clock.look()
+        return self._clock.has_begun
+
+    def can_begin(self) -> bool:
+        """Whether a held one has waited, and has kept to its limits so far."""
+        return not (self.has_begun or self._over())
+
+    def let_begin(self) -> None:
+        """Lets a held one begin its budget, as soon as it is ready."""
+        self._ahead_s = self._clock.seconds()["startup_seconds"]
+        self._held.unlink(missing_ok=True)
+
+    def _over(self, *, last: bool = False) -> str:
+        return self._clock.look() or self._disk.look(last=last)
+
+    def wait(
+        self, events: Events = NO_EVENTS, *, monitor: interference.Monitor | None = None
+    ) -> TrainResult:
+        """Waits until it and all that it started has ended. Raises UserError as `train` does."""
+        job, clock = self.job, self._clock
+        monitor = interference.Monitor() if monitor is None else monitor
+        exported = False
+
+        with contextlib.ExitStack() as monitored:
+
+            def tick() -> str:
+                nonlocal exported
+                events.live(logs.last_line(job.log))
+                over = self._over()
+                if over or not clock.training:
+                    monitored.close()
+                elif not exported:
+                    exported = True
+                    monitored.enter_context(monitor)
+                    events.exported()
+                return over
+
+            monitor.pids = self.process.pids
+            # The clock has the limits.
+            ended = self.process.wait(limit_s=math.inf, abandoned=events.abandoned, tick=tick)
+        over = self._over(last=True)
+        returncode = self._launch.returncode(ended)
+        tail = logs.read_tail(job.log)
+        if ended.why == "abandoned":
+            outcome, reason = Outcome.ABANDONED, "abandoned"
+        elif over:  # also if it ended by itself since the last check
+            outcome, reason = Outcome.TIMEOUT, over
+        else:
+            outcome, reason = judge(returncode, tail)
+        reported, dropped = read_summary(job.artifacts / protocol.SUMMARY)
+        metrics = reported | clock.seconds() | monitor.metrics
+        if lost := _LOST.findall(tail):
+            metrics["lost_percent"] = float(lost[-1])
+        metrics["wall_seconds"] = round(ended.seconds, 3)
+        if self._ahead_s is not None:  # what ran beside a scoring has taken no time of its own
+            metrics["startup_ahead_seconds"] = self._ahead_s
+            for name in ("startup_seconds", "wall_seconds"):
+                metrics[name] = round(metrics[name] - self._ahead_s, 3)
+        return TrainResult(
+            outcome,
+            clean(reason, logs.REASON_LIMIT),
+            metrics,
+            job.log,
+            signal=max(0, -returncode),
+            note="; ".join(filter(None, (clock.note(), dropped))),
+            words=monitor.words,
+        )
 
 
 class Clock:
@@ -122,6 +168,11 @@ class Clock:
             self._stopped = now
         self._ended_by = self._ended_by or self._over(now)
         return self._ended_by
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the model was exported, which begins the budget."""
+        return self._exported is not None
 
     @property
     def training(self) -> bool:

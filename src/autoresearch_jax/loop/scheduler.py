@@ -17,13 +17,13 @@ from itertools import takewhile
 from autoresearch_jax.agents.agent import AgentError
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import Lost
-from autoresearch_jax.loop import effects, statistics
+from autoresearch_jax.loop import ahead, effects, statistics
 from autoresearch_jax.loop.decision import MeasureAgain, TrainAgain
 from autoresearch_jax.loop.proposer import Proposer
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
 from autoresearch_jax.loop.worker_pool import TICK_SECONDS, Job
-from autoresearch_jax.records.events import Purpose
+from autoresearch_jax.records.events import Purpose, Queued
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.system.interrupts import Abandoned
 
@@ -121,9 +121,11 @@ class Scheduler:
 
     def _work(self, worker: Worker) -> None:
         try:
-            while (job := self._next()) is not None:
+            while (job := self._next(worker)) is not None:
                 job(worker)
                 self._decide()
+                if self._upcoming() is None:  # what has started up beside a scoring must not wait
+                    worker.executor.end_early()
                 self._session.stop_at_leaks()
                 self._pause_if_broken(worker)
         except _Retired:
@@ -139,7 +141,7 @@ class Scheduler:
 
     # --------------------------------------------------------------------------- what next
 
-    def _next(self) -> Job | None:
+    def _next(self, worker: Worker) -> Job | None:
         """Return the next job of a worker; None if there is no more work."""
         with self._lock:
             self._idle += 1
@@ -150,6 +152,7 @@ class Scheduler:
             if job is not None or self._is_over(paused):
                 break
             if paused or self._limit:
+                worker.executor.end_early()  # what has started up must not hold the device
                 time.sleep(TICK_SECONDS)
         with self._lock:
             self._idle -= 1
@@ -206,12 +209,24 @@ class Scheduler:
         finally:
             self._asking.release()
 
+    def _upcoming(self) -> Queued | None:
+        """Return the proposal that is trained next if nothing is kept before; None: not known.
+
+        With several workers another one may take it.
+        """
+        queued = ahead.upcoming(self._session)
+        with self._lock:
+            other = self._queue or self._wanted or len(self._session.pool) > 1
+        if other or self._ends() or self._session.is_paused():
+            return None
+        return None if queued is None or self._proposer.over() else queued
+
     # --------------------------------------------------------------------------- measuring
 
     def _measure(self, n: int, worker: Worker) -> None:
         experiments = self._session.experiments
         try:
-            e = worker.measured(experiments[n])
+            e = worker.measured(experiments[n], self._upcoming)
             while e.val_bpb is None and self._proposer.repaired(e):
                 e = worker.measured(experiments[n])
         except UserError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoresearch_jax.common import files, syntax
+from autoresearch_jax.common import files, protocol, syntax
 from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
@@ -28,9 +28,10 @@ from autoresearch_jax.jobs.job import (
     TrainJob,
     TrainResult,
 )
+from autoresearch_jax.loop import ahead
 from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.records import events as records
-from autoresearch_jax.records.events import Outcome, Phase, Purpose, Repeated
+from autoresearch_jax.records.events import Outcome, Phase, Purpose, Queued, Repeated
 from autoresearch_jax.records.experiment import MOST_DISTURBED, Experiment
 from autoresearch_jax.repo.workspace import time_budget
 from autoresearch_jax.system import interrupts
@@ -53,16 +54,24 @@ class Worker:
     private: Path  # the executor's folder
     view: View
 
-    def measured(self, e: Experiment) -> Experiment:
-        """Train and score an experiment, unless the journal already records that."""
+    def measured(
+        self, e: Experiment, upcoming: Callable[[], Queued | None] = lambda: None
+    ) -> Experiment:
+        """Train and score an experiment, unless the journal already records that.
+
+        `upcoming` returns the proposal that is probably trained next: it may start up meanwhile.
+        """
         waits = e.outcome == Outcome.OK and e.scored is None  # for its score
         if e.outcome is None or (waits and scoring.seal(self.tag.artifacts(e)) != e.left):
+            if self.tag.is_paused():
+                self.executor.end_early()
             self.tag.wait_while_paused()
             self._train(e)
             e = self.tag.experiments[e.n]
         if e.outcome == Outcome.OK and e.scored is None:
-            self._score(e)
-        self.executor.end_early()  # in case this one needs no score
+            self._score(e, upcoming)
+        else:
+            self.executor.end_early()  # this one needs no score
         return self.tag.experiments[e.n]
 
     def record_crash(self, e: Experiment, reason: str) -> None:
@@ -244,6 +253,7 @@ class Worker:
                 log,
                 Events(abandoned=lambda: trusted and check is not None and bool(check.refused())),
                 scored_next=True,
+                tree=self.tag.candidates.tree(e.commit),
                 also_written=() if check is None else check.folders,
             )
         finally:
@@ -275,7 +285,8 @@ class Worker:
         `resize` may change the files before. `fields` are others of the TrainJob.
         """
         folder = self.private / "train"
-        files.remove(artifacts)  # of the same training, if it was abandoned or ran out of disk
+        if not (artifacts / protocol.HELD).exists():  # else it has started up already
+            files.remove(artifacts)  # of the same training, if it was abandoned or ran out of disk
         self.refuse_full_disk()
         self.tag.candidates.export(e.commit, folder)
         resize(folder)
@@ -290,9 +301,12 @@ class Worker:
             self.refuse_full_disk()  # a full disk is not the proposal's fault
         return result
 
-    def _score(self, e: Experiment) -> None:
+    def _score(self, e: Experiment, upcoming: Callable[[], Queued | None]) -> None:
         """Score the artifacts of a training, and record it. Raises Abandoned, UserError."""
-        score = self.score(e)
+        queued, following = upcoming(), None
+        if queued is not None:
+            following = ahead.training_of(self.tag, queued, e, self.private / "train-next")
+        score = self.score(e, following=following)
         if not e.base and score.outcome == Outcome.OK:
             self.executor.trust_cache()  # before the record, after which a killed loop skips it
         self.tag.journal.append(
@@ -301,18 +315,25 @@ class Worker:
             )
         )
 
-    def score(self, e: Experiment, split: str = "val") -> Score:
+    def score(self, e: Experiment, split: str = "val", following: TrainJob | None = None) -> Score:
         """Return the score of an experiment's artifacts. Raises Abandoned, UserError."""
         log = self.tag.log(e).with_name("score.log")
-        return self.score_once(e, self.tag.artifacts(e), log, split)
+        return self.score_once(e, self.tag.artifacts(e), log, split, following=following)
 
     def score_once(
-        self, e: Experiment, artifacts: Path, log: Path, split: str, limits: Limits | None = None
+        self,
+        e: Experiment,
+        artifacts: Path,
+        log: Path,
+        split: str,
+        limits: Limits | None = None,
+        following: TrainJob | None = None,
     ) -> Score:
         """Return the score of the artifacts of any training. Raises Abandoned, UserError."""
         frozen = self._frozen(e.base or e.commit)
         limits = limits or self.tag.limits_for(e)
-        score = self.executor.score(ScoreJob(frozen, artifacts, log, _title(e), limits, split))
+        job = ScoreJob(frozen, artifacts, log, _title(e), limits, split, following)
+        score = self.executor.score(job)
         self._refuse_interrupted(score)
         return score
 

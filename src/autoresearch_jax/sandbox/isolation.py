@@ -20,7 +20,7 @@ from pathlib import Path
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.sandbox import hidden, landlock, seccomp
-from autoresearch_jax.system import installed, tpu
+from autoresearch_jax.system import bytecode, installed, tpu
 
 LEVELS = ("none", "landlock", "bwrap")  # the weakest first
 
@@ -192,7 +192,7 @@ def _hidden(sandbox: Sandbox) -> list[Path]:
 
 def _python() -> Iterator[Path]:
     """Yield the paths of this Python, its packages and its accelerator's libraries."""
-    yield from (Path(sys.executable), Path(sys.prefix), Path(sys.base_prefix))
+    yield from (Path(sys.executable), Path(sys.prefix), Path(sys.base_prefix), bytecode.folder())
     yield from installed.import_folders()
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     yield from (Path(name) for name in libraries if name)

@@ -12,6 +12,10 @@ from autoresearch_jax.repo.workspace import Place, Workspace
 from autoresearch_jax.sandbox.isolation import Sandbox
 
 SCORER_CACHE_BYTES = 1 << 30  # of compiled scorings; the oldest are deleted first
+# Programs that compile in less than a second are stored as well: a start has dozens of them.
+CACHED = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+# Huge pages save page faults: a training on a CPU is 3% faster, and a scoring needs less of a CPU.
+MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def training(
@@ -119,9 +123,9 @@ def training_environment(
         "AUTORESEARCH_HOME": str(home),
         "AUTORESEARCH_RUN_DIR": str(artifacts),
         "AUTORESEARCH_SCORED_LATER": "1",
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # fewer page faults: 3% faster on a CPU
+        **MEMORY,
         "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "PYTHONDONTWRITEBYTECODE": "1",  # a changed .pyc would reach the next training
+        **CACHED,
         "PYTHONIOENCODING": "utf-8:backslashreplace",  # of its log, whatever the locale
         "PYTHONUNBUFFERED": "1",
         **{name: value for name, value in given.items() if value is not None},
@@ -132,7 +136,8 @@ def scorer_environment(home: Path, cache: Path) -> dict[str, str]:
     """Return the scorer's own variables."""
     return {
         "AUTORESEARCH_HOME": str(home),
+        **MEMORY,
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(SCORER_CACHE_BYTES),
-        "PYTHONDONTWRITEBYTECODE": "1",
+        **CACHED,
     }

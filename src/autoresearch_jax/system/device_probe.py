@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.system import nvidia, visible_devices
+from autoresearch_jax.system import bytecode, nvidia, visible_devices
 
 PROBE_SECONDS = 120  # a TPU that another process uses can keep JAX waiting for ever
 # Preallocation would take most of a GPU's memory from a training that runs now. The fraction makes
@@ -85,9 +85,10 @@ def probe(
         UserError: JAX cannot be imported, fails to open its device, or does so for more than
             `timeout` seconds.
     """
+    python = [sys.executable, *bytecode.options(), "-P"]
     try:
         result = subprocess.run(
-            wrap([sys.executable, "-P", "-c", PROBE, str(hidden), str(protected)]),
+            wrap([*python, "-c", PROBE, str(hidden), str(protected)]),
             env=environment(os.environ | PROBE_ENVIRONMENT),
             capture_output=True,
             text=True,

@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from autoresearch_jax.system import bytecode
+
 State = dict[str, tuple[int, int, int]]  # path -> size, modification time, inode
 
 
@@ -21,11 +23,16 @@ def import_folders() -> list[Path]:
 
 
 def state() -> State:
-    """Return the state of every file below the folders that this Python imports packages from."""
+    """Return the state of every file below the folders that this Python imports packages from.
+
+    Bytecode beside the packages is passed over, which no training or scoring uses.
+    """
     found: State = {}
-    for folder in import_folders():
+    shared = bytecode.folder()
+    for folder in [*import_folders(), shared]:
         for place, names, files in os.walk(folder):
-            names[:] = [name for name in names if name not in ("__pycache__", ".git")]
+            if folder != shared:
+                names[:] = [name for name in names if name not in ("__pycache__", ".git")]
             for name in files:
                 path = os.path.join(place, name)  # noqa: PTH118  # a hundred thousand of them
                 try:

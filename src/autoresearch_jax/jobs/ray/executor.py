@@ -104,7 +104,7 @@ class RayExecutor:
             best = archive.pack_nats(job.limits.best)
         except (archive.TooMuch, OSError) as error:
             return Score(Outcome.REFUSED, f"it cannot be sent: {error}", {})
-        task = ScoreTask(self._requirements, job, packed, best)
+        task = ScoreTask(self._requirements, replace(job, following=None), packed, best)
         found = self._run("score", task, self._context.stop)
         if found is None:
             return Score(Outcome.ABANDONED, "abandoned", {})
