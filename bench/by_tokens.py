@@ -96,10 +96,10 @@ class Trainer:
         if self.compiled is None:
             traced = jitted_step.trace(*arguments)
             rows, length = arguments[2].shape
-            if flops.products(traced.jaxpr.jaxpr) > self.most_flops * rows * (length - 1):
+            if flops.products(traced.jaxpr) > self.most_flops * rows * (length - 1):
                 raise Costly
             self.compiled = traced.lower().compile()
-            self.cost = cost.of(self.compiled, traced.jaxpr.jaxpr)
+            self.cost = cost.of(self.compiled, traced.jaxpr)
         return self.compiled
 
     def begin(self, logits_fn, params):

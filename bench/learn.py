@@ -31,9 +31,10 @@ from rich.table import Table
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
+from autoresearch_jax.agents.files_read import Files
 from autoresearch_jax.agents.outcomes import Learned
 from autoresearch_jax.agents.search import Search
-from autoresearch_jax.agents.search_history import Files, results_of
+from autoresearch_jax.agents.search_history import results_of
 from autoresearch_jax.loop.learning import RESULTS
 from bench.search import IDEAS, SOURCE, START, Trainer, interval, mean, searched
 from bench.surrogate import Landscape
@@ -57,7 +58,7 @@ class Warm(Search):
 def learned_of(trainer: Trainer) -> Learned:
     """What a night hands on, as `loop --learn-from` reads it."""
     files = Files(IDEAS, -1)
-    files.read(trainer.history, trainer.sources.__getitem__)
+    files.read(trainer.history, lambda commits: [trainer.sources[one] for one in commits])
     return Learned("first", [*results_of(trainer.history, files.files, RESULTS)])
 
 

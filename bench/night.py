@@ -40,7 +40,6 @@ of LEVERS and `memory`, by that of `original`, and `..._low`, `..._high`;
 """
 
 import concurrent.futures
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -54,6 +53,7 @@ from unittest import mock
 
 import click
 import numpy as np
+from msgspec import structs
 from rich.console import Console
 from rich.table import Table
 
@@ -202,7 +202,7 @@ class Night:
         ideas = self.taken.of(read(before), before, read(source), source)
         self.tag.add(source, description=said, ideas=ideas)
         # What the agent knows that thought while this one trained.
-        running = dataclasses.replace(
+        running = structs.replace(
             self.tag.experiments[-1], status=None, val_bpb=None, repeats=(), scored=None
         )
         self.before = (*now[0], running), now[1]

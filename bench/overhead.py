@@ -1,26 +1,32 @@
 """What an experiment costs beside its budget: the loop's own work, the phases, the command's start.
 
-    uv run bench/overhead.py [--part loop|phases|help|research] [--json]
+    uv run bench/overhead.py [--part growth|phases|help|research] [--json]
 
-`loop`: experiments with a train.py that does nothing and a score that takes no time, on git
-repositories with more and more experiments behind them. `phases`: a baseline and experiments, at
-the demo's size or another preset's. `help`: the command's start. `research`: the folder of what
-the experiments have shown, for a request to a client. Seconds; the median, and the smallest and
-largest.
+`growth`: experiments with a train.py that does nothing and a score that takes no time, the built-in
+searches, the journal, a command and the page, with more and more experiments behind them. The page
+needs chromium and chromedriver. `phases`: a baseline and experiments, at the demo's size or another
+preset's. `help`: the command's start. `research`: the folder of what the experiments have shown,
+for a request to a client. Seconds; the median, and the smallest and largest. With `--cpu`, what
+`growth` gives of the loop, the searches, the journal and the command is CPU seconds of their
+processes and of those that they start, which other programs change less.
 """
 
 import itertools
 import json
+import multiprocessing
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -29,12 +35,13 @@ from rich.table import Table
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
 
-from autoresearch_jax.agents.agent import Agent, Proposal
+from autoresearch_jax.agents.agent import Agent, Context, Proposal
 from autoresearch_jax.agents.research import Research
 from autoresearch_jax.agents.search import Search
 from autoresearch_jax.agents.tpe import Tpe
 from autoresearch_jax.commands import loop, setup
-from autoresearch_jax.common import literals, protocol
+from autoresearch_jax.common import files, literals, protocol
+from autoresearch_jax.ideas import fit, library
 from autoresearch_jax.jobs.job import Score
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools
@@ -45,13 +52,33 @@ from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import process
 from autoresearch_jax.views.entries import phases
+from bench import watch
 from tests import harness
 
-SIZES = (0, 100, 300, 1000, 3000)
+SIZES = (0, 1000, 10_000)
 TAG = "t"
 KEPT = 5  # every so many experiments, one is kept
 # What experiments change: numbers of train.py that differ from one experiment to the next.
 SEARCHED = ("MATRIX_LR", "EMBEDDING_LR", "WEIGHT_DECAY", "WARMDOWN_RATIO")
+
+# What a real experiment measures, and what its score rests on.
+TRAINED = {
+    "total_seconds": 318.3, "peak_vram_mb": 2048.0, "total_tokens_M": 499.6, "num_steps": 953.0,
+    "num_params_M": 50.3, "depth": 8.0, "startup_seconds": 7.4, "training_seconds": 300.1,
+    "checkpoint_seconds": 0.2, "crowded_percent": 0.0, "lost_percent": 0.2, "wall_seconds": 317.8,
+}  # fmt: skip
+SCORED = {
+    "scoring_seconds": 11.9, "score_compile_seconds": 0.8, "score_seconds": 6.0,
+    "probe_seconds": 4.2, "probe_noise": 0.0, "probe_pairs": 2008.0, "probe_power": 0.4,
+    "probe_gain": 0.0016,
+}  # fmt: skip
+HASH = "0123456789abcdef" * 4
+PROVENANCE = {
+    "frozen": {"constants.py": HASH, "prepare.py": HASH, "autoresearch_jax": HASH},
+    "tokenizer": HASH, "shards": HASH, "JAX": "0.10.2", "XLA": "0.10.2", "device": "cpu",
+    "device count": 1, "isolation": "none", "sandbox": "bwrap",
+    "system calls": "filtered by seccomp", "seed": 42,
+}  # fmt: skip
 
 # In front of the real train.py, so that the file has its size and its constants.
 LEAVE = f"""\
@@ -87,14 +114,14 @@ class Idea(Agent):
 class Falling:
     """In place of the scorer, at once: every few experiments, a better score than ever."""
 
-    def __init__(self, behind: int, gits: list[int]) -> None:
-        self.count, self.gits = behind, gits
-        self.marks: list[int] = []  # how often git had been started when it was asked
+    def __init__(self, behind: int, now: Callable[[], tuple[float, int]]) -> None:
+        self.count, self.now = behind, now
+        self.marks: list[tuple[float, int]] = []  # what `now` returned when it was asked
 
     def __call__(self, *_, **__) -> Score:
         score = score_of(self.count)
         self.count += 1
-        self.marks.append(len(self.gits))
+        self.marks.append(self.now())
         return Score("ok", "", {"val_bpb": score, "probe_noise": 0.0})
 
 
@@ -120,10 +147,12 @@ def add_history(workspace: Workspace, count: int, every: int = KEPT) -> None:
     source = (workspace.root / "train.py").read_text()
     dice = random.Random(0)
     lines = [b"feature done\n"]
-    places = sorted((literals.read(source)[name] for name in SEARCHED), key=lambda one: -one.start)
+    with_ideas = files_with_ideas(workspace, source)
+    kinds = [places_of(text) for text in (source, *with_ideas.values())]
     head, best = workspace.head(), 0
     for n in range(1, count):
-        text = source.encode()
+        idea = idea_of(n)
+        text, places = kinds[0 if idea is None else 1 + idea % len(with_ideas)]
         for one in places:
             value = repr(round(one.value * 2 ** dice.uniform(-1, 1), 6)).encode()
             text = text[: one.start] + value + text[one.end :]
@@ -145,33 +174,55 @@ def add_history(workspace: Workspace, count: int, every: int = KEPT) -> None:
     refs = f"refs/autoresearch/{TAG}/"
     listed = workspace.git("for-each-ref", "--format=%(objectname) %(refname)", refs).splitlines()
     commits = {int(name.removeprefix(refs)): commit for commit, name in map(str.split, listed)}
-    write_journal(workspace, [commits[n] for n in range(count)], every)
+    write_journal(workspace, [commits[n] for n in range(count)], every, [*with_ideas])
 
 
-def write_journal(workspace: Workspace, commits: list[str], every: int) -> None:
+def idea_of(n: int) -> int | None:
+    """The place of the idea that an experiment takes, in turn; every few take one."""
+    return None if n % KEPT != 1 else n // KEPT
+
+
+def files_with_ideas(workspace: Workspace, source: str) -> dict[str, str]:
+    """The file with each idea of the library that it can take."""
+    ideas = library.usable(workspace.root)
+    found = {name: fit.fit(idea, source, ideas) for name, idea in ideas.items()}
+    return {name: one.source for name, one in found.items() if one.state is fit.State.READY}
+
+
+def places_of(source: str) -> tuple[bytes, list[literals.Literal]]:
+    """A file, and where it has the numbers that experiments change, the last one first."""
+    known = literals.read(source)
+    places = [known[name] for name in SEARCHED if name in known]
+    return source.encode(), sorted(places, key=lambda one: -one.start)
+
+
+def write_journal(workspace: Workspace, commits: list[str], every: int, ideas: list[str]) -> None:
+    """Write what a loop with `search` records of each experiment: six lines of 2.7 kB."""
     path = journal.path_of(workspace.state_dir(TAG))
     before = path.read_bytes() if path.exists() else b""
     begun = {"step": "session", "kind": "loop", "fingerprint": harness.DEVICE, "continues": False}
     records = [begun | {"agent": "x", "max": None, "time": 0.0}]
-    provenance = {f"what it rests on {i}": "0" * 64 for i in range(8)}
     best = ""
     for n, commit in enumerate(commits):
         at, kept = 300.0 * n, n % every == 0
         if before and n == 0:
             best = commit
             continue
-        text = f"MATRIX_LR 0.04 -> {0.04 + n}"
-        metrics = {"peak_vram_mb": 2048.0, "startup_seconds": 1.0, "training_seconds": 300.0}
+        text, place = f"MATRIX_LR 0.04 -> {0.04 + n}", idea_of(n)
+        taken = [] if place is None else [ideas[place % len(ideas)]]
         records += [
+            {"step": "asked", "ask": n, "n": n, "agent": "search", "seconds": 0.1, "time": at},
+            {"step": "drafted", "ask": n, "blob": commit, "base": best, "description": text,
+             "agent": "search", "time": at},
             {"step": "proposed", "n": n, "commit": commit, "base": best, "description": text,
-             "agent": "tpe", "metrics": {"agent_seconds": 0.1}, "time": at,
-             "ideas": ["smear"] if n % 5 == 0 else []},
-            {"step": "trained", "n": n, "outcome": "ok", "reason": "", "metrics": metrics,
-             "note": "", "left": "0" * 64, "provenance": provenance, "time": at},
-            {"step": "scored", "n": n, "outcome": "ok", "reason": "",
-             "metrics": {"val_bpb": score_of(n, every), "probe_noise": 0.0}, "time": at},
-            {"step": "decided", "n": n, "status": "keep" if kept else "discard", "reason": "",
-             "time": at},
+             "agent": "search", "metrics": {"agent_seconds": 0.1}, "program": f"{n:016x}",
+             "ask": n, "ideas": taken, "time": at},
+            {"step": "trained", "n": n, "outcome": "ok", "metrics": TRAINED, "left": HASH,
+             "provenance": PROVENANCE, "time": at},
+            {"step": "scored", "n": n, "outcome": "ok", "time": at,
+             "metrics": SCORED | {"val_bpb": score_of(n, every)}},
+            {"step": "decided", "n": n, "status": "keep" if kept else "discard", "time": at,
+             "verdict": "not better: higher by 2.8 standard errors, 1 against 3 runs"},
         ]  # fmt: skip
         best = commit if kept else best
         run_dir = workspace.run_dir(TAG, n)
@@ -182,38 +233,108 @@ def write_journal(workspace: Workspace, commits: list[str], every: int) -> None:
     path.write_bytes(before + b"".join(journal.seal(harness.event(**one)) for one in made))
 
 
-def measure_loop(behind: int, count: int) -> dict:
-    """What `count` experiments cost, of an agent that takes no time, and of the searches."""
-    found = {}
-    for agent in (Idea(), Search(), Tpe()):
-        with fresh_home() as folder:
-            workspace = make_history(folder / "workspace", behind)
-            with counted(Workspace, "git_bytes") as gits:
-                scorer = Falling(behind, gits)
-                config, tools = harness.setup(tag=TAG, max=count + 1, scorer=scorer)
-                begun = time.time()
-                loop.run_loop(workspace, config, tools, agent)
-            experiments = journal.read(workspace.state_dir(TAG))
-            done = list(experiments)[-count - 1 :]
-            assert all(one.status in ("keep", "discard") for one in done)
-            took = [experiments.costs.of(one.n).agent_s for one in done]
-            # From one decision to the next, and less the agent's own seconds.
-            seconds = [b.finished - a.finished for a, b in itertools.pairwise(done)]
-            found[agent.name] = {
-                "loop": [all_ - own for all_, own in zip(seconds, took[1:], strict=True)],
-                "agent": took[1:],
-                "first": took[0],
-                "start": done[0].started - took[0] - begun,
-                "git": statistics.median(b - a for a, b in itertools.pairwise(scorer.marks)),
-            }
-    idea = found["idea"]
+# What grows with the experiments: in words, and what it should be at most.
+GROWTH = {
+    "loop_s": ("loop, an experiment", 0.5),
+    "replay_s": ("replay of the journal", 0.5),
+    "search_s": ("search, a proposal", 0.5),
+    "search_first_s": ("search, the first after a restart", 0.5),
+    "tpe_s": ("tpe, a proposal", 0.5),
+    "tpe_first_s": ("tpe, the first after a restart", 0.5),
+    "cache_s": ("a first proposal without the cache of files", None),
+    "start_s": ("loop, its start", None),
+    "status_s": ("the command status", 1.0),
+    "git_processes": ("git processes of an experiment", None),
+    "disk_mb": ("MB on disk of 100 experiments, without parameters", None),
+    "first_view_s": ("page, the first view", 1.5),
+    "update_ms": ("page, an update, in ms", 50),
+    "look_ms": ("server of the page, an update, in ms", 50),
+}
+
+
+def cpu() -> float:
+    """CPU seconds of this process so far, and of those that it started and that have ended."""
+    both = (resource.getrusage(of) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in both)
+
+
+def measure_growth(behind: int, count: int, clock: Callable[[], float]) -> dict:
+    """What `count` experiments of an instant agent and of the searches cost, and the rest."""
+    with fresh_home() as folder:
+        workspace = make_history(folder / "workspace", behind)
+
+        def alone(agent: type[Agent], count: int = count) -> dict:
+            """Measure in a process of its own, as after a restart."""
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                return pool.submit(measure_agent, workspace.root, agent, count, clock).result()
+
+        def seconds_of(act: Callable[[], object]) -> float:
+            begun = clock()
+            act()
+            return clock() - begun
+
+        before = files.folder_bytes(workspace.common_dir, 1 << 40)
+        idea = alone(Idea)
+        disk = files.folder_bytes(workspace.common_dir, 1 << 40) - before
+        without = alone(Search, 1)
+        found = {one.name: alone(one) for one in (Search, Tpe)}
+        state_dir = workspace.state_dir(TAG)
+        replay = [seconds_of(lambda: journal.read(state_dir)) for _ in range(5)]
+        words = [sys.executable, "-m", "autoresearch_jax", "-C", str(workspace.root), "status"]
+        status = [
+            seconds_of(lambda: subprocess.run(words, stdout=subprocess.DEVNULL, check=True))
+            for _ in range(5)
+        ]
+        page = watch.of_page(folder, max(2, behind), count, ticks=0)  # it has logs of two
     return {
         "behind": behind,
         "loop_s": spread(idea["loop"]),
-        **{f"{name}_s": spread(found[name]["agent"]) for name in ("search", "tpe")},
-        **{f"{name}_first_s": round(found[name]["first"], 3) for name in ("search", "tpe")},
+        "replay_s": spread(replay),
+        **{f"{name}_s": spread(one["agent"]) for name, one in found.items()},
+        **{f"{name}_first_s": round(one["first"], 3) for name, one in found.items()},
+        "cache_s": round(without["first"], 3),
         "start_s": round(idea["start"], 3),
+        "status_s": spread(status),
         "git_processes": round(idea["git"]),
+        "disk_mb": round(disk / idea["experiments"] * 100 / 1e6, 1),
+        **{name: round(page[name], 3) for name in ("first_view_s", "update_ms", "look_ms")},
+    }
+
+
+def measure_agent(
+    root: Path, kind: type[Agent], count: int, clock: Callable[[], float]
+) -> dict[str, Any]:
+    """A loop of one experiment more than `count`, and of a baseline if there is none."""
+    workspace, agent = Workspace.open(root), kind()
+    before = len(journal.read(workspace.state_dir(TAG)))
+    propose, asked = agent.propose, list[tuple[float, float]]()
+
+    def timed(context: Context) -> Proposal:
+        begun = clock()
+        try:
+            return propose(context)
+        finally:
+            asked.append((begun, clock()))
+
+    agent.propose = timed
+    with counted(Workspace, "git_bytes") as gits:
+        scorer = Falling(before, lambda: (clock(), len(gits)))
+        config, tools = harness.setup(tag=TAG, max=count + 1, scorer=scorer)
+        begun = clock()
+        loop.run_loop(workspace, config, tools, agent)
+    experiments = journal.read(workspace.state_dir(TAG))
+    done = experiments.decided[before:]
+    assert all(one.status in ("keep", "discard") for one in done)
+    took = [end - start for start, end in asked]
+    # From one score to the next, and less the agent's own seconds.
+    passed = [b - a for (a, _), (b, _) in itertools.pairwise(scorer.marks[-count - 1 :])]
+    return {
+        "loop": [all_ - own for all_, own in zip(passed, took[1:], strict=True)],
+        "agent": took[1:] or took,
+        "first": took[0],
+        "start": asked[0][0] - begun,
+        "git": statistics.median(b - a for (_, a), (_, b) in itertools.pairwise(scorer.marks)),
+        "experiments": len(done),
     }
 
 
@@ -280,12 +401,16 @@ def real_workspace(
     return Workspace.open(root)
 
 
-def measure_phases(count: int, budget: int, preset: str, source: str) -> dict:
-    """The phases of a baseline (cold) and of `count` experiments that change a number (warm)."""
+def measure_phases(count: int, budget: int, preset: str, source: str, lookahead: bool) -> dict:
+    """The phases of a baseline (cold) and of `count` experiments that change a number (warm).
+
+    Only with `lookahead` can an experiment start up while the one before is scored.
+    """
     with fresh_home() as folder:
         workspace, view = real_workspace(folder, budget, preset, source), harness.Notes()
         begun = time.time()
-        loop.run_loop(workspace, LoopConfig(tag=TAG, max=count), Tools(view), Idea())
+        config = LoopConfig(tag=TAG, max=count, lookahead=lookahead)
+        loop.run_loop(workspace, config, Tools(view), Idea())
         done = list(journal.read(workspace.state_dir(TAG)))
     rows = [phases_of(one, budget) for one in done]
     names = list(dict.fromkeys(name for row in reversed(rows) for name in row))
@@ -294,6 +419,7 @@ def measure_phases(count: int, budget: int, preset: str, source: str) -> dict:
         "examination_s": round(done[0].started - begun, 3),
         "cold": {name: round(rows[0].get(name, 0.0), 3) for name in names},
         "warm": {name: spread([row.get(name, 0.0) for row in rows[1:]]) for name in names},
+        "steps": [int(one.metrics["num_steps"]) for one in done],
     }
 
 
@@ -309,6 +435,7 @@ def phases_of(one: Experiment, budget: int) -> dict[str, float]:
         "  of scoring: probes": "probe_seconds",
         "beside the training: scorer ahead": "score_ahead_seconds",
         "beside the training: gate": "gate_seconds",
+        "beside the score before: start-up": "startup_ahead_seconds",
     }
     named = {name: one.metrics[key] for name, key in parts.items() if key in one.metrics}
     return {**spent, "all of these": total, **named}
@@ -352,13 +479,13 @@ def measure_research(behind: int, count: int) -> dict:
         for event in history[last:]:
             experiments.apply(event)
         added = write()
-        files = [path for path in (folder / "research").rglob("*") if path.is_file()]
+        written = [path for path in (folder / "research").rglob("*") if path.is_file()]
     return {
         "behind": behind,
         "first_s": round(first, 3),
         "again_s": spread(again),
         "after_another_s": round(added, 3),
-        "files": len(files),
+        "files": len(written),
         "kb": round(sum(len(data) for data in made.files().values()) / 1000),
     }
 
@@ -373,6 +500,10 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
         "min": round(min(seconds), 3),
         "max": round(max(seconds), 3),
     }
+
+
+def middle(value):
+    return value["median"] if isinstance(value, dict) else value
 
 
 def text(value) -> str:
@@ -390,27 +521,31 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence]) -> Table
     return made
 
 
-def loop_part(*, sizes: Sequence[int], count: int, **_) -> tuple[dict, list[Table]]:
-    rows = [measure_loop(behind, count) for behind in sizes]
+def growth_part(
+    *, sizes: Sequence[int], count: int, cpu_only: bool, **_
+) -> tuple[dict, list[Table]]:
+    rows = [measure_growth(one, count, cpu if cpu_only else time.perf_counter) for one in sizes]
     started = measure_process(count)
-    keys = {
-        f"{name}_at_{row['behind']}": row[name]["median"]
-        for row in rows
-        for name in ("loop_s", "search_s", "tpe_s")
-    }
-    found = {**keys, "process_s": started["median"], "loop": rows, "process": started}
-    asked = ("search, a proposal", "tpe, a proposal", "search, the first", "tpe, the first")
-    columns = ("behind", "loop, an experiment", *asked, "loop, its start", "git processes")
+    keys = {f"{name}_at_{row['behind']}": middle(row[name]) for row in rows for name in GROWTH}
+    found = {**keys, "process_s": started["median"], "growth": rows, "process": started}
+    columns = ("seconds, behind so many experiments", "aim", *(f"{size:,}" for size in sizes))
+    shown = [
+        [words, "" if aim is None else aim, *(row[name] for row in rows)]
+        for name, (words, aim) in GROWTH.items()
+    ]
     title = f"Of an experiment's loop, {text(started)} is the process of an instant train.py"
-    return found, [table(title, columns, [list(row.values()) for row in rows])]
+    return found, [table(title, columns, shown)]
 
 
 def phases_part(
-    *, count: int, budget: int, preset: str, source: str, **_
+    *, count: int, budget: int, preset: str, source: str, lookahead: bool, **_
 ) -> tuple[dict, list[Table]]:
-    found = measure_phases(count, budget, preset, source)
+    found = measure_phases(count, budget, preset, source, lookahead)
     rows = [[name, found["cold"][name], warm] for name, warm in found["warm"].items()]
-    title = f"Beside {budget} s, after {found['examination_s']} s of looking at the machine"
+    title = (
+        f"Beside {budget} s (steps: {', '.join(map(str, found['steps']))}), after "
+        f"{found['examination_s']} s of looking at the machine"
+    )
     return {"phases": found}, [table(title, ("phase", "baseline", "then"), rows)]
 
 
@@ -428,7 +563,7 @@ def research_part(*, sizes: Sequence[int], count: int, **_) -> tuple[dict, list[
 
 
 PARTS: dict[str, Callable[..., tuple[dict, list[Table]]]] = {
-    "loop": loop_part,
+    "growth": growth_part,
     "phases": phases_part,
     "help": help_part,
     "research": research_part,
@@ -442,6 +577,8 @@ PARTS: dict[str, Callable[..., tuple[dict, list[Table]]]] = {
 @click.option("--budget", default=10, show_default=True, help="Seconds, of `phases`.")
 @click.option("--preset", default="demo", show_default=True, help="Size, of `phases`.")
 @click.option("--source", default="pydocs", show_default=True, help="Text, of `phases`.")
+@click.option("--cpu", "cpu_only", is_flag=True, help="CPU seconds, of `growth`.")
+@click.option("--lookahead/--no-lookahead", default=True, help="Propose ahead, of `phases`.")
 @click.option("--json", "as_json", is_flag=True)
 def main(parts, as_json, **options):
     found = {}

@@ -22,7 +22,6 @@ JSON, for landscape L and method M:
 """
 
 import concurrent.futures
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -38,6 +37,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from msgspec import structs
 from rich.console import Console
 from rich.table import Table
 
@@ -101,7 +101,7 @@ class Trainer:
             self.best is None or outcome.val_bpb < self.best.val_bpb
         )
         status = "crash" if outcome.val_bpb is None else "keep" if kept else "discard"
-        done = dataclasses.replace(e, status=status, val_bpb=outcome.val_bpb)
+        done = structs.replace(e, status=status, val_bpb=outcome.val_bpb)
         self.history[-1] = done
         if kept:
             self.best, self.truth = done, outcome.truth

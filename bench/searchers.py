@@ -17,6 +17,7 @@ from autoresearch_jax.common import literals
 from bench.surrogate import IDEAS
 
 MISTAKES = 0.15  # of the advisor's answers
+NEWEST = 100  # results, of `tpe-newest`
 MISTAKEN = 50  # of them that it thinks of, until one was not made before
 
 
@@ -65,7 +66,7 @@ class Advisor(Agent):
         thought = mistake if dice.random() < MISTAKES else new_code
         if thought is new_code and dice.random() < 0.5:
             thought = bolder
-        tried = {source, *map(context.source_of, (e.commit for e in context.history))}
+        tried = {source, *context.sources_of([e.commit for e in context.history])}
         for answer in (thought, new_code, bolder, *[mistake] * MISTAKEN):
             found = answer(source, context, dice)
             if found is not None and found[0] not in tried:
@@ -165,6 +166,16 @@ class WithoutLiar(Tpe):
         return dataclasses.replace(known, trials=trials)
 
 
+class Newest(Tpe):
+    """`tpe` that learns from the newest results alone, as it does of a very long history."""
+
+    name = "tpe-newest"
+
+    def known(self, context: Context) -> Known:
+        known = super().known(context)
+        return dataclasses.replace(known, trials=known.trials[-NEWEST:])
+
+
 class ConstantsAlone(Search):
     """`search` without ideas: what its model is worth on constants."""
 
@@ -183,4 +194,5 @@ METHODS: Mapping[str, Any] = {
     "steps": lambda: Sampled("steps", few=True),
     "advisor": lambda: Hybrid(Advisor(), fraction=1.0),
     "tpe-no-liar": WithoutLiar,
+    "tpe-newest": Newest,
 }

@@ -256,23 +256,23 @@ def taken(source: str) -> list[str]:
     reading = constants.read(source)
     if not reading.values:
         return []
-    if (rest := reading.rest) not in _taken:
-        _taken[rest] = [
+    if (code := reading.code) not in _taken:
+        _taken[code] = [
             name
             for name, idea in LIBRARY.items()
             if contains(idea, source, LIBRARY) and not _constants_alone(name)
         ]
-    return _taken[rest]
+    return _taken[code]
 
 
-_taken: dict[str, list[str]] = {}  # by the file with its constants zeroed
+_taken: dict[str, list[str]] = {}  # by Reading.code
 
 
 @functools.cache
 def _constants_alone(name: str) -> bool:
     """Whether an idea only changes values of constants, whose effect is theirs."""
     found = fit(LIBRARY[name], SHIPPED.read_text(), LIBRARY)
-    same = constants.read(found.source).rest == constants.read(SHIPPED.read_text()).rest
+    same = constants.read(found.source).code == constants.read(SHIPPED.read_text()).code
     return found.state is State.READY and same
 
 

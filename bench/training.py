@@ -3,6 +3,7 @@
     uv run --extra cuda13 bench/training.py --original CHECKOUT [--set DEVICE_BATCH_SIZE=64]
     uv run bench/training.py --original CHECKOUT --device cpu [--dtype float32] [--json]
     uv run --extra cuda13 bench/training.py        # ours alone
+    uv run --extra cuda13 bench/training.py --fused  # with the fused kernels of kit, GPUs alone
 
 CHECKOUT is a clone of karpathy/autoresearch. After `uv sync` in it, its own environment has its
 torch and attention kernel; `--python` names another interpreter with torch. Both train on the same
@@ -62,7 +63,7 @@ def measure_ours(job: dict) -> dict:
     vars(train).update(job["constants"])
     train.MAX_SEQ_LEN, train.VOCAB_SIZE = job["seq_len"], job["vocab_size"]
     train.ROWS_PER_STEP = train.TOTAL_BATCH_SIZE // train.MAX_SEQ_LEN
-    train.ACTIVATION_DTYPE = job["dtype"]
+    train.ACTIVATION_DTYPE, train.FUSED = job["dtype"], job["fused"]
     make_optimizer = train.make_optimizer
     train.make_optimizer = lambda platform: make_optimizer(platform, job["dtype"])
 
@@ -241,8 +242,9 @@ def cell(value) -> str:
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--attention", type=click.Choice(["own", "torch"]), help="Of the original on a GPU.")
 @click.option("--set", "sizes", multiple=True, callback=assignment, metavar="NAME=NUMBER")
+@click.option("--fused", is_flag=True, help="Ours with the fused kernels: FUSED of train.py.")
 @click.option("--json", "as_json", is_flag=True)
-def main(checkout, python, device, dtypes, seconds, repeats, attention, sizes, as_json):
+def main(checkout, python, device, dtypes, seconds, repeats, attention, sizes, fused, as_json):
     device = device or ("gpu" if visible_devices.accelerator_present() == "nvidia" else "cpu")
     if device == "gpu" and "float32" in dtypes:
         raise click.UsageError("the original's attention kernel on a GPU has no float32")
@@ -273,6 +275,7 @@ def main(checkout, python, device, dtypes, seconds, repeats, attention, sizes, a
                     "seq_len": seq_len,
                     "vocab_size": vocab_size,
                     "seconds": seconds,
+                    "fused": fused,
                 },
                 repeats,
             )
@@ -284,6 +287,7 @@ def main(checkout, python, device, dtypes, seconds, repeats, attention, sizes, a
         "versions": runs[0].pop("versions"),
         "attention": attention,
         "sizes": constants | {"MAX_SEQ_LEN": seq_len, "VOCAB_SIZE": vocab_size},
+        "fused": fused,
         "repeats": repeats,
         "runs": runs,
     }

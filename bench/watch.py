@@ -52,6 +52,12 @@ def main(experiments: int, updates: int, as_json: bool) -> None:
 
 
 def measure(folder: Path, experiments: int, updates: int) -> dict[str, float]:
+    found = of_page(folder, experiments, updates, ticks=10) | of_report(folder, experiments)
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def of_page(folder: Path, experiments: int, updates: int, ticks: int) -> dict[str, float]:
+    """The page, with its server; with `ticks`, so often what else is drawn, too."""
     recording = watch_helpers.Recording(folder / "w", experiments)
     for n in (0, 1):
         recording.log(n)
@@ -64,15 +70,19 @@ def measure(folder: Path, experiments: int, updates: int) -> dict[str, float]:
         found["look_ms"] = statistics.median(look(recording, reader) for _ in range(updates))
         costs = [cost(driver, recording.add) for _ in range(updates)]
         found |= {"update_ms": statistics.median(costs), "update_ms_max": max(costs)}
-        redraw = [cost(driver, lambda: driver.execute_script("chart.layout()")) for _ in range(10)]
-        found["redraw_ms"] = statistics.median(redraw)
-        recording.live()
-        n = recording.propose("the next idea")
-        time.sleep(SETTLE_SECONDS)
-        ticks = [cost(driver, lambda at=at: recording.log(n, percent=at)) for at in range(10, 20)]
-        found["tick_ms"] = statistics.median(ticks)
-    found |= of_report(folder, experiments)
-    return {name: round(value, 4) for name, value in found.items()}
+        if ticks:
+            layout = "chart.layout()"
+            drawn = [cost(driver, lambda: driver.execute_script(layout)) for _ in range(ticks)]
+            found["redraw_ms"] = statistics.median(drawn)
+            recording.live()
+            n = recording.propose("the next idea")
+            time.sleep(SETTLE_SECONDS)
+            new = [
+                cost(driver, lambda at=at: recording.log(n, percent=at))
+                for at in range(10, 10 + ticks)
+            ]
+            found["tick_ms"] = statistics.median(new)
+    return found
 
 
 def of_report(folder: Path, experiments: int) -> dict[str, float]:
