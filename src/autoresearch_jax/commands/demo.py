@@ -1,6 +1,7 @@
 """The demo: a workspace, its data, a baseline and experiments, at a size that fits any machine."""
 
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from autoresearch_jax.loop import config
 from autoresearch_jax.loop.open_session import Tools
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace, time_budget
+from autoresearch_jax.system import bytecode
 from autoresearch_jax.views import plot, results
 from autoresearch_jax.views.summary import count, learned
 from autoresearch_jax.views.watch import live_model
@@ -24,14 +26,9 @@ def demo(target: Path, console: Console, view: View, *, seed: int, experiments: 
     Raises UserError if `target` is something else, or a step fails.
     """
     target = target.absolute()
-    view.say(f"[1/4] A workspace in {target}")
-    if setup.is_workspace(target):
-        _check_size(target)
-    else:
-        setup.setup(target, view, preset=presets.DEMO.name, skip_data=True)
-    view.say("[2/4] Text from the Python documentation on this machine, packed into tokens")
-    # Without a source it only checks whether the data is ready.
-    setup.prepare(target, view, source=None if setup.data(target) else "pydocs")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(bytecode.prepare)  # beside the packing, of which some steps use one core
+        _make(target, view)
     workspace = Workspace.open(target)
     view.say(
         f"[3/4] The baseline and {count(experiments, 'experiment')} of "
@@ -74,6 +71,18 @@ def demo(target: Path, console: Console, view: View, *, seed: int, experiments: 
         view.say(f"  {command:<{width}}  # {purpose}")
     for line in learned(model.entries):
         view.say(line)
+
+
+def _make(target: Path, view: View) -> None:
+    """Make the workspace and its data, where they are missing. Raises UserError."""
+    view.say(f"[1/4] A workspace in {target}")
+    if setup.is_workspace(target):
+        _check_size(target)
+    else:
+        setup.setup(target, view, preset=presets.DEMO.name, skip_data=True)
+    view.say("[2/4] Text from the Python documentation on this machine, packed into tokens")
+    # Without a source it only checks whether the data is ready.
+    setup.prepare(target, view, source=None if setup.data(target) else "pydocs")
 
 
 def _check_size(target: Path) -> None:
