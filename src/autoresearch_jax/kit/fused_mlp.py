@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from autoresearch_jax.kit.elementwise import product_squared_relu
 
-OLDEST_JAX = (0, 10, 2)  # that compiles the kernel: 0.10.0 cannot
 HOPPER = re.compile(r"\b(H100|H200|H800|H20|GH200)\b")  # NVIDIA's of compute capability 9.0
 
 
@@ -76,8 +75,6 @@ def why_plain(x_BTD: jax.Array, c_fc_DF: jax.Array) -> str:
 @functools.cache
 def unsupported(tokens: int, width: int, hidden: int) -> str:
     """Return what this version of JAX lacks, whose interface for such kernels still changes."""
-    if jax.__version_info__ < OLDEST_JAX:
-        return f"JAX {jax.__version__} is older than {'.'.join(map(str, OLDEST_JAX))}"
     x_ND = jax.ShapeDtypeStruct((tokens, width), jnp.bfloat16)
     w_DF = jax.ShapeDtypeStruct((width, hidden), jnp.bfloat16)
     try:  # what is missing shows when it is traced: a name, an argument, a rule
