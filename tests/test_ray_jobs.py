@@ -14,16 +14,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autoresearch_jax.common import paths, protocol
+from autoresearch_jax.common import archive, paths, protocol
+from autoresearch_jax.common.archive import Member
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.scored_files import TooMuch
 from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import FROZEN, Choice
 from autoresearch_jax.jobs.job import Limits, ScoreJob, TrainJob
-from autoresearch_jax.jobs.ray import archive, cluster, machine, placement
+from autoresearch_jax.jobs.ray import cluster, machine, placement, transfer
 from autoresearch_jax.jobs.ray.messages import (
     Inspected,
     Machine,
     News,
+    Part,
     Refused,
     Requirements,
     Resources,
@@ -40,53 +43,53 @@ LIMITS = Limits(overrun_s=60.0)
 AWAY = Path("/nowhere")  # a path of the coordinator, which the machine replaces
 
 
-# --------------------------------------------------------------------------------- archives
+# -------------------------------------------------------------------------------- transfers
 
 
-def test_a_folder_is_packed_without_its_links(tmp_path):
-    folder = tmp_path / "folder"
-    (folder / "deep").mkdir(parents=True)
-    (folder / "deep" / "file").write_bytes(b"\0content")
-    os.link(folder / "deep" / "file", folder / "deep" / "same")  # a link, but a plain file
-    (folder / "link").symlink_to("/etc/passwd")
-    os.mkfifo(folder / "pipe")
-    archive.unpack(archive.pack(folder), tmp_path / "there")
-    found = sorted(path.relative_to(tmp_path / "there") for path in (tmp_path / "there").rglob("*"))
-    assert [str(path) for path in found] == ["deep", "deep/file", "deep/same"]
-    for name in ("file", "same"):
-        assert (tmp_path / "there" / "deep" / name).read_bytes() == b"\0content"
+def given(**folders: dict[str, bytes]) -> tuple[Member, ...]:
+    """Returns the files of a task, from folders that stay until the tests end."""
+    found = []
+    for within, contents in folders.items():
+        folder = Path(tempfile.mkdtemp(dir=os.environ["AUTORESEARCH_HOME"]))
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+        found += transfer.of_folder(folder, within)
+    return tuple(found)
 
 
-def test_only_what_is_scored_is_packed(tmp_path):
+def left(events: list, folder: Path) -> None:
+    """Unpacks what a task has left."""
+    parts = [one.data for one in events if isinstance(one, Part)]
+    (result,) = [one for one in events if isinstance(one, Trained | Scored)]
+    assert sum(map(len, parts)) == result.left
+    archive.unpack(parts, {"": folder}, transfer.MOST_BYTES)
+
+
+def test_only_what_is_scored_is_sent(tmp_path):
     (tmp_path / "params").mkdir()
     for name in (protocol.EXPORTED, "params/0", "other"):
         (tmp_path / name).write_bytes(b"x")
-    with tarfile.open(fileobj=io.BytesIO(archive.pack_scored(tmp_path))) as tar:
-        assert sorted(tar.getnames()) == [protocol.EXPORTED, "params", "params/0"]
+    names = [one.name.partition("/")[2] for one in transfer.of_scored(tmp_path)]
+    assert names == ["", protocol.EXPORTED, "params", "params/0"]
 
 
-def test_a_folder_that_is_too_large_is_not_packed(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "MOST_BYTES", 3)
-    (tmp_path / "file").write_bytes(b"four")
-    with pytest.raises(archive.TooMuch):
-        archive.pack(tmp_path)
+def test_more_than_a_training_may_write_is_not_sent(tmp_path):
+    (tmp_path / "file").touch()
+    os.truncate(tmp_path / "file", transfer.MOST_BYTES)
+    assert transfer.of_folder(tmp_path, "cache")
+    (tmp_path / "another").write_bytes(b"x")
+    with pytest.raises(TooMuch, match=r"has more than 16.0 GiB"):
+        transfer.of_folder(tmp_path, "cache")
 
 
-def test_only_files_and_folders_inside_are_unpacked(tmp_path):
-    for name, kind in [
-        ("link", tarfile.SYMTYPE),
-        ("../outside", tarfile.REGTYPE),
-        (f"{tmp_path}/outside", tarfile.REGTYPE),
-        ("pipe", tarfile.FIFOTYPE),
-    ]:
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w") as tar:
-            entry = tarfile.TarInfo(name)
-            entry.type, entry.linkname = kind, "/etc/passwd" if kind == tarfile.SYMTYPE else ""
-            tar.addfile(entry)
-        with pytest.raises(tarfile.TarError):
-            archive.unpack(packed.getvalue(), tmp_path / "there")
-        assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+def test_a_transfer_shows_its_progress():
+    said = []
+    assert list(transfer.shown([b"x"] * 3, 3, said.append)) == [b"x"] * 3
+    assert said == []
+    list(transfer.shown([bytes(10**7)] * 2, 2 * 10**7, said.append))
+    assert said == ["0.0 of 20.0 MB", "10.0 of 20.0 MB", "20.0 of 20.0 MB"]
+    list(transfer.shown([bytes(10**8)], 52 * 10**8, said.append))
+    assert said[3:] == ["0.0 of 5.2 GB", "0.1 of 5.2 GB"]
 
 
 # -------------------------------------------------------------------------------- resources
@@ -168,7 +171,7 @@ def look(ground):
         machine._known.clear()
         yield Requirements(
             Resources("CPU", 1),
-            archive.pack(ground.root, FROZEN),
+            b"".join(archive.chunks(archive.members(ground.root, FROZEN))),
             data.choice,
             data.fingerprint,
             "auto",
@@ -177,20 +180,12 @@ def look(ground):
         )
 
 
-def packed(**files: bytes) -> bytes:
-    """A packed folder with these Python files."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in files.items():
-            (Path(folder) / f"{name}.py").write_bytes(content)
-        return archive.pack(Path(folder))
-
-
 def train_job(look: Requirements, train_py: str) -> TrainTask:
     job = TrainJob(AWAY, AWAY, AWAY, "one", 1.0, LIMITS, scored_next=True)
     with tarfile.open(fileobj=io.BytesIO(look.frozen)) as tar:
-        frozen = {Path(name).stem: tar.extractfile(name).read() for name in FROZEN}
-    folder = packed(train=train_py.encode(), **frozen)
-    return TrainTask(look, job, folder, cache=b"", best=b"", max_memory_gb=None)
+        frozen = {name: tar.extractfile(name).read() for name in FROZEN}
+    files = given(train={"train.py": train_py.encode(), **frozen})
+    return TrainTask(look, job, files, max_memory_gb=None)
 
 
 def test_a_machine_trains_and_scores(look, ground, tmp_path):
@@ -202,8 +197,9 @@ def test_a_machine_trains_and_scores(look, ground, tmp_path):
         f"seen=tried(lambda: os.listdir({str(kept.parent)!r})))"
     )
     train = lab.train_py(begun=begun, trained="time.sleep(0.5)")  # else it ends before it is seen
-    *news, done = machine.train(train_job(look, train))
-    assert isinstance(done, Trained)
+    events = list(machine.train(train_job(look, train)))
+    (done,) = [one for one in events if isinstance(one, Trained)]
+    news = [one for one in events if isinstance(one, News)]
     assert done.result.outcome == "ok", done.result
     assert done.score.outcome == "ok", done.score_log
     printed = b"".join(one.log for one in news)
@@ -212,19 +208,21 @@ def test_a_machine_trains_and_scores(look, ground, tmp_path):
     assert note["cores"] == 1
     assert note["seen"] in ("FileNotFoundError", "PermissionError", "")
     assert [one.exported for one in news].count(True) == 1
-    archive.unpack(done.artifacts, tmp_path / "artifacts")
-    assert (tmp_path / "artifacts" / protocol.EXPORTED).is_file()
-    assert done.cache  # of the baseline
-    best = archive.pack_nats(tmp_path / "artifacts")
+    left(events, tmp_path)
+    artifacts = tmp_path / "artifacts"
+    assert (artifacts / protocol.EXPORTED).is_file()
+    assert (tmp_path / "cache").is_dir()  # of the baseline
+    sent = (*transfer.of_scored(artifacts), *transfer.of_nats(artifacts, "best"))
     limits = dataclasses.replace(LIMITS, beat=math.inf, best=AWAY)  # as if it could be kept
     job = ScoreJob(AWAY, AWAY, AWAY, "one", limits)
-    *_, again = machine.score(ScoreTask(look, job, done.artifacts, best))
-    assert isinstance(again, Scored)
+    events = list(machine.score(ScoreTask(look, job, sent)))
+    (again,) = [one for one in events if isinstance(one, Scored)]
     assert again.score.metrics["val_bpb"] == done.score.metrics["val_bpb"]
     # It gains next to nothing over itself, so that few probes are enough.
     assert again.score.metrics["probe_gain"] <= 0.0005
     assert again.score.metrics["probe_pairs"] < 600
-    archive.unpack(again.nats, tmp_path / "artifacts")
+    left(events, tmp_path / "nats")
+    assert [one.name for one in (tmp_path / "nats").iterdir()] == [protocol.NATS]
     assert not list((paths.home() / "cluster").glob("task-*"))
 
 
@@ -291,14 +289,13 @@ def test_news_arrive_as_they_happen():
         reporter.say("said")
         reporter.exported()
         assert go.wait(20)
-        return "result"
+        yield "result"
 
     task = machine._with_news(work)
     assert next(task) == News(live="happens", said="said")
     assert next(task) == News(live="happens", exported=True)
     go.set()
-    *_, last = task
-    assert last == "result"
+    assert "result" in task
 
 
 def test_the_end_of_a_log_arrives_after_its_removal(tmp_path):
@@ -310,16 +307,18 @@ def test_the_end_of_a_log_arrives_after_its_removal(tmp_path):
         assert go.wait(20)
         log.write_text("the last line\n")
         log.unlink()
+        yield "result"
 
     task = machine._with_news(work)
     assert next(task).said == "begun"
     go.set()
-    assert b"".join(one.log for one in task if one) == b"the last line\n"
+    assert b"".join(one.log for one in task if one != "result") == b"the last line\n"
 
 
 def test_an_error_of_the_work_is_raised():
     def work(reporter):
         raise UserError("no disk")
+        yield
 
     with pytest.raises(Refused, match="no disk"):
         list(machine._with_news(work))
@@ -332,24 +331,35 @@ def test_a_coordinator_without_ray_gets_an_error(monkeypatch, tmp_path):
 
 
 def test_a_result_that_cannot_be_sent_is_a_crash(look, monkeypatch):
-    job = train_job(look, lab.train_py())
-    monkeypatch.setattr(archive, "MOST_BYTES", 1000)
-    *_, done = machine.train(job)
-    assert (done.result.outcome, done.artifacts, done.score) == ("crash", b"", None)
+    large = "(LEFT / 'params' / 'more').write_bytes(bytes(200_000))"
+    task = train_job(look, lab.train_py(last=large))
+    task = dataclasses.replace(task, job=dataclasses.replace(task.job, scored_next=False))
+    monkeypatch.setattr(transfer, "MOST_BYTES", 200_000)
+    done = machine_result(machine.train(task))
+    assert (done.result.outcome, done.left) == ("crash", 0)
     assert "cannot be sent: artifacts has more than" in done.result.reason
 
 
 def test_a_refused_result_is_not_sent(look):
-    *_, done = machine.train(train_job(look, lab.train_py(last="(LEFT / 'exported.bin').unlink()")))
+    job = train_job(look, lab.train_py(last="(LEFT / 'exported.bin').unlink()"))
+    done = machine_result(machine.train(job))
     assert done.result.outcome == "ok"
     assert done.score.outcome == "refused"
-    assert done.artifacts == b""
+    assert done.left == 0
+
+
+def machine_result(events):
+    """Returns the result of a task that leaves nothing."""
+    (done,) = [one for one in events if not isinstance(one, News)]
+    return done
 
 
 def test_preparing_ends_with_the_task(look, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     waits = b"import time\nprint('waits', flush=True)\ntime.sleep(600)\n"
-    frozen = packed(prepare=waits, constants=b"TIME_BUDGET = 1\n")
+    sent = given(frozen={"prepare.py": waits, "constants.py": b"TIME_BUDGET = 1\n"})
+    sent = [dataclasses.replace(one, name=Path(one.name).name) for one in sent[1:]]
+    frozen = b"".join(archive.chunks(sent))
     before = psutil.Process().children(recursive=True)  # of other tests
     task = machine.inspect(dataclasses.replace(look, frozen=frozen))
     while "prepares the data" not in next(task).live:

@@ -45,11 +45,12 @@ class Member:
 def members(folder: Path, names: Iterable[str] | None = None, within: str = "") -> list[Member]:
     """Returns the plain files and folders of a folder, or those of `names`, and nothing else.
 
-    In the archive they are in the folder `within`; "": at its top. Raises OSError.
+    In the archive they are in a folder `within`, which is a member as well; "": at its top. Raises
+    OSError.
     """
     if names is None:
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-    found = []
+    found = [Member(within, folder, None)] if within else []
     for name in names:
         path = folder / name
         status = path.lstat()
