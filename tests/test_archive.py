@@ -106,17 +106,25 @@ def test_archives_of_other_writers_are_read(tmp_path, format):
     ],
 )
 def test_only_files_and_folders_inside_are_unpacked(tmp_path, name, kind, why):
-    for place in ({"": tmp_path / "there"}, {"there": tmp_path / "there"}):
+    for place in ({"": tmp_path / "there"}, {"there/": tmp_path / "there"}):
         with pytest.raises(archive.ArchiveError, match=why):
             archive.unpack([made((name, kind, b""))], place, MUCH)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_not_expected_is_refused(tmp_path):
-    two = made(("mine/a", tarfile.REGTYPE, b"x"), ("minefield", tarfile.REGTYPE, b"y"))
-    with pytest.raises(archive.ArchiveError, match="'minefield' is not expected"):
-        archive.unpack([two], {"mine": tmp_path / "place"}, MUCH)
-    assert tree(tmp_path) == {"place": None, "place/a": b"x"}
+    mine = ("mine/a", tarfile.REGTYPE, b"x"), ("my", tarfile.REGTYPE, b"y")
+    places = {"mine/": tmp_path / "place", "my": tmp_path / "file"}
+    archive.unpack([made(*mine)], places, MUCH)
+    assert tree(tmp_path) == {"place": None, "place/a": b"x", "file": b"y"}
+    for name, kind in (
+        ("minefield", tarfile.REGTYPE),
+        ("mine", tarfile.REGTYPE),  # a file in place of a folder
+        ("my", tarfile.DIRTYPE),
+        ("my/a", tarfile.REGTYPE),
+    ):
+        with pytest.raises(archive.ArchiveError, match=f"'{name}' is not expected"):
+            archive.unpack([made((name, kind, b""))], places, MUCH)
 
 
 def test_nothing_is_overwritten(tmp_path):

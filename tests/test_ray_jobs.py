@@ -1,6 +1,7 @@
 """The coordinator and the machines of a cluster, without Ray between them."""
 
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -20,8 +21,10 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.scored_files import TooMuch
 from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import FROZEN, Choice
-from autoresearch_jax.jobs.job import Limits, ScoreJob, TrainJob
+from autoresearch_jax.jobs.executor import Context
+from autoresearch_jax.jobs.job import Limits, Lost, ScoreJob, TrainJob, TrainResult
 from autoresearch_jax.jobs.ray import cluster, machine, placement, transfer
+from autoresearch_jax.jobs.ray.executor import RayExecutor
 from autoresearch_jax.jobs.ray.messages import (
     Inspected,
     Machine,
@@ -35,6 +38,7 @@ from autoresearch_jax.jobs.ray.messages import (
     Trained,
     TrainTask,
 )
+from autoresearch_jax.records.events import Outcome
 from autoresearch_jax.system import locks, visible_devices
 from tests import harness
 from tests.attacks import lab
@@ -90,6 +94,135 @@ def test_a_transfer_shows_its_progress():
     assert said == ["0.0 of 20.0 MB", "10.0 of 20.0 MB", "20.0 of 20.0 MB"]
     list(transfer.shown([bytes(10**8)], 52 * 10**8, said.append))
     assert said[3:] == ["0.0 of 5.2 GB", "0.1 of 5.2 GB"]
+
+
+class Here:
+    """Stands for a cluster: it runs tasks in this process, or yields what a machine would."""
+
+    def __init__(self, *events: object) -> None:
+        self.events = events
+        self.machines: list[Machine] = []
+
+    def run(self, name, task, options, stop):
+        for event in self.events or machine.TASKS[name](task):
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+    def refusing(self):
+        return []
+
+
+@pytest.fixture
+def runs(look, ground, tmp_path):
+    """Returns an executor on a cluster, its view, and a job that leaves two files."""
+
+    def make(*events, stop=lambda: False):
+        view = harness.Notes()
+        private, trusted = tmp_path / "private", tmp_path / "trusted"
+        context = Context(ground.workspace, private, None, view, stop, trusted)
+        return RayExecutor(context, cluster=Here(*events), requirements=look), view
+
+    return make
+
+
+def far_job(tmp_path) -> TrainJob:
+    (tmp_path / "train").mkdir(exist_ok=True)
+    return TrainJob(tmp_path / "train", tmp_path / "left", tmp_path / "run.log", "one", 1.0, LIMITS)
+
+
+def sent(files: dict[str, bytes], size: int = 1000) -> tuple[Trained, list[Part]]:
+    """Returns what a machine sends of a training that left these files, in small parts."""
+    folder = Path(tempfile.mkdtemp(dir=os.environ["AUTORESEARCH_HOME"]))
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    listed = archive.members(folder)
+    result = TrainResult(Outcome.OK, "", {"wall_seconds": 1.0}, AWAY)
+    trained = Trained(result, None, b"", archive.stream_bytes(listed))
+    return trained, [Part(data) for data in archive.chunks(listed, size)]
+
+
+LEFT = {"artifacts/params/0": b"x" * 5000, "cache/compiled": b"y"}
+
+
+def test_what_a_training_left_arrives_in_parts(runs, tmp_path):
+    trained, parts = sent(LEFT)
+    assert len(parts) > 5
+    executor, view = runs(*[News(log=b"a\n"), trained, *parts[:2], News(live="half"), *parts[2:]])
+    result = executor.train(far_job(tmp_path))
+    assert (result.outcome, result.reason) == ("ok", "")
+    assert (tmp_path / "left" / "params" / "0").read_bytes() == b"x" * 5000
+    assert (tmp_path / "private" / "cache" / "compiled").read_bytes() == b"y"
+    assert "half" in view.shown
+    assert result.log.read_bytes() == b"a\n"
+
+
+@pytest.mark.parametrize("at", [0, 1, 3, -1])
+def test_a_machine_that_is_lost_while_it_sends_leaves_nothing(runs, tmp_path, at):
+    trained, parts = sent(LEFT)
+    executor, _ = runs(trained, *parts[:at], Lost("a machine of the cluster was lost."))
+    with pytest.raises(Lost):
+        executor.train(far_job(tmp_path))
+    assert not (tmp_path / "left").exists()
+    assert not (tmp_path / "private" / "cache").exists()
+
+
+def test_a_transfer_that_is_stopped_is_abandoned(runs, tmp_path):
+    trained, parts = sent(LEFT)
+    executor, _ = runs(trained, *parts[:2], stop=lambda: True)
+    assert executor.train(far_job(tmp_path)).outcome == "abandoned"
+    assert not (tmp_path / "left").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ({"artifacts/0": b"x", "other/1": b"y"}, "'other' is not expected"),
+        ({"artifacts": b"x"}, "'artifacts' is not expected"),
+        ({"nats.npy": b"x"}, "'nats.npy' is not expected"),
+    ],
+)
+def test_files_that_are_not_expected_are_a_crash(runs, tmp_path, files, why):
+    trained, parts = sent(files)
+    executor, _ = runs(trained, *parts)
+    result = executor.train(far_job(tmp_path))
+    assert result.outcome == "crash"
+    assert "what it left cannot be unpacked: " in result.reason
+    assert why in result.reason
+    assert not (tmp_path / "left").exists()
+
+
+def test_a_full_disk_of_the_coordinator_is_no_crash(runs, tmp_path, monkeypatch):
+    trained, parts = sent(LEFT)
+    executor, _ = runs(trained, *parts)
+
+    def full(*given):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(archive, "unpack", full)
+    with pytest.raises(OSError, match="No space left"):
+        executor.train(far_job(tmp_path))
+    assert not (tmp_path / "left").exists()
+
+
+def test_a_coordinator_trains_and_scores_elsewhere(runs, look, tmp_path):
+    executor, view = runs()
+    job = dataclasses.replace(far_job(tmp_path), scored_next=True)
+    with tarfile.open(fileobj=io.BytesIO(look.frozen)) as tar:
+        for name in FROZEN:
+            (job.folder / name).write_bytes(tar.extractfile(name).read())
+    (job.folder / "train.py").write_text(lab.train_py())
+    assert executor.train(job).outcome == "ok"
+    first = ScoreJob(job.folder, job.artifacts, tmp_path / "score.log", "one", LIMITS)
+    early = executor.score(first)  # by the machine of the training
+    assert (job.artifacts / protocol.NATS).is_file()
+    executor.trust_cache()
+    (job.artifacts / protocol.NATS).unlink()
+    again = executor.score(first)
+    assert early.metrics["val_bpb"] == again.metrics["val_bpb"]
+    assert (job.artifacts / protocol.NATS).is_file()
+    assert view.said == []
 
 
 # -------------------------------------------------------------------------------- resources

@@ -45,12 +45,11 @@ class Member:
 def members(folder: Path, names: Iterable[str] | None = None, within: str = "") -> list[Member]:
     """Returns the plain files and folders of a folder, or those of `names`, and nothing else.
 
-    In the archive they are in a folder `within`, which is a member as well; "": at its top. Raises
-    OSError.
+    In the archive they are in the folder `within`; "": at its top. Raises OSError.
     """
     if names is None:
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-    found = [Member(within, folder, None)] if within else []
+    found = []
     for name in names:
         path = folder / name
         status = path.lstat()
@@ -162,15 +161,18 @@ def unpack(
 ) -> None:
     """Writes an archive into folders; nothing else, and over nothing that is there.
 
-    `places` maps each name that may be at its top to its path here; {"": FOLDER} accepts all.
-    Raises ArchiveError, OSError, and what `given` raises; what was written until then stays.
+    `places` maps each name that may be at its top to its path here, a folder's with a slash at its
+    end; {"": FOLDER} accepts all. Raises ArchiveError, OSError, and what `given` raises; what was
+    written until then stays.
     """
     for entry in read(given, most_bytes, most_members=most_members):
         top, _, below = entry.name.partition("/")
         if "" in places:
             path = places[""] / entry.name
-        elif top in places:
-            path = places[top] / below if below else places[top]
+        elif f"{top}/" in places and (below or entry.size is None):
+            path = places[f"{top}/"] / below
+        elif entry.name in places and entry.size is not None:
+            path = places[entry.name]
         else:
             raise ArchiveError(f"{_shown(entry.name)} is not expected")
         if entry.size is None:

@@ -71,7 +71,7 @@ class RayExecutor:
             *transfer.of_nats(job.limits.best, "best"),
         )
         task = TrainTask(self._requirements, job, sent, self._context.max_memory_gb)
-        places = {"artifacts": job.artifacts, "cache": self._cache.folder}
+        places = {"artifacts/": job.artifacts, "cache/": self._cache.folder}
         begun = time.monotonic()
         with job.log.open("wb") as printed:
 

@@ -63,7 +63,7 @@ def train(task: messages.TrainTask) -> Iterator[Any]:
         own = _executor(task.requirements, reporter, task.max_memory_gb)
         with own as (executor, here, provenance):
             artifacts, trusted = here / "artifacts", here / "baseline-cache"
-            places = {"train": here / "train", "cache": trusted, "best": here / "best"}
+            places = {"train/": here / "train", "cache/": trusted, "best/": here / "best"}
             _receive(task, places, reporter)
             job = replace(
                 task.job,
@@ -106,7 +106,7 @@ def score(task: messages.ScoreTask) -> Iterator[Any]:
     def work(reporter: "_Reporter") -> Generator[Any, None, None]:
         with _executor(task.requirements, reporter) as (executor, here, _):
             artifacts, log = here / "artifacts", here / "score.log"
-            _receive(task, {"artifacts": artifacts, "best": here / "best"}, reporter)
+            _receive(task, {"artifacts/": artifacts, "best/": here / "best"}, reporter)
             job = replace(
                 task.job,
                 frozen=here / "frozen",

@@ -24,14 +24,14 @@ OPTIONS = {"num_returns": "streaming", "_generator_backpressure_num_objects": AH
 
 def of_folder(folder: Path, within: str) -> tuple[Member, ...]:
     """Returns the files of a folder; none if it is not there. Raises TooMuch, OSError."""
-    return _bounded(archive.members(folder, within=within)) if folder.is_dir() else ()
+    return _bounded(folder, None, within) if folder.is_dir() else ()
 
 
 def of_scored(artifacts: Path) -> tuple[Member, ...]:
     """Returns what is scored of a training, and its nats if it was. Raises TooMuch, OSError."""
     names = [name for name, _ in scored(artifacts)]
     names += [NATS] if (artifacts / NATS).is_file() else []
-    return _bounded(archive.members(artifacts, names, "artifacts"))
+    return _bounded(artifacts, names, "artifacts")
 
 
 def of_nats(artifacts: Path | None, within: str = "") -> tuple[Member, ...]:
@@ -41,10 +41,12 @@ def of_nats(artifacts: Path | None, within: str = "") -> tuple[Member, ...]:
     return tuple(archive.members(artifacts, [NATS], within))
 
 
-def _bounded(files: list[Member]) -> tuple[Member, ...]:
-    if sum(one.size or 0 for one in files) > MOST_BYTES:
-        raise TooMuch(f"{files[0].path.name} has more than {MOST_BYTES / 2**30:.1f} GiB")
-    return tuple(files)
+def _bounded(folder: Path, names: list[str] | None, within: str) -> tuple[Member, ...]:
+    """Returns files of a folder and the folder, which may be empty. Raises TooMuch, OSError."""
+    found = (Member(within, folder, None), *archive.members(folder, names, within))
+    if sum(one.size or 0 for one in found) > MOST_BYTES:
+        raise TooMuch(f"{folder.name} has more than {MOST_BYTES / 2**30:.1f} GiB")
+    return found
 
 
 def fetch(files: tuple[Member, ...], origin: str) -> Iterator[bytes]:
