@@ -441,7 +441,7 @@ def test_a_machine_that_has_refused_is_not_asked(ground, whole, examined, tmp_pa
 
 
 @contextlib.contextmanager
-def executor(ground, whole, folder, view, *, far=False):
+def executor(ground, whole, folder, view, *, far=False, stop=lambda: False):
     """Yields an executor on the cluster, or on its other machine, and the process of its driver."""
     with ground.environment():
         here = environment.examine(ground.workspace)
@@ -452,7 +452,7 @@ def executor(ground, whole, folder, view, *, far=False):
                     found.has_refused(machine.node)
         needed = placement.requirements(ground.workspace, Resources("CPU", 1), here, "auto", None)
         context = Context(
-            ground.workspace, folder / "private", here, view, lambda: False, folder / "trusted"
+            ground.workspace, folder / "private", here, view, stop, folder / "trusted"
         )
         try:
             yield RayExecutor(context, cluster=found, requirements=needed), found._driver.pid
@@ -543,3 +543,28 @@ def test_a_machine_killed_while_it_sends_is_lost(ground, whole, tmp_path):
         runs.train(job)
     assert View.removed
     assert not job.artifacts.exists()
+
+
+@pytest.mark.parametrize("verb", ["sending", "receiving"])
+def test_a_transfer_that_is_abandoned_ends_on_its_machine(ground, whole, tmp_path, verb):
+    class View(harness.Notes):
+        begun = False
+
+        def live(self, text: str) -> None:
+            self.begun = self.begun or (
+                f"one: {verb} " in text and not text.startswith(f"one: {verb} 0.0 ")
+            )
+
+    view = View()
+    job = large_job(ground, tmp_path, last=f"os.truncate(LEFT / 'params' / 'large', {4 << 30})")
+    if verb == "sending":
+        (tmp_path / "trusted").mkdir()
+        (tmp_path / "trusted" / "large").touch()
+        os.truncate(tmp_path / "trusted" / "large", 4 << 30)
+    with executor(ground, whole, tmp_path, view, stop=lambda: view.begun) as (runs, _):
+        assert runs.train(job).outcome == "abandoned"
+        assert view.begun
+        assert not list(job.artifacts.parent.glob("left/*"))
+        wait_until(lambda: processes("ray::train", "ray::chunks") == [])
+        homes = ground.home, ground.folder / "far"
+        assert [one for home in homes for one in (home / "cluster").glob("task-*")] == []

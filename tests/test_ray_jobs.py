@@ -490,9 +490,9 @@ def machine_result(events):
 def test_preparing_ends_with_the_task(look, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     waits = b"import time\nprint('waits', flush=True)\ntime.sleep(600)\n"
-    sent = given(frozen={"prepare.py": waits, "constants.py": b"TIME_BUDGET = 1\n"})
-    sent = [dataclasses.replace(one, name=Path(one.name).name) for one in sent[1:]]
-    frozen = b"".join(archive.chunks(sent))
+    (tmp_path / "prepare.py").write_bytes(waits)
+    (tmp_path / "constants.py").write_text("TIME_BUDGET = 1\n")
+    frozen = b"".join(archive.chunks(archive.members(tmp_path, FROZEN)))
     before = psutil.Process().children(recursive=True)  # of other tests
     task = machine.inspect(dataclasses.replace(look, frozen=frozen))
     while "prepares the data" not in next(task).live:
