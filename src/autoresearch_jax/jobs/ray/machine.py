@@ -85,10 +85,10 @@ def train(task: messages.TrainTask) -> Iterator[Any]:
             try:
                 # The coordinator does not score again what was refused.
                 if result.outcome == Outcome.OK and (score is None or score.outcome == Outcome.OK):
-                    compiled = (
-                        () if trusted.is_dir() else transfer.of_folder(here / "cache", "cache")
-                    )
-                    left = (*transfer.of_scored(artifacts), *compiled)
+                    found = transfer.of_scored(artifacts)
+                    if not trusted.is_dir():
+                        found += transfer.of_folder(here / "cache", "cache")
+                    left = found
             except (TooMuch, OSError) as error:
                 why = f"what it left cannot be sent: {error}"
                 result, score = replace(result, outcome=Outcome.CRASH, reason=why), None
@@ -135,9 +135,9 @@ def _receive(
     def show(amount: str) -> None:
         reporter.live(f"{title}: sending {amount} to {NAME}")
 
-    fetched = transfer.fetch(task.files, task.origin)
-    shown = transfer.shown(fetched, archive.stream_bytes(task.files), show)
-    archive.unpack(shown, places, transfer.MOST_BYTES)
+    size = archive.stream_bytes(task.files)
+    shown = transfer.shown(transfer.fetch(task.files, task.origin), size, show)
+    archive.unpack(shown, places, size)
     reporter.live(f"{title}: starting")
 
 
