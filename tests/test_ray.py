@@ -6,13 +6,16 @@ uv run --extra ray pytest --nightly -n0 tests/test_ray.py
 import contextlib
 import dataclasses
 import itertools
+import os
 import pickle
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -20,10 +23,14 @@ import psutil
 import pytest
 
 from autoresearch_jax.commands import loop
+from autoresearch_jax.common import protocol
+from autoresearch_jax.data.manifest import FROZEN
 from autoresearch_jax.jobs import environment, scoring
-from autoresearch_jax.jobs.job import Limits
+from autoresearch_jax.jobs.executor import Context
+from autoresearch_jax.jobs.job import Limits, Lost, TrainJob
 from autoresearch_jax.jobs.ray import placement
 from autoresearch_jax.jobs.ray.cluster import Cluster as Connection
+from autoresearch_jax.jobs.ray.executor import RayExecutor
 from autoresearch_jax.jobs.ray.messages import Inspected, Resources
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools
@@ -44,6 +51,9 @@ pytestmark = [
 
 TOP = Path(__file__).parents[1]
 TAG = "shared"  # of all of them: its baseline is measured once
+STORE_BYTES = 80 << 20  # of each machine, for objects: near the least that Ray accepts
+LARGE_BYTES = 400 << 20
+MEMORY_BYTES = LARGE_BYTES // 2  # by which a process may grow while two such files travel
 BETTER = lab.train_py(batches=24)
 
 
@@ -83,7 +93,7 @@ class Cluster:
         self.ground = ground
         self._far = str(ground.folder / "far")  # the other machine's home
         with ground.environment(), patient():
-            head = {"num_cpus": 1, "include_dashboard": False}
+            head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": STORE_BYTES}
             self._cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
         self.address = self._cluster.address
         self._other = None
@@ -95,7 +105,9 @@ class Cluster:
             return
         with self.ground.environment(AUTORESEARCH_HOME=self._far), patient():
             self._other = self._cluster.add_node(
-                num_cpus=1, env_vars={"AUTORESEARCH_HOME": self._far}
+                num_cpus=1,
+                env_vars={"AUTORESEARCH_HOME": self._far},
+                object_store_memory=STORE_BYTES,
             )
             self._cluster.wait_for_nodes()
 
@@ -109,14 +121,17 @@ class Cluster:
 
 
 def tasks() -> list[psutil.Process]:
-    """Returns the processes in which Ray runs trainings now."""
+    """Returns the processes in which our cluster runs trainings now."""
+    return processes("ray::train")
+
+
+def processes(*titles: str) -> list[psutil.Process]:
+    """Returns the processes of our cluster with one of these titles."""
     found = []
-    for process in psutil.process_iter():
-        try:
-            if process.name() == "ray::train" or process.cmdline()[:1] == ["ray::train"]:
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.name() in titles or (process.cmdline() or [""])[0] in titles:
                 found.append(process)
-        except psutil.Error:
-            pass
     return found
 
 
@@ -420,3 +435,136 @@ def test_a_machine_that_has_refused_is_not_asked(ground, whole, examined, tmp_pa
         assert [one.node for one in placement.fitting(found, job.resources)] == nodes[1:]
     finally:
         found.close()
+
+
+# -------------------------------------------------------------------------------- transfers
+
+
+@contextlib.contextmanager
+def executor(ground, whole, folder, view, *, far=False, stop=lambda: False):
+    """Yields an executor on the cluster, or on its other machine, and the process of its driver."""
+    with ground.environment():
+        here = environment.examine(ground.workspace)
+        found = Connection(whole.address, folder / "driver.log")
+        if far:
+            for machine in found.machines:
+                if "node:__internal_head__" in machine.resources:
+                    found.has_refused(machine.node)
+        needed = placement.requirements(ground.workspace, Resources("CPU", 1), here, "auto", None)
+        context = Context(
+            ground.workspace, folder / "private", here, view, stop, folder / "trusted"
+        )
+        try:
+            yield RayExecutor(context, cluster=found, requirements=needed), found._driver.pid
+        finally:
+            found.close()
+
+
+def large_job(ground, folder, last=f"os.truncate(LEFT / 'params' / 'large', {LARGE_BYTES})"):
+    """Returns a training that leaves a large file, which takes no disk where it is made."""
+    (folder / "train").mkdir()
+    for name in FROZEN:
+        shutil.copy(ground.root / name, folder / "train")
+    made = f"(LEFT / 'params' / 'large').touch()\n{last}"
+    (folder / "train" / "train.py").write_text(lab.train_py(last=made))
+    limits = Limits(overrun_s=120.0, startup_s=300.0, checkpoint_s=300.0)
+    return TrainJob(folder / "train", folder / "left", folder / "run.log", "one", 1.0, limits)
+
+
+class Memory(threading.Thread):
+    """Measures the memory of some processes of a transfer, without what they share, until stopped.
+
+    `grown` has the bytes by which each has grown, by its name.
+    """
+
+    def __init__(self, **pids: int) -> None:
+        super().__init__(daemon=True)
+        self.grown: dict[str, int] = {}
+        self._pids = pids
+        self._first: dict[int, int] = {}
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopped.wait(0.1):
+            found = [(name, psutil.Process(pid)) for name, pid in self._pids.items()]
+            for title in ("ray::train", "ray::chunks"):
+                found += [(title, one) for one in processes(title)]
+            for name, process in found:
+                with contextlib.suppress(psutil.Error):
+                    used = process.memory_full_info().uss
+                    first = self._first.setdefault(process.pid, used)
+                    self.grown[name] = max(self.grown.get(name, 0), used - first)
+
+    def stop(self) -> dict[str, int]:
+        self._stopped.set()
+        self.join()
+        return self.grown
+
+
+def test_more_than_ray_stores_travels_in_both_directions(ground, whole, tmp_path):
+    view = harness.Notes()
+    job = large_job(ground, tmp_path)
+    (tmp_path / "trusted").mkdir()
+    (tmp_path / "trusted" / "large").touch()
+    os.truncate(tmp_path / "trusted" / "large", LARGE_BYTES)
+    with executor(ground, whole, tmp_path, view) as (runs, driver):
+        memory = Memory(coordinator=os.getpid(), driver=driver)
+        memory.start()
+        result = runs.train(job)
+        grown = memory.stop()
+    assert result.outcome == "ok", result.reason
+    assert (job.artifacts / "params" / "large").stat().st_size == LARGE_BYTES
+    assert (job.artifacts / protocol.EXPORTED).is_file()
+    for verb in ("sending", "receiving"):
+        shown = [line for line in view.shown if f"one: {verb} " in line]
+        assert len(shown) > 1, view.shown
+        assert re.fullmatch(rf"one: {verb} \d+\.\d of 4\d\d\.\d MB (to|from) \S+", shown[-1])
+    print({name: f"{used / 2**20:.0f} MiB" for name, used in grown.items()})
+    assert set(grown) == {"coordinator", "driver", "ray::train", "ray::chunks"}
+    assert max(grown.values()) < MEMORY_BYTES, grown
+
+
+def test_a_machine_killed_while_it_sends_is_lost(ground, whole, tmp_path):
+    class View(harness.Notes):
+        removed = False
+
+        def live(self, text: str) -> None:
+            begun = "one: receiving" in text and not text.startswith("one: receiving 0.0 ")
+            if begun and not View.removed:
+                assert list(job.artifacts.rglob("*"))  # some of it is here
+                View.removed = True
+                whole.remove()
+
+    job = large_job(ground, tmp_path, last=f"os.truncate(LEFT / 'params' / 'large', {4 << 30})")
+    with (
+        executor(ground, whole, tmp_path, View(), far=True) as (runs, _),
+        pytest.raises(Lost, match="a machine of the cluster was lost"),
+    ):
+        runs.train(job)
+    assert View.removed
+    assert not job.artifacts.exists()
+
+
+@pytest.mark.parametrize("verb", ["sending", "receiving"])
+def test_a_transfer_that_is_abandoned_ends_on_its_machine(ground, whole, tmp_path, verb):
+    class View(harness.Notes):
+        begun = False
+
+        def live(self, text: str) -> None:
+            self.begun = self.begun or (
+                f"one: {verb} " in text and not text.startswith(f"one: {verb} 0.0 ")
+            )
+
+    view = View()
+    job = large_job(ground, tmp_path, last=f"os.truncate(LEFT / 'params' / 'large', {4 << 30})")
+    if verb == "sending":
+        (tmp_path / "trusted").mkdir()
+        (tmp_path / "trusted" / "large").touch()
+        os.truncate(tmp_path / "trusted" / "large", 4 << 30)
+    with executor(ground, whole, tmp_path, view, stop=lambda: view.begun) as (runs, _):
+        assert runs.train(job).outcome == "abandoned"
+        assert view.begun
+        assert not list(job.artifacts.parent.glob("left/*"))
+        wait_until(lambda: processes("ray::train", "ray::chunks") == [])
+        homes = ground.home, ground.folder / "far"
+        assert [one for home in homes for one in (home / "cluster").glob("task-*")] == []

@@ -1,6 +1,7 @@
 """The coordinator and the machines of a cluster, without Ray between them."""
 
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -14,16 +15,21 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autoresearch_jax.common import paths, protocol
+from autoresearch_jax.common import archive, paths, protocol
+from autoresearch_jax.common.archive import Member
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.scored_files import TooMuch
 from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import FROZEN, Choice
-from autoresearch_jax.jobs.job import Limits, ScoreJob, TrainJob
-from autoresearch_jax.jobs.ray import archive, cluster, machine, placement
+from autoresearch_jax.jobs.executor import Context
+from autoresearch_jax.jobs.job import Limits, Lost, ScoreJob, TrainJob, TrainResult
+from autoresearch_jax.jobs.ray import cluster, machine, placement, transfer
+from autoresearch_jax.jobs.ray.executor import RayExecutor
 from autoresearch_jax.jobs.ray.messages import (
     Inspected,
     Machine,
     News,
+    Part,
     Refused,
     Requirements,
     Resources,
@@ -32,6 +38,7 @@ from autoresearch_jax.jobs.ray.messages import (
     Trained,
     TrainTask,
 )
+from autoresearch_jax.records.events import Outcome
 from autoresearch_jax.system import locks, visible_devices
 from tests import harness
 from tests.attacks import lab
@@ -40,53 +47,182 @@ LIMITS = Limits(overrun_s=60.0)
 AWAY = Path("/nowhere")  # a path of the coordinator, which the machine replaces
 
 
-# --------------------------------------------------------------------------------- archives
+# -------------------------------------------------------------------------------- transfers
 
 
-def test_a_folder_is_packed_without_its_links(tmp_path):
-    folder = tmp_path / "folder"
-    (folder / "deep").mkdir(parents=True)
-    (folder / "deep" / "file").write_bytes(b"\0content")
-    os.link(folder / "deep" / "file", folder / "deep" / "same")  # a link, but a plain file
-    (folder / "link").symlink_to("/etc/passwd")
-    os.mkfifo(folder / "pipe")
-    archive.unpack(archive.pack(folder), tmp_path / "there")
-    found = sorted(path.relative_to(tmp_path / "there") for path in (tmp_path / "there").rglob("*"))
-    assert [str(path) for path in found] == ["deep", "deep/file", "deep/same"]
-    for name in ("file", "same"):
-        assert (tmp_path / "there" / "deep" / name).read_bytes() == b"\0content"
+def given(**folders: dict[str, bytes]) -> tuple[Member, ...]:
+    """Returns the files of a task, from folders that stay until the tests end."""
+    found = []
+    for within, contents in folders.items():
+        folder = Path(tempfile.mkdtemp(dir=os.environ["AUTORESEARCH_HOME"]))
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+        found += transfer.of_folder(folder, within)
+    return tuple(found)
 
 
-def test_only_what_is_scored_is_packed(tmp_path):
+def left(events: list, folder: Path) -> None:
+    """Unpacks what a task has left."""
+    parts = [one.data for one in events if isinstance(one, Part)]
+    (result,) = [one for one in events if isinstance(one, Trained | Scored)]
+    assert sum(map(len, parts)) == result.left
+    archive.unpack(parts, {"": folder}, transfer.MOST_BYTES)
+
+
+def test_only_what_is_scored_is_sent(tmp_path):
     (tmp_path / "params").mkdir()
     for name in (protocol.EXPORTED, "params/0", "other"):
         (tmp_path / name).write_bytes(b"x")
-    with tarfile.open(fileobj=io.BytesIO(archive.pack_scored(tmp_path))) as tar:
-        assert sorted(tar.getnames()) == [protocol.EXPORTED, "params", "params/0"]
+    names = [one.name.partition("/")[2] for one in transfer.of_scored(tmp_path)]
+    assert names == ["", protocol.EXPORTED, "params", "params/0"]
 
 
-def test_a_folder_that_is_too_large_is_not_packed(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "MOST_BYTES", 3)
-    (tmp_path / "file").write_bytes(b"four")
-    with pytest.raises(archive.TooMuch):
-        archive.pack(tmp_path)
+def test_more_than_a_training_may_write_is_not_sent(tmp_path):
+    (tmp_path / "file").touch()
+    os.truncate(tmp_path / "file", transfer.MOST_BYTES)
+    assert transfer.of_folder(tmp_path, "cache")
+    (tmp_path / "another").write_bytes(b"x")
+    with pytest.raises(TooMuch, match=r"has more than 16.0 GiB"):
+        transfer.of_folder(tmp_path, "cache")
 
 
-def test_only_files_and_folders_inside_are_unpacked(tmp_path):
-    for name, kind in [
-        ("link", tarfile.SYMTYPE),
-        ("../outside", tarfile.REGTYPE),
-        (f"{tmp_path}/outside", tarfile.REGTYPE),
-        ("pipe", tarfile.FIFOTYPE),
-    ]:
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w") as tar:
-            entry = tarfile.TarInfo(name)
-            entry.type, entry.linkname = kind, "/etc/passwd" if kind == tarfile.SYMTYPE else ""
-            tar.addfile(entry)
-        with pytest.raises(tarfile.TarError):
-            archive.unpack(packed.getvalue(), tmp_path / "there")
-        assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+def test_a_transfer_shows_its_progress():
+    said = []
+    assert list(transfer.shown([b"x"] * 3, 3, said.append)) == [b"x"] * 3
+    assert said == []
+    list(transfer.shown([bytes(10**7)] * 2, 2 * 10**7, said.append))
+    assert said == ["0.0 of 20.0 MB", "10.0 of 20.0 MB", "20.0 of 20.0 MB"]
+    list(transfer.shown([bytes(10**8)], 52 * 10**8, said.append))
+    assert said[3:] == ["0.0 of 5.2 GB", "0.1 of 5.2 GB"]
+
+
+class Here:
+    """Stands for a cluster: it runs tasks in this process, or yields what a machine would."""
+
+    def __init__(self, *events: object) -> None:
+        self.events = events
+        self.machines: list[Machine] = []
+
+    def run(self, name, task, options, stop):
+        for event in self.events or machine.TASKS[name](task):
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+    def refusing(self):
+        return []
+
+
+@pytest.fixture
+def runs(look, ground, tmp_path):
+    """Returns an executor on a cluster, its view, and a job that leaves two files."""
+
+    def make(*events, stop=lambda: False):
+        view = harness.Notes()
+        private, trusted = tmp_path / "private", tmp_path / "trusted"
+        context = Context(ground.workspace, private, None, view, stop, trusted)
+        return RayExecutor(context, cluster=Here(*events), requirements=look), view
+
+    return make
+
+
+def far_job(tmp_path) -> TrainJob:
+    (tmp_path / "train").mkdir(exist_ok=True)
+    return TrainJob(tmp_path / "train", tmp_path / "left", tmp_path / "run.log", "one", 1.0, LIMITS)
+
+
+def sent(files: dict[str, bytes], size: int = 1000) -> tuple[Trained, list[Part]]:
+    """Returns what a machine sends of a training that left these files, in small parts."""
+    folder = Path(tempfile.mkdtemp(dir=os.environ["AUTORESEARCH_HOME"]))
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    listed = archive.members(folder)
+    result = TrainResult(Outcome.OK, "", {"wall_seconds": 1.0}, AWAY)
+    trained = Trained(result, None, b"", archive.stream_bytes(listed))
+    return trained, [Part(data) for data in archive.chunks(listed, size)]
+
+
+LEFT = {"artifacts/params/0": b"x" * 5000, "cache/compiled": b"y"}
+
+
+def test_what_a_training_left_arrives_in_parts(runs, tmp_path):
+    trained, parts = sent(LEFT)
+    assert len(parts) > 5
+    executor, view = runs(*[News(log=b"a\n"), trained, *parts[:2], News(live="half"), *parts[2:]])
+    result = executor.train(far_job(tmp_path))
+    assert (result.outcome, result.reason) == ("ok", "")
+    assert (tmp_path / "left" / "params" / "0").read_bytes() == b"x" * 5000
+    assert (tmp_path / "private" / "cache" / "compiled").read_bytes() == b"y"
+    assert "half" in view.shown
+    assert result.log.read_bytes() == b"a\n"
+
+
+@pytest.mark.parametrize("at", [0, 1, 3, -1])
+def test_a_machine_that_is_lost_while_it_sends_leaves_nothing(runs, tmp_path, at):
+    trained, parts = sent(LEFT)
+    executor, _ = runs(trained, *parts[:at], Lost("a machine of the cluster was lost."))
+    with pytest.raises(Lost):
+        executor.train(far_job(tmp_path))
+    assert not (tmp_path / "left").exists()
+    assert not (tmp_path / "private" / "cache").exists()
+
+
+def test_a_transfer_that_is_stopped_is_abandoned(runs, tmp_path):
+    trained, parts = sent(LEFT)
+    executor, _ = runs(trained, *parts[:2], stop=lambda: True)
+    assert executor.train(far_job(tmp_path)).outcome == "abandoned"
+    assert not (tmp_path / "left").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ({"artifacts/0": b"x", "other/1": b"y"}, "'other' is not expected"),
+        ({"artifacts": b"x"}, "'artifacts' is not expected"),
+        ({"nats.npy": b"x"}, "'nats.npy' is not expected"),
+    ],
+)
+def test_files_that_are_not_expected_are_a_crash(runs, tmp_path, files, why):
+    trained, parts = sent(files)
+    executor, _ = runs(trained, *parts)
+    result = executor.train(far_job(tmp_path))
+    assert result.outcome == "crash"
+    assert "what it left cannot be unpacked: " in result.reason
+    assert why in result.reason
+    assert not (tmp_path / "left").exists()
+
+
+def test_a_full_disk_of_the_coordinator_is_no_crash(runs, tmp_path, monkeypatch):
+    trained, parts = sent(LEFT)
+    executor, _ = runs(trained, *parts)
+
+    def full(*given):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(archive, "unpack", full)
+    with pytest.raises(OSError, match="No space left"):
+        executor.train(far_job(tmp_path))
+    assert not (tmp_path / "left").exists()
+
+
+def test_a_coordinator_trains_and_scores_elsewhere(runs, look, tmp_path):
+    executor, view = runs()
+    job = dataclasses.replace(far_job(tmp_path), scored_next=True)
+    with tarfile.open(fileobj=io.BytesIO(look.frozen)) as tar:
+        for name in FROZEN:
+            (job.folder / name).write_bytes(tar.extractfile(name).read())
+    (job.folder / "train.py").write_text(lab.train_py())
+    assert executor.train(job).outcome == "ok"
+    first = ScoreJob(job.folder, job.artifacts, tmp_path / "score.log", "one", LIMITS)
+    early = executor.score(first)  # by the machine of the training
+    assert (job.artifacts / protocol.NATS).is_file()
+    executor.trust_cache()
+    (job.artifacts / protocol.NATS).unlink()
+    again = executor.score(first)
+    assert early.metrics["val_bpb"] == again.metrics["val_bpb"]
+    assert (job.artifacts / protocol.NATS).is_file()
+    assert view.said == []
 
 
 # -------------------------------------------------------------------------------- resources
@@ -168,7 +304,7 @@ def look(ground):
         machine._known.clear()
         yield Requirements(
             Resources("CPU", 1),
-            archive.pack(ground.root, FROZEN),
+            b"".join(archive.chunks(archive.members(ground.root, FROZEN))),
             data.choice,
             data.fingerprint,
             "auto",
@@ -177,20 +313,12 @@ def look(ground):
         )
 
 
-def packed(**files: bytes) -> bytes:
-    """A packed folder with these Python files."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in files.items():
-            (Path(folder) / f"{name}.py").write_bytes(content)
-        return archive.pack(Path(folder))
-
-
 def train_job(look: Requirements, train_py: str) -> TrainTask:
     job = TrainJob(AWAY, AWAY, AWAY, "one", 1.0, LIMITS, scored_next=True)
     with tarfile.open(fileobj=io.BytesIO(look.frozen)) as tar:
-        frozen = {Path(name).stem: tar.extractfile(name).read() for name in FROZEN}
-    folder = packed(train=train_py.encode(), **frozen)
-    return TrainTask(look, job, folder, cache=b"", best=b"", max_memory_gb=None)
+        frozen = {name: tar.extractfile(name).read() for name in FROZEN}
+    files = given(train={"train.py": train_py.encode(), **frozen})
+    return TrainTask(look, job, files, max_memory_gb=None)
 
 
 def test_a_machine_trains_and_scores(look, ground, tmp_path):
@@ -202,8 +330,9 @@ def test_a_machine_trains_and_scores(look, ground, tmp_path):
         f"seen=tried(lambda: os.listdir({str(kept.parent)!r})))"
     )
     train = lab.train_py(begun=begun, trained="time.sleep(0.5)")  # else it ends before it is seen
-    *news, done = machine.train(train_job(look, train))
-    assert isinstance(done, Trained)
+    events = list(machine.train(train_job(look, train)))
+    (done,) = [one for one in events if isinstance(one, Trained)]
+    news = [one for one in events if isinstance(one, News)]
     assert done.result.outcome == "ok", done.result
     assert done.score.outcome == "ok", done.score_log
     printed = b"".join(one.log for one in news)
@@ -212,19 +341,21 @@ def test_a_machine_trains_and_scores(look, ground, tmp_path):
     assert note["cores"] == 1
     assert note["seen"] in ("FileNotFoundError", "PermissionError", "")
     assert [one.exported for one in news].count(True) == 1
-    archive.unpack(done.artifacts, tmp_path / "artifacts")
-    assert (tmp_path / "artifacts" / protocol.EXPORTED).is_file()
-    assert done.cache  # of the baseline
-    best = archive.pack_nats(tmp_path / "artifacts")
+    left(events, tmp_path)
+    artifacts = tmp_path / "artifacts"
+    assert (artifacts / protocol.EXPORTED).is_file()
+    assert (tmp_path / "cache").is_dir()  # of the baseline
+    sent = (*transfer.of_scored(artifacts), *transfer.of_nats(artifacts, "best"))
     limits = dataclasses.replace(LIMITS, beat=math.inf, best=AWAY)  # as if it could be kept
     job = ScoreJob(AWAY, AWAY, AWAY, "one", limits)
-    *_, again = machine.score(ScoreTask(look, job, done.artifacts, best))
-    assert isinstance(again, Scored)
+    events = list(machine.score(ScoreTask(look, job, sent)))
+    (again,) = [one for one in events if isinstance(one, Scored)]
     assert again.score.metrics["val_bpb"] == done.score.metrics["val_bpb"]
     # It gains next to nothing over itself, so that few probes are enough.
     assert again.score.metrics["probe_gain"] <= 0.0005
     assert again.score.metrics["probe_pairs"] < 600
-    archive.unpack(again.nats, tmp_path / "artifacts")
+    left(events, tmp_path / "nats")
+    assert [one.name for one in (tmp_path / "nats").iterdir()] == [protocol.NATS]
     assert not list((paths.home() / "cluster").glob("task-*"))
 
 
@@ -291,14 +422,13 @@ def test_news_arrive_as_they_happen():
         reporter.say("said")
         reporter.exported()
         assert go.wait(20)
-        return "result"
+        yield "result"
 
     task = machine._with_news(work)
     assert next(task) == News(live="happens", said="said")
     assert next(task) == News(live="happens", exported=True)
     go.set()
-    *_, last = task
-    assert last == "result"
+    assert "result" in task
 
 
 def test_the_end_of_a_log_arrives_after_its_removal(tmp_path):
@@ -310,16 +440,18 @@ def test_the_end_of_a_log_arrives_after_its_removal(tmp_path):
         assert go.wait(20)
         log.write_text("the last line\n")
         log.unlink()
+        yield "result"
 
     task = machine._with_news(work)
     assert next(task).said == "begun"
     go.set()
-    assert b"".join(one.log for one in task if one) == b"the last line\n"
+    assert b"".join(one.log for one in task if one != "result") == b"the last line\n"
 
 
 def test_an_error_of_the_work_is_raised():
     def work(reporter):
         raise UserError("no disk")
+        yield
 
     with pytest.raises(Refused, match="no disk"):
         list(machine._with_news(work))
@@ -332,24 +464,35 @@ def test_a_coordinator_without_ray_gets_an_error(monkeypatch, tmp_path):
 
 
 def test_a_result_that_cannot_be_sent_is_a_crash(look, monkeypatch):
-    job = train_job(look, lab.train_py())
-    monkeypatch.setattr(archive, "MOST_BYTES", 1000)
-    *_, done = machine.train(job)
-    assert (done.result.outcome, done.artifacts, done.score) == ("crash", b"", None)
+    large = "(LEFT / 'params' / 'more').write_bytes(bytes(200_000))"
+    task = train_job(look, lab.train_py(last=large))
+    task = dataclasses.replace(task, job=dataclasses.replace(task.job, scored_next=False))
+    monkeypatch.setattr(transfer, "MOST_BYTES", 200_000)
+    done = machine_result(machine.train(task))
+    assert (done.result.outcome, done.left) == ("crash", 0)
     assert "cannot be sent: artifacts has more than" in done.result.reason
 
 
 def test_a_refused_result_is_not_sent(look):
-    *_, done = machine.train(train_job(look, lab.train_py(last="(LEFT / 'exported.bin').unlink()")))
+    job = train_job(look, lab.train_py(last="(LEFT / 'exported.bin').unlink()"))
+    done = machine_result(machine.train(job))
     assert done.result.outcome == "ok"
     assert done.score.outcome == "refused"
-    assert done.artifacts == b""
+    assert done.left == 0
+
+
+def machine_result(events):
+    """Returns the result of a task that leaves nothing."""
+    (done,) = [one for one in events if not isinstance(one, News)]
+    return done
 
 
 def test_preparing_ends_with_the_task(look, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
     waits = b"import time\nprint('waits', flush=True)\ntime.sleep(600)\n"
-    frozen = packed(prepare=waits, constants=b"TIME_BUDGET = 1\n")
+    (tmp_path / "prepare.py").write_bytes(waits)
+    (tmp_path / "constants.py").write_text("TIME_BUDGET = 1\n")
+    frozen = b"".join(archive.chunks(archive.members(tmp_path, FROZEN)))
     before = psutil.Process().children(recursive=True)  # of other tests
     task = machine.inspect(dataclasses.replace(look, frozen=frozen))
     while "prepares the data" not in next(task).live:

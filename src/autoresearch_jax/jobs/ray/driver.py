@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from typing import Any
@@ -23,8 +24,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from autoresearch_jax.jobs.ray import machine
-from autoresearch_jax.jobs.ray.messages import Machine, Refused
+from autoresearch_jax.jobs.ray import machine, transfer
+from autoresearch_jax.jobs.ray.messages import Machine, Refused, ScoreTask, Torn, TrainTask
 
 HEALTH_SECONDS = 5.0  # between two checks of the head
 ANSWER_SECONDS = 20.0  # in which the head must answer a check
@@ -40,7 +41,9 @@ def _serve(connection: Connection) -> None:
     """Runs the task of one connection."""
     try:
         name, task, options = connection.recv()
-        remote = TASKS[name].options(num_returns="streaming", **_options(options))
+        if isinstance(task, TrainTask | ScoreTask):
+            task = replace(task, origin=ray.get_runtime_context().get_node_id())
+        remote = TASKS[name].options(**transfer.OPTIONS, **_options(options))
         running = remote.remote(task)
         threading.Thread(target=_cancel_when_closed, args=(connection, running)).start()
         for reference in running:
@@ -49,6 +52,8 @@ def _serve(connection: Connection) -> None:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, Refused):
             answer = "refused", error.cause.args
+        elif isinstance(error.cause, Torn):
+            answer = "lost", str(error.cause)
         else:
             print(error, file=sys.stderr, flush=True)
             answer = "failed", repr(error.cause)

@@ -1,14 +1,17 @@
 """The coordinator's side of a cluster: it runs each job on a machine that has room."""
 
-import tarfile
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from errno import EDQUOT, EIO, ENOSPC, EROFS
+from pathlib import Path
 from typing import Any
 
-from autoresearch_jax.common import files
+from autoresearch_jax.common import archive, files
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.protocol import NATS
+from autoresearch_jax.common.scored_files import TooMuch
 from autoresearch_jax.jobs.executor import CompileCache, Context
 from autoresearch_jax.jobs.job import (
     NO_EVENTS,
@@ -19,9 +22,16 @@ from autoresearch_jax.jobs.job import (
     TrainJob,
     TrainResult,
 )
-from autoresearch_jax.jobs.ray import archive, placement
+from autoresearch_jax.jobs.ray import placement, transfer
 from autoresearch_jax.jobs.ray.cluster import Cluster
-from autoresearch_jax.jobs.ray.messages import News, Refused, Requirements, ScoreTask, TrainTask
+from autoresearch_jax.jobs.ray.messages import (
+    News,
+    Part,
+    Refused,
+    Requirements,
+    ScoreTask,
+    TrainTask,
+)
 from autoresearch_jax.records.events import Outcome
 
 FULL = (EDQUOT, EIO, ENOSPC, EROFS)  # errors of a disk that no training has filled
@@ -55,15 +65,13 @@ class RayExecutor:
         files.remove(self._cache.folder)
         files.remove(job.artifacts)
         job.artifacts.mkdir(parents=True)
-        trusted = self._cache.trusted
-        task = TrainTask(
-            self._requirements,
-            job,
-            archive.pack(job.folder),
-            archive.pack(trusted) if trusted.is_dir() else b"",
-            archive.pack_nats(job.limits.best),
-            self._context.max_memory_gb,
+        sent = (
+            *transfer.of_folder(job.folder, "train"),
+            *transfer.of_folder(self._cache.trusted, "cache"),
+            *transfer.of_nats(job.limits.best, "best"),
         )
+        task = TrainTask(self._requirements, job, sent, self._context.max_memory_gb)
+        places = {"artifacts/": job.artifacts, "cache/": self._cache.folder}
         begun = time.monotonic()
         with job.log.open("wb") as printed:
 
@@ -73,23 +81,16 @@ class RayExecutor:
                 if news.exported:
                     events.exported()
 
-            trained = self._run(
-                "train", task, lambda: self._context.stop() or events.abandoned(), take
+            found = self._run(
+                "train", task, places, lambda: self._context.stop() or events.abandoned(), take
             )
-        if trained is None:
+        if found is None:
             seconds = {"wall_seconds": round(time.monotonic() - begun, 3)}
             return TrainResult(Outcome.ABANDONED, "abandoned", seconds, job.log)
+        trained, torn = found
         result = replace(trained.result, log=job.log)
-        try:
-            if trained.artifacts:
-                archive.unpack(trained.artifacts, job.artifacts)
-            if trained.cache:
-                archive.unpack(trained.cache, self._cache.folder)
-        except (tarfile.TarError, OSError) as error:
-            if isinstance(error, OSError) and error.errno in FULL:
-                raise
-            why = f"what it left cannot be unpacked: {error}"
-            return replace(result, outcome=Outcome.CRASH, reason=why)
+        if torn:
+            return replace(result, outcome=Outcome.CRASH, reason=torn)
         if trained.score is not None:
             self._scored = ((job.artifacts, "val"), trained.score, trained.score_log)
         return result
@@ -100,46 +101,81 @@ class RayExecutor:
             job.log.write_bytes(scored[2])
             return scored[1]
         try:
-            packed = archive.pack_scored(job.artifacts)
-            best = archive.pack_nats(job.limits.best)
-        except (archive.TooMuch, OSError) as error:
+            artifacts = transfer.of_scored(job.artifacts)
+            sent = (*artifacts, *transfer.of_nats(job.limits.best, "best"))
+        except (TooMuch, OSError) as error:
             return Score(Outcome.REFUSED, f"it cannot be sent: {error}", {})
-        task = ScoreTask(self._requirements, replace(job, following=None), packed, best)
-        found = self._run("score", task, self._context.stop)
+        task = ScoreTask(self._requirements, replace(job, following=None), sent)
+        found = self._run("score", task, {NATS: job.artifacts / NATS}, self._context.stop)
         if found is None:
             return Score(Outcome.ABANDONED, "abandoned", {})
-        job.log.write_bytes(found.log)
-        if found.nats:
-            archive.unpack(found.nats, job.artifacts)
-        return found.score
+        scored, torn = found
+        job.log.write_bytes(scored.log)
+        if torn:
+            self._context.view.say(f"Warning: of {job.title}, {torn}.")
+        return scored.score
 
     def _run(
         self,
         name: str,
         task: TrainTask | ScoreTask,
+        places: Mapping[str, Path],
         stop: Callable[[], bool],
         take: Callable[[News], None] = lambda news: None,
-    ) -> Any:
+    ) -> tuple[Any, str] | None:
         """Runs a task on one machine after the other until one does not refuse it.
 
-        Returns its result, or None if it was stopped. `take` gets its news.
+        Returns its result, and why what it left is not in its `places` or ""; None if it was
+        stopped. `take` gets its news.
         """
         view, title, resources = self._context.view, task.job.title, self._requirements.resources
         view.live(f"{title}: waiting for a machine of the cluster")
         while True:
             options = placement.options(resources) | {"not_on": self._cluster.refusing()}
             try:
-                for event in self._cluster.run(name, task, options, stop):
-                    if not isinstance(event, News):
-                        return event
-                    if event.said:
-                        view.say(event.said)
-                    view.live(event.live or f"{title}: starting")
-                    take(event)
-                return None
+                with contextlib.closing(self._cluster.run(name, task, options, stop)) as events:
+                    results = self._results(events, title, take)
+                    result = next(results, None)
+                    torn = _unpack(results, places) if result is not None and result.left else ""
+                    return None if result is None or (torn and stop()) else (result, torn)
             except Refused as refused:  # it is the machine, so another one may do
                 node, why = refused.args
                 self._cluster.has_refused(node)
                 if not placement.fitting(self._cluster, resources):
                     raise UserError(why) from None
                 view.say(f"Warning: {why} Other machines are asked instead.")
+
+    def _results(
+        self, events: Iterable[Any], title: str, take: Callable[[News], None]
+    ) -> Iterator[Any]:
+        """Yields a task's result and its parts, and shows its news."""
+        for event in events:
+            if not isinstance(event, News):
+                yield event
+                continue
+            if event.said:
+                self._context.view.say(event.said)
+            self._context.view.live(event.live or f"{title}: starting")
+            take(event)
+
+
+def _unpack(parts: Iterable[Part], places: Mapping[str, Path]) -> str:
+    """Writes what a job has left as it arrives. Returns why it cannot, or "".
+
+    If it does not arrive as a whole, nothing stays. Raises Lost, and OSError if this disk is full.
+    """
+    whole = False
+    try:
+        for place in places.values():
+            files.remove(place)
+        archive.unpack((part.data for part in parts), places, transfer.MOST_BYTES)
+        whole = True
+    except (archive.ArchiveError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        return f"what it left cannot be unpacked: {error}"
+    finally:
+        if not whole:
+            for place in places.values():
+                files.remove(place)
+    return ""

@@ -1,8 +1,9 @@
 """The tasks of a machine of the cluster: it inspects itself, trains and scores (without Ray).
 
-Each of TASKS is a generator that yields news, and its result last. A task that is cancelled gets
-a KeyboardInterrupt. If it is killed, along with the machine or because the coordinator is gone,
-all that it has started ends as well, and the locks of its devices are released.
+Each of TASKS is a generator that yields news, its result, and the parts of what was left. A task
+that is cancelled gets a KeyboardInterrupt. If it is killed, along with the machine or because the
+coordinator is gone, all that it has started ends as well, and the locks of its devices are
+released.
 """
 
 import contextlib
@@ -12,14 +13,17 @@ import queue
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from autoresearch_jax.common import paths
+from autoresearch_jax.common import archive, paths
+from autoresearch_jax.common.archive import Member
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.scored_files import TooMuch
 from autoresearch_jax.data import manifest
 from autoresearch_jax.jobs import device_allocation, environment, logs
 from autoresearch_jax.jobs.device_allocation import DeviceAllocation
@@ -27,7 +31,7 @@ from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.executor import Context
 from autoresearch_jax.jobs.job import Events, Limits, ScoreJob
 from autoresearch_jax.jobs.local import LocalExecutor
-from autoresearch_jax.jobs.ray import archive, messages
+from autoresearch_jax.jobs.ray import messages, transfer
 from autoresearch_jax.records.events import Outcome
 from autoresearch_jax.repo.workspace import Place
 from autoresearch_jax.system import device_use, locks, nvidia, process, visible_devices
@@ -41,13 +45,13 @@ REACHES = "a training can reach Ray on its machine, and so the others"
 def inspect(requirements: messages.Requirements) -> Iterator[Any]:
     """Yields what the machine is. Raises Refused if it does not meet the requirements."""
 
-    def work(reporter: "_Reporter") -> messages.Inspected:
+    def work(reporter: "_Reporter") -> Generator[Any, None, None]:
         with _own_devices(requirements, reporter) as devices:
             found = _environment(requirements, devices, reporter)
             if not (found.chosen and found.chosen.closes_ports):
                 said = "; ".join(filter(None, (found.warning, REACHES)))
                 found = replace(found, warning=said)
-            return messages.Inspected(NAME, found)
+            yield messages.Inspected(NAME, found)
 
     yield from _with_news(work)
 
@@ -55,10 +59,12 @@ def inspect(requirements: messages.Requirements) -> Iterator[Any]:
 def train(task: messages.TrainTask) -> Iterator[Any]:
     """Trains, and scores what is scored next. Raises Refused if the machine is at fault."""
 
-    def work(reporter: "_Reporter") -> messages.Trained:
+    def work(reporter: "_Reporter") -> Generator[Any, None, None]:
         own = _executor(task.requirements, reporter, task.max_memory_gb)
         with own as (executor, here, provenance):
-            artifacts = here / "artifacts"
+            artifacts, trusted = here / "artifacts", here / "baseline-cache"
+            places = {"train/": here / "train", "cache/": trusted, "best/": here / "best"}
+            _receive(task, places, reporter)
             job = replace(
                 task.job,
                 folder=here / "train",
@@ -66,9 +72,6 @@ def train(task: messages.TrainTask) -> Iterator[Any]:
                 log=here / "run.log",
                 limits=_with_best(task, here),
             )
-            archive.unpack(task.folder, job.folder)
-            if task.cache:
-                archive.unpack(task.cache, here / "baseline-cache")
             reporter.follow(job.log)
             result = executor.train(job, Events(exported=reporter.exported))
             score, score_log = None, here / "score.log"
@@ -78,17 +81,21 @@ def train(task: messages.TrainTask) -> Iterator[Any]:
                 )
                 if not score_log.exists():
                     score_log = here / "score-early.log"
-            left = cache = b""
+            left: tuple[Member, ...] = ()
             try:
                 # The coordinator does not score again what was refused.
                 if result.outcome == Outcome.OK and (score is None or score.outcome == Outcome.OK):
-                    left = archive.pack_scored(artifacts)
-                    cache = b"" if task.cache else archive.pack(here / "cache")
-            except (archive.TooMuch, OSError) as error:
+                    found = transfer.of_scored(artifacts)
+                    if not trusted.is_dir():
+                        found += transfer.of_folder(here / "cache", "cache")
+                    left = found
+            except (TooMuch, OSError) as error:
                 why = f"what it left cannot be sent: {error}"
                 result, score = replace(result, outcome=Outcome.CRASH, reason=why), None
             result = replace(result, provenance=provenance)
-            return messages.Trained(result, left, cache, score, _read(score_log))
+            size = archive.stream_bytes(left) if left else 0
+            yield messages.Trained(result, score, _read(score_log), size)
+            yield from _parts(left, size, job.title, reporter)
 
     yield from _with_news(work)
 
@@ -96,10 +103,10 @@ def train(task: messages.TrainTask) -> Iterator[Any]:
 def score(task: messages.ScoreTask) -> Iterator[Any]:
     """Scores. Raises Refused if the machine or its data is at fault."""
 
-    def work(reporter: "_Reporter") -> messages.Scored:
+    def work(reporter: "_Reporter") -> Generator[Any, None, None]:
         with _executor(task.requirements, reporter) as (executor, here, _):
             artifacts, log = here / "artifacts", here / "score.log"
-            archive.unpack(task.artifacts, artifacts)
+            _receive(task, {"artifacts/": artifacts, "best/": here / "best"}, reporter)
             job = replace(
                 task.job,
                 frozen=here / "frozen",
@@ -108,8 +115,10 @@ def score(task: messages.ScoreTask) -> Iterator[Any]:
                 limits=_with_best(task, here),
             )
             score = executor.score(job)
-            nats = b"" if job.split != "val" else archive.pack_nats(artifacts)
-            return messages.Scored(score, _read(log), nats)
+            left = transfer.of_nats(artifacts) if job.split == "val" else ()
+            size = archive.stream_bytes(left) if left else 0
+            yield messages.Scored(score, _read(log), size)
+            yield from _parts(left, size, job.title, reporter)
 
     yield from _with_news(work)
 
@@ -117,12 +126,38 @@ def score(task: messages.ScoreTask) -> Iterator[Any]:
 TASKS = {"inspect": inspect, "train": train, "score": score}
 
 
+def _receive(
+    task: messages.TrainTask | messages.ScoreTask, places: dict[str, Path], reporter: "_Reporter"
+) -> None:
+    """Writes the files of a task into their places. Raises ArchiveError, Torn, OSError."""
+    title = task.job.title
+
+    def show(amount: str) -> None:
+        reporter.live(f"{title}: sending {amount} to {NAME}")
+
+    size = archive.stream_bytes(task.files)
+    shown = transfer.shown(transfer.fetch(task.files, task.origin), size, show)
+    archive.unpack(shown, places, size)
+    reporter.live(f"{title}: starting")
+
+
+def _parts(
+    left: tuple[Member, ...], size: int, title: str, reporter: "_Reporter"
+) -> Iterator[messages.Part]:
+    """Yields what a job has left. Raises OSError."""
+
+    def show(amount: str) -> None:
+        reporter.live(f"{title}: receiving {amount} from {NAME}")
+
+    if left:
+        for data in transfer.shown(archive.chunks(left), size, show):
+            yield messages.Part(data)
+
+
 def _with_best(task: messages.TrainTask | messages.ScoreTask, here: Path) -> Limits:
     """Returns the limits of a task, with the nats of the best in a folder of this machine."""
-    if not task.best:
-        return task.job.limits
-    archive.unpack(task.best, here / "best")
-    return replace(task.job.limits, best=here / "best")
+    best = here / "best"
+    return replace(task.job.limits, best=best) if best.is_dir() else task.job.limits
 
 
 def _read(log: Path) -> bytes:
@@ -137,6 +172,8 @@ class _Reporter:
 
     def __init__(self) -> None:
         self.stopped = threading.Event()  # set when nobody waits for the result
+        # What the work yields. A part of a large file waits here until the one before was taken.
+        self.results: queue.Queue[Any] = queue.Queue(1)
         self._log: BinaryIO | None = None
         self._events: queue.SimpleQueue[messages.News] = queue.SimpleQueue()
         self._live = ""
@@ -163,27 +200,67 @@ class _Reporter:
         """Yields what has happened since the last call."""
         while not self._events.empty():
             yield self._events.get()._replace(live=self._live)
-        yield messages.News(self._live, self._log.read() if self._log else b"")
+        log = self._log.read(archive.CHUNK_BYTES) if self._log else b""
+        yield messages.News(self._live, log)
+        while self._log and (log := self._log.read(archive.CHUNK_BYTES)):
+            yield messages.News(self._live, log)
+
+    def run(self, work: Callable[["_Reporter"], Generator[Any, None, None]]) -> None:
+        """Puts what `work` yields into `results`, and _END last. Raises its errors."""
+        try:
+            with contextlib.closing(work(self)) as results:
+                for result in results:
+                    self._put(result)
+        finally:
+            self._put(_END)
+
+    def _put(self, result: Any) -> None:
+        """Puts a result once the one before was taken. Raises _Stopped if nobody waits for it."""
+        while not self.stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                self.results.put(result, timeout=NEWS_SECONDS)
+                return
+        raise _Stopped
 
 
-def _with_news(work: Callable[[_Reporter], Any]) -> Iterator[Any]:
-    """Yields news while `work` runs in a thread, and then its result. Raises its errors."""
+_END = object()
+
+
+class _Stopped(Exception):
+    """Nobody waits for the results of the work."""
+
+
+def _with_news(work: Callable[[_Reporter], Generator[Any, None, None]]) -> Iterator[Any]:
+    """Yields what `work` yields in a thread, and the news before it. Raises its errors."""
     reporter = _Reporter()
     try:
         with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(work, reporter)
+            future = pool.submit(reporter.run, work)
             try:
-                while not future.done():
-                    wait([future], NEWS_SECONDS)
-                    yield from reporter.news()
+                yield from _results(reporter)
             finally:
                 reporter.stopped.set()
-        yield from reporter.news()  # since the last wait
-        yield future.result()
+        future.result()
     except UserError as error:
         raise messages.Refused(_node(), str(error)) from None
     finally:
         reporter.close()
+
+
+def _results(reporter: _Reporter) -> Iterator[Any]:
+    told = -math.inf
+    while True:
+        result = None
+        with contextlib.suppress(queue.Empty):
+            result = reporter.results.get(timeout=NEWS_SECONDS)
+        # Parts come many times a second.
+        if not isinstance(result, messages.Part) or time.monotonic() - told > NEWS_SECONDS:
+            yield from reporter.news()
+            told = time.monotonic()
+        if result is _END:
+            return
+        if result is not None:
+            yield result
 
 
 def _node() -> str:
@@ -261,7 +338,7 @@ def _own_devices(requirements: messages.Requirements, reporter: _Reporter) -> It
     try:
         allocation.bind_thread()
         with locks.own_folder(home / "cluster", "task") as (here, lock), disk_errors():
-            archive.unpack(requirements.frozen, here / "frozen")
+            archive.unpack([requirements.frozen], {"": here / "frozen"}, transfer.MOST_BYTES)
             place = Place(here / "frozen", home, Path(requirements.hidden))
             yield _Devices(allocation, (*handles, lock), here, place)
     finally:

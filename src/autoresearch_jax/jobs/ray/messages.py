@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from autoresearch_jax.common.archive import Member
 from autoresearch_jax.data.manifest import Choice
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.job import Score, ScoreJob, TrainJob, TrainResult
@@ -10,6 +11,10 @@ from autoresearch_jax.jobs.job import Score, ScoreJob, TrainJob, TrainResult
 
 class Refused(Exception):
     """A machine cannot be used. The arguments are its id in the cluster, and the reason."""
+
+
+class Torn(Exception):
+    """The coordinator's machine no longer sends the files of a task."""
 
 
 class Machine(NamedTuple):
@@ -42,7 +47,8 @@ class Requirements:
     fingerprint: tuple[tuple[str, object], ...] = ()  # (): any
 
 
-# Each machine replaces the paths in the jobs of both tasks by its own.
+# Each machine replaces the paths in the jobs of both tasks by its own. It gets `files` through Ray
+# from `origin`, the coordinator's machine, which the driver fills in; "": it reads them itself.
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,11 @@ class TrainTask:
 
     requirements: Requirements
     job: TrainJob
-    folder: bytes  # the job's, packed
-    cache: bytes  # what the baseline compiled, packed; b"" for the baseline itself
-    best: bytes  # the nats of the best, packed; b"" without them
+    # In `train`: the job's folder. In `cache`: what the baseline compiled; not for the baseline
+    # itself. In `best`: the nats of the best, if there are any.
+    files: tuple[Member, ...]
     max_memory_gb: float | None
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,8 +70,8 @@ class ScoreTask:
 
     requirements: Requirements
     job: ScoreJob
-    artifacts: bytes  # the job's, packed
-    best: bytes  # as in a TrainTask
+    files: tuple[Member, ...]  # `artifacts`: the job's; `best`: as in a TrainTask
+    origin: str = ""
 
 
 class News(NamedTuple):
@@ -76,14 +83,16 @@ class News(NamedTuple):
     exported: bool = False  # whether the training's budget has just begun
 
 
+# What a training or a scoring leaves follows its result as Parts: an archive of `left` bytes.
+
+
 class Trained(NamedTuple):
     """The result of a training."""
 
     result: TrainResult
-    artifacts: bytes
-    cache: bytes
     score: Score | None
     score_log: bytes
+    left: int = 0  # in `artifacts`; in `cache` what it compiled, if it is the baseline
 
 
 class Scored(NamedTuple):
@@ -91,7 +100,13 @@ class Scored(NamedTuple):
 
     score: Score
     log: bytes
-    nats: bytes  # of each scored target, packed
+    left: int = 0  # the file with the nats of each scored target
+
+
+class Part(NamedTuple):
+    """A chunk of an archive."""
+
+    data: bytes
 
 
 class Inspected(NamedTuple):

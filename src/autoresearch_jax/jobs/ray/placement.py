@@ -4,11 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+from autoresearch_jax.common import archive
 from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data.manifest import FROZEN
 from autoresearch_jax.jobs.environment import Environment
-from autoresearch_jax.jobs.ray import archive
 from autoresearch_jax.jobs.ray.cluster import Cluster
 from autoresearch_jax.jobs.ray.messages import Inspected, Machine, Refused, Requirements, Resources
 from autoresearch_jax.repo.workspace import Workspace
@@ -79,7 +79,7 @@ def requirements(
     assert data is not None
     return Requirements(
         given,
-        frozen=archive.pack(workspace.root, FROZEN),
+        frozen=b"".join(archive.chunks(archive.members(workspace.root, FROZEN))),
         text=data.choice,
         data=data.fingerprint,
         isolation=isolation,
