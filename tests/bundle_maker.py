@@ -72,7 +72,7 @@ def files(
         "JAX": "0.10.2",
     }
     scored = {"exported.bin": exported, **params}
-    left = scoring.seal_of({n: hashlib.sha256(c).hexdigest() for n, c in scored.items()})
+    left = scoring.seal_of({name: sha256(content) for name, content in scored.items()})
     provenance = {"tokenizer": data["tokenizer"], "device": device, "JAX": "0.10.2", "seed": 42}
     records: list[dict] = [{"step": "session", "fingerprint": fingerprint}]
     for n, one, before, val_bpb in ((0, base, "", base_score), (1, commit, base, score)):
@@ -107,6 +107,10 @@ def files(
     return listed(manifest, made)
 
 
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def sealed(records: Iterable[dict]) -> bytes:
     """Return records as the lines of a journal."""
     return b"".join(journal.seal(harness.event(**one)) for one in records)
@@ -115,7 +119,7 @@ def sealed(records: Iterable[dict]) -> bytes:
 def listed(manifest: Mapping[str, object], made: Files) -> Files:
     """Return files with a manifest that lists them as they are, and its hash."""
     parts = [
-        {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        {"name": name, "bytes": len(content), "sha256": sha256(content)}
         for name, content in made.items()
     ]
     return hashed({**manifest, "files": parts}, made)
@@ -124,7 +128,7 @@ def listed(manifest: Mapping[str, object], made: Files) -> Files:
 def hashed(manifest: Mapping[str, object], made: Files) -> Files:
     """Return files with this manifest, and its hash."""
     content = json.dumps(manifest).encode()
-    digest = f"{hashlib.sha256(content).hexdigest()}  manifest.json\n".encode()
+    digest = f"{sha256(content)}  manifest.json\n".encode()
     return {bundle_format.MANIFEST: content, bundle_format.DIGEST: digest, **made}
 
 

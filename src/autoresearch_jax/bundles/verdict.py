@@ -29,6 +29,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""  # of what is refused
     val_bpb: float | None = None  # computed here
     metrics: dict[str, float] = {}  # of that scoring, its probes among them
+    device: str = ""  # that computed it
+    at: float = 0.0  # Unix time
 
     @property
     def confirmed(self) -> bool:

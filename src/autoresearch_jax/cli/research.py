@@ -202,7 +202,7 @@ def verify(
     Example:
       autoresearch-jax verify --sealed
       autoresearch-jax verify --audit 3
-      autoresearch-jax verify ../warm-down.bundle.tar
+      autoresearch-jax verify ../warm-down.tar
     """
     asked = {"sealed": sealed, "retrain": retrain, "seeds": seeds, "audit": audit, "depth": depths}
     given = [f"--{name}" for name, value in asked.items() if value]

@@ -1,4 +1,4 @@
-"""The commands that share results: bundle, and what `verify` does with a file."""
+"""The commands that share results: bundle, import, leaderboard; and `verify` with a file."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoresearch_jax.cli import output
-from autoresearch_jax.cli.options import tag_option
+from autoresearch_jax.cli.options import Configured, tag_option
+from autoresearch_jax.common.console import typed
 from autoresearch_jax.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ NOT_CONFIRMED = 3  # the exit code where a score could not be computed
 @click.command()
 @click.argument("experiment", metavar="[N|COMMIT]", required=False)
 @click.option("-o", "--output", "path", metavar="FILE", type=click.Path(path_type=Path),
-              help="File to write.  [default: TAG-N.bundle.tar]")  # fmt: skip
+              required=True, help="File to write.")  # fmt: skip
 @tag_option
-def bundle(experiment: str | None, path: Path | None, tag: str | None) -> None:
+def bundle(experiment: str | None, path: Path, tag: str | None) -> None:
     """Write one experiment as a file that others can check: verify FILE.
 
     It has train.py, the exported model, its parameters, the records that its score rests on, and
@@ -30,7 +31,7 @@ def bundle(experiment: str | None, path: Path | None, tag: str | None) -> None:
 
     \b
     Example:
-      autoresearch-jax bundle 12 -o warm-down.bundle.tar
+      autoresearch-jax bundle 12 -o ../warm-down.tar
     """
     from autoresearch_jax.commands import bundle as command
     from autoresearch_jax.repo.workspace import Workspace
@@ -39,6 +40,62 @@ def bundle(experiment: str | None, path: Path | None, tag: str | None) -> None:
     with output.view() as view:
         lines = command.bundle(workspace, tag, experiment, path, view)
     click.echo("\n".join(lines))
+
+
+@click.command(name="import", cls=Configured, settings=("isolation", "require_isolation"))
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--as", "form", type=click.Choice(["lesson", "idea", "tag"]), required=True, help=(
+    "lesson: a line that agents read. idea: its change of train.py, in the folder ideas/. tag: a "
+    "new tag whose baseline is its train.py."))  # fmt: skip
+@click.option("--name", metavar="IDEA", help="Name of the idea.  [default: from its description]")
+@click.option("--tag", help="The tag that gets the lesson, or the new tag.")
+def import_(file: Path, form: str, name: str | None, tag: str | None, **flags: Any) -> None:
+    """Take over what a bundle found elsewhere, to be measured here.
+
+    Its score counts for nothing here. To check that first: verify FILE.
+
+    \b
+    Example:
+      autoresearch-jax import ../warm-down.tar --as idea
+    """
+    from autoresearch_jax.commands import import_bundle as command
+
+    if name is not None and form != "idea":
+        raise click.UsageError("--name goes with --as idea.")
+    if tag is not None and form == "idea":
+        raise click.UsageError("--tag goes with --as lesson and --as tag.")
+    with output.workspace(tag=tag, **flags) as (workspace, config, tools):
+        if form == "lesson":
+            lines = command.as_lesson(file, workspace, tag, tools.view)
+        elif form == "idea":
+            lines = command.as_idea(file, workspace, name, tools.view)
+        else:
+            lines = command.as_tag(file, workspace, config, tools)
+    click.echo("\n".join(lines))
+
+
+@click.command(cls=Configured, settings=("isolation", "require_isolation"))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "site", metavar="DIR", default="leaderboard", show_default=True,
+              type=click.Path(file_okay=False, path_type=Path),
+              help="Folder to write the page to.")  # fmt: skip
+def leaderboard(folder: Path, site: Path, **flags: Any) -> None:
+    """Make a static page of the bundles in FOLDER whose scores are confirmed here.
+
+    Each .tar in FOLDER is checked as `verify FILE` does, once. The page has a table for each kind
+    of device and budget, and for each bundle its diff, its audit and what was found out.
+
+    \b
+    Example:
+      autoresearch-jax leaderboard ../bundles -o ../site
+    """
+    from autoresearch_jax.commands import leaderboard as command
+    from autoresearch_jax.loop.open_session import Tools
+
+    opened, config = workspace_here(**flags)
+    with output.view() as view:
+        lines = command.leaderboard(folder, site, opened, config, Tools(view))
+    click.echo(typed("\n".join(lines)))
 
 
 def is_file_name(name: str | None) -> bool:
@@ -59,9 +116,9 @@ def verify_file(path: Path, **flags: Any) -> None:
     if found is not None and evidence is not None:
         click.echo(command.title(found, evidence))
     for line in verdict.lines:
-        click.echo(line)
+        click.echo(typed(line))
     if verdict.refused:
-        raise UserError(command.refusal(path, verdict))
+        raise UserError(command.refusal(path, verdict.refused, verdict.why))
     if not verdict.confirmed:
         click.echo("Its score is not confirmed.")
         sys.exit(NOT_CONFIRMED)

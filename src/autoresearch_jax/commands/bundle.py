@@ -12,11 +12,9 @@ from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import locks
 from autoresearch_jax.system.disk_errors import disk_errors
 
-SUFFIX = ".bundle.tar"
-
 
 def bundle(
-    workspace: Workspace, tag: str | None, name: str | None, path: Path | None, view: View
+    workspace: Workspace, tag: str | None, name: str | None, path: Path, view: View
 ) -> list[str]:
     """Write a bundle of an experiment, the best by default; return what to say of it.
 
@@ -27,11 +25,10 @@ def bundle(
     if found is None or experiments is None or experiments.best is None:
         raise UserError("nothing with a score was measured here yet: autoresearch-jax loop")
     e = experiments.best if name is None else experiments.find(name)
-    path = Path(f"{found}-{e.n}{SUFFIX}") if path is None else path
-    path = path.absolute()
+    path = Path(path.parent.resolve(), path.name)
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else f"cannot be written: there is no {path.parent}"
-        raise UserError(f"{path} {what}. Name a file: -o {found}-{e.n}{SUFFIX}")
+        raise UserError(f"{path} {what}. Name a file: -o ../{found}-{e.n}.tar")
     with (
         disk_errors(),
         locks.own_folder(workspace.home / "runs", "bundle") as (folder, _),

@@ -6,6 +6,7 @@ frozen code are those of this workspace.
 """
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,6 @@ from autoresearch_jax.bundles.format import Data, Refused
 from autoresearch_jax.bundles.reading import Bundle
 from autoresearch_jax.bundles.verdict import SAME_BPB, Finding, State, Verdict
 from autoresearch_jax.common import paths
-from autoresearch_jax.common.console import typed
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.protocol import NATS
 from autoresearch_jax.common.text import clean
@@ -49,6 +49,7 @@ class _Found:
 
     findings: list[Finding] = field(default_factory=list)
     score: Score | None = None
+    device: str = ""  # that computed it
 
     def confirm(self, text: str) -> None:
         self.findings.append(Finding(State.CONFIRMED, text))
@@ -64,6 +65,8 @@ class _Found:
             why=clean(refused.detail, 1000) if refused else "",
             val_bpb=metrics.get("val_bpb"),
             metrics=metrics,
+            device=self.device,
+            at=time.time(),
         )
 
 
@@ -217,7 +220,7 @@ class _Scoring:
                 if abs(sealed - claimed) <= SAME_BPB:
                     raise Refused("another-split", f"{both}: its score is of the sealed split")
             raise Refused("edited-score", both)
-        found.score = scored
+        found.score, found.device = scored, str(here.fingerprint.get("device", ""))
         found.confirm(f"the score: {computed:.6f} was computed here, {claimed:.6f} is claimed")
         pairs, gain = scored.metrics.get("probe_pairs"), scored.metrics.get("probe_gain")
         if pairs is not None:
@@ -322,12 +325,12 @@ def _setup(claim: Data) -> str:
             validation=claim.validation,
         )  # fmt: skip
         words += choice.options
-    return typed(f"autoresearch-jax setup DIR {clean(' '.join(words), 500)}")
+    return f"autoresearch-jax setup DIR {clean(' '.join(words), 500)}"
 
 
-def refusal(path: Path, verdict: Verdict) -> str:
+def refusal(path: Path, name: str, why: str) -> str:
     """Return the message about a bundle that is refused."""
     return (
-        f"{path.name} is refused, {verdict.refused}: {verdict.why.rstrip('.')}. Ask who gave it to "
+        f"{path.name} is refused, {name}: {clean(why, 1000).rstrip('.')}. Ask who gave it to "
         "you for another one; nothing of it was used."
     )
