@@ -138,7 +138,7 @@ def test_what_is_no_bundle_is_said(path, tmp_path):
     assert refusal(path, bundle_maker.packed({"readme.txt": b"x"})).name == "not-a-bundle"
     with pytest.raises(UserError, match="there is no file"):
         reading.read(tmp_path / "none")
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="is no plain file"):
         reading.read(tmp_path)
 
 

@@ -209,10 +209,11 @@ def test_a_tiny_difference_of_rounding_is_the_same(sent, tmp_path):
     assert found.refused == "edited-score"
 
 
-def leave(folder: Path, function, params) -> bundle_maker.Files:
+def leave(folder: Path, function, params, platform="cpu") -> bundle_maker.Files:
     """Return the artifacts of a function of flat parameters and tokens."""
     tokens = jax.ShapeDtypeStruct((ROWS, T), np.int32)
-    exported = jax.export.export(jax.jit(function))(artifacts.abstract(params), tokens)
+    export = jax.export.export(jax.jit(function), platforms=[platform])
+    exported = export(artifacts.abstract(params), tokens)
     artifacts.save_arrays(folder / "params", params)
     found = {
         path.relative_to(folder).as_posix(): path.read_bytes()
@@ -245,6 +246,14 @@ def test_a_model_that_sees_what_it_predicts_is_refused(sent, tmp_path):
     verdict = sent.verify(path)
     assert verdict.refused == "later-tokens"
     assert "logits up to position 17 change" in verdict.why
+
+
+def test_a_function_for_another_platform_than_it_says_is_refused(sent, tmp_path):
+    table = jnp.zeros((V, V))
+    made = leave(tmp_path / "gpu", lambda flat, t: flat["table"][t], {"table": table}, "cuda")
+    verdict = sent.verify(forged(sent, tmp_path / "gpu.tar", 1.0, with_artifacts(made)))
+    assert verdict.refused == "shape"
+    assert "is for 1 x cuda, not for one cpu" in verdict.why
 
 
 def test_an_array_that_expands_is_refused(sent, tmp_path):

@@ -77,14 +77,12 @@ def read(
 
     `report` gets the progress in words. Raises Refused, and UserError if there is no such file.
     """
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
+    if not path.exists():
         where = "With -C DIR, it is looked for in DIR."
-        raise UserError(f"there is no file {path.absolute()}. {where}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path.absolute()} is a folder, and should be a bundle.") from None
-    with file:
+        raise UserError(f"there is no file {path.absolute()}. {where}")
+    if not path.is_file():  # a pipe would block
+        raise UserError(f"{path.absolute()} is no plain file, and should be a bundle.")
+    with path.open("rb") as file:
         size = path.stat().st_size
         for magic, kind in COMPRESSED.items():
             if file.peek(len(magic)).startswith(magic):

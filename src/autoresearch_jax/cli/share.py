@@ -76,7 +76,7 @@ def import_(file: Path, form: str, name: str | None, tag: str | None, **flags: A
 
 @click.command(cls=Configured, settings=("isolation", "require_isolation"))
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "site", metavar="DIR", default="leaderboard", show_default=True,
+@click.option("-o", "--output", "site", metavar="DIR", required=True,
               type=click.Path(file_okay=False, path_type=Path),
               help="Folder to write the page to.")  # fmt: skip
 def leaderboard(folder: Path, site: Path, **flags: Any) -> None:

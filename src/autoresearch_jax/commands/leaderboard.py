@@ -35,7 +35,7 @@ def leaderboard(
     """
     if not folder.is_dir():
         raise UserError(f"{folder.absolute()} is no folder. Put bundles into one, then name it.")
-    found = sorted(path for path in folder.iterdir() if path.suffix == SUFFIX)
+    found = sorted(path for path in folder.iterdir() if path.suffix == SUFFIX and path.is_file())
     if not found:
         raise UserError(
             f"{folder.absolute()} has no file that ends in {SUFFIX}. To make one: "

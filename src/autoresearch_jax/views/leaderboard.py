@@ -25,7 +25,7 @@ from autoresearch_jax.views.watch.report_file import VERSION, content_hash
 from autoresearch_jax.views.watch.web import PAGE, STYLE, TEMPLATES
 
 INDEX, OWN_STYLE = "index.html", "leaderboard.css"
-OF_ONE = re.compile(r"[0-9a-f]{16}\.html")
+OF_ONE = re.compile(r"[0-9a-f]{32}\.html")
 SIGNS = {"+": "plus", "-": "minus", "@": "at", " ": ""}
 SOURCE_LIMIT = 1 << 20  # characters of a train.py that are shown
 
@@ -40,7 +40,7 @@ class Standing:
 
     @property
     def page(self) -> str:
-        return f"{self.bundle.digest[:16]}.html"
+        return f"{self.bundle.digest[:32]}.html"
 
     @property
     def words(self) -> str:
