@@ -179,10 +179,10 @@ def test_only_confirmed_bundles_are_on_the_board(folder, monkeypatch):
     assert lines[0].endswith("index.html: 1 of 6 files are on the board")
     assert asked == ["copy.tar", "edited.tar", "later.tar"]
     assert words.count("good") == 1
-    assert "edited.tar: refused, edited-score" in words
-    assert "later.tar: its score is not confirmed. no data" in words
-    assert "claim.tar: refused, edited-score" in words
-    assert "torn.tar: refused, torn" in words
+    assert "edited.tar is refused, edited-score: it claims less" in words
+    assert "later.tar is not confirmed: no data" in words
+    assert "claim.tar is refused, edited-score" in words
+    assert "torn.tar is refused, torn" in words
     asked.clear()
     board(folder)
     assert asked == ["later.tar"]  # which may be scored on another day

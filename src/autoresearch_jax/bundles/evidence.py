@@ -8,7 +8,7 @@ from msgspec import structs
 from autoresearch_jax.bundles.format import Refused
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.records import events, journal
-from autoresearch_jax.records.events import Audited, Began, Event, Purpose, Scaled
+from autoresearch_jax.records.events import Audited, Began, Event, Scaled
 from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
 
@@ -31,6 +31,7 @@ class Evidence:
     began: Began
     audit: Audited | None  # of it and its baseline
     scaled: tuple[Scaled, ...]
+    experiments: Experiments  # it, its base and the baseline, with their repeats
 
     @property
     def change(self) -> float | None:
@@ -123,10 +124,5 @@ def read(records: bytes, n: int, commit: str, base: str) -> Evidence:
         began=began,
         audit=found.audit,
         scaled=tuple(found.scaled.get(n, ())),
+        experiments=found,
     )
-
-
-def repeats(e: Experiment) -> list[float]:
-    """Return the scores of its independent runs on the validation split, the first one included."""
-    fresh = [one for one in e.repeats if one.purpose != Purpose.RETRAIN]
-    return [] if e.val_bpb is None else [e.val_bpb, *(s for r in fresh if (s := r.val_bpb))]

@@ -120,8 +120,8 @@ def as_idea(path: Path, workspace: Workspace, name: str | None, view: View) -> l
                 "Next:",
                 typed(f"  autoresearch-jax ideas show {name}   # what it changes"),
                 typed(f"  autoresearch-jax ideas apply {name}  # into this train.py"),
-                "It is code of whoever sent it. Agents and the built-in search may propose it, and a "
-                "training runs it in its sandbox.",
+                "It is code of whoever sent it. Agents and the built-in search may propose it, and "
+                "a training runs it in its sandbox.",
             ]
         target.unlink()
         with contextlib.suppress(OSError):

@@ -54,7 +54,7 @@ def leaderboard(
     with disk_errors():
         index = view.write(site, standings, others)
     lines = [f"{index.absolute()}: {len(standings)} of {len(found)} files are on the board"]
-    return [*lines, *(f"not on the board: {o.name}, {o.state}. {o.why}" for o in others)]
+    return [*lines, *(f"not on the board: {o.name} is {o.state}: {o.why}" for o in others)]
 
 
 def _checked(
@@ -74,7 +74,7 @@ def _checked(
         return Other(path.name, f"refused, {verdict.refused}", verdict.why)
     if not verdict.confirmed:
         why = next((o.text for o in verdict.findings if o.state is State.OPEN), "")
-        return Other(path.name, "its score is not confirmed", why)
+        return Other(path.name, "not confirmed", why)
     return Standing(bundle, evidence, verdict)
 
 

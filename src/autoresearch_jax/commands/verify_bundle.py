@@ -133,9 +133,11 @@ def _say_what_no_file_shows(bundle: Bundle, evidence: Evidence, found: _Found) -
         f"{bundle.path.name} --as tag"
     )
     if (runs := len(evidence.experiment.runs)) > 1:
-        found.leave_open(f"{runs} runs with a mean of {evidence.experiment.mean_bpb:.6f}: likewise")
+        mean = evidence.experiment.mean_bpb
+        found.leave_open(f"{runs} runs of the sender, with a mean of {mean:.6f}")
     if evidence.audit is not None:
-        found.leave_open(f"an audit: {statistics.audit_words(evidence.audit)} Likewise")
+        words = statistics.audit_words(evidence.audit).removeprefix("audited: ")
+        found.leave_open(f"an audit of the sender: {words}")
 
 
 @dataclass

@@ -124,6 +124,7 @@ def _page(template: str, **values: Any) -> str:
 
 def _of_one(one: Standing, place: int, count: int) -> dict[str, Any]:
     e, audit = one.evidence.experiment, one.evidence.audit
+    noise = statistics.noise(one.evidence.experiments)
     lines, cut = diffs.lines(_diff(one.bundle))
     return {
         "one": one,
@@ -133,6 +134,7 @@ def _of_one(one: Standing, place: int, count: int) -> dict[str, Any]:
         "open": [f.text for f in one.verdict.findings if f.state is State.OPEN],
         "audit": "" if audit is None else statistics.audit_words(audit),
         "runs": e.scores,
+        "noise": "" if noise is None else noise.words,
         "scale": statistics.scale_lines(list(one.evidence.scaled)) if one.evidence.scaled else [],
         "lines": [(SIGNS[sign], old, new, words) for sign, old, new, words in lines],
         "cut": cut,
