@@ -129,8 +129,8 @@ def _say_what_no_file_shows(bundle: Bundle, evidence: Evidence, found: _Found) -
     claim = bundle.manifest
     found.leave_open(
         f"that train.py made these arrays, in {claim.budget_s} s on {evidence.device}, from the "
-        "text to train on: no file shows that. To measure it here: autoresearch-jax import "
-        f"{bundle.path.name} --as tag"
+        "text to train on: no file shows that. To measure it here: autoresearch-jax import FILE "
+        "--as tag"
     )
     if (runs := len(evidence.experiment.runs)) > 1:
         mean = evidence.experiment.mean_bpb
