@@ -367,6 +367,13 @@ def test_a_bundle_needs_parameters_and_a_score(sent, tmp_path):
     assert [*tmp_path.iterdir()] == []
 
 
+def test_data_that_is_gone_is_said_with_the_workspace_that_had_it(sent, tmp_path):
+    with sent.ground.environment(AUTORESEARCH_HOME=str(tmp_path / "home")):
+        workspace = Workspace.open(sent.ground.root)
+        with pytest.raises(UserError, match=f"Prepare it again .* in {sent.ground.root}"):
+            bundle.bundle(workspace, None, None, tmp_path / "x.tar", harness.Notes())
+
+
 def test_parameters_that_were_altered_since_are_not_bundled(sent, tmp_path):
     ground = sent.ground.copy(tmp_path / "ground")
     left = ground.workspace.run_dir(lab.TAG, 2) / "artifacts" / "params"

@@ -31,7 +31,7 @@ from autoresearch_jax.common.archive import Member
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest as data_manifest
 from autoresearch_jax.data.manifest import FROZEN
-from autoresearch_jax.jobs import scoring
+from autoresearch_jax.jobs import environment, scoring
 from autoresearch_jax.records import journal
 from autoresearch_jax.records.experiment import Experiment, refuse_without_parameters
 from autoresearch_jax.records.experiments import Experiments
@@ -146,7 +146,7 @@ def _data(candidates: Candidates, experiments: Experiments, e: Experiment, folde
     for name in FROZEN:
         (frozen / name).write_bytes(candidates.blob(e.commit, name))
     pinned = experiments.first.fingerprint.get("data") if experiments.first else None
-    found = data_manifest.load(frozen, splits=(), fingerprint=pinned)
+    found = environment.data_of(candidates.workspace, frozen, pinned, e)
     own = Path(found.source).is_absolute()  # a folder, whose name is nobody's business
     return Data(
         fingerprint=found.fingerprint,
