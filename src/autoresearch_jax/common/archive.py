@@ -40,7 +40,7 @@ class ArchiveError(Exception):
     `rule` names in a word what is wrong.
     """
 
-    def __init__(self, message: str, rule: str) -> None:
+    def __init__(self, message: str, rule: str = "format") -> None:
         super().__init__(message)
         self.rule = rule
 
