@@ -1,6 +1,8 @@
 """The leaderboard: which bundles are on it, in what order, and that their text stays text."""
 
 import json
+import os
+import random
 import re
 from html.parser import HTMLParser
 
@@ -130,6 +132,19 @@ def test_scores_compare_within_a_device_a_budget_and_its_data(standing, tmp_path
     assert "2 runs: 1.200000, 1.260000" in shown
     assert 'class="plus"' in one
     assert 'class="minus"' in one
+
+
+def test_a_file_that_takes_long_to_compare_costs_little(standing, tmp_path):
+    """With difflib these take minutes: each line is there in many places, in another order."""
+    rng = random.Random(0)
+    lines = [f"a{n % 150} = 0" for n in range(20_000)]
+    other = rng.sample(lines, len(lines))
+    sources = ("\n".join(one).encode() for one in (lines, other))
+    found = standing(**dict(zip(("base_py", "train_py"), sources, strict=True)))
+    begun = sum(os.times()[:4])  # of a CPU, git's as well
+    leaderboard.write(tmp_path / "site", [found], [])
+    assert sum(os.times()[:4]) - begun < 10
+    assert "The rest is left out here." in (tmp_path / "site" / found.page).read_text()
 
 
 def test_pages_of_bundles_that_left_the_board_are_removed(standing, tmp_path):

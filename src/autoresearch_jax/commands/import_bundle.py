@@ -97,6 +97,11 @@ def as_idea(path: Path, workspace: Workspace, name: str | None, view: View) -> l
             f"autoresearch-jax import {path} --as tag"
         )
     base, changed = (_text(path, one) for one in (opened.bundle.base_py, opened.bundle.train_py))
+    if max(base.count("\n"), changed.count("\n")) > fit.MOST_LINES:
+        raise UserError(
+            f"a train.py of {path.name} has more than {fit.MOST_LINES:,} lines, which would take "
+            f"too long to compare. To begin with it: autoresearch-jax import {path} --as tag"
+        )
     ideas = library.load(workspace.root)
     folder = workspace.root / library.FOLDER
     name = _named(name, opened, ideas)

@@ -5,8 +5,8 @@ what it changed and what was found out about it. All text of a bundle is escaped
 """
 
 import contextlib
-import difflib
 import re
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from autoresearch_jax.bundles.verdict import State, Verdict
 from autoresearch_jax.common import files, literals
 from autoresearch_jax.common.text import clean, printable
 from autoresearch_jax.loop import statistics
+from autoresearch_jax.repo import git
 from autoresearch_jax.views.entries import rests_on
 from autoresearch_jax.views.watch import diffs
 from autoresearch_jax.views.watch.report_file import VERSION, content_hash
@@ -143,11 +144,16 @@ def _of_one(one: Standing, place: int, count: int) -> dict[str, Any]:
 
 
 def _diff(bundle: Bundle) -> str:
-    """Return what a bundle changed as a unified diff; "" for a baseline."""
+    """Return what a bundle changed as a unified diff; "" for a baseline.
+
+    Git makes it, because Python's difflib may take hours for a file that was made for that.
+    """
     if bundle.base_py is None:
         return ""
-    before, after = (
-        literals.readable(one).replace("\r\n", "\n").split("\n")
-        for one in (bundle.base_py, bundle.train_py)
-    )
-    return "\n".join(difflib.unified_diff(before, after, "a/train.py", "b/train.py", lineterm=""))
+    names = ("before.py", "train.py")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, source in zip(names, (bundle.base_py, bundle.train_py), strict=True):
+            (Path(folder) / name).write_bytes(source)
+        plain = ("--no-index", "--no-color", "--no-ext-diff", "--no-textconv", "--text")
+        done = git.run(Path(folder), "diff", *plain, "--", *names)
+    return literals.readable(done.output, like=bundle.train_py)
