@@ -290,6 +290,14 @@ def test_a_record_with_a_wrong_checksum_is_refused(path):
     )
 
 
+def test_a_record_whose_step_is_no_word_is_refused(path):
+    def change(left):
+        left["records.jsonl"] += seal_any({"step": []})
+
+    made = bundle_maker.changed(bundle_maker.files(), change)
+    assert refusal(path, made).name == "altered-records"
+
+
 def test_another_train_py_than_that_of_the_commit_is_refused(path):
     def change(left):
         left["train.py"] = b"RATE = 0.3\n"
