@@ -8,6 +8,7 @@ frozen code are those of this workspace.
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -298,10 +299,11 @@ class _Scoring:
     def _best(self, here: Environment) -> Path | None:
         """Return the artifacts of a model to compare with, so that rare leaks are found."""
         for tag in reversed(self.workspace.tags()):
-            folder = self.workspace.state_dir(tag)
-            first = journal.first(folder)
-            same = isinstance(first, Began) and first.fingerprint == here.fingerprint
-            best = journal.read(folder).best if same else None
+            folder, best = self.workspace.state_dir(tag), None
+            with suppress(UserError):  # a damaged journal is of no use here, and of no harm
+                first = journal.first(folder)
+                if isinstance(first, Began) and first.fingerprint == here.fingerprint:
+                    best = journal.read(folder).best
             if best is not None:
                 artifacts = self.workspace.run_dir(tag, best.n) / "artifacts"
                 if (artifacts / NATS).is_file():
