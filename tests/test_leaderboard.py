@@ -24,6 +24,8 @@ CONFIRMED = Verdict(
         Finding(State.OPEN, f"how long it trained {HOSTILE}"),
     ),
     val_bpb=1.0,
+    device="cpu",
+    at=1796101109.0,
 )
 BASE = "import optax\n\nRATE = 0.1\n" + "".join(f"line_{n} = {n}\n" for n in range(40))
 
@@ -128,6 +130,7 @@ def test_scores_compare_within_a_device_a_budget_and_its_data(standing, tmp_path
     one = (tmp_path / "site" / found[0].page).read_text()
     shown = " ".join(Elements(one).words.split())
     assert "2 of 2 on 1 x cpu in 300 s" in shown
+    assert "What was found out on a cpu, 2026-12-01" in shown
     assert "audited: val_bpb -0.200000 from the baseline to experiment 1" in shown
     assert "2 runs: 1.200000, 1.260000" in shown
     assert 'class="plus"' in one

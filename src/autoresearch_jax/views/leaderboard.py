@@ -132,6 +132,7 @@ def _of_one(one: Standing, place: int, count: int) -> dict[str, Any]:
         "place": f"{place} of {count}",
         "title": one.words,
         "confirmed": [f.text for f in one.verdict.findings if f.state is State.CONFIRMED],
+        "computed": _computed(one.verdict),
         "open": [f.text for f in one.verdict.findings if f.state is State.OPEN],
         "audit": "" if audit is None else statistics.audit_words(audit),
         "runs": e.scores,
@@ -141,6 +142,14 @@ def _of_one(one: Standing, place: int, count: int) -> dict[str, Any]:
         "cut": cut,
         "source": printable(literals.readable(one.bundle.train_py)[:SOURCE_LIMIT]),
     }
+
+
+def _computed(verdict: Verdict) -> str:
+    """Return where and when a score was computed; "" if that is not known."""
+    if not verdict.device:
+        return ""
+    day = time.strftime("%Y-%m-%d", time.gmtime(verdict.at))
+    return f"on a {clean(verdict.device, 80)}, {day}"
 
 
 def _diff(bundle: Bundle) -> str:
