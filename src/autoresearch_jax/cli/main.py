@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from autoresearch_jax.cli import ideas, look, output, research, start, steer
+from autoresearch_jax.cli import ideas, look, output, research, share, start, steer
 from autoresearch_jax.common.console import spell_with, typed
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.system.disk_errors import DISK_ERRORS
@@ -25,6 +25,7 @@ SECTIONS = {
         *(look.watch, look.status, look.results, look.show, look.compare, look.lessons),
         *(look.sample, look.report, look.export, research.verify),
     ),
+    "Share": (share.bundle, share.import_, share.leaderboard),
 }
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autoresearch_jax.cli import output
+from autoresearch_jax.cli import output, share
 from autoresearch_jax.cli.options import Configured, Count, tag_option
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def prune(**flags: Any) -> None:
 
 
 @click.command(cls=Configured, settings=("workers", "ray", "isolation", "require_isolation"))
-@click.argument("experiment", metavar="[N|COMMIT]", required=False)
+@click.argument("experiment", metavar="[N|COMMIT|FILE]", required=False)
 @click.option("--sealed", is_flag=True, help=(
     "Score baseline and best on the sealed split, which no decision has ever used."))  # fmt: skip
 @click.option("--retrain", is_flag=True, help=(
@@ -194,15 +194,16 @@ def verify(
 ) -> None:
     """Compute a score again from what the training left, or train again.
 
-    Verifies the best experiment by default. Exits with 1 if the score is not the recorded one.
+    Verifies the best experiment by default. FILE is a bundle, which may come from anyone: nothing
+    of it is run. Exits with 1 if the score is not the recorded one, or if FILE is refused, and with
+    3 if the score of FILE could not be computed here.
 
     \b
     Example:
       autoresearch-jax verify --sealed
       autoresearch-jax verify --audit 3
+      autoresearch-jax verify ../warm-down.tar
     """
-    from autoresearch_jax.commands import verify as command
-
     asked = {"sealed": sealed, "retrain": retrain, "seeds": seeds, "audit": audit, "depth": depths}
     given = [f"--{name}" for name, value in asked.items() if value]
     if len(given) > 1:
@@ -214,6 +215,13 @@ def verify(
         raise click.UsageError(
             f"{given_too.split()[0]} goes with --depth, such as --depth 12 {given_too}."
         )
+    if share.is_file_name(experiment):
+        if given or flags["tag"] is not None:
+            raise click.UsageError(f"{given[0] if given else '--tag'} goes with an experiment.")
+        share.verify_file(Path(str(experiment)), **flags)
+        return
+    from autoresearch_jax.commands import verify as command
+
     with output.workspace(**flags) as opened:
         if seeds:
             found = command.seeds(*opened, name=experiment, runs=seeds)

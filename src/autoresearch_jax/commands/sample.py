@@ -19,8 +19,7 @@ from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.protocol import BROKEN, REFUSED
 from autoresearch_jax.common.text import clean, printable
-from autoresearch_jax.data import manifest
-from autoresearch_jax.data.manifest import FROZEN, DataError, Manifest
+from autoresearch_jax.data.manifest import FROZEN
 from autoresearch_jax.jobs import environment, logs
 from autoresearch_jax.jobs.launch import Launch, reader_memory
 from autoresearch_jax.jobs.local import EARLY_VARIABLES
@@ -89,7 +88,7 @@ def sample(
         candidates = Candidates(workspace, tag)
         for file in FROZEN:
             (frozen / file).write_bytes(candidates.blob(e.commit, file))
-        data = _data(workspace, frozen, pinned, e)
+        data = environment.data_of(workspace, frozen, pinned, e)
         view.live("checking the accelerator")
         _, chosen = environment.probe(workspace.home, config.isolation, config.require_isolation)
         view.live("reading the model")
@@ -134,22 +133,6 @@ def _choose(
     if chosen is None:
         raise UserError(f"tag {tag} has no model with a score yet: autoresearch-jax loop")
     return tag, chosen, experiments.first.fingerprint.get("data")
-
-
-def _data(workspace: Workspace, frozen: Path, pinned: str | None, e: Experiment) -> Manifest:
-    """Return the data that a model was trained on, for its tokenizer. Raises UserError."""
-    same = manifest.frozen_hashes(workspace.root) == manifest.frozen_hashes(frozen)
-    try:
-        return manifest.load(workspace.root if same else frozen, splits=(), fingerprint=pinned)
-    except DataError as error:
-        if same:
-            raise
-        raise UserError(
-            f"{' or '.join(FROZEN)} in {workspace.root} is not what experiment {e.n} was trained "
-            "with, and the data of its own files is gone. Restore them, then "
-            f"`uv run prepare.py`: git -C {workspace.root} checkout {e.commit[:7]} -- "
-            f"{' '.join(FROZEN)}"
-        ) from error
 
 
 def _run(launch: Launch, spec: Path, e: Experiment, reader: "Reader") -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+from autoresearch_jax.bundles.verdict import SAME_BPB
 from autoresearch_jax.common import files, literals
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import SEED, Score, TrainResult
@@ -24,8 +25,6 @@ from autoresearch_jax.records.experiment import (
 )
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system.interrupts import Abandoned
-
-SAME_BPB = 1e-5  # some GPU kernels do not add in the same order twice
 
 
 class Verification(NamedTuple):

@@ -22,8 +22,27 @@ BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * BLOCK)
 
 
+_PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE)
+# What is in a tar archive that is neither a plain file nor a folder, and the rule against it.
+_KINDS = {
+    tarfile.LNKTYPE: ("link", "a hard link"),
+    tarfile.SYMTYPE: ("link", "a symbolic link"),
+    tarfile.CHRTYPE: ("device", "a device"),
+    tarfile.BLKTYPE: ("device", "a device"),
+    tarfile.FIFOTYPE: ("device", "a pipe"),
+    tarfile.GNUTYPE_SPARSE: ("holes", "a file of holes, which expands"),
+}
+
+
 class ArchiveError(Exception):
-    """An archive is torn, is not in the format, or has what its reader does not allow."""
+    """An archive is torn, is not in the format, or has what its reader does not allow.
+
+    `rule` names in a word what is wrong.
+    """
+
+    def __init__(self, message: str, rule: str = "format") -> None:
+        super().__init__(message)
+        self.rule = rule
 
 
 # --------------------------------------------------------------------------------- writing
@@ -131,19 +150,21 @@ def read(
     stream = _Stream(given)
     names: set[str] = set()
     while (info := _next(stream)) is not None:
+        if info.type not in _PLAIN:
+            rule, what = _KINDS.get(info.type, ("extension", "something else"))
+            plain = "neither a plain file nor a folder"
+            raise ArchiveError(f"{_shown(info.name)} is {plain}, but {what}", rule)
         name = _checked(info.name)
         if name in names:
-            raise ArchiveError(f"{_shown(name)} is in it twice")
+            raise ArchiveError(f"{_shown(name)} is in it twice", "twice")
         names.add(name)
         if len(names) > most_members:
-            raise ArchiveError(f"it has more than {most_members:,} files and folders")
-        if not (info.isreg() or info.isdir()) or info.issparse():
-            raise ArchiveError(f"{_shown(name)} is neither a plain file nor a folder")
+            raise ArchiveError(f"it has more than {most_members:,} files and folders", "too-large")
         if info.size < 0 or (info.isdir() and info.size):
-            raise ArchiveError(f"the size of {_shown(name)} is {info.size:,} bytes")
+            raise ArchiveError(f"the size of {_shown(name)} is {info.size:,} bytes", "format")
         most_bytes -= info.size
         if most_bytes < 0:
-            raise ArchiveError(f"with {_shown(name)} it has more than it may have")
+            raise ArchiveError(f"with {_shown(name)} it has more than it may have", "too-large")
         content = stream.pieces(info.size)
         yield Entry(name, None if info.isdir() else info.size, content)
         for _ in content:
@@ -174,7 +195,7 @@ def unpack(
         elif entry.name in places and entry.size is not None:
             path = places[entry.name]
         else:
-            raise ArchiveError(f"{_shown(entry.name)} is not expected")
+            raise ArchiveError(f"{_shown(entry.name)} is not expected", "unlisted")
         if entry.size is None:
             path.mkdir(parents=True, exist_ok=True)
             continue
@@ -203,12 +224,12 @@ def _next(stream: "_Stream") -> tarfile.TarInfo | None:
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError:
-            raise ArchiveError("it is not a tar archive, or is damaged") from None
+            raise ArchiveError("it is not a tar archive, or is damaged", "format") from None
         if info.type != tarfile.GNUTYPE_LONGNAME:
             info.name = name or info.name
             return info
         if name or not 0 < info.size <= NAME_BYTES:
-            raise ArchiveError(f"it has a name of more than {NAME_BYTES:,} bytes")
+            raise ArchiveError(f"it has a name of more than {NAME_BYTES:,} bytes", "format")
         long = stream.exactly(_padded(info.size))[: info.size]
         name = long.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
@@ -217,7 +238,8 @@ def _checked(name: str) -> str:
     """Returns a name without the slash at the end of a folder's. Raises ArchiveError."""
     name = name.removesuffix("/")
     if any(part in ("", ".", "..") for part in name.split("/")):
-        raise ArchiveError(f"{_shown(name)} is not the name of a file in a folder")
+        why = f"{_shown(name)} is not the name of a file in a folder"
+        raise ArchiveError(why, "path-outside")
     return name
 
 
@@ -237,7 +259,7 @@ class _Stream:
         while size:
             piece = self._some(size)
             if not piece:
-                raise ArchiveError("it ends early")
+                raise ArchiveError("it ends early", "torn")
             size -= len(piece)
             yield piece
 
@@ -251,7 +273,7 @@ class _Stream:
         while piece := self._some(PADDING_BYTES):
             left -= len(piece)
             if left < 0 or bytes(piece).strip(b"\0"):
-                raise ArchiveError("something follows its end")
+                raise ArchiveError("something follows its end", "trailing-bytes")
 
     def _some(self, most: int) -> memoryview:
         """Returns at most so many bytes; none at the end."""

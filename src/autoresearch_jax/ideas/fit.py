@@ -98,7 +98,7 @@ def fit(idea: Idea, source: str, ideas: Mapping[str, Idea]) -> Fit:
     if found := blocked(idea, ideas, lambda other: contains(other, source, ideas)):
         return found
     try:
-        return Fit(State.READY, source=_merged(*_versions(idea, source, ideas), source))
+        return Fit(State.READY, source=carried(*_versions(idea, source, ideas), source))
     except NOT_PYTHON as error:
         return Fit(State.CONFLICTS, str(error))
 
@@ -175,7 +175,7 @@ def _versions(idea: Idea, source: str, ideas: Mapping[str, Idea]) -> tuple[str, 
 
 def _base(idea: Idea, ideas: Mapping[str, Idea]) -> str:
     """Return the shipped train.py with the ideas that this one needs."""
-    base = _shipped()
+    base = shipped()
     for name in idea.needs:
         with contextlib.suppress(ValueError):
             base = _patched(base, ideas[name].patch)
@@ -183,7 +183,8 @@ def _base(idea: Idea, ideas: Mapping[str, Idea]) -> str:
 
 
 @cache
-def _shipped() -> str:
+def shipped() -> str:
+    """Return the train.py of a new workspace."""
     return (paths.template() / "train.py").read_text(encoding="utf-8")
 
 
@@ -199,8 +200,12 @@ def _patched(base: str, patch: str) -> str:
     return text
 
 
-def _merged(base: str, patched: str, source: str) -> str:
-    """Return the source with what changed from `base` to `patched`. Raises ValueError."""
+def carried(base: str, patched: str, source: str) -> str:
+    """Return the source with what changed from `base` to `patched`.
+
+    Raises:
+        ValueError: they conflict.
+    """
     crlf = 0 < source.count("\n") == source.count("\r\n")
     source = source.replace("\r\n", "\n") if crlf else source
     old, new, ours = (_values(text) for text in (base, patched, source))

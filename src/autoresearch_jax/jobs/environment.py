@@ -12,8 +12,9 @@ from typing import Any
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data import manifest
-from autoresearch_jax.data.manifest import Manifest
+from autoresearch_jax.data.manifest import FROZEN, DataError, Manifest
 from autoresearch_jax.jobs import scoring
+from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import Place
 from autoresearch_jax.sandbox import isolation, profiles, seccomp
 from autoresearch_jax.sandbox.isolation import Sandbox
@@ -136,6 +137,25 @@ def examine(
         device=device,
         chosen=chosen,
     )
+
+
+def data_of(workspace: Place, frozen: Path, pinned: str | None, e: Experiment) -> Manifest:
+    """Returns the data that an experiment was scored on; `frozen` has its constants.py, prepare.py.
+
+    Raises UserError if it is gone.
+    """
+    same = manifest.frozen_hashes(workspace.root) == manifest.frozen_hashes(frozen)
+    try:
+        return manifest.load(workspace.root if same else frozen, splits=(), fingerprint=pinned)
+    except DataError as error:
+        if same:
+            raise
+        raise UserError(
+            f"{' or '.join(FROZEN)} in {workspace.root} is not what experiment {e.n} was trained "
+            "with, and the data of its own files is gone. Restore them, then "
+            f"`uv run prepare.py`: git -C {workspace.root} checkout {e.commit[:7]} -- "
+            f"{' '.join(FROZEN)}"
+        ) from error
 
 
 def usable_gib(device: device_probe.Device) -> float:

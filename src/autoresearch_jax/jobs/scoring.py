@@ -7,7 +7,8 @@ import os
 import re
 import stat
 import time
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 
 from autoresearch_jax.common import files, scored_files
 from autoresearch_jax.common.errors import UserError
@@ -94,6 +95,18 @@ def seal(artifacts: Path) -> str:
         files.sync_folder(artifacts)
     except (OSError, scored_files.TooMuch):
         return UNSEALABLE
+    return digest.hexdigest()
+
+
+def seal_of(hashes: Mapping[str, str]) -> str:
+    """Returns what `seal` does of a folder with just these files; each has its SHA-256, in hex."""
+    paths = map(PurePosixPath, hashes)
+    folders = {str(above) for path in paths for above in path.parents} - {"."}
+    digest = hashlib.sha256()
+    for name in sorted(hashes.keys() | folders):
+        kind = stat.S_IFREG if name in hashes else stat.S_IFDIR
+        digest.update(b"%s\0%d\0" % (os.fsencode(name), kind))
+        digest.update(bytes.fromhex(hashes.get(name, "")))
     return digest.hexdigest()
 
 

@@ -149,9 +149,15 @@ class Session(OpenTag):
             refs[f"refs/heads/{self.candidates.branch}"] = self.experiments.best.commit
         return refs
 
-    def propose_baseline(self) -> Experiment:
-        """Make the checkout's commit the next experiment."""
-        return self._record(self.workspace.head(), base="", description="baseline", agent="")
+    def propose_baseline(
+        self, source: bytes | None = None, description: str = "baseline"
+    ) -> Experiment:
+        """Make the checkout's commit the next experiment, or one on it with another train.py."""
+        commit = self.workspace.head()
+        if source is not None:
+            blob = self.candidates.store(source)
+            commit = self._commit(len(self.experiments), blob, commit, description, "import")
+        return self._record(commit, base="", description=clean(description), agent="")
 
     def propose(
         self,

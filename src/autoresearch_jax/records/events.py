@@ -371,9 +371,9 @@ def decode(line: bytes) -> Event:
         return _DECODER.decode(line)
     except msgspec.ValidationError:
         step = msgspec.json.decode(line, type=dict[str, Any]).get("step")
-        if step not in _TAGS:
-            return Unknown()
-        raise
+        if isinstance(step, str) and step in _TAGS:
+            raise
+        return Unknown()
 
 
 def encode(event: Event) -> Mapping[str, Any]:

@@ -122,6 +122,11 @@ def line_of(one: Lesson) -> str:
     return _line(one.text, words)
 
 
+def learned(one: Lesson, tag: str) -> str:
+    """Return a lesson of another tag as a line of the file."""
+    return of_another(line_of(one), tag)[0]
+
+
 def _line(text: str, measured: str) -> str:
     text = clean(text, LESSON_LIMIT).replace("<!--", "<-").replace("-->", "->")
     return f"- {text} ({measured})"

@@ -128,8 +128,8 @@ def html(reader: Reader, model: LiveModel, made_from: MadeFrom, told: Story, pic
             found.pop("prompt", None)
         blocks.append((f"experiment-{n}", found))
     policy = (
-        f"default-src 'none'; script-src {' '.join(map(_hash, code))}; "
-        f"style-src {_hash(style)}; img-src data:; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {' '.join(map(content_hash, code))}; "
+        f"style-src {content_hash(style)}; img-src data:; base-uri 'none'; form-action 'none'"
     )
     scripts = dict(zip(SCRIPTS, code, strict=True))
     table = base64.b64encode(as_csv(model.entries).encode()).decode()
@@ -144,5 +144,6 @@ def html(reader: Reader, model: LiveModel, made_from: MadeFrom, told: Story, pic
     )
 
 
-def _hash(text: str) -> str:
+def content_hash(text: str) -> str:
+    """Return a text's hash as a Content-Security-Policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
