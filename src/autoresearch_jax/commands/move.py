@@ -1,8 +1,8 @@
 """Write a tag into a file, with which it goes on elsewhere: what `move` does."""
 
+import contextlib
 import importlib.metadata
 import os
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,12 @@ from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo.candidates import Candidates
 from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system import locks
 
 # Of these, another version may change a score or a proposal.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "optuna", "scipy")
 MB = 1e6
+SCRATCH = ".autoresearch-move"  # a folder beside the file until that is complete
 
 
 def move(
@@ -50,16 +52,18 @@ def move(
             f"Stop it first: autoresearch-jax stop --tag {tag}"
         )
     lock = tags.lock(state_dir / "lock", tag, view, what="move")
+    scratch = target.parent / SCRATCH  # on the same disk, so that the file can be renamed
     try:
-        # In the target's folder, so that it is renamed within one disk.
-        with tempfile.TemporaryDirectory(prefix=".move-", dir=target.parent) as scratch:
-            return _write(workspace, tag, lock, target, Path(scratch), view, everything)
+        with locks.own_folder(scratch, "file") as (folder, _):
+            return _write(workspace, tag, lock, target, folder, view, everything)
     except (OSError, GitError) as error:
         raise UserError(
             f"{target} cannot be written: {error}. Nothing is there, and the tag is as it was. "
             "Free some space, or name a file on another disk: autoresearch-jax move -o FILE"
         ) from None
     finally:
+        with contextlib.suppress(OSError):
+            scratch.rmdir()
         os.close(lock)
 
 

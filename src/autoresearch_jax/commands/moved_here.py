@@ -4,6 +4,7 @@ Scores of another kind of device, of other data or of other code do not compare.
 measures its own baseline: the best train.py of the moved one, or the one of a new workspace.
 """
 
+import contextlib
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -58,35 +59,57 @@ def go_on(
     """
     chosen = None if preset is None else presets.get(preset)
     sizes, text = Sizes(chosen, seq_len, vocab_size, budget), setup.resolved(text)
-    experiments = journal.read(workspace.state_dir(found.tag))
-    assert experiments.first is not None
-    _warn_of_settings(workspace, view)
-    if foreign := foreign_code(workspace.root):
+    root, experiments = workspace.root, journal.read(workspace.state_dir(found.tag))
+    # Otherwise the tag was added to a workspace of something else, whose files stay as they are.
+    is_own = git.run(root, "merge-base", "--is-ancestor", found.head, "HEAD").status == 0
+    _warn_of_settings(root, view)
+    if foreign := foreign_code(root) if is_own else []:
         view.say(
             f"Its data is not prepared, because that would run code that is not part of "
-            f"autoresearch-jax {setup.VERSION}: {', '.join(foreign)}. Read it, then prepare it "
-            f"yourself: cd {shlex.quote(str(workspace.root))} && {_command(found.data)}"
+            f"autoresearch-jax {setup.VERSION}: {_some(foreign)}. Read it, then prepare it "
+            f"yourself: cd {shlex.quote(str(root))} && {_command(found.data)}"
         )
         return False
-    known = dict(experiments.first.fingerprint)
-    data, _ = known.pop("data", None), known.pop("number of cores", None)
-    device, other = _probe(view), f"sizes ({sizes})" if str(sizes) else ""
-    if device is not None:
-        present = _present(workspace.root, device)
-        other = tags.differences(known, present) or other
-        if all(known.get(name) == present[name] for name in ("device", "device count")):
-            device = None
-    if other:
-        _begin_other(workspace, found, experiments, device, sizes, view)
-    setup.prepare(workspace.root, view, **_choice(found.data, text, view))
-    ready = manifest.load(workspace.root)
-    if not other and data is not None and ready.fingerprint != data:
-        other = f"data ({data}, now {ready.fingerprint}: {_why_other(found.data, ready)})"
-        _begin_other(workspace, found, experiments, None, sizes, view)
+    if is_own and _learns_from(root) == found.tag:
+        view.say(f"A new tag that learns from {found.tag} was begun here before.")
+        setup.resize(root, sizes, view)
+        setup.prepare(root, view, **text)
+        return True
+    device, other = _compared(root, experiments, sizes, view)
+    if other and is_own:
+        _begin_other(workspace, found.tag, experiments, device, sizes, view)
+    if is_own or not other:
+        ready, wanted = (
+            _prepared(root, found.data, text, view),
+            found.data and found.data.fingerprint,
+        )
+        if not other and ready.fingerprint != wanted:
+            why = _why_other(found.data, ready)
+            other = f"text ({wanted or 'unknown'}, now {ready.fingerprint}: {why})"
+            if is_own:
+                _begin_other(workspace, found.tag, experiments, None, sizes, view)
     if not other:
         _forget_absent(workspace, view)
-    _say(workspace, found, experiments, other, view)
+    _say(root, found, experiments, other, view)
     return True
+
+
+def _compared(
+    root: Path, experiments: Experiments, sizes: Sizes, view: View
+) -> tuple[Device | None, str]:
+    """Return this machine's device if it is another one, and all that is another, in words.
+
+    The data is compared once it is prepared, and the number of cores depends on `--workers`.
+    """
+    assert experiments.first is not None
+    device, known = _probe(view), dict(experiments.first.fingerprint)
+    here = present(root, device)
+    names = [*here] if device is None else {*known, *here} - {"data", "number of cores"}
+    other = tags.differences({name: known[name] for name in names if name in known}, here)
+    if not other and str(sizes):
+        other = f"size ({sizes})"
+    same = all(known.get(name) == here.get(name) for name in ("device", "device count"))
+    return None if same else device, other
 
 
 def foreign_code(root: Path) -> list[str]:
@@ -117,11 +140,15 @@ def _probe(view: View) -> Device | None:
         view.live("")
 
 
-def _present(root: Path, device: Device) -> dict[str, Any]:
-    """Return the fingerprint of scores here, without the data."""
-    return {
+def present(root: Path, device: Device | None) -> dict[str, Any]:
+    """Return the fingerprint of scores here, as far as it is known, without the data."""
+    code = {
         "frozen files": manifest.frozen_fingerprint(root),
         "scorer": scoring.code_sha256()[:16],
+    }
+    if device is None:
+        return code
+    return code | {
         "device": device.device_kind,
         "device count": device.device_count,
         "JAX": device.jax_version,
@@ -131,25 +158,37 @@ def _present(root: Path, device: Device) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------ data
 
 
-def _choice(known: Text | None, given: dict[str, Any], view: View) -> dict[str, Any]:
-    """Return which text is prepared: the tag's, or what the user wants. Raises UserError."""
-    if given.get("source") is not None or known is None:
-        return given
-    choice = msgspec.structs.asdict(known.choice) | {
-        k: v for k, v in given.items() if v is not None
-    }
-    source, validation = choice["source"], choice["validation"]
-    local = [Path(one) for one in (source, validation) if one is not None and one.startswith("/")]
-    for path in local:
-        if not path.exists():
-            names = [name for name, _, _ in known.shards]
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+def _prepared(
+    root: Path, known: Text | None, given: dict[str, Any], view: View
+) -> manifest.Manifest:
+    """Prepare the text of the tag, or what the user wants instead. Raises UserError."""
+    given = {name: value for name, value in given.items() if value is not None}
+    if known is not None and not given:
+        with contextlib.suppress(manifest.DataError):  # this machine may have it already
+            ready = manifest.load(root, fingerprint=known.fingerprint)
+            manifest.write(root, ready)
+    if known is not None and "source" not in given and setup.data(root) is None:
+        given = msgspec.structs.asdict(known.choice) | given
+        _refuse_absent(known, given)
+    setup.prepare(root, view, **given)
+    return manifest.load(root)
+
+
+def _refuse_absent(known: Text, given: dict[str, Any]) -> None:
+    """Raise UserError if the text is a folder or a file that is not on this machine."""
+    for path in (given["source"], given["validation"]):
+        if path is not None and path.startswith("/") and not Path(path).exists():
+            validation = " --validation FILE" if given["validation"] else ""
             raise UserError(
-                f"the text of the tag was in {path} ({', '.join(names[:SHOWN])}{more}), and "
-                f"nothing is there on this machine. Copy it there, or name the folder where it is: "
-                f"--source DIR{' --validation FILE' if validation else ''}"
+                f"the text of the tag was in {path} ({_some([name for name, *_ in known.shards])})"
+                ", and nothing is there on this machine. Copy it there, or run the same command "
+                f"with --source DIR{validation} where it is."
             )
-    return choice
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(map(clean, names[:SHOWN]))}{more}"
 
 
 def _why_other(known: Text | None, ready: manifest.Manifest) -> str:
@@ -159,8 +198,7 @@ def _why_other(known: Text | None, ready: manifest.Manifest) -> str:
     names = sorted({name for name, _, _ in before ^ now})
     if not before or not names:
         return "it is packed otherwise"
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more} differ"
+    return f"{_some(names)} differ"
 
 
 def _command(known: Text | None) -> str:
@@ -172,33 +210,25 @@ def _command(known: Text | None) -> str:
 
 def _begin_other(
     workspace: Workspace,
-    found: About,
+    tag: str,
     experiments: Experiments,
     device: Device | None,
     sizes: Sizes,
     view: View,
 ) -> None:
-    """Commit what a new tag begins with, unless the workspace is not the tag's own.
-
-    `device` is of another kind or number; None: it is the same.
-    """
+    """Commit what a new tag begins with. `device` is another one; None: it is the same."""
     root = workspace.root
-    if git.run(root, "merge-base", "--is-ancestor", found.head, "HEAD").status:
-        return  # the tag was added to a workspace of something else
-    before = (root / PROGRAM).read_bytes()
-    program = learning(before, found.tag)
-    if program == before:
-        return  # an earlier call did it
     setup.check_branch(root)
     train, constants, words = _start(workspace, experiments, device, sizes)
+    program = learning((root / PROGRAM).read_bytes(), tag)
     names = ("train.py", "constants.py", PROGRAM)
     with interrupts.held_back():
         # Its program.md comes last: it says that all is done.
         for name, content in zip(names, (train, constants, program), strict=True):
             files.write_bytes(root / name, content)
         git.output(root, "add", "--", *names)
-        setup.commit(root, f"Start from what {found.tag} has found", *names)
-    view.say(f"Committed {words}, and `learn_from: {found.tag}` in {PROGRAM}.")
+        setup.commit(root, f"Start from what {tag} has found", *names)
+    view.say(f"Committed {words}, and `learn_from: {tag}` in {PROGRAM}.")
 
 
 def learning(program: bytes, tag: str | None) -> bytes:
@@ -217,13 +247,17 @@ def learning(program: bytes, tag: str | None) -> bytes:
     return f"{fence}{''.join(kept)}{line}{after}".encode(errors="surrogateescape")
 
 
+def _learns_from(root: Path) -> str | None:
+    """Return the tag that program.md names to learn from."""
+    try:
+        return config.resolve(root).learn_from
+    except UserError:  # a loop says what is wrong with it
+        return None
+
+
 def _forget_absent(workspace: Workspace, view: View) -> None:
     """Let no loop look for a tag to learn from that was not moved: this one knows it already."""
-    path = workspace.root / PROGRAM
-    try:
-        name = config.resolve(workspace.root).learn_from
-    except UserError:
-        return
+    path, name = workspace.root / PROGRAM, _learns_from(workspace.root)
     if name is None or name in workspace.tags() or Path(name).expanduser().is_dir():
         return
     files.write_bytes(path, learning(path.read_bytes(), None))
@@ -270,10 +304,10 @@ def _is_smaller(preset: Preset, source: bytes) -> bool:
 # ---------------------------------------------------------------------------------- words
 
 
-def _warn_of_settings(workspace: Workspace, view: View) -> None:
+def _warn_of_settings(root: Path, view: View) -> None:
     """Name the settings of program.md that run a program, which someone else may have written."""
     try:
-        found = config.resolve(workspace.root)
+        found = config.resolve(root)
     except UserError as error:
         view.say(f"Warning: {error}")
         return
@@ -286,9 +320,7 @@ def _warn_of_settings(workspace: Workspace, view: View) -> None:
         )
 
 
-def _say(
-    workspace: Workspace, found: About, experiments: Experiments, other: str, view: View
-) -> None:
+def _say(root: Path, found: About, experiments: Experiments, other: str, view: View) -> None:
     """Say what a loop will do here."""
     here = packages()
     changed = [
@@ -299,10 +331,13 @@ def _say(
     if changed:
         view.say(f"Packages of other versions: {'; '.join(changed)}.")
     if other:
+        learns = f"learns from {found.tag}"
+        if _learns_from(root) != found.tag:
+            learns += f" with this option: autoresearch-jax loop --learn-from {found.tag}"
         view.say(
             f"Tag {found.tag} does not go on here, because its scores would not compare with new "
             f"ones: another {other}. A loop begins a new tag, which measures its own baseline and "
-            f"learns from {found.tag}."
+            f"{learns}."
         )
         return
     best = experiments.best
