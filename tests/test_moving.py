@@ -484,6 +484,11 @@ FORGED = {
     "a lock": (
         lambda folder: (folder / "tag" / "lock").write_text("1"), {}, "'tag/lock', which no moved"
     ),
+    "a folder in place of a file": (
+        lambda folder: (folder / "program.md").unlink() or (folder / "program.md").mkdir(),
+        {},
+        "'program.md', which no moved",
+    ),
     "no journal": (
         lambda folder: (folder / "tag" / "journal.jsonl").unlink(), {}, "no experiments"
     ),

@@ -93,7 +93,10 @@ def setup(target: Path, skip_data: bool, moved: Path | None, **options: Any) -> 
         view.say("Next:")
         if root != Path.cwd():
             view.say(f"  cd {shlex.quote(str(target))}")
-        if skip_data:
+        if skip_data and moved is not None:
+            again = f"setup {shlex.quote(str(target))} --from {shlex.quote(str(moved))}"
+            view.say(typed(f"  autoresearch-jax {again}  # its data, and whether it goes on"))
+        elif skip_data:
             text = {
                 name: options[name] for name in ("source", "num_shards", "column", "validation")
             }

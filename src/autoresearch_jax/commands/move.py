@@ -192,7 +192,7 @@ def _members(
             names += [protocol.NATS] if (folder / protocol.NATS).is_file() else []
             inside = f"{moved_tag.TAG}/runs/{e.n}/artifacts"
             found += archive.members(folder, names, within=inside)
-    yield from (one for one in found if moved_tag.is_name(one.name))
+    yield from (one for one in found if moved_tag.is_name(one.name, folder=one.size is None))
 
 
 def _matters(e: Experiment, experiments: Experiments) -> bool:

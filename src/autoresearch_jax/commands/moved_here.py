@@ -220,7 +220,8 @@ def _begin_other(
     root = workspace.root
     setup.check_branch(root)
     train, constants, words = _start(workspace, experiments, device, sizes)
-    program = learning((root / PROGRAM).read_bytes(), tag)
+    path = root / PROGRAM
+    program = learning(path.read_bytes() if path.exists() else b"", tag)
     names = ("train.py", "constants.py", PROGRAM)
     with interrupts.held_back():
         # Its program.md comes last: it says that all is done.

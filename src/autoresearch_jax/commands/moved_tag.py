@@ -33,9 +33,11 @@ ABOUT_BYTES = 128 << 20
 MOST_BYTES = 1 << 40  # of all members
 MOST_MEMBERS = 1_000_000
 TREE_BYTES = 256 << 20  # of the files of a workspace, without its data
-_NAME = re.compile(
-    rf"{BUNDLE}|{PROGRAM}|{IDEAS}(/[^/]+){{0,3}}|{TAG}(/({'|'.join(map(re.escape, STATE))})(/[^/]+)"
-    r"{0,20})?"
+_FOLDERS = "requests|runs|asks"  # of STATE
+_FOLDER = re.compile(rf"{IDEAS}(/[^/]+){{0,3}}|{TAG}(/({_FOLDERS})(/[^/]+){{0,20}})?")
+_FILE = re.compile(
+    rf"{BUNDLE}|{PROGRAM}|{IDEAS}(/[^/]+){{1,3}}|{TAG}/({_FOLDERS})(/[^/]+){{1,20}}"
+    rf"|{TAG}/({'|'.join(re.escape(name) for name in STATE if '.' in name)})"
 )
 _HASH = re.compile(r"|[0-9a-f]{40}|[0-9a-f]{64}")
 _REF = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -86,9 +88,9 @@ def sums(members: Iterable[Member], report: Callable[[int], object]) -> dict[str
     return found
 
 
-def is_name(name: str) -> bool:
-    """Return whether a file of a moved tag may have a member of that name."""
-    return _NAME.fullmatch(name) is not None and name.isprintable()
+def is_name(name: str, *, folder: bool) -> bool:
+    """Return whether a file of a moved tag may have a folder, or a file, of that name."""
+    return (_FOLDER if folder else _FILE).fullmatch(name) is not None and name.isprintable()
 
 
 # --------------------------------------------------------------------------------- reading
@@ -113,7 +115,8 @@ def unpack(
     entries = _entries(path, MOST_BYTES)
     try:
         found, done = _about(next(entries, None), path), 0
-        if wrong := next((name for name in found.files if not is_name(name)), None):
+        named = found.files.items()
+        if wrong := next((n for n, sha in named if not is_name(n, folder=sha is None)), None):
             raise Damaged(f"{path} has {clean(wrong)!a}, which no moved tag has. {_AGAIN}")
         expected = iter(found.files.items())
         for entry in entries:
