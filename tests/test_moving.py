@@ -1,6 +1,8 @@
 """`move` and `setup --from`: a tag goes on elsewhere, whatever happens on the way."""
 
+import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
@@ -10,9 +12,11 @@ import subprocess
 import sys
 import tarfile
 
+import hypothesis
 import msgspec
 import pytest
 from click.testing import CliRunner
+from hypothesis import strategies as st
 
 from autoresearch_jax.cli.main import main
 from autoresearch_jax.commands import move, moved_here, moved_tag, presets, setup, setup_from
@@ -281,8 +285,8 @@ KILLED = """\
 import os, signal, sys
 from pathlib import Path
 from autoresearch_jax.commands import move, setup_from
+from autoresearch_jax.common.console import QuietView
 from autoresearch_jax.repo.workspace import Workspace
-from tests.harness import Notes
 
 verb, root, file, at = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 seen = 0
@@ -297,9 +301,9 @@ def hook(event, arguments):
 
 sys.addaudithook(hook)
 if verb == "move":
-    move.move(Workspace.open(root), "t", file, Notes())
+    move.move(Workspace.open(root), "t", file, QuietView())
 else:
-    setup_from.restore(file, root, Notes())
+    setup_from.restore(file, root, QuietView())
 print(seen)
 """
 
@@ -318,7 +322,7 @@ def points(verb, root, file, tmp_path, nightly):
     done = killed(verb, root, file, 0, tmp_path)
     assert done.returncode == 0, done.stderr
     count = int(done.stdout)
-    return range(1, count + 1) if nightly else range(2, count + 1, max(1, count // 4))
+    return range(1, count + 1) if nightly else range(2, count + 1, max(1, count // 3))
 
 
 def test_a_killed_setup_leaves_nothing_usable_and_the_next_one_completes_it(
@@ -364,6 +368,21 @@ def test_a_killed_move_leaves_no_file_and_the_next_one_writes_it(sent, tmp_path,
         move.move(workspace, "t", file, Notes())
         assert decided(restored(file, tmp_path / f"{at}")) == before
         assert not list(tmp_path.glob(".autoresearch-move*"))
+
+
+def test_a_full_disk_makes_no_workspace(sent, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "score.log")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 8, 2))
+        with pytest.raises(UserError, match=r"takes 0.00 GB, .* has 0.00 GB free. Free some"):
+            restored(sent[1], tmp_path / "there")
+    with monkeypatch.context() as patch:
+        patch.setattr(moved_tag, "unpack", full)
+        with pytest.raises(UserError, match=r"cannot be made: .* No space left"):
+            restored(sent[1], tmp_path / "there")
+    assert not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------------------ hostile files
@@ -473,6 +492,64 @@ def test_what_is_torn_or_altered_is_refused(sent, tmp_path):
         restored(tmp_path / "none.tar", tmp_path / "there")
     with pytest.raises(UserError, match="is a folder"):
         restored(tmp_path, tmp_path / "there")
+
+
+CHANGES = st.lists(
+    st.tuples(st.floats(0, 1), st.sampled_from(["flip", "cut", "insert", "repeat"]), st.binary()),
+    min_size=1,
+    max_size=4,
+)
+
+
+@hypothesis.given(changes=CHANGES)
+def test_an_altered_file_is_refused_or_has_the_same_content(sent, tmp_path_factory, changes):
+    folder = tmp_path_factory.mktemp("altered")
+    data = sent[1].read_bytes()
+    for where, kind, more in changes:
+        at = int(where * (len(data) - 1))
+        if kind == "flip":
+            data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        elif kind == "cut":
+            data = data[:at] + data[at + 1 + len(more) :]
+        else:
+            data = data[:at] + (more if kind == "insert" else data[at : at + 512]) + data[at:]
+        data = data or b"x"
+    (folder / "t.tar").write_bytes(data)
+    for name in ("here", "same"):
+        (folder / name).mkdir()
+    try:
+        moved_tag.unpack(folder / "t.tar", folder / "here", lambda _: None)
+    except UserError:
+        assert {path.name for path in folder.iterdir()} == {"here", "same", "t.tar"}
+    else:
+        moved_tag.unpack(sent[1], folder / "same", lambda _: None)
+        assert files(folder / "here") == files(folder / "same")
+    shutil.rmtree(folder)
+
+
+NAMES = st.text(st.sampled_from("ab./-\\\0\n\u202e") | st.characters(), max_size=12)
+
+
+@hypothesis.given(
+    name=st.lists(st.sampled_from(["tag", "runs", "ideas"]) | NAMES, max_size=5).map("/".join)
+)
+def test_no_name_leads_elsewhere(sent, tmp_path_factory, name):
+    folder = tmp_path_factory.mktemp("named")
+    (folder / "x").write_text("x")
+    (folder / "there").mkdir()
+    about = msgspec.to_builtins(moved_tag.about(sent[1]))
+    about |= {"files": {name: hashlib.sha256(b"x").hexdigest()}, "bytes": 1}
+    (folder / "about").write_text(json.dumps(about))
+    members = [
+        archive.Member(one, folder / at, (folder / at).stat().st_size)
+        for one, at in (("about.json", "about"), (name, "x"))
+    ]
+    (folder / "t.tar").write_bytes(b"".join(archive.chunks(members)))
+    with contextlib.suppress(UserError):
+        moved_tag.unpack(folder / "t.tar", folder / "there", lambda _: None)
+        assert [path.name for path in (folder / "there").rglob("*") if path.is_file()]
+    assert {path.name for path in folder.iterdir()} == {"about", "there", "t.tar", "x"}
+    shutil.rmtree(folder)
 
 
 FORGED = {
@@ -695,7 +772,7 @@ def test_a_machine_of_another_class_begins_with_the_train_py_of_a_new_workspace(
     at_home, tmp_path, monkeypatch
 ):
     file, _ = at_home
-    monkeypatch.setattr(moved_here, "_prepared", lambda *_: None)
+    monkeypatch.setattr(moved_here, "_prepared", lambda *_, **__: None)
     there, said, _ = gone_on(file, tmp_path / "there", CPU, monkeypatch)
     assert "with preset cpu" in said
     shipped = [(data_helpers.ROOT / name).read_bytes() for name in setup.SIZED]
@@ -748,6 +825,15 @@ def test_a_device_that_does_not_answer_is_no_other_device(at_home, tmp_path, mon
     assert moved_here.go_on(workspace, found, view)
     assert "of the same kind is not known: JAX could not open a device." in view.text
     assert "Tag t goes on here" in view.text
+
+
+def test_text_that_is_not_known_is_asked_for(at_home, tmp_path, monkeypatch):
+    folder = unpacked(at_home[0], tmp_path / "unpacked")
+    file = packed(folder, tmp_path / "t.tar", data=None)
+    with pytest.raises(UserError, match=r"does not say on which text.*--source fineweb-edu"):
+        gone_on(file, tmp_path / "there", H100, monkeypatch)
+    _, said, _ = gone_on(file, tmp_path / "there", H100, monkeypatch, source=str(at_home[1]))
+    assert "Tag t goes on here" in said
 
 
 def test_code_of_others_is_not_run(at_home, tmp_path, monkeypatch):

@@ -319,7 +319,7 @@ def export(names: tuple[str, ...], folder: Path | None, tag: str | None) -> None
     "With the parameters of every experiment that has them, not of baseline and best alone."
 ))  # fmt: skip
 def move(tag: str | None, target: Path, everything: bool) -> None:
-    """Write TAG (by default the newest) into one file, to go on with it on another machine.
+    """Write TAG (by default the newest) into one file, to go on with it elsewhere.
 
     The file has its commits, its journal, lessons, logs and program.md, and the parameters of
     baseline and best. The text is not in it: `setup --from FILE` prepares it again there. The tag

@@ -73,16 +73,14 @@ def go_on(
     if is_own and _learns_from(root) == found.tag:
         view.say(f"A new tag that learns from {found.tag} was begun here before.")
         setup.resize(root, sizes, view)
-        setup.prepare(root, view, **text)
+        _prepared(root, found.data, text, view, other=True)
         return True
     device, other = _compared(root, experiments, sizes, view)
     if other and is_own:
         _begin_other(workspace, found.tag, experiments, device, sizes, view)
     if is_own or not other:
-        ready, wanted = (
-            _prepared(root, found.data, text, view),
-            found.data and found.data.fingerprint,
-        )
+        ready = _prepared(root, found.data, text, view, other=bool(other))
+        wanted = experiments.first and experiments.first.fingerprint.get("data")
         if not other and ready.fingerprint != wanted:
             why = _why_other(found.data, ready)
             other = f"text ({wanted or 'unknown'}, now {ready.fingerprint}: {why})"
@@ -159,17 +157,26 @@ def present(root: Path, device: Device | None) -> dict[str, Any]:
 
 
 def _prepared(
-    root: Path, known: Text | None, given: dict[str, Any], view: View
+    root: Path, known: Text | None, given: dict[str, Any], view: View, *, other: bool
 ) -> manifest.Manifest:
-    """Prepare the text of the tag, or what the user wants instead. Raises UserError."""
-    given = {name: value for name, value in given.items() if value is not None}
-    if known is not None and not given:
-        with contextlib.suppress(manifest.DataError):  # this machine may have it already
-            ready = manifest.load(root, fingerprint=known.fingerprint)
-            manifest.write(root, ready)
-    if known is not None and "source" not in given and setup.data(root) is None:
-        given = msgspec.structs.asdict(known.choice) | given
-        _refuse_absent(known, given)
+    """Prepare the text of the tag, or what the user wants instead; return the data.
+
+    For `other` tags, what the workspace has prepared is as good. Raises UserError.
+    """
+    given, ready = {name: one for name, one in given.items() if one is not None}, setup.data(root)
+    if "source" not in given and known is not None:
+        if ready is None or not (other or ready.fingerprint == known.fingerprint):
+            with contextlib.suppress(manifest.DataError):  # this machine may have it already
+                ready = manifest.load(root, fingerprint=known.fingerprint)
+                manifest.write(root, ready)
+        if ready is None or not (other or ready.fingerprint == known.fingerprint):
+            given = msgspec.structs.asdict(known.choice) | given
+            _refuse_absent(known, given)
+    elif "source" not in given and ready is None:
+        raise UserError(
+            "the file does not say on which text its scores rest, because that was not on the "
+            "machine any more. Run the same command with --source, such as --source fineweb-edu"
+        )
     setup.prepare(root, view, **given)
     return manifest.load(root)
 

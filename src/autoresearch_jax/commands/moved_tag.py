@@ -4,6 +4,7 @@ It is a tar archive. The first member, `about.json`, names all others with their
 in a bundle, and what lies in the folder of the tag below `tag/`.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -239,6 +240,8 @@ def fetch(bundle: Path, repository: Path, found: About) -> None:
         git.output(repository, "fsck", "--strict", "--no-dangling", "--no-progress", env=OWN)
         git.output(repository, "update-ref", "refs/heads/main", found.head, env=OWN)
     except UserError as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise
         raise _forged(f"git refuses its {BUNDLE}: {clean(str(error), 400)}") from None
 
 
