@@ -337,8 +337,9 @@ def move(tag: str | None, target: Path, everything: bool) -> None:
     target = target.absolute()
     with output.view() as view:
         found = command.move(Workspace.open(Path.cwd()), tag, target, view, everything=everything)
-        size = target.stat().st_size / 1e6
-        view.say(f"Wrote tag {found.tag} into {target} ({size:,.1f} MB).")
+        kb = target.stat().st_size / 1e3
+        size = f"{kb:,.0f} kB" if kb < 1e3 else f"{kb / 1e3:,.1f} MB"
+        view.say(f"Wrote tag {found.tag} into {target} ({size}).")
         view.say("On the other machine:")
         file = shlex.quote(target.name)
         view.say(f"  autoresearch-jax setup research --from {file}")

@@ -94,7 +94,7 @@ def setup(target: Path, skip_data: bool, moved: Path | None, **options: Any) -> 
         if root != Path.cwd():
             view.say(f"  cd {shlex.quote(str(target))}")
         if skip_data and moved is not None:
-            again = f"setup {shlex.quote(str(target))} --from {shlex.quote(str(moved))}"
+            again = f"setup --from {shlex.quote(str(moved.absolute()))}"
             view.say(typed(f"  autoresearch-jax {again}  # its data, and whether it goes on"))
         elif skip_data:
             text = {

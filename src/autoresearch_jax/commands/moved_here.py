@@ -105,7 +105,7 @@ def _compared(
     names = [*here] if device is None else {*known, *here} - {"data", "number of cores"}
     other = tags.differences({name: known[name] for name in names if name in known}, here)
     if not other and str(sizes):
-        other = f"size ({sizes})"
+        other = f"choice of sizes ({sizes})"
     same = all(known.get(name) == here.get(name) for name in ("device", "device count"))
     return None if same else device, other
 
@@ -352,7 +352,8 @@ def _say(root: Path, found: About, experiments: Experiments, other: str, view: V
     score = "none was kept yet"
     if best is not None and best.val_bpb is not None:
         score = f"the best is experiment {best.n} with val_bpb {best.val_bpb:.6f}"
+    number = min([e.n for e in experiments.undecided], default=len(experiments))
     view.say(
-        f"Tag {found.tag} goes on here with experiment {len(experiments)}: {score}. A loop that "
+        f"Tag {found.tag} goes on here with experiment {number}: {score}. A loop that "
         "goes on where the file was written makes other experiments."
     )
