@@ -23,7 +23,7 @@ SECTIONS = {
     "Steer": (steer.hint, steer.attempt, steer.drop, steer.pause, steer.resume, steer.stop),
     "Look": (
         *(look.watch, look.status, look.results, look.show, look.compare, look.lessons),
-        *(look.sample, look.report, look.export, research.verify),
+        *(look.sample, look.report, look.export, look.move, research.verify),
     ),
     "Share": (share.bundle, share.import_, share.leaderboard),
 }

@@ -59,27 +59,44 @@ def demo(folder: Path, seed: int, experiments: int) -> None:
 @click.option("--validation", metavar="FILE", help=(
     "A file to validate on, in place of the source's last one."))  # fmt: skip
 @click.option("--skip-data", is_flag=True, help="Do not prepare the data yet.")
-def setup(target: Path, skip_data: bool, **options: Any) -> None:
+@click.option("--from", "moved", metavar="FILE", type=click.Path(path_type=Path), help=(
+    "Go on with the tag that `move` wrote into FILE."))  # fmt: skip
+def setup(target: Path, skip_data: bool, moved: Path | None, **options: Any) -> None:
     """Make DIR a workspace, size it for a machine, and prepare its data.
 
     A new workspace gets the sizes that fit this machine. In an existing workspace, setup changes
     the sizes that you name (as a commit) and prepares what data is missing. The source of its text
     stays the same unless you name another one; data that was prepared before is kept.
 
+    With --from, DIR gets a tag from another machine, which goes on where it stopped. On another
+    kind of machine, or with other data or sizes, a new tag begins that learns from it.
+
     \b
     Example:
       autoresearch-jax setup research --preset 24gb
       autoresearch-jax setup research --budget 600 --seq-len 1024
       autoresearch-jax setup research --source ~/texts --validation ~/held-out.jsonl
+      autoresearch-jax setup research --from nov24.tar
     """
     from autoresearch_jax.commands import setup as command
 
     with output.view() as view:
-        root = command.setup(target, view, skip_data=skip_data, fit=True, **options)
+        if moved is None:
+            root = command.setup(target, view, skip_data=skip_data, fit=True, **options)
+        else:
+            from autoresearch_jax.commands import moved_here, setup_from
+
+            workspace, found = setup_from.restore(moved, target, view)
+            root = workspace.root
+            if not skip_data and not moved_here.go_on(workspace, found, view, **options):
+                sys.exit(1)
         view.say("Next:")
         if root != Path.cwd():
             view.say(f"  cd {shlex.quote(str(target))}")
-        if skip_data:
+        if skip_data and moved is not None:
+            again = f"setup --from {shlex.quote(str(moved.absolute()))}"
+            view.say(typed(f"  autoresearch-jax {again}  # its data, and whether it goes on"))
+        elif skip_data:
             text = {
                 name: options[name] for name in ("source", "num_shards", "column", "validation")
             }

@@ -163,6 +163,24 @@ def check_free(target: Path) -> None:
 def make(target: Path) -> None:
     """Make a new workspace with its first commit; it appears complete or not at all."""
     template = paths.template()
+    with appearing(target) as folder:
+        for file in COPIED:
+            shutil.copyfile(template / file, folder / file)
+        (folder / "results.tsv").write_text(results_tsv.HEADER)
+        (folder / ".gitignore").write_text("\n".join((*IGNORED, "")))
+        (folder / ".gitattributes").write_text(ATTRIBUTES)  # for clones
+        (folder / "pyproject.toml").write_text(pyproject(target, folder))
+        make_repository(folder)
+        git.output(folder, "add", "--all", "--force", env=OWN)
+        commit(folder, f"Start from autoresearch-jax {VERSION}")
+
+
+@contextlib.contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """Yield an empty folder, which is `target` afterwards: with all that was put there, or not.
+
+    Raises UserError if it cannot be made.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # An existing folder may be a mount, or its parent may belong to another user.
@@ -170,24 +188,23 @@ def make(target: Path) -> None:
         with _alone_in(beside), tempfile.TemporaryDirectory(prefix=NEW, dir=beside) as name:
             folder = Path(name)
             folder.chmod(0o755)
-            for file in COPIED:
-                shutil.copyfile(template / file, folder / file)
-            (folder / "results.tsv").write_text(results_tsv.HEADER)
-            (folder / ".gitignore").write_text("\n".join((*IGNORED, "")))
-            (folder / ".gitattributes").write_text(ATTRIBUTES)  # for clones
-            (folder / "pyproject.toml").write_text(pyproject(target, folder))
-            git.output(folder, "init", "--quiet", "--initial-branch=main", "--template=", env=OWN)
-            attributes = folder / ".git" / "info" / "attributes"
-            attributes.parent.mkdir(exist_ok=True)
-            attributes.write_text(ATTRIBUTES)
-            git.output(folder, "add", "--all", "--force", env=OWN)
-            commit(folder, f"Start from autoresearch-jax {VERSION}")
-            if not target.exists():
+            yield folder
+            if target.exists():
+                _move_into(folder, target)
+            else:
                 folder.rename(target)
-                return
-            _move_into(folder, target)
     except OSError as error:
         raise UserError(f"{target} cannot be made: {error}.") from error
+
+
+def make_repository(folder: Path, object_format: str = "sha1") -> None:
+    """Make `folder` a git repository without commits, whatever the user has set."""
+    folder.mkdir(exist_ok=True)
+    branch, hashes = "--initial-branch=main", f"--object-format={object_format}"
+    git.output(folder, "init", "--quiet", branch, hashes, "--template=", env=OWN)
+    attributes = folder / ".git" / "info" / "attributes"
+    attributes.parent.mkdir(exist_ok=True)
+    attributes.write_text(ATTRIBUTES)
 
 
 @contextlib.contextmanager
@@ -247,7 +264,7 @@ def resize(root: Path, sizes: Sizes, view: View) -> None:
             f"{' '.join(dirty.split())}. Keep them with `git commit -am ...` or drop them with "
             f"`git checkout {' '.join(changed)}`, then try again."
         )
-    _check_branch(root)
+    check_branch(root)
     head = git.run(root, "rev-parse", "HEAD").text
     with interrupts.held_back():
         try:
@@ -357,7 +374,8 @@ def commit(folder: Path, message: str, *names: str) -> None:
     )
 
 
-def _check_branch(root: Path) -> None:
+def check_branch(root: Path) -> None:
+    """Raise UserError unless a branch of the user is checked out."""
     branch = git.run(root, "symbolic-ref", "--quiet", "--short", "HEAD").text
     if not branch:
         raise UserError(

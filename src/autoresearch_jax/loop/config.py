@@ -163,6 +163,9 @@ class Settings(BaseModel):
         "TRACKER",
         default=(),
     )
+    learn_from: Text | None = _setting(
+        "Begin with what another tag has found, here or in another workspace.", "TAG|DIR"
+    )
     search: dict[str, GivenRange] = _setting(
         "Ranges of the constants that a search may change.", default_factory=dict
     )
@@ -198,9 +201,6 @@ class LoopConfig(Settings):
         "Begin at experiment N instead of the best, until something of that line is kept.",
         "N|COMMIT",
         "--from",
-    )
-    learn_from: Text | None = _setting(
-        "Begin with what another tag has found, here or in another workspace.", "TAG|DIR"
     )
     desc: str = _setting("What this session is after.", "TEXT", default="")
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = _setting(

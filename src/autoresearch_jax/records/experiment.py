@@ -179,7 +179,8 @@ def refuse_without_parameters(e: Experiment, artifacts: Path) -> None:
         return
     if e.status is None:
         raise UserError(f"experiment {e.n} is not decided yet: autoresearch-jax results")
-    what = "was kept too long ago" if e.status == Status.KEEP else f"is a {e.status}"
+    kept = "was kept too long ago, or moved here without them"
+    what = kept if e.status == Status.KEEP else f"is a {e.status}"
     raise UserError(
         f"experiment {e.n} {what}, so its parameters are gone: only those of the last kept ones "
         "stay. `autoresearch-jax results --kept-only` lists them, the newest last."

@@ -108,7 +108,11 @@ def _began(workspace: Workspace, tag: str) -> Began | None:
 
 def _differences(workspace: Workspace, tag: str, fingerprint: dict[str, Any]) -> str:
     began = _began(workspace, tag)
-    known = began.fingerprint if began else {}
+    return differences(began.fingerprint if began else {}, fingerprint)
+
+
+def differences(known: dict[str, Any], fingerprint: dict[str, Any]) -> str:
+    """Return what differs from the known fingerprint of a tag, in words; "" if nothing does."""
     names = [name for name in fingerprint | known if fingerprint.get(name) != known.get(name)]
     was, now = ({name: one.get(name, "all") for name in names} for one in (known, fingerprint))
     return ", ".join(f"{name} ({was[name]}, now {now[name]})" for name in names)
