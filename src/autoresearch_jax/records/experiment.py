@@ -77,6 +77,7 @@ class Experiment(msgspec.Struct, frozen=True, gc=False):
     left: str = ""  # SHA-256 of the artifacts
     ask: int | None = None  # the question to an agent that it answers
     of: int | None = None  # the experiment that it carries over to another best
+    together: tuple[int, ...] = ()  # all that it carries over, `of` the first, if several
     refused: str = ""  # why it cannot run, according to the compile check before its turn
     program: str = ""  # the meaning of its train.py (syntax.meaning); "": unknown
     ideas: tuple[str, ...] = ()  # of the library that it takes
