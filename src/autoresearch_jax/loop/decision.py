@@ -15,6 +15,7 @@ from autoresearch_jax.records.events import Outcome, Purpose, Status
 from autoresearch_jax.records.experiment import MOST_DISTURBED, Experiment
 from autoresearch_jax.records.experiments import Experiments
 
+LOOKED_AT = 2 * policy.SPREAD_OF  # decisions, a few of which have no score
 HOUR_COUNTS = 10  # experiments after which the best is run again, if they took an hour
 # A training that lost a share of its time scores higher by less than this part of that share.
 COST = 0.5
@@ -118,9 +119,9 @@ def _decide(
         return MeasureAgain(best.n, found.reason, purpose)
     if _could_win(e, best) and (again := _trained_again(e)):
         return again
-    if found.action != "discard" and e.of is None and experiments.carried_over:
+    if found.action != "discard" and e.of is None and (first := carried_over(experiments)):
         # If that is kept, this one is carried over to it, with all others that wait for it.
-        return Wait(experiments.carried_over[0].n)
+        return Wait(first[0].n)
     if found.action == "again":
         return MeasureAgain(e.n, found.reason)
     if found.action == "keep" and len(best.runs) == 1 and _could_win(best, e):
@@ -195,6 +196,13 @@ def _trained_again(e: Experiment) -> TrainAgain | None:
     return None if most else TrainAgain(e.n, e.disturbed)
 
 
+def carried_over(experiments: Experiments) -> list[Experiment]:
+    """Return the undecided experiments that were carried over to the present best."""
+    best = experiments.best
+    carried = [e for e in experiments.undecided if e.of is not None and not e.without]
+    return [e for e in carried if best is not None and e.base == best.commit]
+
+
 def is_disturbed_timeout(e: Experiment) -> bool:
     """Return whether a training took too long while it was disturbed."""
     return e.outcome == Outcome.TIMEOUT and bool(e.disturbed)
@@ -247,18 +255,29 @@ def _verdict(
     since: int,
 ) -> policy.Verdict:
     """Return the policy's verdict as if nothing had been kept since the experiment's base."""
-    others = () if isinstance(rule, policy.Strict) else experiments  # it compares two alone
-    decided = [
-        policy.Measured(one.scores, one.status)
-        for one in others
-        if (one.status == Status.KEEP and one.n <= base.n)
-        or (one.status not in (None, Status.KEEP) and _is_compared_with_the_best(one))
-    ]
+    strict = isinstance(rule, policy.Strict)  # it looks at these two alone
+    decided = () if strict else _compared(experiments, base)
     return rule.decide(base.scores, e.scores, decided, lines_less, since)
 
 
-def _is_compared_with_the_best(e: Experiment) -> bool:
-    return e.excursion is None and not e.without
+def _compared(experiments: Experiments, base: Experiment) -> list[policy.Measured]:
+    """Return what was decided by comparison with a best, up to `base`; each best comes before it.
+
+    These are the last ones, as many as a policy looks at.
+    """
+    found: list[policy.Measured] = []
+    for best in reversed(experiments.kept):
+        if (best.place or 0) > (base.place or 0):
+            continue
+        here = [policy.Measured(best.scores, Status.KEEP, bool(best.together))]
+        for one in experiments.based_on(best.commit):
+            decided = one.status not in (None, Status.KEEP)
+            if decided and one.excursion is None and not one.without:
+                here.append(policy.Measured(one.scores, one.status, bool(one.together)))
+        found = here + found
+        if sum(one.status != Status.KEEP and not one.several for one in found) > LOOKED_AT:
+            break
+    return found
 
 
 def _since_last_run(experiments: Experiments, best: Experiment) -> int:
@@ -330,7 +349,7 @@ def better_as_it_is(experiments: Experiments, e: Experiment, best: Experiment) -
     ]
     if not better:
         return None
-    here = [one for one in experiments if one.base == best.commit]
+    here = experiments.based_on(best.commit)
     tries = Counter(one.program for one in here)
     crashed = {one.n for one in here if not {one.outcome, one.scored} <= {None, Outcome.OK}}
     done = {one.program for one in here if one.n not in crashed or tries[one.program] > 1}

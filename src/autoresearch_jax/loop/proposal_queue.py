@@ -8,10 +8,11 @@ from msgspec import structs
 from autoresearch_jax.agents import constants, search_space
 from autoresearch_jax.common import literals, syntax
 from autoresearch_jax.common.errors import GitError
-from autoresearch_jax.loop.decision import Version, better_as_it_is
+from autoresearch_jax.loop.decision import Version, better_as_it_is, carried_over
 from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.records.events import Dropped, Queued
 from autoresearch_jax.records.experiment import Experiment
+from autoresearch_jax.records.experiments import Experiments
 
 
 def carried(tag: OpenTag, version: Version) -> Queued:
@@ -34,9 +35,20 @@ def turn(tag: OpenTag) -> Queued | None:
     While experiments that were carried over to the best are measured, more of them gather, to be
     measured together after that.
     """
-    carried = bool(tag.experiments.carried_over)
+    carried = bool(carried_over(tag.experiments))
     ready = (one for one in tag.experiments.queue if one.of is None or one.together or not carried)
     return next(ready, None)
+
+
+def pending(experiments: Experiments) -> tuple[int, ...]:
+    """Return the experiments that look better and are not in the best yet, so the next may have
+    their changes: they wait, or are measured together.
+    """
+    carried = [one.of for one in experiments.queue if one.of is not None]
+    measured = [n for e in carried_over(experiments) for n in e.carries]
+    scored = [e for e in experiments.undecided if e.val_bpb is not None and e.of is None]
+    waiting = [e.n for e in scored if e.base and not e.without and e.excursion is None]
+    return tuple(sorted({*carried, *measured, *waiting}))
 
 
 def add(tag: OpenTag, queued: Queued) -> None:
@@ -93,6 +105,9 @@ def take(tag: OpenTag, queued: Queued) -> Queued | None:
         return None
     blob = tag.candidates.store(found)  # the repository may have dropped it
     queued = structs.replace(queued, blob=blob, together=together)
+    if together:
+        agents = sorted({tag.experiments[n].agent for n in together})
+        queued = structs.replace(queued, agent=", ".join(agents), expected="")
     if queued.base == best.commit:
         return queued
     if queued.of is None:

@@ -92,6 +92,16 @@ class Experiment(msgspec.Struct, frozen=True, gc=False):
     place: int | None = None  # among the decided ones, in the order of decision
 
     @property
+    def carries(self) -> tuple[int, ...]:
+        """The experiments that it carries over to another best."""
+        return self.together or (() if self.of is None else (self.of,))
+
+    @property
+    def several(self) -> tuple[int, ...]:
+        """The experiments whose changes it tries together; it says nothing of one of them."""
+        return self.combines or self.together
+
+    @property
     def title(self) -> str:
         """The description in a row.
 

@@ -100,13 +100,6 @@ class Experiments:
         return [self._all[n] for n in tuple(self._undecided)]
 
     @property
-    def carried_over(self) -> list[Experiment]:
-        """The undecided experiments that were carried over to the present best."""
-        best = self.best
-        carried = [e for e in self.undecided if e.of is not None and not e.without]
-        return [e for e in carried if best is not None and e.base == best.commit]
-
-    @property
     def queue(self) -> list[Queued]:
         """The waiting proposals, the oldest first: a person's, then measured ones, then others."""
         return sorted(self._queue.values(), key=lambda one: (one.agent != PERSON, one.of is None))
@@ -139,6 +132,10 @@ class Experiments:
     def parts(self, e: Experiment) -> list[Experiment]:
         """Return the experiments that one carries over together; none if it is not several."""
         return [self._all[n] for n in self._families.parts(e.n)]
+
+    def based_on(self, commit: str) -> list[Experiment]:
+        """Return the experiments that change a commit."""
+        return [self._all[n] for n in self._families.based_on(commit)]
 
     def family(self, e: Experiment) -> list[Experiment]:
         """Return all experiments that measure the same proposal, or the same several together."""
