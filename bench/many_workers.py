@@ -121,6 +121,12 @@ def contents_of(source: bytes) -> Contents:
     return tuple(int(line.rpartition(b" ")[2]) for line in source.splitlines())
 
 
+@lru_cache(maxsize=16384)
+def changed_lines(old: bytes, new: bytes) -> frozenset[int]:
+    pairs = zip(contents_of(old), contents_of(new), strict=True)
+    return frozenset(at for at, (mine, theirs) in enumerate(pairs) if mine != theirs)
+
+
 class Simulation:
     """A tag and its workers. The loop's code takes it for a tag, and for a tag's candidates."""
 
@@ -137,7 +143,7 @@ class Simulation:
         self.arrived: list[int] = []  # as the scheduler has them
         self.wanted: list[MeasureAgain] = []
         self.again: set[int] = set()
-        self.waits: dict[int, int] = {}
+        self.waits: dict[int, tuple[object, int]] = {}
         self.counts: Counter[str] = Counter()
 
     def append(self, event) -> None:
@@ -213,22 +219,18 @@ class Simulation:
                 more = {"together": found.together} if NEW else {}
                 return self.propose(self.stored(found.blob), found.base, of=found.of, **more)
         contents = contents_of(self.blob(best.commit))
-        changed = self.landscape.change(contents, set() if self.blind else self.busy(contents))
+        changed = self.landscape.change(contents, set() if self.blind else self.busy(best))
         return None if changed is None else self.propose(source_of(changed), best.commit)
 
     def turn(self):
         return proposal_queue.turn(self) if NEW else next(iter(self.experiments.queue), None)
 
-    def busy(self, contents: Contents) -> set[int]:
+    def busy(self, best: Experiment) -> set[int]:
         """The lines that undecided and waiting experiments change."""
-        found = self.experiments
+        found, here = self.experiments, self.blob(best.commit)
         waiting = [found[one.of].commit for one in found.queue if one.of is not None]
-        sources = [self.blob(one) for one in (*waiting, *(e.commit for e in found.undecided))]
-        lines = set()
-        for source in sources:
-            theirs = contents_of(source)
-            lines |= {at for at in range(LINES) if theirs[at] != contents[at]}
-        return lines
+        commits = (*waiting, *(e.commit for e in found.undecided))
+        return set().union(*(changed_lines(here, self.blob(one)) for one in commits))
 
     def propose(self, source: bytes, base: str, **fields) -> int:
         n = len(self.experiments)
@@ -260,8 +262,7 @@ class Simulation:
         at = 0
         while at < len(self.arrived):
             n = self.arrived[at]
-            awaited = self.waits.get(n)
-            if awaited is not None and self.experiments[awaited].status is None:
+            if self.still_waits(n):
                 at += 1
                 continue
             found = decide(self.experiments, self.experiments[n], self.config)
@@ -275,8 +276,15 @@ class Simulation:
                 at = 0
                 continue
             at += 1
-            if NEW and isinstance(found, decision.Wait):
-                self.waits[n] = found.n
+            self.waits[n] = found, self.experiments.best.n
+
+    def still_waits(self, n: int) -> bool:
+        found, best = self.waits.get(n, (None, -1))
+        if not NEW or found is None or self.experiments.best.n != best:
+            return False
+        if isinstance(found, decision.Wait):
+            return self.experiments[found.n].status is None
+        return found.n in (*self.again, *(one.n for one in self.wanted))
 
     def want(self, found: object) -> None:
         """Have an experiment measured again, unless it is already."""

@@ -109,7 +109,9 @@ class Scheduler:
         self._wanted: list[MeasureAgain] = []  # for a decision
         self._again: set[int] = set()  # being measured again now
         self._arrived: list[int] = []  # measured and not decided, in the order of arrival
-        self._awaited: dict[int, int] = {}  # which of them waits for which experiment
+        self._waits: dict[
+            int, tuple[Wait | MeasureAgain, int]
+        ] = {}  # for what, and behind which best
         self._losses: Counter[int] = Counter()  # failed measurements in a row, by experiment
         self._left = len(session.pool)  # workers that still run
         self._idle = 0  # those of them that have nothing to measure
@@ -289,8 +291,7 @@ class Scheduler:
         with self._lock:
             while at < len(self._arrived) and not self._torn:
                 n = self._arrived[at]
-                awaited = self._awaited.get(n)
-                if awaited is not None and session.experiments[awaited].status is None:
+                if self._still_waits(n):
                     at += 1
                     continue
                 again = self._carry_out(n)
@@ -303,8 +304,18 @@ class Scheduler:
                     self._queue.insert(0, n)
                 else:
                     at += 1
-                    if isinstance(again, Wait):
-                        self._awaited[n] = again.n
+                    best = session.experiments.best
+                    self._waits[n] = again, -1 if best is None else best.n
+
+    def _still_waits(self, n: int) -> bool:
+        """Whether nothing has changed since a decision had to wait, of which there may be many."""
+        experiments = self._session.experiments
+        again, best = self._waits.get(n, (None, -1))
+        if again is None or experiments.best is None or experiments.best.n != best:
+            return False
+        if isinstance(again, Wait):
+            return experiments[again.n].status is None
+        return again.n in self._again or any(one.n == again.n for one in self._wanted)
 
     def _carry_out(self, n: int) -> MeasureAgain | TrainAgain | Wait | None:
         """Decide an experiment, or see to it that what must be measured before is measured."""
