@@ -53,6 +53,7 @@ from autoresearch_jax.loop.decision import Decision, MeasureAgain, decide
 from autoresearch_jax.loop.statistics import NOISE_RUNS
 from autoresearch_jax.records import events
 from autoresearch_jax.records.events import Outcome, Purpose, Status
+from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.records.experiments import Experiments
 from bench.keep_policy import draw
 

@@ -109,9 +109,8 @@ class Scheduler:
         self._wanted: list[MeasureAgain] = []  # for a decision
         self._again: set[int] = set()  # being measured again now
         self._arrived: list[int] = []  # measured and not decided, in the order of arrival
-        self._waits: dict[
-            int, tuple[Wait | MeasureAgain, int]
-        ] = {}  # for what, and behind which best
+        # What such an experiment waits for, and the number of the best when it began to.
+        self._waits: dict[int, tuple[Wait | MeasureAgain, int]] = {}
         self._losses: Counter[int] = Counter()  # failed measurements in a row, by experiment
         self._left = len(session.pool)  # workers that still run
         self._idle = 0  # those of them that have nothing to measure
