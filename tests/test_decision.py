@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,16 @@ from hypothesis import strategies as st
 from autoresearch_jax.common import syntax
 from autoresearch_jax.loop import proposal_queue
 from autoresearch_jax.loop.config import LoopConfig
-from autoresearch_jax.loop.decision import Decision, MeasureAgain, TrainAgain, Version, decide
+from autoresearch_jax.loop.decision import (
+    Decision,
+    MeasureAgain,
+    TrainAgain,
+    Version,
+    Wait,
+    _compared,
+    decide,
+)
+from autoresearch_jax.loop.policy import Confirm, Measured
 from autoresearch_jax.records.events import (
     Decided,
     Interfered,
@@ -131,6 +141,9 @@ class World:
             return True
         if isinstance(found, TrainAgain):
             self.append(Interfered(n=n, reason=found.reason))
+            return False
+        if isinstance(found, Wait):
+            assert self.experiments[found.n].status is None
             return False
         score = {"val_bpb": self.scores[self.sources[f"c{found.n}"]]}
         seed = 43 + len(self.experiments[found.n].repeats)
@@ -265,6 +278,100 @@ def test_a_bad_merge_loses_neither_the_first_score_nor_one_in_between():
     assert made.experiments.queue == []
 
 
+def gathered(*scores: float) -> World:
+    """A best of 0.9, and experiments behind it that wait; merges put changes one after another."""
+    made = world(("", 1.0, "keep"), ("c0", 0.9, "keep"), *(("c0", one, "") for one in scores))
+    made.merge = lambda ours, base, theirs: ours + theirs
+    for n in range(2, 2 + len(scores)):
+        made.decide(n)
+    return made
+
+
+def test_all_that_waits_is_carried_over_together_the_largest_gain_first():
+    made = gathered(0.97, 0.95, 0.96)
+    n = made.take()
+    e = made.experiments[n]
+    assert (e.of, e.together, e.base) == (3, (3, 4, 2), "c1")
+    assert made.experiments.queue == []
+    assert proposal_queue.pending(made.experiments) == (2, 3, 4)
+    # What arrives meanwhile waits: for the decision if it was measured on the best, ...
+    rival = made.propose(b"P = 'rival'\n", "c1")
+    made.measure(rival, 0.85)
+    assert decide(made.experiments, made.experiments[rival], STRICT) == Wait(n)
+    worse = made.propose(b"P = 'worse'\n", "c1")
+    made.measure(worse, 0.91)
+    assert made.decide(worse) == Decision(Status.DISCARD)
+    # ... and for its turn if it was measured behind it.
+    late = made.propose(b"P = 'late'\n", "c0")
+    made.measure(late, 0.94)
+    assert made.decide(late).lives_on == (Version(late, "c0"),)
+    assert proposal_queue.turn(made) is None
+    assert proposal_queue.pending(made.experiments) == (2, 3, 4, rival, late)
+    made.restart()
+    assert proposal_queue.turn(made) is None
+    made.measure(n, 0.7)
+    assert made.decide(n) == Decision(Status.KEEP)
+    assert made.decide(rival).lives_on == (Version(rival, "c1"),)
+    assert made.experiments[made.take()].together == (late, rival)
+
+
+def test_what_is_not_kept_together_is_tried_in_halves_until_each_is_alone():
+    made = gathered(0.97, 0.95, 0.96)
+    made.measure(n := made.take(), 1.5)
+    first, second = (3, 4), (2,)
+    versions = tuple(Version(one, "c0", first) for one in first)
+    assert made.decide(n).lives_on == (*versions, Version(2, "c0", second))
+    late = made.propose(b"P = 'late'\n", "c0")
+    made.measure(late, 0.5)
+    made.decide(late)
+    # The halves do not wait for each other; what is new waits for both.
+    half, rest = made.take(), made.take()
+    assert [made.experiments[one].together for one in (half, rest)] == [first, ()]
+    assert made.experiments[rest].of == 2
+    assert proposal_queue.turn(made) is None
+    made.measure(half, 1.4)
+    assert [one.together for one in made.decide(half).lives_on] == [(3,), (4,)]
+    made.measure(rest, 0.8)
+    assert made.decide(rest).status == Status.KEEP
+    assert [made.experiments[made.take()].of for _ in range(3)] == [late, 3, 4]
+
+
+def test_changes_of_the_same_lines_are_not_carried_over_together():
+    made = gathered(0.97, 0.95, 0.96)
+    made.merge = lambda ours, base, theirs: None if b"program 3" in ours else ours + theirs
+    assert made.experiments[made.take()].together == ()
+    assert [one.of for one in made.experiments.queue] == [2, 4]
+
+
+def test_what_scored_lower_alone_than_together_is_proposed_as_it_is():
+    made = gathered(0.97, 0.8, 0.96)
+    made.measure(n := made.take(), 0.85)
+    assert made.decide(n) == Decision(Status.KEEP, lives_on=(Version(3, f"c{n}", (3,)),))
+    alone = made.take()
+    assert made.blob(f"c{alone}") == made.blob("c3")
+
+
+def test_what_crashes_together_is_tried_in_halves_too():
+    made = gathered(0.97, 0.95)
+    n = made.take()
+    made.append(Trained(n=n, outcome=Outcome.CRASH, reason="boom"))
+    found = made.decide(n)
+    assert (found.status, [one.together for one in found.lives_on]) == (Status.CRASH, [(3,), (2,)])
+
+
+def test_gains_together_say_nothing_of_the_spread_of_one():
+    """Of a confirming policy, whose bars follow by how much single proposals looked better."""
+    made = gathered(0.97, 0.95)
+    made.measure(n := made.take(), 0.1)
+    made.append(Decided(n=n, status=Status.KEEP))
+    found = _compared(made.experiments, made.experiments[n])
+    # The baseline with what changes it, what was kept next, and both gains together.
+    assert [one.several for one in found] == [False, False, False, False, True]
+    alone = [Measured([1 - n / 100], Status.KEEP) for n in range(9)]
+    assert Confirm(0.001).spread(alone) == 3.5
+    assert Confirm(0.001).spread([replace(one, several=True) for one in alone]) == 1.0
+
+
 def test_a_lucky_first_score_does_not_live_on():
     """The first score is below the best's; the mean is above the base's, or below the best's."""
     for again, lives_on in ((1.4, False), (0.6, True)):
@@ -309,13 +416,14 @@ def living(made: World) -> dict[int, int]:
 @given(
     seed=st.integers(0, 2**32),
     workers=st.integers(1, 8),
-    proposals=st.integers(1, 14),
+    proposals=st.integers(1, 20),
     conflicts=st.sampled_from([0.0, 0.3, 1.0]),
     kills=st.sampled_from([0.0, 0.2]),
     troubles=st.sampled_from([0.0, 0.5]),
+    gathers=st.sampled_from([0.0, 0.9]),  # how often new ones arrive before those carried over
 )
 def test_no_lower_score_is_lost_whatever_arrives_when(
-    seed, workers, proposals, conflicts, kills, troubles
+    seed, workers, proposals, conflicts, kills, troubles, gathers
 ):
     made = World(seed, conflicts, troubles)
     draw = random.Random(seed + 1)
@@ -338,7 +446,9 @@ def test_no_lower_score_is_lost_whatever_arrives_when(
             made.append(Queued(ask=asked, blob=blob, base=found.best.commit))
             asked += 1
         elif running:
-            n = running.pop(draw.randrange(len(running)))
+            new = [n for n in running if found[n].of is None]
+            n = draw.choice(new if new and draw.random() < gathers else running)
+            running.remove(n)
             running += [] if made.advance(n) else [n]
         else:
             break
