@@ -62,6 +62,8 @@ SECONDS = 330.0  # of a training with its start-up and its score
 SPREAD = 0.1  # of that, at most
 LINES = 200
 CONTENTS = 4  # of a line in the finite landscape, besides the first
+MANY = 64  # workers: with fewer there are more seeds, so that all train about as much
+LIMITS = (0.025, 0.975)  # of an interval
 CLASH, CRASH, COST = 0.05, 0.01, 0.005
 
 NEW = hasattr(decision, "Wait")  # else it is the version that carried over one by one
@@ -131,7 +133,7 @@ def changed_lines(old: bytes, new: bytes) -> frozenset[int]:
 class Simulation:
     """A tag and its workers. The loop's code takes it for a tag, and for a tag's candidates."""
 
-    def __init__(self, workers, hours, landscape, policy, noise, seed, blind) -> None:
+    def __init__(self, workers, hours, seed, landscape, policy, noise, blind) -> None:
         self.config = LoopConfig(policy=policy, plateau=0)
         self.experiments = Experiments()
         self.journal, self.candidates = SimpleNamespace(append=self.append), self
@@ -308,6 +310,7 @@ class Simulation:
     def found(self) -> dict:
         best = contents_of(self.blob(self.experiments.best.commit))
         return {
+            "workers": self.workers,
             **{name: self.counts[name] for name in ("trainings", "first", "keeps", "better")},
             "worse": self.counts["worse"],
             "progress": 1.0 - self.landscape.truth(best),
@@ -318,55 +321,60 @@ def simulate(*arguments) -> dict:
     return Simulation(*arguments).run()
 
 
-def rows(workers, hours, seeds, first_seed, **case) -> list[dict]:
-    """What each number of workers found, against the first of them."""
-    jobs = [(one, hours, *case.values()) for one in workers]
-    order = [
-        (*job[:5], seed, job[5]) for job in jobs for seed in range(first_seed, first_seed + seeds)
+def rows(workers, hours, seeds, **case) -> list[dict]:
+    """What each number of workers found, relative to the first one."""
+    counts = [seeds * max(1, MANY // one) for one in workers]
+    jobs = [
+        (one, hours, seed, *case.values())
+        for one, count in zip(workers, counts, strict=True)
+        for seed in range(count)
     ]
+    jobs.sort(key=lambda job: -job[0])  # the longest ones first
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), context) as pool:
-        done = list(pool.map(simulate, *zip(*order, strict=True)))
-    groups = [done[at * seeds : (at + 1) * seeds] for at in range(len(workers))]
-    dice = np.random.default_rng(0)
-    picks = dice.integers(0, seeds, (2000, seeds))
-    alone = np.array([one["progress"] for one in groups[0]])
-    values = []
-    for count, group in zip(workers, groups, strict=True):
-        sums = {name: sum(one[name] for one in group) for name in group[0]}
-        mine = np.array([one["progress"] for one in group])
-        ratios = mine[picks].mean(1) / alone[picks].mean(1)
+        done = list(pool.map(simulate, *zip(*jobs, strict=True)))
+    dice, values = np.random.default_rng(0), []
+    alone = resampled(dice, [one for one in done if one["workers"] == workers[0]])
+    for count in workers:
+        group = [one for one in done if one["workers"] == count]
+        mean = {name: fmean(one[name] for one in group) for name in group[0]}
+        ratios = resampled(dice, group) / alone
+        first = fmean(one["progress"] for one in done if one["workers"] == workers[0])
+        lines = mean["better"] + mean["worse"]
         values.append(
             {
                 "workers": count,
-                "trainings_per_hour": round(sums["trainings"] / seeds / hours, 1),
-                "again": round(1 - sums["first"] / sums["trainings"], 4),
-                "keeps": round(sums["keeps"] / seeds / hours, 2),
-                "gains": round(sums["better"] / seeds / hours, 2),
-                "worse": round(sums["worse"] / max(1, sums["better"] + sums["worse"]), 4),
-                "progress_per_hour": round(fmean(mine) / hours, 6),
-                "relative": round(mine.mean() / alone.mean(), 2),
-                "relative_95": [
-                    round(float(one), 2) for one in np.quantile(ratios, (0.025, 0.975))
-                ],
+                "trainings_per_hour": round(mean["trainings"] / hours, 1),
+                "again": round(1 - mean["first"] / mean["trainings"], 4),
+                "keeps": round(mean["keeps"] / hours, 2),
+                "gains": round(mean["better"] / hours, 2),
+                "worse": round(mean["worse"] / lines, 4) if lines else 0.0,
+                "progress_per_hour": round(mean["progress"] / hours, 6),
+                "relative": round(mean["progress"] / first, 2),
+                "relative_95": [round(float(one), 2) for one in np.quantile(ratios, LIMITS)],
             }
         )
     return values
 
 
+def resampled(dice: np.random.Generator, group: list[dict]) -> np.ndarray:
+    """The mean progress of the seeds, drawn again with replacement, many times."""
+    progress = np.array([one["progress"] for one in group])
+    return progress[dice.integers(0, len(group), (2000, len(group)))].mean(1)
+
+
 @click.command(help=__doc__.partition("\n")[0])
 @click.option("--workers", type=int, multiple=True, default=WORKERS, show_default=True)
 @click.option("--hours", default=8.0, show_default=True)
-@click.option("--seeds", default=8, show_default=True)
-@click.option("--first-seed", default=0, show_default=True)
+@click.option("--seeds", default=4, show_default=True, help="More for fewer than 64 workers.")
 @click.option("--landscape", type=click.Choice(["log", "clashes", "finite"]), default="log")
 @click.option("--policy", type=click.Choice(["strict", "confirm"]), default="strict")
 @click.option("--noise", default=0.0002, show_default=True, help="Of a score, bits per byte.")
 @click.option("--blind", is_flag=True, help="Proposals do not know what is in flight.")
 @click.option("--json", "as_json", is_flag=True)
-def main(workers, hours, seeds, first_seed, landscape, policy, noise, blind, as_json):
+def main(workers, hours, seeds, landscape, policy, noise, blind, as_json):
     case = {"landscape": landscape, "policy": policy, "noise": noise, "blind": blind}
-    found = rows(workers, hours, seeds, first_seed, **case)
+    found = rows(workers, hours, seeds, **case)
     if as_json:
         click.echo(json.dumps({**case, "hours": hours, "seeds": seeds, "rows": found}))
         return
