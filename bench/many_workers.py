@@ -5,7 +5,7 @@
 
 The journal's events, `decide`, the queue of proposals and its merges are the loop's own, and work
 is handed out as the scheduler does it; git, the processes and the clock are simulated. A training
-takes 330 s, give or take 10%, and agents answer at once. A train.py is 200 lines of which each has
+takes 330 s, give or take 10%, and agents answer at once. A train.py is 400 lines of which each has
 a true effect on the score; a proposal changes one line of the best that no proposal in flight
 changes (`--blind`: any line). A score is the sum of the effects plus normal noise.
 
@@ -60,7 +60,7 @@ from bench.keep_policy import draw
 WORKERS = (1, 4, 16, 64, 256)
 SECONDS = 330.0  # of a training with its start-up and its score
 SPREAD = 0.1  # of that, at most
-LINES = 200
+LINES = 400
 CONTENTS = 4  # of a line in the finite landscape, besides the first
 MANY = 64  # workers: with fewer there are more seeds, so that all train about as much
 LIMITS = (0.025, 0.975)  # of an interval
