@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,16 @@ from hypothesis import strategies as st
 from autoresearch_jax.common import syntax
 from autoresearch_jax.loop import proposal_queue
 from autoresearch_jax.loop.config import LoopConfig
-from autoresearch_jax.loop.decision import Decision, MeasureAgain, TrainAgain, Version, decide
+from autoresearch_jax.loop.decision import (
+    Decision,
+    MeasureAgain,
+    TrainAgain,
+    Version,
+    Wait,
+    _compared,
+    decide,
+)
+from autoresearch_jax.loop.policy import Confirm, Measured
 from autoresearch_jax.records.events import (
     Decided,
     Interfered,
@@ -79,11 +89,12 @@ class World:
 
     # --------------------------------------------------------------------------- a loop's steps
 
-    def propose(self, source: bytes, base: str = "", of: int | None = None, ask=None) -> int:
+    def propose(self, source: bytes, base="", of=None, ask=None, together=()) -> int:
         n = len(self.experiments)
         self.sources[f"c{n}"] = source
         program = syntax.meaning(source)
-        self.append(Proposed(n=n, commit=f"c{n}", base=base, program=program, of=of, ask=ask))
+        fields = {"of": of, "ask": ask, "together": together}
+        self.append(Proposed(n=n, commit=f"c{n}", base=base, program=program, **fields))
         return n
 
     def measure(self, n: int, score: float | None = None) -> None:
@@ -116,8 +127,7 @@ class World:
     def decide(self, n: int, config: LoopConfig = STRICT) -> Decision:
         found = decide(self.experiments, self.experiments[n], config)
         assert isinstance(found, Decision)
-        lives_on = found.lives_on
-        queued = () if lives_on is None else (proposal_queue.carried(self, lives_on),)
+        queued = tuple(proposal_queue.carried(self, one) for one in found.lives_on)
         self.append(Decided(n=n, status=found.status, reason=found.reason, queued=queued))
         return found
 
@@ -132,6 +142,9 @@ class World:
         if isinstance(found, TrainAgain):
             self.append(Interfered(n=n, reason=found.reason))
             return False
+        if isinstance(found, Wait):
+            assert self.experiments[found.n].status is None
+            return False
         score = {"val_bpb": self.scores[self.sources[f"c{found.n}"]]}
         seed = 43 + len(self.experiments[found.n].repeats)
         run = {"seed": seed, "purpose": found.purpose, "split": "val", "outcome": Outcome.OK}
@@ -140,10 +153,11 @@ class World:
 
     def take(self) -> int | None:
         """The next of the queue as an experiment; None where it is of no use."""
-        found = proposal_queue.take(self, self.experiments.queue[0])
+        found = proposal_queue.take(self, proposal_queue.turn(self))
         if found is None:
             return None
-        return self.propose(self.stored(found.blob), found.base, found.of, found.ask)
+        source = self.stored(found.blob)
+        return self.propose(source, found.base, found.of, found.ask, found.together)
 
 
 # ------------------------------------------------------------------------------------- a table
@@ -169,11 +183,11 @@ def world(*experiments: tuple[str, float, str], **options) -> World:
         # Behind the best: what is lower goes on, and so does what is lower than its base.
         (
             [("", 1.0, "keep"), ("c0", 0.9, "keep"), ("c0", 0.8, "")],
-            Decision(Status.DISCARD, lives_on=Version(2, "c0")),
+            Decision(Status.DISCARD, lives_on=(Version(2, "c0"),)),
         ),
         (
             [("", 1.0, "keep"), ("c0", 0.8, "keep"), ("c0", 0.9, "")],
-            Decision(Status.DISCARD, lives_on=Version(2, "c0")),
+            Decision(Status.DISCARD, lives_on=(Version(2, "c0"),)),
         ),
         ([("", 1.0, "keep"), ("c0", 0.8, "keep"), ("c0", 1.1, "")], Decision(Status.DISCARD)),
     ],
@@ -251,17 +265,111 @@ def test_a_bad_merge_loses_neither_the_first_score_nor_one_in_between():
     made.append(Decided(n=made.propose(b"P = 'rival'\n", "c1"), status=Status.DISCARD))
     rival = made.propose(b"P = 'other rival'\n", "c1")
     made.measure(rival, 0.6)
-    made.decide(rival)  # the best by now
+    made.append(Decided(n=rival, status=Status.KEEP))  # as earlier versions did: it waits now
     made.measure(second, 0.3)  # the lowest of all, behind the best
-    assert made.decide(second).lives_on == Version(second, "c1")
+    assert made.decide(second).lives_on == (Version(second, "c1"),)
     third = made.take()
     made.measure(third, 0.8)  # the merge has made it worse
-    assert made.decide(third).lives_on == Version(second, f"c{rival}")
+    assert made.decide(third).lives_on == (Version(second, f"c{rival}", (second,)),)
     fourth = made.take()
     assert made.blob(f"c{fourth}") == made.blob(f"c{second}")
     made.measure(fourth, 0.3)
     assert made.decide(fourth).status == Status.KEEP
     assert made.experiments.queue == []
+
+
+def gathered(*scores: float) -> World:
+    """A best of 0.9, and experiments behind it that wait; merges put changes one after another."""
+    made = world(("", 1.0, "keep"), ("c0", 0.9, "keep"), *(("c0", one, "") for one in scores))
+    made.merge = lambda ours, base, theirs: ours + theirs
+    for n in range(2, 2 + len(scores)):
+        made.decide(n)
+    return made
+
+
+def test_all_that_waits_is_carried_over_together_the_largest_gain_first():
+    made = gathered(0.97, 0.95, 0.96)
+    n = made.take()
+    e = made.experiments[n]
+    assert (e.of, e.together, e.base) == (3, (3, 4, 2), "c1")
+    assert made.experiments.queue == []
+    assert proposal_queue.pending(made.experiments) == (2, 3, 4)
+    # What arrives meanwhile waits: for the decision if it was measured on the best, ...
+    rival = made.propose(b"P = 'rival'\n", "c1")
+    made.measure(rival, 0.85)
+    assert decide(made.experiments, made.experiments[rival], STRICT) == Wait(n)
+    worse = made.propose(b"P = 'worse'\n", "c1")
+    made.measure(worse, 0.91)
+    assert made.decide(worse) == Decision(Status.DISCARD)
+    # ... and for its turn if it was measured behind it.
+    late = made.propose(b"P = 'late'\n", "c0")
+    made.measure(late, 0.94)
+    assert made.decide(late).lives_on == (Version(late, "c0"),)
+    assert proposal_queue.turn(made) is None
+    assert proposal_queue.pending(made.experiments) == (2, 3, 4, rival, late)
+    made.restart()
+    assert proposal_queue.turn(made) is None
+    made.measure(n, 0.7)
+    assert made.decide(n) == Decision(Status.KEEP)
+    assert made.decide(rival).lives_on == (Version(rival, "c1"),)
+    assert made.experiments[made.take()].together == (late, rival)
+
+
+def test_what_is_not_kept_together_is_tried_in_halves_until_each_is_alone():
+    made = gathered(0.97, 0.95, 0.96)
+    made.measure(n := made.take(), 1.5)
+    first, second = (3, 4), (2,)
+    versions = tuple(Version(one, "c0", first) for one in first)
+    assert made.decide(n).lives_on == (*versions, Version(2, "c0", second))
+    late = made.propose(b"P = 'late'\n", "c0")
+    made.measure(late, 0.5)
+    made.decide(late)
+    # The halves do not wait for each other; what is new waits for both.
+    half, rest = made.take(), made.take()
+    assert [made.experiments[one].together for one in (half, rest)] == [first, ()]
+    assert made.experiments[rest].of == 2
+    assert proposal_queue.turn(made) is None
+    made.measure(half, 1.4)
+    assert [one.together for one in made.decide(half).lives_on] == [(3,), (4,)]
+    made.measure(rest, 0.8)
+    assert made.decide(rest).status == Status.KEEP
+    assert [made.experiments[made.take()].of for _ in range(3)] == [late, 3, 4]
+
+
+def test_changes_of_the_same_lines_are_not_carried_over_together():
+    made = gathered(0.97, 0.95, 0.96)
+    made.merge = lambda ours, base, theirs: None if b"program 3" in ours else ours + theirs
+    assert made.experiments[made.take()].together == ()
+    assert [one.of for one in made.experiments.queue] == [2, 4]
+
+
+def test_what_scored_lower_alone_than_together_is_proposed_as_it_is():
+    made = gathered(0.97, 0.8, 0.96)
+    made.measure(n := made.take(), 0.85)
+    assert made.decide(n) == Decision(Status.KEEP, lives_on=(Version(3, f"c{n}", (3,)),))
+    alone = made.take()
+    assert made.blob(f"c{alone}") == made.blob("c3")
+
+
+def test_what_crashes_together_is_tried_in_halves_too():
+    made = gathered(0.97, 0.95)
+    n = made.take()
+    made.append(Trained(n=n, outcome=Outcome.CRASH, reason="boom"))
+    found = made.decide(n)
+    assert (found.status, [one.together for one in found.lives_on]) == (Status.CRASH, [(3,), (2,)])
+
+
+def test_gains_together_say_nothing_of_the_spread_of_one():
+    """Of a confirming policy, whose bars follow by how much single proposals looked better."""
+    made = gathered(0.97, 0.95)
+    made.measure(n := made.take(), 0.1)
+    made.append(Decided(n=n, status=Status.KEEP))
+    found = _compared(made.experiments, made.experiments[n])
+    # The baseline with what changes it, what was kept next, and both gains together.
+    assert [one.several for one in found] == [False, False, False, False, True]
+    alone = [Measured([1 - n / 100], Status.KEEP) for n in range(9)]
+    assert Confirm(0.001).spread(alone) == 3.5
+    assert Confirm(0.001).spread([replace(one, several=True) for one in alone]) == 1.0
 
 
 def test_a_lucky_first_score_does_not_live_on():
@@ -270,7 +378,7 @@ def test_a_lucky_first_score_does_not_live_on():
         made = world(("", 1.0, "keep"), ("c0", 0.9, "keep"), ("c0", 0.7, ""))
         run = {"seed": 43, "purpose": Purpose.NOISE, "split": "val", "outcome": Outcome.OK}
         made.append(Repeated(n=2, metrics={"val_bpb": again}, **run))
-        assert (made.decide(2).lives_on == Version(2, "c0")) == lives_on
+        assert (made.decide(2).lives_on == (Version(2, "c0"),)) == lives_on
 
 
 def test_the_best_is_run_again_after_25_experiments_or_an_hour_with_ten():
@@ -300,21 +408,22 @@ def test_the_best_is_run_again_after_25_experiments_or_an_hour_with_ten():
 def living(made: World) -> dict[int, int]:
     """How many forms of each proposal wait, or are being measured, by its first experiment."""
     found = made.experiments
-    alive = [found.origin(e).n for e in found.undecided]
-    alive += [found.origin(found[queued.of]).n for queued in found.queue if queued.of is not None]
+    waiting = [found[queued.of] for queued in found.queue if queued.of is not None]
+    alive = [one.n for e in (*found.undecided, *waiting) for one in found.origins(e)]
     return {n: alive.count(n) for n in alive}
 
 
 @given(
     seed=st.integers(0, 2**32),
     workers=st.integers(1, 8),
-    proposals=st.integers(1, 14),
+    proposals=st.integers(1, 20),
     conflicts=st.sampled_from([0.0, 0.3, 1.0]),
     kills=st.sampled_from([0.0, 0.2]),
     troubles=st.sampled_from([0.0, 0.5]),
+    gathers=st.sampled_from([0.0, 0.9]),  # how often new ones arrive before those carried over
 )
 def test_no_lower_score_is_lost_whatever_arrives_when(
-    seed, workers, proposals, conflicts, kills, troubles
+    seed, workers, proposals, conflicts, kills, troubles, gathers
 ):
     made = World(seed, conflicts, troubles)
     draw = random.Random(seed + 1)
@@ -329,7 +438,7 @@ def test_no_lower_score_is_lost_whatever_arrives_when(
             made.restart()
             assert [q.of for q in made.experiments.queue] == [q.of for q in found.queue]
         free = len(running) < workers
-        if free and found.queue:
+        if free and proposal_queue.turn(made):
             n = made.take()
             running += [] if n is None else [n]
         elif free and asked < proposals and (not running or draw.random() < 0.7):
@@ -337,7 +446,9 @@ def test_no_lower_score_is_lost_whatever_arrives_when(
             made.append(Queued(ask=asked, blob=blob, base=found.best.commit))
             asked += 1
         elif running:
-            n = running.pop(draw.randrange(len(running)))
+            new = [n for n in running if found[n].of is None]
+            n = draw.choice(new if new and draw.random() < gathers else running)
+            running.remove(n)
             running += [] if made.advance(n) else [n]
         else:
             break

@@ -282,7 +282,7 @@ def test_a_digest_is_short_and_what_an_agent_wrote_stays_within_its_line(descrip
 
 def test_a_digest_says_what_runs_and_who_thinks():
     model, found = made(["baseline"])
-    runs = Running(n=1, description="wider", expected="", agent="a", base=0, of=None,
+    runs = Running(n=1, description="wider", expected="", agent="a", base=0, carries=(),
                    phase="training", started=0.0, progress=None)  # fmt: skip
     model = dataclasses.replace(model, running=(runs,), thinking=(Thinking(2, "claude", 0.0, 1),))
     now = "now: experiment 1, training: wider; claude thinks about 2"

@@ -142,7 +142,7 @@ def test_the_running_experiment(recording):
     model = reader.read()
     (running,) = model.running
     assert (model.state, running.n, running.phase) == ("running", n, "starting")
-    assert (running.base, running.of, running.expected) == (0, None, "-0.001")
+    assert (running.base, running.carries, running.expected) == (0, (), "-0.001")
     recording.log(n, percent=40)
     (running,) = reader.read().running
     progress = running.progress

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from autoresearch_jax.agents import score_model
 from autoresearch_jax.agents.agent import AgentError, Context
@@ -37,7 +38,7 @@ class Session:
         folder.mkdir(parents=True, exist_ok=True)
         self.sources: dict[str, str] = {}
         self.history: list[Experiment] = []
-        self.search, self.unfit = Search(), ()
+        self.search, self.unfit, self.pending = Search(), (), ()
         self.add(source, 1.0)
 
     @property
@@ -74,6 +75,7 @@ class Session:
     def context(self) -> Context:
         (self.folder / "train.py").write_text(self.best_source)
         more = {"search": self.given, "unfit": self.unfit, "ideas": self.ideas}
+        more["pending"] = self.pending
         return harness.simulated_context(
             self.folder, self.history, self.sources, seed=self.seed, **more
         )
@@ -199,6 +201,30 @@ def test_what_says_nothing_about_one_number_is_not_followed(tmp_path):
     session.turn(0.99, MATRIX_LR=0.08)
     session.turn(0.98, MATRIX_LR=0.04)
     assert all(step["MATRIX_LR"] < 0.08 for step in History().known(session.context()).steps)
+
+
+def test_what_the_next_best_probably_changes_is_left_alone(tmp_path):
+    """Two gains wait to be measured together; another change of the same would conflict."""
+    session = Session(tmp_path, TRAIN, IDEAS)
+    session.turn(0.98, MATRIX_LR=0.08)
+    session.history[-1] = structs.replace(session.history[-1], status="discard")
+    session.take("bigram-table", 0.97)
+    session.history[-1] = structs.replace(session.history[-1], status="discard")
+    assert session.next()[1] == {"MATRIX_LR": 0.16}  # as if none waited: a step further
+    session.pending = (1, 2)
+    for _ in range(8):
+        said, values = session.next()
+        assert "MATRIX_LR" not in values
+        assert "bigram-table" not in said
+        session.add(session.proposed, 1.01)
+
+
+def test_what_the_next_best_probably_changes_is_proposed_if_nothing_else_is_left(tmp_path):
+    session = Session(tmp_path, "MATRIX_LR = 0.04\nlr = MATRIX_LR\n")
+    session.turn(0.98, MATRIX_LR=0.08)
+    session.history[-1] = structs.replace(session.history[-1], status="discard")
+    session.pending = (1,)
+    assert [*session.next()[1]] == ["MATRIX_LR"]
 
 
 def test_it_learns_from_what_others_proposed(tmp_path):

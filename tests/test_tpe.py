@@ -307,6 +307,18 @@ def test_a_proposal_after_a_thousand_experiments_takes_seconds(tmp_path):
 # --------------------------------------------------------------------------------- ranges
 
 
+def test_what_the_next_best_probably_changes_is_left_alone(tmp_path):
+    simulation, agent = Simulation(tmp_path, 0), Tpe()
+    changed = literals.rewrite(SMALL, {"MATRIX_LR": 0.08, "EMBEDDING_LR": 0.8})
+    one = Experiment(1, "1" * 40, "0" * 40, "", "tpe", status="discard", val_bpb=1.0)
+    simulation.sources["1" * 40] = changed
+    simulation.history.append(one)
+    for n in range(12):
+        context = dataclasses.replace(simulation.context(seed=n), pending=(1,))
+        said = agent.propose(context).description
+        assert not {"MATRIX_LR", "EMBEDDING_LR"} & {*said.split()}
+
+
 def test_the_search_space_of_the_real_train_py():
     space = ranges_of(TRAIN)
     assert {"DEPTH", "MATRIX_LR", "TOTAL_BATCH_SIZE", "WARMDOWN_RATIO", "ADAM_BETAS[1]"} <= set(

@@ -10,9 +10,11 @@ import time
 from collections import Counter
 
 import pytest
+from click.testing import CliRunner
 from msgspec import structs
 
 from autoresearch_jax.agents.agent import Proposal
+from autoresearch_jax.cli.main import main
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import device_allocation
 from autoresearch_jax.jobs.job import NO_EVENTS, Lost
@@ -238,6 +240,117 @@ def test_a_result_spoiled_by_a_merge_is_proposed_unmerged_if_it_is_better(worksp
         assert (alone.of, alone.base, alone.program) == (1, history[2].commit, history[1].program)
         assert alone.val_bpb == pytest.approx(0.6)
         assert alone.description == "slow (experiment 1 on top of 2)"
+
+
+# Each part lowers the score by its number, once its file is there. What has A and B, but not C, is
+# slow: it waits until the experiments of C and D are decided.
+FOUR = """\
+import pathlib, time
+def wait(path):
+    end = time.monotonic() + 60
+    while not pathlib.Path(path).exists():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+A = 0, ""
+
+
+
+B = 0, ""
+
+
+
+C = 0, ""
+
+
+
+D = 0, ""
+
+
+
+PARTS = A, B, C, D
+for number, path in PARTS:
+    if path:
+        wait(path)
+    SCORE -= number
+"""
+SLOW = """\
+if A[0] and B[0] and not C[0]:
+    for n in (3, 4):
+        wait(pathlib.Path(B[1]).with_name(f"decided-{n}"))
+"""
+
+
+def four(workspace, more=""):
+    """Four changes: A is kept, then B is carried over to it, while C and D arrive."""
+    (workspace.root / "train.py").write_text(train_py(1.0, FOUR + SLOW + more))
+    git(workspace.root, "commit", "-qam", "Four parts")
+
+    def part(name, gain, after):
+        def answer(context):
+            path, source = str(path_of(context, after)), context.worktree / "train.py"
+            change = f"{name} = {gain}, {path if after else ''!r}"
+            source.write_text(re.sub(rf"(?m)^{name} = .*$", change, source.read_text()))
+            return Proposal(f"part {name}")
+
+        return answer
+
+    # C and D are measured once what carries B over has been proposed, which is experiment 5.
+    return [
+        part("A", 0.1, "asked"),
+        part("B", 0.2, "decided-1"),
+        part("C", 0.3, "proposed-5"),
+        part("D", 0.4, "proposed-5"),
+    ]
+
+
+class Proposals(Events):
+    """Also makes the files `asked`, once all four are asked for, and `proposed-5`."""
+
+    def __init__(self, workspace):
+        super().__init__(workspace)
+        threading.Thread(target=self._watch, args=(workspace,)).start()
+
+    def _watch(self, workspace):
+        end = time.monotonic() + 60
+        for count, name in ((5, "asked"), (6, "proposed-5")):
+            while len(self._known(workspace)) < count and time.monotonic() < end:
+                time.sleep(0.01)
+            (self.folder / name).touch()
+
+    def _known(self, workspace):
+        path = workspace.state_dir("t") / "journal.jsonl"
+        return re.findall('"step": ?"proposed"', path.read_text()) if path.exists() else []
+
+
+def test_what_waits_is_measured_together_as_one_candidate(workspace):
+    ideas = four(workspace)
+    run(workspace, ideas, 4, workers=4, view=Proposals(workspace))
+    history = looks_right(workspace)
+    assert [e.status for e in history] == ["keep", "keep", *["discard"] * 3, "keep", "keep"]
+    slow, both = history[5:]
+    assert (slow.of, slow.together) == (2, ())
+    # D gains more than C. Both are measured once more, not once each.
+    assert (both.of, both.together, both.base) == (4, (4, 3), slow.commit)
+    assert both.description == "part D, and 1 more (experiments 4 and 3 on top of 5)"
+    assert both.val_bpb == pytest.approx(1.0 - 0.1 - 0.2 - 0.3 - 0.4)
+    assert len(records(workspace, "trained")) == 7
+    assert journal.read(workspace.state_dir("t")).costs.total.experiments == 4
+    shown = CliRunner().invoke(main, ["-C", str(workspace.root), "show", "6"]).output
+    assert "\ncarries   over experiment 4: part D\ncarries   over experiment 3: part C\n" in shown
+    shown = CliRunner().invoke(main, ["-C", str(workspace.root), "show", "3"]).output
+    assert "\ncarried   over as experiment 6: keep\n" in shown
+
+
+def test_what_fails_together_is_measured_in_halves(workspace):
+    ideas = four(workspace, "SCORE += 2 if C[0] and D[0] else 0\n")
+    run(workspace, ideas, 4, workers=4, view=Proposals(workspace))
+    history = looks_right(workspace)
+    assert [e.together for e in history[6:]] == [(4, 3), (), ()]
+    assert sorted(e.of for e in history[7:]) == [3, 4]
+    # Each gains alone, and they cost 2 together, so only one of them is kept.
+    assert [e.status for e in history[6:]].count("keep") == 1
+    best = journal.read(workspace.state_dir("t")).best
+    assert best.val_bpb == min(e.val_bpb for e in history)
 
 
 def test_only_proposals_count_and_never_more_than_were_asked_for(workspace):

@@ -30,15 +30,18 @@ def train(job: TrainJob, *_, **__) -> TrainResult:
 
 
 def overlap() -> None:
-    """From now on, some trainings take longer than others, and two numbers lower the score."""
+    """From now on, some trainings take longer than others, and four numbers lower the score."""
     train_at_once = training.train
 
     def train(job: TrainJob, *arguments, **options) -> TrainResult:
         text = (job.folder / "train.py").read_text()
-        time.sleep(random.Random(text).choice((0.02, 0.4)))
+        found = re.findall(r"(?m)^(?:FIRST|SECOND|THIRD|FOURTH) = ([-0-9.]+)$", text)
+        numbers = [*map(float, found)]
+        # While the first is carried over to another one, the others arrive, and go together.
+        two = sum(map(bool, numbers)) == 2
+        time.sleep(0.8 if two else random.Random(text).choice((0.02, 0.3)))
         result = train_at_once(job, *arguments, **options)
-        numbers = re.findall(r"(?m)^(?:FIRST|SECOND) = ([-0-9.]+)$", text)
-        score = float((job.artifacts / protocol.EXPORTED).read_text()) - sum(map(float, numbers))
+        score = float((job.artifacts / protocol.EXPORTED).read_text()) - sum(numbers)
         (job.artifacts / protocol.EXPORTED).write_text(f"{score:.6f}")
         return result
 

@@ -95,15 +95,16 @@ def several(count, workspace):
         [device_allocation.WHOLE] * workers
     )  # on whichever cores this machine has
     instant.overlap()
-    run_loop(workspace, OneOfTwo(), _most(workspace), tag="t", workers=count)
+    run_loop(workspace, OneOfFour(), _most(workspace), tag="t", workers=count)
 
 
-class OneOfTwo(BySeries):
-    """Changes one of two numbers that lower the score, by the number of the experiment."""
+class OneOfFour(BySeries):
+    """Changes one of four numbers that lower the score, by the number of the experiment."""
 
     def propose(self, context):
         path = context.worktree / "train.py"
-        name, gain = ("FIRST", "SECOND")[context.n % 2], random.Random(context.n).uniform(-0.02, 1)
+        name = ("FIRST", "SECOND", "THIRD", "FOURTH")[context.n % 4]
+        gain = random.Random(context.n).uniform(-0.02, 1)
         path.write_text(re.sub(rf"(?m)^{name} = .*$", f"{name} = {gain:.6f}", path.read_text()))
         return Proposal(f"idea {context.n}")
 
@@ -114,7 +115,7 @@ COMMANDS = {
     "propose": propose,
     "many": many,
     "one worker": functools.partial(several, 1),
-    "two workers": functools.partial(several, 2),
+    "four workers": functools.partial(several, 4),
     "stepwise": steered.stepwise,
 }
 

@@ -1,4 +1,4 @@
-"""A loop of two workers that is killed continues, with two or one, and decides each proposal once.
+"""A loop of four workers that is killed goes on, with four or one, and decides each proposal once.
 
 The threads' order is not the same twice, so nothing is compared with a loop that was not killed:
 what must hold at any end is asked for.
@@ -16,7 +16,7 @@ from tests import harness
 from tests.faults.lab import Request, each
 from tests.harness import git, lines, rows, train_py
 
-MOST = 5
+MOST = 8
 POINTS_BY_DAY, POINTS_NIGHTLY = 6, 24
 
 
@@ -40,9 +40,9 @@ def wrong(workspace):
     chain = git(workspace.root, "rev-list", "--reverse", "autoresearch/t").split()
     refs = git(workspace.root, "for-each-ref", "--format=%(refname) %(objectname)")
     lost = [e.n for e in history if f"refs/autoresearch/t/{e.n} {e.commit}" not in refs]
-    origins = [e.of for e in history if e.of is not None]
+    origins = [n for e in history for n in e.carries]
     queued = [queued for one in records for queued in one.get("queued", [])]
-    carried = [(one["of"], one["base"]) for one in queued]
+    carried = [(one["of"], one["base"], *one.get("together", ())) for one in queued]
     facts = {
         "decided": (sorted(decided), [e.n for e in history]),
         "proposals": (sum(e.of is None for e in history), MOST + 1),
@@ -59,50 +59,50 @@ def wrong(workspace):
 
 
 @pytest.fixture(scope="module")
-def two_numbers(lab):
-    """A workspace whose train.py has two numbers, to be copied."""
+def four_numbers(lab):
+    """A workspace whose train.py has four numbers, to be copied."""
     workspace = lab.new(most=MOST)
-    numbers = "FIRST = 0\n\n\n\nSECOND = 0\n"
+    numbers = "\n\n\n".join(f"{name} = 0\n" for name in ("FIRST", "SECOND", "THIRD", "FOURTH"))
     (workspace.root / "train.py").write_text(train_py(1.0, numbers))
-    git(workspace.root, "commit", "-qam", "Two numbers")
+    git(workspace.root, "commit", "-qam", "Four numbers")
     return workspace.root.parent
 
 
-def test_two_workers_killed_at_any_effect_decide_each_proposal_once(
-    lab, two_numbers, nightly, verdict
+def test_four_workers_killed_at_any_effect_decide_each_proposal_once(
+    lab, four_numbers, nightly, verdict
 ):
     points = POINTS_NIGHTLY if nightly else POINTS_BY_DAY
-    workspace = lab.new(two_numbers)
-    whole = lab.run(workspace, Request("two workers"))
+    workspace = lab.new(four_numbers)
+    whole = lab.run(workspace, Request("four workers"))
     assert whole.ended == "done", whole
     assert wrong(workspace) == {}
-    resumed = itertools.cycle(["two workers", "one worker"])
+    resumed = itertools.cycle(["four workers", "one worker"])
 
     def one(point):
         kill, command = point
-        workspace = lab.new(two_numbers)
-        reply = lab.run(workspace, Request("two workers", kill=kill))
+        workspace = lab.new(four_numbers)
+        reply = lab.run(workspace, Request("four workers", kill=kill))
         if reply.ended == "killed":
             killed.append(kill)
             reply = lab.run(workspace, Request(command))
         if reply.ended != "done":
             return f"{kill}, then {command}: {reply}"
         found = wrong(workspace)
-        carried.append(any(e.of for e in list(journal.read(workspace.state_dir("t")))))
+        together.append(any(e.together for e in journal.read(workspace.state_dir("t"))))
         shutil.rmtree(workspace.root.parent)
         return f"{kill}, then {command}: {found}" if found else ""
 
     killed: list[tuple[str, int]] = []
-    carried: list[bool] = []  # of each, whether anything was carried over
+    together: list[bool] = []  # of each, whether anything was carried over together
     step = 0.8 * whole.effects / points  # how many effects there are depends on the order
     numbers = [1 + round(step * at) for at in range(points)]
     kills = zip(itertools.cycle(["after", "before", "before", "after"]), numbers, strict=False)
     complaints = each(one, list(zip(kills, resumed, strict=False)))
     assert len(killed) > points / 2
-    # Whether anything is carried over depends on what overlaps, and so on how busy the machine is.
+    # Whether anything is depends on what overlaps, and so on how busy the machine is.
     for _ in range(10):
-        if any(carried):
+        if any(together):
             break
-        complaints.append(one((("after", 0), "two workers")))  # the effects are counted from 1
-    assert any(carried)
-    verdict("kills of two workers", len(killed), complaints)
+        complaints.append(one((("after", 0), "four workers")))  # the effects are counted from 1
+    assert any(together)
+    verdict("kills of four workers", len(killed), complaints)

@@ -82,6 +82,7 @@ class Context:
     prompt: str  # the whole prompt, including program.md
     prompt_path: Path  # the same as a file, outside .git
     run_dir: Path  # for the agent's own logs
+    pending: tuple[int, ...] = ()  # experiments whose changes the next best probably has
     search: Mapping[str, GivenRange] = field(default_factory=dict)  # the user's, by constant
     ideas: Mapping[str, Idea] = field(default_factory=dict)  # the library, by name
     unfit: tuple[tuple[str, str], ...] = ()  # (train.py, reason) of earlier answers to this

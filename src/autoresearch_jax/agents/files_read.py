@@ -94,9 +94,9 @@ class Files:
         edits = frozenset[int]()
         if e.base in self.files:
             before, base = self.readings[e.base], self.files[e.base]
-            new = reading.code != before.code and ideas == base.ideas and not e.combines
+            new = reading.code != before.code and ideas == base.ideas and not e.several
             edits = base.edits | ({self._edited * e.n} if new else frozenset())
-        edits = edits.union(*(self._edits.get(n, edits) for n in e.combines))
+        edits = edits.union(*(self._edits.get(n, edits) for n in e.several))
         self._edits[e.n] = edits
         self.readings[e.commit] = reading
         self.files[e.commit] = File(reading.values, ideas, edits)

@@ -176,7 +176,7 @@ class Research:
         changes = prompt.changes(tuple(self._experiments))
         full = self._full(decided)
         self._read_changes(full)
-        alone = [e for e in decided if not e.combines]  # the others say nothing of one change
+        alone = [e for e in decided if not e.several]  # the others say nothing of one change
         self._themes = self._theme_rows(alone, changes)
         ideas = library.usable(self._workspace.root)
         self._ideas = self._research_ideas.rows(ideas, self._best_source(), alone, changes)
@@ -254,7 +254,7 @@ class Research:
             "change from the best before": number(change, "+.6f"),
             "runs": str(len(e.scores)) if len(e.scores) > 1 else "",
             "changes experiment": "" if base is None else str(base.n),
-            "carries over experiment": "" if e.of is None else str(e.of),
+            "carries over experiment": ", ".join(map(str, e.carries)),
             **dict(zip(SPEED, speed(e), strict=True)),
             "ideas": ", ".join(e.ideas),
             "constants": ", ".join(f"{name} {values}" for name, values in made.constants),

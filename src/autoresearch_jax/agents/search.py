@@ -9,7 +9,7 @@ another tag. docs/search.md describes the search.
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
@@ -76,12 +76,24 @@ class Search(Agent):
         known = self._history.known(context)
         rng = random.Random(f"{context.seed}/{context.n}/{len(context.unfit)}")
         steps = (Option(values) for values in known.steps)
-        for option in itertools.chain(steps, ranked(known, context.ideas, rng)):
+        options = itertools.chain(steps, ranked(known, context.ideas, rng))
+        for option in differing(options, known.pending):
             source = changed(known.source, option, context.ideas)
             if source is not None and is_new(known, read(source), context.search):
                 words = [f"idea {option.idea}"] if option.idea else []
                 words += [describe(known.best.values, option.values)] if option.values else []
                 yield source, ", ".join(words)
+
+
+def differing(options: Iterable[Option], pending: frozenset[str]) -> Iterator[Option]:
+    """Yield changes, those at the end that touch what the next best probably changes."""
+    later = []
+    for one in options:
+        if pending.isdisjoint({*one.values, one.idea}):
+            yield one
+        else:
+            later.append(one)
+    yield from later
 
 
 def is_new(known: Known, reading: Reading, given: Mapping[str, GivenRange]) -> bool:

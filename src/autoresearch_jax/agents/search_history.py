@@ -35,6 +35,7 @@ class Known:
     tried: frozenset[Signature]  # of all files so far
     taken: frozenset[str]  # the ideas that experiments took
     steps: Sequence[Mapping[str, Value]]  # further and back from numbers that were kept, or nearly
+    pending: frozenset[str] = frozenset()  # constants and ideas that the next best probably changes
     learned: Learned | None = None  # what another tag has found
 
 
@@ -103,8 +104,25 @@ class History:
             tried=frozenset(one.signature for one in tried),
             taken=frozenset(name for e in history for name in e.ideas),
             steps=list(_steps(history, readings, now, space, e.commit if e else "")),
+            pending=pending_names(context, files),
             learned=_known_here(context.learned, context.ideas),
         )
+
+
+def pending_names(context: Context, files: Mapping[str, File]) -> frozenset[str]:
+    """Return the constants and ideas that the next best probably changes.
+
+    Another change of them would conflict with that one, or repeat it.
+    """
+    found = set[str]()
+    pending = {*context.pending}
+    for e in (one for one in context.history if one.n in pending):
+        file, base = files[e.commit], files.get(e.base)
+        if base is not None:
+            old = base.values
+            found |= {name for name, value in file.values.items() if old.get(name) != value}
+            found |= file.ideas - base.ideas
+    return frozenset(found)
 
 
 def _known_here(learned: Learned | None, ideas: Mapping[str, Idea]) -> Learned | None:

@@ -15,6 +15,7 @@ from autoresearch_jax.agents.agent import Agent, AgentError, Context, Proposal
 from autoresearch_jax.agents.constants import Reading, Signature, read
 from autoresearch_jax.agents.drawing import WHOLE_RANGE_AFTER, pick, space_of, weight
 from autoresearch_jax.agents.files_read import Files
+from autoresearch_jax.agents.search_history import pending_names
 from autoresearch_jax.agents.search_space import Range, describe
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.literals import Value
@@ -49,6 +50,7 @@ class Known:
     space: Mapping[str, Range]  # of the constants that are searched
     trials: Sequence[Trial]  # oldest first
     tried: frozenset[Signature]  # of all files so far
+    pending: frozenset[str] = frozenset()  # constants that the next best probably changes
 
 
 class Tpe(Agent):
@@ -104,13 +106,16 @@ class Tpe(Agent):
             trials=trials_of(context.history, past)
             + [Trial(one.values, None) for one in unfit if one.code == now.code],
             tried=frozenset(one.signature for one in (now, *past.values(), *unfit)),
+            pending=pending_names(context, self._files.files),
         )
 
     def ideas(self, known: Known, rng: random.Random) -> Iterator[dict[str, Value]]:
         """Yield distinct new values for a few constants, until ATTEMPTS draws are used up."""
         tried, newest = set(known.tried), known.trials[-TRIALS:]
+        free = {name: one for name, one in known.space.items() if name not in known.pending}
+        free = free or dict(known.space)
         for attempt in range(ATTEMPTS):
-            names = choose(rng, known.space, known.current, newest)
+            names = choose(rng, free, known.current, newest)
             reach = min(1.0, len(newest) / WHOLE_RANGE_AFTER + attempt / ATTEMPTS)
             trials = newest if attempt < GUIDED else ()
             space = {name: known.space[name] for name in names}

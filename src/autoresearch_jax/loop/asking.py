@@ -336,6 +336,7 @@ class Asking:
             n=n,
             seed=self.config.seed,
             history=tuple(session.experiments),
+            pending=proposal_queue.pending(session.experiments),
             sources_of=session.candidates.shown,
             prompt="",
             prompt_path=prompt_path,

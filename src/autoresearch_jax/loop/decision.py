@@ -5,7 +5,8 @@ the best while it was measured.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from autoresearch_jax.jobs import interference
 from autoresearch_jax.loop import policy, statistics
@@ -14,6 +15,7 @@ from autoresearch_jax.records.events import Outcome, Purpose, Status
 from autoresearch_jax.records.experiment import MOST_DISTURBED, Experiment
 from autoresearch_jax.records.experiments import Experiments
 
+LOOKED_AT = 2 * policy.SPREAD_OF  # decisions, a few of which have no score
 HOUR_COUNTS = 10  # experiments after which the best is run again, if they took an hour
 # A training that lost a share of its time scores higher by less than this part of that share.
 COST = 0.5
@@ -25,6 +27,7 @@ class Version:
 
     n: int  # the experiment whose train.py is queued
     base: str  # the commit that its changes are relative to; the best's proposes it unmerged
+    together: tuple[int, ...] = ()  # carried over with no others than these; (): with any
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,14 @@ class Decision:
     reason: str = ""  # why, where its score did not decide
     verdict: str = ""  # why, where its score decided
     passed: bool = False  # on an excursion: better than its base; in a pruning: no worse
-    lives_on: Version | None = None
+    lives_on: tuple[Version, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wait:
+    """The experiment is decided after another one, which is being measured."""
+
+    n: int
 
 
 @dataclass(frozen=True)
@@ -56,19 +66,37 @@ class TrainAgain:
 
 
 def decide(
-    experiments: Experiments, e: Experiment, config: LoopConfig, lines_less: int = 0
-) -> Decision | MeasureAgain | TrainAgain:
+    experiments: Experiments,
+    e: Experiment,
+    config: LoopConfig,
+    lines_less: int = 0,
+    *,
+    drift: bool = True,
+) -> Decision | MeasureAgain | TrainAgain | Wait:
     """Decide a measured experiment.
 
-    `lines_less` says by how many lines its code is shorter than its base, if that counts. Raises
-    UserError where the policy needs a noise that was not measured.
+    `lines_less` says by how many lines its code is shorter than its base, if that counts. With
+    `drift`, it may need another run of the best that shows whether that still scores as it did.
+    Raises UserError where the policy needs a noise that was not measured.
     """
+    found = _decide(experiments, e, config, lines_less, drift)
+    parts = experiments.parts(e)
+    if not (parts and isinstance(found, Decision)):
+        return found
+    if found.status == Status.KEEP:
+        return replace(found, lives_on=(*found.lives_on, *_better_parts(experiments, e)))
+    return found if found.lives_on else replace(found, lives_on=_halves(parts))
+
+
+def _decide(
+    experiments: Experiments, e: Experiment, config: LoopConfig, lines_less: int, drift: bool
+) -> Decision | MeasureAgain | TrainAgain | Wait:
     if is_disturbed_timeout(e) and (again := _trained_again(e)):
         return again
     if e.without or e.excursion is not None:
         return _decide_beside(experiments, e, config)
     best = experiments.best
-    as_it_is = None if best is None else _as_it_is(experiments, e, best)
+    as_it_is = () if best is None else _as_it_is(experiments, e, best)
     failed, too_much = _failure(e), _too_much_memory(e, config.max_memory_gb)
     if failed is not None or (too_much and best is None):
         return Decision(Status.CRASH, failed or too_much, lives_on=as_it_is)
@@ -79,18 +107,21 @@ def decide(
     base = experiments.by_commit(e.base)
     assert base is not None
     rule = statistics.policy_named(config.policy, experiments)
-    since = _since_last_run(experiments, best) if base.n == best.n else 0
+    since = _since_last_run(experiments, best) if drift and base.n == best.n else 0
     found = _verdict(experiments, e, base, rule, lines_less, since)
     if base.n != best.n:
         behind = _decide_behind(e, best, base, found, as_it_is)
         close = not _is_lower(e, best) and _could_win(e, best)
-        close |= behind.lives_on is None and _could_win(e, base)
+        close |= not behind.lives_on and _could_win(e, base)
         return (_trained_again(e) if close else None) or behind
     if found.action in ("remeasure", "drift"):
-        drift = found.action == "drift"
-        return MeasureAgain(best.n, found.reason, Purpose.DRIFT if drift else Purpose.DECIDE)
+        purpose = Purpose.DRIFT if found.action == "drift" else Purpose.DECIDE
+        return MeasureAgain(best.n, found.reason, purpose)
     if _could_win(e, best) and (again := _trained_again(e)):
         return again
+    if found.action != "discard" and e.of is None and (first := carried_over(experiments)):
+        # If that is kept, this one is carried over to it, with all others that wait for it.
+        return Wait(first[0].n)
     if found.action == "again":
         return MeasureAgain(e.n, found.reason)
     if found.action == "keep" and len(best.runs) == 1 and _could_win(best, e):
@@ -154,8 +185,8 @@ def _decide_on_excursion(
         return again
     words = f"{'' if passed else 'not '}better than experiment {base.n}, which it changes"
     lower = _is_lower(e, best) and not experiments.holds_dropped(e)
-    as_it_is = Version(e.n, best.commit) if lower else None
-    if as_it_is is not None:
+    as_it_is = _alone(e, best) if lower else ()
+    if as_it_is:
         words += f", and than the best, experiment {best.n}, on which it is proposed again"
     return Decision(Status.DISCARD, verdict=words, passed=passed, lives_on=as_it_is)
 
@@ -163,6 +194,13 @@ def _decide_on_excursion(
 def _trained_again(e: Experiment) -> TrainAgain | None:
     most = e.interruptions + 1 >= MOST_DISTURBED
     return None if most else TrainAgain(e.n, e.disturbed)
+
+
+def carried_over(experiments: Experiments) -> list[Experiment]:
+    """Return the undecided experiments that were carried over to the present best."""
+    best = experiments.best
+    carried = [e for e in experiments.undecided if e.of is not None and not e.without]
+    return [e for e in carried if best is not None and e.base == best.commit]
 
 
 def is_disturbed_timeout(e: Experiment) -> bool:
@@ -217,17 +255,29 @@ def _verdict(
     since: int,
 ) -> policy.Verdict:
     """Return the policy's verdict as if nothing had been kept since the experiment's base."""
-    decided = [
-        policy.Measured(one.scores, one.status)
-        for one in experiments
-        if (one.status == Status.KEEP and one.n <= base.n)
-        or (one.status not in (None, Status.KEEP) and _is_compared_with_the_best(one))
-    ]
+    strict = isinstance(rule, policy.Strict)  # it looks at these two alone
+    decided = () if strict else _compared(experiments, base)
     return rule.decide(base.scores, e.scores, decided, lines_less, since)
 
 
-def _is_compared_with_the_best(e: Experiment) -> bool:
-    return e.excursion is None and not e.without
+def _compared(experiments: Experiments, base: Experiment) -> list[policy.Measured]:
+    """Return what was decided by comparison with a best, up to `base`; each best comes before it.
+
+    These are the last ones, as many as a policy looks at.
+    """
+    found: list[policy.Measured] = []
+    for best in reversed(experiments.kept):
+        if (best.place or 0) > (base.place or 0):
+            continue
+        here = [policy.Measured(best.scores, Status.KEEP, bool(best.together))]
+        for one in experiments.based_on(best.commit):
+            decided = one.status not in (None, Status.KEEP)
+            if decided and one.excursion is None and not one.without:
+                here.append(policy.Measured(one.scores, one.status, bool(one.together)))
+        found = here + found
+        if sum(one.status != Status.KEEP and not one.several for one in found) > LOOKED_AT:
+            break
+    return found
 
 
 def _since_last_run(experiments: Experiments, best: Experiment) -> int:
@@ -248,18 +298,18 @@ def _decide_behind(
     best: Experiment,
     base: Experiment,
     found: policy.Verdict,
-    as_it_is: Version | None,
+    as_it_is: tuple[Version, ...],
 ) -> Decision:
     """Decide an experiment whose base is no longer the best; `found` compares it with its base."""
     carried_over = Decision(
         Status.DISCARD,
         verdict=f"carried over to experiment {best.n}, which is the best now",
-        lives_on=Version(e.n, e.base),
+        lives_on=(Version(e.n, e.base),),
     )
     if _is_lower(e, best):
         return carried_over
-    if as_it_is is not None:
-        words = f"experiment {as_it_is.n} is proposed again, which is better than the best"
+    if as_it_is:
+        words = f"experiment {as_it_is[0].n} is proposed again, which is better than the best"
         return Decision(Status.DISCARD, verdict=words, lives_on=as_it_is)
     # Another run of the base would say nothing about this experiment.
     better = _is_lower(e, base) if found.action == "remeasure" else found.action != "discard"
@@ -273,9 +323,14 @@ def _is_lower(e: Experiment, other: Experiment) -> bool:
     return mine is not None and theirs is not None and mine < theirs
 
 
-def _as_it_is(experiments: Experiments, e: Experiment, best: Experiment) -> Version | None:
+def _as_it_is(experiments: Experiments, e: Experiment, best: Experiment) -> tuple[Version, ...]:
     found = better_as_it_is(experiments, e, best)
-    return None if found is None else Version(found.n, best.commit)
+    return () if found is None else _alone(found, best)
+
+
+def _alone(e: Experiment, best: Experiment) -> tuple[Version, ...]:
+    """Return an experiment as it is: merged neither with the best nor with others."""
+    return (Version(e.n, best.commit, (e.n,)),)
 
 
 def better_as_it_is(experiments: Experiments, e: Experiment, best: Experiment) -> Experiment | None:
@@ -284,11 +339,6 @@ def better_as_it_is(experiments: Experiments, e: Experiment, best: Experiment) -
     Members that were measured on the present best already do not count. One that crashed there has
     a second try, because it did not crash before.
     """
-    here = [one for one in experiments if one.base == best.commit]
-    tries = Counter(one.program for one in here)
-    crashed = {one.n for one in here if not {one.outcome, one.scored} <= {None, Outcome.OK}}
-    done = {one.program for one in here if one.n not in crashed or tries[one.program] > 1}
-    done |= {best.program, *(one.program for one in experiments if one.leaks)}
     better = [
         one
         for one in experiments.family(e)
@@ -296,6 +346,29 @@ def better_as_it_is(experiments: Experiments, e: Experiment, best: Experiment) -
         and one.status != Status.KEEP
         and not one.reason
         and not experiments.holds_dropped(one)
-        and one.program not in done
     ]
+    if not better:
+        return None
+    here = experiments.based_on(best.commit)
+    tries = Counter(one.program for one in here)
+    crashed = {one.n for one in here if not {one.outcome, one.scored} <= {None, Outcome.OK}}
+    done = {one.program for one in here if one.n not in crashed or tries[one.program] > 1}
+    done |= {best.program, *(one.program for one in experiments if one.leaks)}
+    better = [one for one in better if one.program not in done]
     return min(better, key=lambda one: (one.mean_bpb, one.n), default=None)
+
+
+def _halves(parts: Sequence[Experiment]) -> tuple[Version, ...]:
+    """Return what was carried over together as two halves, each with no others."""
+    middle = (len(parts) + 1) // 2
+    halves = parts[:middle], parts[middle:]
+    return tuple(
+        Version(e.n, e.base, tuple(one.n for one in half)) for half in halves for e in half
+    )
+
+
+def _better_parts(experiments: Experiments, kept: Experiment) -> Iterator[Version]:
+    """Yield what scored lower alone than all together, which are kept."""
+    for part in experiments.parts(kept):
+        within = _as_it_is(experiments, part, kept)
+        yield from within or _better_parts(experiments, part)

@@ -7,7 +7,14 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs import logs
 from autoresearch_jax.loop import proposal_queue
-from autoresearch_jax.loop.decision import Decision, MeasureAgain, TrainAgain, Version, decide
+from autoresearch_jax.loop.decision import (
+    Decision,
+    MeasureAgain,
+    TrainAgain,
+    Version,
+    Wait,
+    decide,
+)
 from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.records import results_tsv
 from autoresearch_jax.records.events import Decided, Interfered, Status, TakenBack
@@ -18,18 +25,21 @@ from autoresearch_jax.repo import candidates
 ARTIFACTS_KEPT = 20  # kept experiments whose artifacts stay, besides baseline and best
 
 
-def carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | TrainAgain | None:
-    """Decide a measured experiment, or return what must be measured again before.
+def carry_out(
+    tag: OpenTag, e: Experiment, *, drift: bool = True
+) -> MeasureAgain | TrainAgain | Wait | None:
+    """Decide a measured experiment, or return what must be measured before.
 
-    An experiment that is to be trained again is unmeasured then. Raises UserError.
+    An experiment that is to be trained again is unmeasured then. `drift` is that of
+    decision.decide. Raises UserError.
     """
     with tag.deciding:
-        return _carry_out(tag, e)
+        return _carry_out(tag, e, drift)
 
 
-def _carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | TrainAgain | None:
+def _carry_out(tag: OpenTag, e: Experiment, drift: bool) -> MeasureAgain | TrainAgain | Wait | None:
     best = tag.experiments.best
-    found = decide(tag.experiments, e, tag.config, _lines_less(tag, e))
+    found = decide(tag.experiments, e, tag.config, _lines_less(tag, e), drift=drift)
     if isinstance(found, TrainAgain):
         tag.view.say(
             f"     training experiment {e.n} again, because it was disturbed: {found.reason}"
@@ -44,9 +54,8 @@ def _carry_out(tag: OpenTag, e: Experiment) -> MeasureAgain | TrainAgain | None:
         verdict=found.verdict,
         passed=found.passed,
     )
-    if found.lives_on is not None:
-        queued = proposal_queue.carried(tag, found.lives_on)
-        decided = structs.replace(decided, queued=(queued,))
+    queued = tuple(proposal_queue.carried(tag, one) for one in found.lives_on)
+    decided = structs.replace(decided, queued=queued)
     tag.journal.append(decided)
     move_branch(tag)
     e = tag.experiments[e.n]
@@ -79,7 +88,8 @@ def take_back(tag: OpenTag, request: Request) -> None:
         e, later = kept[at], kept[at + 1 :]
         pruned = any(e.n in one.without for one in later)
         if at and not pruned and request.id not in tag.experiments.requests:
-            versions = [Version(one.n, one.base) for one in later if not one.without]
+            # Each by itself, as it was kept.
+            versions = [Version(one.n, one.base, (one.n,)) for one in later if not one.without]
             tag.journal.append(
                 TakenBack(
                     n=e.n,

@@ -134,7 +134,7 @@ def _learned_from(source: Source, tag: OpenTag) -> Learned:
     experiments = source.experiments
     newest = experiments.decided[-RESULTS:]
     wanted = {e.n: e for e in (*experiments.kept, *newest)}  # what they change may be older
-    wanted |= {n: experiments[n] for e in [*wanted.values()] for n in e.combines}
+    wanted |= {n: experiments[n] for e in [*wanted.values()] for n in e.several}
     for _, e in sorted(wanted.items()):
         try:
             files.read([e], candidates.shown)

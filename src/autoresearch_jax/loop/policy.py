@@ -15,6 +15,8 @@ from typing import Literal
 
 from autoresearch_jax.records.events import Status
 
+SPREAD_OF = 50  # the last proposals, from which the spread of a session follows
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -30,6 +32,7 @@ class Measured:
 
     scores: Sequence[float]  # one for each run, in order; empty for a crash
     status: Status | None = None  # None: undecided
+    several: bool = False  # whether it is not one proposal, but several together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,11 +145,11 @@ class Confirm(Policy):
             if one.status == Status.KEEP:
                 errors += [self._errors(one.scores, other.scores) for other in proposals]
                 proposals = []
-                if len(errors) >= 50:
+                if len(errors) >= SPREAD_OF:
                     break
-            if one.scores:
+            if one.scores and not one.several:
                 proposals.append(one)
-        gains = [error for error in errors[:50] if error > 0]
+        gains = [error for error in errors[:SPREAD_OF] if error > 0]
         return min(max(fmean(gains), 1.0), 3.5) if len(gains) >= 5 else 1.0
 
     def _errors(self, incumbent: Sequence[float], candidate: Sequence[float]) -> float:

@@ -91,9 +91,9 @@ class Proposer:
         limit = self.config.over(spent, runs * self._asking.budget_s)
         if before:
             return limit  # proposals that wait, or are thought about, are enough
-        waiting = self.session.experiments.queue
-        paid = limit == "max-usd" and (waiting or self._thinking)
-        counted = limit == "max" and any(one.of is not None or one.request for one in waiting)
+        turn = proposal_queue.turn(self.session)
+        paid = limit == "max-usd" and (turn or self._thinking)
+        counted = limit == "max" and turn and (turn.of is not None or turn.request)
         return "" if paid or counted else limit
 
     def over_hours(self) -> str:
@@ -117,7 +117,9 @@ class Proposer:
         while True:
             waiting = self.session.experiments.queue
             new = len(self._thinking) + sum(one.of is None and not one.request for one in waiting)
-            full = len(self._thinking) + len(waiting) >= self._most
+            carried = any(one.of is not None for one in waiting)  # together, if there are several
+            asked = sum(one.of is None for one in waiting)
+            full = len(self._thinking) + asked + carried >= self._most
             if full or self.over(before=1, ready=new) or not self._ask(ahead=True):
                 return
 
@@ -136,7 +138,7 @@ class Proposer:
             if (queued := self._turn()) is not None:
                 break
             self._refuse_over()  # a proposal that was paid for may have been dropped
-            if self.session.experiments.queue:  # another worker has just queued one
+            if proposal_queue.turn(self.session) is not None:  # another worker has just queued one
                 continue
             asked = bool(self._thinking) or self._ask()
             if not asked and self.session.interrupts.stopping():
@@ -148,7 +150,8 @@ class Proposer:
             queued.blob,
             base=queued.base,
             of=queued.of,
-            description=self._described(queued),
+            together=queued.together,
+            description=proposal_queue.described(self.session, queued),
             agent=queued.agent,
             expected=queued.expected,
             ask=queued.ask,
@@ -156,14 +159,6 @@ class Proposer:
             refused=queued.refused,
             metrics={"agent_seconds": round(waited, 3), **queued.compiled},
         )
-
-    def _described(self, queued: Queued) -> str:
-        if queued.of is None:
-            return queued.description
-        experiments = self.session.experiments
-        before, on = experiments[queued.of], experiments.by_commit(queued.base)
-        words = experiments.origin(before).description
-        return f"{words} (experiment {before.n} on top of {on.n})" if on else words
 
     def _refuse_over(self) -> None:
         """Raise AgentError if a limit is reached, or nobody waits for a proposal any more."""
@@ -178,8 +173,8 @@ class Proposer:
             self._thinking.pop(place).result()
         while self._late and self._late[0].done():
             self._late.pop(0).result()
-        waiting = self.session.experiments.queue
-        return proposal_queue.take(self.session, waiting[0]) if waiting else None
+        queued = proposal_queue.turn(self.session)
+        return None if queued is None else proposal_queue.take(self.session, queued)
 
     def _wait(self) -> bool:
         """Wait a moment for an answer; return whether there is one."""
@@ -202,8 +197,9 @@ class Proposer:
 
     def _fill_in(self) -> None:
         """Let the search propose while the agent continues to think."""
-        wanted = not self.session.experiments.queue and not self.session.interrupts.stopping()
-        if wanted and self._ask_search(ahead=False):
+        turn = proposal_queue.turn(self.session)
+        stopping = self.session.interrupts.stopping()
+        if turn is None and not stopping and self._ask_search(ahead=False):
             name = self.agent.name
             self.session.view.say(f"     {name} has no proposal yet: search proposes meanwhile")
 
@@ -325,7 +321,7 @@ class Proposer:
         until = time.monotonic() + back_off.PATIENCE_SECONDS
         self.session.view.live(f"experiment {e.n}: {e.agent} is repairing the crash")
         while not wait([repairing], back_off.TICK_SECONDS).done:
-            waiting = bool(self.session.experiments.queue)
+            waiting = proposal_queue.turn(self.session) is not None
             late = time.monotonic() >= until and (waiting or self._can_fill_in())
             if late or self._repair_limit(paid=True):
                 return False

@@ -18,7 +18,7 @@ from autoresearch_jax.agents.agent import AgentError
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import Lost
 from autoresearch_jax.loop import ahead, effects, statistics
-from autoresearch_jax.loop.decision import MeasureAgain, TrainAgain
+from autoresearch_jax.loop.decision import MeasureAgain, TrainAgain, Wait
 from autoresearch_jax.loop.proposer import Proposer
 from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker import Worker
@@ -39,21 +39,25 @@ def run_alone(
     UserError if the loop cannot continue; it stays undecided then, too.
     """
 
-    def run(worker: Worker) -> None:
-        worker.measured(e)
-        while (again := effects.carry_out(session, session.experiments[e.n])) is not None:
-            if session.interrupts.stopping():
-                raise Abandoned
-            if over():
-                return
-            if isinstance(again, TrainAgain):
-                worker.measured(session.experiments[e.n])
-                continue
+    if session.experiments[e.n].status is None:
+        session.pool.run([partial(_run, session, e.n, over)])
+    return session.experiments[e.n]
+
+
+def _run(session: Session, n: int, over: Callable[[], bool], worker: Worker) -> None:
+    worker.measured(session.experiments[n])
+    while (again := effects.carry_out(session, session.experiments[n])) is not None:
+        if session.interrupts.stopping():
+            raise Abandoned
+        if over():
+            return
+        if isinstance(again, TrainAgain):
+            worker.measured(session.experiments[n])
+        elif isinstance(again, Wait):  # for one that a loop has left, and that waits for none
+            _run(session, again.n, over, worker)
+        else:
             _announce(session, again)
             _measure_again(session, again, worker)
-
-    session.pool.run([run])
-    return session.experiments[e.n]
 
 
 def _announce(session: Session, again: MeasureAgain) -> None:
@@ -105,6 +109,8 @@ class Scheduler:
         self._wanted: list[MeasureAgain] = []  # for a decision
         self._again: set[int] = set()  # being measured again now
         self._arrived: list[int] = []  # measured and not decided, in the order of arrival
+        # What such an experiment waits for, and the number of the best when it began to.
+        self._waits: dict[int, tuple[Wait | MeasureAgain, int]] = {}
         self._losses: Counter[int] = Counter()  # failed measurements in a row, by experiment
         self._left = len(session.pool)  # workers that still run
         self._idle = 0  # those of them that have nothing to measure
@@ -284,24 +290,54 @@ class Scheduler:
         with self._lock:
             while at < len(self._arrived) and not self._torn:
                 n = self._arrived[at]
-                try:
-                    again = effects.carry_out(session, session.experiments[n])
-                except BaseException:
-                    self._torn = True
-                    raise
+                if self._still_waits(n):
+                    at += 1
+                    continue
+                again = self._carry_out(n)
                 if again is None:
                     self._arrived.remove(n)
                     self._decided()
                     at = 0  # others may have waited for this decision
-                    continue
-                if isinstance(again, TrainAgain):
+                elif isinstance(again, TrainAgain):
                     self._arrived.remove(n)
                     self._queue.insert(0, n)
-                    continue
-                at += 1
-                if again.n not in (*self._again, *(one.n for one in self._wanted)):
-                    _announce(session, again)
-                    self._wanted.append(again)
+                else:
+                    at += 1
+                    best = session.experiments.best
+                    self._waits[n] = again, -1 if best is None else best.n
+
+    def _still_waits(self, n: int) -> bool:
+        """Whether nothing has changed since a decision had to wait, of which there may be many."""
+        experiments = self._session.experiments
+        again, best = self._waits.get(n, (None, -1))
+        if again is None or experiments.best is None or experiments.best.n != best:
+            return False
+        if isinstance(again, Wait):
+            return experiments[again.n].status is None
+        return again.n in self._again or any(one.n == again.n for one in self._wanted)
+
+    def _carry_out(self, n: int) -> MeasureAgain | TrainAgain | Wait | None:
+        """Decide an experiment, or see to it that what must be measured before is measured."""
+        session = self._session
+        try:
+            again = effects.carry_out(session, session.experiments[n])
+            self._want(again)
+            looks_for_drift = isinstance(again, MeasureAgain) and again.purpose == Purpose.DRIFT
+            if looks_for_drift and len(session.pool) > 1:
+                # Meanwhile the others would measure as much as makes the next such run due.
+                again = effects.carry_out(session, session.experiments[n], drift=False)
+                self._want(again)
+        except BaseException:
+            self._torn = True
+            raise
+        return again
+
+    def _want(self, again: MeasureAgain | TrainAgain | Wait | None) -> None:
+        """Have an experiment measured again, unless it is being measured again already."""
+        known = (*self._again, *(one.n for one in self._wanted))
+        if isinstance(again, MeasureAgain) and again.n not in known:
+            _announce(self._session, again)
+            self._wanted.append(again)
 
     def _pause_if_broken(self, worker: Worker) -> None:
         """After similar crashes, train the best again. Raises UserError if that crashes as well."""

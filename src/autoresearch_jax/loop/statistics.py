@@ -243,7 +243,7 @@ def policy_named(name: str, history: Iterable[Experiment]) -> Strict | Confirm:
     """
     if name == "strict":
         return Strict()
-    sd, df = pooled(e.scores for e in history)
+    sd, df = pooled(e.scores for e in history if e.repeats)
     if not df:
         raise UserError(
             "--policy confirm needs the noise of a score, which was not measured under this tag. "

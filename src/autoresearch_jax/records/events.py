@@ -144,6 +144,7 @@ class Queued(Event, tag="drafted", frozen=True, kw_only=True):
     refused: str = ""  # why it cannot run, according to the compile check
     compiled: dict[str, float] = {}  # metrics of the compile check
     of: int | None = None  # the experiment that is carried over to another best
+    together: tuple[int, ...] = ()  # carried over with no others than these; (): with any
     excursion: int | None = None  # as in Proposed
     request: str = ""  # the id of a person's request that it answers
     by: str = ""  # that person
@@ -170,6 +171,7 @@ class Proposed(Event, tag="proposed", frozen=True, kw_only=True):
     program: str = ""  # the meaning of its train.py (syntax.meaning)
     ask: int | None = None
     of: int | None = None
+    together: tuple[int, ...] = ()  # all that it carries over, `of` the first, if several
     refused: str = ""
     ideas: tuple[str, ...] = ()  # of the library that it takes (agents/ideas_tried.py)
     without: tuple[int, ...] = ()  # kept changes that it takes out of the stack (loop/pruning.py)

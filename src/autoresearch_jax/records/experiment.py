@@ -77,6 +77,7 @@ class Experiment(msgspec.Struct, frozen=True, gc=False):
     left: str = ""  # SHA-256 of the artifacts
     ask: int | None = None  # the question to an agent that it answers
     of: int | None = None  # the experiment that it carries over to another best
+    together: tuple[int, ...] = ()  # all that it carries over, `of` the first, if several
     refused: str = ""  # why it cannot run, according to the compile check before its turn
     program: str = ""  # the meaning of its train.py (syntax.meaning); "": unknown
     ideas: tuple[str, ...] = ()  # of the library that it takes
@@ -89,6 +90,16 @@ class Experiment(msgspec.Struct, frozen=True, gc=False):
     passed: bool = False  # on an excursion: better than its base; in a pruning: no worse
     taken_back: str = ""  # why it is no longer kept
     place: int | None = None  # among the decided ones, in the order of decision
+
+    @property
+    def carries(self) -> tuple[int, ...]:
+        """The experiments that it carries over to another best."""
+        return self.together or (() if self.of is None else (self.of,))
+
+    @property
+    def several(self) -> tuple[int, ...]:
+        """The experiments whose changes it tries together; it says nothing of one of them."""
+        return self.combines or self.together
 
     @property
     def title(self) -> str:

@@ -10,6 +10,7 @@ from autoresearch_jax.records import events
 from autoresearch_jax.records.costs import PERSON, Costs
 from autoresearch_jax.records.events import Outcome, Purpose, Queued, Status
 from autoresearch_jax.records.experiment import Experiment, Lesson, UnusedAnswer, is_leak
+from autoresearch_jax.records.families import Families
 from autoresearch_jax.records.requests import Kind
 
 DIGITS = 9  # of the number of an experiment, at most
@@ -51,7 +52,9 @@ class Experiments:
         self._all: dict[int, Experiment] = {}
         self._decided: list[int] = []
         self._kept: list[int] = []
+        self._undecided: dict[int, None] = {}
         self._by_commit: dict[str, int] = {}
+        self._families = Families()
         self._queue: dict[tuple[int | None, int | None], Queued] = {}
         self._asked: dict[int, events.Asked] = {}  # by their numbers
         self._hints = 0  # so far
@@ -94,14 +97,11 @@ class Experiments:
 
     @property
     def undecided(self) -> list[Experiment]:
-        return [e for e in self if e.status is None]
+        return [self._all[n] for n in tuple(self._undecided)]
 
     @property
     def queue(self) -> list[Queued]:
-        """The waiting proposals: a person's, then those that were measured already, then others.
-
-        Of each kind the oldest comes first.
-        """
+        """The waiting proposals, the oldest first: a person's, then measured ones, then others."""
         return sorted(self._queue.values(), key=lambda one: (one.agent != PERSON, one.of is None))
 
     def find(self, name: str) -> Experiment:
@@ -125,16 +125,21 @@ class Experiments:
         n = self._by_commit.get(commit)
         return None if n is None else self._all[n]
 
-    def origin(self, e: Experiment) -> Experiment:
-        """Return the experiment as which a proposal was measured first."""
-        while e.of is not None:
-            e = self._all[e.of]
-        return e
+    def origins(self, e: Experiment) -> list[Experiment]:
+        """Return the experiments as which the proposals of one were measured first."""
+        return [self._all[n] for n in self._families.origins(e.n)]
+
+    def parts(self, e: Experiment) -> list[Experiment]:
+        """Return the experiments that one carries over together; none if it is not several."""
+        return [self._all[n] for n in self._families.parts(e.n)]
+
+    def based_on(self, commit: str) -> list[Experiment]:
+        """Return the experiments that change a commit."""
+        return [self._all[n] for n in self._families.based_on(commit)]
 
     def family(self, e: Experiment) -> list[Experiment]:
-        """Return all experiments that measure the same proposal, on any best."""
-        origin = self.origin(e).n
-        return [one for one in self if self.origin(one).n == origin]
+        """Return all experiments that measure the same proposal, or the same several together."""
+        return [self._all[n] for n in self._families.of(e.n)]
 
     def same_program(self, meaning: str, running: bool = False) -> Experiment | None:
         """Return the experiment that has scored a program already (`syntax.meaning`).
@@ -188,10 +193,13 @@ class Experiments:
             case events.Decided() if event.n in self._all:
                 self._decide(event)
             case events.Proposed():
-                self._queue.pop((event.ask, event.of), None)
+                for of in event.together or (event.of,):
+                    self._queue.pop((event.ask, of), None)
                 self._by_commit[event.commit] = event.n
                 fields = structs.asdict(event)  # an experiment's, under the same names
-                self._all[event.n] = Experiment(started=fields.pop("time"), **fields)
+                e = self._all[event.n] = Experiment(started=fields.pop("time"), **fields)
+                self._undecided[e.n] = None
+                self._families.add(e)
                 self._asks[event.n] = [] if event.ask is None else [event.ask]
             case events.Asked():
                 self.next_ask = max(self.next_ask, event.ask + 1)
@@ -270,7 +278,7 @@ class Experiments:
 
     def _take_back(self, event: events.TakenBack) -> None:
         self.requests.add(event.request)
-        self._dropped.add(self.origin(self._all[event.n]).n)
+        self._dropped.update(self._families.origins(event.n))
         why = f"taken back by {event.by}"
         for n in (event.n, *event.others):
             self._all[n] = structs.replace(
@@ -293,7 +301,7 @@ class Experiments:
 
     def _is_dropped(self, n: int) -> bool:
         """Whether an experiment measures a proposal that was taken back, on any best."""
-        return self.origin(self._all[n]).n in self._dropped
+        return not self._dropped.isdisjoint(self._families.origins(n))
 
     def holds_dropped(self, e: Experiment) -> bool:
         """Whether a train.py has a change that was taken back, its own or one of its bases."""
@@ -323,9 +331,11 @@ class Experiments:
             place=len(self._decided),
         )
         self._decided.append(e.n)
+        self._undecided.pop(e.n, None)
         # What was learned with a proposal is worth what its last form is.
         kept = e.status == Status.KEEP
-        if texts := self.lessons_of(self.origin(e).n if kept else e.n):
+        measured = self._families.origins(e.n) if kept else (e.n,)
+        if texts := [text for n in measured for text in self.lessons_of(n)]:
             mean, before = e.mean_bpb, best.mean_bpb if best else None
             change = None if mean is None or before is None else mean - before
             self.lessons += [Lesson(text, e.n, e.status, change) for text in texts]

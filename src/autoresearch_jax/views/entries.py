@@ -28,6 +28,7 @@ JOURNAL_FIELDS = (
     "agent",
     "base",
     "of",
+    "together",
     "without",
     "excursion",
     "combines",
@@ -67,6 +68,7 @@ class Entry:
     spent: Spent = field(default_factory=Spent)
     base: int | None = None  # the experiment that it changes
     of: int | None = None  # the experiment whose change this one carries over to another best
+    together: tuple[int, ...] = ()  # all whose changes it carries over, if several
     without: tuple[int, ...] = ()  # kept changes that it takes out
     excursion: int | None = None  # the experiment where its line left the best
     combines: tuple[int, ...] = ()  # near misses that it tries together
@@ -141,6 +143,7 @@ def entry_of(
             "spent": costs.of(one.n) if costs else Spent(),
             "base": numbers.get(one.base),
             "of": one.of,
+            "together": one.together,
             "without": one.without,
             "excursion": one.excursion,
             "combines": one.combines,

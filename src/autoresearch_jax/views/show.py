@@ -103,7 +103,11 @@ def _facts(
     yield "line", line and f"{line}, whose trials are compared with what they change", ""
     for n in one.combines:
         yield "combines", f"{n}: {experiments[n].title}", ""
-    yield "carries", "" if one.of is None else f"over experiment {one.of}", ""
+    for n in one.carries:
+        yield "carries", f"over experiment {n}: {experiments[n].title}", ""
+    for other in experiments:
+        if one.n in other.carries:
+            yield "carried", f"over as experiment {other.n}: {other.status or 'undecided'}", ""
     yield "prune", f"takes out {', '.join(map(str, one.without))}" if one.without else "", ""
     yield "repaired", repaired, ""
     yield "cost", cost_words(entry.spent), ""

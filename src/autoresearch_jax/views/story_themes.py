@@ -58,7 +58,7 @@ def themes_of(every: Iterable[Experiment], candidates: Candidates) -> dict[int, 
     """Return the names of the themes that each experiment touches, as far as they are known."""
     groups = {one.id: one.group for one in library.load().values()}
     by_commit = {e.commit: e for e in every if e.base and not e.without}
-    plain = [commit for commit, e in by_commit.items() if not e.ideas and not e.combines]
+    plain = [commit for commit, e in by_commit.items() if not e.ideas and not e.several]
     found: dict[int, Sequence[str]] = {}
     for e in by_commit.values():
         if e.combines:
@@ -70,4 +70,7 @@ def themes_of(every: Iterable[Experiment], candidates: Candidates) -> dict[int, 
     for commit, change in changes_of(candidates, plain).items():
         names = [f"constant {name}" for name, _ in change.constants]
         found[by_commit[commit].n] = [*names, *(f"code of {part}" for part in change.parts)]
+    for e in by_commit.values():
+        if e.together:
+            found[e.n] = [*dict.fromkeys(name for n in e.together for name in found.get(n, ()))]
     return found

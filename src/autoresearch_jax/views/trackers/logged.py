@@ -120,7 +120,7 @@ def _facts(e: Experiment) -> dict[str, str]:
         "decision": "taken back" if e.taken_back else e.verdict,  # not by whom, on which machine
         "remarks": e.remarks,
         "scores": ", ".join(f"{score:.6f}" for score in e.scores),
-        "carries over": "" if e.of is None else str(e.of),
+        "carries over": ", ".join(map(str, e.carries)),
         "combines": ", ".join(map(str, e.combines)),
         "takes out": ", ".join(map(str, e.without)),
     }

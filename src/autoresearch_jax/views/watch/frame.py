@@ -214,7 +214,10 @@ def _name(running: Running) -> Text:
 
 def _description(running: Running) -> Text:
     """Return the description, with the reason of a repeated or carried over measurement."""
-    why = "" if running.of is None else f"carries over experiment {running.of}: "
+    why = ""
+    if running.carries:
+        plural = "s" if len(running.carries) > 1 else ""
+        why = f"carries over experiment{plural} {', '.join(map(str, running.carries))}: "
     if running.seed is not None:
         why = f"{f'once more {running.purpose}'.rstrip()}, seed {running.seed}: "
     return line_of(why + running.description, "not bold")

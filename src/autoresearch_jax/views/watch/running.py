@@ -49,7 +49,7 @@ class Running:
     expected: str  # the effect that its agent expects
     agent: str
     base: int | None  # the experiment that it was proposed against; None for a baseline
-    of: int | None  # the experiment whose change it carries over to another best
+    carries: tuple[int, ...]  # the experiments whose changes it carries over to another best
     phase: str  # "starting" | "training" | "scoring" | "measured", which waits for its decision
     started: float  # unix time
     progress: Progress
@@ -155,7 +155,7 @@ class RunningExperiments:
                 expected=clean(queued.expected, EXPECTED_LIMIT),
                 agent=clean(queued.agent, AGENT_LIMIT),
                 base=None if base is None else base.n,
-                of=queued.of,
+                carries=() if queued.of is None else (queued.of,),
                 phase="starting",
                 started=started,
                 progress=Progress(),
@@ -181,7 +181,7 @@ def _running(
         expected=clean(one.expected, EXPECTED_LIMIT),
         agent=clean(one.agent, AGENT_LIMIT),
         base=None if base is None else base.n,
-        of=one.of,
+        carries=one.carries,
         phase="starting" if phase == "training" and progress.step is None else phase,
         started=started,
         progress=progress,

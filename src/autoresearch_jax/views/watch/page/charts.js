@@ -176,8 +176,9 @@ class Staircase {
     if (!at) return;
     const chain = ancestors(at.point).map((point) => places.get(point.n)).filter(Boolean);
     const based = this.marks.filter(({point}) => point.base === n).slice(-SPOKES);
-    const origin = places.get(at.point.of);
-    const spokes = [...based, ...(origin ? [origin] : [])].map(({x, y}) => through([[at.x, at.y], [x, y]])).join("");
+    const {of, together = []} = at.point;
+    const origins = (together.length ? together : [of]).map((one) => places.get(one)).filter(Boolean);
+    const spokes = [...based, ...origins].map(({x, y}) => through([[at.x, at.y], [x, y]])).join("");
     this.ring = this.svg.appendChild(draw("g", {},
       draw("path", {class: "spokes", d: spokes}), draw("path", {class: "chain", d: through([...chain, at].map(({x, y}) => [x, y]))}),
       draw("circle", {class: "chosen", cx: at.x, cy: at.y, r: 9})));

@@ -63,7 +63,7 @@ function showDetail(found) {
     ["memory", fixed(found.memory_gb, 2, " GiB")],
     ["cost", cost(found.spent)],
     ["against", numberLink(found.base)],
-    ["carries over", numberLink(found.of)],
+    ["carries over", found.together?.length ? found.together.join(", ") : numberLink(found.of)],
     ["excursion from", numberLink(found.excursion)],
     ["near misses", (found.combines || []).join(", ")],
     ["takes out", (found.without || []).join(", ")],
@@ -193,9 +193,10 @@ function lineageWords(point) {
 }
 
 /** What became of a point besides its status: how it came about, and whether it was taken out. */
-function relations({n, of, excursion, without = [], combines = []}) {
+function relations({n, of, excursion, together = [], without = [], combines = []}) {
   const removed = model.summary.claims?.pruned?.removed || [];
-  return [known(of) ? `carries over ${of}` : "", known(excursion) ? `on an excursion from ${excursion}` : "",
+  const carried = together.length ? listed(together) : of;
+  return [known(of) ? `carries over ${carried}` : "", known(excursion) ? `on an excursion from ${excursion}` : "",
     combines.length ? `combines ${listed(combines)}` : "", without.length ? `takes out ${listed(without)}` : "",
     removed.includes(n) ? "taken out by a pruning" : ""].filter(Boolean);
 }

@@ -262,7 +262,7 @@ function fill(card, running) {
     ["again", running.purpose],
     ["seed", running.seed, "more"],
     ["expected", minus(running.expected), "more"],
-    ["carries over", numberLink(running.of, "")],
+    ["carries over", running.carries.join(", ")],
     ["by", running.agent, "more"],
   ]);
   const name = make("p", "now", make("b", "", phase), " ", make("span", "", running.description));
