@@ -100,6 +100,38 @@ ENTRY %main (a: s32[], b: f32[8], c: f32[100,8]) -> f32[8] {
 """
 
 
+SUMS = """\
+HloModule jit_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+ENTRY %main (a: f32[100,8], b: bf16[8]) -> f32[100,8] {
+  %a.1 = f32[100,8]{1,0} parameter(0)
+  %b.1 = bf16[8]{0:S(1)} parameter(1)
+  %all-reduce.1 = (f32[100,8]{1,0}, bf16[8]{0:S(1)}) all-reduce(%a.1, %b.1), to_apply=%add
+  ROOT %result = f32[100,8]{1,0} get-tuple-element(%all-reduce.1), index=0
+}
+"""
+
+
+def test_sums_over_the_devices_of_a_module():
+    (one,) = [one for one in hlo.Module(SUMS).traffic() if one.summed]
+    assert one.summed == 100 * 8 * 4 + 8 * 2
+
+
+def test_a_sum_takes_all_links_of_a_slice():
+    """Each axis is a line, but for the one of 4 chips of v5p, which is a ring."""
+    v5e, v5p = (TARGETS[name].chip for name in ("v5e", "v5p"))
+    assert v5e.sum_seconds(200e6, 1) == 0
+    assert v5e.sum_seconds(200e6, 32) == pytest.approx(2 * 200e6 * 31 / 32 / (2 * 50e9))
+    assert v5p.sum_seconds(200e6, 16) == pytest.approx(2 * 200e6 * 15 / 16 / (4 * 100e9))
+    assert v5p.slice_of(3)[0] == "v5p:2x2x1"
+
+
 def test_traffic_of_a_module():
     """A loop's body counts as often as it runs, and only slices; fast memory does not count."""
     moved = {one.name: one.bytes for one in hlo.Module(MODULE).traffic()}

@@ -79,10 +79,14 @@ def answer_to(spec: dict[str, Any]) -> dict[str, Any]:
         seconds_of = {"flops": step.flops / peak, "bytes": step.bytes / target.bandwidth}
         answer["roofline_bound"] = max(seconds_of, key=lambda name: seconds_of[name])
         answer["roofline_tokens_per_s"] = tokens * len(found) / max(seconds_of.values())
+    if step.summed:
+        answer |= {"sums": len(step.summed), "summed_bytes": sum(step.summed)}
     if tokens and peak and step.cycles and isinstance(chip := target and target.chip, Tpu):
-        # Operations one after the other, and kernels, which have no estimate, at the peak.
-        expected_s = step.cycles / (chip.clock_ghz * 1e9) + step.kernel_flops / peak
-        answer["expected_tokens_per_s"] = tokens * len(found) / expected_s
+        # Operations one after the other, and kernels and sums, which have no estimate, at the peak.
+        alone_s = step.cycles / (chip.clock_ghz * 1e9) + step.kernel_flops / peak
+        sums_s = chip.sum_seconds(sum(step.summed), len(found))
+        answer["expected_tokens_per_s"] = tokens * len(found) / (alone_s + sums_s)
+        answer["sums_percent"] = 100 * sums_s / (alone_s + sums_s)
     try:
         memory.check(step.peak_bytes, limit, step.largest)
     except memory.NotEnoughMemory as error:

@@ -20,6 +20,7 @@ class Cost:
     bytes: int  # read from and written to main memory
     cycles: int  # by the estimate of a TPU's compiler, which has none for Pallas kernels
     kernel_flops: float  # of these kernels
+    summed: list[int]  # bytes of the arrays of each sum over all devices
     table: list[str]  # where the time goes (parts.py)
     largest: list[str]  # the largest temporaries, as "bf16[128,2048,2048], 1.0 GiB, of GPT/h/mlp"
 
@@ -35,6 +36,7 @@ def of(compiled: jax.stages.Compiled, jaxpr: Any, device_kind: str = "") -> Cost
         bytes=sum(one.bytes for one in moved),
         cycles=sum(one.cycles for one in moved),
         kernel_flops=sum(one.products for one in traced if "splash" in one.scope),
+        summed=[one.summed for one in moved if one.summed],
         table=parts.table([*moved, *traced], parts.peaks_of(device_kind)),
         largest=largest(text),
     )

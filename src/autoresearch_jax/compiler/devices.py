@@ -45,9 +45,7 @@ def devices(name: str, count: int) -> list[Any]:
     # Compiling without devices does not use the persistent cache, but warns about its entries.
     jax.config.update("jax_enable_compilation_cache", False)
     if isinstance(target.chip, Tpu):
-        hosts = target.chip.hosts
-        size = next((chips for chips in sorted(hosts) if chips >= count), max(hosts))
-        topology, accelerator = hosts[size]
+        topology, accelerator = target.chip.slice_of(count)
         os.environ |= {
             "TPU_ACCELERATOR_TYPE": accelerator,
             "TPU_WORKER_HOSTNAMES": "localhost",
@@ -66,7 +64,7 @@ def devices(name: str, count: int) -> list[Any]:
             topology=f"1x1x{count}",
         )
     if len(found.devices) < count:
-        raise ValueError(f"one host has at most {len(found.devices)} of {name}, not {count}")
+        raise ValueError(f"a slice has at most {len(found.devices)} of {name} here, not {count}")
     return list(found.devices)[:count]
 
 

@@ -158,6 +158,7 @@ class Module:
                         others=times * others,
                         bytes=times * moved,
                         cycles=times * int(cycles[1]) if cycles else 0,
+                        summed=times * _summed(one),
                         starts=times * (CALLBACK_STARTS if "callback" in one.attributes else 1),
                     )
                 continue
@@ -277,6 +278,13 @@ class Module:
             update, times = (operands[-1], 2) if root.opcode == "scatter" else (operands[1], 1)
             return times * shape_bytes(update.shape, anywhere=True)
         return shape_bytes(root.shape, anywhere=True)
+
+
+def _summed(one: Instruction) -> int:
+    """The bytes that an instruction sums over all devices."""
+    if one.opcode not in ("all-reduce", "all-reduce-start"):
+        return 0
+    return shape_bytes(one.shape, anywhere=True)
 
 
 def _root(body: Computation) -> Instruction:

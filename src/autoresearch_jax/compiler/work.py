@@ -16,3 +16,4 @@ class Work:
     bytes: int = 0  # read from and written to main memory
     starts: int = 0  # of kernels
     cycles: int = 0  # by the estimate of a TPU's compiler
+    summed: int = 0  # bytes of arrays that all devices add up

@@ -136,6 +136,10 @@ def lines(cost: Mapping[str, Any]) -> list[str]:
     if "roofline_tokens_per_s" in cost:
         most, bound = cost["roofline_tokens_per_s"], cost["roofline_bound"]
         said["roofline"] = f"at most {most:,.0f} tokens/s, by its {bound}; a device reaches less"
+    if "sums" in cost:
+        said["between devices"] = (
+            f"{cost['sums']} sums over all of them, of {cost['summed_bytes'] / 1e6:,.0f} MB in all"
+        )
     if "expected_tokens_per_s" in cost:
         said["the compiler expects"] = (
             f"{cost['expected_tokens_per_s']:,.0f} tokens/s, with attention at the device's peak"

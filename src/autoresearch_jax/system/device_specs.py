@@ -12,8 +12,28 @@ from dataclasses import dataclass
 class Tpu:
     """What libtpu must know, and how to read its estimates."""
 
-    hosts: dict[int, tuple[str, str]]  # chips of one host: its topology, and what it is
+    slices: dict[int, tuple[str, str]]  # by their chips: topology, and type of accelerator
     clock_ghz: float  # at which its matrix units reach the peak
+    link: float  # bytes/s of a link to the next chip, in one direction
+    ring: int  # an axis of a slice is a ring if it has a multiple of so many chips, else a line
+
+    def slice_of(self, chips: int) -> tuple[str, str]:
+        """Return the smallest slice that has so many chips, or the largest."""
+        return self.slices[
+            min((size for size in self.slices if size >= chips), default=max(self.slices))
+        ]
+
+    def sum_seconds(self, bytes_: float, chips: int) -> float:
+        """Return what the links take to sum arrays of so many bytes over all chips of a slice.
+
+        Each chip sends and gets `2 * bytes * (chips - 1) / chips`, on all axes at once, as in "How
+        to Scale Your Model" (jax-ml.github.io/scaling-book).
+        """
+        if chips == 1:
+            return 0.0
+        axes = [int(size) for size in self.slice_of(chips)[0].partition(":")[2].split("x")]
+        rates = [self.link * (1 if size % self.ring else 2) for size in axes if size > 1]
+        return 2 * bytes_ * (chips - 1) / chips / sum(rates)
 
 
 @dataclass(frozen=True)
@@ -43,8 +63,32 @@ class Target:
         return "tpu" if isinstance(self.chip, Tpu) else "cuda"
 
 
-V5E = Tpu({4: ("v5e:2x2", "v5litepod-4"), 8: ("v5e:2x4", "v5litepod-8")}, 1.5)
-V6E = Tpu({4: ("v6e:2x2", "v6e-4"), 8: ("v6e:2x4", "v6e-8")}, 1.75)
+# One host has up to 8 chips of v5e and v6e, and 4 of v4 and v5p; in larger slices, each has 4. The
+# links are a chip's bandwidth to others in Google's documentation, by its links and directions.
+V4 = Tpu({4: ("v4:2x2x1", "v4-8"), 16: ("v4:2x2x4", "v4-32")}, 1.05, 50e9, 4)
+V5E = Tpu(
+    {
+        4: ("v5e:2x2", "v5litepod-4"),
+        8: ("v5e:2x4", "v5litepod-8"),
+        16: ("v5e:4x4", "v5litepod-16"),
+        32: ("v5e:4x8", "v5litepod-32"),
+    },
+    1.5,
+    50e9,
+    16,
+)
+V5P = Tpu({4: ("v5p:2x2x1", "v5p-8"), 16: ("v5p:2x2x4", "v5p-32")}, 1.75, 100e9, 4)
+V6E = Tpu(
+    {
+        4: ("v6e:2x2", "v6e-4"),
+        8: ("v6e:2x4", "v6e-8"),
+        16: ("v6e:4x4", "v6e-16"),
+        32: ("v6e:4x8", "v6e-32"),
+    },
+    1.75,
+    100e9,
+    16,
+)
 HOPPER = Gpu((9, 0), 132, 233472, 50 << 20, 1.98, threads=2048)
 AMPERE = Gpu((8, 0), 108, 167936, 40 << 20, 1.41, threads=2048)
 L4 = Gpu((8, 9), 58, 102400, 48 << 20, 2.04)
@@ -55,9 +99,9 @@ RTX3060_LAPTOP = Gpu((8, 6), 30, 102400, 3 << 20, 1.7)
 T4 = Gpu((7, 5), 40, 65536, 4 << 20, 1.59, threads=1024)
 GTX1660 = Gpu((7, 5), 22, 65536, 3 << 19, 1.79, threads=1024)
 TARGETS = {
-    "v4": Target("TPU v4", 275.0, 32, 1.228e12, Tpu({4: ("v4:2x2x1", "v4-8")}, 1.05)),
+    "v4": Target("TPU v4", 275.0, 32, 1.228e12, V4),
     "v5e": Target("TPU v5 lite", 197.0, 15.75, 0.819e12, V5E),
-    "v5p": Target("TPU v5p?", 459.0, 95, 2.765e12, Tpu({4: ("v5p:2x2x1", "v5p-8")}, 1.75)),
+    "v5p": Target("TPU v5p?", 459.0, 95, 2.765e12, V5P),
     "v6e": Target("TPU v6 lite", 918.0, 31.25, 1.64e12, V6E),
     "h200": Target("H200", 989.5, 139.8, 4.8e12, HOPPER),
     "h100": Target("H100", 989.5, 79.1, 3.352e12, HOPPER),
