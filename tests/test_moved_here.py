@@ -114,6 +114,33 @@ def test_on_another_kind_a_tag_begins_that_has_learned(at_home, tmp_path, monkey
     assert there.head() == head
 
 
+def test_a_beginning_that_was_killed_before_its_commit_is_completed(at_home, tmp_path, monkeypatch):
+    file, _ = at_home
+
+    class Killed(BaseException):
+        pass
+
+    def fail(*_):
+        raise Killed
+
+    sizes = {"seq_len": 128, "budget": 9}
+    with monkeypatch.context() as patch:
+        patch.setattr(setup, "commit", lambda *given: fail() if "found" in given[1] else None)
+        with pytest.raises(Killed):
+            gone_on(file, tmp_path / "there", H100, patch, **sizes)
+    monkeypatch.setattr(moved_here, "_prepared", lambda *_, **__: None)
+    there, said, _ = gone_on(file, tmp_path / "there", H100, monkeypatch, **sizes)
+    assert "Committed the train.py of experiment 1" in said
+    whole, _, _ = gone_on(file, tmp_path / "whole", H100, monkeypatch, **sizes)
+    for one in (there, whole):
+        assert git(one.root, "status", "--porcelain") == " M results.tsv"
+    assert git(there.root, "rev-parse", "HEAD^{tree}") != git(
+        there.root, "rev-parse", "HEAD~^{tree}"
+    )
+    for name in ("train.py", "constants.py", "program.md"):
+        assert (there.root / name).read_bytes() == (whole.root / name).read_bytes()
+
+
 def test_a_machine_of_another_class_begins_with_the_train_py_of_a_new_workspace(
     at_home, tmp_path, monkeypatch
 ):

@@ -70,7 +70,7 @@ def go_on(
             f"yourself: cd {shlex.quote(str(root))} && {_command(found.data)}"
         )
         return False
-    if is_own and _learns_from(root) == found.tag:
+    if is_own and _is_begun(root, found.tag):
         view.say(f"A new tag that learns from {found.tag} was begun here before.")
         setup.resize(root, sizes, view)
         _prepared(root, found.data, text, view, other=True)
@@ -231,7 +231,6 @@ def _begin_other(
     program = learning(path.read_bytes() if path.exists() else b"", tag)
     names = ("train.py", "constants.py", PROGRAM)
     with interrupts.held_back():
-        # Its program.md comes last: it says that all is done.
         for name, content in zip(names, (train, constants, program), strict=True):
             files.write_bytes(root / name, content)
         git.output(root, "add", "--", *names)
@@ -263,6 +262,14 @@ def _learns_from(root: Path) -> str | None:
         return None
 
 
+def _is_begun(root: Path, tag: str) -> bool:
+    """Whether another tag has begun, or could have: a killed command may have written no commit."""
+    committed = git.run(root, "cat-file", "--filters", f"HEAD:{PROGRAM}")
+    with contextlib.suppress(UserError):
+        return not committed.status and config.from_program(committed.text).learn_from == tag
+    return False
+
+
 def _forget_absent(workspace: Workspace, view: View) -> None:
     """Let no loop look for a tag to learn from that was not moved: this one knows it already."""
     path, name = workspace.root / PROGRAM, _learns_from(workspace.root)
@@ -284,7 +291,7 @@ def _start(
     alike = device is None or (device.platform == CPU) == on_cpu or sizes.preset is not None
     if best is not None and alike:
         source = git.output(workspace.root, "cat-file", "--filters", f"{best.commit}:train.py")
-        constants = (workspace.root / "constants.py").read_bytes()
+        constants = git.output(workspace.root, "cat-file", "--filters", "HEAD:constants.py")
         words = f"the train.py of experiment {best.n}"
         try:
             if fitting is not None and _is_smaller(fitting, source):
