@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
@@ -48,7 +48,7 @@ class Cluster:
 
     def run(
         self, what: str, task: Any, options: dict[str, Any], stop: Callable[[], bool]
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """Yields what a task of `machine.TASKS` yields; ends early, without its result, on `stop`.
 
         Raises Lost if its machine is gone, Refused if that cannot be used, and UserError.

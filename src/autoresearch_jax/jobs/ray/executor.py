@@ -19,7 +19,7 @@ from autoresearch_jax.jobs.job import (
     TrainJob,
     TrainResult,
 )
-from autoresearch_jax.jobs.ray import archive, placement
+from autoresearch_jax.jobs.ray import archive, group, placement
 from autoresearch_jax.jobs.ray.cluster import Cluster
 from autoresearch_jax.jobs.ray.messages import News, Refused, Requirements, ScoreTask, TrainTask
 from autoresearch_jax.records.events import Outcome
@@ -50,7 +50,10 @@ class RayExecutor:
         """Compiles nothing: the coordinator's machine may lack the compiler for the cluster's."""
 
     def train(self, job: TrainJob, events: Events = NO_EVENTS) -> TrainResult:
-        """Trains; the machine that does so scores at once a job that is scored next."""
+        """Trains; the machine that does so scores at once a job that is scored next.
+
+        Of several hosts it is the first one.
+        """
         self.end_early()
         files.remove(self._cache.folder)
         files.remove(job.artifacts)
@@ -120,26 +123,34 @@ class RayExecutor:
         stop: Callable[[], bool],
         take: Callable[[News], None] = lambda news: None,
     ) -> Any:
-        """Runs a task on one machine after the other until one does not refuse it.
+        """Runs a task on one machine after the other until one does not refuse it, or on several.
 
         Returns its result, or None if it was stopped. `take` gets its news.
         """
         view, title, resources = self._context.view, task.job.title, self._requirements.resources
-        view.live(f"{title}: waiting for a machine of the cluster")
+        hosts = resources.hosts if isinstance(task, TrainTask) else 1
+        machines = f"{hosts} machines" if hosts > 1 else "a machine"
+        view.live(f"{title}: waiting for {machines} of the cluster")
+
+        def show(news: News) -> None:
+            if news.said:
+                view.say(news.said)
+            view.live(news.live or f"{title}: starting")
+            take(news)
+
         while True:
             options = placement.options(resources) | {"not_on": self._cluster.refusing()}
             try:
+                if hosts > 1 and isinstance(task, TrainTask):
+                    return group.train(self._cluster, task, stop, show)
                 for event in self._cluster.run(name, task, options, stop):
                     if not isinstance(event, News):
                         return event
-                    if event.said:
-                        view.say(event.said)
-                    view.live(event.live or f"{title}: starting")
-                    take(event)
+                    show(event)
                 return None
             except Refused as refused:  # it is the machine, so another one may do
                 node, why = refused.args
                 self._cluster.has_refused(node)
-                if not placement.fitting(self._cluster, resources):
+                if len(placement.fitting(self._cluster, resources)) < hosts:
                     raise UserError(why) from None
                 view.say(f"Warning: {why} Other machines are asked instead.")

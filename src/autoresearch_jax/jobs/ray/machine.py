@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,14 +29,24 @@ from autoresearch_jax.jobs.executor import Context
 from autoresearch_jax.jobs.job import Events, Limits, ScoreJob
 from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.jobs.ray import archive, messages
+from autoresearch_jax.jobs.ray.meeting import Meeting
 from autoresearch_jax.records.events import Outcome
 from autoresearch_jax.repo.workspace import Place
-from autoresearch_jax.system import device_use, locks, nvidia, process, visible_devices
+from autoresearch_jax.system import (
+    device_use,
+    installed,
+    locks,
+    nvidia,
+    process,
+    tpu,
+    visible_devices,
+)
 from autoresearch_jax.system.disk_errors import disk_errors
 
 NEWS_SECONDS = 0.5  # between two news of what has been printed
 NAME = socket.gethostname()
 REACHES = "a training can reach Ray on its machine, and so the others"
+OPEN = "a training on several hosts can use the network"
 
 
 def inspect(requirements: messages.Requirements) -> Iterator[Any]:
@@ -44,10 +55,13 @@ def inspect(requirements: messages.Requirements) -> Iterator[Any]:
     def work(reporter: "_Reporter") -> messages.Inspected:
         with _own_devices(requirements, reporter) as devices:
             found = _environment(requirements, devices, reporter)
-            if not (found.chosen and found.chosen.closes_ports):
-                said = "; ".join(filter(None, (found.warning, REACHES)))
-                found = replace(found, warning=said)
-            return messages.Inspected(NAME, found)
+            closed = found.chosen is not None and found.chosen.closes_ports
+            several = requirements.resources.hosts > 1
+            said = [found.warning, OPEN if several else ""]
+            if (several or not closed) and os.environ.get("RAY_AUTH_MODE") != "token":
+                said.append(REACHES)
+            found = replace(found, warning="; ".join(filter(None, said)))
+            return messages.Inspected(NAME, found, installed.versions())
 
     yield from _with_news(work)
 
@@ -57,7 +71,7 @@ def train(task: messages.TrainTask) -> Iterator[Any]:
 
     def work(reporter: "_Reporter") -> messages.Trained:
         own = _executor(task.requirements, reporter, task.max_memory_gb)
-        with own as (executor, here, provenance):
+        with _meeting(task, reporter) as meeting, own as (executor, here, provenance):
             artifacts = here / "artifacts"
             job = replace(
                 task.job,
@@ -65,12 +79,14 @@ def train(task: messages.TrainTask) -> Iterator[Any]:
                 artifacts=artifacts,
                 log=here / "run.log",
                 limits=_with_best(task, here),
+                group=meeting.group if meeting else None,
             )
             archive.unpack(task.folder, job.folder)
             if task.cache:
                 archive.unpack(task.cache, here / "baseline-cache")
             reporter.follow(job.log)
-            result = executor.train(job, Events(exported=reporter.exported))
+            starts = partial(meeting.wait, reporter.stopped.is_set) if meeting else lambda: None
+            result = executor.train(job, Events(exported=reporter.exported, starts=starts))
             score, score_log = None, here / "score.log"
             if result.outcome == Outcome.OK and job.scored_next:
                 score = executor.score(
@@ -79,9 +95,11 @@ def train(task: messages.TrainTask) -> Iterator[Any]:
                 if not score_log.exists():
                     score_log = here / "score-early.log"
             left = cache = b""
+            first = job.group is None or job.group.rank == 0  # the others have the same arrays
             try:
                 # The coordinator does not score again what was refused.
-                if result.outcome == Outcome.OK and (score is None or score.outcome == Outcome.OK):
+                good = {result.outcome, score.outcome if score else Outcome.OK} == {Outcome.OK}
+                if first and good:
                     left = archive.pack_scored(artifacts)
                     cache = b"" if task.cache else archive.pack(here / "cache")
             except (archive.TooMuch, OSError) as error:
@@ -112,6 +130,18 @@ def score(task: messages.ScoreTask) -> Iterator[Any]:
             return messages.Scored(score, _read(log), nats)
 
     yield from _with_news(work)
+
+
+def _meeting(
+    task: messages.TrainTask, reporter: "_Reporter"
+) -> contextlib.AbstractContextManager[Meeting | None]:
+    """Returns where the hosts of a task's group meet; None if it trains alone. Raises UserError."""
+    if task.job.group is None:
+        return contextlib.nullcontext()
+    found = Meeting(task.job.group, task.key)
+    if found.group.rank == 0:
+        reporter.listens(found.group.address)
+    return found
 
 
 TASKS = {"inspect": inspect, "train": train, "score": score}
@@ -158,6 +188,9 @@ class _Reporter:
 
     def exported(self) -> None:
         self._events.put(messages.News(exported=True))
+
+    def listens(self, address: str) -> None:
+        self._events.put(messages.News(address=address))
 
     def news(self) -> Iterator[messages.News]:
         """Yields what has happened since the last call."""
@@ -251,8 +284,11 @@ def _own_devices(requirements: messages.Requirements, reporter: _Reporter) -> It
                 "there: start Ray there without it."
             )
         handles = locks.devices(names, what, reporter)
-        tpu = wanted.kind == "TPU"
-        allocation = DeviceAllocation(device_allocation.tpu_bounds(len(names)) if tpu else {})
+        if wanted.hosts > 1:
+            allocation = device_allocation.of_one_host(names)
+        else:
+            bounds = device_allocation.tpu_bounds(len(names)) if wanted.kind == "TPU" else {}
+            allocation = DeviceAllocation(bounds)
         if wanted.kind == "GPU":
             # A driver takes moments to release what the task before had. What others use stays.
             with contextlib.suppress(UserError):
@@ -279,8 +315,10 @@ def _environment(
 
     Raises UserError if it does not meet the requirements.
     """
-    key = replace(wanted, fingerprint=()), os.environ.get("CUDA_VISIBLE_DEVICES")
+    key = replace(wanted, fingerprint=(), packages=()), os.environ.get("CUDA_VISIBLE_DEVICES")
     if key not in _known:
+        if wanted.resources.hosts == 1:
+            tpu.refuse_several_hosts()
         _prepare(wanted, devices.place.root, reporter)
         overrides = dict(devices.allocation.variables) or None
         _known[key] = environment.examine(
@@ -295,12 +333,14 @@ def _environment(
             f"JAX on {NAME} sees only the CPU. Install it there with the extra {extra}, and start "
             "Ray again."
         )
-    for name, pinned in wanted.fingerprint:
-        if found.fingerprint.get(name) != pinned:
+    # A package that is not installed here is not compared.
+    has = {**dict(wanted.packages), **installed.versions(), **found.fingerprint}
+    for name, pinned in (*wanted.packages, *wanted.fingerprint):
+        if has.get(name) != pinned:
             raise UserError(
-                f"{NAME} has {name} {found.fingerprint.get(name)}, and the scores of this tag rest "
-                f"on {pinned}: they would not compare. Take that machine out of the cluster, or "
-                "make it like the others: ray stop"
+                f"{NAME} has {name} {has.get(name)}, and the scores of this tag rest on {pinned}: "
+                "they would not compare. Take that machine out of the cluster, or make it like the "
+                "others: ray stop"
             )
     return found
 
