@@ -1,6 +1,8 @@
 """Trainings on several hosts, for tests: each is a thread or a node of Ray on this machine."""
 
 import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -23,7 +25,7 @@ DEVICES = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_c
 LIMITS = Limits(overrun_s=60.0)
 AWAY = Path("/nowhere")  # a path of the coordinator, which a machine replaces
 SIZES = {
-    "DEPTH": 2,
+    "DEPTH": 1,
     "ASPECT_RATIO": 32,
     "HEAD_DIM": 32,
     "ACTIVATION_DTYPE": '"float32"',
@@ -63,6 +65,29 @@ def real_train_py() -> str:
     return text
 
 
+def losses_of_one_process(ground: lab.Ground, folder: Path) -> list[float]:
+    """The losses of `real_train_py` on one device."""
+    for name in FROZEN:
+        (folder / name).write_bytes((ground.root / name).read_bytes())
+    (folder / "train.py").write_text(real_train_py())
+    (folder / "left").mkdir()
+    variables = {
+        "AUTORESEARCH_RUN_DIR": str(folder / "left"),
+        "AUTORESEARCH_SCORED_LATER": "1",
+        "XLA_FLAGS": DEVICES.replace("count=2", "count=1"),
+    }
+    done = subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=folder,
+        env=data_helpers.environment(ground.home, **variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return losses(done.stdout)
+
+
 def losses(log: str) -> list[float]:
     """The losses that a log of `real_train_py` has."""
     found = re.findall(r"(?m)^LOSS (\d+) (\S+)$", log)
@@ -90,7 +115,7 @@ def requirements(ground: lab.Ground, hosts: int = 1) -> Requirements:
 
 
 def train_task(wanted: Requirements, ground: lab.Ground, train_py: str, **more) -> TrainTask:
-    job = TrainJob(AWAY, AWAY, AWAY, "one", 1.0, LIMITS, scored_next=True, **more)
+    job = TrainJob(AWAY, AWAY, AWAY, "one", 1.0, LIMITS, **{"scored_next": True, **more})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "train.py").write_text(train_py)
