@@ -337,15 +337,12 @@ def begin(logits_fn: LogitsFn, params: Any) -> "Session":
         manifest.DataError: no data is prepared for this workspace, or it is damaged.
         ValueError: logits_fn or params is not as described.
     """
-    import jax
-
     from autoresearch_jax.kit import artifacts
 
     data = manifest.load(ROOT, splits=("train",))
     run_dir = _run_dir()
     exported = artifacts.export(logits_fn, params, (rows_per_device(), MAX_SEQ_LEN), VOCAB_SIZE)
-    if jax.process_index() == 0:
-        artifacts.start_clock(run_dir, exported)
+    artifacts.start_clock(run_dir, exported)  # of this host, as all of them do now
     abstract = artifacts.abstract(artifacts.flatten(params)[0])
     return Session(logits_fn, abstract, run_dir, data, artifacts.budget_left(TIME_BUDGET))
 
@@ -388,8 +385,7 @@ class Session:
 
         if missing := artifacts.STATS - stats.keys():
             raise ValueError(f"stats lacks {', '.join(sorted(missing))}")
-        if jax.process_index() == 0:
-            (self.run_dir / protocol.STOPPED).touch()  # here the harness stops its clock
+        (self.run_dir / protocol.STOPPED).touch()  # here the harness stops its clock
         params = jax.tree.map(artifacts.addressable, params)
         flat, _ = artifacts.flatten(params)
         self._check_params(artifacts.abstract(flat))
@@ -430,10 +426,10 @@ def _run_dir() -> Path:
 
     if given := os.environ.get("AUTORESEARCH_RUN_DIR"):
         return Path(given).absolute()
-    run_dir = paths.home() / "runs" / "by-hand"
-    if jax.process_index() == 0:
-        shutil.rmtree(run_dir, ignore_errors=True)
-        run_dir.mkdir(parents=True)
+    process = f"-{jax.process_index()}" if jax.process_index() else ""
+    run_dir = paths.home() / "runs" / f"by-hand{process}"
+    shutil.rmtree(run_dir, ignore_errors=True)
+    run_dir.mkdir(parents=True)
     return run_dir
 
 

@@ -49,7 +49,7 @@ sys.path.insert(0, str(TOP))
 
 from autoresearch_jax.loop import decision, proposal_queue
 from autoresearch_jax.loop.config import LoopConfig
-from autoresearch_jax.loop.decision import Decision, MeasureAgain, decide
+from autoresearch_jax.loop.decision import Decision, MeasureAgain, TrainAgain, Wait, decide
 from autoresearch_jax.loop.statistics import NOISE_RUNS
 from autoresearch_jax.records import events
 from autoresearch_jax.records.events import Outcome, Purpose, Status
@@ -146,7 +146,7 @@ class Simulation:
         self.arrived: list[int] = []  # as the scheduler has them
         self.wanted: list[MeasureAgain] = []
         self.again: set[int] = set()
-        self.waits: dict[int, tuple[object, int]] = {}
+        self.waits: dict[int, tuple[MeasureAgain | TrainAgain | Wait, int]] = {}
         self.counts: Counter[str] = Counter()
 
     def append(self, event) -> None:
@@ -285,7 +285,7 @@ class Simulation:
         found, best = self.waits.get(n, (None, -1))
         if not NEW or found is None or self.experiments.best.n != best:
             return False
-        if isinstance(found, decision.Wait):
+        if isinstance(found, Wait):
             return self.experiments[found.n].status is None
         return found.n in (*self.again, *(one.n for one in self.wanted))
 

@@ -162,7 +162,16 @@ def examined():
 class LoopRun:
     """One loop on a cluster; it continues where the one before it ended."""
 
-    def __init__(self, ground, address, examined, *sources, workers=1, watch=lambda loop_run: 0):
+    def __init__(
+        self,
+        ground,
+        address,
+        examined,
+        *sources,
+        watch=lambda loop_run: 0,
+        tag=TAG,
+        **settings,
+    ):
         def examine(workspace, wanted, required, overrides=None, pinned=None):
             if not examined:
                 examined["here"] = environment.examine(
@@ -177,22 +186,20 @@ class LoopRun:
                 after(baseline, budget_s), startup_s=120.0, overrun_s=60.0, checkpoint_s=60.0
             )
 
-        self.ground = ground
+        self.ground, self.tag = ground, tag
         with ground.environment() as patch:
             patch.setattr(Limits, "after", roomy)
             self.workspace = Workspace.open(ground.root)
             self._before = max(1, len(self.history))  # the baseline comes first
             self.notes = lab.Watching(lambda: watch(self))
-            config = LoopConfig(
-                max=len(sources), fallback=False, tag=TAG, workers=workers, ray=address
-            )
+            config = LoopConfig(max=len(sources), fallback=False, tag=tag, ray=address, **settings)
             tools = Tools(self.notes, examine=examine)
             agent = harness.Scripted(*sources)
             self.ended = loop.run_loop(self.workspace, config, tools, agent)
 
     @property
     def history(self):
-        return self.ground.history_of(TAG)
+        return self.ground.history_of(self.tag)
 
     @property
     def own(self):
@@ -201,14 +208,14 @@ class LoopRun:
 
     def log(self, at: int) -> Path:
         """Returns the log of an experiment of this loop, by its number from 0."""
-        return log(self.ground, self._before + at)
+        return log(self.ground, self._before + at, self.tag)
 
     def trains(self, at: int) -> bool:
         return self.log(at).exists() and "NOTE" in self.log(at).read_text()
 
 
-def log(ground: lab.Ground, n: int) -> Path:
-    return ground.workspace.run_dir(TAG, n) / "run.log"
+def log(ground: lab.Ground, n: int, tag: str = TAG) -> Path:
+    return ground.workspace.run_dir(tag, n) / "run.log"
 
 
 class Breaking:

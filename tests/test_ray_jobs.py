@@ -23,7 +23,7 @@ from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import FROZEN, Choice
 from autoresearch_jax.jobs.executor import Context
 from autoresearch_jax.jobs.job import Limits, Lost, ScoreJob, TrainJob, TrainResult
-from autoresearch_jax.jobs.ray import cluster, machine, placement, transfer
+from autoresearch_jax.jobs.ray import cluster, machine, placement, reporting, transfer
 from autoresearch_jax.jobs.ray.executor import RayExecutor
 from autoresearch_jax.jobs.ray.messages import (
     Inspected,
@@ -424,7 +424,7 @@ def test_news_arrive_as_they_happen():
         assert go.wait(20)
         yield "result"
 
-    task = machine._with_news(work)
+    task = reporting.with_news(work)
     assert next(task) == News(live="happens", said="said")
     assert next(task) == News(live="happens", exported=True)
     go.set()
@@ -442,7 +442,7 @@ def test_the_end_of_a_log_arrives_after_its_removal(tmp_path):
         log.unlink()
         yield "result"
 
-    task = machine._with_news(work)
+    task = reporting.with_news(work)
     assert next(task).said == "begun"
     go.set()
     assert b"".join(one.log for one in task if one != "result") == b"the last line\n"
@@ -454,7 +454,7 @@ def test_an_error_of_the_work_is_raised():
         yield
 
     with pytest.raises(Refused, match="no disk"):
-        list(machine._with_news(work))
+        list(reporting.with_news(work))
 
 
 def test_a_coordinator_without_ray_gets_an_error(monkeypatch, tmp_path):

@@ -62,13 +62,14 @@ def run(
     from autoresearch_jax.records.events import Outcome, Status
 
     outcome: Outcome | None
+    others = None  # the group of hosts, if another one of it has the score
     with output.workspace(**flags) as opened:
         if compile_only:
             check = command.compile_only(*opened, device=device, devices=devices, log_path=log_path)
         elif description is None:
             found = command.measure(*opened, log_path=log_path)
             outcome, reason = found.trained.outcome, found.reason
-            score, line = found.val_bpb, found.line
+            score, line, others = found.val_bpb, found.line, found.group
         else:
             e = command.propose(*opened, description=description, log_path=log_path)
             outcome, reason = e.outcome, e.reason
@@ -76,6 +77,9 @@ def run(
             line = f"{e.n}\t{e.status}\t{'n/a' if score is None else f'{score:.6f}'}"
     if compile_only:
         _print_compiled(check, as_json)
+        return
+    if others is not None and outcome == Outcome.OK:
+        click.echo(f"This was {others.name}. Process 0 prints the score.")
         return
     if description is None or output.is_quiet():  # otherwise the view has said it
         click.echo(line)
@@ -114,7 +118,7 @@ def _print_compiled(check: "Verdict", as_json: bool) -> None:
     settings=(
         *("agent", "max", "max_hours", "max_usd", "repairs", "lookahead", "fallback"),
         *("notify", "notify_on", "notify_digest", "track", "policy", "plateau", "start", "audit"),
-        *("prune", "workers", "ray"),
+        *("prune", "workers", "hosts", "ray"),
         *("desc", "tag", "learn_from", "seed"),
         *("agent_writes", "max_memory_gb", "isolation", "require_isolation"),
     ),
@@ -140,7 +144,7 @@ def loop(**flags: Any) -> None:
 
 @click.command(
     cls=Configured,
-    settings=("workers", "ray", "tag", "max_memory_gb", "isolation", "require_isolation"),
+    settings=("workers", "hosts", "ray", "tag", "max_memory_gb", "isolation", "require_isolation"),
 )
 def prune(**flags: Any) -> None:
     """Take kept changes out of the best that do not matter any more.
@@ -161,7 +165,9 @@ def prune(**flags: Any) -> None:
         click.echo("\n".join(lines))
 
 
-@click.command(cls=Configured, settings=("workers", "ray", "isolation", "require_isolation"))
+@click.command(
+    cls=Configured, settings=("workers", "hosts", "ray", "isolation", "require_isolation")
+)
 @click.argument("experiment", metavar="[N|COMMIT|FILE]", required=False)
 @click.option("--sealed", is_flag=True, help=(
     "Score baseline and best on the sealed split, which no decision has ever used."))  # fmt: skip

@@ -12,10 +12,17 @@ from autoresearch_jax.common import files, syntax
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.data.manifest import FROZEN
-from autoresearch_jax.jobs import compile_check, environment, training_log
+from autoresearch_jax.jobs import (
+    compile_check,
+    device_allocation,
+    environment,
+    group,
+    training_log,
+)
 from autoresearch_jax.jobs.device_allocation import WHOLE, DeviceAllocation
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.executor import Context
+from autoresearch_jax.jobs.group import Group
 from autoresearch_jax.jobs.job import CompileJob, Events, Score, ScoreJob, TrainJob, TrainResult
 from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.jobs.logs import read_tail
@@ -28,7 +35,7 @@ from autoresearch_jax.records.costs import PERSON
 from autoresearch_jax.records.events import Outcome, Restored
 from autoresearch_jax.records.experiment import Experiment, known
 from autoresearch_jax.repo.workspace import FILES, Workspace, source_of, time_budget
-from autoresearch_jax.system import device_specs, locks
+from autoresearch_jax.system import device_specs, locks, visible_devices
 from autoresearch_jax.system.disk_errors import disk_errors
 from autoresearch_jax.system.interrupts import Abandoned, Interrupts
 
@@ -42,6 +49,7 @@ class Measured:
 
     trained: TrainResult
     scored: Score | None = None
+    group: Group | None = None  # with other hosts, if this one has no score
 
     @property
     def val_bpb(self) -> float | None:
@@ -70,12 +78,17 @@ class FirstStepError(UserError):
 
 
 def measure(workspace: Workspace, config: LoopConfig, tools: Tools, *, log_path: Path) -> Measured:
-    """Train a copy of the checkout's files as they are now. Raises UserError."""
+    """Train a copy of the checkout's files as they are now. Raises UserError.
+
+    The same command on other hosts may train with this one (`group.here`); the first one scores.
+    """
     log_path = log_place(workspace, log_path)
-    with _ready(workspace, config, tools, "run", log_path) as (executor, _, job):
-        trained = executor.train(replace(job, scored_next=True))
-        if trained.outcome != Outcome.OK:
-            return Measured(trained)
+    joined = group.here()
+    with _ready(workspace, config, tools, "run", log_path, joined) as (executor, _, job):
+        scores = joined is None or joined.rank == 0
+        trained = executor.train(replace(job, scored_next=scores))
+        if trained.outcome != Outcome.OK or not scores:
+            return Measured(trained, group=joined)
         frozen, log = job.folder.with_name("frozen"), job.folder.with_name("score.log")
         score_job = ScoreJob(frozen, job.artifacts, log, job.title, job.limits)
         return Measured(trained, executor.score(score_job))
@@ -169,15 +182,24 @@ def compile_only(
 
 @contextmanager
 def _ready(
-    workspace: Workspace, config: LoopConfig, tools: Tools, what: str, log: Path | None = None
+    workspace: Workspace,
+    config: LoopConfig,
+    tools: Tools,
+    what: str,
+    log: Path | None = None,
+    joined: Group | None = None,
 ) -> Iterator[tuple[LocalExecutor, Interrupts, TrainJob]]:
     """Lock the devices, copy the checkout's files, and yield the job that trains them."""
+    names = visible_devices.device_names()
+    share = None if joined is None else device_allocation.of_one_host(names)
+    opened = open_devices(workspace, config, tools, what, of_group=share)
     with (
-        open_devices(workspace, config, tools, what) as (view, interrupts, devices),
+        opened as (view, interrupts, devices),
         locks.own_folder(workspace.home / "runs", "measure") as (here, lock),
     ):
         tools, fds = replace(tools, view=view), (*devices.locks, lock)
-        executor = _executor(workspace, config, tools, here, devices.environment, interrupts, fds)
+        found = devices.environment
+        executor = _executor(workspace, config, tools, here, found, interrupts, fds, share or WHOLE)
         yield (
             executor,
             interrupts,
@@ -188,6 +210,7 @@ def _ready(
                 "train.py",
                 time_budget(here / "frozen"),
                 tools.limits,
+                group=joined,
             ),
         )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.system import nvidia
+from autoresearch_jax.system import nvidia, tpu
 
 # The arrangement, for libtpu, of the chips of a host that one process has, by their number.
 TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1"}
@@ -72,6 +72,16 @@ def split(workers: int, names: Sequence[str]) -> list[DeviceAllocation]:
         )
     bounds = tpu_bounds(size)
     return [DeviceAllocation({"TPU_VISIBLE_CHIPS": ",".join(part), **bounds}) for part in numbers]
+
+
+def of_one_host(names: Sequence[str]) -> DeviceAllocation:
+    """Returns the devices `names` of a host that trains together with others, for all else.
+
+    A host of a TPU slice otherwise waits for the others of it.
+    """
+    if not names[0].startswith("tpu"):
+        return WHOLE
+    return DeviceAllocation({**tpu_bounds(len(names)), **tpu.ALONE})
 
 
 def tpu_bounds(chips: int) -> dict[str, str]:

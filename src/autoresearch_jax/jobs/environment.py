@@ -18,7 +18,7 @@ from autoresearch_jax.records.experiment import Experiment
 from autoresearch_jax.repo.workspace import Place
 from autoresearch_jax.sandbox import isolation, profiles, seccomp
 from autoresearch_jax.sandbox.isolation import Sandbox
-from autoresearch_jax.system import bytecode, device_probe, device_specs, tpu
+from autoresearch_jax.system import bytecode, device_probe, device_specs
 
 REBUILT = ("pydocs",)  # sources whose held-out text a training can rebuild
 
@@ -76,10 +76,8 @@ def examine(
     `wanted` and `required` are isolation levels, as `isolation.strongest` takes them; `overrides`
     are variables by which JAX finds the devices of one worker; `pinned` is the fingerprint of the
     data that earlier scores rest on, by default what the workspace uses now. Raises UserError if
-    the data is not prepared, the accelerator does not answer, this is one of several hosts, or the
-    isolation is not available.
+    the data is not prepared, the accelerator does not answer, or the isolation is not available.
     """
-    tpu.refuse_several_hosts()
     data = manifest.load(workspace.root, fingerprint=pinned)
     data.check(hashed=True)
     device, chosen = probe(workspace.home, wanted, required, overrides)

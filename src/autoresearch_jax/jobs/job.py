@@ -7,6 +7,7 @@ from pathlib import Path
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.protocol import NATS
+from autoresearch_jax.jobs.group import Group
 from autoresearch_jax.records.events import Outcome
 
 SEED = 42  # of the first training of each experiment: scores of one seed compare
@@ -71,6 +72,7 @@ class TrainJob:
     scored_next: bool = False  # on the validation split: an executor may start the scorer early
     also_written: tuple[Path, ...] = ()  # folders that count towards its disk use
     tree: str = ""  # git's hash of the folder's files; "": they are not those of a commit
+    group: Group | None = None  # None: it trains alone
 
     @property
     def key(self) -> tuple[str, Path, int]:
@@ -116,6 +118,7 @@ class Events:
     """Callbacks by which a caller follows a job while it runs, and ends it early."""
 
     live: Callable[[str], object] = lambda _: None  # takes the last line of output, or the phase
+    starts: Callable[[], object] = lambda: None  # called once: the training's process is next
     exported: Callable[[], object] = lambda: None  # called once: the training's budget runs
     abandoned: Callable[[], bool] = lambda: False  # asked every 0.2 s
 

@@ -30,7 +30,7 @@ from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.records.events import Outcome
 from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.sandbox.isolation import Sandbox
-from autoresearch_jax.system import device_use, installed, interrupts, supervisor
+from autoresearch_jax.system import device_use, installed, interrupts, supervisor, tpu
 
 SOON_SECONDS = 10.0  # of a budget: a training that lacks memory crashes at its first steps
 # An early scorer must not reserve memory, which the training needs.
@@ -100,6 +100,7 @@ class LocalExecutor:
                 self._await_device()
                 view.live(f"{job.title}: starting")
                 launch = self._training_launch(job)
+                events.starts()
                 result = training.train(job, launch, followed, monitor=self._monitor())
             files.remove(self._private / "scratch")
             if before:
@@ -125,11 +126,16 @@ class LocalExecutor:
             self._data(job.folder),
             scratch=isolation.fresh(self._private / "scratch"),
             writable=(job.folder, job.artifacts, cache),
+            network=job.group is not None,
         )
         variables = self._training_variables(job.artifacts, cache, job.seed)
         if job.limits.free_startup_s != math.inf:
             variables[protocol.FREE_STARTUP] = str(job.limits.free_startup_s)
-        return self._launch(sandbox, variables)
+        if job.group is None:
+            return self._launch(sandbox, variables)
+        # A group has whole hosts, and the chips of a slice together.
+        given = isolation.environment(os.environ, sandbox.scratch) | tpu.slice_variables(whole=True)
+        return self._launch(sandbox, {**variables, **job.group.variables}, given)
 
     def _training_variables(self, artifacts: Path, cache: Path, seed: int) -> dict[str, str]:
         return profiles.training_environment(
@@ -141,8 +147,11 @@ class LocalExecutor:
             max_memory_gb=self._context.max_memory_gb,
         )
 
-    def _launch(self, sandbox: Sandbox, variables: dict[str, str]) -> Launch:
-        given = isolation.environment(self._variables, sandbox.scratch)
+    def _launch(
+        self, sandbox: Sandbox, variables: dict[str, str], given: dict[str, str] | None = None
+    ) -> Launch:
+        if given is None:
+            given = isolation.environment(self._variables, sandbox.scratch)
         return Launch(self._environment.level, sandbox, given | variables, self._context.keep_fds)
 
     def _data(self, folder: Path) -> Manifest | None:

@@ -14,7 +14,11 @@ import psutil
 from jax.experimental import multihost_utils
 
 from autoresearch_jax.common import files, protocol
-from autoresearch_jax.kit.devices import same_on_all_processes, wait_for_steps
+from autoresearch_jax.kit.devices import (
+    largest_of_processes,
+    same_on_all_processes,
+    wait_for_steps,
+)
 
 # Custom calls that jax.export does not guarantee for other versions of JAX. Here the version is the
 # same on both sides.
@@ -57,7 +61,8 @@ def export(
 ) -> jax.export.Exported:
     """Export `logits_fn` as f(flat, tokens): `flat` from `flatten`, `tokens` int32 tokens_shape.
 
-    Returns once all that `kit.compile_step` has started is compiled, as the clock starts next.
+    Returns once all that `kit.compile_step` has started is compiled, in every process, as the clock
+    starts next.
 
     Raises:
         NotEnoughMemory: as `kit.compile_step` says.
@@ -85,6 +90,7 @@ def export(
             f"return {(*tokens_shape, vocab_size)}"
         )
     wait_for_steps()  # here, since the prepare.py of an older workspace writes the export next
+    same_on_all_processes(0.0)  # waits for all of them
     return exported
 
 
@@ -124,13 +130,13 @@ def addressable(leaf: Any) -> Any:
 
 
 def budget_left(budget: float) -> float:
-    """Return the seconds of a budget that this process's start-up has left for training.
+    """Return the seconds of a budget that the start-up of the processes has left for training.
 
     The harness counts start-up towards the budget from a number of seconds on that it names.
     """
     free = float(os.environ.get(protocol.FREE_STARTUP, "inf"))
-    (left,) = same_on_all_processes(budget - max(0.0, _seconds() - free))
-    return max(left, 1e-3)  # at least one step is trained
+    late = largest_of_processes(max(0.0, _seconds() - free))  # on the host that counts most
+    return max(budget - late, 1e-3)  # at least one step is trained
 
 
 def _seconds() -> float:

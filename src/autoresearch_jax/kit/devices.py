@@ -17,6 +17,7 @@ from autoresearch_jax.system import tpu
 
 OLD_GPU = "old-gpu"  # the platform of an NVIDIA GPU before Ampere
 FLASH_SINCE = (8, 0)  # the first compute capability with bfloat16 and flash attention
+HEARTBEAT_SECONDS = 10  # a process of a training on several hosts that is silent for longer is lost
 
 
 def platform(device: jax.Device) -> str:
@@ -54,10 +55,15 @@ def describe(devices: Sequence[jax.Device]) -> str:
 
 
 def peak_memory_mb() -> float:
-    """Return the peak memory use so far, in MiB: the largest of the local devices.
+    """Return the peak memory use so far, in MiB: the largest of all devices.
 
-    On backends without statistics (CPU) it is the peak resident size of the process.
+    On backends without statistics (CPU) it is the peak resident size of a process. On several
+    hosts every process calls it.
     """
+    return largest_of_processes(_own_peak_memory_mb())
+
+
+def _own_peak_memory_mb() -> float:
     stats = [device.memory_stats() for device in jax.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if s and "peak_bytes_in_use" in s]
     if peaks:
@@ -132,15 +138,20 @@ def initialize_distributed() -> None:
     """Join the other hosts of a training, if any. Call it before any other JAX function.
 
     A TPU slice knows its hosts. Elsewhere the environment variables `JAX_COORDINATOR_ADDRESS`,
-    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` describe them.
+    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` describe them. If the process of one host ends, or does
+    not answer for HEARTBEAT_SECONDS, those of all others end.
     """
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        count, index = map(os.environ.get, ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-        jax.distributed.initialize(
-            num_processes=int(count) if count else None, process_id=int(index) if index else None
-        )
-    elif tpu.slice_hosts() > 1:
-        jax.distributed.initialize()
+    addressed = "JAX_COORDINATOR_ADDRESS" in os.environ
+    if not addressed and len(tpu.slice_hosts()) == 1:
+        return
+    count, index = map(os.environ.get, ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    # JAX would only note a SIGTERM, for programs that save checkpoints.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        num_processes=int(count) if addressed and count else None,
+        process_id=int(index) if addressed and index else None,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
 
 
 def same_on_all_processes(*values: float) -> tuple[float, ...]:
@@ -148,3 +159,10 @@ def same_on_all_processes(*values: float) -> tuple[float, ...]:
     if jax.process_count() == 1:
         return values
     return tuple(multihost_utils.broadcast_one_to_all(np.asarray(values, np.float32)).tolist())
+
+
+def largest_of_processes(value: float) -> float:
+    """Return the largest of what the processes pass, as float32. Every process calls it."""
+    if jax.process_count() == 1:
+        return value
+    return float(multihost_utils.process_allgather(np.float32(value)).max())

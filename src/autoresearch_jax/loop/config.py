@@ -140,6 +140,9 @@ class Settings(BaseModel):
     workers: Annotated[Whole, Field(ge=1)] = _setting(
         "Trainings at a time, each on its own devices.  [default: 1]", "N", default=1
     )
+    hosts: Annotated[Whole, Field(ge=1)] = _setting(
+        "Machines that train one experiment together, with --ray.  [default: 1]", "K", default=1
+    )
     notify: Annotated[str, AfterValidator(sending.recipient)] = _setting(
         "Where to send events: an address of Slack, Discord, Telegram, e-mail or another service "
         'that Apprise knows; any other web address, which gets a POST of {"text": ...}; or a shell '

@@ -11,6 +11,7 @@ from autoresearch_jax.common import paths
 from autoresearch_jax.common.console import SteadyView, View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import device_allocation, environment, scoring
+from autoresearch_jax.jobs.device_allocation import DeviceAllocation
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.executor import Scorer
 from autoresearch_jax.jobs.job import Limits
@@ -21,7 +22,7 @@ from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker_pool import MakeExecutor
 from autoresearch_jax.records import tags
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.system import locks, visible_devices
+from autoresearch_jax.system import locks, tpu, visible_devices
 from autoresearch_jax.system.disk_errors import disk_errors
 from autoresearch_jax.system.interrupts import Interrupts, Stopped
 
@@ -52,6 +53,12 @@ def open_session(
 
     Raises UserError, also where `begun` asks for a tag that has run and there is none.
     """
+    if config.hosts > 1 and config.ray is None:
+        raise UserError(
+            f"hosts is {config.hosts}, and no cluster is named. Name it: --ray auto. Or train once "
+            "without Ray, on each host with its number: JAX_COORDINATOR_ADDRESS=FIRST:1234 "
+            f"JAX_NUM_PROCESSES={config.hosts} JAX_PROCESS_ID=0 autoresearch-jax run"
+        )
     with open_devices(workspace, config, tools, what) as (view, interrupts, devices):
         workspace.head()  # a repository without a commit is refused before anything is written
         found = devices.environment
@@ -84,9 +91,17 @@ def open_session(
 
 @contextmanager
 def open_devices(
-    workspace: Workspace, config: LoopConfig, tools: Tools, what: str
+    workspace: Workspace,
+    config: LoopConfig,
+    tools: Tools,
+    what: str,
+    *,
+    of_group: DeviceAllocation | None = None,
 ) -> Iterator[tuple[View, Interrupts, Devices]]:
-    """Lock and examine what trains. Raises UserError."""
+    """Lock and examine what trains. Raises UserError.
+
+    `of_group` is the share of this machine in a training on several hosts.
+    """
     tools = replace(tools, view=SteadyView(tools.view))
     with disk_errors(), Interrupts(tools.view) as interrupts, ExitStack() as stack:
         paths.refuse_unusable(workspace.home)
@@ -94,7 +109,7 @@ def open_devices(
             tags.refuse_held(workspace, config.tag)  # before the examination, which takes long
         try:
             if config.ray is None:
-                found = _this_machine(workspace, config, tools, what, stack)
+                found = _this_machine(workspace, config, tools, what, stack, of_group)
             else:
                 found = _cluster(workspace, config, tools, interrupts, stack)
         except UserError:
@@ -108,11 +123,20 @@ def open_devices(
 
 
 def _this_machine(
-    workspace: Workspace, config: LoopConfig, tools: Tools, what: str, stack: ExitStack
+    workspace: Workspace,
+    config: LoopConfig,
+    tools: Tools,
+    what: str,
+    stack: ExitStack,
+    of_group: DeviceAllocation | None,
 ) -> Devices:
     """Lock and examine this machine's devices. Raises UserError."""
     names = visible_devices.device_names()
-    parts = device_allocation.split(config.workers, names)
+    if of_group is None:
+        tpu.refuse_several_hosts()
+        parts = device_allocation.split(config.workers, names)
+    else:
+        parts = [of_group]
     handles = locks.devices(names, f"autoresearch-jax {what} in {workspace.root}", tools.view)
     for handle in handles:
         stack.callback(os.close, handle)
@@ -142,11 +166,18 @@ def _cluster(
     connection = Cluster(config.ray, log, interrupts.stopping)
     stack.callback(connection.close)
     levels = (config.isolation, config.require_isolation)
-    given = placement.resources(connection.machines, config.workers)
+    given = placement.resources(connection.machines, config.workers, config.hosts)
     pinned = tags.data_of(workspace, config.tag)
     here = tools.examine(workspace, *levels, {"JAX_PLATFORMS": "cpu"}, pinned)
     wanted = placement.requirements(workspace, given, here, *levels)
     wanted, there = placement.inspect(connection, wanted, tools.view, interrupts)
     found = replace(there, data=here.data, level=here.level, target=None, warning=here.warning)
+    if config.hosts > 1:
+        several = {"hosts": config.hosts}
+        found = replace(
+            found,
+            fingerprint={**found.fingerprint, **several},
+            provenance={**found.provenance, **several},
+        )
     make = partial(RayExecutor, cluster=connection, requirements=wanted)
     return Devices(found, (), [make] * config.workers)

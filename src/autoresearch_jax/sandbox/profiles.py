@@ -19,15 +19,21 @@ MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def training(
-    workspace: Place, data: Manifest | None, *, scratch: Path, writable: Iterable[Path]
+    workspace: Place,
+    data: Manifest | None,
+    *,
+    scratch: Path,
+    writable: Iterable[Path],
+    network: bool = False,
 ) -> Sandbox:
     """Return the sandbox of a training: it reads the training rows, and writes its own folders.
 
     Hidden are the validation rows, their text, and the files of earlier trainings, whose parameters
-    would be a head start that no clock has measured.
+    would be a head start that no clock has measured. The `network` is for a training on several
+    hosts: libraries choose the ports between them.
     """
     readable = () if data is None else (*_common(data), data.split_path("train"))
-    return Sandbox(scratch, readable, tuple(writable), _hidden(workspace, data))
+    return Sandbox(scratch, readable, tuple(writable), _hidden(workspace, data), network=network)
 
 
 def scorer(

@@ -3,7 +3,10 @@
 Without a sandbox a training can write anywhere, and what it installs must not reach the next one.
 """
 
+import functools
+import importlib.metadata
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -41,6 +44,13 @@ def state() -> State:
                     continue  # it was just removed
                 found[path] = (status.st_size, status.st_mtime_ns, status.st_ino)
     return found
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the version of each installed package by its name, and Python's."""
+    found = {one.name: one.version for one in importlib.metadata.distributions()}
+    return {**dict(sorted(found.items())), "Python": platform.python_version()}
 
 
 def changed(before: State, after: State) -> list[str]:

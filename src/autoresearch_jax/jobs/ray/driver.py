@@ -22,25 +22,49 @@ from multiprocessing.reduction import recv_handle
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
 from autoresearch_jax.jobs.ray import machine, transfer
-from autoresearch_jax.jobs.ray.messages import Machine, Refused, ScoreTask, Torn, TrainTask
+from autoresearch_jax.jobs.ray.messages import (
+    Bundles,
+    Machine,
+    Refused,
+    Reserved,
+    ScoreTask,
+    Torn,
+    TrainTask,
+)
 
 HEALTH_SECONDS = 5.0  # between two checks of the head
 ANSWER_SECONDS = 20.0  # in which the head must answer a check
 RETRY_SECONDS = 2.0  # between two attempts to find the head
+READY_SECONDS = 0.5  # between two looks whether a group is still wanted
 LOST = 3  # exit code: the head has gone
+NODE, SLICE, NUMBER = "ray.io/node-id", "ray.io/tpu-slice-name", "ray.io/tpu-worker-id"  # labels
 
 # The coordinator queues a lost task again, and a process that has inspected its machine runs
 # further tasks.
 TASKS = {name: ray.remote(max_retries=0, max_calls=0)(task) for name, task in machine.TASKS.items()}
+
+_groups: dict[str, PlacementGroup] = {}  # that are reserved now
 
 
 def _serve(connection: Connection) -> None:
     """Runs the task of one connection."""
     try:
         name, task, options = connection.recv()
+        if name == "reserve":
+            _reserve(connection, task)
+            return
         if isinstance(task, TrainTask | ScoreTask):
             task = replace(task, origin=ray.get_runtime_context().get_node_id())
         remote = TASKS[name].options(**transfer.OPTIONS, **_options(options))
@@ -70,14 +94,75 @@ def _cancel_when_closed(connection: Connection, running: Any) -> None:
 
 
 def _options(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns Ray's options of a task; `node` is the machine for it, `not_on` the excluded ones."""
+    """Returns Ray's options of a task.
+
+    `node` is the machine for it, `bundle` the id of a group and a number in it, `not_on` the
+    excluded machines.
+    """
     options = dict(options)
     node, not_on = options.pop("node", None), options.pop("not_on", ())
+    group, number = options.pop("bundle", (None, 0))
     if node is not None:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
+    elif group is not None:
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(_groups[group], number)
     elif not_on:
-        options["label_selector"] = {"ray.io/node-id": f"!in({','.join(not_on)})"}
+        options["label_selector"] = _none_of(NODE, not_on)
     return options
+
+
+def _none_of(label: str, values: list[str]) -> dict[str, str]:
+    return {label: f"!in({','.join(values)})"} if values else {}
+
+
+def _reserve(connection: Connection, wanted: Bundles) -> None:
+    """Reserves the devices of a group on several machines, until the connection is closed.
+
+    On a TPU slice the resource of its first host comes before, as in Ray's own trainer: whoever has
+    it has the slice.
+    """
+    held: list[PlacementGroup] = []
+    try:
+        known = _machines()
+        selector = _none_of(NODE, wanted.not_on)
+        if wanted.head:
+            refusing = [one.labels.get(SLICE, "") for one in known if one.node in wanted.not_on]
+            free = [_none_of(SLICE, refusing)]
+            held.append(placement_group([{wanted.head: 1}], bundle_label_selector=free))
+            if not _ready(held[-1], connection):
+                return
+            ((_, first),) = _machines_of(held[-1])
+            selector = {SLICE: first.labels[SLICE]}
+        bundles, selectors = [wanted.bundle] * wanted.hosts, [selector] * wanted.hosts
+        group = placement_group(bundles, "STRICT_SPREAD", bundle_label_selector=selectors)
+        held.append(group)
+        if _ready(group, connection):
+            _groups[group.id.hex()] = group
+            # libtpu numbers the hosts of a slice.
+            hosts = sorted(_machines_of(group), key=lambda one: int(one[1].labels.get(NUMBER, 0)))
+            connection.send(("news", Reserved(group.id.hex(), hosts)))
+            connection.recv()
+    except EOFError:  # it is not wanted any more
+        pass
+    finally:
+        for one in held:
+            _groups.pop(one.id.hex(), None)
+            remove_placement_group(one)
+
+
+def _ready(group: PlacementGroup, connection: Connection) -> bool:
+    """Waits for the resources of a group; returns whether they are still wanted."""
+    while not group.wait(READY_SECONDS):
+        if connection.poll():
+            return False
+    return True
+
+
+def _machines_of(group: PlacementGroup) -> list[tuple[int, Machine]]:
+    """Returns the machines of a group, with the numbers of its bundles there."""
+    known = {one.node: one for one in _machines()}
+    nodes = placement_group_table(group)["bundles_to_node_id"]
+    return [(number, known[node]) for number, node in nodes.items()]
 
 
 def _connect(address: str, patience_s: float) -> None:
@@ -100,7 +185,14 @@ def _connect(address: str, patience_s: float) -> None:
 
 def _machines() -> list[Machine]:
     return [
-        Machine(node["NodeID"], dict(node["Resources"])) for node in ray.nodes() if node["Alive"]
+        Machine(
+            node["NodeID"],
+            dict(node["Resources"]),
+            dict(node.get("Labels") or {}),
+            node["NodeManagerAddress"],
+        )
+        for node in ray.nodes()
+        if node["Alive"]
     ]
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from errno import EDQUOT, EIO, ENOSPC, EROFS
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from autoresearch_jax.jobs.job import (
     TrainJob,
     TrainResult,
 )
-from autoresearch_jax.jobs.ray import placement, transfer
+from autoresearch_jax.jobs.ray import group, placement, transfer
 from autoresearch_jax.jobs.ray.cluster import Cluster
 from autoresearch_jax.jobs.ray.messages import (
     News,
@@ -60,7 +61,10 @@ class RayExecutor:
         """Compiles nothing: the coordinator's machine may lack the compiler for the cluster's."""
 
     def train(self, job: TrainJob, events: Events = NO_EVENTS) -> TrainResult:
-        """Trains; the machine that does so scores at once a job that is scored next."""
+        """Trains; the machine that does so scores at once a job that is scored next.
+
+        Of several hosts it is the first one.
+        """
         self.end_early()
         files.remove(self._cache.folder)
         files.remove(job.artifacts)
@@ -123,40 +127,49 @@ class RayExecutor:
         stop: Callable[[], bool],
         take: Callable[[News], None] = lambda news: None,
     ) -> tuple[Any, str] | None:
-        """Runs a task on one machine after the other until one does not refuse it.
+        """Runs a task on one machine after the other until one does not refuse it, or on several.
 
         Returns its result, and why what it left is not in its `places` or ""; None if it was
         stopped. `take` gets its news.
         """
         view, title, resources = self._context.view, task.job.title, self._requirements.resources
-        view.live(f"{title}: waiting for a machine of the cluster")
+        hosts = resources.hosts if isinstance(task, TrainTask) else 1
+        machines = f"{hosts} machines" if hosts > 1 else "a machine"
+        view.live(f"{title}: waiting for {machines} of the cluster")
+
+        def show(news: News) -> None:
+            if news.said:
+                view.say(news.said)
+            view.live(news.live or f"{title}: starting")
+            take(news)
+
         while True:
             options = placement.options(resources) | {"not_on": self._cluster.refusing()}
             try:
+                if hosts > 1 and isinstance(task, TrainTask):
+                    return group.train(
+                        self._cluster, task, stop, show, partial(_unpack, places=places)
+                    )
                 with contextlib.closing(self._cluster.run(name, task, options, stop)) as events:
-                    results = self._results(events, title, take)
+                    results = _results(events, show)
                     result = next(results, None)
                     torn = _unpack(results, places) if result is not None and result.left else ""
                     return None if result is None or (torn and stop()) else (result, torn)
             except Refused as refused:  # it is the machine, so another one may do
                 node, why = refused.args
                 self._cluster.has_refused(node)
-                if not placement.fitting(self._cluster, resources):
+                if len(placement.fitting(self._cluster, resources)) < hosts:
                     raise UserError(why) from None
                 view.say(f"Warning: {why} Other machines are asked instead.")
 
-    def _results(
-        self, events: Iterable[Any], title: str, take: Callable[[News], None]
-    ) -> Iterator[Any]:
-        """Yields a task's result and its parts, and shows its news."""
-        for event in events:
-            if not isinstance(event, News):
-                yield event
-                continue
-            if event.said:
-                self._context.view.say(event.said)
-            self._context.view.live(event.live or f"{title}: starting")
-            take(event)
+
+def _results(events: Iterable[Any], show: Callable[[News], None]) -> Iterator[Any]:
+    """Yields a task's result and its parts, and shows its news."""
+    for event in events:
+        if isinstance(event, News):
+            show(event)
+        else:
+            yield event
 
 
 def _unpack(parts: Iterable[Part], places: Mapping[str, Path]) -> str:

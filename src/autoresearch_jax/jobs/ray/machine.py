@@ -9,16 +9,13 @@ released.
 import contextlib
 import math
 import os
-import queue
 import socket
 import sys
-import threading
-import time
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from autoresearch_jax.common import archive, paths
 from autoresearch_jax.common.archive import Member
@@ -32,36 +29,49 @@ from autoresearch_jax.jobs.executor import Context
 from autoresearch_jax.jobs.job import Events, Limits, ScoreJob
 from autoresearch_jax.jobs.local import LocalExecutor
 from autoresearch_jax.jobs.ray import messages, transfer
+from autoresearch_jax.jobs.ray.meeting import Meeting
+from autoresearch_jax.jobs.ray.reporting import Reporter, with_news
 from autoresearch_jax.records.events import Outcome
 from autoresearch_jax.repo.workspace import Place
-from autoresearch_jax.system import device_use, locks, nvidia, process, visible_devices
+from autoresearch_jax.system import (
+    device_use,
+    installed,
+    locks,
+    nvidia,
+    process,
+    tpu,
+    visible_devices,
+)
 from autoresearch_jax.system.disk_errors import disk_errors
 
-NEWS_SECONDS = 0.5  # between two news of what has been printed
 NAME = socket.gethostname()
 REACHES = "a training can reach Ray on its machine, and so the others"
+OPEN = "a training on several hosts can use the network"
 
 
 def inspect(requirements: messages.Requirements) -> Iterator[Any]:
     """Yields what the machine is. Raises Refused if it does not meet the requirements."""
 
-    def work(reporter: "_Reporter") -> Generator[Any, None, None]:
+    def work(reporter: Reporter) -> Generator[Any, None, None]:
         with _own_devices(requirements, reporter) as devices:
             found = _environment(requirements, devices, reporter)
-            if not (found.chosen and found.chosen.closes_ports):
-                said = "; ".join(filter(None, (found.warning, REACHES)))
-                found = replace(found, warning=said)
-            yield messages.Inspected(NAME, found)
+            closed = found.chosen is not None and found.chosen.closes_ports
+            several = requirements.resources.hosts > 1
+            said = [found.warning, OPEN if several else ""]
+            if (several or not closed) and os.environ.get("RAY_AUTH_MODE") != "token":
+                said.append(REACHES)
+            found = replace(found, warning="; ".join(filter(None, said)))
+            yield messages.Inspected(NAME, found, installed.versions())
 
-    yield from _with_news(work)
+    yield from with_news(work)
 
 
 def train(task: messages.TrainTask) -> Iterator[Any]:
     """Trains, and scores what is scored next. Raises Refused if the machine is at fault."""
 
-    def work(reporter: "_Reporter") -> Generator[Any, None, None]:
+    def work(reporter: Reporter) -> Generator[Any, None, None]:
         own = _executor(task.requirements, reporter, task.max_memory_gb)
-        with own as (executor, here, provenance):
+        with _meeting(task, reporter) as meeting, own as (executor, here, provenance):
             artifacts, trusted = here / "artifacts", here / "baseline-cache"
             places = {"train/": here / "train", "cache/": trusted, "best/": here / "best"}
             _receive(task, places, reporter)
@@ -71,9 +81,11 @@ def train(task: messages.TrainTask) -> Iterator[Any]:
                 artifacts=artifacts,
                 log=here / "run.log",
                 limits=_with_best(task, here),
+                group=meeting.group if meeting else None,
             )
             reporter.follow(job.log)
-            result = executor.train(job, Events(exported=reporter.exported))
+            starts = partial(meeting.wait, reporter.stopped.is_set) if meeting else lambda: None
+            result = executor.train(job, Events(exported=reporter.exported, starts=starts))
             score, score_log = None, here / "score.log"
             if result.outcome == Outcome.OK and job.scored_next:
                 score = executor.score(
@@ -82,9 +94,11 @@ def train(task: messages.TrainTask) -> Iterator[Any]:
                 if not score_log.exists():
                     score_log = here / "score-early.log"
             left: tuple[Member, ...] = ()
+            first = job.group is None or job.group.rank == 0  # the others have the same arrays
             try:
                 # The coordinator does not score again what was refused.
-                if result.outcome == Outcome.OK and (score is None or score.outcome == Outcome.OK):
+                good = {result.outcome, score.outcome if score else Outcome.OK} == {Outcome.OK}
+                if first and good:
                     found = transfer.of_scored(artifacts)
                     if not trusted.is_dir():
                         found += transfer.of_folder(here / "cache", "cache")
@@ -97,13 +111,13 @@ def train(task: messages.TrainTask) -> Iterator[Any]:
             yield messages.Trained(result, score, _read(score_log), size)
             yield from _parts(left, size, job.title, reporter)
 
-    yield from _with_news(work)
+    yield from with_news(work)
 
 
 def score(task: messages.ScoreTask) -> Iterator[Any]:
     """Scores. Raises Refused if the machine or its data is at fault."""
 
-    def work(reporter: "_Reporter") -> Generator[Any, None, None]:
+    def work(reporter: Reporter) -> Generator[Any, None, None]:
         with _executor(task.requirements, reporter) as (executor, here, _):
             artifacts, log = here / "artifacts", here / "score.log"
             _receive(task, {"artifacts/": artifacts, "best/": here / "best"}, reporter)
@@ -120,14 +134,26 @@ def score(task: messages.ScoreTask) -> Iterator[Any]:
             yield messages.Scored(score, _read(log), size)
             yield from _parts(left, size, job.title, reporter)
 
-    yield from _with_news(work)
+    yield from with_news(work)
+
+
+def _meeting(
+    task: messages.TrainTask, reporter: Reporter
+) -> contextlib.AbstractContextManager[Meeting | None]:
+    """Returns where the hosts of a task's group meet; None if it trains alone. Raises UserError."""
+    if task.job.group is None:
+        return contextlib.nullcontext()
+    found = Meeting(task.job.group, task.key)
+    if found.group.rank == 0:
+        reporter.listens(found.group.address)
+    return found
 
 
 TASKS = {"inspect": inspect, "train": train, "score": score}
 
 
 def _receive(
-    task: messages.TrainTask | messages.ScoreTask, places: dict[str, Path], reporter: "_Reporter"
+    task: messages.TrainTask | messages.ScoreTask, places: dict[str, Path], reporter: Reporter
 ) -> None:
     """Writes the files of a task into their places. Raises ArchiveError, Torn, OSError."""
     title = task.job.title
@@ -142,7 +168,7 @@ def _receive(
 
 
 def _parts(
-    left: tuple[Member, ...], size: int, title: str, reporter: "_Reporter"
+    left: tuple[Member, ...], size: int, title: str, reporter: Reporter
 ) -> Iterator[messages.Part]:
     """Yields what a job has left. Raises OSError."""
 
@@ -164,111 +190,6 @@ def _read(log: Path) -> bytes:
     return logs.read_tail(log, logs.LOG_BYTES).encode()
 
 
-# ------------------------------------------------------------------------------------ news
-
-
-class _Reporter:
-    """Collects the news of the thread that works: it is a View, and reads what the job prints."""
-
-    def __init__(self) -> None:
-        self.stopped = threading.Event()  # set when nobody waits for the result
-        # What the work yields. A part of a large file waits here until the one before was taken.
-        self.results: queue.Queue[Any] = queue.Queue(1)
-        self._log: BinaryIO | None = None
-        self._events: queue.SimpleQueue[messages.News] = queue.SimpleQueue()
-        self._live = ""
-
-    def follow(self, log: Path) -> None:
-        """Send what is written to a log. It stays open: its end may be read after its removal."""
-        log.touch()
-        self._log = log.open("rb")
-
-    def close(self) -> None:
-        if self._log is not None:
-            self._log.close()
-
-    def say(self, text: str) -> None:
-        self._events.put(messages.News(said=text))
-
-    def live(self, text: str) -> None:
-        self._live = text
-
-    def exported(self) -> None:
-        self._events.put(messages.News(exported=True))
-
-    def news(self) -> Iterator[messages.News]:
-        """Yields what has happened since the last call."""
-        while not self._events.empty():
-            yield self._events.get()._replace(live=self._live)
-        log = self._log.read(archive.CHUNK_BYTES) if self._log else b""
-        yield messages.News(self._live, log)
-        while self._log and (log := self._log.read(archive.CHUNK_BYTES)):
-            yield messages.News(self._live, log)
-
-    def run(self, work: Callable[["_Reporter"], Generator[Any, None, None]]) -> None:
-        """Puts what `work` yields into `results`, and _END last. Raises its errors."""
-        try:
-            with contextlib.closing(work(self)) as results:
-                for result in results:
-                    self._put(result)
-        finally:
-            self._put(_END)
-
-    def _put(self, result: Any) -> None:
-        """Puts a result once the one before was taken. Raises _Stopped if nobody waits for it."""
-        while not self.stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                self.results.put(result, timeout=NEWS_SECONDS)
-                return
-        raise _Stopped
-
-
-_END = object()
-
-
-class _Stopped(Exception):
-    """Nobody waits for the results of the work."""
-
-
-def _with_news(work: Callable[[_Reporter], Generator[Any, None, None]]) -> Iterator[Any]:
-    """Yields what `work` yields in a thread, and the news before it. Raises its errors."""
-    reporter = _Reporter()
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(reporter.run, work)
-            try:
-                yield from _results(reporter)
-            finally:
-                reporter.stopped.set()
-        future.result()
-    except UserError as error:
-        raise messages.Refused(_node(), str(error)) from None
-    finally:
-        reporter.close()
-
-
-def _results(reporter: _Reporter) -> Iterator[Any]:
-    told = -math.inf
-    while True:
-        result = None
-        with contextlib.suppress(queue.Empty):
-            result = reporter.results.get(timeout=NEWS_SECONDS)
-        # Parts come many times a second.
-        if not isinstance(result, messages.Part) or time.monotonic() - told > NEWS_SECONDS:
-            yield from reporter.news()
-            told = time.monotonic()
-        if result is _END:
-            return
-        if result is not None:
-            yield result
-
-
-def _node() -> str:
-    """Ray's id of this machine; "" outside a task of Ray's."""
-    ray = sys.modules.get("ray")
-    return ray.get_runtime_context().get_node_id() if ray and ray.is_initialized() else ""
-
-
 # --------------------------------------------------------------------------------- machine
 
 
@@ -284,7 +205,7 @@ class _Devices:
 
 @contextlib.contextmanager
 def _executor(
-    requirements: messages.Requirements, reporter: _Reporter, max_memory_gb: float | None = None
+    requirements: messages.Requirements, reporter: Reporter, max_memory_gb: float | None = None
 ) -> Iterator[tuple[LocalExecutor, Path, dict[str, str]]]:
     """Yields an executor with devices of its own, its folder, and its provenance."""
     with _own_devices(requirements, reporter) as devices:
@@ -309,7 +230,7 @@ def _executor(
 
 
 @contextlib.contextmanager
-def _own_devices(requirements: messages.Requirements, reporter: _Reporter) -> Iterator[_Devices]:
+def _own_devices(requirements: messages.Requirements, reporter: Reporter) -> Iterator[_Devices]:
     """Locks the devices that Ray has given this task, since loops without Ray lock them, too."""
     with contextlib.suppress(OSError):  # Ray's tasks give way to all others
         os.setpriority(os.PRIO_PROCESS, 0, 0)
@@ -328,8 +249,11 @@ def _own_devices(requirements: messages.Requirements, reporter: _Reporter) -> It
                 "there: start Ray there without it."
             )
         handles = locks.devices(names, what, reporter)
-        tpu = wanted.kind == "TPU"
-        allocation = DeviceAllocation(device_allocation.tpu_bounds(len(names)) if tpu else {})
+        if wanted.hosts > 1:
+            allocation = device_allocation.of_one_host(names)
+        else:
+            bounds = device_allocation.tpu_bounds(len(names)) if wanted.kind == "TPU" else {}
+            allocation = DeviceAllocation(bounds)
         if wanted.kind == "GPU":
             # A driver takes moments to release what the task before had. What others use stays.
             with contextlib.suppress(UserError):
@@ -350,14 +274,16 @@ _known: dict[Any, Environment] = {}  # by this process, which Ray keeps for furt
 
 
 def _environment(
-    wanted: messages.Requirements, devices: _Devices, reporter: _Reporter
+    wanted: messages.Requirements, devices: _Devices, reporter: Reporter
 ) -> Environment:
     """Returns the machine's environment, examined once a process.
 
     Raises UserError if it does not meet the requirements.
     """
-    key = replace(wanted, fingerprint=()), os.environ.get("CUDA_VISIBLE_DEVICES")
+    key = replace(wanted, fingerprint=(), packages=()), os.environ.get("CUDA_VISIBLE_DEVICES")
     if key not in _known:
+        if wanted.resources.hosts == 1:
+            tpu.refuse_several_hosts()
         _prepare(wanted, devices.place.root, reporter)
         overrides = dict(devices.allocation.variables) or None
         _known[key] = environment.examine(
@@ -372,17 +298,19 @@ def _environment(
             f"JAX on {NAME} sees only the CPU. Install it there with the extra {extra}, and start "
             "Ray again."
         )
-    for name, pinned in wanted.fingerprint:
-        if found.fingerprint.get(name) != pinned:
+    # A package that is not installed here is not compared.
+    has = {**dict(wanted.packages), **installed.versions(), **found.fingerprint}
+    for name, pinned in (*wanted.packages, *wanted.fingerprint):
+        if has.get(name) != pinned:
             raise UserError(
-                f"{NAME} has {name} {found.fingerprint.get(name)}, and the scores of this tag rest "
-                f"on {pinned}: they would not compare. Take that machine out of the cluster, or "
-                "make it like the others: ray stop"
+                f"{NAME} has {name} {has.get(name)}, and the scores of this tag rest on {pinned}: "
+                "they would not compare. Take that machine out of the cluster, or make it like the "
+                "others: ray stop"
             )
     return found
 
 
-def _prepare(wanted: messages.Requirements, frozen: Path, reporter: _Reporter) -> None:
+def _prepare(wanted: messages.Requirements, frozen: Path, reporter: Reporter) -> None:
     """Prepares the data unless it is there. Raises UserError."""
     try:
         manifest.load(frozen, fingerprint=wanted.data)

@@ -22,6 +22,8 @@ class Machine(NamedTuple):
 
     node: str  # Ray's id of the machine
     resources: dict[str, float]
+    labels: dict[str, str] = {}  # noqa: RUF012 - Ray's, never changed
+    address: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Resources:
     kind: str  # GPU, TPU or CPU
     size: int  # GPUs, chips or cores
     accelerator: str = ""  # as Ray labels it, such as H100 or TPU-V5E; "" for a CPU
+    hosts: int = 1  # machines of each worker, with these devices on each
+    head: str = ""  # Ray's resource of the first host of a TPU slice; "": no slice of several hosts
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Requirements:
     required: str | None  # the weakest isolation that is accepted
     hidden: str  # the coordinator's folder of earlier trainings, which may be on this machine
     fingerprint: tuple[tuple[str, object], ...] = ()  # (): any
+    packages: tuple[tuple[str, str], ...] = ()  # names and versions, for a group of hosts
 
 
 # Each machine replaces the paths in the jobs of both tasks by its own. It gets `files` through Ray
@@ -62,6 +67,7 @@ class TrainTask:
     files: tuple[Member, ...]
     max_memory_gb: float | None
     origin: str = ""
+    key: str = ""  # of a group, by which its hosts know each other
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,22 @@ class ScoreTask:
     origin: str = ""
 
 
+class Bundles(NamedTuple):
+    """What a group asks Ray to reserve together."""
+
+    bundle: dict[str, float]  # resources on each host
+    hosts: int
+    head: str  # as in Resources
+    not_on: list[str]  # machines that have refused a task
+
+
+class Reserved(NamedTuple):
+    """What Ray has reserved for a group."""
+
+    group: str  # its id
+    hosts: list[tuple[int, Machine]]  # with the numbers of their bundles, in the order of ranks
+
+
 class News(NamedTuple):
     """What has happened since the last news."""
 
@@ -81,6 +103,7 @@ class News(NamedTuple):
     log: bytes = b""  # what it has printed since
     said: str = ""  # a message for the person
     exported: bool = False  # whether the training's budget has just begun
+    address: str = ""  # where the first host of a group has begun to wait for the others
 
 
 # What a training or a scoring leaves follows its result as Parts: an archive of `left` bytes.
@@ -114,3 +137,4 @@ class Inspected(NamedTuple):
 
     machine: str  # its host name
     environment: Environment
+    packages: dict[str, str]  # versions by name
