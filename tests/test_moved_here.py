@@ -120,12 +120,16 @@ def test_a_beginning_that_was_killed_before_its_commit_is_completed(at_home, tmp
     class Killed(BaseException):
         pass
 
-    def fail(*_):
-        raise Killed
+    really = setup.commit
+
+    def commit(folder, message, *names):
+        if "has found" in message:
+            raise Killed
+        really(folder, message, *names)
 
     sizes = {"seq_len": 128, "budget": 9}
     with monkeypatch.context() as patch:
-        patch.setattr(setup, "commit", lambda *given: fail() if "found" in given[1] else None)
+        patch.setattr(setup, "commit", commit)
         with pytest.raises(Killed):
             gone_on(file, tmp_path / "there", H100, patch, **sizes)
     monkeypatch.setattr(moved_here, "_prepared", lambda *_, **__: None)
