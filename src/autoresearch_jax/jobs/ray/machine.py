@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,8 +136,8 @@ def _receive(
         reporter.live(f"{title}: sending {amount} to {NAME}")
 
     size = archive.stream_bytes(task.files)
-    shown = transfer.shown(transfer.fetch(task.files, task.origin), size, show)
-    archive.unpack(shown, places, size)
+    with contextlib.closing(transfer.fetch(task.files, task.origin)) as fetched:
+        archive.unpack(transfer.shown(reporter.awaited(fetched), size, show), places, size)
     reporter.live(f"{title}: starting")
 
 
@@ -213,6 +213,13 @@ class _Reporter:
                     self._put(result)
         finally:
             self._put(_END)
+
+    def awaited(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yields the chunks. Raises _Stopped once nobody waits for the result."""
+        for chunk in chunks:
+            if self.stopped.is_set():
+                raise _Stopped
+            yield chunk
 
     def _put(self, result: Any) -> None:
         """Puts a result once the one before was taken. Raises _Stopped if nobody waits for it."""
