@@ -139,12 +139,12 @@ class Cluster:
 
 
 def _answer(connection: Connection, stop: Callable[[], bool]) -> tuple[str, Any]:
-    """Waits for the driver's next (kind, value)."""
+    """Waits for the driver's next (kind, value); on `stop` also if one after the other arrives."""
     try:
-        while not connection.poll(TICK_SECONDS):
-            if stop():
-                return "done", None
-        kind, value = connection.recv()
+        while not stop():
+            if connection.poll(TICK_SECONDS):
+                kind, value = connection.recv()
+                return kind, value
     except (EOFError, OSError):
         return "lost", "the head of the cluster has gone"
-    return kind, value
+    return "done", None

@@ -162,8 +162,8 @@ def _receive(
         reporter.live(f"{title}: sending {amount} to {NAME}")
 
     size = archive.stream_bytes(task.files)
-    shown = transfer.shown(transfer.fetch(task.files, task.origin), size, show)
-    archive.unpack(shown, places, size)
+    with contextlib.closing(transfer.fetch(task.files, task.origin)) as fetched:
+        archive.unpack(transfer.shown(reporter.awaited(fetched), size, show), places, size)
     reporter.live(f"{title}: starting")
 
 

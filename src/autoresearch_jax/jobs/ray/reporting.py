@@ -6,7 +6,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -67,6 +67,13 @@ class Reporter:
                     self._put(result)
         finally:
             self._put(_END)
+
+    def awaited(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yields the chunks. Raises _Stopped once nobody waits for the result."""
+        for chunk in chunks:
+            if self.stopped.is_set():
+                raise _Stopped
+            yield chunk
 
     def _put(self, result: Any) -> None:
         """Puts a result once the one before was taken. Raises _Stopped if nobody waits for it."""

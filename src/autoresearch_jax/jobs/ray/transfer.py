@@ -5,7 +5,7 @@ yet. So neither side, nor Ray's store of objects, ever has a whole file.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def _bounded(folder: Path, names: list[str] | None, within: str) -> tuple[Member
     return found
 
 
-def fetch(files: tuple[Member, ...], origin: str) -> Iterator[bytes]:
+def fetch(files: tuple[Member, ...], origin: str) -> Generator[bytes, None, None]:
     """Yields an archive of files of the machine `origin`; "": of this one.
 
     Raises Torn if that machine does not send all of it, OSError if this one cannot read it.
@@ -61,12 +61,16 @@ def fetch(files: tuple[Member, ...], origin: str) -> Iterator[bytes]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(origin, soft=False)
+    running = _sender().options(scheduling_strategy=there).remote(files)
     try:
-        for reference in _sender().options(scheduling_strategy=there).remote(files):
+        for reference in running:
             yield ray.get(reference)
     except ray.exceptions.RayError as error:
         reason = (str(error).strip() or repr(error)).splitlines()[-1]
         raise Torn(f"the coordinator's machine stopped sending: {reason}") from None
+    finally:
+        # Ray lets a task run on, without a pause, whose results nobody takes any more.
+        ray.cancel(running)
 
 
 @functools.cache
