@@ -19,7 +19,7 @@ import pytest
 from autoresearch_jax.commands import loop
 from autoresearch_jax.jobs.ray import machine, placement
 from autoresearch_jax.jobs.ray.cluster import Cluster as Connection
-from autoresearch_jax.jobs.ray.messages import Bundles
+from autoresearch_jax.jobs.ray.messages import Bundles, News, Trained
 from tests import harness, hosts_helpers, test_ray
 from tests.attacks import lab
 from tests.test_ray import LoopRun, cluster_utils, patient, wait_until
@@ -160,8 +160,10 @@ def test_a_loop_trains_on_several_hosts_as_one_process_does(ground, whole, exami
     with ground.environment():
         machine._known.clear()
         one = hosts_helpers.train_task(hosts_helpers.requirements(ground), ground, text)
-        *news, alone = machine.train(one)
-    expected = hosts_helpers.losses(b"".join(each.log for each in news).decode())
+        events = list(machine.train(one))
+    (alone,) = [each for each in events if isinstance(each, Trained)]
+    log = b"".join(each.log for each in events if isinstance(each, News))
+    expected = hosts_helpers.losses(log.decode())
     loop_run = LoopRun(ground, whole.address, examined, text, tag=f"on-{hosts}", hosts=hosts)
     baseline, e = loop_run.history
     assert baseline.outcome == e.outcome == "ok", (baseline, e)
