@@ -280,6 +280,7 @@ def points(verb, root, file, tmp_path, nightly):
     return range(1, count + 1) if nightly else range(2, count + 1, max(1, count // 2))
 
 
+@pytest.mark.timeout(1200)  # by night
 def test_a_killed_setup_leaves_nothing_usable_and_the_next_one_completes_it(
     sent, tmp_path, monkeypatch, nightly
 ):
@@ -295,6 +296,7 @@ def test_a_killed_setup_leaves_nothing_usable_and_the_next_one_completes_it(
     assert not list(tmp_path.glob(f"{setup.NEW}*"))
 
 
+@pytest.mark.timeout(1200)  # by night
 def test_a_killed_addition_to_a_workspace_leaves_nothing_usable_and_the_next_one_completes_it(
     sent, tmp_path, monkeypatch, nightly
 ):
@@ -312,6 +314,7 @@ def test_a_killed_addition_to_a_workspace_leaves_nothing_usable_and_the_next_one
         assert git(folder, *REFS) == git(workspace.root, *REFS)
 
 
+@pytest.mark.timeout(1200)  # by night
 def test_a_killed_move_leaves_no_file_and_the_next_one_writes_it(sent, tmp_path, nightly):
     workspace, _ = sent
     before = decided(workspace)
