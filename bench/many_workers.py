@@ -37,6 +37,7 @@ from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
+from typing import Any
 
 import click
 import numpy as np
@@ -146,7 +147,7 @@ class Simulation:
         self.arrived: list[int] = []  # as the scheduler has them
         self.wanted: list[MeasureAgain] = []
         self.again: set[int] = set()
-        self.waits: dict[int, tuple[object, int]] = {}
+        self.waits: dict[int, tuple[Any, int]] = {}
         self.counts: Counter[str] = Counter()
 
     def append(self, event) -> None:

@@ -304,7 +304,7 @@ def test_entries_are_in_the_order_of_the_decisions(several):
     found.decide(1, 620, "discard", 0.85)
     found.propose(3, 620, base=2, of=1)
     model = reader.read()
-    assert model.running[0].of == 1
+    assert model.running[0].carries == (1,)
     found.decide(3, 900, "keep", 0.8)
     model = reader.read()
     assert [entry.n for entry in model.entries] == [0, 2, 1, 3]
