@@ -23,9 +23,9 @@ SECTIONS = {
     "Steer": (steer.hint, steer.attempt, steer.drop, steer.pause, steer.resume, steer.stop),
     "Look": (
         *(look.watch, look.status, look.results, look.show, look.compare, look.lessons),
-        *(look.sample, look.report, look.export, look.move, research.verify),
+        *(look.sample, look.report, look.export, research.verify),
     ),
-    "Share": (share.bundle, share.import_, share.leaderboard),
+    "Share": (share.bundle, share.import_, share.leaderboard, look.move),
 }
 
 
