@@ -286,7 +286,8 @@ def test_a_carried_over_experiment_names_its_origin(recording):
             Decided(n=2, status=Status.CRASH, reason="boom"),
         ):
             record.append(event)
-    assert "\ncarries   over experiment 1: MATRIX_LR 0.04 -> 0.05\n" in printed(show, recording, "2")
+    shown = printed(show, recording, "2")
+    assert "\ncarries   over experiment 1: MATRIX_LR 0.04 -> 0.05\n" in shown
     found = json.loads(as_json(live_model.read(recording.root).entries))
     assert [row["of"] for row in found] == [None, None, 1]
 
