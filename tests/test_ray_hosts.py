@@ -111,13 +111,17 @@ def worse(steps: int = 5) -> str:
     return hosts_helpers.small_train_py(steps=steps, last=f"this = {time.monotonic_ns()}")
 
 
-def processes() -> dict[int, list[psutil.Process]]:
-    """The processes that train now, by their rank."""
+def processes(ground: lab.Ground) -> dict[int, list[psutil.Process]]:
+    """The processes that train now on nodes of this ground, by their rank."""
     found: dict[int, list[psutil.Process]] = {}
     for one in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if one.cmdline()[-1:] == ["train.py"] and "JAX_PROCESS_ID" in one.environ():
-                found.setdefault(int(one.environ()["JAX_PROCESS_ID"]), []).append(one)
+            if one.cmdline()[-1:] != ["train.py"]:
+                continue
+            variables = one.environ()
+            here = variables.get("AUTORESEARCH_HOME", "").startswith(f"{ground.folder}/")
+            if here and "JAX_PROCESS_ID" in variables:
+                found.setdefault(int(variables["JAX_PROCESS_ID"]), []).append(one)
     return found
 
 
@@ -140,8 +144,8 @@ class Breaking:
 
     def __call__(self, loop_run: LoopRun) -> None:
         if self.at is None and loop_run.trains(0):
-            (other,) = [one for one in processes()[1] if "python" in one.name()]
-            self._hit = [one for group in processes().values() for one in group]
+            (other,) = [one for one in processes(loop_run.ground)[1] if "python" in one.name()]
+            self._hit = [one for group in processes(loop_run.ground).values() for one in group]
             self.action(other)
             self.at = time.monotonic()
             loop_run.log(0).unlink()
@@ -172,14 +176,14 @@ def test_a_loop_trains_on_several_hosts_as_one_process_does(ground, whole, exami
     )
     assert e.val_bpb == pytest.approx(alone.score.metrics["val_bpb"], rel=1e-4)
     assert e.provenance["hosts"] == hosts
-    assert not processes()
+    assert not processes(ground)
 
 
 def test_groups_train_side_by_side(ground, whole, examined):
     together = []
 
     def look(loop_run):
-        together.append(len(processes().get(0, [])))
+        together.append(len(processes(ground).get(0, [])))
 
     sources = worse(30), worse(30)
     loop_run = LoopRun(
@@ -210,9 +214,10 @@ def test_a_host_that_hangs_ends_the_group_and_the_experiment_is_queued_again(
 
     def hang(process):
         node, raylet = node_of(whole, process)
-        for one in (raylet, *raylet.children(recursive=True)):
+        hung = [raylet, *raylet.children(recursive=True)]
+        for one in hung:
             one.suspend()
-        stopped.append(node)
+        stopped.append((node, hung))
 
     breaking = Breaking(hang)
     try:
@@ -220,8 +225,12 @@ def test_a_host_that_hangs_ends_the_group_and_the_experiment_is_queued_again(
             ground, whole.address, examined, worse(100), tag="hung", hosts=2, watch=breaking
         )
     finally:
-        for node in stopped:
+        for node, hung in stopped:
             whole.remove(node)
+            for one in hung:  # else they would stay: what is below Ray ends once it goes on
+                with contextlib.suppress(psutil.Error):
+                    one.resume()
+    wait_until(lambda: not processes(ground), ENDS_SECONDS)
     (e,) = loop_run.own
     assert (e.outcome, e.status) == ("ok", "discard")
     assert f"Experiment {e.n} is queued again" in loop_run.notes.text
@@ -248,9 +257,9 @@ def test_a_killed_coordinator_leaves_nothing_on_any_host(ground, whole, examined
     command = [sys.executable, "-c", COORDINATOR, str(brief)]
     with subprocess.Popen(command, cwd=test_ray.TOP) as process:
         wait_until(lambda: log.exists() and "NOTE" in log.read_text(), 120)
-        assert set(processes()) == {0, 1}
+        assert set(processes(ground)) == {0, 1}
         process.send_signal(signal.SIGKILL)
-    wait_until(lambda: not processes(), ENDS_SECONDS)
+    wait_until(lambda: not processes(ground), ENDS_SECONDS)
 
 
 # ------------------------------------------------------------------------------------- refusals
