@@ -201,6 +201,7 @@ def test_a_killed_host_ends_the_group_and_the_experiment_is_queued_again(ground,
     loop_run = LoopRun(
         ground, whole.address, examined, worse(100), tag="killed", hosts=2, watch=breaking
     )
+    assert loop_run.ended.stopped == "max", loop_run.notes.text
     (e,) = loop_run.own
     assert (e.outcome, e.status) == ("ok", "discard")
     assert f"Experiment {e.n} is queued again" in loop_run.notes.text
