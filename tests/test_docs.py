@@ -101,7 +101,7 @@ def commands_in(line):
         try:
             yield shlex.split(match[1], comments=True)
         except ValueError:  # an unbalanced quotation mark
-            yield match[1].split()
+            yield match[1].rstrip(" \"'").split()
 
 
 def unknown(words):

@@ -15,10 +15,12 @@ import pytest
 from autoresearch_jax.commands import doctor, presets
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.jobs import environment
+from autoresearch_jax.loop.config import LoopConfig
+from autoresearch_jax.loop.open_session import Tools, open_devices
+from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import device_probe, device_use, nvidia, tpu, visible_devices
 from tests.data_helpers import ROOT
-from tests.harness import git
+from tests.harness import Notes, git
 
 TRAIN = (ROOT / "train.py").read_text()
 CONSTANTS = (ROOT / "constants.py").read_text()
@@ -109,12 +111,14 @@ def test_a_sandbox_without_a_network_describes_the_slice_to_libtpu(monkeypatch):
     assert tpu.slice_variables() == {}
 
 
-def test_a_loop_on_several_hosts_is_refused(prepared_home, monkeypatch):
+def test_a_loop_on_several_hosts_is_refused(prepared_home, tmp_path, monkeypatch):
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
     monkeypatch.setattr(device_probe, "probe", lambda: pytest.fail("it would wait for the others"))
     root, _ = prepared_home
-    with pytest.raises(UserError, match="one of the 2 hosts"):
-        environment.examine(None)  # before anything is read
+    git(tmp_path, "init", "-q")
+    found = open_devices(Workspace(tmp_path, tmp_path), LoopConfig(), Tools(Notes()), "loop")
+    with pytest.raises(UserError, match="one of the 2 hosts"), found:
+        pass
     problems = [one["problem"] for one in doctor.report(root)["problems"]]
     assert any("one of the 2 hosts" in problem for problem in problems)
 

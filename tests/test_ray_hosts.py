@@ -20,11 +20,20 @@ from autoresearch_jax.commands import loop
 from autoresearch_jax.jobs.ray import machine, placement
 from autoresearch_jax.jobs.ray.cluster import Cluster as Connection
 from autoresearch_jax.jobs.ray.messages import Bundles, News, Trained
-from tests import harness, hosts_helpers, test_ray
+from tests import harness, hosts_helpers
 from tests.attacks import lab
+
+pytest.importorskip(
+    "ray",
+    reason="Ray is not installed: uv run --extra ray pytest --nightly -n0 tests/test_ray_hosts.py",
+)
+from tests import test_ray
 from tests.test_ray import LoopRun, cluster_utils, patient, wait_until
 
-pytestmark = test_ray.pytestmark
+pytestmark = [
+    pytest.mark.nightly,
+    *test_ray.pytestmark,
+]
 HOSTS = 4
 ENDS_SECONDS = 40.0  # in which all processes of a group end, on a busy machine
 

@@ -163,8 +163,8 @@ def test_whatever_is_recorded_fits_a_terminal_of_any_size(
 ):
     listed = entries([Row(words, number, number, status, words)] * count)
     running = Running(
-        n=count, description=words, expected=words, agent=words, base=0, of=1, phase="training",
-        started=0.0, progress=Progress(step=3, percent=number, loss=number),
+        n=count, description=words, expected=words, agent=words, base=0, carries=(1,),
+        phase="training", started=0.0, progress=Progress(step=3, percent=number, loss=number),
     )  # fmt: skip
     summary = summarize(listed)
     model = live_model.LiveModel(words, listed, summary, (running,), 1, "running", problem=words)
