@@ -65,7 +65,7 @@ class Target:
 
 # One host has up to 8 chips of v5e and v6e, and 4 of v4 and v5p; in larger slices, each has 4. The
 # links are a chip's bandwidth to others in Google's documentation, by its links and directions.
-V4 = Tpu({4: ("v4:2x2x1", "v4-8"), 16: ("v4:2x2x4", "v4-32")}, 1.05, 50e9, 4)
+V4 = Tpu({4: ("v4:2x2x1", "v4-8"), 16: ("v4:2x2x4", "v4-32")}, clock_ghz=1.05, link=50e9, ring=4)
 V5E = Tpu(
     {
         4: ("v5e:2x2", "v5litepod-4"),
@@ -73,11 +73,13 @@ V5E = Tpu(
         16: ("v5e:4x4", "v5litepod-16"),
         32: ("v5e:4x8", "v5litepod-32"),
     },
-    1.5,
-    50e9,
-    16,
+    clock_ghz=1.5,
+    link=50e9,
+    ring=16,
 )
-V5P = Tpu({4: ("v5p:2x2x1", "v5p-8"), 16: ("v5p:2x2x4", "v5p-32")}, 1.75, 100e9, 4)
+V5P = Tpu(
+    {4: ("v5p:2x2x1", "v5p-8"), 16: ("v5p:2x2x4", "v5p-32")}, clock_ghz=1.75, link=100e9, ring=4
+)
 V6E = Tpu(
     {
         4: ("v6e:2x2", "v6e-4"),
@@ -85,9 +87,9 @@ V6E = Tpu(
         16: ("v6e:4x4", "v6e-16"),
         32: ("v6e:4x8", "v6e-32"),
     },
-    1.75,
-    100e9,
-    16,
+    clock_ghz=1.75,
+    link=100e9,
+    ring=16,
 )
 HOPPER = Gpu((9, 0), 132, 233472, 50 << 20, 1.98, threads=2048)
 AMPERE = Gpu((8, 0), 108, 167936, 40 << 20, 1.41, threads=2048)
