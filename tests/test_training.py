@@ -122,15 +122,15 @@ def test_a_held_one_begins_its_budget_when_it_is_let(prepare):
     job, launch = prepare(WAITS)
     held = training.Training(job, launch, held=True)
     wait_for(job.artifacts / "ready")
-    time.sleep(0.3)
+    time.sleep(1.0)
     assert held.can_begin()
     assert not held.has_begun
     held.let_begin()
     result = held.wait()
     assert result.outcome == "ok"
     # The wait was no time of its own, and none of its budget.
-    assert result.metrics["startup_ahead_seconds"] >= 0.3
-    assert result.metrics["training_seconds"] < 0.3
+    assert result.metrics["startup_ahead_seconds"] >= 1.0
+    assert result.metrics["training_seconds"] < 1.0
     assert result.seconds < result.metrics["startup_ahead_seconds"] + 5
     assert 0 <= result.metrics["startup_seconds"] <= result.seconds
 

@@ -128,7 +128,6 @@ class Training:
         metrics = reported | clock.seconds() | monitor.metrics
         if lost := _LOST.findall(tail):
             metrics["lost_percent"] = float(lost[-1])
-        metrics["wall_seconds"] = round(ended.seconds, 3)
         if self._ahead_s is not None:  # what ran beside a scoring has taken no time of its own
             metrics["startup_ahead_seconds"] = self._ahead_s
             for name in ("startup_seconds", "wall_seconds"):
@@ -203,9 +202,10 @@ class Clock:
         return max(0.0, startup) + max(0.0, saving)
 
     def seconds(self) -> dict[str, float]:
-        """Returns the seconds of each phase that was reached."""
+        """Returns the seconds of each phase that was reached, and of all of them."""
         now = time.monotonic()
         found = {"startup_seconds": (self._exported or now) - self._started}
+        found["wall_seconds"] = now - self._started
         if self._exported is not None:
             found["training_seconds"] = (self._stopped or now) - self._exported
         if self._stopped is not None:
