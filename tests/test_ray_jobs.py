@@ -19,7 +19,6 @@ from autoresearch_jax.common import archive, paths, protocol
 from autoresearch_jax.common.archive import Member
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.scored_files import TooMuch
-from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import FROZEN, Choice
 from autoresearch_jax.jobs.executor import Context
 from autoresearch_jax.jobs.job import Limits, Lost, ScoreJob, TrainJob, TrainResult
@@ -40,7 +39,7 @@ from autoresearch_jax.jobs.ray.messages import (
 )
 from autoresearch_jax.records.events import Outcome
 from autoresearch_jax.system import locks, visible_devices
-from tests import harness
+from tests import harness, hosts_helpers
 from tests.attacks import lab
 
 LIMITS = Limits(overrun_s=60.0)
@@ -300,17 +299,8 @@ def ground(tmp_path_factory):
 def look(ground):
     """The requirements of a machine, in the environment of the ground."""
     with ground.environment():
-        data = manifest.load(ground.root)
         machine._known.clear()
-        yield Requirements(
-            Resources("CPU", 1),
-            b"".join(archive.chunks(archive.members(ground.root, FROZEN))),
-            data.choice,
-            data.fingerprint,
-            "auto",
-            None,
-            str(ground.workspace.common_dir),
-        )
+        yield hosts_helpers.requirements(ground)
 
 
 def train_job(look: Requirements, train_py: str) -> TrainTask:
