@@ -314,11 +314,12 @@ def test_the_lock_of_a_git_that_was_killed_is_removed(workspace, locked, size):
     git(workspace.root, "fsck", "--strict")
 
 
-def test_without_a_lock_there_is_no_wait(locked):
+def test_without_a_lock_there_is_no_wait(locked, monkeypatch):
     candidates, intended = locked
+    monkeypatch.setattr(stale_locks, "UNCHANGED_SECONDS", 30.0)
     begun = time.monotonic()
     stale_locks.clear(candidates, intended)
-    assert time.monotonic() - begun < 0.2
+    assert time.monotonic() - begun < 20
 
 
 def test_a_lock_for_another_commit_is_not_removed(workspace, locked):

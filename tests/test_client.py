@@ -518,12 +518,12 @@ def test_a_time_without_a_zone_is_local(monkeypatch):
 
 @pytest.mark.parametrize("text", ["9" * 4000, "again in " + "1 " * 2000, "resets " * 600])
 def test_no_text_takes_long_to_search(text):
-    begun = time.monotonic()
+    begun = time.process_time()
     replies.again(text, NOW.timestamp())
     replies.kind_of(text, {})
     replies.labels(text)
     replies.idea(text)
-    assert time.monotonic() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 @pytest.mark.parametrize("words", ["DESCRIPTION: " + " " * 8_000_000 + "x", "hit your " * 900_000])

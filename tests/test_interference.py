@@ -188,12 +188,12 @@ def test_a_driver_that_does_not_answer_is_no_evidence(nvidia_smi, tmp_path):
     assert monitored(samples=12).metrics == {}
     nvidia_smi(0x8)
     assert monitored(samples=3).metrics == {}  # too few
-    nvidia_smi(0x8, script="#!/bin/sh\ntouch {folder}/asked\nexec sleep 5\n")
+    nvidia_smi(0x8, script="#!/bin/sh\ntouch {folder}/asked\nexec sleep 30\n")
     with interference.GpuMonitor(every_s=0.001) as monitor:
         while not (tmp_path / "asked").exists():
             time.sleep(0.01)
         begun = time.monotonic()
-    assert time.monotonic() - begun < 1.0  # it is not waited for
+    assert time.monotonic() - begun < 10  # it is not waited for
     assert monitor.metrics == {}
 
 
