@@ -16,7 +16,7 @@ from autoresearch_jax.jobs import environment, scoring
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.sandbox import isolation, landlock, profiles, seccomp
-from autoresearch_jax.system import device_probe, visible_devices
+from autoresearch_jax.system import device_probe, installed, visible_devices
 from tests import data_helpers, harness, levels
 
 
@@ -211,3 +211,13 @@ def test_hard_links_of_the_held_out_text_are_reported(workspace, downloaded, tmp
     assert links.command == f"find / -samefile {shard}"
     assert "claude can download" in public.problem
     assert len([*doctor.readable_text(workspace.root, LoopConfig())]) == 1  # tpe downloads nothing
+
+
+def test_the_version_of_a_package_is_that_of_the_one_that_is_imported(monkeypatch, tmp_path):
+    (tmp_path / "torn-1.0.dist-info").mkdir()  # as an interrupted installation leaves it
+    other = tmp_path / "optax-0.0.1.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Name: optax\nVersion: 0.0.1\n")
+    before = installed.versions.__wrapped__()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert installed.versions.__wrapped__() == before | {"optax": "0.0.1"}

@@ -280,11 +280,18 @@ def test_too_few_hosts_are_refused(ground, whole, examined):
         LoopRun(ground, whole.address, examined, worse(), tag="few", hosts=5)
 
 
-def test_hosts_of_another_kind_are_refused_by_name(ground, whole, examined):
-    other = hosts_helpers.DEVICES.replace("count=2", "count=3")
-    node = whole.add("another-kind", XLA_FLAGS=other)
+@pytest.mark.parametrize("differs", ["device count", "optax"])
+def test_hosts_of_another_kind_are_refused_by_name(ground, whole, examined, tmp_path, differs):
+    installed = tmp_path / "optax-0.0.1.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Name: optax\nVersion: 0.0.1\n")
+    other = {
+        "device count": {"XLA_FLAGS": hosts_helpers.DEVICES.replace("count=2", "count=3")},
+        "optax": {"PYTHONPATH": str(tmp_path)},
+    }
+    node = whole.add(f"other-{differs.split()[0]}", **other[differs])
     try:
-        with pytest.raises(loop.UserError, match="differ in device count: "):
+        with pytest.raises(loop.UserError, match=f"differ in {differs}: "):
             LoopRun(ground, whole.address, examined, worse(), tag="kinds", hosts=2)
     finally:
         whole.remove(node)

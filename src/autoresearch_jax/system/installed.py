@@ -49,7 +49,12 @@ def state() -> State:
 @functools.cache
 def versions() -> dict[str, str]:
     """Return the version of each installed package by its name, and Python's."""
-    found = {one.name: one.version for one in importlib.metadata.distributions()}
+    found: dict[str, str] = {}
+    for one in reversed(list(importlib.metadata.distributions())):  # Python imports the first one
+        described = one.metadata
+        # It is empty after an interrupted installation.
+        if described and "Name" in described and "Version" in described:
+            found[described["Name"]] = described["Version"]
     return {**dict(sorted(found.items())), "Python": platform.python_version()}
 
 
