@@ -78,7 +78,7 @@ DEMO = Preset(
     "demo",
     "a first look anywhere: a tiny model, 10 seconds an experiment",
     {"DEPTH": 3, "TOTAL_BATCH_SIZE": 2**15, **SMALL},
-    {"TIME_BUDGET": 10, "MAX_SEQ_LEN": 128, "EVAL_TOKENS": 2**16, "VOCAB_SIZE": 2048},
+    {"TIME_BUDGET": 10, "MAX_SEQ_LEN": 64, "EVAL_TOKENS": 2**15, "VOCAB_SIZE": 2048},
 )
 PRESETS = {preset.name: preset for preset in (*GPUS, *TPUS, CPU, DEMO)}
 ALIASES = {"h200": "h100", "a100-80gb": "h100", "rtx4090": "24gb", "rtx3090": "24gb"}
