@@ -359,6 +359,21 @@ def test_a_machine_of_another_kind_is_refused(look):
         job = train_job(dataclasses.replace(look, fingerprint=changed), lab.train_py())
         with pytest.raises(Refused, match=f"has {name} .*they would not compare"):
             list(machine.train(job))
+    job = train_job(dataclasses.replace(look, packages=(("optax", "0.0.1"),)), lab.train_py())
+    with pytest.raises(Refused, match=r"has optax .* and the scores of this tag rest on 0\.0\.1"):
+        list(machine.train(job))
+
+
+@pytest.mark.parametrize("mode", ["", "disabled", "token"])
+def test_a_machine_says_that_trainings_reach_ray_unless_it_asks_for_a_token(
+    look, monkeypatch, mode
+):
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    together = dataclasses.replace(look.resources, hosts=2)  # whose trainings use the network
+    task = dataclasses.replace(look, resources=together)
+    (seen,) = [one for one in machine.inspect(task) if isinstance(one, Inspected)]
+    assert machine.OPEN in seen.environment.warning
+    assert (machine.REACHES in seen.environment.warning) == (mode != "token")
 
 
 def test_data_is_prepared_on_first_use(look, tmp_path, monkeypatch):
