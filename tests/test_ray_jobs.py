@@ -39,6 +39,7 @@ from autoresearch_jax.jobs.ray.messages import (
 )
 from autoresearch_jax.records.events import Outcome
 from autoresearch_jax.system import locks, visible_devices
+from autoresearch_jax.system.interrupts import Interrupts
 from tests import harness, hosts_helpers
 from tests.attacks import lab
 
@@ -101,15 +102,22 @@ class Here:
     def __init__(self, *events: object) -> None:
         self.events = events
         self.machines: list[Machine] = []
+        self.lost: list[str] = []  # machines
+        self.refused: list[str] = []
 
     def run(self, name, task, options, stop):
+        if options.get("node") in self.lost:
+            raise Lost(f"{options['node']} was lost.")
         for event in self.events or machine.TASKS[name](task):
             if isinstance(event, Exception):
                 raise event
             yield event
 
     def refusing(self):
-        return []
+        return self.refused
+
+    def has_refused(self, node):
+        self.refused.append(node)
 
 
 @pytest.fixture
@@ -374,6 +382,23 @@ def test_a_machine_says_that_trainings_reach_ray_unless_it_asks_for_a_token(
     (seen,) = [one for one in machine.inspect(task) if isinstance(one, Inspected)]
     assert machine.OPEN in seen.environment.warning
     assert (machine.REACHES in seen.environment.warning) == (mode != "token")
+
+
+@pytest.mark.parametrize(("lost", "hosts"), [(1, 1), (1, 2), (2, 1)])
+def test_a_machine_that_is_lost_when_a_loop_begins_is_not_used(look, lost, hosts):
+    here, notes = Here(), harness.Notes()
+    here.machines = machines({"CPU": 1.0}, {"CPU": 1.0})
+    here.lost = ["1", "0"][:lost]
+    wanted = dataclasses.replace(look, resources=dataclasses.replace(look.resources, hosts=hosts))
+    if lost + hosts > 2:
+        left = f"of 2 machines of the cluster, {2 - lost} could be inspected, .* needs {hosts}"
+        with pytest.raises(UserError, match=left):
+            placement.inspect(here, wanted, notes, Interrupts(notes))
+        return
+    pinned, _ = placement.inspect(here, wanted, notes, Interrupts(notes))
+    assert pinned.fingerprint
+    assert "1 was lost." in notes.text
+    assert here.refusing() == ["1"]
 
 
 def test_data_is_prepared_on_first_use(look, tmp_path, monkeypatch):

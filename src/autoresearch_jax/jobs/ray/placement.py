@@ -12,6 +12,7 @@ from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.data.manifest import FROZEN
 from autoresearch_jax.jobs.environment import Environment
+from autoresearch_jax.jobs.job import Lost
 from autoresearch_jax.jobs.ray.cluster import Cluster
 from autoresearch_jax.jobs.ray.messages import (
     Bundles,
@@ -180,7 +181,10 @@ def inspect(
                     view.live(event.live)
         except Refused as refused:
             raise UserError(refused.args[1]) from None
-        return None  # it was stopped
+        except Lost as lost:
+            cluster.has_refused(machine.node)
+            view.say(f"Warning: {lost} The others are used.")
+        return None  # it was stopped, or is lost
 
     machines = fitting(cluster, wanted.resources)
     view.live(f"inspecting the machines of the cluster ({len(machines)})")
@@ -189,6 +193,12 @@ def inspect(
     if interrupts.stopping():
         raise UserError("Stopped before anything was begun.")
     found = [one for visit in visits if (one := visit.result()) is not None]
+    if not found or len(fitting(cluster, wanted.resources)) < wanted.resources.hosts:
+        raise UserError(
+            f"of {len(machines)} machines of the cluster, {len(found)} could be inspected, and "
+            f"a training needs {wanted.resources.hosts}. Look for those that are lost with "
+            "`ray status`, then run the same command again."
+        )
     for name, environment, _ in found:
         if environment.warning:
             view.say(f"Warning: {name}: {environment.warning}.")
