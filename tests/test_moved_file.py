@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
 
@@ -98,8 +99,10 @@ def test_what_is_torn_or_altered_is_refused(sent, tmp_path):
     assert not (tmp_path / "there").exists()
     with pytest.raises(UserError, match="does not exist"):
         restored(tmp_path / "none.tar", tmp_path / "there")
-    with pytest.raises(UserError, match="is a folder"):
-        restored(tmp_path, tmp_path / "there")
+    os.mkfifo(tmp_path / "pipe.tar")
+    for path in (tmp_path, tmp_path / "pipe.tar"):
+        with pytest.raises(UserError, match="is no plain file"):
+            restored(path, tmp_path / "there")
 
 
 CHANGES = st.lists(

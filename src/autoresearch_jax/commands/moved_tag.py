@@ -158,14 +158,12 @@ def _entries(path: Path, most_bytes: int) -> Iterator[archive.Entry]:
             while chunk := file.read(archive.CHUNK_BYTES):
                 yield chunk
 
-    try:
-        yield from archive.read(chunks(), most_bytes, most_members=MOST_MEMBERS)
-    except FileNotFoundError:
+    if not path.is_file():  # a pipe would block
+        what = "is no plain file" if path.exists() else "does not exist"
         raise UserError(
-            f"{path} does not exist. `autoresearch-jax move -o FILE` writes one where the tag is."
-        ) from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder, and should be a file that `move` wrote.") from None
+            f"{path} {what}. `autoresearch-jax move -o FILE` writes one where the tag is."
+        )
+    yield from archive.read(chunks(), most_bytes, most_members=MOST_MEMBERS)
 
 
 def _about(entry: archive.Entry | None, path: Path) -> About:
