@@ -36,6 +36,7 @@ def test_64_workers_get_40_times_as_far_as_one():
     done = subprocess.run([*command, "--hours", "2"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     one, many = json.loads(done.stdout)["rows"]
-    assert (one["again"], one["relative"]) == (0, 1)
+    assert one["relative"] == 1
+    assert one["again"] < 0.02  # the runs that look for drift
     assert many["again"] < 0.15
     assert many["relative_95"][0] > 40
