@@ -84,6 +84,15 @@ def test_a_cancelled_task_does_not_wait_for_the_others(rank):
             (first, other)[rank].wait(lambda: True)
 
 
+def test_a_host_whose_first_one_is_gone_does_nothing_until_it_is_cancelled():
+    with meeting.Meeting(Group("127.0.0.1:0", 2, 0), "key") as first:
+        other = meeting.Meeting(Group(first.group.address, 2, 1), "key")
+    ends, used = time.monotonic() + 1.0, time.thread_time()
+    with other:
+        other.wait(lambda: time.monotonic() > ends)
+    assert time.thread_time() - used < 0.3  # it does not look all the time
+
+
 # --------------------------------------------------------------------------------- the machines
 
 

@@ -7,6 +7,7 @@ training starts that the hosts can reach each other.
 import contextlib
 import select
 import socket
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -58,8 +59,11 @@ class Meeting(AbstractContextManager["Meeting"]):
         with contextlib.suppress(OSError):
             self._socket.sendall(self._key)
         while not stopped():
-            if select.select([self._socket], [], [], LOOK_SECONDS)[0] and self._socket.recv(2):
-                return
+            if select.select([self._socket], [], [], LOOK_SECONDS)[0]:
+                with contextlib.suppress(OSError):
+                    if self._socket.recv(len(GO)):
+                        return
+                time.sleep(LOOK_SECONDS)  # the first host's task has ended, and so will this one
 
     def _others(
         self, opened: contextlib.ExitStack, stopped: Callable[[], bool]
