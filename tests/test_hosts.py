@@ -25,7 +25,15 @@ from autoresearch_jax.jobs import group as groups
 from autoresearch_jax.jobs.group import Group
 from autoresearch_jax.jobs.job import Lost, TrainResult
 from autoresearch_jax.jobs.ray import group, machine, meeting, placement, transfer
-from autoresearch_jax.jobs.ray.messages import Bundles, Machine, Resources, Trained
+from autoresearch_jax.jobs.ray.messages import (
+    Bundles,
+    Machine,
+    News,
+    Refused,
+    Reserved,
+    Resources,
+    Trained,
+)
 from autoresearch_jax.records.events import Outcome
 from autoresearch_jax.system import visible_devices
 from tests import data_helpers, harness, hosts_helpers, tiers
@@ -189,6 +197,90 @@ def test_the_reason_is_that_of_the_host_that_failed():
     two = trained(Outcome.CRASH, "its own", rank=1)
     result = group.joined({0: one, 1: two}, 1, "process 1 of 2 (b)").result
     assert (result.outcome, result.reason) == ("crash", "process 1 of 2 (b): its own")
+
+
+class Told:
+    """In place of a cluster: each host yields or raises what it is told."""
+
+    def __init__(self, *hosts: tuple) -> None:
+        self.hosts = hosts
+
+    def refusing(self):
+        return []
+
+    def run(self, what, task, options, stop):
+        if what == "reserve":
+            numbers = range(len(self.hosts))
+            yield Reserved("group", [(at, Machine(str(at), {}, {}, f"a{at}")) for at in numbers])
+            return
+        for event in self.hosts[task.job.group.rank]:
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+
+LISTENS = News(address="a0:1")
+GONE = Lost("a machine of the cluster was lost (it died).")
+UNREACHED = Refused("1", "b does not reach a0:1")
+FAILED = trained(Outcome.CRASH, "its last line: DEADLINE_EXCEEDED: Barrier timed out")
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        [(LISTENS, GONE), (UNREACHED,)],
+        [(LISTENS, FAILED), (News(log=b"DEADLINE_EXCEEDED: Barrier timed out"), GONE)],
+    ],
+)
+def test_where_a_host_is_lost_the_others_fail_because_of_that(ground, wanted, hosts):
+    task = hosts_helpers.train_task(wanted, ground, "")
+    with pytest.raises(Lost, match="it died"):
+        group.train(Told(*hosts), task, lambda: False, Follower(), lambda parts: "")
+
+
+def test_a_stop_while_the_first_host_sends_is_no_crash(ground, wanted):
+    task = hosts_helpers.train_task(wanted, ground, "")
+    stopped = threading.Event()
+
+    def unpack(parts) -> str:
+        stopped.set()  # Ctrl-C a second time, so that nothing more arrives
+        return "what it left cannot be unpacked: it ends early"
+
+    told = Told((LISTENS, trained(left=7)), (trained(rank=1),))
+    assert group.train(told, task, stopped.is_set, Follower(), unpack) is None
+
+
+class Refusing:
+    """A cluster whose machines are known, some of which have refused a task."""
+
+    def __init__(self, machines: list[Machine], *refusing: str) -> None:
+        self.machines, self._refusing = machines, [*refusing]
+
+    def refusing(self):
+        return self._refusing
+
+
+def test_slices_with_a_host_that_refuses_are_not_enough():
+    four = machines(FIRST, V5E, FIRST, V5E, slices="aabb")
+    assert placement.are_enough(Refusing(four, "0"), TPU, 2)
+    assert not placement.are_enough(Refusing(four, "0", "3"), TPU, 2)
+    assert placement.are_enough(Refusing(four, "0", "3"), TPU, 1)  # as a score needs
+
+
+@pytest.mark.parametrize(
+    ("slices", "refusing", "unusable"),
+    [
+        ("aabb", [], []),
+        ("aab", [], ["b"]),  # a host of it is gone
+        ("aab ", ["0"], ["a"]),  # none is whole: the other one may become so
+        ("aabb", ["3"], ["b"]),
+        ("aabbc", ["3"], ["b", "c"]),
+    ],
+)
+def test_a_slice_without_all_of_its_hosts_is_not_reserved(slices, refusing, unusable):
+    known = machines(*[V5E] * len(slices), slices=slices)
+    wanted = Bundles({"TPU": 4}, 2, "TPU-v5litepod-8-head", refusing)
+    assert placement.unusable_slices(known, wanted) == unusable
 
 
 # --------------------------------------------------------------------------------- the variables
@@ -429,7 +521,7 @@ def test_by_hand_all_hosts_end_with_one(ground):
     assert time.monotonic() - begun < 40.0
     assert (first.returncode, second.returncode) == (1, 1)
     assert "no val_bpb: killed by SIGKILL" in outputs[1][1]
-    assert "no val_bpb: " in outputs[0][1]
+    assert "no val_bpb: another host of its group ended or hangs" in outputs[0][1]
     assert "Traceback" not in outputs[0][1]
 
 

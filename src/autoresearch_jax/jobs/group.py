@@ -1,12 +1,19 @@
 """One training on several hosts: a group of processes, one on each, which jax.distributed joins."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.system import tpu
 
+# How the end of a log says that another process is gone: by JAX's service, and by its libraries for
+# traffic between hosts.
+BLAMED = re.compile(
+    r"JAX distributed service|coordination[ _]?service|CoordinationService"
+    r"|Gloo \S+ failed|NCCL|remote process exited|Connection (closed|reset) by peer"
+)
 SLICE_PORT = 8476  # where the first host of a TPU slice serves the others, as JAX itself chooses
 
 
@@ -30,6 +37,11 @@ class Group:
     @property
     def name(self) -> str:
         return f"process {self.rank} of {self.size}"
+
+
+def blames_another(log: str) -> bool:
+    """Returns whether a process has ended because another one is gone, by the end of its log."""
+    return BLAMED.search(log[-4096:]) is not None
 
 
 def here() -> Group | None:

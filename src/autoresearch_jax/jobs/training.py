@@ -14,6 +14,7 @@ from autoresearch_jax.common import files, protocol
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.text import clean
 from autoresearch_jax.jobs import interference, logs
+from autoresearch_jax.jobs.group import blames_another
 from autoresearch_jax.jobs.job import NO_EVENTS, Events, TrainJob, TrainResult
 from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.records.events import Outcome
@@ -124,6 +125,8 @@ class Training:
             outcome, reason = Outcome.TIMEOUT, over
         else:
             outcome, reason = judge(returncode, tail)
+            if reason and job.group is not None and blames_another(tail):
+                reason = f"another host of its group ended or hangs: look at its log ({reason})"
         reported, dropped = read_summary(job.artifacts / protocol.SUMMARY)
         metrics = reported | clock.seconds() | monitor.metrics
         if lost := _LOST.findall(tail):

@@ -33,7 +33,7 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
-from autoresearch_jax.jobs.ray import machine, transfer
+from autoresearch_jax.jobs.ray import machine, placement, transfer
 from autoresearch_jax.jobs.ray.messages import (
     Bundles,
     Machine,
@@ -49,7 +49,7 @@ ANSWER_SECONDS = 20.0  # in which the head must answer a check
 RETRY_SECONDS = 2.0  # between two attempts to find the head
 READY_SECONDS = 0.5  # between two looks whether a group is still wanted
 LOST = 3  # exit code: the head has gone
-NODE, SLICE, NUMBER = "ray.io/node-id", "ray.io/tpu-slice-name", "ray.io/tpu-worker-id"  # labels
+NODE, NUMBER = "ray.io/node-id", "ray.io/tpu-worker-id"  # labels
 
 # The coordinator queues a lost task again, and a process that has inspected its machine runs
 # further tasks.
@@ -126,13 +126,12 @@ def _reserve(connection: Connection, wanted: Bundles) -> None:
         known = _machines()
         selector = _none_of(NODE, wanted.not_on)
         if wanted.head:
-            refusing = [one.labels.get(SLICE, "") for one in known if one.node in wanted.not_on]
-            free = [_none_of(SLICE, refusing)]
+            free = [_none_of(placement.SLICE, placement.unusable_slices(known, wanted))]
             held.append(placement_group([{wanted.head: 1}], bundle_label_selector=free))
             if not _ready(held[-1], connection):
                 return
             ((_, first),) = _machines_of(held[-1])
-            selector = {SLICE: first.labels[SLICE]}
+            selector = {placement.SLICE: first.labels[placement.SLICE]}
         bundles, selectors = [wanted.bundle] * wanted.hosts, [selector] * wanted.hosts
         group = placement_group(bundles, "STRICT_SPREAD", bundle_label_selector=selectors)
         held.append(group)

@@ -158,7 +158,7 @@ class RayExecutor:
             except Refused as refused:  # it is the machine, so another one may do
                 node, why = refused.args
                 self._cluster.has_refused(node)
-                if len(placement.fitting(self._cluster, resources)) < hosts:
+                if not placement.are_enough(self._cluster, resources, hosts):
                     raise UserError(why) from None
                 view.say(f"Warning: {why} Other machines are asked instead.")
 

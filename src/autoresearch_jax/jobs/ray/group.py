@@ -1,6 +1,5 @@
 """The coordinator's side of a training on several hosts: reserves them, runs a task on each."""
 
-import re
 import secrets
 import threading
 import time
@@ -12,7 +11,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from autoresearch_jax.jobs import interference, logs
-from autoresearch_jax.jobs.group import Group
+from autoresearch_jax.jobs.group import Group, blames_another
 from autoresearch_jax.jobs.job import Lost, TrainResult
 from autoresearch_jax.jobs.ray import placement
 from autoresearch_jax.jobs.ray.cluster import Cluster
@@ -22,12 +21,6 @@ from autoresearch_jax.records.events import Outcome
 TICK_SECONDS = 0.2
 # From the first process that has failed until all are ended: the others say why they have.
 GRACE_SECONDS = 5.0
-# How the end of a log says that another process is gone: by JAX's service, and by its libraries for
-# traffic between hosts.
-BLAMED = re.compile(
-    r"JAX distributed service|coordination[ _]?service|CoordinationService"
-    r"|Gloo \S+ failed|NCCL|remote process exited|Connection (closed|reset) by peer"
-)
 # Of the group it is the largest of all hosts.
 LARGEST = (*interference.LEAST, "peak_vram_mb", "charged_seconds")
 
@@ -53,7 +46,8 @@ def train(
         task = replace(task, key=secrets.token_hex(16))
         running = _Running(cluster, task, reserved, stop, take, unpack)
         result = running.result()
-        return None if result is None else (result, running.torn)
+        stopped = running.torn and stop()  # while what the first host left was on its way
+        return None if result is None or stopped else (result, running.torn)
 
 
 class _Running:
@@ -98,9 +92,8 @@ class _Running:
         if self._stop():
             return None
         errors = [error for one in futures if (error := one.exception()) is not None]
-        for error in errors:
-            if not isinstance(error, Lost):
-                raise error
+        if errors:  # where a host is lost, the others fail because of that
+            raise min(errors, key=lambda error: not isinstance(error, Lost))
         silent = [self._of(rank) for rank in range(self._size) if rank not in trained]
         for rank in failed:
             # A host that hangs makes the others exceed their limits, but has none of its own.
@@ -108,8 +101,6 @@ class _Running:
             if not silent if late else not blames_another(self._log(rank)):
                 self._show(rank)
                 return joined(trained, rank, self._of(rank))
-        if errors:
-            raise errors[0]
         what = f"{' and '.join(silent)} did not answer" if silent else "its hosts lost each other"
         raise Lost(f"a training on {self._size} hosts was lost: {what}.")
 
@@ -191,11 +182,6 @@ def _found(ended: "Future[Trained | None]") -> Trained | None:
 def _has_failed(ended: "Future[Trained | None]") -> bool:
     found = _found(ended)
     return found is None or found.result.outcome != Outcome.OK
-
-
-def blames_another(log: str) -> bool:
-    """Whether a process has ended because another one is gone, by the end of its log."""
-    return BLAMED.search(log[-4096:]) is not None
 
 
 def joined(trained: Mapping[int, Trained], decides: int, whose: str = "") -> Trained:

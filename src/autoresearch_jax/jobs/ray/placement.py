@@ -123,6 +123,14 @@ def fitting(cluster: Cluster, wanted: Resources) -> list[Machine]:
     ]
 
 
+def are_enough(cluster: Cluster, wanted: Resources, hosts: int) -> bool:
+    """Returns whether a training on `hosts` can have machines that have not refused a task."""
+    found = fitting(cluster, wanted)
+    if hosts == 1 or not wanted.head:
+        return len(found) >= hosts
+    return hosts in Counter(one.labels.get(SLICE) for one in found).values()
+
+
 def options(wanted: Resources) -> dict[str, Any]:
     """Returns Ray's options for a task: its resources and labels."""
     found: dict[str, Any] = {"num_cpus": 0}
@@ -143,6 +151,18 @@ def bundles(wanted: Resources, not_on: list[str]) -> Bundles:
     if wanted.accelerator:
         bundle[f"accelerator_type:{wanted.accelerator}"] = OF_A_KIND
     return Bundles(bundle, wanted.hosts, wanted.head, not_on)
+
+
+def unusable_slices(known: list[Machine], wanted: Bundles) -> list[str]:
+    """Returns the TPU slices with a host that refuses, and those without all of their hosts.
+
+    If none has all of them, one of these may become whole.
+    """
+    sizes = Counter(one.labels.get(SLICE, "") for one in known)
+    refusing = {one.labels.get(SLICE, "") for one in known if one.node in wanted.not_on}
+    torn = {name for name, size in sizes.items() if name and size < wanted.hosts}
+    whole = sizes.keys() - refusing - torn - {""}
+    return sorted(refusing | torn if whole else refusing)
 
 
 def requirements(
@@ -193,7 +213,7 @@ def inspect(
     if interrupts.stopping():
         raise UserError("Stopped before anything was begun.")
     found = [one for visit in visits if (one := visit.result()) is not None]
-    if not found or len(fitting(cluster, wanted.resources)) < wanted.resources.hosts:
+    if not found or not are_enough(cluster, wanted.resources, wanted.resources.hosts):
         raise UserError(
             f"of {len(machines)} machines of the cluster, {len(found)} could be inspected, and "
             f"a training needs {wanted.resources.hosts}. Look for those that are lost with "
