@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresearch_jax.common import syntax
-from autoresearch_jax.loop import proposal_queue
+from autoresearch_jax.loop import combining, proposal_queue
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.decision import (
     Decision,
@@ -357,6 +357,52 @@ def test_what_crashes_together_is_tried_in_halves_too():
     made.append(Trained(n=n, outcome=Outcome.CRASH, reason="boom"))
     found = made.decide(n)
     assert (found.status, [one.together for one in found.lives_on]) == (Status.CRASH, [(3,), (2,)])
+
+
+@pytest.mark.parametrize("members", [2, 8, 32])
+def test_one_leak_among_several_is_counted_once(members):
+    made = gathered(*[0.95 + n / 1000 for n in range(members)])
+    leaks = made.sources[f"c{members}"].removesuffix(b"\n")
+    refused = 0
+    while proposal_queue.turn(made) is not None:
+        if (n := made.take()) is None:
+            continue
+        if leaks in made.blob(f"c{n}"):
+            made.refused.add(made.blob(f"c{n}"))
+            refused += 1
+        made.measure(n, 0.9 - n / 1000)
+        made.decide(n)
+    assert refused >= 2
+    assert len(made.experiments.leaks) == 1
+    made.restart()
+    assert len(made.experiments.leaks) == 1
+
+
+def test_what_was_carried_over_together_is_several_on_the_next_best_too():
+    made = gathered(0.97, 0.95, 0.96, 0.94)
+    made.measure(n := made.take(), 1.5)
+    made.decide(n)
+    first, second = made.take(), made.take()
+    made.measure(first, 0.8)
+    made.decide(first)
+    made.measure(second, 0.79)
+    made.decide(second)
+    again = made.experiments[made.take()]
+    assert (again.of, again.together) == (second, ())
+    assert again.several == made.experiments[second].together != ()
+
+
+def test_near_misses_are_single_proposals():
+    made = gathered(0.97, 0.95, 0.96, 0.94)
+    while proposal_queue.turn(made) is not None:
+        made.measure(n := made.take(), 1.5 + len(made.experiments) / 100)
+        made.decide(n)
+    best = made.experiments.best
+    assert any(e.parts for e in made.experiments.based_on(best.commit))
+    (near,) = combining.due(made.experiments, best, 4)
+    assert len(near) == 4
+    assert not any(e.parts for e in near)
+    assert not list(combining.due(made.experiments, best, 5))  # only they were quiet decisions
 
 
 def test_gains_together_say_nothing_of_the_spread_of_one():

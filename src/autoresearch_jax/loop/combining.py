@@ -87,7 +87,7 @@ def due(experiments: Experiments, best: Experiment, quiet: int) -> Iterator[Sequ
     for e in here:
         numbers = {*e.combines}
         if not numbers:
-            waited += e.status is not None
+            waited += e.status is not None and not e.parts
             continue
         waited = 0
         if numbers <= used:
@@ -100,6 +100,6 @@ def due(experiments: Experiments, best: Experiment, quiet: int) -> Iterator[Sequ
             if len(half) > 1 and not any(one <= {*half} for one in halves):
                 yield [experiments[n] for n in half]
     if waited >= quiet:
-        lost = [e for e in here if e.status == Status.DISCARD and not e.reason and not e.combines]
+        lost = [e for e in here if e.status == Status.DISCARD and not e.reason and not e.several]
         near = [e for e in lost if e.mean_bpb is not None and e.n not in used and not e.taken_back]
         yield sorted(near, key=lambda e: (e.mean_bpb, e.n))

@@ -269,11 +269,11 @@ def _compared(experiments: Experiments, base: Experiment) -> list[policy.Measure
     for best in reversed(experiments.kept):
         if (best.place or 0) > (base.place or 0):
             continue
-        here = [policy.Measured(best.scores, Status.KEEP, bool(best.together))]
+        here = [policy.Measured(best.scores, Status.KEEP, bool(best.parts))]
         for one in experiments.based_on(best.commit):
             decided = one.status not in (None, Status.KEEP)
             if decided and one.excursion is None and not one.without:
-                here.append(policy.Measured(one.scores, one.status, bool(one.together)))
+                here.append(policy.Measured(one.scores, one.status, bool(one.parts)))
         found = here + found
         if sum(one.status != Status.KEEP and not one.several for one in found) > LOOKED_AT:
             break

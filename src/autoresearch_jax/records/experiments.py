@@ -188,7 +188,7 @@ class Experiments:
                     self._by_commit[event.commit] = event.n
                     self._asks[event.n] += [] if event.ask is None else [event.ask]
                 self._all[event.n] = _changed(self._all[event.n], event)
-                if is_leak(event.reason):
+                if is_leak(event.reason) and not self._families.is_part(event.n, self.leaks):
                     self.leaks = (*self.leaks, event.n)
             case events.Decided() if event.n in self._all:
                 self._decide(event)
@@ -200,6 +200,7 @@ class Experiments:
                 e = self._all[event.n] = Experiment(started=fields.pop("time"), **fields)
                 self._undecided[e.n] = None
                 self._families.add(e)
+                self._all[e.n] = structs.replace(e, parts=self._families.parts(e.n))
                 self._asks[event.n] = [] if event.ask is None else [event.ask]
             case events.Asked():
                 self.next_ask = max(self.next_ask, event.ask + 1)

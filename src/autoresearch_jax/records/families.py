@@ -1,5 +1,7 @@
 """Which experiments measure the same proposal, or several together, or change the same commit."""
 
+from collections.abc import Iterable
+
 from autoresearch_jax.records.experiment import Experiment
 
 
@@ -27,6 +29,11 @@ class Families:
     def parts(self, n: int) -> tuple[int, ...]:
         """Return the experiments that `n` carries over together; () if it is not several."""
         return self._parts[n]
+
+    def is_part(self, n: int, others: Iterable[int]) -> bool:
+        """Return whether experiment `n` measures a part of what one of the others does together."""
+        origins = {*self._origins[n]}
+        return any(origins < {*self._origins[one]} for one in others if self._parts[one])
 
     def based_on(self, commit: str) -> tuple[int, ...]:
         """Return the experiments that change a commit, the oldest first."""
