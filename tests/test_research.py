@@ -3,7 +3,6 @@
 import csv
 import io
 import re
-import time
 
 import pytest
 
@@ -212,9 +211,7 @@ class NoDiffs(Candidates):
         return [(commit, self.text) for commit in commits]
 
 
-def test_a_long_history_stays_within_its_bounds_and_takes_less_than_a_second(
-    workspace, tmp_path, monkeypatch
-):
+def test_a_long_history_stays_within_its_bounds(workspace, tmp_path, monkeypatch):
     monkeypatch.setattr(research, "MOST_BYTES", 5 << 18)
     experiments, words = history(2000, description="MATRIX_LR " + "w" * 190), "é" * 9000
     candidates = NoDiffs(workspace, "t")
@@ -227,14 +224,8 @@ def test_a_long_history_stays_within_its_bounds_and_takes_less_than_a_second(
     (workspace.root / "ideas").mkdir()
     (workspace.root / "ideas" / "mine.md").write_text(idea("mine", claim="c" * 10**6))
     folder = Research(experiments, candidates, 300.0)
-    begun = time.process_time()
-    folder.write(tmp_path / "research")
-    first = time.process_time() - begun
-    begun = time.process_time()
-    folder.write(tmp_path / "research")
-    again = time.process_time() - begun
-    assert first < 1
-    assert again < 0.5
+    for _ in range(2):
+        folder.write(tmp_path / "research")
     written = [path for path in (tmp_path / "research").rglob("*") if path.is_file()]
     assert len(written) <= research.FULL_BEST + research.FULL_LAST + 20 + len(library.load())
     assert sum(path.stat().st_size for path in written) <= research.MOST_BYTES
