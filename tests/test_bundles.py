@@ -243,6 +243,9 @@ def set_field(at, name, value):
     return lambda lines: lines[at].__setitem__(name, value)
 
 
+REPEATED = {
+    "step": "repeated", "n": 1, "seed": 43, "purpose": "noise", "split": "val", "outcome": "ok"
+}  # fmt: skip
 RECORDS = {  # the edit, and how it is named; lines: session, then four of 0 and four of 1
     "another score": (set_field(7, "metrics", {"val_bpb": 1.0}), "edited-score"),
     "no score": (set_field(7, "outcome", "refused"), "altered-records"),
@@ -272,6 +275,28 @@ RECORDS = {  # the edit, and how it is named; lines: session, then four of 0 and
         "altered-records",
     ),
     "nothing": (lambda lines: lines.clear(), "altered-records"),
+    "scores whose sum is too large": (
+        lambda lines: lines.extend(2 * [REPEATED | {"metrics": {"val_bpb": 1e308}}]),
+        "altered-records",
+    ),
+    "a number of a thousand digits": (
+        lambda lines: lines.append(REPEATED | {"seed": 10**1000}),
+        "altered-records",
+    ),
+    "no depth": (
+        lambda lines: lines.append(
+            {
+                "step": "scaled",
+                "n": 1,
+                "baseline": 0,
+                "depth": 0,
+                "val_bpb": 1.0,
+                "baseline_bpb": 1.0,
+            }
+        ),
+        "altered-records",
+    ),
+    "a time that is none": (set_field(7, "time", 1e300), "altered-records"),
 }
 
 
@@ -279,6 +304,26 @@ RECORDS = {  # the edit, and how it is named; lines: session, then four of 0 and
 def test_records_are_refused_that_say(path, name):
     edit, rule = RECORDS[name]
     assert refusal(path, edited_records(edit)).name == rule
+
+
+def test_what_was_carried_over_together_is_read_without_the_others(path):
+    def together(lines):
+        lines[5] |= {"of": 3, "together": [3, 2]}
+
+    bundle = reading.read(bundle_maker.write(path, edited_records(together)))
+    assert checks.check(bundle).experiment.of is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"constants": {"TIME_BUDGET": 10**4000}},
+        {"constants": {f"A{n}": n for n in range(101)}},
+    ],
+)
+def test_sizes_have_bounds(path, data):
+    made = bundle_maker.files(data={**bundle_maker.DATA, **data})
+    assert refusal(path, made).name == "format"
 
 
 def test_a_record_with_a_wrong_checksum_is_refused(path):

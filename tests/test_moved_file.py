@@ -194,6 +194,12 @@ FORGED = {
     "a head that is an option": (lambda folder: None, {"head": "--all"}, "git refuses|no commit"),
     "another commit": (lambda folder: relined(folder, another_commit), {}, "experiment 2 is not"),
     "a gap": (lambda folder: relined(folder, a_gap), {}, "or misses some"),
+    "an impossible time": (
+        lambda folder: relined(folder, lambda line: line.update(time=1e300)),
+        {},
+        "its journal has a time of 1e\\+300",
+    ),
+    "a size that is none": (lambda folder: None, {"bytes": -5}, "is not a moved tag"),
     "an impossible line": (lambda folder: relined(folder, an_impossible_line), {}, "impossible"),
     "another file": (
         lambda folder: bundled(folder, another_file), {}, "experiment 2 is not the one"

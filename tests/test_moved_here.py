@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from autoresearch_jax.agents import factory
 from autoresearch_jax.commands import moved_here, presets, setup, setup_from
 from autoresearch_jax.common import literals
 from autoresearch_jax.common.errors import UserError
@@ -230,6 +231,19 @@ def test_code_of_others_is_not_run(at_home, tmp_path, monkeypatch):
     assert not moved_here.go_on(workspace, found, view)
     assert "not part of autoresearch-jax" in view.text
     assert "numpy.py, constants.py. Read it" in view.text
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [
+        *[(name, False) for name in ("search", "tpe", "claude", "codex:gpt-5", "hybrid")],
+        ("hybrid:claude", False),
+        *[(name, True) for name in ("reboot", "id;touch${IFS}x", "$(reboot)", "claude; reboot")],
+        *[(name, True) for name in ("hybrid:reboot", "./agent.sh")],
+    ],
+)
+def test_an_agent_that_is_a_command_is_known(name, runs):
+    assert factory.is_command(name) == runs
 
 
 def test_settings_that_run_programs_are_named(at_home, tmp_path, monkeypatch):

@@ -35,6 +35,14 @@ def make_agent(
     return make_client(name, writes, clients or {})
 
 
+def is_command(name: str) -> bool:
+    """Return whether an agent of that name is a command, and neither a search nor one we know."""
+    first, _, rest = name.partition(":")
+    if first == "hybrid":
+        return bool(rest) and is_command(rest)
+    return name not in BUILT_IN and (first not in known({}) or bool(re.search(r"\s", name)))
+
+
 def make_client(name: str, writes: Sequence[Path], clients: Mapping[str, Any]) -> Agent:
     """Return the client NAME or NAME:MODEL, or a shell command. Raises UserError."""
     found = known(clients)

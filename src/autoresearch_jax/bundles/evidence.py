@@ -44,7 +44,8 @@ class Evidence:
     def device(self) -> str:
         """The devices in words."""
         known = self.began.fingerprint
-        return f"{known.get('device count', '?')} x {clean(str(known.get('device', '?')), 80)}"
+        words = f"{known.get('device count', '?')} x {known.get('device', '?')}"
+        return clean(words, 80)
 
 
 def taken(lines: Iterable[bytes], experiments: Experiments, e: Experiment) -> Iterator[bytes]:
@@ -101,7 +102,7 @@ def read(records: bytes, n: int, commit: str, base: str) -> Evidence:
                 raise Refused("altered-records", f"record {at} proposes one more experiment")
             numbers.add(event.n)
             # Of proposals that are not in a bundle nothing can be said.
-            event = structs.replace(event, of=None, ask=None, excursion=None)
+            event = structs.replace(event, of=None, together=(), ask=None, excursion=None)
         elif isinstance(event, events.Decided):
             event = structs.replace(event, queued=())
         elif isinstance(event, events.Repaired):
@@ -112,7 +113,13 @@ def read(records: bytes, n: int, commit: str, base: str) -> Evidence:
             known = isinstance(event, Began) or event.n in numbers
         if not known:
             raise Refused("altered-records", f"record {at} is of an experiment without others")
-        found.apply(event)
+        try:
+            if why := journal.implausible(event):
+                raise ValueError(why)
+            found.apply(event)
+        except (LookupError, ValueError, TypeError, ArithmeticError) as error:
+            why = f"record {at} is impossible ({clean(str(error))})"
+            raise Refused("altered-records", why) from None
     if began is None or n not in numbers:
         raise Refused("altered-records", f"they say nothing of experiment {n}")
     e = found[n]

@@ -35,6 +35,7 @@ Hash16 = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
 Commit = Annotated[str, Meta(pattern="^([0-9a-f]{40}|[0-9a-f]{64})$")]
 Short = Annotated[str, Meta(max_length=200)]
 Number = Annotated[int, Meta(ge=0, le=10**9)]
+Size = Annotated[int, Meta(ge=-(2**53), le=2**53)]
 
 
 class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,11 +58,11 @@ class Data(Struct, frozen=True, kw_only=True):
     num_shards: Number | None = None
     column: Short = "text"
     validation: Short | None = None
-    constants: dict[Short, int]  # the numbers of constants.py
-    frozen: dict[Short, Hash]  # of constants.py and prepare.py
+    constants: Annotated[dict[Short, Size], Meta(max_length=100)]  # the numbers of constants.py
+    frozen: Annotated[dict[Short, Hash], Meta(max_length=10)]  # of constants.py and prepare.py
     tokenizer: Hash
     token_bytes: Hash
-    splits: dict[Short, Hash]  # of the packed rows
+    splits: Annotated[dict[Short, Hash], Meta(max_length=10)]  # of the packed rows
 
 
 class Manifest(Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from autoresearch_jax.agents.factory import is_command
 from autoresearch_jax.commands import presets, setup
 from autoresearch_jax.commands.move import packages
 from autoresearch_jax.commands.moved_tag import IDEAS, PROGRAM, About, Text, tree
@@ -187,8 +188,9 @@ def _refuse_absent(known: Text, given: dict[str, Any]) -> None:
         if path is not None and path.startswith("/") and not Path(path).exists():
             validation = " --validation FILE" if given["validation"] else ""
             raise UserError(
-                f"the text of the tag was in {path} ({_some([name for name, *_ in known.shards])})"
-                ", and nothing is there on this machine. Copy it there, or run the same command "
+                f"the text of the tag was in {clean(path)} "
+                f"({_some([name for name, *_ in known.shards])}), and nothing is there on this "
+                "machine. Copy it there, or run the same command "
                 f"with --source DIR{validation} where it is."
             )
 
@@ -209,7 +211,8 @@ def _why_other(known: Text | None, ready: manifest.Manifest) -> str:
 
 
 def _command(known: Text | None) -> str:
-    return "uv run prepare.py" if known is None else known.choice.command
+    words = [] if known is None else known.choice.options  # of the file, which anyone may have made
+    return shlex.join(["uv", "run", "prepare.py", *map(clean, words)])
 
 
 # --------------------------------------------------------------------------------- another
@@ -327,7 +330,7 @@ def _warn_of_settings(root: Path, view: View) -> None:
         view.say(f"Warning: {error}")
         return
     names = [name for name in ("agents", "notify") if getattr(found, name)]
-    names += ["agent"] if " " in found.agent or "/" in found.agent else []
+    names += ["agent"] if is_command(found.agent) else []
     if names:
         view.say(
             f"Warning: {PROGRAM} sets {', '.join(names)}, which a loop runs. Read it before you "
@@ -339,7 +342,7 @@ def _say(root: Path, found: About, experiments: Experiments, other: str, view: V
     """Say what a loop will do here."""
     here = packages()
     changed = [
-        f"{name} {clean(was)}, here {here.get(name, 'none')}"
+        f"{clean(f'{name} {was}')}, here {here.get(name, 'none')}"
         for name, was in found.packages.items()
         if here.get(name) != was
     ]

@@ -10,9 +10,10 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from autoresearch_jax.commands.setup import OWN
 from autoresearch_jax.common import archive
@@ -65,7 +66,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     data: Text | None  # None: it is gone from the machine that wrote the file
     packages: dict[str, str]  # versions by name
     files: dict[str, str | None]  # the SHA-256 of all other members in their order; None: a folder
-    bytes: int  # of all of them
+    bytes: Annotated[int, Meta(ge=0, le=MOST_BYTES)]  # of all of them
 
 
 class Damaged(UserError):
@@ -142,6 +143,8 @@ def unpack(
                     report(done)
             if digest.hexdigest() != sha256:
                 raise Damaged(f"{name} in {path} has another SHA-256 than it should. {_AGAIN}")
+        if done > found.bytes:
+            raise Damaged(f"{path} has more bytes than it says. {_AGAIN}")
         if missing := next(expected, None):
             raise Damaged(f"{path} lacks {clean(missing[0])!a}. {_AGAIN}")
     except ArchiveError as error:
@@ -262,11 +265,13 @@ def _experiments(state_dir: Path, found: About) -> Experiments:
     follower = journal.Follower(journal.path_of(state_dir))
     try:
         events = follower.read()
-    except (LookupError, ValueError, TypeError, RecursionError) as error:
+    except (LookupError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
         raise _forged(f"its journal has an impossible line ({clean(repr(error))})") from None
     experiments = follower.experiments
     if [e.n for e in experiments] != list(range(len(experiments))) or not len(experiments):
         raise _forged("its journal has no experiments, or misses some")
+    if why := next(filter(None, map(journal.implausible, events)), ""):
+        raise _forged(f"its journal has {why}")
     posted = [one for _, one in requests.waiting(state_dir)]
     given = [value for one in [*events, *posted] for value in _hashes(one)]
     if wrong := next((one for one in [*given, found.head] if not _HASH.fullmatch(one)), None):

@@ -6,6 +6,7 @@ frozen code are those of this workspace.
 """
 
 import math
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +21,7 @@ from autoresearch_jax.bundles.verdict import SAME_BPB, Finding, State, Verdict
 from autoresearch_jax.common import paths
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.protocol import NATS
-from autoresearch_jax.common.text import clean
+from autoresearch_jax.common.text import clean, printable
 from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import FROZEN, DataError, Manifest
 from autoresearch_jax.jobs.environment import Environment
@@ -40,6 +41,11 @@ OWN_FAULTS = ("too-slow", "scorer-failed")  # which may be this machine's, and n
 COMPUTED_BY = ("device", "JAX", "scorer")  # with the same ones, a score is the same
 
 
+def _one_line(text: str) -> str:
+    """Return a text that quotes a sender, without what controls a terminal; quotes stay."""
+    return " ".join(printable(text, " ").split())
+
+
 class NotHere(Exception):
     """The score cannot be computed on this machine; says why, and what would help."""
 
@@ -53,10 +59,10 @@ class _Found:
     device: str = ""  # that computed it
 
     def confirm(self, text: str) -> None:
-        self.findings.append(Finding(State.CONFIRMED, text))
+        self.findings.append(Finding(State.CONFIRMED, _one_line(text)))
 
     def leave_open(self, text: str) -> None:
-        self.findings.append(Finding(State.OPEN, text))
+        self.findings.append(Finding(State.OPEN, _one_line(text)))
 
     def verdict(self, refused: Refused | None = None) -> Verdict:
         metrics = {} if self.score is None else dict(self.score.metrics)
@@ -97,7 +103,11 @@ def verify(
                 scoring.run(found)
             except NotHere as why:
                 found.leave_open(f"the score, {bundle.manifest.val_bpb:.6f}: {why}")
-            _say_what_no_file_shows(bundle, evidence, found)
+            try:
+                _say_what_no_file_shows(bundle, evidence, found)
+            except ArithmeticError as error:
+                what = f"their numbers are impossible ({error})"
+                raise Refused("altered-records", what) from None
         except Refused as refused:
             return bundle, evidence, found.verdict(refused)
         finally:
@@ -247,6 +257,9 @@ class _Scoring:
             data = manifest.load(root, splits=("val",), fingerprint=claim.fingerprint)
         except DataError:
             raise NotHere(f"its data is not prepared here{self._what_differs()}") from None
+        if dict(data.constants) != claim.constants:
+            why = "the sizes that it says are not those of its constants.py"
+            raise Refused("another-frozen-code", why)
         if data.tokenizer.sha256 != claim.tokenizer or data.token_bytes.sha256 != claim.token_bytes:
             why = f"its tokenizer is not that of the data {claim.fingerprint}"
             raise Refused("another-vocabulary", why)
@@ -278,13 +291,7 @@ class _Scoring:
             what = f" (here is {other} tokenizer)"
         if not claim.source:
             return f"{what}: it is made from files of the sender. Ask for them, then prepare.py"
-        choice = manifest.Choice(
-            source=claim.source,
-            num_shards=claim.num_shards,
-            column=claim.column,
-            validation=claim.validation,
-        )
-        return f"{what}. To prepare it: {clean(choice.command, 500)}"
+        return f"{what}. To prepare it: {_typed('uv run prepare.py', *_options(claim))}"
 
     def _check_platform(self, here: Environment) -> None:
         """Raise NotHere if its function is for other devices: it is exported for one platform."""
@@ -320,16 +327,26 @@ def _platform(kind: str) -> str:
 def _setup(claim: Data) -> str:
     """Return the command that makes a workspace with the sizes and the data of a bundle."""
     flags = {"--budget": "TIME_BUDGET", "--seq-len": "MAX_SEQ_LEN", "--vocab-size": "VOCAB_SIZE"}
-    words = [
-        f"{flag} {claim.constants[name]}" for flag, name in flags.items() if name in claim.constants
-    ]
-    if claim.source:
-        choice = manifest.Choice(
-            source=claim.source, num_shards=claim.num_shards, column=claim.column,
-            validation=claim.validation,
-        )  # fmt: skip
-        words += choice.options
-    return f"autoresearch-jax setup DIR {clean(' '.join(words), 500)}"
+    sizes = {flag: claim.constants[name] for flag, name in flags.items() if name in claim.constants}
+    words = [word for flag, size in sizes.items() for word in (flag, str(size))]
+    return _typed("autoresearch-jax setup DIR", *words, *_options(claim))
+
+
+def _options(claim: Data) -> list[str]:
+    """Return the options that name the text of a bundle, in the words of its sender."""
+    if not claim.source:
+        return []
+    return manifest.Choice(
+        source=claim.source,
+        num_shards=claim.num_shards,
+        column=claim.column,
+        validation=claim.validation,
+    ).options
+
+
+def _typed(command: str, *words: str) -> str:
+    """Return a command line with words of a stranger, none of which a shell interprets."""
+    return f"{command} {shlex.join(clean(word) for word in words)}"
 
 
 def refusal(path: Path, name: str, why: str) -> str:

@@ -5,15 +5,18 @@ reads the events again.
 """
 
 import json
+import math
 import os
+import sys
 import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
+from msgspec import structs
 
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
@@ -23,6 +26,8 @@ from autoresearch_jax.records.experiments import Experiments
 
 _SEAL = b', "crc": "%08x"}'  # ends a line, in place of the last brace
 _SEAL_BYTES = len(_SEAL % 0)
+LARGEST = 1e19  # of all numbers in an event: more than 64 bits hold
+LAST_TIME = 1e11  # Unix time
 
 
 class JournalError(UserError):
@@ -44,6 +49,30 @@ def unseal(line: bytes) -> Event:
     if line[-_SEAL_BYTES:] != _SEAL % zlib.crc32(body):
         raise ValueError("its checksum does not match")
     return events.decode(body + b"}")
+
+
+def implausible(event: Event) -> str:
+    """Return what no measurement says in an event that a stranger wrote; "" if there is nothing."""
+    if not 0 <= event.time < LAST_TIME:
+        return f"a time of {event.time:g}"
+    if isinstance(event, events.Scaled) and event.depth < 1:
+        return f"a depth of {event.depth}"
+    found = (one for one in _numbers(event) if not abs(one) <= LARGEST)
+    return next((f"the number {one:.3g}" for one in found), "")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Yield all numbers within a value."""
+    if isinstance(value, int | float):
+        yield value if abs(value) < sys.float_info.max else math.inf  # also of ten thousand digits
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _numbers(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _numbers(one)
+    elif isinstance(value, msgspec.Struct):
+        yield from _numbers(structs.asdict(value))
 
 
 def path_of(state_dir: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.text import clean
 from autoresearch_jax.data import manifest
 from autoresearch_jax.records import journal
 from autoresearch_jax.records.events import Began
@@ -115,7 +116,8 @@ def differences(known: dict[str, Any], fingerprint: dict[str, Any]) -> str:
     """Return what differs from the known fingerprint of a tag, in words; "" if nothing does."""
     names = [name for name in fingerprint | known if fingerprint.get(name) != known.get(name)]
     was, now = ({name: one.get(name, "all") for name in names} for one in (known, fingerprint))
-    return ", ".join(f"{name} ({was[name]}, now {now[name]})" for name in names)
+    words = (f"{name} ({was[name]}, now {now[name]})" for name in names)
+    return ", ".join(clean(one) for one in words)  # those of a moved tag may be anyone's
 
 
 def _taken(workspace: Workspace, tag: str) -> bool:
