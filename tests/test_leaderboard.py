@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from msgspec import structs
 
 from autoresearch_jax.bundles import checks, reading
 from autoresearch_jax.bundles.verdict import Finding, State, Verdict
@@ -62,7 +63,8 @@ def standing(tmp_path):
     def standing(words: str = "warm down over the last 70%", **options) -> Standing:
         path = tmp_path / f"{len([*tmp_path.iterdir()])}.tar"
         bundle = reading.read(bundle_maker.write(path, described(words, **options)))
-        return Standing(bundle, checks.check(bundle), CONFIRMED)
+        verdict = structs.replace(CONFIRMED, val_bpb=bundle.manifest.val_bpb)
+        return Standing(bundle, checks.check(bundle), verdict)
 
     return standing
 
@@ -190,7 +192,8 @@ def test_only_confirmed_bundles_are_on_the_board(folder, monkeypatch):
         left = Verdict(findings=(Finding(State.OPEN, "no data"),))
         refused = Verdict(refused="edited-score", why="it claims less")
         of = {"edited.tar": refused, "later.tar": left}
-        return None, None, of.get(path.name, CONFIRMED)
+        bundle = reading.read(path)
+        return bundle, checks.check(bundle), of.get(path.name, CONFIRMED)
 
     monkeypatch.setattr(verify_bundle, "verify", verify)
     lines, words = board(folder)
@@ -204,6 +207,65 @@ def test_only_confirmed_bundles_are_on_the_board(folder, monkeypatch):
     asked.clear()
     board(folder)
     assert asked == ["later.tar"]  # which may be scored on another day
+
+
+def test_what_is_shown_and_kept_is_what_was_checked(folder, monkeypatch):
+    """The file is another one when it is read the second time."""
+    path = bundle_maker.write(folder / "one.tar", described("fake"))
+    fake, honest = path.read_bytes(), bundle_maker.packed(described("honest"))
+
+    def verify(path, *_):
+        path.write_bytes(honest)
+        bundle = reading.read(path)
+        return bundle, checks.check(bundle), CONFIRMED
+
+    monkeypatch.setattr(verify_bundle, "verify", verify)
+    _, words = board(folder)
+    assert ("honest" in words, "fake" in words) == (True, False)
+    path.write_bytes(fake)
+    asked = Verdict(refused="edited-score", why="it claims less")
+    monkeypatch.setattr(verify_bundle, "verify", lambda path, *_: (None, None, asked))
+    _, words = board(folder)
+    assert "one.tar is refused, edited-score" in words
+
+
+def test_a_copy_does_not_stand_beside_what_it_copies(folder, monkeypatch):
+    bundle_maker.write(folder / "a.tar", described("honest"))
+    bundle_maker.write(folder / "b.tar", described("mine"))
+
+    def verify(path, *_):
+        bundle = reading.read(path)
+        return bundle, checks.check(bundle), CONFIRMED
+
+    monkeypatch.setattr(verify_bundle, "verify", verify)
+    lines, words = board(folder)
+    assert "mine" not in words
+    assert lines[1:] == [
+        "not on the board: b.tar is a copy: it has the function and the arrays of a.tar"
+    ]
+
+
+def test_no_file_stops_the_others_or_writes_to_the_terminal(folder, monkeypatch):
+    bundle_maker.write(folder / "\x1b]0;x\x07a\nIts score is confirmed.tar", described("one"))
+    bundle_maker.write(folder / "c.tar", described("two"))
+    monkeypatch.setattr(leaderboard, "page", lambda *_: 1 / 0)
+    monkeypatch.setattr(
+        verify_bundle,
+        "verify",
+        lambda path, *_: (b := reading.read(path), checks.check(b), CONFIRMED),
+    )
+    lines, _ = board(folder)
+    assert lines[0].endswith("0 of 2 files are on the board")
+    assert all(one.isprintable() for one in lines)
+    assert "c.tar is refused, altered-records: they cannot be shown" in lines[2]
+
+
+def test_a_page_of_somebody_else_is_not_overwritten(folder):
+    bundle_maker.write(folder / "one.tar", described("one"))
+    (folder.parent / "site").mkdir()
+    (folder.parent / "site" / "index.html").write_text("<h1>Mine</h1>")
+    with pytest.raises(UserError, match="is not a leaderboard"):
+        board(folder)
 
 
 def test_a_verdict_beside_a_bundle_is_not_read(folder):

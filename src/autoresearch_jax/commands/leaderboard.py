@@ -6,7 +6,9 @@ from pathlib import Path
 import msgspec
 
 from autoresearch_jax.bundles import checks, reading
+from autoresearch_jax.bundles.evidence import Evidence
 from autoresearch_jax.bundles.format import Refused
+from autoresearch_jax.bundles.reading import Bundle
 from autoresearch_jax.bundles.verdict import State, Verdict
 from autoresearch_jax.commands import verify_bundle
 from autoresearch_jax.common import files, paths
@@ -41,6 +43,9 @@ def leaderboard(
             f"{folder.absolute()} has no file that ends in {SUFFIX}. To make one: "
             f"autoresearch-jax bundle -o {folder / f'best{SUFFIX}'}"
         )
+    index = site / view.INDEX
+    if index.exists() and view.MADE_BY not in index.read_bytes():
+        raise UserError(f"{index} is not a leaderboard. Name another folder for the page: -o DIR")
     if site.resolve() == folder.resolve():
         raise UserError(f"{site} has the bundles. Name another folder for the page: -o DIR")
     standings, others = list[Standing](), list[Other]()
@@ -49,7 +54,11 @@ def leaderboard(
         one = _checked(path, workspace, config, tools)
         if isinstance(one, Other):
             others.append(one)
-        elif one.bundle.digest not in {other.bundle.digest for other in standings}:
+        elif first := next((other for other in standings if other.is_of(one)), None):
+            if first.bundle.digest != one.bundle.digest:
+                why = f"it has the function and the arrays of {first.bundle.path.name}"
+                others.append(Other(path.name, "a copy", why))
+        else:
             standings.append(one)
     with disk_errors():
         index = view.write(site, standings, others)
@@ -61,21 +70,32 @@ def _checked(
     path: Path, workspace: Workspace | None, config: LoopConfig | None, tools: Tools
 ) -> Standing | Other:
     try:
-        bundle = reading.read(path, report=tools.view.live)
-        evidence = checks.check(bundle)
+        bundle: Bundle | None = reading.read(path, report=tools.view.live)
+        assert bundle is not None
+        evidence: Evidence | None = checks.check(bundle)
     except Refused as refused:
         return Other(path.name, f"refused, {refused.name}", refused.detail)
+    except (OSError, UserError) as error:
+        return Other(path.name, "not read", str(error))
     verdict = _known(bundle.digest)
     if verdict is None:
-        _, _, verdict = verify_bundle.verify(path, workspace, config, tools)
-        if verdict.confirmed or verdict.refused:  # on another day it may be scored
-            _keep(bundle.digest, verdict)
+        # The file may be another one by now.
+        bundle, evidence, verdict = verify_bundle.verify(path, workspace, config, tools)
+        if bundle is not None and (verdict.confirmed or verdict.refused):
+            _keep(bundle.digest, verdict)  # on another day the others may be scored
     if verdict.refused:
         return Other(path.name, f"refused, {verdict.refused}", verdict.why)
     if not verdict.confirmed:
         why = next((o.text for o in verdict.findings if o.state is State.OPEN), "")
         return Other(path.name, "not confirmed", why)
-    return Standing(bundle, evidence, verdict)
+    assert bundle is not None
+    assert evidence is not None
+    standing = Standing(bundle, evidence, verdict)
+    try:
+        view.page(standing, 1, 1)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        return Other(path.name, "refused, altered-records", f"they cannot be shown: {error}")
+    return standing
 
 
 def _path(digest: str) -> Path:

@@ -26,6 +26,7 @@ from autoresearch_jax.views.watch.report_file import VERSION, content_hash
 from autoresearch_jax.views.watch.web import PAGE, STYLE, TEMPLATES
 
 INDEX, OWN_STYLE = "index.html", "leaderboard.css"
+MADE_BY = b'<body class="board">'  # is in each page
 OF_ONE = re.compile(r"[0-9a-f]{32}\.html")
 SIGNS = {"+": "plus", "-": "minus", "@": "at", " ": ""}
 SOURCE_LIMIT = 1 << 20  # characters of a train.py that are shown
@@ -49,8 +50,9 @@ class Standing:
 
     @property
     def score(self) -> float:
-        """The score by which it stands: as its own machine recorded it."""
-        return self.bundle.manifest.val_bpb
+        """The score by which it stands: as it was computed here."""
+        assert self.verdict.val_bpb is not None
+        return self.verdict.val_bpb
 
     @property
     def data(self) -> str:
@@ -62,13 +64,17 @@ class Standing:
             "{:,} tokens scored": data.constants.get("EVAL_TOKENS"),
         }
         words = [form.format(size) for form, size in sizes.items() if size is not None]
-        source = clean(data.source, 80) or "text of its sender"
-        return ", ".join([source, *words, f"data {data.fingerprint}"])
+        return ", ".join([*words, f"data {data.fingerprint}"])
 
     @property
     def group(self) -> tuple[str, int, str]:
         """What scores must have in common to be compared."""
         return self.evidence.device, self.bundle.manifest.budget_s, self.data
+
+    def is_of(self, other: "Standing") -> bool:
+        """Whether another one has the same function and arrays, and would stand beside this."""
+        mine, theirs = (one.evidence.experiment.left for one in (self, other))
+        return (self.group, mine) == (other.group, theirs)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -76,6 +82,7 @@ class Standing:
         known = {
             "experiment": f"{claim.n} of {claim.tag}",
             "commit": claim.commit,
+            "text, as its sender says": clean(claim.data.source, 80) or "files of the sender",
             "agent": clean(e.agent),
             "ideas": ", ".join(map(clean, e.ideas)),
             "file": clean(self.bundle.path.name),
@@ -93,6 +100,10 @@ class Other:
     state: str
     why: str
 
+    def __post_init__(self) -> None:
+        for name in ("name", "state", "why"):  # of files that anyone may have made
+            object.__setattr__(self, name, clean(getattr(self, name), 1000))
+
 
 def write(folder: Path, standings: Iterable[Standing], others: Sequence[Other]) -> Path:
     """Write the pages into a folder; return the path of the first one. Raises OSError."""
@@ -103,14 +114,19 @@ def write(folder: Path, standings: Iterable[Standing], others: Sequence[Other]) 
     pages = {INDEX: _page("leaderboard.html.j2", groups=sorted(by_group.items()), others=others)}
     for found in by_group.values():
         for place, one in enumerate(found, start=1):
-            pages[one.page] = _page("standing.html.j2", **_of_one(one, place, len(found)))
-    for name, text in pages.items():
+            pages[one.page] = page(one, place, len(found))
+    for name, text in reversed(pages.items()):  # the index after those that it links
         files.write_text(folder / name, text)
     for path in folder.iterdir():
         if OF_ONE.fullmatch(path.name) and path.name not in pages:
             with contextlib.suppress(OSError):
                 path.unlink()  # of a bundle that is not on the board any more
     return folder / INDEX
+
+
+def page(one: Standing, place: int, count: int) -> str:
+    """Return the page of a bundle, the text of which anyone may have made."""
+    return _page("standing.html.j2", **_of_one(one, place, count))
 
 
 def _page(template: str, **values: Any) -> str:
