@@ -10,11 +10,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from autoresearch_jax.bundles import reading
+from autoresearch_jax.bundles.format import Data
 from autoresearch_jax.bundles.verdict import State, Verdict
 from autoresearch_jax.cli import main
 from autoresearch_jax.commands import bundle, import_bundle, verify_bundle
@@ -326,6 +328,27 @@ def test_data_of_the_same_name_with_other_content_is_refused(sent, tmp_path):
         assert sent.verify(bundle_maker.write(tmp_path / "d.tar", made)).refused == rule
 
 
+def test_sizes_that_are_not_those_of_the_frozen_code_are_refused(sent, tmp_path):
+    manifest, left = bundle_maker.parts_of(sent.files)
+    sizes = {**manifest["data"]["constants"], "TIME_BUDGET": 86_400}
+    data = {**manifest["data"], "constants": sizes}
+    made = bundle_maker.listed({**manifest, "data": data}, left)
+    path = bundle_maker.write(tmp_path / "d.tar", made)
+    assert sent.verify(path, sent.known).refused == "another-frozen-code"
+
+
+@pytest.mark.parametrize(
+    "source", ["pydocs; touch P", 'x"; touch P; "', "x'; touch P; '", "$(touch P)"]
+)
+def test_no_word_of_a_sender_is_a_command(tmp_path, source):
+    data = msgspec.convert({**bundle_maker.DATA, "source": source}, Data)
+    typed = verify_bundle._setup(data)
+    script = typed.replace("autoresearch-jax setup DIR", "printf %s\\\\n")
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert not list(tmp_path.iterdir())
+    assert source.replace('"', "'") in done.stdout.splitlines()
+
+
 def test_another_score_on_another_device_is_left_open(sent, tmp_path):
     val = computed(sent)["val"].metrics["val_bpb"]
     path = forged(sent, tmp_path / "other.tar", val - 0.001)
@@ -361,7 +384,7 @@ def test_a_bundle_needs_parameters_and_a_score(sent, tmp_path):
     with pytest.raises(UserError, match="there is no experiment '7'"):
         write(sent, tmp_path / "x.tar", "7")
     with pytest.raises(
-        UserError, match=r"there is no .*gone\. Name a file: -o \.\./attacked-0\.tar"
+        UserError, match=r"needs the folder .*gone\. Name another file: -o \.\./attacked-0\.tar"
     ):
         write(sent, tmp_path / "gone" / "x.tar", "0")
     assert [*tmp_path.iterdir()] == []
@@ -385,8 +408,6 @@ def test_parameters_that_were_altered_since_are_not_bundled(sent, tmp_path):
 
 def test_a_bundle_is_whole_or_not_there(sent, tmp_path, monkeypatch):
     path = tmp_path / "x.tar"
-    path.write_bytes(b"earlier")
-
     chunks = archive.chunks
 
     def full(parts):
@@ -396,10 +417,16 @@ def test_a_bundle_is_whole_or_not_there(sent, tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "chunks", full)
     with pytest.raises(UserError, match="The disk is full"):
         write(sent, path)
-    assert (path.read_bytes(), [*tmp_path.iterdir()]) == (b"earlier", [path])
+    assert [*tmp_path.iterdir()] == []
     monkeypatch.undo()
     write(sent, path, "0")
     assert reading.read(path).manifest.n == 0
+    for name in ("x.tar", "link", "folder"):  # what is there stays
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to("nowhere")
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=r"exists already\. Name another file: -o "):
+            write(sent, tmp_path / name)
 
 
 def test_a_killed_command_leaves_no_half_bundle(sent, tmp_path):

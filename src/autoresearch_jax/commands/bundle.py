@@ -1,5 +1,6 @@
 """Write one experiment as a file that others can check."""
 
+import os
 import shlex
 from pathlib import Path
 
@@ -26,9 +27,9 @@ def bundle(
         raise UserError("nothing with a score was measured here yet: autoresearch-jax loop")
     e = experiments.best if name is None else experiments.find(name)
     path = Path(path.parent.resolve(), path.name)
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"cannot be written: there is no {path.parent}"
-        raise UserError(f"{path} {what}. Name a file: -o ../{found}-{e.n}.tar")
+    if os.path.lexists(path) or not path.parent.is_dir():
+        what = "exists already" if path.parent.is_dir() else f"needs the folder {path.parent}"
+        raise UserError(f"{path} {what}. Name another file: -o ../{found}-{e.n}.tar")
     with (
         disk_errors(),
         locks.own_folder(workspace.home / "runs", "bundle") as (folder, _),

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EACCES, EDQUOT, EIO, ENOSPC, EROFS
+from errno import EACCES, EDQUOT, EIO, ENAMETOOLONG, ENOSPC, EROFS
 
 from autoresearch_jax.common.errors import GitError, UserError
+from autoresearch_jax.common.text import clean
 
 AGAIN = "Nothing recorded is lost: correct that, then run the same command again."
 DISK_ERRORS = {
@@ -22,6 +23,9 @@ def disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == ENAMETOOLONG:
+            name = clean(str(error.filename), 60)
+            raise UserError(f"{name} is longer than a name may be. Choose a shorter one.") from None
         if error.errno not in DISK_ERRORS and error.filename is None:
             raise
         what = DISK_ERRORS.get(error.errno or 0, "A file cannot be used")
