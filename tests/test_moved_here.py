@@ -13,6 +13,7 @@ from autoresearch_jax.jobs import environment
 from autoresearch_jax.loop import config
 from autoresearch_jax.records import journal, lessons
 from autoresearch_jax.repo.workspace import Workspace
+from autoresearch_jax.system import visible_devices
 from autoresearch_jax.system.device_probe import Device
 from tests import data_helpers, harness
 from tests.harness import BySeries, Notes, Scripted, git, run_loop
@@ -90,6 +91,17 @@ def test_on_the_same_kind_of_machine_the_tag_goes_on(at_home, tmp_path, monkeypa
     result = run_loop(there, Scripted(sized(0.8)), 1, fingerprint_of=fingerprint_of)
     assert result.tag == "t"
     assert [n for n, *_ in decided(there)] == [0, 1, 2, 3]
+
+
+def test_an_accelerator_that_jax_does_not_see_begins_no_other_tag(at_home, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.setattr(visible_devices, "accelerator_present", lambda: "tpu")
+    with pytest.raises(UserError, match=r"this machine has a TPU, .* `uv run --extra tpu autore"):
+        gone_on(at_home[0], tmp_path / "there", CPU, monkeypatch)
+    assert "learn_from" not in (tmp_path / "there" / "program.md").read_text()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    _, said, _ = gone_on(at_home[0], tmp_path / "there", CPU, monkeypatch)
+    assert "does not go on here" in said
 
 
 def test_on_another_kind_a_tag_begins_that_has_learned(at_home, tmp_path, monkeypatch):

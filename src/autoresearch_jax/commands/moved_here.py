@@ -29,7 +29,7 @@ from autoresearch_jax.records import journal, tags
 from autoresearch_jax.records.experiments import Experiments
 from autoresearch_jax.repo import git
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.system import interrupts
+from autoresearch_jax.system import device_probe, interrupts
 from autoresearch_jax.system.device_probe import Device
 
 # What a workspace may have at its top besides its frozen files. Anything else could be imported by
@@ -102,6 +102,13 @@ def _compared(
     """
     assert experiments.first is not None
     device, known = _probe(view), dict(experiments.first.fingerprint)
+    if device is not None and (unused := device_probe.unused_accelerator(device)):
+        name, extra = unused
+        raise UserError(
+            f"this machine has {name}, but JAX sees only the CPU, so whether the tag can go on is "
+            f"not known. Run the same command with `uv run --extra {extra} autoresearch-jax`, or "
+            "confirm that the CPU is intended: export JAX_PLATFORMS=cpu"
+        )
     here = present(root, device)
     names = [*here] if device is None else {*known, *here} - {"data", "number of cores"}
     other = tags.differences({name: known[name] for name in names if name in known}, here)
