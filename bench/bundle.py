@@ -29,16 +29,16 @@ def main() -> None:
     parser.add_argument("workspace", type=Path)
     workspace = Workspace.open(parser.parse_args().workspace)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "one.tar")
+        paths = [Path(folder, f"{n}.tar") for n in range(RUNS)]
         writing = [
-            timed(lambda: bundle.bundle(workspace, None, None, path, QuietView()))
-            for _ in range(RUNS)
+            timed(lambda path=path: bundle.bundle(workspace, None, None, path, QuietView()))
+            for path in paths
         ]
         reading_s = [
-            timed(lambda n=n: checks.check(reading.read(path, Path(folder, str(n)))))
-            for n in range(RUNS)
+            timed(lambda path=path: checks.check(reading.read(path, path.with_suffix(""))))
+            for path in paths
         ]
-        content = path.read_bytes()
+        content = paths[0].read_bytes()
         small = len(gzip.compress(content))
         print(f"size       {len(content) / 1e6:.2f} MB; with gzip {small / len(content) - 1:+.1%}")
         print(f"to write   {statistics.median(writing):.2f} s, with reading it again")

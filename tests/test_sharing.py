@@ -1,6 +1,7 @@
 """Bundles between machines, with real scores, and forgeries that agree with themselves."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -291,6 +292,10 @@ def test_what_cannot_be_confirmed_says_why(sent, tmp_path):
     sizes = replace(sent, root=other).verify(sent.path)
     assert "constants.py here is not its own" in words(sizes, State.OPEN)
     assert "TIME_BUDGET is 9 here and 1 there" in words(sizes, State.OPEN)
+    (other / "prepare.py").write_text("another version")
+    version = replace(sent, root=other).verify(sent.path)
+    assert "It is of autoresearch-jax " in words(version, State.OPEN)
+    assert "install that version to score it here" in words(version, State.OPEN)
 
     def with_data(left):
         lines = [json.loads(line) for line in left["records.jsonl"].splitlines()]
@@ -427,6 +432,16 @@ def test_a_bundle_is_whole_or_not_there(sent, tmp_path, monkeypatch):
         (tmp_path / "folder").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=r"exists already\. Name another file: -o "):
             write(sent, tmp_path / name)
+
+
+def test_the_size_of_a_bundle_is_measured(sent):
+    bench = Path(__file__).parents[1] / "bench" / "bundle.py"
+    with sent.ground.environment():
+        done = subprocess.run(
+            [sys.executable, bench, sent.ground.root], capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"size +[0-9.]+ MB; with gzip ", done.stdout)
 
 
 def test_a_killed_command_leaves_no_half_bundle(sent, tmp_path):

@@ -5,6 +5,7 @@ its sandbox, with all its rules, and with the probes of a model that may be kept
 frozen code are those of this workspace.
 """
 
+import importlib.metadata
 import math
 import shlex
 import time
@@ -37,6 +38,7 @@ from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import locks
 from autoresearch_jax.system.disk_errors import disk_errors
 
+VERSION = importlib.metadata.version("autoresearch-jax")
 OWN_FAULTS = ("too-slow", "scorer-failed")  # which may be this machine's, and not the bundle's
 COMPUTED_BY = ("device", "JAX", "scorer")  # with the same ones, a score is the same
 
@@ -250,6 +252,12 @@ class _Scoring:
             what = (
                 f"{' and '.join(changed)} here {'is' if len(changed) == 1 else 'are'} not its own"
             )
+            if "prepare.py" in changed:
+                theirs = clean(self.bundle.manifest.program)
+                raise NotHere(
+                    f"{what}. It is of autoresearch-jax {theirs}, and this is {VERSION}: install "
+                    "that version to score it here"
+                )
             raise NotHere(
                 f"{what}{self._constants_that_differ()}. To have its own: {_setup(claim)}"
             )
