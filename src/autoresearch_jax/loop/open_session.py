@@ -55,7 +55,8 @@ def open_session(
     """
     if config.hosts > 1 and config.ray is None:
         raise UserError(
-            f"hosts is {config.hosts}, and no cluster is named. Name it: --ray auto. Or train once "
+            f"hosts is {config.hosts}, and no cluster is named. `loop`, `verify` and `prune` take "
+            "--ray auto; for this machine alone, set `hosts: 1` in program.md. Or train once "
             "without Ray, on each host with its number: JAX_COORDINATOR_ADDRESS=FIRST:1234 "
             f"JAX_NUM_PROCESSES={config.hosts} JAX_PROCESS_ID=0 autoresearch-jax run"
         )
