@@ -6,9 +6,7 @@ from pathlib import Path
 import msgspec
 
 from autoresearch_jax.bundles import checks, reading
-from autoresearch_jax.bundles.evidence import Evidence
 from autoresearch_jax.bundles.format import Refused
-from autoresearch_jax.bundles.reading import Bundle
 from autoresearch_jax.bundles.verdict import State, Verdict
 from autoresearch_jax.commands import verify_bundle
 from autoresearch_jax.common import files, paths
@@ -70,9 +68,8 @@ def _checked(
     path: Path, workspace: Workspace | None, config: LoopConfig | None, tools: Tools
 ) -> Standing | Other:
     try:
-        bundle: Bundle | None = reading.read(path, report=tools.view.live)
-        assert bundle is not None
-        evidence: Evidence | None = checks.check(bundle)
+        bundle = reading.read(path, report=tools.view.live)
+        evidence = checks.check(bundle)
     except Refused as refused:
         return Other(path.name, f"refused, {refused.name}", refused.detail)
     except (OSError, UserError) as error:
@@ -80,16 +77,15 @@ def _checked(
     verdict = _known(bundle.digest)
     if verdict is None:
         # The file may be another one by now.
-        bundle, evidence, verdict = verify_bundle.verify(path, workspace, config, tools)
-        if bundle is not None and (verdict.confirmed or verdict.refused):
-            _keep(bundle.digest, verdict)  # on another day the others may be scored
+        again, records, verdict = verify_bundle.verify(path, workspace, config, tools)
+        if again is not None and (verdict.confirmed or verdict.refused):
+            _keep(again.digest, verdict)  # on another day the others may be scored
+        bundle, evidence = again or bundle, records or evidence
     if verdict.refused:
         return Other(path.name, f"refused, {verdict.refused}", verdict.why)
     if not verdict.confirmed:
         why = next((o.text for o in verdict.findings if o.state is State.OPEN), "")
         return Other(path.name, "not confirmed", why)
-    assert bundle is not None
-    assert evidence is not None
     standing = Standing(bundle, evidence, verdict)
     try:
         view.page(standing, 1, 1)

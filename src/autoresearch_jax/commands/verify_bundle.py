@@ -5,7 +5,6 @@ its sandbox, with all its rules, and with the probes of a model that may be kept
 frozen code are those of this workspace.
 """
 
-import importlib.metadata
 import math
 import shlex
 import time
@@ -19,6 +18,7 @@ from autoresearch_jax.bundles.evidence import Evidence
 from autoresearch_jax.bundles.format import Data, Refused
 from autoresearch_jax.bundles.reading import Bundle
 from autoresearch_jax.bundles.verdict import SAME_BPB, Finding, State, Verdict
+from autoresearch_jax.commands.setup import VERSION
 from autoresearch_jax.common import paths
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.protocol import NATS
@@ -38,7 +38,6 @@ from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import locks
 from autoresearch_jax.system.disk_errors import disk_errors
 
-VERSION = importlib.metadata.version("autoresearch-jax")
 OWN_FAULTS = ("too-slow", "scorer-failed")  # which may be this machine's, and not the bundle's
 COMPUTED_BY = ("device", "JAX", "scorer")  # with the same ones, a score is the same
 

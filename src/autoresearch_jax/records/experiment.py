@@ -78,7 +78,7 @@ class Experiment(msgspec.Struct, frozen=True, gc=False):
     ask: int | None = None  # the question to an agent that it answers
     of: int | None = None  # the experiment that it carries over to another best
     together: tuple[int, ...] = ()  # all that it carries over, `of` the first, if several
-    parts: tuple[int, ...] = ()  # all that it carries over, or that what it carries over did
+    parts: tuple[int, ...] = ()  # whose changes it carries over, if several, however often
     refused: str = ""  # why it cannot run, according to the compile check before its turn
     program: str = ""  # the meaning of its train.py (syntax.meaning); "": unknown
     ideas: tuple[str, ...] = ()  # of the library that it takes

@@ -131,7 +131,7 @@ class Experiments:
 
     def parts(self, e: Experiment) -> list[Experiment]:
         """Return the experiments that one carries over together; none if it is not several."""
-        return [self._all[n] for n in self._families.parts(e.n)]
+        return [self._all[n] for n in e.parts]
 
     def based_on(self, commit: str) -> list[Experiment]:
         """Return the experiments that change a commit."""
