@@ -148,7 +148,7 @@ def test_a_file_that_takes_long_to_compare_costs_little(standing, tmp_path):
     found = standing(**dict(zip(("base_py", "train_py"), sources, strict=True)))
     begun = sum(os.times()[:4])  # of a CPU, git's as well
     leaderboard.write(tmp_path / "site", [found], [])
-    assert sum(os.times()[:4]) - begun < 10
+    assert sum(os.times()[:4]) - begun < 60
     assert "The rest is left out here." in (tmp_path / "site" / found.page).read_text()
 
 

@@ -7,7 +7,6 @@ import random
 import re
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -283,25 +282,6 @@ def test_a_file_is_read_in_two_parts_as_in_one(made, line):
     assert {n: one.value for n, one in found.items() if n not in ("TEXT", "LAST")} == {
         name: value for name, value in expected.items() if name != "C0"
     }
-
-
-def test_a_proposal_after_a_thousand_experiments_takes_seconds(tmp_path):
-    """This includes the first proposal of a loop, which reads the whole history."""
-    simulation = Simulation(tmp_path, 4, TRAIN.replace("DEPTH = 8", "DEPTH = 4"))
-    agent, space = Tpe(), ranges_of(simulation.best_source)
-    dice = random.Random(0)
-    for n in range(1, 1000):
-        values = {"MATRIX_LR": dice.uniform(0.01, 0.1), "EMBEDDING_LR": dice.uniform(0.2, 1.0)}
-        commit = f"{n:040x}"
-        simulation.sources[commit] = literals.rewrite(simulation.best_source, values)
-        simulation.history.append(
-            Experiment(n, commit, "", "x", "tpe", status="discard", val_bpb=1.5 + n / 1e4)
-        )
-    assert len(space) > 20
-    for limit in (4, 2):  # seconds of CPU; 1.4 and 0.1 were measured on a busy machine
-        start = time.process_time()
-        agent.propose(simulation.context())
-        assert time.process_time() - start < limit
 
 
 # --------------------------------------------------------------------------------- ranges
