@@ -18,7 +18,7 @@ import math
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,66 +222,71 @@ class Evaluator:
     whether a prediction depends on them, because executable and batch size stay the same.
     """
 
-    def __init__(self, logits_fn: LogitsFn, params: Any, batch_size: int, seed: int = 0):
-        """Compile for all devices of this process.
+    def __init__(
+        self,
+        logits_fn: LogitsFn,
+        params: Any,
+        batch_size: int,
+        seed: int = 0,
+        devices: "Sequence[jax.Device]" = (),  # of several processes, if all of them call it
+    ):
+        """Compile for all devices of this process, or for the given ones.
 
         Args:
             logits_fn: (params, tokens int32 [B, MAX_SEQ_LEN]) -> logits [B, MAX_SEQ_LEN, V].
             params: Any pytree of arrays, or of their jax.ShapeDtypeStructs: then `load` comes next.
             batch_size: Rows computed at a time, over all devices.
-            seed: For the weights of a sketch.
+            seed: For the weights of a sketch; the same in all processes.
 
         Raises:
+            NotEnoughMemory: the devices together cannot hold the parameters.
             ValueError: batch_size is below one.
         """
         import jax
-        from jax.sharding import NamedSharding
+        from jax.sharding import Mesh
         from jax.sharding import PartitionSpec as P
+
+        from autoresearch_jax.kit import shares
 
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, and must be at least 1")
 
-        def judge(params: Any, key: Any, tokens_BT: Any, targets_BT: Any) -> tuple[Any, Any]:
-            weights_V = jax.random.normal(key, (VOCAB_SIZE,))
-            return rate(logits_fn(params, tokens_BT.astype(np.int32)), targets_BT, weights_V)
+        def judge(params: Any, seed: Any, tokens_BT: Any, targets_BT: Any) -> tuple[Any, Any]:
+            weights_V = jax.random.normal(jax.random.key(seed), (VOCAB_SIZE,))
+            whole = shares.gather(params, self._specs)
+            return rate(logits_fn(whole, tokens_BT.astype(np.int32)), targets_BT, weights_V)
 
         self.report: Callable[[int, int], object] | None = None  # of rows done, of so many
-        self.mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
-        self._everywhere = NamedSharding(self.mesh, P())
-        self._by_row = NamedSharding(self.mesh, P("data"))
+        self.mesh = Mesh(np.array(devices or jax.local_devices()), ("data",))
+        self._specs, self._by_row = shares.specs(params, self.mesh), P("data")
         self.batch_size = batch_size
         self._padded_size = -(-batch_size // self.mesh.size) * self.mesh.size
         self.load(params)
-        self._key = jax.device_put(jax.random.key(seed), self._everywhere)
-        shape = (self._padded_size, MAX_SEQ_LEN)
-        rows = jax.ShapeDtypeStruct(shape, np.uint16, sharding=self._by_row)
+        self._seed = shares.place(np.uint32(seed), self.mesh, P())
+        shape = jax.ShapeDtypeStruct((self._padded_size, MAX_SEQ_LEN), np.uint16)
+        rows = shares.place(shape, self.mesh, self._by_row)
         # shard_map: some attention kernels cannot be partitioned automatically.
         spread = jax.shard_map(
             judge,
             mesh=self.mesh,
-            in_specs=(P(), P(), P("data"), P("data")),
-            out_specs=P("data"),
+            in_specs=(self._specs, P(), self._by_row, self._by_row),
+            out_specs=self._by_row,
             check_vma=False,
         )
         with jax.set_mesh(self.mesh):  # whatever mesh the caller may have set
-            self._judge = jax.jit(spread).lower(self._params, self._key, rows, rows).compile()
+            self._judge = jax.jit(spread).lower(self._params, self._seed, rows, rows).compile()
 
     def load(self, params: Any) -> None:
         """Put parameters on the devices. Shapes and dtypes must be those of the compilation."""
-        import jax
+        from autoresearch_jax.kit import shares
 
-        from autoresearch_jax.kit import artifacts
-
-        def place(leaf: Any) -> Any:
-            if isinstance(leaf, jax.ShapeDtypeStruct):
-                return leaf.update(sharding=self._everywhere)
-            return jax.device_put(artifacts.addressable(leaf), self._everywhere)
-
-        self._params = jax.tree.map(place, params)
+        self._params = shares.place(params, self.mesh, self._specs)
 
     def __call__(self, tokens_NT: np.ndarray, targets_NT: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return what `rate` does of all positions, in the order of the rows: float32 [N, T]."""
         import jax
+
+        from autoresearch_jax.kit import artifacts, shares
 
         nats_NT, sketch_NT = (np.empty(tokens_NT.shape, np.float32) for _ in range(2))
         waiting: deque[tuple[int, Any]] = deque()
@@ -290,7 +295,7 @@ class Evaluator:
             start, parts = waiting.popleft()
             stop = min(start + self.batch_size, len(tokens_NT))
             for whole, part in zip((nats_NT, sketch_NT), parts, strict=True):
-                whole[start:stop] = np.asarray(part)[: stop - start]
+                whole[start:stop] = np.asarray(artifacts.addressable(part))[: stop - start]
             if self.report:
                 self.report(stop - start, len(tokens_NT))
 
@@ -298,12 +303,12 @@ class Evaluator:
             # A partial batch is filled up with copies of its first row; their results are dropped.
             rows = rows_NT[start : start + self.batch_size].astype(np.uint16, copy=False)
             filler = np.repeat(rows[:1], self._padded_size - len(rows), axis=0)
-            return jax.device_put(np.concatenate([rows, filler]), self._by_row)
+            return shares.place(np.concatenate([rows, filler]), self.mesh, self._by_row)
 
         with jax.set_mesh(self.mesh):
             for start in range(0, len(tokens_NT), self.batch_size):
                 inputs = batch(tokens_NT, start), batch(targets_NT, start)
-                waiting.append((start, self._judge(self._params, self._key, *inputs)))
+                waiting.append((start, self._judge(self._params, self._seed, *inputs)))
                 if len(waiting) > 2:  # the device computes while the host reads on
                     collect()
             while waiting:

@@ -21,10 +21,13 @@ import pytest
 
 from autoresearch_jax.common import archive, protocol
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.data.manifest import FROZEN
 from autoresearch_jax.jobs import group as groups
+from autoresearch_jax.jobs.executor import Context
 from autoresearch_jax.jobs.group import Group
-from autoresearch_jax.jobs.job import Lost, TrainResult
+from autoresearch_jax.jobs.job import Lost, ScoreJob, TrainJob, TrainResult
 from autoresearch_jax.jobs.ray import group, machine, meeting, placement, transfer
+from autoresearch_jax.jobs.ray.executor import RayExecutor
 from autoresearch_jax.jobs.ray.messages import (
     Bundles,
     Machine,
@@ -235,7 +238,7 @@ FAILED = trained(Outcome.CRASH, "its last line: DEADLINE_EXCEEDED: Barrier timed
 def test_where_a_host_is_lost_the_others_fail_because_of_that(ground, wanted, hosts):
     task = hosts_helpers.train_task(wanted, ground, "")
     with pytest.raises(Lost, match="it died"):
-        group.train(Told(*hosts), task, lambda: False, Follower(), lambda parts: "")
+        group.run(Told(*hosts), "train", task, lambda: False, Follower(), lambda parts: "")
 
 
 def test_a_stop_while_the_first_host_sends_is_no_crash(ground, wanted):
@@ -247,7 +250,7 @@ def test_a_stop_while_the_first_host_sends_is_no_crash(ground, wanted):
         return "what it left cannot be unpacked: it ends early"
 
     told = Told((LISTENS, trained(left=7)), (trained(rank=1),))
-    assert group.train(told, task, stopped.is_set, Follower(), unpack) is None
+    assert group.run(told, "train", task, stopped.is_set, Follower(), unpack) is None
 
 
 class Refusing:
@@ -368,7 +371,7 @@ def run(
         return ""
 
     direct = hosts_helpers.Direct()
-    found = group.train(direct, task, stop, follower or Follower(), unpack)
+    found = group.run(direct, "train", task, stop, follower or Follower(), unpack)
     return None if found is None else found[0]
 
 
@@ -384,6 +387,35 @@ def test_two_hosts_train_as_one_process_does(ground, wanted, tmp_path):
     assert expected[0] > expected[-1] + 0.01  # it learns
     assert follower.exported == 1
     assert (left / "artifacts" / protocol.EXPORTED).is_file()
+
+
+@TWO_CORES
+@pytest.mark.parametrize("scored_next", tiers.cases([False, True], by_day=[False]))
+def test_what_one_host_cannot_hold_all_of_them_score(ground, wanted, tmp_path, scored_next):
+    (tmp_path / "train").mkdir()
+    for name in FROZEN:
+        (tmp_path / "train" / name).write_bytes((ground.root / name).read_bytes())
+    (tmp_path / "train" / "train.py").write_text(hosts_helpers.small_train_py())
+    paths = tmp_path / "train", tmp_path / "left", tmp_path / "run.log"
+    job = TrainJob(*paths, "one", 1.0, hosts_helpers.LIMITS, scored_next=scored_next)
+    scored = ScoreJob(job.folder, job.artifacts, tmp_path / "score.log", "one", job.limits)
+    view = harness.Notes()
+
+    def executor(max_memory_gb: float | None = None) -> RayExecutor:
+        given = ground.workspace, tmp_path, None, view, lambda: False, tmp_path / "trusted"
+        context = Context(*given, max_memory_gb=max_memory_gb)
+        return RayExecutor(context, cluster=hosts_helpers.Direct(), requirements=wanted)
+
+    limited = executor(0.6 / 1024)  # the parameters need 1 MiB, a device may have half of 0.6
+    assert limited.train(job).outcome == "ok"
+    view.shown.clear()
+    together = limited.score(scored)
+    assert together.outcome == "ok", (together, scored.log.read_text())
+    assert (job.artifacts / protocol.NATS).is_file()
+    assert "one: waiting for 2 machines of the cluster" in view.shown
+    assert ("one: waiting for a machine of the cluster" in view.shown) == (not scored_next)
+    alone = executor().score(scored)
+    assert together.metrics["val_bpb"] == pytest.approx(alone.metrics["val_bpb"], abs=1e-6)
 
 
 def train_processes() -> list[psutil.Process]:

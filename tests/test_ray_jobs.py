@@ -346,12 +346,12 @@ def test_a_machine_trains_and_scores(look, ground, tmp_path):
     sent = (*transfer.of_scored(artifacts), *transfer.of_nats(artifacts, "best"))
     limits = dataclasses.replace(LIMITS, beat=math.inf, best=AWAY)  # as if it could be kept
     job = ScoreJob(AWAY, AWAY, AWAY, "one", limits)
-    events = list(machine.score(ScoreTask(look, job, sent)))
+    events = list(machine.score(ScoreTask(look, job, sent, None)))
     (again,) = [one for one in events if isinstance(one, Scored)]
-    assert again.score.metrics["val_bpb"] == done.score.metrics["val_bpb"]
+    assert again.result.metrics["val_bpb"] == done.score.metrics["val_bpb"]
     # It gains next to nothing over itself, so that few probes are enough.
-    assert again.score.metrics["probe_gain"] <= 0.0005
-    assert again.score.metrics["probe_pairs"] < 600
+    assert again.result.metrics["probe_gain"] <= 0.0005
+    assert again.result.metrics["probe_pairs"] < 600
     left(events, tmp_path / "nats")
     assert [one.name for one in (tmp_path / "nats").iterdir()] == [protocol.NATS]
     assert not list((paths.home() / "cluster").glob("task-*"))

@@ -21,7 +21,7 @@ from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
 
 import train
-from autoresearch_jax.common import files, scored_files
+from autoresearch_jax.common import files, protocol, scored_files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.protocol import BROKEN, REFUSED
 from autoresearch_jax.data import manifest
@@ -105,6 +105,7 @@ def spec_of(frozen, left, out):
         "beat": -math.inf,  # it is not to be kept, and so gets few probes
         "best": "",
         "early": False,
+        "group": False,
         "nats": str(out.with_suffix(".npy")),
         "out": str(out),
     }
@@ -153,6 +154,26 @@ def leave(folder, function, params=None, abstract=None, allowed=(), tokens=TOKEN
 
 
 # -------------------------------------------------------------------------------------- the score
+
+
+def of_devices(mib: float) -> dict[str, str]:
+    """The variables of a machine with four devices, each with so much memory."""
+    flags = "--xla_force_host_platform_device_count=4"
+    return {"XLA_FLAGS": flags, protocol.MEMORY_LIMIT: str(mib / 1024)}
+
+
+def test_what_no_device_holds_is_scored_in_shares(score, honest):
+    _, whole, _ = score(honest)
+    code, answer, _ = score(honest, **of_devices(1.0))  # for parameters of 1 MiB, and the rest
+    assert code == 0
+    assert answer["val_bpb"] == pytest.approx(whole["val_bpb"], abs=1e-7, rel=0)
+    assert answer["probe_noise"] == 0.0
+
+
+def test_what_all_devices_cannot_hold_is_refused(score, honest):
+    code, answer, _ = score(honest, **of_devices(0.25))
+    assert (code, answer["refused"]) == (REFUSED, protocol.TOO_FEW_DEVICES)
+    assert "need 0.3 MiB on each of 4 devices, more than half of the 0.2 MiB" in answer["detail"]
 
 
 def test_the_score_is_the_metric(score, honest, prepare, params):

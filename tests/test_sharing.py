@@ -365,9 +365,10 @@ def test_another_score_on_another_device_is_left_open(sent, tmp_path):
     assert same.confirmed
 
 
-def test_a_scorer_that_fails_here_is_no_forgery(sent):
+@pytest.mark.parametrize("reason", ["too-slow: not scored within 3600 s", "too-few-devices: x"])
+def test_a_scorer_that_fails_here_is_no_forgery(sent, reason):
     def fails(*_, **__):
-        return Score("refused", "too-slow: not scored within 3600 s", {})
+        return Score("refused", reason, {})
 
     verdict = sent.verify(sent.path, fails)
     assert (verdict.refused, verdict.confirmed) == ("", False)

@@ -54,6 +54,16 @@ def test_the_default_step_compiles_and_fits(target, devices, memory_gib, capsys)
     assert 0 < row["expected_mfu_percent"] < 100
 
 
+def test_parameters_in_shares_are_gathered_one_after_the_other():
+    command = [sys.executable, "bench/shares.py", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    row = json.loads(done.stdout.splitlines()[-1])
+    copies, shares = row["copies"], row["shares"]
+    assert shares["arguments"] < 0.15 * copies["arguments"]  # of eight devices
+    assert shares["temporary"] - copies["temporary"] < 0.2 * copies["parameters"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_idea_compiles(name, tmp_path):
     answer = bench_rows.compiled(tmp_path, applied([name]), "v5e", DEPTH=4, DEVICE_BATCH_SIZE=16)

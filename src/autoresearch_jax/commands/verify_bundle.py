@@ -21,7 +21,7 @@ from autoresearch_jax.bundles.verdict import SAME_BPB, Finding, State, Verdict
 from autoresearch_jax.commands.setup import VERSION
 from autoresearch_jax.common import paths
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.common.protocol import NATS
+from autoresearch_jax.common.protocol import NATS, TOO_FEW_DEVICES
 from autoresearch_jax.common.text import clean, printable
 from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import FROZEN, DataError, Manifest
@@ -38,7 +38,8 @@ from autoresearch_jax.repo.workspace import Workspace
 from autoresearch_jax.system import locks
 from autoresearch_jax.system.disk_errors import disk_errors
 
-OWN_FAULTS = ("too-slow", "scorer-failed")  # which may be this machine's, and not the bundle's
+# Which may be this machine's, and not the bundle's.
+OWN_FAULTS = ("too-slow", "scorer-failed", TOO_FEW_DEVICES)
 COMPUTED_BY = ("device", "JAX", "scorer")  # with the same ones, a score is the same
 
 

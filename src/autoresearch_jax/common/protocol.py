@@ -14,6 +14,7 @@ REFUSED = 3  # the files of a training break a rule
 BROKEN = 4  # the data or the machine is at fault
 # Its rules that a model breaks whose predictions depend on what they must not depend on.
 LEAKS = OTHER_ROWS, TARGETS, LATER_TOKENS = "other-rows", "its-targets", "later-tokens"
+TOO_FEW_DEVICES = "too-few-devices"  # its rule that a model breaks which they cannot hold
 GO = b"go\n"  # to an early scorer: the training has ended
 
 # Variable: seconds of start-up that cost a training none of its budget; not set: all.

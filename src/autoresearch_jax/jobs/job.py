@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.common.protocol import NATS
+from autoresearch_jax.common.protocol import NATS, TOO_FEW_DEVICES
 from autoresearch_jax.jobs.group import Group
 from autoresearch_jax.records.events import Outcome
 
@@ -93,6 +93,7 @@ class ScoreJob:
     # A training that probably follows: an executor may start it, and let it begin once `train`
     # gets a job with the same key.
     following: TrainJob | None = None
+    group: Group | None = None  # None: it scores alone
 
     @property
     def key(self) -> tuple[Path, str]:
@@ -152,3 +153,8 @@ class Score:
     reason: str  # why it is not ok, else ""
     metrics: Mapping[str, float]  # val_bpb among them if it is ok
     signal: int = 0  # that ended it, if one did
+
+    @property
+    def needs_more_devices(self) -> bool:
+        """Whether a model was not scored because the devices cannot hold its parameters."""
+        return self.outcome == Outcome.REFUSED and self.reason.startswith(f"{TOO_FEW_DEVICES}: ")

@@ -16,6 +16,7 @@ from autoresearch_jax.jobs import interference, scoring, training
 from autoresearch_jax.jobs.compile_check import CompileCheck
 from autoresearch_jax.jobs.device_allocation import WHOLE, DeviceAllocation
 from autoresearch_jax.jobs.executor import CompileCache, Context
+from autoresearch_jax.jobs.group import Group
 from autoresearch_jax.jobs.job import (
     NO_EVENTS,
     SEED,
@@ -131,11 +132,7 @@ class LocalExecutor:
         variables = self._training_variables(job.artifacts, cache, job.seed)
         if job.limits.free_startup_s != math.inf:
             variables[protocol.FREE_STARTUP] = str(job.limits.free_startup_s)
-        if job.group is None:
-            return self._launch(sandbox, variables)
-        # A group has whole hosts, and the chips of a slice together.
-        given = isolation.environment(os.environ, sandbox.scratch) | tpu.slice_variables(whole=True)
-        return self._launch(sandbox, {**variables, **job.group.variables}, given)
+        return self._launch(sandbox, variables, job.group)
 
     def _training_variables(self, artifacts: Path, cache: Path, seed: int) -> dict[str, str]:
         return profiles.training_environment(
@@ -148,10 +145,12 @@ class LocalExecutor:
         )
 
     def _launch(
-        self, sandbox: Sandbox, variables: dict[str, str], given: dict[str, str] | None = None
+        self, sandbox: Sandbox, variables: dict[str, str], group: Group | None = None
     ) -> Launch:
-        if given is None:
-            given = isolation.environment(self._variables, sandbox.scratch)
+        given = isolation.environment(self._variables, sandbox.scratch)
+        if group is not None:  # it has whole hosts, and the chips of a slice together
+            given = isolation.environment(os.environ, sandbox.scratch)
+            given = {**given, **tpu.slice_variables(whole=True), **group.variables}
         return Launch(self._environment.level, sandbox, given | variables, self._context.keep_fds)
 
     def _data(self, folder: Path) -> Manifest | None:
@@ -194,8 +193,10 @@ class LocalExecutor:
             scratch=isolation.fresh(scratch),
             readable=(job.frozen, job.artifacts, *nats),
             cache=cache,
+            network=job.group is not None,
         )
-        return self._launch(sandbox, profiles.scorer_environment(home, cache))
+        variables = profiles.scorer_environment(home, cache, self._context.max_memory_gb)
+        return self._launch(sandbox, variables, job.group)
 
     def _copy_frozen(self, folder: Path) -> None:
         frozen = self._private / "frozen-early"

@@ -30,6 +30,8 @@ CODE = (
     "common/paths.py",
     "common/protocol.py",
     "common/scored_files.py",
+    "compiler/__init__.py",
+    "compiler/memory.py",
     "data/__init__.py",
     "data/manifest.py",
     "data/packing.py",
@@ -42,6 +44,7 @@ CODE = (
     "kit/fused_mlp.py",
     "kit/loss.py",
     "kit/progress.py",
+    "kit/shares.py",
     "scorer/__init__.py",
     "scorer/__main__.py",
     "scorer/model.py",
@@ -141,6 +144,7 @@ class Scoring:
             "best": str(job.best_nats),
             "nats": str(launch.sandbox.scratch / NATS),
             "early": early,
+            "group": job.group is not None,
             "out": str(self._out),
         }
         arguments = ["-I", "-m", "autoresearch_jax.scorer", json.dumps(spec)]

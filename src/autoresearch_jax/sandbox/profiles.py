@@ -37,11 +37,20 @@ def training(
 
 
 def scorer(
-    data: Manifest | None, split: str, *, scratch: Path, readable: Iterable[Path], cache: Path
+    data: Manifest | None,
+    split: str,
+    *,
+    scratch: Path,
+    readable: Iterable[Path],
+    cache: Path,
+    network: bool = False,
 ) -> Sandbox:
-    """Return the scorer's sandbox: it reads one split, and alone writes its compile cache."""
+    """Return the scorer's sandbox: it reads one split, and alone writes its compile cache.
+
+    The `network` is for a scoring on several hosts.
+    """
     rows = () if data is None else (*_common(data), data.split_path(split))
-    return Sandbox(scratch, (*rows, *readable), (cache,))
+    return Sandbox(scratch, (*rows, *readable), (cache,), network=network)
 
 
 def sampler(
@@ -138,10 +147,14 @@ def training_environment(
     }
 
 
-def scorer_environment(home: Path, cache: Path) -> dict[str, str]:
+def scorer_environment(
+    home: Path, cache: Path, max_memory_gb: float | None = None
+) -> dict[str, str]:
     """Return the scorer's own variables."""
+    limit = {} if max_memory_gb is None else {MEMORY_LIMIT: str(max_memory_gb)}
     return {
         "AUTORESEARCH_HOME": str(home),
+        **limit,
         **MEMORY,
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(SCORER_CACHE_BYTES),

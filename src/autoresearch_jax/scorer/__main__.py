@@ -3,9 +3,12 @@
 SPEC is a JSON object: `frozen` (a folder with only the pinned prepare.py and constants.py),
 `artifacts` (the folder that the training left), `split`, `data` (the pinned fingerprint), `beat`
 (the score below which a candidate may be kept; null for a baseline), `best` (the file with the nats
-of what has that score), `early`, `nats` and `out` (the files for its own nats, and for the answer,
-JSON). Exit codes: 0 scored, 3 refused, 4 the data or the machine is at fault; any other code: the
-scorer failed.
+of what has that score), `early`, `group` (whether processes of several hosts score together),
+`nats` and `out` (the files for its own nats, and for the answer, JSON). Exit codes: 0 scored, 3
+refused, 4 the data or the machine is at fault; any other code: the scorer failed.
+
+The processes of a group have the same SPEC but for paths, and the same files. They hold the
+parameters together, and all get the same answer.
 
 An early scorer starts during the training. It compiles the function that is exported so far, and
 waits on its standard input for GO. Then it scores like any other, but reuses what it has compiled
@@ -25,12 +28,21 @@ from typing import Any
 import jax
 import numpy as np
 import psutil
+from jax.experimental import multihost_utils
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.common.protocol import BROKEN, EXPORTED, GO, PARAMS, REFUSED
+from autoresearch_jax.common.protocol import (
+    BROKEN,
+    EXPORTED,
+    GO,
+    PARAMS,
+    REFUSED,
+    TOO_FEW_DEVICES,
+)
+from autoresearch_jax.compiler.memory import NotEnoughMemory
 from autoresearch_jax.data import manifest
 from autoresearch_jax.data.manifest import Manifest
-from autoresearch_jax.kit import progress
+from autoresearch_jax.kit import devices, progress
 from autoresearch_jax.scorer import model, probes
 
 Spec = dict[str, Any]
@@ -48,6 +60,8 @@ class Compiled:
 
 def main(spec: Spec) -> int:
     """Score, write the answer, and return the exit code."""
+    if spec["group"]:
+        devices.initialize_distributed()
     ahead = None
     if spec["early"]:
         ahead = compile_export(spec, *open_frozen(spec))  # if it fails, another scorer starts
@@ -83,13 +97,21 @@ def compile_export(spec: Spec, prepare: Any, data: Manifest) -> Compiled:
     export = model.read_export(Path(spec["artifacts"]) / EXPORTED)
     rows = prepare.rows_per_device()
     function = model.read_function(export, (rows, data.seq_len), data.vocab_size)
-    evaluator = prepare.Evaluator(
-        function.call,
-        model.abstract_params(function),
-        rows * jax.local_device_count(),
-        seed=secrets.randbits(32),  # no model can know the signs of the sketch
-    )
+    params = model.abstract_params(function)
+    seed = chosen()  # no model can know the signs of the sketch
+    group = {"devices": jax.devices()} if spec["group"] else {}
+    try:
+        evaluator = prepare.Evaluator(
+            function.call, params, rows * jax.device_count(), seed=seed, **group
+        )
+    except NotEnoughMemory as error:
+        raise model.Refused(TOO_FEW_DEVICES, str(error)) from None
     return Compiled(export, function, evaluator, time.time() - psutil.Process().create_time())
+
+
+def chosen() -> int:
+    """Return a random number below 2**32, the same in all processes."""
+    return int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32))))
 
 
 def score(spec: Spec, ahead: Compiled | None) -> dict[str, Any]:
@@ -125,7 +147,7 @@ def score(spec: Spec, ahead: Compiled | None) -> dict[str, Any]:
         evaluator,
         rows_NT1,
         sketch_NT,
-        rng=np.random.default_rng(secrets.randbits(32)),  # a model that knew them could pass them
+        rng=np.random.default_rng(chosen()),  # a model that knew them could pass them
         count=probes.random_count(
             *nats_NT.shape, thorough=spec["beat"] is None or gains is not None
         ),

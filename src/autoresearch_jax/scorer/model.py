@@ -219,10 +219,11 @@ def abstract_params(exported: jax.export.Exported) -> dict[str, jax.ShapeDtypeSt
     return {name: jax.ShapeDtypeStruct(aval.shape, aval.dtype) for name, aval in wanted.items()}
 
 
-def read_params(folder: Path, exported: jax.export.Exported) -> dict[str, jax.Array]:
+def read_params(folder: Path, exported: jax.export.Exported) -> dict[str, np.ndarray]:
     """Return the arrays that the function takes, with the expected shapes and dtypes.
 
-    The checkpoint's metadata is compared first, because orbax casts silently. Raises Refused.
+    They are in the host's memory, since a device may not hold all of them. The checkpoint's
+    metadata is compared first, because orbax casts silently. Raises Refused.
     """
     import orbax.checkpoint as ocp  # takes a second
 
@@ -236,7 +237,9 @@ def read_params(folder: Path, exported: jax.export.Exported) -> dict[str, jax.Ar
     found_bytes = sum(sizes)
     if found_bytes > 2 * size + SPARE_BYTES:
         raise Refused("shape", f"{folder.name} has {found_bytes} bytes, its arrays need {size}")
-    with ocp.StandardCheckpointer() as checkpointer:
+    own = jax.process_index()  # each process of a group reads a copy of its own
+    alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
         stored = _or_truncated(lambda: dict(checkpointer.metadata(folder).item_metadata))
         for name in sorted(wanted.keys() | stored.keys()):
             if name not in stored or name not in wanted:

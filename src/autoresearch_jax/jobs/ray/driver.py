@@ -39,9 +39,8 @@ from autoresearch_jax.jobs.ray.messages import (
     Machine,
     Refused,
     Reserved,
-    ScoreTask,
+    Task,
     Torn,
-    TrainTask,
 )
 
 HEALTH_SECONDS = 5.0  # between two checks of the head
@@ -65,7 +64,7 @@ def _serve(connection: Connection) -> None:
         if name == "reserve":
             _reserve(connection, task)
             return
-        if isinstance(task, TrainTask | ScoreTask):
+        if isinstance(task, Task):
             task = replace(task, origin=ray.get_runtime_context().get_node_id())
         remote = TASKS[name].options(**transfer.OPTIONS, **_options(options))
         running = remote.remote(task)

@@ -63,7 +63,7 @@ class RayExecutor:
     def train(self, job: TrainJob, events: Events = NO_EVENTS) -> TrainResult:
         """Trains; the machine that does so scores at once a job that is scored next.
 
-        Of several hosts it is the first one.
+        Of several hosts it is the first one, unless its devices cannot hold the parameters.
         """
         self.end_early()
         files.remove(self._cache.folder)
@@ -85,9 +85,11 @@ class RayExecutor:
                 if news.exported:
                     events.exported()
 
-            found = self._run(
-                "train", task, places, lambda: self._context.stop() or events.abandoned(), take
-            )
+            def stop() -> bool:
+                return self._context.stop() or events.abandoned()
+
+            hosts = self._requirements.resources.hosts
+            found = self._run("train", hosts, task, places, stop, take)
         if found is None:
             seconds = {"wall_seconds": round(time.monotonic() - begun, 3)}
             return TrainResult(Outcome.ABANDONED, "abandoned", seconds, job.log)
@@ -100,40 +102,48 @@ class RayExecutor:
         return result
 
     def score(self, job: ScoreJob) -> Score:
+        hosts, before = self._requirements.resources.hosts, None
         scored, self._scored = self._scored, None
         if scored is not None and scored[0] == job.key:
-            job.log.write_bytes(scored[2])
-            return scored[1]
+            _, before, log = scored
+            job.log.write_bytes(log)
+            if hosts == 1 or not before.needs_more_devices:
+                return before
         try:
             artifacts = transfer.of_scored(job.artifacts)
             sent = (*artifacts, *transfer.of_nats(job.limits.best, "best"))
         except (TooMuch, OSError) as error:
             return Score(Outcome.REFUSED, f"it cannot be sent: {error}", {})
-        task = ScoreTask(self._requirements, replace(job, following=None), sent)
-        found = self._run("score", task, {NATS: job.artifacts / NATS}, self._context.stop)
-        if found is None:
-            return Score(Outcome.ABANDONED, "abandoned", {})
-        scored, torn = found
-        job.log.write_bytes(scored.log)
-        if torn:
-            self._context.view.say(f"Warning: of {job.title}, {torn}.")
-        return scored.score
+        limit = self._context.max_memory_gb
+        task = ScoreTask(self._requirements, replace(job, following=None), sent, limit)
+        places = {NATS: job.artifacts / NATS}
+        for count in dict.fromkeys((1 if before is None else hosts, hosts)):
+            found = self._run("score", count, task, places, self._context.stop)
+            if found is None:
+                return Score(Outcome.ABANDONED, "abandoned", {})
+            ended, torn = found
+            job.log.write_bytes(ended.log)
+            if torn:
+                self._context.view.say(f"Warning: of {job.title}, {torn}.")
+            if not ended.result.needs_more_devices:
+                break
+        return ended.result
 
     def _run(
         self,
         name: str,
+        hosts: int,
         task: TrainTask | ScoreTask,
         places: Mapping[str, Path],
         stop: Callable[[], bool],
         take: Callable[[News], None] = lambda news: None,
     ) -> tuple[Any, str] | None:
-        """Runs a task on one machine after the other until one does not refuse it, or on several.
+        """Runs a task on one machine after the other until one does not refuse it, or on `hosts`.
 
         Returns its result, and why what it left is not in its `places` or ""; None if it was
         stopped. `take` gets its news.
         """
         view, title, resources = self._context.view, task.job.title, self._requirements.resources
-        hosts = resources.hosts if isinstance(task, TrainTask) else 1
         machines = f"{hosts} machines" if hosts > 1 else "a machine"
         view.live(f"{title}: waiting for {machines} of the cluster")
 
@@ -146,10 +156,9 @@ class RayExecutor:
         while True:
             options = placement.options(resources) | {"not_on": self._cluster.refusing()}
             try:
-                if hosts > 1 and isinstance(task, TrainTask):
-                    return group.train(
-                        self._cluster, task, stop, show, partial(_unpack, places=places)
-                    )
+                if hosts > 1:
+                    unpack = partial(_unpack, places=places)
+                    return group.run(self._cluster, name, task, stop, show, unpack)
                 with contextlib.closing(self._cluster.run(name, task, options, stop)) as events:
                     results = _results(events, show)
                     result = next(results, None)

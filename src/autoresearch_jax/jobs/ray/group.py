@@ -1,4 +1,4 @@
-"""The coordinator's side of a training on several hosts: reserves them, runs a task on each."""
+"""The coordinator's side of a job on several hosts: reserves them, runs a task on each."""
 
 import secrets
 import threading
@@ -12,10 +12,18 @@ from typing import Any
 
 from autoresearch_jax.jobs import interference, logs
 from autoresearch_jax.jobs.group import Group, blames_another
-from autoresearch_jax.jobs.job import Lost, TrainResult
+from autoresearch_jax.jobs.job import Lost, TrainJob, TrainResult
 from autoresearch_jax.jobs.ray import placement
 from autoresearch_jax.jobs.ray.cluster import Cluster
-from autoresearch_jax.jobs.ray.messages import News, Part, Reserved, Trained, TrainTask
+from autoresearch_jax.jobs.ray.messages import (
+    News,
+    Part,
+    Reserved,
+    Scored,
+    ScoreTask,
+    Trained,
+    TrainTask,
+)
 from autoresearch_jax.records.events import Outcome
 
 TICK_SECONDS = 0.2
@@ -25,14 +33,18 @@ GRACE_SECONDS = 5.0
 LARGEST = (*interference.LEAST, "peak_vram_mb", "charged_seconds")
 
 
-def train(
+Found = Trained | Scored
+
+
+def run(
     cluster: Cluster,
-    task: TrainTask,
+    name: str,
+    task: TrainTask | ScoreTask,
     stop: Callable[[], bool],
     take: Callable[[News], None],
     unpack: Callable[[Iterable[Part]], str],
-) -> tuple[Trained, str] | None:
-    """Trains on several hosts at the same time, and returns what they have in common.
+) -> tuple[Found, str] | None:
+    """Trains or scores on several hosts at the same time, and returns what they have in common.
 
     Also returns what `unpack` does, which gets the parts of what the first host leaves. None if it
     was stopped. `take` gets the news of the first host. Raises Lost if a host is gone or does not
@@ -44,7 +56,7 @@ def train(
         if reserved is None:
             return None
         task = replace(task, key=secrets.token_hex(16))
-        running = _Running(cluster, task, reserved, stop, take, unpack)
+        running = _Running(cluster, name, task, reserved, stop, take, unpack)
         result = running.result()
         stopped = running.torn and stop()  # while what the first host left was on its way
         return None if result is None or stopped else (result, running.torn)
@@ -56,13 +68,15 @@ class _Running:
     def __init__(
         self,
         cluster: Cluster,
-        task: TrainTask,
+        name: str,
+        task: TrainTask | ScoreTask,
         reserved: Reserved,
         stop: Callable[[], bool],
         take: Callable[[News], None],
         unpack: Callable[[Iterable[Part]], str],
     ) -> None:
         self._cluster = cluster
+        self._name = name
         self._task = task
         self._reserved = reserved
         self._stop = stop
@@ -77,7 +91,7 @@ class _Running:
         self._news: SimpleQueue[tuple[int, News]] = SimpleQueue()
         self._names = [machine.address for _, machine in reserved.hosts]
 
-    def result(self) -> Trained | None:
+    def result(self) -> Found | None:
         """Waits for all tasks. Raises as `train` does."""
         with ThreadPoolExecutor(self._size) as pool:
             futures = [pool.submit(self._follow, rank) for rank in range(self._size)]
@@ -85,46 +99,52 @@ class _Running:
                 order = self._wait(futures)
             finally:
                 self._ended.set()
-        trained = {rank: found for rank in order if (found := _found(futures[rank]))}
-        failed = [rank for rank in trained if trained[rank].result.outcome != Outcome.OK]
-        if len(trained) == self._size and not failed:
-            return joined(trained, 0)
+        ended = {rank: found for rank in order if (found := _found(futures[rank]))}
+        failed = [rank for rank in ended if ended[rank].result.outcome != Outcome.OK]
+        if len(ended) == self._size and not failed:
+            return joined(ended, 0)
         if self._stop():
             return None
         errors = [error for one in futures if (error := one.exception()) is not None]
         if errors:  # where a host is lost, the others fail because of that
             raise min(errors, key=lambda error: not isinstance(error, Lost))
-        silent = [self._of(rank) for rank in range(self._size) if rank not in trained]
+        silent = [self._of(rank) for rank in range(self._size) if rank not in ended]
         for rank in failed:
             # A host that hangs makes the others exceed their limits, but has none of its own.
-            late = trained[rank].result.outcome == Outcome.TIMEOUT
+            late = ended[rank].result.outcome == Outcome.TIMEOUT
             if not silent if late else not blames_another(self._log(rank)):
                 self._show(rank)
-                return joined(trained, rank, self._of(rank))
+                return joined(ended, rank, self._of(rank))
         what = f"{' and '.join(silent)} did not answer" if silent else "its hosts lost each other"
-        raise Lost(f"a training on {self._size} hosts was lost: {what}.")
+        noun = {"train": "training", "score": "scoring"}[self._name]
+        raise Lost(f"a {noun} on {self._size} hosts was lost: {what}.")
 
-    def _follow(self, rank: int) -> Trained | None:
+    def _follow(self, rank: int) -> Found | None:
         """Runs the task of a process, the first one before the others; None if it was ended."""
         while rank and not self._listens.wait(TICK_SECONDS):
             if self._over():
                 return None
         number, machine = self._reserved.hosts[rank]
-        job = self._task.job
-        group = Group(self._address or f"{machine.address}:0", self._size, rank)
-        job = replace(job, group=group, scored_next=job.scored_next and rank == 0)
-        task = replace(self._task, job=job)
+        task = self._task_of(Group(self._address or f"{machine.address}:0", self._size, rank))
         options = placement.options(task.requirements.resources)
         options.pop("accelerator_type", None)  # the bundle is on such a machine
         options["bundle"] = self._reserved.group, number
-        with closing(self._cluster.run("train", task, options, self._over)) as events:
+        with closing(self._cluster.run(self._name, task, options, self._over)) as events:
             results = self._results(rank, events)
-            found: Trained | None = next(results, None)
-            if found is not None:
+            found: Found | None = next(results, None)
+            if isinstance(found, Trained):
                 self._names[rank] = found.result.provenance.get("machine", self._names[rank])
-                if found.left:  # of the first host alone
-                    self.torn = self._unpack(results)
+            if found is not None and found.left:  # of the first host alone
+                self.torn = self._unpack(results)
             return found
+
+    def _task_of(self, group: Group) -> TrainTask | ScoreTask:
+        """Returns the task of a process. What a training has left, the first one alone scores."""
+        task: Any = self._task
+        job = replace(task.job, group=group)
+        if isinstance(job, TrainJob):
+            job = replace(job, scored_next=job.scored_next and group.rank == 0)
+        return replace(task, job=job)
 
     def _results(self, rank: int, events: Iterable[Any]) -> Iterator[Any]:
         """Yields a task's result and its parts, and passes its news on."""
@@ -140,7 +160,7 @@ class _Running:
     def _over(self) -> bool:
         return self._ended.is_set() or self._stop()
 
-    def _wait(self, futures: Sequence["Future[Trained | None]"]) -> list[int]:
+    def _wait(self, futures: Sequence["Future[Found | None]"]) -> list[int]:
         """Waits for the tasks, and ends all once one has failed; returns the order of ends."""
         order: list[int] = []
         running, until = set(futures), float("inf")
@@ -175,29 +195,34 @@ class _Running:
             self._take(News(log=f"\n--- {self._of(rank)} ---\n".encode() + self._logs[rank]))
 
 
-def _found(ended: "Future[Trained | None]") -> Trained | None:
+def _found(ended: "Future[Found | None]") -> Found | None:
     return None if ended.exception() else ended.result()
 
 
-def _has_failed(ended: "Future[Trained | None]") -> bool:
+def _has_failed(ended: "Future[Found | None]") -> bool:
     found = _found(ended)
     return found is None or found.result.outcome != Outcome.OK
 
 
-def joined(trained: Mapping[int, Trained], decides: int, whose: str = "") -> Trained:
+def joined(ended: Mapping[int, Found], decides: int, whose: str = "") -> Found:
     """Returns one result for all processes: how the one ended that `decides`, `whose` it was.
 
     Times and sizes are those of the first process, if it has a result. Memory and disturbance are
     the largest of all.
     """
-    base = trained.get(0) or trained[decides]
-    results = [trained[rank].result for rank in sorted(trained)]
-    last = trained[decides].result
+    found = ended[decides]
+    last = found.result
+    reason = f"{whose}: {last.reason}" if whose and decides else last.reason
+    if isinstance(found, Scored):
+        return found._replace(result=replace(found.result, reason=reason))
+    trained = {rank: one for rank, one in sorted(ended.items()) if isinstance(one, Trained)}
+    base = trained.get(0, found)
+    results = [one.result for one in trained.values()]
     return base._replace(
         result=replace(
             base.result,
             outcome=last.outcome,
-            reason=f"{whose}: {last.reason}" if whose and decides else last.reason,
+            reason=reason,
             signal=last.signal,
             metrics={**base.result.metrics, **_largest(results)},
             words=_words(results),

@@ -96,9 +96,9 @@ def train(task: messages.TrainTask) -> Iterator[Any]:
             left: tuple[Member, ...] = ()
             first = job.group is None or job.group.rank == 0  # the others have the same arrays
             try:
-                # The coordinator does not score again what was refused.
-                good = {result.outcome, score.outcome if score else Outcome.OK} == {Outcome.OK}
-                if first and good:
+                # The coordinator does not score again what was refused, but for lack of devices.
+                again = score is None or score.needs_more_devices or score.outcome == Outcome.OK
+                if first and again and result.outcome == Outcome.OK:
                     found = transfer.of_scored(artifacts)
                     if not trusted.is_dir():
                         found += transfer.of_folder(here / "cache", "cache")
@@ -118,7 +118,8 @@ def score(task: messages.ScoreTask) -> Iterator[Any]:
     """Scores. Raises Refused if the machine or its data is at fault."""
 
     def work(reporter: Reporter) -> Generator[Any, None, None]:
-        with _executor(task.requirements, reporter) as (executor, here, _):
+        own = _executor(task.requirements, reporter, task.max_memory_gb)
+        with _meeting(task, reporter) as meeting, own as (executor, here, _):
             artifacts, log = here / "artifacts", here / "score.log"
             _receive(task, {"artifacts/": artifacts, "best/": here / "best"}, reporter)
             job = replace(
@@ -127,9 +128,13 @@ def score(task: messages.ScoreTask) -> Iterator[Any]:
                 artifacts=artifacts,
                 log=log,
                 limits=_with_best(task, here),
+                group=meeting.group if meeting else None,
             )
+            if meeting:
+                meeting.wait(reporter.stopped.is_set)
             score = executor.score(job)
-            left = transfer.of_nats(artifacts) if job.split == "val" else ()
+            first = job.group is None or job.group.rank == 0  # the others have the same nats
+            left = transfer.of_nats(artifacts) if first and job.split == "val" else ()
             size = archive.stream_bytes(left) if left else 0
             yield messages.Scored(score, _read(log), size)
             yield from _parts(left, size, job.title, reporter)
@@ -138,9 +143,9 @@ def score(task: messages.ScoreTask) -> Iterator[Any]:
 
 
 def _meeting(
-    task: messages.TrainTask, reporter: Reporter
+    task: messages.TrainTask | messages.ScoreTask, reporter: Reporter
 ) -> contextlib.AbstractContextManager[Meeting | None]:
-    """Returns where the hosts of a task's group meet; None if it trains alone. Raises UserError."""
+    """Returns where the hosts of a task's group meet; None if it runs alone. Raises UserError."""
     if task.job.group is None:
         return contextlib.nullcontext()
     found = Meeting(task.job.group, task.key)

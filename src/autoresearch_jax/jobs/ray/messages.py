@@ -1,7 +1,7 @@
 """The messages between the coordinator and the machines of a cluster."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from autoresearch_jax.common.archive import Member
 from autoresearch_jax.data.manifest import Choice
@@ -52,32 +52,28 @@ class Requirements:
     packages: tuple[tuple[str, str], ...] = ()  # names and versions, for a group of hosts
 
 
-# Each machine replaces the paths in the jobs of both tasks by its own. It gets `files` through Ray
-# from `origin`, the coordinator's machine, which the driver fills in; "": it reads them itself.
+Job = TypeVar("Job", TrainJob, ScoreJob)
 
 
 @dataclass(frozen=True)
-class TrainTask:
-    """A training, and its scoring if the job is scored next."""
+class Task(Generic[Job]):
+    """A job for a machine, which replaces the paths in it by its own."""
 
     requirements: Requirements
-    job: TrainJob
-    # In `train`: the job's folder. In `cache`: what the baseline compiled; not for the baseline
-    # itself. In `best`: the nats of the best, if there are any.
+    job: Job
+    # Of a training: in `train` the job's folder; in `cache` what the baseline compiled, but not for
+    # the baseline itself. Of a scoring: in `artifacts` the job's. Of both: in `best` the nats of
+    # the best, if there are any.
     files: tuple[Member, ...]
     max_memory_gb: float | None
+    # The coordinator's machine, from which Ray fetches the files, which the driver fills in; "": it
+    # reads them itself.
     origin: str = ""
     key: str = ""  # of a group, by which its hosts know each other
 
 
-@dataclass(frozen=True)
-class ScoreTask:
-    """A scoring of what a training left."""
-
-    requirements: Requirements
-    job: ScoreJob
-    files: tuple[Member, ...]  # `artifacts`: the job's; `best`: as in a TrainTask
-    origin: str = ""
+TrainTask = Task[TrainJob]  # and its scoring if the job is scored next
+ScoreTask = Task[ScoreJob]
 
 
 class Bundles(NamedTuple):
@@ -121,7 +117,7 @@ class Trained(NamedTuple):
 class Scored(NamedTuple):
     """The result of a scoring."""
 
-    score: Score
+    result: Score
     log: bytes
     left: int = 0  # the file with the nats of each scored target
 
