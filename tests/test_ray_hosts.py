@@ -192,6 +192,15 @@ def test_a_loop_trains_on_several_hosts_as_one_process_does(ground, whole, exami
     assert not processes(ground)
 
 
+def test_what_one_host_cannot_hold_all_of_them_score(ground, whole, examined):
+    few = {"tag": "few", "max_memory_gb": 0.6 / 1024}  # of a device; the parameters need 1 MiB
+    loop_run = LoopRun(ground, whole.address, examined, worse(), hosts=2, **few)
+    assert [e.status for e in loop_run.history] == ["keep", "discard"], loop_run.history
+    one = LoopRun(ground, whole.address, examined, worse(), hosts=2, tag="enough")
+    scores = [run.history[0].val_bpb for run in (loop_run, one)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)  # two trainings on the same data
+
+
 def test_groups_train_side_by_side(ground, whole, examined):
     together = []
 
