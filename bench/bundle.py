@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from autoresearch_jax.bundles import checks, reading
+from autoresearch_jax.bundles import agreement, reading
 from autoresearch_jax.commands import bundle
 from autoresearch_jax.common.console import QuietView
 from autoresearch_jax.repo.workspace import Workspace
@@ -35,7 +35,7 @@ def main() -> None:
             for path in paths
         ]
         reading_s = [
-            timed(lambda path=path: checks.check(reading.read(path, path.with_suffix(""))))
+            timed(lambda path=path: agreement.check(reading.read(path, path.with_suffix(""))))
             for path in paths
         ]
         content = paths[0].read_bytes()

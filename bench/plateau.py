@@ -2,7 +2,7 @@
 
     uv run bench/plateau.py [--quiet 20] [--seeds 100] [--trainings 150] [--json]
 
-Nights of 150 trainings on made-up changes (simulated.py): `autoresearch_jax.loop.combining` says
+Nights of 150 trainings on made-up changes (simulated.py): `autoresearch_jax.loop.near_misses` says
 when near misses are tried together and which, the policies decide as in a loop, and an agent
 proposes one of 80 changes at a time that the best does not have. 14 of them (`convex`) or 7 gain
 alone, 0.0015 bits per byte on average; most lose as much.

@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import structs
 
-from autoresearch_jax.loop import combining
+from autoresearch_jax.loop import near_misses
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.decision import Decision, MeasureAgain, decide
 from autoresearch_jax.loop.statistics import NOISE_RUNS
@@ -60,11 +60,11 @@ class SimulatedTag:
         `merge` merges a file, the best and a near miss, or returns None.
         """
         best = self.file(self.best)
-        for near in combining.due(self.experiments, self.best, quiet):
+        for near in near_misses.due(self.experiments, self.best, quiet):
             file, numbers = best, list[int]()
-            for e in near[: combining.CANDIDATES]:
+            for e in near[: near_misses.CANDIDATES]:
                 found = merge(file, best, self.file(e))
-                if found is not None and found != file and len(numbers) < combining.MOST:
+                if found is not None and found != file and len(numbers) < near_misses.MOST:
                     file = found
                     numbers.append(e.n)
             if len(numbers) > 1 and file not in self.files.values():

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autoresearch_jax.bundles import checks, reading
+from autoresearch_jax.bundles import agreement, reading
 from autoresearch_jax.bundles.format import Refused
 from autoresearch_jax.common.errors import UserError
 from tests import bundle_maker
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(1800)  # 10,000 mutated archives take minutes
 
 def checked(path: Path, folder: Path | None = None):
     bundle = reading.read(path, folder)
-    return bundle, checks.check(bundle)
+    return bundle, agreement.check(bundle)
 
 
 def refusal(path: Path, content: bytes | bundle_maker.Files) -> Refused:
@@ -311,7 +311,7 @@ def test_what_was_carried_over_together_is_read_without_the_others(path):
         lines[5] |= {"of": 3, "together": [3, 2]}
 
     bundle = reading.read(bundle_maker.write(path, edited_records(together)))
-    assert checks.check(bundle).experiment.of is None
+    assert agreement.check(bundle).experiment.of is None
 
 
 @pytest.mark.parametrize(

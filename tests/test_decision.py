@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresearch_jax.common import syntax
-from autoresearch_jax.loop import combining, proposal_queue
+from autoresearch_jax.loop import near_misses, proposal_queue
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.decision import (
     Decision,
@@ -399,10 +399,10 @@ def test_near_misses_are_single_proposals():
         made.decide(n)
     best = made.experiments.best
     assert any(e.parts for e in made.experiments.based_on(best.commit))
-    (near,) = combining.due(made.experiments, best, 4)
+    (near,) = near_misses.due(made.experiments, best, 4)
     assert len(near) == 4
     assert not any(e.parts for e in near)
-    assert not list(combining.due(made.experiments, best, 5))  # only they were quiet decisions
+    assert not list(near_misses.due(made.experiments, best, 5))  # only they were quiet decisions
 
 
 def test_gains_together_say_nothing_of_the_spread_of_one():

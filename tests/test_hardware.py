@@ -18,7 +18,7 @@ from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.loop.config import LoopConfig
 from autoresearch_jax.loop.open_session import Tools, open_devices
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.system import device_probe, device_use, nvidia, tpu, visible_devices
+from autoresearch_jax.system import device_probe, device_use, nvidia, tpu_slice, visible_devices
 from tests.data_helpers import ROOT
 from tests.harness import Notes, git
 
@@ -50,17 +50,17 @@ def test_a_probe_that_hangs_or_fails_is_reported(monkeypatch):
 def test_one_of_several_hosts_is_refused_with_a_remedy(monkeypatch):
     monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
     monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
-    tpu.refuse_several_hosts()
+    tpu_slice.refuse_several_hosts()
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "t1v-0,t1v-1,t1v-2,t1v-3")
     with pytest.raises(UserError, match=r"one of the 4 hosts .*export TPU_WORKER_HOSTNAMES=local"):
-        tpu.refuse_several_hosts()
+        tpu_slice.refuse_several_hosts()
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    tpu.refuse_several_hosts()
+    tpu_slice.refuse_several_hosts()
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234")
     with pytest.raises(UserError, match="unset JAX_COORDINATOR_ADDRESS"):
-        tpu.refuse_several_hosts()
+        tpu_slice.refuse_several_hosts()
     monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
-    tpu.refuse_several_hosts()
+    tpu_slice.refuse_several_hosts()
 
 
 @contextlib.contextmanager
@@ -94,21 +94,21 @@ def test_a_slice_that_only_its_metadata_names_is_refused(monkeypatch):
     names = "unknown:unknown:10.0.0.2,unknown:unknown:10.0.0.3"
     refusal = pytest.raises(UserError, match="one of the 2 hosts")
     with metadata(monkeypatch, worker_network_endpoints=names), refusal:
-        tpu.refuse_several_hosts()
-    tpu.refuse_several_hosts()  # nothing answers: not a cloud machine
+        tpu_slice.refuse_several_hosts()
+    tpu_slice.refuse_several_hosts()  # nothing answers: not a cloud machine
 
 
 def test_a_sandbox_without_a_network_describes_the_slice_to_libtpu(monkeypatch):
     with metadata(monkeypatch, accelerator_type="v5litepod-8"):
-        variables = tpu.slice_variables()
+        variables = tpu_slice.slice_variables()
         assert variables["TPU_ACCELERATOR_TYPE"] == "v5litepod-8"
         assert variables["TPU_SKIP_MDS_QUERY"] == "1"
         monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v6e-8")  # the user's choice counts
-        assert tpu.slice_variables() == {}
+        assert tpu_slice.slice_variables() == {}
     with metadata(monkeypatch):
-        assert tpu.slice_variables() == {}
+        assert tpu_slice.slice_variables() == {}
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert tpu.slice_variables() == {}
+    assert tpu_slice.slice_variables() == {}
 
 
 def test_a_loop_on_several_hosts_is_refused(prepared_home, tmp_path, monkeypatch):

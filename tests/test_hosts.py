@@ -26,7 +26,7 @@ from autoresearch_jax.jobs import group as groups
 from autoresearch_jax.jobs.executor import Context
 from autoresearch_jax.jobs.group import Group
 from autoresearch_jax.jobs.job import Lost, ScoreJob, TrainJob, TrainResult
-from autoresearch_jax.jobs.ray import group, machine, meeting, placement, transfer
+from autoresearch_jax.jobs.ray import machine, meeting, placement, run_group, transfer
 from autoresearch_jax.jobs.ray.executor import RayExecutor
 from autoresearch_jax.jobs.ray.messages import (
     Bundles,
@@ -184,7 +184,7 @@ def trained(outcome: Outcome = Outcome.OK, reason: str = "", left: int = 0, **mo
 def test_memory_and_disturbance_are_those_of_the_worst_host():
     one = trained(left=7, peak_vram_mb=2.0, crowded_percent=0.0, startup_seconds=3.0)
     two = trained(rank=1, peak_vram_mb=5.0, crowded_percent=40.0, startup_seconds=8.0)
-    found = group.joined({0: one, 1: two}, 0)
+    found = run_group.joined({0: one, 1: two}, 0)
     assert found.left == 7
     result = found.result
     assert (result.outcome, result.reason) == ("ok", "")
@@ -198,7 +198,7 @@ def test_memory_and_disturbance_are_those_of_the_worst_host():
 def test_the_reason_is_that_of_the_host_that_failed():
     one = trained(Outcome.CRASH, "it blames the other")
     two = trained(Outcome.CRASH, "its own", rank=1)
-    result = group.joined({0: one, 1: two}, 1, "process 1 of 2 (b)").result
+    result = run_group.joined({0: one, 1: two}, 1, "process 1 of 2 (b)").result
     assert (result.outcome, result.reason) == ("crash", "process 1 of 2 (b): its own")
 
 
@@ -238,7 +238,7 @@ FAILED = trained(Outcome.CRASH, "its last line: DEADLINE_EXCEEDED: Barrier timed
 def test_where_a_host_is_lost_the_others_fail_because_of_that(ground, wanted, hosts):
     task = hosts_helpers.train_task(wanted, ground, "")
     with pytest.raises(Lost, match="it died"):
-        group.run(Told(*hosts), "train", task, lambda: False, Follower(), lambda parts: "")
+        run_group.run(Told(*hosts), "train", task, lambda: False, Follower(), lambda parts: "")
 
 
 def test_a_stop_while_the_first_host_sends_is_no_crash(ground, wanted):
@@ -250,7 +250,7 @@ def test_a_stop_while_the_first_host_sends_is_no_crash(ground, wanted):
         return "what it left cannot be unpacked: it ends early"
 
     told = Told((LISTENS, trained(left=7)), (trained(rank=1),))
-    assert group.run(told, "train", task, stopped.is_set, Follower(), unpack) is None
+    assert run_group.run(told, "train", task, stopped.is_set, Follower(), unpack) is None
 
 
 class Refusing:
@@ -371,7 +371,7 @@ def run(
         return ""
 
     direct = hosts_helpers.Direct()
-    found = group.run(direct, "train", task, stop, follower or Follower(), unpack)
+    found = run_group.run(direct, "train", task, stop, follower or Follower(), unpack)
     return None if found is None else found[0]
 
 

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from msgspec import structs
 
-from autoresearch_jax.bundles import checks, reading
+from autoresearch_jax.bundles import agreement, reading
 from autoresearch_jax.bundles.verdict import Finding, State, Verdict
 from autoresearch_jax.commands import leaderboard as command
 from autoresearch_jax.commands import verify_bundle
@@ -64,7 +64,7 @@ def standing(tmp_path):
         path = tmp_path / f"{len([*tmp_path.iterdir()])}.tar"
         bundle = reading.read(bundle_maker.write(path, described(words, **options)))
         verdict = structs.replace(CONFIRMED, val_bpb=bundle.manifest.val_bpb)
-        return Standing(bundle, checks.check(bundle), verdict)
+        return Standing(bundle, agreement.check(bundle), verdict)
 
     return standing
 
@@ -193,7 +193,7 @@ def test_only_confirmed_bundles_are_on_the_board(folder, monkeypatch):
         refused = Verdict(refused="edited-score", why="it claims less")
         of = {"edited.tar": refused, "later.tar": left}
         bundle = reading.read(path)
-        return bundle, checks.check(bundle), of.get(path.name, CONFIRMED)
+        return bundle, agreement.check(bundle), of.get(path.name, CONFIRMED)
 
     monkeypatch.setattr(verify_bundle, "verify", verify)
     lines, words = board(folder)
@@ -217,7 +217,7 @@ def test_what_is_shown_and_kept_is_what_was_checked(folder, monkeypatch):
     def verify(path, *_):
         path.write_bytes(honest)
         bundle = reading.read(path)
-        return bundle, checks.check(bundle), CONFIRMED
+        return bundle, agreement.check(bundle), CONFIRMED
 
     monkeypatch.setattr(verify_bundle, "verify", verify)
     _, words = board(folder)
@@ -235,7 +235,7 @@ def test_a_copy_does_not_stand_beside_what_it_copies(folder, monkeypatch):
 
     def verify(path, *_):
         bundle = reading.read(path)
-        return bundle, checks.check(bundle), CONFIRMED
+        return bundle, agreement.check(bundle), CONFIRMED
 
     monkeypatch.setattr(verify_bundle, "verify", verify)
     lines, words = board(folder)
@@ -252,7 +252,7 @@ def test_no_file_stops_the_others_or_writes_to_the_terminal(folder, monkeypatch)
     monkeypatch.setattr(
         verify_bundle,
         "verify",
-        lambda path, *_: (b := reading.read(path), checks.check(b), CONFIRMED),
+        lambda path, *_: (b := reading.read(path), agreement.check(b), CONFIRMED),
     )
     lines, _ = board(folder)
     assert lines[0].endswith("0 of 2 files are on the board")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from autoresearch_jax.bundles import checks, evidence, git_objects, reading
+from autoresearch_jax.bundles import agreement, evidence, git_objects, reading
 from autoresearch_jax.bundles.format import (
     BASE,
     BASE_COMMIT,
@@ -178,7 +178,7 @@ def _write(path: Path, parts: list[Member], report: Callable[[str], object]) -> 
             out.flush()
             os.fsync(out.fileno())
         try:
-            checks.check(reading.read(temporary))
+            agreement.check(reading.read(temporary))
         except Refused as error:
             raise UserError(
                 f"a bundle of this experiment would be refused ({error}), so none was written. "

@@ -38,7 +38,7 @@ from autoresearch_jax.records.events import Status
 from autoresearch_jax.repo.workspace import Workspace, time_budget
 from autoresearch_jax.sandbox import profiles, seccomp
 from autoresearch_jax.sandbox.isolation import Chosen
-from autoresearch_jax.system import device_probe, device_use, nvidia, tpu
+from autoresearch_jax.system import device_probe, device_use, nvidia, tpu_slice
 from autoresearch_jax.system.device_probe import Device
 from autoresearch_jax.system.disk_errors import disk_errors
 from autoresearch_jax.system.interrupts import Stopped
@@ -146,7 +146,7 @@ class _Refusals:
             self._open(workspace)
         if self.device is None:
             with self._listed("autoresearch-jax doctor"):
-                tpu.refuse_several_hosts()
+                tpu_slice.refuse_several_hosts()
                 paths.refuse_unusable(paths.home())
                 self.device, self.chosen = environment.probe(paths.home())
 

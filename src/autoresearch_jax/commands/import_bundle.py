@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from autoresearch_jax.bundles import checks, reading
+from autoresearch_jax.bundles import agreement, reading
 from autoresearch_jax.bundles.evidence import Evidence
 from autoresearch_jax.bundles.format import Refused
 from autoresearch_jax.bundles.reading import Bundle
@@ -167,7 +167,7 @@ def _open(path: Path, view: View) -> _Opened:
     """Return a bundle that agrees with itself, and whose code can be used. Raises UserError."""
     try:
         bundle = reading.read(path, report=view.live)
-        found = _Opened(bundle, checks.check(bundle))
+        found = _Opened(bundle, agreement.check(bundle))
     except Refused as refused:
         raise UserError(refusal(path, refused.name, refused.detail)) from None
     finally:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from autoresearch_jax.bundles import checks, reading
+from autoresearch_jax.bundles import agreement, reading
 from autoresearch_jax.bundles.format import Refused
 from autoresearch_jax.bundles.verdict import State, Verdict
 from autoresearch_jax.commands import verify_bundle
@@ -69,7 +69,7 @@ def _checked(
 ) -> Standing | Other:
     try:
         bundle = reading.read(path, report=tools.view.live)
-        evidence = checks.check(bundle)
+        evidence = agreement.check(bundle)
     except Refused as refused:
         return Other(path.name, f"refused, {refused.name}", refused.detail)
     except (OSError, UserError) as error:

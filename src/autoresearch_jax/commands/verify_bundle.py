@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autoresearch_jax.bundles import checks, reading
+from autoresearch_jax.bundles import agreement, reading
 from autoresearch_jax.bundles.evidence import Evidence
 from autoresearch_jax.bundles.format import Data, Refused
 from autoresearch_jax.bundles.reading import Bundle
@@ -93,7 +93,7 @@ def verify(
     with disk_errors(), locks.own_folder(home / "runs", "bundle") as (folder, lock):
         try:
             bundle = reading.read(path, folder / "artifacts", tools.view.live)
-            evidence = checks.check(bundle)
+            evidence = agreement.check(bundle)
             _say_what_agrees(bundle, evidence, found)
             try:
                 if workspace is None or config is None:

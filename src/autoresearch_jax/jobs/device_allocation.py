@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.system import nvidia, tpu
+from autoresearch_jax.system import nvidia, tpu_slice
 
 # The arrangement, for libtpu, of the chips of a host that one process has, by their number.
 TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1"}
@@ -81,7 +81,7 @@ def of_one_host(names: Sequence[str]) -> DeviceAllocation:
     """
     if not names[0].startswith("tpu"):
         return WHOLE
-    return DeviceAllocation({**tpu_bounds(len(names)), **tpu.ALONE})
+    return DeviceAllocation({**tpu_bounds(len(names)), **tpu_slice.ALONE})
 
 
 def tpu_bounds(chips: int) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autoresearch_jax.common.errors import UserError
-from autoresearch_jax.system import tpu
+from autoresearch_jax.system import tpu_slice
 
 # How the end of a log says that another process is gone: by JAX's service, and by its libraries for
 # traffic between hosts.
@@ -61,7 +61,7 @@ def here() -> Group | None:
                 "on this host alone: unset JAX_COORDINATOR_ADDRESS"
             )
         return Group(address, size, rank) if size > 1 else None
-    hosts = tpu.slice_hosts()
+    hosts = tpu_slice.slice_hosts()
     if len(hosts) == 1:
         return None
-    return Group(f"{hosts[0]}:{SLICE_PORT}", len(hosts), tpu.host_number())
+    return Group(f"{hosts[0]}:{SLICE_PORT}", len(hosts), tpu_slice.host_number())

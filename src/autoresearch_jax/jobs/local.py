@@ -31,7 +31,7 @@ from autoresearch_jax.jobs.launch import Launch
 from autoresearch_jax.records.events import Outcome
 from autoresearch_jax.sandbox import isolation, profiles
 from autoresearch_jax.sandbox.isolation import Sandbox
-from autoresearch_jax.system import device_use, installed, interrupts, supervisor, tpu
+from autoresearch_jax.system import device_use, installed, interrupts, supervisor, tpu_slice
 
 SOON_SECONDS = 10.0  # of a budget: a training that lacks memory crashes at its first steps
 # An early scorer must not reserve memory, which the training needs.
@@ -150,7 +150,7 @@ class LocalExecutor:
         given = isolation.environment(self._variables, sandbox.scratch)
         if group is not None:  # it has whole hosts, and the chips of a slice together
             given = isolation.environment(os.environ, sandbox.scratch)
-            given = {**given, **tpu.slice_variables(whole=True), **group.variables}
+            given = {**given, **tpu_slice.slice_variables(whole=True), **group.variables}
         return Launch(self._environment.level, sandbox, given | variables, self._context.keep_fds)
 
     def _data(self, folder: Path) -> Manifest | None:

@@ -51,7 +51,7 @@ CODE = (
     "scorer/probes.py",
     "system/__init__.py",
     "system/device_specs.py",
-    "system/tpu.py",
+    "system/tpu_slice.py",
     "system/visible_devices.py",
 )
 

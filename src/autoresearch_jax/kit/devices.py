@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from autoresearch_jax.system import tpu
+from autoresearch_jax.system import tpu_slice
 
 OLD_GPU = "old-gpu"  # the platform of an NVIDIA GPU before Ampere
 FLASH_SINCE = (8, 0)  # the first compute capability with bfloat16 and flash attention
@@ -142,7 +142,7 @@ def initialize_distributed() -> None:
     not answer for HEARTBEAT_SECONDS, those of all others end.
     """
     addressed = "JAX_COORDINATOR_ADDRESS" in os.environ
-    if not addressed and len(tpu.slice_hosts()) == 1:
+    if not addressed and len(tpu_slice.slice_hosts()) == 1:
         return
     count, index = map(os.environ.get, ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
     # JAX would only note a SIGTERM, for programs that save checkpoints.

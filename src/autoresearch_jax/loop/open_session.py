@@ -22,7 +22,7 @@ from autoresearch_jax.loop.session import Session
 from autoresearch_jax.loop.worker_pool import MakeExecutor
 from autoresearch_jax.records import tags
 from autoresearch_jax.repo.workspace import Workspace
-from autoresearch_jax.system import locks, tpu, visible_devices
+from autoresearch_jax.system import locks, tpu_slice, visible_devices
 from autoresearch_jax.system.disk_errors import disk_errors
 from autoresearch_jax.system.interrupts import Interrupts, Stopped
 
@@ -134,7 +134,7 @@ def _this_machine(
     """Lock and examine this machine's devices. Raises UserError."""
     names = visible_devices.device_names()
     if of_group is None:
-        tpu.refuse_several_hosts()
+        tpu_slice.refuse_several_hosts()
         parts = device_allocation.split(config.workers, names)
     else:
         parts = [of_group]

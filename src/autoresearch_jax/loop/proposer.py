@@ -20,7 +20,7 @@ from autoresearch_jax.agents.factory import BUILT_IN, make_agent
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs import logs
 from autoresearch_jax.jobs.compile_check import Verdict
-from autoresearch_jax.loop import back_off, combining, proposal_queue, stack
+from autoresearch_jax.loop import back_off, near_misses, proposal_queue, stack
 from autoresearch_jax.loop.asking import Answer, Asking
 from autoresearch_jax.loop.back_off import PERMANENT, TRIES, BackOff
 from autoresearch_jax.loop.decision import is_disturbed_timeout
@@ -131,7 +131,7 @@ class Proposer:
         """
         begun = time.monotonic()
         self._refuse_over()
-        if (together := combining.propose(self.session)) is not None:
+        if (together := near_misses.propose(self.session)) is not None:
             return together
         while True:
             self._refuse_over()

@@ -17,7 +17,7 @@ from itertools import takewhile
 from autoresearch_jax.agents.agent import AgentError
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.jobs.job import Lost
-from autoresearch_jax.loop import ahead, effects, statistics
+from autoresearch_jax.loop import effects, next_start_up, statistics
 from autoresearch_jax.loop.decision import MeasureAgain, TrainAgain, Wait
 from autoresearch_jax.loop.proposer import Proposer
 from autoresearch_jax.loop.session import Session
@@ -220,7 +220,7 @@ class Scheduler:
 
         With several workers another one may take it.
         """
-        queued = ahead.upcoming(self._session)
+        queued = next_start_up.upcoming(self._session)
         with self._lock:
             other = self._queue or self._wanted or len(self._session.pool) > 1
         if other or self._ends() or self._session.is_paused():

@@ -28,7 +28,7 @@ from autoresearch_jax.jobs.job import (
     TrainJob,
     TrainResult,
 )
-from autoresearch_jax.loop import ahead
+from autoresearch_jax.loop import next_start_up
 from autoresearch_jax.loop.open_tag import OpenTag
 from autoresearch_jax.records import events as records
 from autoresearch_jax.records.events import Outcome, Phase, Purpose, Queued, Repeated
@@ -305,7 +305,7 @@ class Worker:
         """Score the artifacts of a training, and record it. Raises Abandoned, UserError."""
         queued, following = upcoming(), None
         if queued is not None:
-            following = ahead.training_of(self.tag, queued, e, self.private / "train-next")
+            following = next_start_up.training_of(self.tag, queued, e, self.private / "train-next")
         score = self.score(e, following=following)
         if not e.base and score.outcome == Outcome.OK:
             self.executor.trust_cache()  # before the record, after which a killed loop skips it

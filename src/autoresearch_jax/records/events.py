@@ -176,7 +176,7 @@ class Proposed(Event, tag="proposed", frozen=True, kw_only=True):
     ideas: tuple[str, ...] = ()  # of the library that it takes (agents/ideas_tried.py)
     without: tuple[int, ...] = ()  # kept changes that it takes out of the stack (loop/pruning.py)
     excursion: int | None = None  # where its line left the best (loop/excursions.py)
-    combines: tuple[int, ...] = ()  # near misses that it tries together (loop/combining.py)
+    combines: tuple[int, ...] = ()  # near misses that it tries together (loop/near_misses.py)
 
 
 class Repaired(Event, tag="repaired", frozen=True, kw_only=True):

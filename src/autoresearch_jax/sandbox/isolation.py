@@ -20,7 +20,7 @@ from pathlib import Path
 from autoresearch_jax.common import files
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.sandbox import hidden, landlock, seccomp
-from autoresearch_jax.system import bytecode, installed, tpu
+from autoresearch_jax.system import bytecode, installed, tpu_slice
 
 LEVELS = ("none", "landlock", "bwrap")  # the weakest first
 
@@ -150,7 +150,7 @@ def environment(given: Mapping[str, str], scratch: Path) -> dict[str, str]:
     if site.ENABLE_USER_SITE and site.getusersitepackages() in sys.path:
         found["PYTHONUSERBASE"] = site.getuserbase()  # packages of a `pip install --user`
     found |= {"HOME": str(scratch / "home"), "TMPDIR": str(scratch / "tmp")}
-    return found | tpu.slice_variables()
+    return found | tpu_slice.slice_variables()
 
 
 def wrap(level: str, argv: Sequence[str], sandbox: Sandbox) -> list[str]:

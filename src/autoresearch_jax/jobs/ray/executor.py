@@ -23,7 +23,7 @@ from autoresearch_jax.jobs.job import (
     TrainJob,
     TrainResult,
 )
-from autoresearch_jax.jobs.ray import group, placement, transfer
+from autoresearch_jax.jobs.ray import placement, run_group, transfer
 from autoresearch_jax.jobs.ray.cluster import Cluster
 from autoresearch_jax.jobs.ray.messages import (
     News,
@@ -158,7 +158,7 @@ class RayExecutor:
             try:
                 if hosts > 1:
                     unpack = partial(_unpack, places=places)
-                    return group.run(self._cluster, name, task, stop, show, unpack)
+                    return run_group.run(self._cluster, name, task, stop, show, unpack)
                 with contextlib.closing(self._cluster.run(name, task, options, stop)) as events:
                     results = _results(events, show)
                     result = next(results, None)

@@ -39,7 +39,7 @@ from autoresearch_jax.system import (
     locks,
     nvidia,
     process,
-    tpu,
+    tpu_slice,
     visible_devices,
 )
 from autoresearch_jax.system.disk_errors import disk_errors
@@ -288,7 +288,7 @@ def _environment(
     key = replace(wanted, fingerprint=(), packages=()), os.environ.get("CUDA_VISIBLE_DEVICES")
     if key not in _known:
         if wanted.resources.hosts == 1:
-            tpu.refuse_several_hosts()
+            tpu_slice.refuse_several_hosts()
         _prepare(wanted, devices.place.root, reporter)
         overrides = dict(devices.allocation.variables) or None
         _known[key] = environment.examine(

@@ -20,7 +20,7 @@ from autoresearch_jax.common import protocol
 from autoresearch_jax.jobs import local, scoring
 from autoresearch_jax.jobs.environment import Environment
 from autoresearch_jax.jobs.job import TrainResult
-from autoresearch_jax.loop import ahead
+from autoresearch_jax.loop import next_start_up
 from autoresearch_jax.records import requests
 from autoresearch_jax.records.events import Outcome, Queued
 from autoresearch_jax.records.requests import Kind
@@ -283,7 +283,7 @@ def test_what_starts_ahead_needs_neither_a_merge_nor_a_check(queued, target, pla
         environment=Environment({}, platform=platform, target=target),
         experiments=SimpleNamespace(best=SimpleNamespace(commit="best"), queue=waiting),
     )
-    assert ahead.upcoming(tag) == (queued if starts else None)
+    assert next_start_up.upcoming(tag) == (queued if starts else None)
 
 
 # ---------------------------------------------------------------- without JAX, on a real repository

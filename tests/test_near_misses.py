@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from autoresearch_jax.agents.agent import Proposal
 from autoresearch_jax.cli.main import main
-from autoresearch_jax.loop import combining
+from autoresearch_jax.loop import near_misses
 from autoresearch_jax.records import journal
 from autoresearch_jax.repo.workspace import Workspace
 from bench import plateau
@@ -122,7 +122,7 @@ def test_each_near_miss_is_used_once_for_a_best(workspace):
     wholes = [one for one in used if len(one) > 2]
     assert len(wholes) > 1
     assert len({n for one in wholes for n in one}) == sum(map(len, wholes))
-    assert list(combining.due(found, found.best, 0)) == []
+    assert list(near_misses.due(found, found.best, 0)) == []
 
 
 def test_a_near_miss_within_another_is_no_second_one(workspace):
@@ -149,12 +149,12 @@ def test_a_near_miss_within_another_is_no_second_one(workspace):
 def test_near_misses_are_those_of_the_present_best(workspace):
     loop(workspace, Setter(("A", 0.02), ("D", 0.015)), 2, plateau=0)
     found = history(workspace)
-    assert [[e.n for e in near] for near in combining.due(found, found.best, 2)] == [[2, 1]]
+    assert [[e.n for e in near] for near in near_misses.due(found, found.best, 2)] == [[2, 1]]
     # Those of an older best are not merged into the present one.
     loop(workspace, Setter(None, None, ("B", -0.1)), 1, plateau=0)
     found = history(workspace)
     assert found.best.n == 3
-    assert list(combining.due(found, found.best, 2)) == []
+    assert list(near_misses.due(found, found.best, 2)) == []
 
 
 def test_it_gains_where_changes_depend_on_each_other_and_loses_little_elsewhere():
