@@ -33,7 +33,7 @@ from autoresearch_jax.common import archive
 from autoresearch_jax.common.archive import ArchiveError, Entry
 from autoresearch_jax.common.errors import UserError
 from autoresearch_jax.common.protocol import EXPORTED
-from autoresearch_jax.common.text import clean
+from autoresearch_jax.common.text import amount, clean
 
 _DECODER = msgspec.json.Decoder(Manifest)
 # How the files of compressing programs begin.
@@ -93,7 +93,7 @@ def read(
                 )
 
         def passed(done: int) -> None:
-            report(f"{path.name}: reading {done / 1e6:,.0f} of {size / 1e6:,.0f} MB")
+            report(f"{path.name}: reading {amount(done, size)}")
 
         chunks = archive.counted(_chunks(file), passed)
         entries = archive.read(chunks, MOST_BYTES, most_members=MOST_FILES)

@@ -1,7 +1,6 @@
 """Write one experiment as a bundle."""
 
 import importlib.metadata
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from autoresearch_jax.bundles.format import (
 from autoresearch_jax.common import archive, files, scored_files
 from autoresearch_jax.common.archive import Member
 from autoresearch_jax.common.errors import UserError
+from autoresearch_jax.common.text import amount
 from autoresearch_jax.data import manifest as data_manifest
 from autoresearch_jax.data.manifest import FROZEN
 from autoresearch_jax.jobs import environment, scoring
@@ -167,16 +167,12 @@ def _write(path: Path, parts: list[Member], report: Callable[[str], object]) -> 
     total = archive.stream_bytes(parts)
 
     def progress(done: int) -> None:
-        report(f"writing {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+        report(f"writing {amount(done, total)}")
 
     temporary = path.with_name(f".{path.name}.partial")
     try:
         files.remove(temporary)
-        with temporary.open("xb") as out:
-            for chunk in archive.counted(archive.chunks(parts), progress):
-                out.write(chunk)
-            out.flush()
-            os.fsync(out.fileno())
+        archive.write(temporary, parts, progress)
         try:
             agreement.check(reading.read(temporary))
         except Refused as error:

@@ -309,37 +309,3 @@ def export(names: tuple[str, ...], folder: Path | None, tag: str | None) -> None
     with output.view() as view:
         for line in command.export(workspace, tag, names, folder, view.live):
             click.echo(line)
-
-
-@click.command()
-@click.argument("tag", required=False)
-@click.option("-o", "--output", "target", metavar="FILE", required=True,
-              type=click.Path(path_type=Path), help="The file to write.")  # fmt: skip
-@click.option("--all", "everything", is_flag=True, help=(
-    "With the parameters of every experiment that has them, not of baseline and best alone."
-))  # fmt: skip
-def move(tag: str | None, target: Path, everything: bool) -> None:
-    """Write TAG (by default the newest) into one file, to go on with it elsewhere.
-
-    The file has its commits, its journal, lessons, logs and program.md, and the parameters of
-    baseline and best. The text is not in it: `setup --from FILE` prepares it again there. The tag
-    stays here as well.
-
-    \b
-    Example:
-      autoresearch-jax move nov24 -o nov24.tar
-    """
-    import shlex
-
-    from autoresearch_jax.commands import move as command
-    from autoresearch_jax.repo.workspace import Workspace
-
-    target = target.absolute()
-    with output.view() as view:
-        found = command.move(Workspace.open(Path.cwd()), tag, target, view, everything=everything)
-        kb = target.stat().st_size / 1e3
-        size = f"{kb:,.0f} kB" if kb < 1e3 else f"{kb / 1e3:,.1f} MB"
-        view.say(f"Wrote tag {found.tag} into {target} ({size}).")
-        view.say("On the other machine:")
-        file = shlex.quote(target.name)
-        view.say(f"  autoresearch-jax setup research --from {file}")

@@ -25,7 +25,7 @@ SECTIONS = {
         *(look.watch, look.status, look.results, look.show, look.compare, look.lessons),
         *(look.sample, look.report, look.export, research.verify),
     ),
-    "Share": (share.bundle, share.import_, share.leaderboard, look.move),
+    "Share": (share.bundle, share.import_, share.leaderboard, share.move),
 }
 
 

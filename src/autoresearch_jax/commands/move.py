@@ -15,6 +15,7 @@ from autoresearch_jax.common import archive, files, protocol, scored_files
 from autoresearch_jax.common.archive import Member
 from autoresearch_jax.common.console import View
 from autoresearch_jax.common.errors import GitError, UserError
+from autoresearch_jax.common.text import amount
 from autoresearch_jax.data import manifest
 from autoresearch_jax.records import journal, tags
 from autoresearch_jax.records.events import Status
@@ -26,7 +27,6 @@ from autoresearch_jax.system import locks
 
 # Of these, another version may change a score or a proposal.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "optuna", "scipy")
-MB = 1e6
 SCRATCH = ".autoresearch-move"  # a folder beside the file until that is complete
 
 
@@ -109,12 +109,7 @@ def _write(
     members.insert(0, Member(moved_tag.ABOUT, about, about.stat().st_size))
     written = scratch / "written"
     total = archive.stream_bytes(members)
-    with written.open("xb") as file:
-        report = partial(progress, view, "writing", total)
-        for chunk in archive.counted(archive.chunks(members), report):
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
+    archive.write(written, members, partial(progress, view, "writing", total))
     _read_again(written, scratch / "read", view, size)
     written.rename(target)
     files.sync_folder(target.parent)
@@ -135,7 +130,7 @@ def _read_again(written: Path, folder: Path, view: View, size: int) -> None:
 
 def progress(view: View, verb: str, size: int, done: int) -> None:
     """Show how many bytes of a file are done."""
-    view.live(f"{verb} {done / MB:,.0f} of {size / MB:,.0f} MB")
+    view.live(f"{verb} {amount(done, size)}")
 
 
 def _head(workspace: Workspace, experiments: Experiments) -> str:

@@ -214,6 +214,15 @@ def counted(given: Iterable[bytes], report: Callable[[int], object]) -> Iterator
         report(done)
 
 
+def write(path: Path, files: Iterable[Member], report: Callable[[int], object]) -> None:
+    """Writes an archive into a new file, to the disk. Raises OSError."""
+    with path.open("xb") as out:
+        for chunk in counted(chunks(files), report):
+            out.write(chunk)
+        out.flush()
+        os.fsync(out.fileno())
+
+
 def _next(stream: "_Stream") -> tarfile.TarInfo | None:
     """Returns the next header, with its long name if it has one; None at the end."""
     name = ""

@@ -62,3 +62,9 @@ def unsafe(character: str) -> bool:
 def invisible(character: str) -> bool:
     """Return whether a character shows nothing, so that words may differ that look alike."""
     return unicodedata.category(character) == "Cf" and character not in _JOINERS
+
+
+def amount(done: float, total: float) -> str:
+    """Returns how many bytes of so many are done, such as "10.0 of 20.0 MB"."""
+    unit, name = (1e9, "GB") if total >= 1e9 else (1e6, "MB")
+    return f"{done / unit:.1f} of {total / unit:.1f} {name}"

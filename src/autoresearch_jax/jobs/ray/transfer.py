@@ -13,6 +13,7 @@ from autoresearch_jax.common import archive
 from autoresearch_jax.common.archive import Member
 from autoresearch_jax.common.protocol import NATS
 from autoresearch_jax.common.scored_files import TooMuch, scored
+from autoresearch_jax.common.text import amount
 from autoresearch_jax.jobs.ray.messages import Torn
 from autoresearch_jax.system import disk_use
 
@@ -84,10 +85,9 @@ def shown(chunks: Iterable[bytes], total: int, show: Callable[[str], object]) ->
     """Yields the chunks; `show` gets how much of the `total` bytes is done, unless it is little."""
     if total < SHOWN_BYTES:
         return chunks
-    unit, name = (1e9, "GB") if total >= 1e9 else (1e6, "MB")
 
     def report(done: int) -> None:
-        show(f"{done / unit:.1f} of {total / unit:.1f} {name}")
+        show(amount(done, total))
 
     report(0)
     return archive.counted(chunks, report)
