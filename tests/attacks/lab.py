@@ -74,7 +74,7 @@ def count(loader):
 
 def stats():
     return dict(training_seconds=0.1, total_tokens=BATCHES * 16 * T, num_steps=BATCHES,
-                num_params=V * V, depth=1, mfu_percent=None, peak_vram_mb=1.0)
+                num_params=V * V, depth=1, mfu_percent=None, peak_vram_mb=0.5)
 
 
 def main():
