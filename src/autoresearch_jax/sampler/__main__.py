@@ -44,7 +44,7 @@ def sample(spec: Spec) -> Iterator[bytes]:
     model.check_files(artifacts)
     shape = (prepare.rows_per_device(), data.seq_len)
     function = model.read_function(model.read_export(artifacts / EXPORTED), shape, data.vocab_size)
-    params = model.read_params(artifacts / PARAMS, function)
+    params = jax.device_put(model.read_params(artifacts / PARAMS, function))  # once for all tokens
 
     # Tokens without text (the start of a document, padding of the vocabulary) are never sampled.
     allowed_V = np.zeros(function.out_avals[0].shape[-1], bool)
