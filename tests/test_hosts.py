@@ -25,7 +25,7 @@ from autoresearch_jax.data.manifest import FROZEN
 from autoresearch_jax.jobs import group as groups
 from autoresearch_jax.jobs.executor import Context
 from autoresearch_jax.jobs.group import Group
-from autoresearch_jax.jobs.job import Lost, ScoreJob, TrainJob, TrainResult
+from autoresearch_jax.jobs.job import Lost, Score, ScoreJob, TrainJob, TrainResult
 from autoresearch_jax.jobs.ray import machine, meeting, placement, run_group, transfer
 from autoresearch_jax.jobs.ray.executor import RayExecutor
 from autoresearch_jax.jobs.ray.messages import (
@@ -35,6 +35,8 @@ from autoresearch_jax.jobs.ray.messages import (
     Refused,
     Reserved,
     Resources,
+    Scored,
+    ScoreTask,
     Trained,
 )
 from autoresearch_jax.records.events import Outcome
@@ -239,6 +241,30 @@ def test_where_a_host_is_lost_the_others_fail_because_of_that(ground, wanted, ho
     task = hosts_helpers.train_task(wanted, ground, "")
     with pytest.raises(Lost, match="it died"):
         run_group.run(Told(*hosts), "train", task, lambda: False, Follower(), lambda parts: "")
+
+
+@pytest.mark.parametrize(
+    ("log", "found"),
+    [
+        (b"JAX distributed service detected fatal errors", None),
+        (b"Segmentation fault", "scorer-failed: signal 11"),
+    ],
+)
+def test_a_scoring_whose_other_host_is_silent_is_lost(ground, wanted, log, found):
+    task = hosts_helpers.train_task(wanted, ground, "")
+    job = ScoreJob(*[hosts_helpers.AWAY] * 3, "one")
+    task = ScoreTask(task.requirements, job, task.files, None)
+    refused = Score(Outcome.REFUSED, "scorer-failed: signal 11", {})
+    told = Told((LISTENS, Scored(refused, log)), ())
+
+    def run():
+        return run_group.run(told, "score", task, lambda: False, Follower(), lambda parts: "")
+
+    if found is None:
+        with pytest.raises(Lost, match=r"a scoring on 2 hosts was lost: process 1 of 2 \(a1\)"):
+            run()
+    else:
+        assert run()[0].result.reason == found
 
 
 def test_a_stop_while_the_first_host_sends_is_no_crash(ground, wanted):

@@ -92,7 +92,7 @@ class _Running:
         self._names = [machine.address for _, machine in reserved.hosts]
 
     def result(self) -> Found | None:
-        """Waits for all tasks. Raises as `train` does."""
+        """Waits for all tasks. Raises as `run` does."""
         with ThreadPoolExecutor(self._size) as pool:
             futures = [pool.submit(self._follow, rank) for rank in range(self._size)]
             try:
@@ -112,7 +112,7 @@ class _Running:
         for rank in failed:
             # A host that hangs makes the others exceed their limits, but has none of its own.
             late = ended[rank].result.outcome == Outcome.TIMEOUT
-            if not silent if late else not blames_another(self._log(rank)):
+            if not silent if late else not blames_another(self._log(rank, ended[rank])):
                 self._show(rank)
                 return joined(ended, rank, self._of(rank))
         what = f"{' and '.join(silent)} did not answer" if silent else "its hosts lost each other"
@@ -183,8 +183,9 @@ class _Running:
             elif news.said:
                 self._take(News(said=news.said))
 
-    def _log(self, rank: int) -> str:
-        return self._logs[rank].decode(errors="replace")
+    def _log(self, rank: int, found: Found) -> str:
+        log = found.log if isinstance(found, Scored) else self._logs[rank]
+        return log.decode(errors="replace")
 
     def _of(self, rank: int) -> str:
         return f"process {rank} of {self._size} ({self._names[rank]})"
