@@ -1,8 +1,8 @@
 """Take over what a bundle found elsewhere: it counts for nothing until it is measured here."""
 
-import contextlib
 import difflib
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,9 +103,8 @@ def as_idea(path: Path, workspace: Workspace, name: str | None, view: View) -> l
             f"too long to compare. To begin with it: autoresearch-jax import {path} --as tag"
         )
     ideas = library.load(workspace.root)
-    folder = workspace.root / library.FOLDER
     name = _named(name, opened, ideas)
-    target = folder / f"{name}.md"
+    target = workspace.root / library.FOLDER / f"{name}.md"
     here = _text(workspace.root / "train.py", source_of(workspace.root / "train.py"))
     why = "it changes nothing that this train.py does not have"
     for source in dict.fromkeys((fit.shipped(), here)):
@@ -116,9 +115,13 @@ def as_idea(path: Path, workspace: Workspace, name: str | None, view: View) -> l
             continue
         if not patch:
             continue
-        files.write_text(target, _markdown(opened, patch))
-        fitted = fit.fit(idea.read(target), here, ideas)
+        text = _markdown(opened, patch)
+        with tempfile.TemporaryDirectory() as scratch:  # it is an idea here once it is known to fit
+            written = Path(scratch) / target.name
+            written.write_text(text)
+            fitted = fit.fit(idea.read(written, str(target)), here, ideas)
         if fitted.state is State.READY:
+            files.write_text(target, text)
             return [
                 f"{library.FOLDER}/{target.name}: {opened.description}",
                 f"Measured elsewhere: {opened.measured}. Here it counts for nothing yet.",
@@ -128,9 +131,6 @@ def as_idea(path: Path, workspace: Workspace, name: str | None, view: View) -> l
                 "It is code of whoever sent it. Agents and the built-in search may propose it, and "
                 "a training runs it in its sandbox.",
             ]
-        target.unlink()
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # if it is empty
         why = fitted.refusal(name).rstrip(".")
     raise UserError(
         f"{path.name} is no idea for this workspace: {why}. To begin with its train.py: "
