@@ -44,6 +44,9 @@ def run(
     proposal; afterwards train.py is the best one again. With --quiet the line has its number,
     status and val_bpb. While a loop runs here, -m hands train.py to the loop, as `try` does.
 
+    On several hosts, such as those of a TPU slice, type it on each without -m: they train together,
+    and the first one prints the score (docs/workers.md).
+
     Exits with 0 when there is a score, 1 when there is none, 2 when it ran out of time.
 
     \b
