@@ -56,6 +56,7 @@ def score(frozen: Path, run_dir: Path, best: Path | None) -> dict:
         "beat": math.inf if best else None,
         "best": str(best and best / NATS),
         "early": False,
+        "group": False,
         "nats": str(run_dir / NATS),
         "out": str(answer),
     }
