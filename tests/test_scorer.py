@@ -162,10 +162,25 @@ def of_devices(mib: float) -> dict[str, str]:
     return {"XLA_FLAGS": flags, protocol.MEMORY_LIMIT: str(mib / 1024)}
 
 
+SHAPES = """
+import json, sys
+from autoresearch_jax.kit import shares
+from autoresearch_jax.scorer import __main__ as scorer
+gather = shares.gather
+def noted(params, specs):
+    print("KEPT", *sorted(f"{name} {leaf.shape}" for name, leaf in params.items()), sep="|")
+    return gather(params, specs)
+shares.gather = noted
+sys.exit(scorer.main(json.loads(sys.argv[1])))
+"""
+
+
 def test_what_no_device_holds_is_scored_in_shares(score, honest):
     _, whole, _ = score(honest)
-    code, answer, _ = score(honest, **of_devices(1.0))  # for parameters of 1 MiB, and the rest
+    few = of_devices(1.0)  # for parameters of 1 MiB, and the rest
+    code, answer, printed = score(honest, program=("-c", SHAPES), **few)
     assert code == 0
+    assert f"embed/table ({V // 4}, {V})" in printed
     assert answer["val_bpb"] == pytest.approx(whole["val_bpb"], abs=1e-7, rel=0)
     assert answer["probe_noise"] == 0.0
 

@@ -1,4 +1,4 @@
-"""One training on several hosts: a group of processes, one on each, which jax.distributed joins."""
+"""One job on several hosts: a group of processes, one on each, which jax.distributed joins."""
 
 import os
 import re
@@ -19,7 +19,7 @@ SLICE_PORT = 8476  # where the first host of a TPU slice serves the others, as J
 
 @dataclass(frozen=True)
 class Group:
-    """A process of a training on several hosts, and how it finds the others."""
+    """A process of a job on several hosts, and how it finds the others."""
 
     address: str  # HOST:PORT where the first process serves the others
     size: int  # processes, one on each host

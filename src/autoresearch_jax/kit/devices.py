@@ -135,7 +135,7 @@ def _compile(traced: jax.stages.Traced, lowered: jax.stages.Lowered) -> jax.stag
 
 
 def initialize_distributed() -> None:
-    """Join the other hosts of a training, if any. Call it before any other JAX function.
+    """Join the other hosts of a training or scoring, if any. Call it before any other JAX function.
 
     A TPU slice knows its hosts. Elsewhere the environment variables `JAX_COORDINATOR_ADDRESS`,
     `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` describe them. If the process of one host ends, or does

@@ -1,10 +1,11 @@
 """Keep parameters that no device can hold in shares, one on each device.
 
-Each device computes with whole arrays, as if it had all parameters. An array that is shared is
-gathered when it is used, layer by layer, and dropped again (Zhao et al., "PyTorch FSDP", 2023,
-arXiv:2304.11277, without gradients).
+Each device computes with whole arrays, as if it had all parameters, which it gathers (Zhao et al.,
+"PyTorch FSDP", 2023, arXiv:2304.11277, without gradients). XLA decides when it gathers and drops
+each array: compiled for a TPU v5e, one after the other (bench/shares.py).
 """
 
+import math
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from autoresearch_jax.compiler import memory
 from autoresearch_jax.kit.artifacts import addressable
+from autoresearch_jax.kit.devices import largest_of_processes
 
 MOST = 0.5  # of a device's memory, for parameters: rows and gathered arrays need the rest
 
@@ -30,6 +32,10 @@ def specs(params: Any, mesh: Mesh) -> Any:
     whole = jax.tree.map(lambda _: P(), params)
     device = next(one for one in mesh.devices.flat if one.process_index == jax.process_index())
     limit = memory.device_memory(device)
+    if mesh.is_multi_process:  # all must decide the same, also if their memory differs
+        own = math.inf if limit is None else limit
+        smallest = -largest_of_processes(-own)
+        limit = None if math.isinf(smallest) else smallest
     if limit is None or _bytes(params, whole, mesh) <= MOST * limit:
         return whole
     shared = jax.tree.map(lambda leaf: _longest(leaf.shape, mesh), params)

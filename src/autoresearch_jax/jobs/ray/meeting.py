@@ -1,4 +1,4 @@
-"""Where the hosts of a group wait for each other, so that their trainings start together.
+"""Where the hosts of a group wait for each other, so that their processes start together.
 
 The first one listens on the port that jax.distributed uses afterwards, so it is also known before a
 training starts that the hosts can reach each other.
